@@ -1,0 +1,69 @@
+"""What a piece of work cost, in seconds of processors and of the wall clock."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+
+
+class Cost(BaseModel):
+    """Seconds of CPU, of GPU and of waiting; costs of pieces add up.
+
+    >>> Cost(cpu_seconds=2.0, wall_seconds=1.0) + Cost(cpu_seconds=3.0, wall_seconds=1.0)
+    Cost(cpu_seconds=5.0, gpu_seconds=0.0, wall_seconds=2.0)
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    cpu_seconds: NonNegativeFloat = 0.0
+    gpu_seconds: NonNegativeFloat = 0.0
+    wall_seconds: NonNegativeFloat = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
+            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
+            wall_seconds=self.wall_seconds + other.wall_seconds,
+        )
+
+
+class Stopwatch:
+    """Measures this process's cost between entering and leaving a ``with`` block.
+
+    Args:
+        num_gpus: GPUs held meanwhile; each is charged for the whole wall time, used or not.
+    """
+
+    def __init__(self, num_gpus: float = 0.0) -> None:
+        self._num_gpus = num_gpus
+        self._started = (0.0, 0.0)
+        self._stopped: tuple[float, float] | None = None
+
+    def __enter__(self) -> Stopwatch:
+        self._started, self._stopped = _now(), None
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopped = _now()
+
+    @property
+    def cost(self) -> Cost:
+        """The cost of the block, so far while inside it."""
+        cpu, wall = self._stopped or _now()
+        cpu_seconds, wall_seconds = cpu - self._started[0], wall - self._started[1]
+        return Cost(
+            cpu_seconds=cpu_seconds,
+            gpu_seconds=wall_seconds * self._num_gpus,
+            wall_seconds=wall_seconds,
+        )
+
+
+def _now() -> tuple[float, float]:
+    return time.process_time(), time.perf_counter()

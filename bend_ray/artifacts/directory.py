@@ -1,0 +1,167 @@
+"""Directory: the files of an artifact, each there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+
+from bend_ray.artifacts.filesystems import (
+    TEMPORARY_SUFFIX,
+    cause,
+    masked,
+    read_bytes,
+    store_errors,
+    write_atomically,
+    write_bytes,
+)
+from bend_ray.errors import CorruptArtifact, StoreError
+
+MANIFEST_NAME = "manifest.json"
+PROGRESS_NAME = "progress.json"
+LEASE_NAME = "lease.json"
+
+_BOOKKEEPING = (MANIFEST_NAME, PROGRESS_NAME, LEASE_NAME)
+
+
+class FileEntry(NamedTuple):
+    """A file of an artifact: its name relative to the directory, and its bytes."""
+
+    name: str
+    size: int
+
+
+class Directory:
+    """A directory of a store, and the files in it.
+
+    Attributes:
+        filesystem: where it is.
+        path: the directory, as a path on ``filesystem``.
+        uri: the same, as a path or URI; may hold credentials, so mask it in messages.
+    """
+
+    def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> None:
+        self.filesystem = filesystem
+        self.path = path
+        self.uri = uri
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({masked(self.uri)!r})"
+
+    def child(self, name: str) -> str:
+        """The path on ``filesystem`` of a file inside.
+
+        Raises:
+            ValueError: the name would leave the directory, or is empty.
+        """
+        if not name or name.startswith("/") or ".." in name.split("/"):
+            raise ValueError(f"expected a name inside {masked(self.uri)}, got {name!r}")
+        return f"{self.path}/{name}"
+
+    def corrupt(self, name: str, problem: str) -> CorruptArtifact:
+        """The error that says which file is broken, how, and what to do about it."""
+        directory = masked(self.uri)
+        return CorruptArtifact(
+            f"{directory}: {name} is corrupt: {problem}; "
+            f"delete {directory} and run again, the stage will be made anew"
+        )
+
+    @contextmanager
+    def open_output(self, name: str) -> Iterator[pa.NativeFile]:
+        """An output stream to a file inside that is there whole, or not at all.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with write_atomically(self.filesystem, self.child(name)) as stream:
+            yield stream
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes JSON; NaN and infinities become null.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        write_bytes(self.filesystem, self.child(name), to_json(value))
+
+    def read_json(self, name: str) -> Any:
+        """Reads JSON.
+
+        Raises:
+            StoreError: there is no such file.
+            CorruptArtifact: it is not JSON.
+        """
+        try:
+            return json.loads(self.read_bytes(name))
+        except ValueError as error:
+            raise self.corrupt(name, f"expected JSON, got: {cause(error)}") from error
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file inside.
+
+        Raises:
+            StoreError: there is no such file, or it cannot be read.
+        """
+        content = read_bytes(self.filesystem, self.child(name))
+        if content is None:
+            raise StoreError(f"expected {name} in {masked(self.uri)}, got no such file")
+        return content
+
+    def list_files(self, prefix: str = "") -> list[FileEntry]:
+        """Files inside whose name begins with ``prefix``, by name, at any depth.
+
+        Leaves out what is not content: the manifest, the lease, the progress and ``*.tmp``.
+
+        Raises:
+            StoreError: the directory cannot be listed.
+        """
+        selector = pyarrow.fs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        with store_errors("list", self.path):
+            infos = self.filesystem.get_file_info(selector)
+        entries = [
+            FileEntry(info.path.removeprefix(f"{self.path}/"), info.size)
+            for info in infos
+            if info.is_file and not info.path.endswith(TEMPORARY_SUFFIX)
+        ]
+        return sorted(
+            entry
+            for entry in entries
+            if entry.name.startswith(prefix) and entry.name not in _BOOKKEEPING
+        )
+
+    def discard(self, name: str) -> None:
+        """Removes a file or folder inside, if it is there.
+
+        Raises:
+            StoreError: it is there and cannot be removed.
+        """
+        path = self.child(name)
+        with store_errors("remove", path):
+            kind = self.filesystem.get_file_info(path).type
+            if kind == pyarrow.fs.FileType.Directory:
+                self.filesystem.delete_dir(path)
+            elif kind != pyarrow.fs.FileType.NotFound:
+                self.filesystem.delete_file(path)
+
+
+def to_json(value: Any) -> bytes:
+    """Indented JSON; numpy scalars and arrays become plain, NaN and infinities null."""
+    return json.dumps(_plain(value), indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

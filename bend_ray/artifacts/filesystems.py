@@ -1,0 +1,178 @@
+"""One storage call for every cloud: a URI becomes a pyarrow filesystem and a path on it.
+
+Two kinds of store differ in when a file can be seen: a local file is visible before it is
+closed, an object only when it is closed, and objects cannot be renamed. ``write_atomically``
+hides the difference: what is under the final name is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import pyarrow as pa
+import pyarrow.fs
+
+from bend_ray.errors import StoreError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_HARMLESS_QUERY_KEYS = "region|scheme|endpoint_override|anonymous|retry_limit_seconds"
+
+
+def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem and the path on it that a local path or a URI names.
+
+    Args:
+        uri: a local path (``~`` and relative paths are made absolute), or ``file://``,
+            ``s3://``, ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
+
+    Raises:
+        StoreError: an empty or malformed URI, another scheme, or a store that cannot be reached.
+    """
+    if is_local_path(uri):
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    expected = f"expected a path or {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+    if not uri or uri.partition(":")[0].lower() not in _SCHEMES:
+        raise StoreError(f"{expected}; got {masked(uri)!r}")
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+    except (OSError, pa.ArrowException) as error:
+        raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from error
+    if not path.strip("/") and filesystem.type_name in _OBJECT_STORES:
+        raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
+    return filesystem, path
+
+
+def is_local_path(uri: str) -> bool:
+    """Whether a store is named by a plain path."""
+    return bool(uri) and "://" not in uri and not uri.startswith("file:")
+
+
+def joined(uri: str, *names: str) -> str:
+    """A path or URI below another, in front of the other's query.
+
+    >>> joined("s3://bucket/runs/?region=eu-west-1", "seeds", "0123456789ab")
+    's3://bucket/runs/seeds/0123456789ab?region=eu-west-1'
+    """
+    if is_local_path(uri):
+        return "/".join([uri.rstrip("/"), *names])
+    location, question, query = uri.partition("?")
+    return "/".join([location.rstrip("/"), *names]) + question + query
+
+
+def masked(text: str) -> str:
+    """A URI, or a text that quotes one, with every credential replaced by ``***``.
+
+    >>> masked("s3://KEY:SECRET@bucket/runs?region=us-east-1&session_token=SECRET")
+    's3://***@bucket/runs?region=us-east-1&session_token=***'
+    """
+    # An unescaped "/" in a secret ends the authority, so with a password mask to the last "@".
+    text = re.sub(r"://[^/?#\s@]*:[^?#\s]*@", "://***@", text)
+    # Without a password, abfs names a container there and gs says "anonymous".
+    text = re.sub(r"(?<!abfs)(?<!abfss)://(?!anonymous@)[^/?#\s@]+@", "://***@", text)
+    return re.sub(rf"([?&])(?!(?:{_HARMLESS_QUERY_KEYS})=)([^=&\s]+)=[^&\s'\"]*", r"\1\2=***", text)
+
+
+@contextmanager
+def store_errors(doing: str, path: str) -> Iterator[None]:
+    """Turns an ``OSError`` of the block into a ``StoreError`` that says what failed and where."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {masked(path)}: {cause(error)}") from error
+
+
+def cause(error: BaseException) -> str:
+    """An error in one line without credentials, to quote in a message of ours."""
+    lines = str(error).splitlines()
+    return masked(lines[0]) if lines else type(error).__name__
+
+
+def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
+    """The content of a file, ``None`` where there is none.
+
+    Raises:
+        StoreError: the file is there and cannot be read.
+    """
+    with store_errors("read", path):
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+
+
+def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a whole file atomically.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with write_atomically(filesystem, path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """An output stream whose content is under ``path`` whole, or not at all.
+
+    Parent directories are made. Locally the bytes go to a temporary sibling that is synced and
+    renamed; elsewhere straight to the object, which is deleted if the block fails.
+
+    Raises:
+        StoreError: any ``OSError`` while opening, writing, closing or renaming.
+    """
+    is_local = filesystem.type_name == "local"
+    stream_to = _renamed_when_whole if is_local else _visible_when_closed
+    with store_errors("write", path):
+        if filesystem.type_name not in _OBJECT_STORES:
+            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with stream_to(filesystem, path) as stream:
+            yield stream
+
+
+@contextmanager
+def _renamed_when_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    directory, _, name = path.rpartition("/")
+    temporary = f"{directory}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            yield stream
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(directory)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def _visible_when_closed(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    stream = filesystem.open_output_stream(path)
+    try:
+        yield stream
+        stream.close()
+    except BaseException:
+        # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
+        # makes what was written so far visible.
+        with suppress(OSError):
+            stream.close()
+        with suppress(OSError):
+            filesystem.delete_file(path)
+        raise
+
+
+def _sync(path: str) -> None:
+    # A rename may reach the disk before the bytes it names; pyarrow's streams have no fileno.
+    descriptor = os.open(path or "/", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

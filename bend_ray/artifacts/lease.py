@@ -1,0 +1,249 @@
+"""Lease: two runs on one store make an artifact once.
+
+Whoever works on an artifact keeps ``lease.json`` in its directory and renews it every few
+seconds from a thread; a second run waits until the artifact is committed or the lease is free.
+
+A lease is dead, and may be taken over, when any of these holds:
+
+- its holder was a process of this host (and of this container) that is gone: at once;
+- its file has not changed for ``stale_seconds`` of the *waiter's* monotonic clock, which no
+  difference between the clocks of two hosts can fake;
+- it was renewed more than ten times ``stale_seconds`` ago by the wall clock, so that nobody
+  waits for a cluster that died yesterday.
+
+A free local lease is created exclusively, which is atomic. Object stores offer no such thing
+through pyarrow, and neither does a takeover: there the taker writes, pauses and reads back, and
+the last writer wins. A holder that finds another's lease warns and renews no more.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bend_ray.artifacts.directory import LEASE_NAME
+from bend_ray.artifacts.filesystems import read_bytes, store_errors, write_bytes
+from bend_ray.artifacts.store import Artifact
+from bend_ray.errors import StoreError
+
+logger = logging.getLogger(__name__)
+
+_REMIND_SECONDS = 10.0
+_WALL_CLOCK_FACTOR = 10.0
+
+
+class Holder(BaseModel):
+    """Who holds a lease; ``renewed`` is in seconds since the epoch, by the holder's clock."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    owner: str
+    host: str
+    pid: int
+    # Two containers may share a host name, and then their process ids mean nothing to each other.
+    pid_namespace: str
+    renewed: float
+
+    def is_gone(self) -> bool:
+        """Whether it was a process that this one could see, and is no more."""
+        here = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
+        return here and not _is_alive(self.pid)
+
+
+@contextmanager
+def lease(
+    artifact: Artifact,
+    waiting: Callable[[str], None],
+    *,
+    renew_seconds: float = 5.0,
+    stale_seconds: float = 30.0,
+    poll_seconds: float = 0.5,
+    settle_seconds: float = 0.5,
+) -> Iterator[bool]:
+    """Holds the right to make an artifact, after waiting for it if need be.
+
+    Args:
+        artifact: what is to be made.
+        waiting: called with a line that says for whom we wait, at first and every 10 s.
+        renew_seconds: between renewals.
+        stale_seconds: without a renewal, after which a holder counts as dead.
+        poll_seconds: between looks at another's lease.
+        settle_seconds: between writing and reading back where another may write at the same time.
+
+    Yields:
+        True: make it. False: another run committed it meanwhile, there is nothing to do.
+
+    Raises:
+        StoreError: the lease cannot be read or written.
+        CorruptArtifact: it was committed and is broken.
+    """
+    claim = _Claim(artifact, stale_seconds, settle_seconds)
+    if not _acquire(claim, waiting, poll_seconds):
+        yield False
+        return
+    stop = threading.Event()
+    renewer = threading.Thread(
+        target=_renew,
+        args=(claim, stop, renew_seconds),
+        name=f"lease-{artifact.stage}",
+        daemon=True,
+    )
+    renewer.start()
+    try:
+        # The one we waited for may have committed and left between two looks.
+        yield not artifact.exists()
+    finally:
+        stop.set()
+        renewer.join(stale_seconds)
+        claim.release()
+
+
+@dataclass
+class _Claim:
+    """One run's attempt to hold the lease, and what it has seen of another's."""
+
+    artifact: Artifact
+    stale_seconds: float
+    settle_seconds: float
+    owner: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _seen: bytes | None = None
+    _seen_since: float = 0.0
+
+    @property
+    def path(self) -> str:
+        return self.artifact.child(LEASE_NAME)
+
+    def read(self) -> bytes | None:
+        return read_bytes(self.artifact.filesystem, self.path)
+
+    def content(self) -> bytes:
+        me = Holder(
+            owner=self.owner,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            pid_namespace=_pid_namespace(),
+            renewed=time.time(),
+        )
+        return me.model_dump_json().encode()
+
+    def write(self) -> None:
+        write_bytes(self.artifact.filesystem, self.path, self.content())
+
+    def is_dead(self, found: bytes) -> bool:
+        """Whether the lease just read may be taken over; see the module for the rule."""
+        now = time.monotonic()
+        if found != self._seen:
+            self._seen, self._seen_since = found, now
+        holder = _parse(found)
+        if holder is not None and holder.is_gone():
+            return True
+        age = time.time() - holder.renewed if holder is not None else 0.0
+        unchanged = now - self._seen_since
+        return unchanged >= self.stale_seconds or age > _WALL_CLOCK_FACTOR * self.stale_seconds
+
+    def create(self) -> bool:
+        """Takes a lease that nobody holds; False if another was quicker."""
+        if self.artifact.filesystem.type_name != "local":
+            return self.take_over()
+        with store_errors("write", self.path):
+            os.makedirs(self.artifact.path, exist_ok=True)
+            try:
+                with open(self.path, "xb") as file:
+                    file.write(self.content())
+            except FileExistsError:
+                return False
+        return True
+
+    def take_over(self) -> bool:
+        """Writes over whatever is there, and confirms that nobody wrote over us."""
+        self.write()
+        time.sleep(self.settle_seconds)
+        return self.is_mine()
+
+    def is_mine(self) -> bool:
+        holder = _parse(self.read())
+        return holder is not None and holder.owner == self.owner
+
+    def release(self) -> None:
+        """Removes the lease if it is still ours; a failure must not hide the block's own."""
+        try:
+            if self.is_mine():
+                self.artifact.discard(LEASE_NAME)
+        except StoreError as error:
+            logger.warning("could not give back a lease, others will wait for it: %s", error)
+
+
+def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float) -> bool:
+    """Waits until the claim holds (True) or the artifact is committed by another (False)."""
+    reminded = -_REMIND_SECONDS
+    while True:
+        found = claim.read()
+        if found is None:
+            if claim.create():
+                return True
+        elif claim.is_dead(found):
+            if claim.take_over():
+                return True
+        elif claim.artifact.exists():
+            return False
+        if found is not None and time.monotonic() - reminded >= _REMIND_SECONDS:
+            waiting(_waiting_line(claim.artifact, _parse(found)))
+            reminded = time.monotonic()
+        time.sleep(poll_seconds)
+
+
+def _waiting_line(artifact: Artifact, holder: Holder | None) -> str:
+    maker = f"pid {holder.pid} on host {holder.host}" if holder else "another run"
+    return f"{artifact.stage} {artifact.fingerprint} is being made by {maker}; waiting"
+
+
+def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
+    while not stop.wait(renew_seconds):
+        try:
+            holder = _parse(claim.read())
+            if holder is not None and holder.owner != claim.owner:
+                logger.warning(
+                    "pid %d on host %s took over %r, which this run still works on: it was not "
+                    "renewed in time",
+                    holder.pid,
+                    holder.host,
+                    claim.artifact,
+                )
+                return
+            claim.write()
+        except StoreError as error:
+            logger.warning("could not renew a lease, trying again: %s", error)
+
+
+def _parse(content: bytes | None) -> Holder | None:
+    """The holder; None where there is no lease or it is only half written."""
+    try:
+        return None if content is None else Holder.model_validate_json(content)
+    except ValidationError:
+        return None
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

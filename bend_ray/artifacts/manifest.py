@@ -1,0 +1,91 @@
+"""The manifest: what a committed artifact is, what it was made from and what it cost.
+
+``manifest.json`` is written last, so its presence is the commit. JSON has no NaN and no
+infinity: in the metrics both are written as null and read back as ``None``.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.errors import StoreError
+
+SCHEMA_VERSION = 1
+
+_RECORDED_DISTRIBUTIONS = ("bend-ray", "torch", "ray", "pyarrow", "numpy")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that decide results, without importing them."""
+    versions = {"python": platform.python_version()}
+    for distribution in _RECORDED_DISTRIBUTIONS:
+        try:
+            found = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            found = "not installed"
+        versions[distribution.replace("-", "_")] = found
+    return versions
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ManifestInput(_Record):
+    """An artifact that another was made from."""
+
+    stage: str
+    fingerprint: str
+
+
+class ManifestFile(_Record):
+    """A file of a committed artifact, named relative to its directory."""
+
+    name: str
+    bytes: NonNegativeInt
+    rows: NonNegativeInt | None = None
+
+
+class Manifest(_Record):
+    """Everything a committed artifact says about itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    stage: str
+    stage_version: int
+    fingerprint: str
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    identity: dict[str, Any]
+    inputs: list[ManifestInput]
+    files: list[ManifestFile]
+    metrics: dict[str, Any]
+    cost: Cost
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Reads a manifest.
+
+    Raises:
+        StoreError: it was written by a newer bend-ray.
+        ValueError: it is not JSON or not a manifest; the message is one line.
+    """
+    record = json.loads(content)
+    version = record.get("schema_version") if isinstance(record, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise StoreError(
+            f"expected a manifest of schema version {SCHEMA_VERSION} or older, got {version}, "
+            "which a newer bend-ray wrote: upgrade bend-ray"
+        )
+    try:
+        return Manifest.model_validate(record)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(key) for key in first["loc"]) or "manifest"
+        raise ValueError(f"{where}: {first['msg']}") from error

@@ -1,0 +1,243 @@
+"""Shards: a population as Parquet files, ``shard-00000.parquet`` onwards.
+
+Shape letters: K models, P parameters, S parameters of a range.
+
+theta is stored plain, without dictionary, compression or statistics: random floats do not
+compress, and whoever reads wants the bytes. Metadata of the schema (``bend_ray.*``, JSON) says P,
+the layout's digest and how theta is cut. pyarrow alone reads it::
+
+    np.frombuffer(pq.read_table(path)["theta_000"][0].as_buffer(), "<f4")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bend_ray.artifacts.directory import MANIFEST_NAME
+from bend_ray.artifacts.filesystems import cause
+from bend_ray.artifacts.manifest import ManifestFile
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.tables import (
+    ROW_TYPES,
+    TableFormat,
+    copy_theta,
+    overlapping,
+    table_from_population,
+)
+from bend_ray.errors import CorruptArtifact, StoreError
+
+ROW_GROUP_BYTES = 64 * 2**20
+
+_SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
+
+
+def shard_name(index: int) -> str:
+    """The file of shard ``index``."""
+    return f"shard-{index:05d}.parquet"
+
+
+def write_shard(artifact: Artifact, index: int, population: Population) -> str:
+    """Writes one shard, atomically, in row groups of about 64 MiB.
+
+    Returns:
+        The file's name.
+
+    Raises:
+        ValueError: a population without models or without theta.
+        StoreError: it cannot be written.
+    """
+    if 0 in population.theta_KP.shape:
+        raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
+    table_format = TableFormat.of(population)
+    rows_per_group = max(1, ROW_GROUP_BYTES // (4 * table_format.num_parameters))
+    with (
+        artifact.open_output(shard_name(index)) as stream,
+        pq.ParquetWriter(
+            stream,
+            table_format.schema(),
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=list(ROW_TYPES),
+        ) as writer,
+    ):
+        for start in range(0, len(population), rows_per_group):
+            group = population.select(slice(start, start + rows_per_group))
+            writer.write_table(table_from_population(group, table_format), rows_per_group)
+    return shard_name(index)
+
+
+def shard_rows(artifact: Artifact, index: int) -> int | None:
+    """How many models a shard holds; None where it is missing, torn or no population.
+
+    Raises:
+        StoreError: the store cannot be read, or a newer bend-ray wrote the shard.
+    """
+    # A local file is visible before it is closed, so only a readable footer proves it whole.
+    try:
+        with _open_shard(artifact, shard_name(index)) as (file, _):
+            return int(file.metadata.num_rows)
+    except CorruptArtifact:
+        return None
+
+
+def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]:
+    """Which shards need not be made again.
+
+    Args:
+        artifact: the artifact being made.
+        expected: shard index -> models it should hold.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    return {index for index, rows in expected.items() if shard_rows(artifact, index) == rows}
+
+
+def read_format(artifact: Artifact) -> TableFormat:
+    """P, the layout's digest and the theta columns of a committed population, without its rows.
+
+    Raises:
+        CorruptArtifact: the first shard does not read.
+        StoreError: nothing is committed, or it is no population.
+    """
+    return _first_format(artifact, _listed_shards(artifact))
+
+
+def read_population(artifact: Artifact, *, theta: bool = True) -> Population:
+    """All models of a committed artifact, in the order of its shards.
+
+    Memory holds the vectors once, plus one row group.
+
+    Args:
+        artifact: committed, with the rows of its shards.
+        theta: whether to read the vectors; without, ``theta_KP`` is (K, 0).
+
+    Raises:
+        CorruptArtifact: a shard is missing, does not read, or disagrees with the manifest or
+            with the first shard; the message names it.
+        StoreError: it is not committed, is no population, or cannot be read.
+    """
+    shards = _listed_shards(artifact)
+    table_format = _first_format(artifact, shards)
+    stop = table_format.num_parameters if theta else 0
+    rows, theta_KP = _read(artifact, shards, table_format, list(ROW_TYPES), range(stop))
+    columns = {name: rows.column(name) for name in ROW_TYPES}
+    origins = columns.pop("origin").unique().to_pylist()
+    if len(origins) != 1:
+        raise artifact.corrupt("a shard", f"expected one origin, got {sorted(origins)}")
+    return Population(
+        **{name: column.to_numpy() for name, column in columns.items()},
+        origin=origins[0],
+        theta_KP=theta_KP,
+        layout_digest=table_format.layout_digest,
+    )
+
+
+def read_columns(artifact: Artifact, start: int, stop: int) -> NDArray[np.float32]:
+    """Parameters ``start`` to ``stop`` of all models, reading only the parts that overlap.
+
+    Returns:
+        theta_KS, models in the order of ``read_population``.
+
+    Raises:
+        ValueError: an empty range, or one beyond the parameters.
+        CorruptArtifact, StoreError: as ``read_population``.
+    """
+    shards = _listed_shards(artifact)
+    table_format = _first_format(artifact, shards)
+    if not 0 <= start < stop <= table_format.num_parameters:
+        raise ValueError(
+            f"expected a range within {table_format.num_parameters} parameters, "
+            f"got {start} to {stop}"
+        )
+    return _read(artifact, shards, table_format, [], range(start, stop))[1]
+
+
+def _first_format(artifact: Artifact, shards: list[ManifestFile]) -> TableFormat:
+    with _open_shard(artifact, shards[0].name) as (_, table_format):
+        return table_format
+
+
+def _read(
+    artifact: Artifact,
+    shards: list[ManifestFile],
+    table_format: TableFormat,
+    names: list[str],
+    wanted: range,
+) -> tuple[pa.Table, NDArray[np.float32]]:
+    """The columns ``names`` and, beside them, the parameters ``wanted`` as theta_KS."""
+    parts = overlapping(table_format.parts(), wanted)
+    num_models = sum(shard.rows or 0 for shard in shards)
+    theta_KS = np.empty((num_models, len(wanted)), dtype=np.float32)
+    tables = []
+    row = 0
+    for table in _row_groups(artifact, shards, table_format, [*names, *parts]):
+        copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
+        tables.append(table.select(names))
+        row += table.num_rows
+    return pa.concat_tables(tables), theta_KS
+
+
+def _row_groups(
+    artifact: Artifact, shards: list[ManifestFile], table_format: TableFormat, columns: list[str]
+) -> Iterator[pa.Table]:
+    """Every row group in order, from shards checked against the manifest and one another."""
+    for shard in shards:
+        with _open_shard(artifact, shard.name) as (file, found):
+            if found != table_format:
+                raise artifact.corrupt(shard.name, f"expected {table_format}, got {found}")
+            if file.metadata.num_rows != shard.rows:
+                came = f"expected {shard.rows} models, got {file.metadata.num_rows}"
+                raise artifact.corrupt(shard.name, came)
+            for group in range(file.num_row_groups):
+                with _reading(artifact, shard.name):
+                    table = file.read_row_group(group, columns=columns)
+                yield table
+
+
+def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
+    shards = [file for file in artifact.manifest().files if _SHARD_NAME.fullmatch(file.name)]
+    if not shards:
+        raise StoreError(f"expected a population in {artifact!r}, got no shard in its manifest")
+    for shard in shards:
+        if shard.rows is None:
+            raise artifact.corrupt(MANIFEST_NAME, f"expected the rows of {shard.name}, got none")
+    return sorted(shards, key=lambda shard: int(shard.name[len("shard-") : -len(".parquet")]))
+
+
+@contextmanager
+def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
+    with ExitStack() as stack:
+        with _reading(artifact, name):
+            source = stack.enter_context(artifact.filesystem.open_input_file(artifact.child(name)))
+            file = stack.enter_context(pq.ParquetFile(source, pre_buffer=True))
+        try:
+            table_format = TableFormat.from_schema(file.schema_arrow)
+        except ValueError as error:
+            raise artifact.corrupt(name, cause(error)) from error
+        yield file, table_format
+
+
+@contextmanager
+def _reading(artifact: Artifact, name: str) -> Iterator[None]:
+    """Tells a broken file (``CorruptArtifact``) from a store that fails (``StoreError``)."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise artifact.corrupt(name, "expected a Parquet file, got no such file") from error
+    except OSError as error:
+        # The Parquet reader also complains with OSErrors, but without an errno. A cloud's
+        # network failures have none either, and nobody should delete data because of those.
+        if error.errno is None and artifact.filesystem.type_name == "local":
+            raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error
+        raise StoreError(f"cannot read {name} of {artifact!r}: {cause(error)}") from error
+    except pa.ArrowException as error:
+        raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error

@@ -1,0 +1,238 @@
+"""Store and Artifact: where a stage's result lives, and when it counts as made.
+
+An artifact is the directory ``{store}/{stage}/{fingerprint}/``. Its fingerprint is a hash of
+everything that decides its content, so the same question finds the same directory, and its
+``manifest.json`` is written last, so that its presence is the commit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, Directory
+from bend_ray.artifacts.filesystems import (
+    TEMPORARY_SUFFIX,
+    cause,
+    is_local_path,
+    joined,
+    masked,
+    read_bytes,
+    resolve,
+    store_errors,
+    write_bytes,
+)
+from bend_ray.artifacts.manifest import Manifest, ManifestFile, ManifestInput, parse_manifest
+from bend_ray.errors import StoreError
+
+
+class Progress(BaseModel):
+    """How far an artifact that is being made has come."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    done: int
+    total: int
+    unit: str
+
+
+class Store:
+    """A directory or bucket prefix that holds artifacts.
+
+    Args:
+        uri: see ``filesystems.resolve``; a local path is made absolute.
+
+    Raises:
+        StoreError: the URI means nothing or the store cannot be reached.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.filesystem, self.path = resolve(uri)
+        self.uri = self.path if is_local_path(uri) else uri
+
+    def __repr__(self) -> str:
+        return f"Store({masked(self.uri)!r})"
+
+    def artifact(
+        self,
+        stage: str,
+        version: int,
+        identity: Mapping[str, Any],
+        inputs: Sequence[Artifact] = (),
+    ) -> Artifact:
+        """The artifact, made or not, of a stage asked with ``identity`` about ``inputs``.
+
+        Args:
+            stage: the stage's name, also the directory's.
+            version: the stage's version; raising it makes every artifact of the stage anew.
+            identity: JSON of everything that decides the content (not where it is computed).
+            inputs: the artifacts it is made from.
+
+        Raises:
+            ValueError: ``identity`` holds a NaN.
+            TypeError: ``identity`` holds what JSON cannot.
+        """
+        question = {
+            "stage": stage,
+            "version": version,
+            "identity": identity,
+            "inputs": [given.fingerprint for given in inputs],
+        }
+        canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:12]
+        return Artifact(self, stage, version, identity, tuple(inputs), fingerprint)
+
+    def ensure_writable(self) -> None:
+        """Creates the root and proves that a file can be written there and removed.
+
+        Raises:
+            StoreError: it cannot; the message says where, why and what to do.
+        """
+        probe = f"{self.path.rstrip('/')}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+        try:
+            write_bytes(self.filesystem, probe, b"")
+            with store_errors("remove", probe):
+                self.filesystem.delete_file(probe)
+        except StoreError as error:
+            raise StoreError(
+                f"the store {masked(self.uri)} is not writable: {error}; "
+                "mend its permissions or name another with --store URI"
+            ) from error
+
+
+class Artifact(Directory):
+    """One result of one stage; made by ``Store.artifact``, immutable once committed."""
+
+    def __init__(
+        self,
+        store: Store,
+        stage: str,
+        version: int,
+        identity: Mapping[str, Any],
+        inputs: tuple[Artifact, ...],
+        fingerprint: str,
+    ) -> None:
+        path = f"{store.path.rstrip('/')}/{stage}/{fingerprint}"
+        super().__init__(store.filesystem, path, joined(store.uri, stage, fingerprint))
+        self.store = store
+        self.stage = stage
+        self.version = version
+        self.identity = identity
+        self.inputs = inputs
+        self.fingerprint = fingerprint
+
+    def exists(self) -> bool:
+        """Whether it is committed: the manifest reads, every file it lists is there, whole.
+
+        Raises:
+            CorruptArtifact: a manifest that does not read, or a file missing or of another size.
+            StoreError: a manifest of a newer bend-ray, or a store that cannot be read.
+        """
+        manifest = self._committed()
+        if manifest is None:
+            return False
+        sizes = dict(self.list_files()) if manifest.files else {}
+        for file in manifest.files:
+            if sizes.get(file.name) != file.bytes:
+                found = f"{sizes[file.name]} bytes" if file.name in sizes else "no such file"
+                raise self.corrupt(file.name, f"expected {file.bytes} bytes, got {found}")
+        return True
+
+    def manifest(self) -> Manifest:
+        """What was committed.
+
+        Raises:
+            StoreError: nothing was.
+            CorruptArtifact: the manifest does not read.
+        """
+        manifest = self._committed()
+        if manifest is None:
+            raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
+        return manifest
+
+    def _committed(self) -> Manifest | None:
+        content = read_bytes(self.filesystem, self.child(MANIFEST_NAME))
+        if content is None:
+            return None
+        try:
+            manifest = parse_manifest(content)
+        except ValueError as error:
+            raise self.corrupt(MANIFEST_NAME, cause(error)) from error
+        except StoreError as error:
+            raise StoreError(f"{masked(self.uri)}: {error}") from error
+        if manifest.fingerprint != self.fingerprint:
+            came = f"expected fingerprint {self.fingerprint}, got {manifest.fingerprint}"
+            raise self.corrupt(MANIFEST_NAME, came)
+        return manifest
+
+    def commit(
+        self,
+        *,
+        files: Sequence[str],
+        metrics: Mapping[str, Any],
+        cost: Cost,
+        rows: Mapping[str, int] | None = None,
+    ) -> Artifact:
+        """Writes the manifest: from now on the artifact exists.
+
+        Args:
+            files: names of the files that belong to it; all must be there.
+            metrics: JSON; NaN and infinities are recorded as null.
+            cost: of everything that went into making it.
+            rows: file name -> rows, for files that have them.
+
+        Raises:
+            StoreError: a file is missing, or the manifest cannot be written.
+            ValueError: ``rows`` names a file that is not in ``files``.
+        """
+        manifest = Manifest(
+            stage=self.stage,
+            stage_version=self.version,
+            fingerprint=self.fingerprint,
+            identity=dict(self.identity),
+            inputs=[ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in self.inputs],
+            files=self._measured(files, rows or {}),
+            metrics=dict(metrics),
+            cost=cost,
+        )
+        self.discard(PROGRESS_NAME)
+        # The metrics may hold numpy values, which pydantic's own JSON refuses.
+        self.write_json(MANIFEST_NAME, manifest.model_dump())
+        return self
+
+    def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
+        if strangers := sorted(set(rows) - set(files)):
+            raise ValueError(f"expected rows of the committed files only, got rows of {strangers}")
+        sizes = dict(self.list_files())
+        if missing := sorted(set(files) - set(sizes)):
+            raise StoreError(
+                f"cannot commit {masked(self.uri)}: expected {', '.join(missing)} to be there, "
+                "got no such file; something removed it while the stage ran: run again"
+            )
+        return [ManifestFile(name=name, bytes=sizes[name], rows=rows.get(name)) for name in files]
+
+    def report_progress(self, done: int, total: int, unit: str) -> None:
+        """Says how far the work has come, for anyone who asks; ``commit`` removes it.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        self.write_json(PROGRESS_NAME, Progress(done=done, total=total, unit=unit).model_dump())
+
+    def progress(self) -> Progress | None:
+        """The last progress reported, ``None`` if there is none that reads.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        content = read_bytes(self.filesystem, self.child(PROGRESS_NAME))
+        try:
+            return None if content is None else Progress.model_validate_json(content)
+        except ValidationError:
+            return None

@@ -1,0 +1,9 @@
+"""What a base classifier is, and how one, or a cohort of them, is fitted.
+
+``architectures`` and ``datasets`` are axes: to add a variant, write a spec class with ``build``
+or ``load`` and put its name in the union at the bottom of the file. ``protocols`` says which
+models a population is made of; ``fitting`` trains them; ``stacking`` evaluates many models of
+one architecture as one.
+
+May import torch and torchvision; knows neither Ray nor the other rooms.
+"""

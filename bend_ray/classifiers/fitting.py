@@ -1,0 +1,125 @@
+"""Fit a cohort of models at once: one optimizer over their stacked parameters.
+
+Every elementwise optimizer treats the rows of a ``(K, P)`` tensor as K optimizers, and the sum of
+the models' losses has each model's own gradient in its row. Each model draws its start, its
+bootstrap resample and its batches from a generator of its own, so that a model does not depend on
+who else is in its cohort.
+
+Shape letters: K models, P parameters, N images, B images a batch, T steps, S snapshots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.classifiers.datasets import Images
+from bend_ray.classifiers.protocols import Recipe, Stretch
+from bend_ray.classifiers.stacking import Stack
+
+
+def initial_parameters(
+    build: Callable[[], nn.Module], flatten: Callable[[dict[str, Tensor]], Tensor], seed: int
+) -> Tensor:
+    """Parameters ``(P,)`` of a fresh module, drawn under ``seed``; global state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return flatten(dict(build().state_dict()))
+
+
+def batch_order(
+    num_images: int, batch_size: int, num_steps: int, bootstrap: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Image indices of each step: a fresh permutation of the (re)sample every epoch.
+
+    Args:
+        num_images: N.
+        batch_size: B; an epoch's last batch is what is left.
+        num_steps: T.
+        bootstrap: permute N images drawn with replacement, once, instead of all N.
+        generator: the model's own.
+
+    Returns:
+        T index tensors.
+    """
+    sample = (
+        torch.randint(num_images, (num_images,), generator=generator)
+        if bootstrap
+        else torch.arange(num_images)
+    )
+    steps: list[Tensor] = []
+    while len(steps) < num_steps:
+        epoch = sample[torch.randperm(num_images, generator=generator)]
+        steps.extend(torch.split(epoch, batch_size))
+    return steps[:num_steps]
+
+
+def fit(
+    stack: Stack,
+    theta_KP: Tensor,
+    train: Images,
+    normalise: Callable[[Tensor], Tensor],
+    recipe: Recipe,
+    stretch: Stretch,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Train K models through one stretch of the recipe.
+
+    Args:
+        stack: the models' architecture.
+        theta_KP: where each model starts; its device is where the training runs.
+        train: training images.
+        normalise: pixels to network inputs.
+        recipe: the whole training of which the stretch is a part.
+        stretch: which epochs, at which rate, on which sample.
+        generators: one a model.
+
+    Returns:
+        Parameters ``(S, K, P)`` at the stretch's snapshots.
+    """
+    num_images, device = len(train), theta_KP.device
+    inputs_N = normalise(train.pixels_NCHW.to(device))
+    labels_N = train.labels_N.to(device)
+    num_steps = recipe.num_steps(stretch.epochs, num_images)
+    orders = [
+        batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
+        for generator in generators
+    ]
+    marks = _snapshot_steps(num_steps, stretch.snapshots)
+    theta = theta_KP.clone().requires_grad_()
+    optimizer = recipe.optimizer.build([theta])
+    rate = _rate_factor(recipe, stretch, num_images)
+    snapshots_SKP = [theta.detach().clone()] * marks.count(0)
+    stack.train()
+    for step, batches in enumerate(zip(*orders, strict=True)):
+        index_KB = torch.stack(batches).to(device)
+        logits_KBC = stack(theta, inputs_N[index_KB], shared=False)
+        loss = nn.functional.cross_entropy(
+            logits_KBC.flatten(0, 1), labels_N[index_KB].flatten(), reduction="sum"
+        )
+        # The sum over models of each one's mean loss: a row's gradient is its model's own.
+        (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(rate(step))
+        snapshots_SKP += [theta.detach().clone()] * marks.count(step + 1)
+    return torch.stack(snapshots_SKP)
+
+
+def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:
+    """Multiplier of the recipe's learning rate at each step of the stretch."""
+    if stretch.constant_rate is not None:
+        constant = stretch.constant_rate / recipe.optimizer.learning_rate
+        return lambda step: constant
+    first = recipe.num_steps(stretch.start, num_images)
+    total = recipe.num_steps(recipe.epochs, num_images)
+    return lambda step: recipe.schedule.factor(min(1.0, (first + step) / total))
+
+
+def _snapshot_steps(num_steps: int, snapshots: int) -> list[int]:
+    """Steps after which a snapshot is taken: equally spaced, the last at the end.
+
+    >>> _snapshot_steps(10, 4)
+    [2, 5, 8, 10]
+    """
+    return [round((s + 1) * num_steps / snapshots) for s in range(snapshots)]

@@ -1,0 +1,143 @@
+"""Which members vote. Only validation data is ever looked at.
+
+Shape letters: E members, N validation examples, C classes. Every variant returns member indices
+in voting order, so that the first n of them are a sensible smaller bag, and puts members that
+diverged (nan or infinite logits) last if it ranks members at all.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, member_nll, true_log_probs
+from bend_ray.errors import ConfigError
+from bend_ray.lazy import torch
+from bend_ray.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class _Bag(Spec):
+    """What every bag has: a size."""
+
+    size: int | None = Field(default=None, ge=1)
+    """How many members vote, at most as many as there are; null for all of them."""
+
+    def num_voters(self, num_members: int) -> int:
+        """Return the size of the bag, given how many members there are.
+
+        Raises:
+            ConfigError: if the bag is to be larger than that.
+        """
+        if self.size is not None and self.size > num_members:
+            raise ConfigError(
+                f"expected a bag of at most {num_members} members, as many as there are, got "
+                f"size {self.size}; lower the size, leave it out to use all, or make more members"
+            )
+        return num_members if self.size is None else self.size
+
+
+class All(_Bag):
+    """Everybody; with a size the first of each trunk, then the second of each, and so on."""
+
+    kind: Literal["all"] = "all"
+
+    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
+        """Choose by position alone: the validation data is not used.
+
+        Raises:
+            ConfigError: if the bag is larger than the members.
+        """
+        size = self.num_voters(len(val_logits_ENC))
+        return _round_robin(range(len(val_logits_ENC)), trunks_E)[:size]
+
+
+class TopK(_Bag):
+    """The best members by validation NLL, each judged by itself."""
+
+    kind: Literal["top_k"] = "top_k"
+
+    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
+        """Choose the members of lowest validation NLL, best first.
+
+        Raises:
+            ConfigError: if the bag is larger than the members.
+        """
+        size = self.num_voters(len(val_logits_ENC))
+        return _by_nll(val_logits_ENC, val_labels_N)[:size]
+
+
+class Stratified(_Bag):
+    """The best members by validation NLL, as equal a number from each trunk as there are."""
+
+    kind: Literal["stratified"] = "stratified"
+
+    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
+        """Choose the best of each trunk, then the second best of each, and so on.
+
+        A size that the trunks do not divide gives the last places to the best of their round.
+
+        Raises:
+            ConfigError: if the bag is larger than the members.
+        """
+        size = self.num_voters(len(val_logits_ENC))
+        return _round_robin(_by_nll(val_logits_ENC, val_labels_N), trunks_E)[:size]
+
+
+class GreedyForward(_Bag):
+    """Add, again and again, the member that lowers the soft-voting bag's validation NLL most.
+
+    Source: Caruana et al., "Ensemble selection from libraries of models", 2004.
+    """
+
+    kind: Literal["greedy"] = "greedy"
+    with_replacement: bool = False
+    """Whether a member may be chosen again, which gives it more weight."""
+
+    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
+        """Choose one member at a time, the lowest index among equals; O(size E N).
+
+        Raises:
+            ConfigError: if the bag is larger than the members.
+        """
+        size = self.num_voters(len(val_logits_ENC))
+        probs_EN = true_log_probs(val_logits_ENC, val_labels_N).exp()
+        # No probability for any label is the worst a member can do, so one that diverged is last.
+        probs_EN[~probs_EN.isfinite().all(dim=1)] = 0.0
+        total_N = torch.zeros_like(probs_EN[0])
+        taken_E = torch.zeros(len(probs_EN), dtype=torch.bool, device=probs_EN.device)
+        chosen: list[int] = []
+        while len(chosen) < size:
+            likelihood_E = (total_N + probs_EN).clamp(min=SMALLEST_PROBABILITY).log().mean(dim=1)
+            best = int(likelihood_E.masked_fill(taken_E, -torch.inf).argmax())
+            chosen.append(best)
+            total_N += probs_EN[best]
+            taken_E[best] = not self.with_replacement
+        return chosen
+
+
+def _by_nll(val_logits_ENC: Tensor, val_labels_N: Tensor) -> list[int]:
+    """Member indices from the lowest validation NLL to the highest, nan last."""
+    order: list[int] = member_nll(val_logits_ENC, val_labels_N).argsort(stable=True).tolist()
+    return order
+
+
+def _round_robin(members: Iterable[int], trunks_E: Tensor) -> list[int]:
+    """Deal out members in rounds, one of each trunk a round, otherwise in the order given."""
+    members, trunks = list(members), trunks_E.tolist()
+    if len(members) != len(trunks):
+        raise ValueError(f"expected {len(members)} trunks, one a member, got {len(trunks)}")
+    rounds: dict[int, int] = {}
+    seen: Counter[int] = Counter()
+    for member in members:
+        rounds[member] = seen[trunks[member]]
+        seen[trunks[member]] += 1
+    return sorted(rounds, key=rounds.__getitem__)
+
+
+Bagging = Annotated[All | TopK | GreedyForward | Stratified, Field(discriminator="kind")]

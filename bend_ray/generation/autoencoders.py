@@ -1,0 +1,66 @@
+"""Autoencoders of parameters: ``spec.build(num_features) -> module`` with ``encode``/``decode``.
+
+``features`` says what a spec wants a classifier to be given as: ``principal``, its lossless
+principal coefficients (at most one fewer than there are training models), or ``standardised``,
+its flattened parameters with zero mean and each layer at unit scale. To add an autoencoder: one
+class, and its name in the union at the bottom.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveInt
+
+from bend_ray.spec import OddSize, Spec
+
+if TYPE_CHECKING:
+    from bend_ray.generation.conv1d import Conv1dAutoencoder
+    from bend_ray.generation.mlp import MlpAutoencoder
+
+
+class PrincipalMlp(Spec):
+    """Residual MLPs over the principal coefficients: any number of parameters, seconds to train."""
+
+    kind: Literal["principal_mlp"] = "principal_mlp"
+    features: ClassVar[Literal["principal", "standardised"]] = "principal"
+    latent_size: PositiveInt = 120
+    """Numbers in a latent; near the number of training models keeps their spread, 16 does not."""
+    hidden: PositiveInt = 256
+    """Hidden units of the encoder and of the decoder."""
+    input_noise: NonNegativeFloat = 0.05
+    """Noise on the features while training; more of it shrinks samples towards the mean."""
+    latent_noise: NonNegativeFloat = 0.1
+    """Noise on the latents while training, in their standard deviations."""
+
+    def build(self, num_features: int) -> MlpAutoencoder:
+        """The module for vectors of ``num_features`` coefficients."""
+        from bend_ray.generation.mlp import MlpAutoencoder
+
+        return MlpAutoencoder(num_features, self.latent_size, self.hidden)
+
+
+class Conv1d(Spec):
+    """The papers' 1-D convolutional autoencoder over the flattened parameters."""
+
+    kind: Literal["conv1d"] = "conv1d"
+    features: ClassVar[Literal["principal", "standardised"]] = "standardised"
+    latent_size: PositiveInt = 128
+    """Numbers in a latent."""
+    channels: tuple[PositiveInt, ...] = Field((64, 128, 256, 256, 32), min_length=1)
+    """Channels of each stride-2 convolution, in order."""
+    kernel: OddSize = 7
+    """Kernel size of every convolution; odd."""
+    input_noise: NonNegativeFloat = 1e-3
+    """Noise on the parameters while training."""
+    latent_noise: NonNegativeFloat = 0.1
+    """Noise on the latents while training, in their standard deviations."""
+
+    def build(self, num_features: int) -> Conv1dAutoencoder:
+        """The module for vectors of ``num_features`` parameters."""
+        from bend_ray.generation.conv1d import Conv1dAutoencoder
+
+        return Conv1dAutoencoder(num_features, self.latent_size, self.channels, self.kernel)
+
+
+Autoencoder = Annotated[PrincipalMlp | Conv1d, Field(discriminator="kind")]

@@ -1,0 +1,52 @@
+"""Denoisers: ``spec.build(latent_size, num_conditions) -> module``.
+
+A module maps noisy latents ``(B, Z)``, times ``(B,)`` in [0, 1] and condition ids ``(B,)`` to
+predictions ``(B, Z)``. To add one: one class, and its name in the union at the bottom.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, PositiveInt
+
+from bend_ray.spec import OddSize, Spec
+
+if TYPE_CHECKING:
+    from bend_ray.generation.conv1d import UNet1d
+    from bend_ray.generation.mlp import MlpDenoiser as MlpDenoiserModule
+
+
+class MlpDenoiser(Spec):
+    """Residual MLP, modulated by the time and the condition."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: PositiveInt = 128
+    """Units of the residual stream."""
+    blocks: PositiveInt = 2
+    """Residual blocks."""
+
+    def build(self, latent_size: int, num_conditions: int) -> MlpDenoiserModule:
+        """The module for latents of ``latent_size``."""
+        from bend_ray.generation.mlp import MlpDenoiser as Module
+
+        return Module(latent_size, num_conditions, self.hidden, self.blocks)
+
+
+class ConvDenoiser(Spec):
+    """The papers' 1-D convolutional U over the latent."""
+
+    kind: Literal["conv1d"] = "conv1d"
+    channels: tuple[PositiveInt, ...] = Field((64, 128, 256, 512), min_length=1)
+    """Channels on the way down; the way up mirrors them."""
+    kernel: OddSize = 7
+    """Kernel size of every convolution; odd."""
+
+    def build(self, latent_size: int, num_conditions: int) -> UNet1d:
+        """The module for latents of ``latent_size``."""
+        from bend_ray.generation.conv1d import UNet1d
+
+        return UNet1d(latent_size, num_conditions, self.channels, self.kernel)
+
+
+Denoiser = Annotated[MlpDenoiser | ConvDenoiser, Field(discriminator="kind")]

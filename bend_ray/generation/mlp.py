@@ -1,0 +1,111 @@
+"""The default networks of the weight-space models: residual MLPs over vectors.
+
+Shape letters: B batch, F features, Z latent, H hidden.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ResidualMlp(nn.Module):
+    """A linear map plus an MLP with one hidden layer.
+
+    The linear part alone can carry a whole Gaussian through, so the MLP need not spend its
+    hidden units on it: without it samples shrink towards the mean.
+    """
+
+    def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(inputs, outputs)
+        self.mlp = nn.Sequential(
+            nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs, bias=False)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, inputs)`` to ``(B, outputs)``."""
+        y: Tensor = self.linear(x) + self.mlp(x)
+        return y
+
+
+class MlpAutoencoder(nn.Module):
+    """Features to latents and back, one residual MLP each way."""
+
+    def __init__(self, num_features: int, latent_size: int, hidden: int) -> None:
+        super().__init__()
+        self.encoder = ResidualMlp(num_features, hidden, latent_size)
+        self.decoder = ResidualMlp(latent_size, hidden, num_features)
+
+    def encode(self, x_BF: Tensor) -> Tensor:
+        """Latents ``(B, Z)``."""
+        z_BZ: Tensor = self.encoder(x_BF)
+        return z_BZ
+
+    def decode(self, z_BZ: Tensor) -> Tensor:
+        """Features ``(B, F)``."""
+        x_BF: Tensor = self.decoder(z_BZ)
+        return x_BF
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the diffusion time, then a linear map (Vaswani et al. 2017, Ho et al. 2020)."""
+
+    def __init__(self, size: int, frequencies: int = 32) -> None:
+        super().__init__()
+        # Periods from 1/1000 of the whole time up to all of it: neighbouring steps of a
+        # 1,000-step chain are told apart.
+        octaves = torch.linspace(0, math.log(1000), frequencies).exp()
+        self.register_buffer("octaves", octaves, persistent=False)
+        self.project = nn.Sequential(nn.Linear(2 * frequencies, size), nn.SiLU())
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """Times in [0, 1] to ``(B, size)``."""
+        assert isinstance(self.octaves, Tensor)
+        angles = 2 * math.pi * t_B[:, None] * self.octaves
+        embedded: Tensor = self.project(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedded
+
+
+class ModulatedBlock(nn.Module):
+    """Residual block whose normalised input is scaled and shifted by the time and condition."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(hidden, elementwise_affine=False)
+        self.modulate = nn.Linear(hidden, 2 * hidden)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, hidden)
+        )
+
+    def forward(self, h_BH: Tensor, embedded_BH: Tensor) -> Tensor:
+        """Hidden state and embedding ``(B, H)`` to the next hidden state."""
+        scale_BH, shift_BH = self.modulate(embedded_BH).chunk(2, dim=1)
+        y_BH: Tensor = h_BH + self.mlp(self.norm(h_BH) * (1 + scale_BH) + shift_BH)
+        return y_BH
+
+
+class MlpDenoiser(nn.Module):
+    """What the process predicts, from a noisy latent, its time and its condition."""
+
+    def __init__(self, latent_size: int, num_conditions: int, hidden: int, blocks: int) -> None:
+        super().__init__()
+        self.time = TimeEmbedding(hidden)
+        self.condition = nn.Embedding(num_conditions, hidden)
+        self.project_in = nn.Linear(latent_size, hidden)
+        self.blocks = nn.ModuleList(ModulatedBlock(hidden) for _ in range(blocks))
+        self.project_out = nn.Linear(hidden, latent_size)
+        # Starting at zero: the first guess of a v-prediction is then that of a unit Gaussian.
+        nn.init.zeros_(self.project_out.weight)
+        nn.init.zeros_(self.project_out.bias)
+
+    def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
+        """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""
+        embedded_BH = self.time(t_B) + self.condition(condition_B)
+        h_BH = self.project_in(x_BZ) + embedded_BH
+        for block in self.blocks:
+            h_BH = block(h_BH, embedded_BH)
+        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH))
+        return y_BZ

@@ -1,0 +1,101 @@
+"""What the weight-space models are trained on: modules whose forward is the loss.
+
+Randomness is drawn apart from the loss (``draw``), for the whole batch at once, so that a training
+spread over several workers computes what one worker would. Shape letters: B batch, F features,
+Z latent.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.generation.diffusion import Process
+
+Batch = dict[str, Tensor]
+
+
+class Coder(Protocol):
+    """An autoencoder: encode, decode."""
+
+    def encode(self, x_BF: Tensor, /) -> Tensor:
+        """Latents ``(B, Z)``."""
+
+    def decode(self, z_BZ: Tensor, /) -> Tensor:
+        """Features ``(B, F)``."""
+
+
+class Reconstruction(nn.Module):
+    """Mean squared error of a noisy round trip through an autoencoder.
+
+    Args:
+        autoencoder: a module with ``encode`` and ``decode``.
+        latent_size: Z.
+        input_noise: standard deviation of the noise on the features.
+        latent_noise: the same on the latents, in their standard deviations over the batch.
+    """
+
+    def __init__(
+        self, autoencoder: nn.Module, latent_size: int, input_noise: float, latent_noise: float
+    ) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self.latent_size = latent_size
+        self.input_noise = input_noise
+        self.latent_noise = latent_noise
+
+    @property
+    def kept(self) -> nn.Module:
+        """The module whose weights are the result."""
+        return self.autoencoder
+
+    def draw(self, x_BF: Tensor, generator: torch.Generator) -> Batch:
+        """Unit noise for the features and the latents of one batch."""
+        return {
+            "input_noise": torch.randn(x_BF.shape, generator=generator),
+            "latent_noise": torch.randn(len(x_BF), self.latent_size, generator=generator),
+        }
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of ``{"features", "input_noise", "latent_noise"}``."""
+        coder: Coder = self.autoencoder  # type: ignore[assignment]
+        x_BF = batch["features"]
+        z_BZ = coder.encode(x_BF + self.input_noise * batch["input_noise"])
+        std_Z = z_BZ.detach().std(dim=0, correction=0)
+        decoded_BF = coder.decode(z_BZ + self.latent_noise * std_Z * batch["latent_noise"])
+        return nn.functional.mse_loss(decoded_BF, x_BF)
+
+
+class Denoising(nn.Module):
+    """Mean squared error of a denoiser on noisy latents.
+
+    Args:
+        denoiser: latents, times and conditions to predictions.
+        process: how latents become noise, and what is predicted.
+    """
+
+    def __init__(self, denoiser: nn.Module, process: Process) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.process = process
+
+    @property
+    def kept(self) -> nn.Module:
+        """The module whose weights are the result."""
+        return self.denoiser
+
+    def draw(self, x_BZ: Tensor, generator: torch.Generator) -> Batch:
+        """Times and unit noise for one batch."""
+        return {
+            "t": self.process.draw_times(len(x_BZ), generator),
+            "eps": torch.randn(x_BZ.shape, generator=generator),
+        }
+
+    def forward(self, batch: Batch) -> Tensor:
+        """The loss of ``{"features", "condition", "t", "eps"}``; features are unit latents."""
+        x0_BZ, eps_BZ, t_B = batch["features"], batch["eps"], batch["t"]
+        a_B1, b_B1 = self.process.coefficients(t_B)
+        predicted_BZ = self.denoiser(a_B1 * x0_BZ + b_B1 * eps_BZ, t_B, batch["condition"])
+        return nn.functional.mse_loss(predicted_BZ, self.process.target(x0_BZ, eps_BZ, t_B))

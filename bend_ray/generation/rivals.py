@@ -1,0 +1,152 @@
+"""Rivals: what else could be done with the same trained population, without a learnt generator.
+
+Each draws parameters ``(N, P)`` from the training members alone. To add a rival: one class with
+``draw``, and its name in the union at the bottom.
+
+Shape letters: K training members, N drawn, P parameters, T trunks.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, PositiveFloat
+
+from bend_ray.lazy import torch
+from bend_ray.spec import Spec
+
+
+def trunk_means(theta_KP: torch.Tensor, trunks_K: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The mean of each trunk's members ``(T, P)`` and each member's row in it ``(K,)``."""
+    ids_T, row_K = torch.unique(trunks_K, return_inverse=True)
+    sums_TP = torch.zeros(len(ids_T), theta_KP.shape[1]).index_add_(0, row_K, theta_KP)
+    return sums_TP / row_K.bincount()[:, None], row_K
+
+
+def round_robin(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` members ``(N,)``, one of every trunk in turn; from the start again when out."""
+    seen: dict[int, int] = {}
+    turn = []
+    for trunk in trunks_K.tolist():
+        seen[trunk] = seen.get(trunk, -1) + 1
+        turn.append(seen[trunk])
+    order = torch.argsort(torch.tensor(turn), stable=True)
+    return order.repeat(-(-count // len(order)))[:count]
+
+
+class WeightAverage(Spec):
+    """One model: the mean of all training members' parameters."""
+
+    kind: Literal["weight_average"] = "weight_average"
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """One row, whatever ``count``."""
+        return theta_KP.mean(dim=0, keepdim=True)
+
+
+class TrunkAverages(Spec):
+    """One model a trunk: the mean of its members' parameters."""
+
+    kind: Literal["trunk_averages"] = "trunk_averages"
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """One row a trunk, at most ``count``."""
+        return trunk_means(theta_KP, trunks_K)[0][:count]
+
+
+class Noise(Spec):
+    """Training members with Gaussian noise on every parameter."""
+
+    kind: Literal["noise"] = "noise"
+    scale: NonNegativeFloat = 0.1
+    """Standard deviation of the noise, in that of the member's own parameters."""
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Members of every trunk in turn, disturbed."""
+        members_NP = theta_KP[round_robin(trunks_K, count)]
+        noise_NP = torch.randn(members_NP.shape, generator=generator)
+        std_N1 = members_NP.std(dim=1, keepdim=True)
+        disturbed_NP: torch.Tensor = members_NP + self.scale * std_N1 * noise_NP
+        return disturbed_NP
+
+
+class Gaussian(Spec):
+    """A Gaussian around each trunk's mean, with the residuals' covariance of all trunks.
+
+    A draw is a trunk's mean plus a random combination of all members' residuals: exactly the
+    Gaussian of the pooled residuals, without forming a P x P matrix.
+    """
+
+    kind: Literal["gaussian"] = "gaussian"
+    scale: PositiveFloat = 1.0
+    """Multiplier of the standard deviation."""
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Trunks in turn."""
+        means_TP, row_K = trunk_means(theta_KP, trunks_K)
+        degrees = max(1, len(theta_KP) - len(means_TP))
+        mix_NK = torch.randn(count, len(theta_KP), generator=generator) / degrees**0.5
+        residuals_NP = mix_NK @ (theta_KP - means_TP[row_K])
+        return means_TP[torch.arange(count) % len(means_TP)] + self.scale * residuals_NP
+
+
+class MultiSwag(Spec):
+    """SWAG in every trunk: half diagonal, half low-rank Gaussian around the trunk's mean.
+
+    Source: Maddox et al. 2019 (arXiv 1902.02476), equation 1; Wilson & Izmailov 2020 for many
+    basins. With one trunk it is SWAG. The members of a trunk stand for SGD's iterates.
+    """
+
+    kind: Literal["multiswag"] = "multiswag"
+    scale: PositiveFloat = 0.5
+    """Multiplier of the standard deviation."""
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """Trunks in turn."""
+        means_TP, row_K = trunk_means(theta_KP, trunks_K)
+        draws = []
+        for n in range(count):
+            trunk = n % len(means_TP)
+            residuals_RP = theta_KP[row_K == trunk] - means_TP[trunk]
+            degrees = max(1, len(residuals_RP) - 1)
+            std_P = (residuals_RP.square().sum(dim=0) / degrees).sqrt()
+            diagonal_P = std_P * torch.randn(len(std_P), generator=generator)
+            mix_R = torch.randn(len(residuals_RP), generator=generator) / degrees**0.5
+            spread_P = (diagonal_P + mix_R @ residuals_RP) / 2**0.5
+            draws.append(means_TP[trunk] + self.scale * spread_P)
+        return torch.stack(draws)
+
+
+WeightSpaceRival = Annotated[
+    WeightAverage | TrunkAverages | Noise | Gaussian | MultiSwag, Field(discriminator="kind")
+]

@@ -1,0 +1,123 @@
+"""Samplers: noise in, latents out. The functions carry the papers' names and symbols.
+
+``predict(x, t)`` is the denoiser with its conditions bound; ``noise()`` draws a fresh ``(N, Z)``
+unit Gaussian in which every row has a stream of its own, so that a model does not depend on which
+others are drawn with it. To add a sampler: one function, one spec, and its name in the union.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field, PositiveInt
+
+from bend_ray.generation.diffusion import Ddpm, FlowMatching
+from bend_ray.lazy import torch
+from bend_ray.optim import Fraction
+from bend_ray.spec import Spec
+
+Predict = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Noise = Callable[[], "torch.Tensor"]
+
+
+def ddim(predict: Predict, process: Ddpm, noise: Noise, steps: int, eta: float) -> torch.Tensor:
+    """Denoising diffusion implicit sampling (Song et al. 2021, arXiv 2010.02502, equation 12).
+
+    ``eta=0`` is deterministic given the first noise; ``eta=1`` with all steps is ancestral.
+    """
+    alpha_bar = process.alpha_bars()
+    times = torch.linspace(process.timesteps - 1, 0, steps).round().long().tolist()
+    x = noise()
+    for i, t in enumerate(times):
+        last = i + 1 == len(times)
+        now, before = alpha_bar[t].item(), 1.0 if last else alpha_bar[times[i + 1]].item()
+        t_B = torch.full((len(x),), t / process.timesteps, device=x.device)
+        x0, eps = process.split(x, predict(x, t_B), t_B)
+        sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
+        x = before**0.5 * x0 + (1 - before - sigma**2) ** 0.5 * eps
+        if sigma > 0 and not last:
+            x = x + sigma * noise()
+    return x
+
+
+def ancestral(predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
+    """The whole chain backwards (Ho et al. 2020, algorithm 2, with the posterior variance)."""
+    return ddim(predict, process, noise, steps=process.timesteps, eta=1.0)
+
+
+def euler(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
+    """Euler's method along the flow from t = 1 to t = 0."""
+    times = torch.linspace(1.0, 0.0, steps + 1).tolist()
+    x = noise()
+    for t, t_next in pairwise(times):
+        x = x + (t_next - t) * predict(x, torch.full((len(x),), t, device=x.device))
+    return x
+
+
+def heun(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
+    """Heun's second-order method along the flow: two evaluations a step."""
+    times = torch.linspace(1.0, 0.0, steps + 1).tolist()
+    x = noise()
+    for t, t_next in pairwise(times):
+        velocity = predict(x, torch.full((len(x),), t, device=x.device))
+        guess = x + (t_next - t) * velocity
+        next_velocity = predict(guess, torch.full((len(x),), t_next, device=x.device))
+        x = x + (t_next - t) * 0.5 * (velocity + next_velocity)
+    return x
+
+
+class Ddim(Spec):
+    """DDIM: as good as the whole chain in a twentieth of its steps."""
+
+    kind: Literal["ddim"] = "ddim"
+    process: ClassVar[type[Spec]] = Ddpm
+    steps: PositiveInt = 50
+    """Evaluations of the denoiser a model."""
+    eta: Fraction = 0.0
+    """Fresh noise a step: 0 none, 1 as much as the ancestral chain."""
+
+    def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
+        """Latents ``(N, Z)``."""
+        return ddim(predict, process, noise, min(self.steps, process.timesteps), self.eta)
+
+
+class Ancestral(Spec):
+    """The whole DDPM chain, as the papers sample."""
+
+    kind: Literal["ancestral"] = "ancestral"
+    process: ClassVar[type[Spec]] = Ddpm
+
+    def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
+        """Latents ``(N, Z)``."""
+        return ancestral(predict, process, noise)
+
+
+class Euler(Spec):
+    """Euler steps along a flow."""
+
+    kind: Literal["euler"] = "euler"
+    process: ClassVar[type[Spec]] = FlowMatching
+    steps: PositiveInt = 50
+    """Evaluations of the denoiser a model."""
+
+    def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
+        """Latents ``(N, Z)``."""
+        return euler(predict, noise, self.steps)
+
+
+class Heun(Spec):
+    """Heun steps along a flow."""
+
+    kind: Literal["heun"] = "heun"
+    process: ClassVar[type[Spec]] = FlowMatching
+    steps: PositiveInt = 25
+    """Steps, of two evaluations each."""
+
+    def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
+        """Latents ``(N, Z)``."""
+        return heun(predict, noise, self.steps)
+
+
+Sampler = Annotated[Ddim | Ancestral | Euler | Heun, Field(discriminator="kind")]

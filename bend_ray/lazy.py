@@ -1,0 +1,28 @@
+"""Heavy libraries, imported at first use.
+
+A config is read by every command, and most of them (``bend config``, ``bend status``, a second
+``bend run``) never compute: files that hold specs take ``torch`` from here, so that reading a
+config costs a tenth of a second instead of three.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+else:
+
+    class _LazyModule:
+        """Stands for a module and imports it when an attribute is asked for."""
+
+        def __init__(self, name: str) -> None:
+            self._name = name
+
+        def __getattr__(self, attribute: str) -> Any:
+            return getattr(importlib.import_module(self._name), attribute)
+
+    torch = _LazyModule("torch")
+
+__all__ = ["torch"]

@@ -1,0 +1,105 @@
+"""Logging and progress, on stderr: stdout belongs to results.
+
+A progress line reads ``seeds 412/1000 models  8.3/s  eta 1m11s``. On a terminal it is rewritten
+in place; elsewhere (a file, a job's log) a new line is printed every few seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from types import TracebackType
+from typing import TextIO
+
+LOGGER = logging.getLogger("bend_ray")
+
+TERMINAL_SECONDS = 0.2
+LOG_SECONDS = 5.0
+
+
+def configure(verbose: bool = False) -> None:
+    """Send this package's log to stderr: one plain line a message.
+
+    Args:
+        verbose: also show debug messages.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    LOGGER.handlers = [handler]
+    LOGGER.setLevel(logging.DEBUG if verbose else logging.INFO)
+    LOGGER.propagate = False
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them.
+
+    >>> [duration(s) for s in (0.42, 7.25, 71, 4000)]
+    ['0.4s', '7.2s', '1m11s', '1h06m']
+    """
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)}m{int(seconds % 60):02d}s"
+    return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
+
+
+class Progress:
+    """One stage's progress line, with rate and time to go.
+
+    Args:
+        label: what is being done, usually the stage's name.
+        total: how many units there are.
+        unit: the plural of what is counted.
+        stream: where the line goes; stderr by default.
+    """
+
+    def __init__(
+        self, label: str, total: int, unit: str = "", stream: TextIO | None = None
+    ) -> None:
+        self._label = label
+        self._total = total
+        self._unit = unit
+        self._stream = stream or sys.stderr
+        self._terminal = self._stream.isatty()
+        self._start: tuple[float, int] | None = None
+        self._last_print = -float("inf")
+        self._last_line = ""
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._terminal and self._last_line:
+            self._stream.write("\n")
+            self._stream.flush()
+
+    def update(self, done: int) -> None:
+        """Say that ``done`` of the total are done; prints only when it is time to."""
+        now = time.monotonic()
+        if self._start is None:
+            # The rate counts from the first report on, so that resumed work does not inflate it.
+            self._start = (now, done)
+        interval = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
+        if now - self._last_print < interval and done < self._total:
+            return
+        line = self._line(done, now)
+        if line == self._last_line:
+            return
+        self._last_print, self._last_line = now, line
+        self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
+        self._stream.flush()
+
+    def _line(self, done: int, now: float) -> str:
+        assert self._start is not None
+        started, first = self._start
+        counted = f"{self._label} {done}/{self._total} {self._unit}".rstrip()
+        if done >= self._total or done == first or now <= started:
+            return counted
+        rate = (done - first) / (now - started)
+        return f"{counted}  {rate:.1f}/s  eta {duration((self._total - done) / rate)}"

@@ -1,0 +1,51 @@
+"""Spec: the frozen pydantic base of everything a user can configure.
+
+A spec builds what it describes (``config.architecture.build(...)``), so nobody looks up strings.
+Variants of one kind are specs that differ in the literal ``kind``; an axis is their union with
+``Field(discriminator="kind")``. The docstring under each field is its help text.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt
+
+
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"expected an odd number, got {value}")
+    return value
+
+
+OddSize = Annotated[PositiveInt, AfterValidator(_odd)]
+
+
+class Spec(BaseModel):
+    """Immutable, strict about unknown keys, documented field by field."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True
+    )
+
+
+def variants(annotation: Any) -> tuple[type[Spec], ...]:
+    """The spec classes in an annotation, through unions, containers and ``Annotated``.
+
+    >>> from typing import Literal
+    >>> class A(Spec):
+    ...     kind: Literal["a"] = "a"
+    >>> class B(Spec):
+    ...     kind: Literal["b"] = "b"
+    >>> [c.__name__ for c in variants(A | B)]
+    ['A', 'B']
+    """
+    if isinstance(annotation, type) and issubclass(annotation, Spec):
+        return (annotation,)
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Annotated:
+        arguments = arguments[:1]
+    found: list[type[Spec]] = []
+    for argument in arguments:
+        found.extend(cls for cls in variants(argument) if cls not in found)
+    return tuple(found)

@@ -1,0 +1,205 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+from scipy.optimize import minimize_scalar
+
+from bend_ray.ensemble.metrics import nll
+from bend_ray.ensemble.votes import (
+    TEMPERATURE_RANGE,
+    MajorityVote,
+    SoftVote,
+    Vote,
+    WeightedVote,
+    apply_temperature,
+    fit_temperature,
+)
+from bend_ray.errors import TrainingError
+from bend_ray.spec import variants
+
+ALL_VOTES = [SoftVote(), MajorityVote(), WeightedVote()]
+
+
+def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(name="logits_ENC")
+def make_logits() -> torch.Tensor:
+    return random_logits(4, 12, 3)
+
+
+@pytest.fixture(name="val_nll_E")
+def make_val_nll() -> torch.Tensor:
+    return torch.tensor([0.1, 0.5, 0.3, 0.2])
+
+
+def softmax(logits: torch.Tensor) -> list[float]:
+    exponentials = [math.exp(value) for value in logits.tolist()]
+    return [value / sum(exponentials) for value in exponentials]
+
+
+def weighted_loop(logits_ENC: torch.Tensor, weights: list[float]) -> list[list[float]]:
+    num_classes = logits_ENC.shape[2]
+    answer = []
+    for n in range(logits_ENC.shape[1]):
+        members = [softmax(logits_ENC[e, n]) for e in range(len(weights))]
+        answer.append(
+            [
+                sum(w * member[c] for w, member in zip(weights, members, strict=True))
+                / sum(weights)
+                for c in range(num_classes)
+            ]
+        )
+    return answer
+
+
+def test_soft_vote_is_the_mean_of_the_probabilities(logits_ENC, val_nll_E) -> None:
+    probs = SoftVote().combine(logits_ENC, val_nll_E)
+
+    expected = torch.tensor(weighted_loop(logits_ENC, [1, 1, 1, 1]), dtype=torch.float64)
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
+
+
+def test_weighted_vote_weighs_by_the_likelihood(logits_ENC, val_nll_E) -> None:
+    probs = WeightedVote(sharpness=3).combine(logits_ENC, val_nll_E)
+
+    weights = [math.exp(-3 * value) for value in val_nll_E.tolist()]
+    expected = torch.tensor(weighted_loop(logits_ENC, weights), dtype=torch.float64)
+    np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
+
+
+def test_majority_vote_counts_heads(logits_ENC, val_nll_E) -> None:
+    probs = MajorityVote().combine(logits_ENC, val_nll_E)
+
+    for n, shares in enumerate(probs.tolist()):
+        ballots = [max(range(3), key=lambda c, e=e, n=n: logits_ENC[e, n, c]) for e in range(4)]
+        assert shares == [ballots.count(c) / 4 for c in range(3)]
+
+
+def test_a_tied_majority_vote_goes_to_the_lowest_class() -> None:
+    logits = torch.tensor([[[0.0, 0.0, 9.0]], [[0.0, 5.0, 5.0]]])
+
+    probs = MajorityVote().combine(logits, torch.zeros(2))
+
+    assert probs.tolist() == [[0, 0.5, 0.5]]
+    assert probs.argmax(dim=1).tolist() == [1]
+
+
+@pytest.mark.parametrize("vote", ALL_VOTES)
+def test_every_vote_gives_a_distribution_in_double_precision(vote, logits_ENC, val_nll_E) -> None:
+    probs = vote.combine(logits_ENC.bfloat16(), val_nll_E)
+
+    assert probs.shape == (12, 3)
+    assert probs.dtype == torch.float64
+    np.testing.assert_allclose(probs.sum(dim=1), torch.ones(12, dtype=torch.float64))
+
+
+def test_a_blunt_weighted_vote_is_soft_and_a_sharp_one_picks_the_best(
+    logits_ENC, val_nll_E
+) -> None:
+    soft = SoftVote().combine(logits_ENC, val_nll_E)
+    best = logits_ENC[0].double().softmax(dim=1)
+
+    np.testing.assert_allclose(WeightedVote(sharpness=0).combine(logits_ENC, val_nll_E), soft)
+    np.testing.assert_allclose(WeightedVote(sharpness=1e6).combine(logits_ENC, val_nll_E), best)
+
+
+@pytest.mark.parametrize("sharpness", [0.0, 10.0])
+def test_a_member_that_diverged_on_validation_has_no_weighted_vote(
+    sharpness, logits_ENC, val_nll_E
+) -> None:
+    vote = WeightedVote(sharpness=sharpness)
+    healthy = vote.combine(logits_ENC[1:], val_nll_E[1:])
+    logits_ENC[0], val_nll_E[0] = math.nan, math.nan
+
+    np.testing.assert_allclose(vote.combine(logits_ENC, val_nll_E), healthy)
+
+
+@pytest.mark.parametrize("vote", ALL_VOTES)
+def test_a_diverged_voter_is_named_instead_of_spoiling_the_bag(vote, logits_ENC, val_nll_E) -> None:
+    logits_ENC[2, 5, 1] = math.nan
+
+    with pytest.raises(TrainingError, match="1 of 4, the first at index 2"):
+        vote.combine(logits_ENC, val_nll_E)
+
+
+def test_a_bag_in_which_all_diverged_is_refused(logits_ENC) -> None:
+    with pytest.raises(TrainingError, match="at least one of 4 members"):
+        WeightedVote().combine(logits_ENC, torch.full((4,), math.nan))
+
+
+@pytest.mark.parametrize("vote", ALL_VOTES)
+def test_a_validation_nll_for_each_member_is_required(vote, logits_ENC) -> None:
+    with pytest.raises(ValueError, match="validation NLL for each"):
+        vote.combine(logits_ENC, torch.zeros(3))
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), scale=st.floats(0.3, 20))
+def test_temperature_agrees_with_a_numerical_minimiser(seed: int, scale: float) -> None:
+    logits = random_logits(80, 4, seed=seed).double()
+    sampled = torch.multinomial(
+        logits.softmax(dim=1), 1, generator=torch.Generator().manual_seed(seed)
+    )
+    probs, labels = (scale * logits).softmax(dim=1), sampled.squeeze(1)
+
+    def loss(log_temperature: float) -> float:
+        return nll(apply_temperature(probs, math.exp(log_temperature)), labels)
+
+    bounds = tuple(math.log(bound) for bound in TEMPERATURE_RANGE)
+    reference = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    found = math.log(fit_temperature(probs, labels))
+    assert loss(found) <= reference.fun + 1e-12
+    assert found == pytest.approx(reference.x, abs=1e-5)
+
+
+def test_temperature_undoes_a_known_miscalibration() -> None:
+    # 700 of 1000 right at log odds of 3 log(7/3): three times as sure as the truth allows.
+    labels = (torch.arange(1000) < 300).long()
+    probs = torch.tensor([[3 * math.log(7 / 3), 0.0]]).softmax(dim=1).expand(1000, 2)
+
+    temperature = fit_temperature(probs, labels)
+
+    assert temperature == pytest.approx(3, rel=1e-6)
+    assert apply_temperature(probs, temperature)[0].tolist() == pytest.approx([0.7, 0.3])
+
+
+def test_temperature_stays_in_its_range_for_a_bag_that_never_or_always_errs() -> None:
+    probs = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+
+    assert fit_temperature(probs, torch.tensor([0, 1])) == pytest.approx(TEMPERATURE_RANGE[0])
+    assert fit_temperature(probs, torch.tensor([1, 0])) == pytest.approx(TEMPERATURE_RANGE[1])
+
+
+def test_temperature_one_changes_nothing_and_any_keeps_the_most_probable() -> None:
+    probs = random_logits(30, 5).double().softmax(dim=1)
+
+    np.testing.assert_allclose(apply_temperature(probs, 1.0), probs)
+    for temperature in (0.1, 3.0, 100.0):
+        changed = apply_temperature(probs, temperature)
+        assert torch.equal(changed.argmax(dim=1), probs.argmax(dim=1))
+
+
+def test_temperature_of_vote_shares_with_zeros_is_finite() -> None:
+    probs = MajorityVote().combine(random_logits(3, 40, 4), torch.zeros(3))
+    labels = torch.arange(40) % 4
+
+    temperature = fit_temperature(probs, labels)
+
+    assert nll(apply_temperature(probs, temperature), labels) < nll(probs, labels)
+
+
+def test_a_vote_is_read_by_its_kind() -> None:
+    read = TypeAdapter(Vote).validate_python
+
+    assert read({"kind": "weighted", "sharpness": 2}) == WeightedVote(sharpness=2)
+    assert [read({"kind": cls().kind}) for cls in variants(Vote)] == ALL_VOTES
+    with pytest.raises(ValidationError, match="greater than or equal to 0"):
+        read({"kind": "weighted", "sharpness": -1})
