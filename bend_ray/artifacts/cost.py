@@ -7,6 +7,11 @@ from types import TracebackType
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
+from bend_ray.artifacts.directory import Directory
+
+COST_DIRECTORY = "cost"
+"""What pieces of an artifact cost, while it is being made."""
+
 
 class Cost(BaseModel):
     """Seconds of CPU, of GPU and of waiting; costs of pieces add up.
@@ -21,12 +26,35 @@ class Cost(BaseModel):
     gpu_seconds: NonNegativeFloat = 0.0
     wall_seconds: NonNegativeFloat = 0.0
 
+    @property
+    def seconds(self) -> float:
+        """Seconds of the processor that decides: the GPU where one was used, else the CPU."""
+        return self.gpu_seconds or self.cpu_seconds
+
     def __add__(self, other: Cost) -> Cost:
         return Cost(
             cpu_seconds=self.cpu_seconds + other.cpu_seconds,
             gpu_seconds=self.gpu_seconds + other.gpu_seconds,
             wall_seconds=self.wall_seconds + other.wall_seconds,
         )
+
+
+def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
+    """Notes what a piece cost, so that a resumed stage knows it.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    artifact.write_json(f"{COST_DIRECTORY}/{name}.json", cost.model_dump())
+
+
+def read_cost(artifact: Directory, name: str) -> Cost:
+    """What ``write_cost`` noted.
+
+    Raises:
+        StoreError: nothing was.
+    """
+    return Cost.model_validate(artifact.read_json(f"{COST_DIRECTORY}/{name}.json"))
 
 
 class Stopwatch:

@@ -43,7 +43,8 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     try:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
     except (OSError, pa.ArrowException) as error:
-        raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from error
+        # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
+        raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
     if not path.strip("/") and filesystem.type_name in _OBJECT_STORES:
         raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
     return filesystem, path

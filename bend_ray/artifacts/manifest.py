@@ -86,6 +86,11 @@ def parse_manifest(content: bytes) -> Manifest:
     try:
         return Manifest.model_validate(record)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(key) for key in first["loc"]) or "manifest"
-        raise ValueError(f"{where}: {first['msg']}") from error
+        raise ValueError(first_problem(error)) from error
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line: ``files.0.bytes: Input should be ...``."""
+    first = error.errors()[0]
+    where = ".".join(str(key) for key in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Origin = Literal["trained", "generated"]
 
 _DTYPES = {
     "model_id": np.int64,
@@ -40,12 +42,12 @@ class Population:
         val_accuracy: (K,) float32 in [0, 1].
         val_nll: (K,) float32, nats.
         fit_seconds: (K,) float32, CPU seconds this model cost.
-        origin: "trained" or "generated".
+        origin: whether they were trained or drawn from a generator.
         theta_KP: (K, P) float32; (K, 0) when it was not read.
         layout_digest: names the layout that flattened the classifiers.
 
     Raises:
-        ValueError: shapes that do not agree.
+        ValueError: another origin, or shapes that do not agree.
     """
 
     model_id: NDArray[np.int64]
@@ -57,13 +59,15 @@ class Population:
     val_accuracy: NDArray[np.float32]
     val_nll: NDArray[np.float32]
     fit_seconds: NDArray[np.float32]
-    origin: str
+    origin: Origin
     theta_KP: NDArray[np.float32]
     layout_digest: str
 
     def __post_init__(self) -> None:
         for name, dtype in _DTYPES.items():
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        if self.origin not in get_args(Origin):
+            raise ValueError(f"expected origin {Origin}, got {self.origin!r}")
         if self.theta_KP.ndim != 2:
             raise ValueError(f"expected theta_KP of shape (K, P), got {self.theta_KP.shape}")
         for name in _DTYPES:
@@ -76,8 +80,11 @@ class Population:
 
     def select(self, rows: ArrayLike | slice) -> Population:
         """The models at a boolean mask, at indices, or in a slice (a view, nothing copied)."""
-        index = rows if isinstance(rows, slice) else np.asarray(rows)
-        return replace(self, **{name: getattr(self, name)[index] for name in _DTYPES})
+        if not isinstance(rows, slice):
+            rows = np.asarray(rows)
+            # numpy takes an empty list for floats, and floats for no index.
+            rows = rows if rows.size else rows.astype(np.intp)
+        return replace(self, **{name: getattr(self, name)[rows] for name in _DTYPES})
 
     @classmethod
     def concatenate(cls, populations: Sequence[Population]) -> Population:

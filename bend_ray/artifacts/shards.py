@@ -62,7 +62,7 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
         artifact.open_output(shard_name(index)) as stream,
         pq.ParquetWriter(
             stream,
-            table_format.schema(),
+            table_format.arrow_schema(),
             compression="NONE",
             use_dictionary=False,
             write_statistics=list(ROW_TYPES),
@@ -83,7 +83,7 @@ def shard_rows(artifact: Artifact, index: int) -> int | None:
     # A local file is visible before it is closed, so only a readable footer proves it whole.
     try:
         with _open_shard(artifact, shard_name(index)) as (file, _):
-            return int(file.metadata.num_rows)
+            return _num_rows(file)
     except CorruptArtifact:
         return None
 
@@ -99,6 +99,26 @@ def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]
         StoreError: the store cannot be read.
     """
     return {index for index, rows in expected.items() if shard_rows(artifact, index) == rows}
+
+
+def count_models(artifact: Artifact) -> int:
+    """Models in the whole shards of an artifact, committed or not.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    found = (_SHARD_NAME.fullmatch(file.name) for file in artifact.list_files("shard-"))
+    indices = [int(match[1]) for match in found if match]
+    return sum(shard_rows(artifact, index) or 0 for index in indices)
+
+
+def shard_names(artifact: Artifact) -> list[str]:
+    """The files of a committed population's shards, in order.
+
+    Raises:
+        StoreError: nothing is committed, or it is no population.
+    """
+    return [shard.name for shard in _listed_shards(artifact)]
 
 
 def read_format(artifact: Artifact) -> TableFormat:
@@ -128,14 +148,11 @@ def read_population(artifact: Artifact, *, theta: bool = True) -> Population:
     shards = _listed_shards(artifact)
     table_format = _first_format(artifact, shards)
     stop = table_format.num_parameters if theta else 0
-    rows, theta_KP = _read(artifact, shards, table_format, list(ROW_TYPES), range(stop))
-    columns = {name: rows.column(name) for name in ROW_TYPES}
-    origins = columns.pop("origin").unique().to_pylist()
-    if len(origins) != 1:
-        raise artifact.corrupt("a shard", f"expected one origin, got {sorted(origins)}")
+    names = [name for name in ROW_TYPES if name != "origin"]
+    rows, theta_KP = _read(artifact, shards, table_format, names, range(stop))
     return Population(
-        **{name: column.to_numpy() for name, column in columns.items()},
-        origin=origins[0],
+        **{name: rows.column(name).to_numpy() for name in names},
+        origin=table_format.origin,
         theta_KP=theta_KP,
         layout_digest=table_format.layout_digest,
     )
@@ -193,14 +210,19 @@ def _row_groups(
     for shard in shards:
         with _open_shard(artifact, shard.name) as (file, found):
             if found != table_format:
-                raise artifact.corrupt(shard.name, f"expected {table_format}, got {found}")
-            if file.metadata.num_rows != shard.rows:
-                came = f"expected {shard.rows} models, got {file.metadata.num_rows}"
+                raise artifact.corrupt(shard.name, f"expected {table_format!r}, got {found!r}")
+            if (num_rows := _num_rows(file)) != shard.rows:
+                came = f"expected {shard.rows} models, got {num_rows}"
                 raise artifact.corrupt(shard.name, came)
             for group in range(file.num_row_groups):
                 with _reading(artifact, shard.name):
                     table = file.read_row_group(group, columns=columns)
                 yield table
+
+
+def _num_rows(file: pq.ParquetFile) -> int:
+    # Not the footer's total, which a damaged footer may contradict.
+    return sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
 
 
 def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
@@ -239,5 +261,5 @@ def _reading(artifact: Artifact, name: str) -> Iterator[None]:
         if error.errno is None and artifact.filesystem.type_name == "local":
             raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error
         raise StoreError(f"cannot read {name} of {artifact!r}: {cause(error)}") from error
-    except pa.ArrowException as error:
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
-from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.manifest import first_problem
+from bend_ray.artifacts.population import Origin, Population
 from bend_ray.errors import StoreError
 
 FORMAT_VERSION = 1
@@ -40,25 +41,34 @@ ROW_TYPES = {
 _PREFIX = "bend_ray."
 
 
-@dataclass(frozen=True)
-class TableFormat:
-    """What all tables of one population have in common, stored in the schema's metadata.
+class TableFormat(BaseModel):
+    """What all tables of one population have in common, stored in the schema's metadata."""
 
-    Attributes:
-        num_parameters: P.
-        layout_digest: names the layout that flattened the classifiers.
-        part_widths: floats in each theta column; they sum to P.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
+    format_version: int = FORMAT_VERSION
+    """Of these columns and this metadata."""
+    dtype: Literal["float32"] = "float32"
+    """Of a parameter, little-endian."""
     num_parameters: int
+    """P."""
     layout_digest: str
-    part_widths: tuple[int, ...]
+    """Names the layout that flattened the classifiers."""
+    origin: Origin
+    """The same in every row."""
+    part_widths: tuple[PositiveInt, ...]
+    """Floats in each theta column; they sum to P."""
 
     @classmethod
     def of(cls, population: Population) -> TableFormat:
         """The format a population is written in."""
         num_parameters = population.theta_KP.shape[1]
-        return cls(num_parameters, population.layout_digest, _part_widths(num_parameters))
+        return cls(
+            num_parameters=num_parameters,
+            layout_digest=population.layout_digest,
+            origin=population.origin,
+            part_widths=_part_widths(num_parameters),
+        )
 
     @classmethod
     def from_schema(cls, schema: pa.Schema) -> TableFormat:
@@ -68,33 +78,34 @@ class TableFormat:
             StoreError: a newer bend-ray wrote it.
             ValueError: it is not a population's, or contradicts itself.
         """
-        metadata = _metadata(schema)
-        if metadata["format_version"] > FORMAT_VERSION:
+        metadata = {
+            key.decode().removeprefix(_PREFIX): json.loads(value)
+            for key, value in (schema.metadata or {}).items()
+            if key.startswith(_PREFIX.encode())
+        }
+        version = metadata.get("format_version", 0)
+        if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(
-                f"expected population format {FORMAT_VERSION} or older, got "
-                f"{metadata['format_version']}, which a newer bend-ray wrote: upgrade bend-ray"
+                f"expected population format {FORMAT_VERSION} or older, got {version}, "
+                "which a newer bend-ray wrote: upgrade bend-ray"
             )
-        found = cls(
-            metadata["num_parameters"], metadata["layout_digest"], tuple(metadata["part_widths"])
-        )
-        if sum(found.part_widths) != found.num_parameters or not found.schema().equals(schema):
-            raise ValueError(f"expected the columns of {found}, got {schema.names}")
+        try:
+            found = cls.model_validate(metadata)
+        except ValidationError as error:
+            problem = first_problem(error)
+            raise ValueError(f"expected the metadata of a population, got {problem}") from error
+        adds_up = sum(found.part_widths) == found.num_parameters
+        if not adds_up or not found.arrow_schema().equals(schema):
+            raise ValueError(f"expected the columns of {found!r}, got {schema.names}")
         return found
 
-    def schema(self) -> pa.Schema:
-        """The columns in order, none of them nullable, and the metadata."""
+    def arrow_schema(self) -> pa.Schema:
+        """The columns in order, none of them nullable, and the metadata, each value as JSON."""
         theta_types = {name: pa.binary(4 * len(part)) for name, part in self.parts().items()}
         types = {**ROW_TYPES, **theta_types}
-        metadata = {
-            "format_version": FORMAT_VERSION,
-            "num_parameters": self.num_parameters,
-            "layout_digest": self.layout_digest,
-            "dtype": "float32",
-            "part_widths": self.part_widths,
-        }
         return pa.schema(
             [pa.field(name, arrow, nullable=False) for name, arrow in types.items()],
-            {f"{_PREFIX}{key}": json.dumps(value) for key, value in metadata.items()},
+            {f"{_PREFIX}{key}": json.dumps(value) for key, value in self.model_dump().items()},
         )
 
     def parts(self) -> dict[str, range]:
@@ -124,15 +135,15 @@ def table_from_population(population: Population, table_format: TableFormat) -> 
         columns[name] = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(4 * len(part)), len(population), [None, pa.py_buffer(bytes_KS)]
         )
-    schema = table_format.schema()
+    schema = table_format.arrow_schema()
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
 def theta_from_table(table: pa.Table) -> NDArray[np.float32]:
     """The vectors of a table, ``theta_KP``.
 
-    With one theta column in one chunk (a batch of Ray Data, a row group) it is a read-only view
-    of the table's memory; otherwise a copy.
+    With one theta column in one chunk (a batch of Ray Data, a row group) it is a view of the
+    table's memory, which may be read-only; otherwise a copy.
 
     Raises:
         ValueError: the table has no theta columns.
@@ -202,16 +213,3 @@ def _consecutive(names: Iterable[str], widths: Iterable[int]) -> dict[str, range
         parts[name] = range(start, start + width)
         start += width
     return parts
-
-
-def _metadata(schema: pa.Schema) -> dict[str, Any]:
-    """The values under our prefix; raises ValueError where one is missing or does not read."""
-    found = {
-        key.decode().removeprefix(_PREFIX): json.loads(value)
-        for key, value in (schema.metadata or {}).items()
-        if key.startswith(_PREFIX.encode())
-    }
-    expected = {"format_version", "num_parameters", "layout_digest", "dtype", "part_widths"}
-    if missing := sorted(expected - set(found)):
-        raise ValueError(f"expected the metadata of a population, got none for {missing}")
-    return found

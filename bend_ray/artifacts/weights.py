@@ -53,5 +53,5 @@ def load_weights(artifact: Directory, name: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(content)
     except SafetensorError as error:
-problem = f"expected a safetensors file, got: {cause(error)}"
+        problem = f"expected a safetensors file, got: {cause(error)}"
         raise artifact.corrupt(name, problem) from error

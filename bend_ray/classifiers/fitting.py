@@ -87,7 +87,7 @@ def fit(
         batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
         for generator in generators
     ]
-    marks = _snapshot_steps(num_steps, stretch.snapshots)
+    marks = snapshot_steps(num_steps, stretch.snapshots)
     theta = theta_KP.clone().requires_grad_()
     optimizer = recipe.optimizer.build([theta])
     rate = _rate_factor(recipe, stretch, num_images)
@@ -116,10 +116,10 @@ def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[
     return lambda step: recipe.schedule.factor(min(1.0, (first + step) / total))
 
 
-def _snapshot_steps(num_steps: int, snapshots: int) -> list[int]:
+def snapshot_steps(num_steps: int, snapshots: int) -> list[int]:
     """Steps after which a snapshot is taken: equally spaced, the last at the end.
 
-    >>> _snapshot_steps(10, 4)
+    >>> snapshot_steps(10, 4)
     [2, 5, 8, 10]
     """
     return [round((s + 1) * num_steps / snapshots) for s in range(snapshots)]

@@ -1,8 +1,8 @@
 """Which members vote. Only validation data is ever looked at.
 
 Shape letters: E members, N validation examples, C classes. Every variant returns member indices
-in voting order, so that the first n of them are a sensible smaller bag, and puts members that
-diverged (nan or infinite logits) last if it ranks members at all.
+in voting order, so that the first n of them are a sensible smaller bag. Where members are ranked,
+one that diverged (nan or infinite logits) comes last; in ``Stratified`` last of its trunk.
 """
 
 from __future__ import annotations

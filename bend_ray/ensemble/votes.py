@@ -37,7 +37,8 @@ class SoftVote(Spec):
         Raises:
             TrainingError: if a member's logits are not finite.
         """
-        return _average_softmax(logits_ENC, torch.full_like(val_nll_E, 1 / len(val_nll_E)))
+        equal_E = torch.full_like(val_nll_E, 1 / len(val_nll_E), dtype=torch.float64)
+        return _average_softmax(logits_ENC, equal_E)
 
 
 class MajorityVote(Spec):

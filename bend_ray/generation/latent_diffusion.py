@@ -1,11 +1,11 @@
 """Noise in, latents out: a trained denoiser with the standardisation of its latents.
 
-Shape letters: N samples, Z latent.
+Shape letters: K training models, N samples, C conditions, Z latent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,27 +14,52 @@ from torch import Tensor, nn
 from bend_ray.generation.diffusion import Process
 from bend_ray.generation.samplers import Sampler
 
+STD_FLOOR = 1e-4
+
 
 @dataclass(frozen=True)
 class LatentScale:
-    """What maps latents to zero mean and unit variance, dimension by dimension."""
+    """What makes latents residuals of unit variance around their condition's mean.
 
-    mean_Z: Tensor
+    Between trunks latents lie far apart, within one close together: a denoiser of latents that
+    are standardised over all trunks spends itself on telling trunks apart, and its samples lose
+    or overshoot the members' spread. Around the trunks' means the untrained v-prediction already
+    is the Gaussian of the members' residuals; what is learnt is how they differ from it.
+
+    Attributes:
+        mean_CZ: each condition's mean latent.
+        std_Z: standard deviation of the residuals, pooled over conditions.
+    """
+
+    mean_CZ: Tensor
     std_Z: Tensor
 
     @classmethod
-    def fit(cls, z_KZ: Tensor) -> LatentScale:
-        """From the latents of the training models; constant dimensions keep their scale."""
-        std_Z, mean_Z = torch.std_mean(z_KZ, dim=0, correction=0)
-        return cls(mean_Z, torch.where(std_Z > 1e-6, std_Z, torch.ones_like(std_Z)))
+    def fit(cls, z_KZ: Tensor, condition_K: Tensor, num_conditions: int) -> LatentScale:
+        """From the latents of the training models; every condition must have one."""
+        count_C = condition_K.bincount(minlength=num_conditions)
+        sums_CZ = torch.zeros(num_conditions, z_KZ.shape[1]).index_add_(0, condition_K, z_KZ)
+        mean_CZ = sums_CZ / count_C.clamp_min(1)[:, None]
+        degrees = max(1, len(z_KZ) - int((count_C > 0).sum()))
+        variance_Z = (z_KZ - mean_CZ[condition_K]).square().sum(dim=0) / degrees
+        return cls(mean_CZ, variance_Z.sqrt().clamp_min(STD_FLOOR))
 
-    def apply(self, z_NZ: Tensor) -> Tensor:
-        """Latents to unit latents."""
-        return (z_NZ - self.mean_Z) / self.std_Z
+    def apply(self, z_NZ: Tensor, condition_N: Tensor) -> Tensor:
+        """Latents to unit residuals."""
+        return (z_NZ - self.mean_CZ[condition_N]) / self.std_Z
 
-    def invert(self, x_NZ: Tensor) -> Tensor:
-        """Unit latents to latents."""
-        return x_NZ * self.std_Z + self.mean_Z
+    def invert(self, x_NZ: Tensor, condition_N: Tensor) -> Tensor:
+        """Unit residuals to latents."""
+        return x_NZ * self.std_Z + self.mean_CZ[condition_N]
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors that ``from_state`` takes."""
+        return {"mean_CZ": self.mean_CZ, "std_Z": self.std_Z}
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Tensor]) -> LatentScale:
+        """The scale saved by ``state``."""
+        return cls(state["mean_CZ"], state["std_Z"])
 
 
 @torch.no_grad()
@@ -45,6 +70,7 @@ def sample_latents(
     scale: LatentScale,
     condition_N: Tensor,
     generators: Sequence[torch.Generator],
+    temperature: float = 1.0,
 ) -> Tensor:
     """Draw one latent a generator.
 
@@ -55,6 +81,7 @@ def sample_latents(
         scale: of the latents the denoiser was trained on.
         condition_N: condition id of each sample.
         generators: one a sample, so that a sample does not depend on its neighbours.
+        temperature: multiplier of all noise; below one samples stay nearer to the mean.
 
     Returns:
         Latents ``(N, Z)``.
@@ -66,8 +93,9 @@ def sample_latents(
         return predicted_NZ
 
     def noise() -> Tensor:
-        rows = [torch.randn(len(scale.mean_Z), generator=generator) for generator in generators]
-        return torch.stack(rows).to(scale.mean_Z.device)
+        rows = [torch.randn(len(scale.std_Z), generator=generator) for generator in generators]
+        return temperature * torch.stack(rows).to(scale.std_Z.device)
 
     # A sampler is paired with its process by the config's validation.
-    return scale.invert(sampler.sample(predict, process, noise))  # type: ignore[arg-type]
+    unit_NZ = sampler.sample(predict, process, noise)  # type: ignore[arg-type]
+    return scale.invert(unit_NZ, condition_N)

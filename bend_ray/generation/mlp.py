@@ -97,9 +97,11 @@ class MlpDenoiser(nn.Module):
         self.project_in = nn.Linear(latent_size, hidden)
         self.blocks = nn.ModuleList(ModulatedBlock(hidden) for _ in range(blocks))
         self.project_out = nn.Linear(hidden, latent_size)
+        self.gate = nn.Linear(hidden, 1)
         # Starting at zero: the first guess of a v-prediction is then that of a unit Gaussian.
-        nn.init.zeros_(self.project_out.weight)
-        nn.init.zeros_(self.project_out.bias)
+        for layer in (self.project_out, self.gate):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
         """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""
@@ -107,5 +109,7 @@ class MlpDenoiser(nn.Module):
         h_BH = self.project_in(x_BZ) + embedded_BH
         for block in self.blocks:
             h_BH = block(h_BH, embedded_BH)
-        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH))
+        # The input's own share of the answer, by time alone: an eps-prediction is mostly its
+        # input, which a narrow network could not pass through.
+        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH)) + self.gate(embedded_BH) * x_BZ
         return y_BZ

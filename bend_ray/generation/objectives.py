@@ -51,11 +51,11 @@ class Reconstruction(nn.Module):
         """The module whose weights are the result."""
         return self.autoencoder
 
-    def draw(self, x_BF: Tensor, generator: torch.Generator) -> Batch:
-        """Unit noise for the features and the latents of one batch."""
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Batch:
+        """Unit noise for the features, of ``shape`` ``(B, F)``, and the latents of one batch."""
         return {
-            "input_noise": torch.randn(x_BF.shape, generator=generator),
-            "latent_noise": torch.randn(len(x_BF), self.latent_size, generator=generator),
+            "input_noise": torch.randn(shape, generator=generator),
+            "latent_noise": torch.randn(shape[0], self.latent_size, generator=generator),
         }
 
     def forward(self, batch: Batch) -> Tensor:
@@ -86,11 +86,11 @@ class Denoising(nn.Module):
         """The module whose weights are the result."""
         return self.denoiser
 
-    def draw(self, x_BZ: Tensor, generator: torch.Generator) -> Batch:
-        """Times and unit noise for one batch."""
+    def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Batch:
+        """Times and unit noise for one batch of ``shape`` ``(B, Z)``."""
         return {
-            "t": self.process.draw_times(len(x_BZ), generator),
-            "eps": torch.randn(x_BZ.shape, generator=generator),
+            "t": self.process.draw_times(shape[0], generator),
+            "eps": torch.randn(shape, generator=generator),
         }
 
     def forward(self, batch: Batch) -> Tensor:

@@ -110,8 +110,9 @@ class Gaussian(Spec):
         means_TP, row_K = trunk_means(theta_KP, trunks_K)
         degrees = max(1, len(theta_KP) - len(means_TP))
         mix_NK = torch.randn(count, len(theta_KP), generator=generator) / degrees**0.5
-        residuals_NP = mix_NK @ (theta_KP - means_TP[row_K])
-        return means_TP[torch.arange(count) % len(means_TP)] + self.scale * residuals_NP
+        residuals_NP: torch.Tensor = mix_NK @ (theta_KP - means_TP[row_K])
+        drawn_NP = means_TP[torch.arange(count) % len(means_TP)]
+        return drawn_NP + self.scale * residuals_NP
 
 
 class MultiSwag(Spec):

@@ -32,12 +32,12 @@ def random_logits(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture(name="logits_ENC")
 def make_logits() -> torch.Tensor:
-    return random_logits(4, 12, 3)
+    return random_logits(5, 12, 3)
 
 
 @pytest.fixture(name="val_nll_E")
 def make_val_nll() -> torch.Tensor:
-    return torch.tensor([0.1, 0.5, 0.3, 0.2])
+    return torch.tensor([0.1, 0.5, 0.3, 0.2, 0.9])
 
 
 def softmax(logits: torch.Tensor) -> list[float]:
@@ -63,7 +63,7 @@ def weighted_loop(logits_ENC: torch.Tensor, weights: list[float]) -> list[list[f
 def test_soft_vote_is_the_mean_of_the_probabilities(logits_ENC, val_nll_E) -> None:
     probs = SoftVote().combine(logits_ENC, val_nll_E)
 
-    expected = torch.tensor(weighted_loop(logits_ENC, [1, 1, 1, 1]), dtype=torch.float64)
+    expected = torch.tensor(weighted_loop(logits_ENC, [1, 1, 1, 1, 1]), dtype=torch.float64)
     np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
 
 
@@ -79,8 +79,8 @@ def test_majority_vote_counts_heads(logits_ENC, val_nll_E) -> None:
     probs = MajorityVote().combine(logits_ENC, val_nll_E)
 
     for n, shares in enumerate(probs.tolist()):
-        ballots = [max(range(3), key=lambda c, e=e, n=n: logits_ENC[e, n, c]) for e in range(4)]
-        assert shares == [ballots.count(c) / 4 for c in range(3)]
+        ballots = [max(range(3), key=lambda c, e=e, n=n: logits_ENC[e, n, c]) for e in range(5)]
+        assert shares == [ballots.count(c) / 5 for c in range(3)]
 
 
 def test_a_tied_majority_vote_goes_to_the_lowest_class() -> None:
@@ -126,13 +126,13 @@ def test_a_member_that_diverged_on_validation_has_no_weighted_vote(
 def test_a_diverged_voter_is_named_instead_of_spoiling_the_bag(vote, logits_ENC, val_nll_E) -> None:
     logits_ENC[2, 5, 1] = math.nan
 
-    with pytest.raises(TrainingError, match="1 of 4, the first at index 2"):
+    with pytest.raises(TrainingError, match="1 of 5, the first at index 2"):
         vote.combine(logits_ENC, val_nll_E)
 
 
 def test_a_bag_in_which_all_diverged_is_refused(logits_ENC) -> None:
-    with pytest.raises(TrainingError, match="at least one of 4 members"):
-        WeightedVote().combine(logits_ENC, torch.full((4,), math.nan))
+    with pytest.raises(TrainingError, match="at least one of 5 members"):
+        WeightedVote().combine(logits_ENC, torch.full((5,), math.nan))
 
 
 @pytest.mark.parametrize("vote", ALL_VOTES)

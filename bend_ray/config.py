@@ -1,0 +1,286 @@
+"""PipelineConfig: one section a stage, in order; every knob has one home.
+
+``PipelineConfig()`` is the default run. The docstring under a field is its help text
+(``bend config``); ``config_file`` reads a config from YAML, ``knobs`` lists what there is to set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from bend_ray.classifiers.architectures import Architecture, Mlp
+from bend_ray.classifiers.datasets import Dataset, Digits
+from bend_ray.classifiers.protocols import Forks, Protocol, Recipe
+from bend_ray.ensemble.bagging import All, Bagging
+from bend_ray.ensemble.votes import SoftVote, Vote
+from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
+from bend_ray.generation.denoisers import Denoiser, MlpDenoiser
+from bend_ray.generation.diffusion import Ddpm, Process
+from bend_ray.generation.rivals import (
+    Gaussian,
+    MultiSwag,
+    Noise,
+    TrunkAverages,
+    WeightAverage,
+    WeightSpaceRival,
+)
+from bend_ray.generation.samplers import Ddim, Sampler
+from bend_ray.optim import Training
+from bend_ray.spec import Spec, variants
+
+
+class Resources(Spec):
+    """What one process of a stage is given; where work runs never changes what it computes."""
+
+    cpus: PositiveFloat = 1.0
+    """CPUs a process."""
+    gpus: NonNegativeFloat = 0.0
+    """GPUs a process; a fraction puts several processes on one GPU."""
+
+
+class ActorResources(Resources):
+    """Processes that share out independent pieces of work."""
+
+    workers: PositiveInt | None = None
+    """Processes; null for as many as the cluster has room for and there are pieces of work."""
+
+
+class TrainResources(Resources):
+    """Workers of one distributed training."""
+
+    workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
+    """Workers of the data-parallel training; [least, most] trains on as many as there are."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TrainResources:
+        if isinstance(self.workers, tuple) and self.workers[0] > self.workers[1]:
+            raise ValueError(f"expected workers [least, most], got {list(self.workers)}")
+        return self
+
+
+class SeedsSection(Spec):
+    """The trained population."""
+
+    architecture: Architecture = Mlp()
+    """The base classifier."""
+    recipe: Recipe = Recipe()
+    """How one base classifier is ordinarily trained."""
+    protocol: Protocol = Forks()
+    """Which models the population is made of."""
+    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Share of every trunk's members the generator never sees, for the novelty table."""
+    cohort_size: PositiveInt = 32
+    """Models trained at once; a cohort is one shard."""
+    resources: ActorResources = ActorResources()
+    """What each actor is given."""
+
+    @property
+    def num_models(self) -> int:
+        """Members of the population."""
+        return sum(len(run) for run in self.protocol.runs())
+
+
+class AutoencoderSection(Spec):
+    """The map between parameters and latents."""
+
+    model: Autoencoder = PrincipalMlp()
+    """The network, and what it is given of a classifier."""
+    training: Training = Training(steps=1000)
+    """How it is trained."""
+    resources: TrainResources = TrainResources()
+    """What each worker is given."""
+
+
+class LatentsSection(Spec):
+    """The population, encoded."""
+
+    resources: Resources = Resources()
+    """What the encoding process is given."""
+
+
+class GeneratorSection(Spec):
+    """The diffusion model over latents."""
+
+    denoiser: Denoiser = MlpDenoiser()
+    """The network."""
+    process: Process = Ddpm()
+    """How latents become noise and what the network predicts."""
+    conditional: bool = True
+    """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
+    training: Training = Training(steps=1500)
+    """How it is trained."""
+    resources: TrainResources = TrainResources()
+    """What each worker is given."""
+
+
+class SamplesSection(Spec):
+    """The generated population."""
+
+    count: PositiveInt = 48
+    """Classifiers drawn, the trunks in turn."""
+    sampler: Sampler = Ddim()
+    """From noise to latents."""
+    temperature: PositiveFloat = 1.0
+    """Multiplier of the sampler's noise; below one more accurate and less diverse."""
+    shard_size: PositiveInt = 24
+    """Classifiers drawn at once; one shard."""
+    resources: ActorResources = ActorResources()
+    """What each actor is given."""
+
+
+class OriginalsBag(Spec):
+    """As many trained members as the bag has, the trunks in turn."""
+
+    kind: Literal["originals_bag"] = "originals_bag"
+
+
+class TrunkBag(Spec):
+    """One trained member of each trunk."""
+
+    kind: Literal["trunk_bag"] = "trunk_bag"
+
+
+class BestOriginal(Spec):
+    """The single trained member of lowest validation NLL."""
+
+    kind: Literal["best_original"] = "best_original"
+
+
+class DeepEnsemble(Spec):
+    """Ordinary independent trainings, as many as the bag has; trained for the comparison.
+
+    Their cost is shown, as is how many of them our own cost would have paid for.
+    """
+
+    kind: Literal["deep_ensemble"] = "deep_ensemble"
+    size: PositiveInt | None = None
+    """Members; null for as many as the bag has."""
+
+
+Rival = Annotated[
+    OriginalsBag | TrunkBag | BestOriginal | DeepEnsemble | WeightSpaceRival,
+    Field(discriminator="kind"),
+]
+
+
+class EvaluationSection(Spec):
+    """The bag, its rivals, and what they cost; the only stage that opens the test part."""
+
+    bagging: Bagging = All()
+    """Which generated classifiers vote; chosen on validation images."""
+    vote: Vote = SoftVote()
+    """How their answers become one."""
+    rivals: tuple[Rival, ...] = (
+        OriginalsBag(),
+        TrunkBag(),
+        BestOriginal(),
+        DeepEnsemble(),
+        WeightAverage(),
+        TrunkAverages(),
+        Noise(),
+        Gaussian(),
+        MultiSwag(),
+    )
+    """What the bag is compared with; each kind once."""
+    resources: Resources = Resources()
+    """What the evaluating process is given."""
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> EvaluationSection:
+        kinds = [rival.kind for rival in self.rivals]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"expected each kind of rival once, got {', '.join(twice)} again")
+        return self
+
+
+class PipelineConfig(Spec):
+    """A whole run, from seed models to the evaluated bag."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything but the data set's split, which has its own."""
+    dataset: Dataset = Digits()
+    """The images."""
+    seeds: SeedsSection = SeedsSection()
+    """Stage 1: train the population."""
+    autoencoder: AutoencoderSection = AutoencoderSection()
+    """Stage 2: learn latents of its parameters."""
+    latents: LatentsSection = LatentsSection()
+    """Stage 3: encode it."""
+    generator: GeneratorSection = GeneratorSection()
+    """Stage 4: learn to draw latents."""
+    samples: SamplesSection = SamplesSection()
+    """Stage 5: draw classifiers."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """Stage 6: let them vote."""
+
+    @property
+    def num_training_models(self) -> int:
+        """Members the generator learns from."""
+        runs = self.seeds.protocol.runs()
+        sizes: dict[int, int] = {}
+        for run in runs:
+            for member in run:
+                sizes[member.trunk] = sizes.get(member.trunk, 0) + 1
+        return sum(size - round(self.seeds.held_out * size) for size in sizes.values())
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> PipelineConfig:
+        for check in (_latent_size_fits, _bag_fits, _sampler_fits):
+            check(self)
+        return self
+
+
+def _latent_size_fits(config: PipelineConfig) -> None:
+    latent_size, models = config.autoencoder.model.latent_size, config.num_training_models
+    if latent_size >= models:
+        raise ValueError(
+            f"autoencoder.model.latent_size: expected fewer than the {models} models the "
+            f"generator learns from, so that it cannot store them one by one, got {latent_size}; "
+            "lower it or train more seeds"
+        )
+
+
+def _bag_fits(config: PipelineConfig) -> None:
+    size = config.evaluation.bagging.size
+    if size is not None and size > config.samples.count:
+        raise ValueError(
+            f"evaluation.bagging.size: expected at most samples.count = {config.samples.count}, "
+            f"got {size}; lower it or draw more samples"
+        )
+
+
+def _sampler_fits(config: PipelineConfig) -> None:
+    sampler, process = config.samples.sampler, config.generator.process
+    if not isinstance(process, sampler.process):
+        fitting = [cls for cls in variants(Sampler) if cls.process is type(process)]  # type: ignore[attr-defined]
+        names = " or ".join(cls.model_fields["kind"].default for cls in fitting)
+        raise ValueError(
+            f"samples.sampler: expected {names} for generator.process {process.kind}, "
+            f"got {sampler.kind}"
+        )
+
+
+def identity(spec: Spec) -> dict[str, Any]:
+    """What decides a spec's result: its JSON without any ``Resources``.
+
+    >>> "resources" in identity(SeedsSection())
+    False
+    """
+    return {name: _plain(value) for name, value in spec if not isinstance(value, Resources)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return identity(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,69 @@
+"""What there is to set: every knob of the pipeline, with its path, default and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from bend_ray.config import PipelineConfig
+from bend_ray.spec import Spec, variants
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing to set.
+
+    Attributes:
+        path: its key, as in ``--set path=value``.
+        default: its value when nothing is said.
+        help: its meaning.
+        kind: the variant it belongs to, where the section has several; else empty.
+    """
+
+    path: str
+    default: Any
+    help: str
+    kind: str = ""
+
+
+@cache
+def knobs() -> tuple[Knob, ...]:
+    """Every knob, in the order of the config."""
+    return tuple(_knobs_of(PipelineConfig, PipelineConfig(), "", ""))
+
+
+@cache
+def kinds() -> frozenset[str]:
+    """The ``kind`` of every variant in the config."""
+    return frozenset(knob.kind for knob in knobs() if knob.kind)
+
+
+def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:
+    """The knobs of one class.
+
+    Args:
+        spec: the class.
+        default: what the default config holds in its place, if that is of this class.
+        prefix: the path of its fields.
+        kind: the variant it is part of.
+    """
+    for name, field in spec.model_fields.items():
+        if name == "kind":
+            continue
+        value = getattr(default, name) if default is not None else field.get_default()
+        path = f"{prefix}{name}"
+        yield Knob(path, _plain(value), " ".join((field.description or "").split()), kind)
+        for variant in variants(field.annotation):
+            tag = variant.model_fields["kind"].default if "kind" in variant.model_fields else kind
+            held = value if isinstance(value, variant) else None
+            yield from _knobs_of(variant, held, f"{path}.", tag)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return getattr(value, "kind", None)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,124 @@
+"""The pipeline: six stages in order, each made once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+
+from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.config import PipelineConfig
+from bend_ray.log import duration
+from bend_ray.plan import STAGES, Plan, plan
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: PipelineConfig,
+    store_uri: str,
+    *,
+    until: str = "evaluation",
+    address: str | None = None,
+) -> Plan:
+    """Make what is missing up to a stage, on a Ray cluster; with nothing missing, no Ray.
+
+    Args:
+        config: what to make.
+        store_uri: where artifacts live.
+        until: the last stage wanted.
+        address: the cluster to join; None for RAY_ADDRESS, else one of our own.
+
+    Returns:
+        The artifacts, committed up to ``until``.
+
+    Raises:
+        BendError: what the user can mend; what was finished is kept.
+    """
+    store = Store(store_uri)
+    artifacts = plan(config, store)
+    if artifacts[until].exists():
+        logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
+        return artifacts
+    store.ensure_writable()
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if artifacts[stage].exists():
+            logger.info("%-12s %s  is made", stage, artifacts[stage].fingerprint)
+        else:
+            _make(stage, config, artifacts, address)
+    return artifacts
+
+
+def _make(stage: str, config: PipelineConfig, artifacts: Plan, address: str | None) -> None:
+    """Make one stage's artifact, or wait until another run has."""
+    _connect(address)
+    artifact = artifacts[stage]
+    with lease(artifact, logger.info) as mine:
+        if mine:
+            logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
+            import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+    cost = artifact.manifest().cost
+    logger.info(
+        "%-12s %s  done in %s (CPU %s)",
+        stage,
+        artifact.fingerprint,
+        duration(cost.wall_seconds),
+        duration(cost.cpu_seconds),
+    )
+
+
+def _connect(address: str | None) -> None:
+    # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.stages import prepare_environment
+
+    prepare_environment(address)
+    import_module("bend_ray.stages.cluster").connect(address)
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """How far one stage is.
+
+    Attributes:
+        stage: its name.
+        artifact: where its result is, or will be.
+        state: ``committed``, ``partial`` or ``missing``.
+        detail: what is there, in words.
+    """
+
+    stage: str
+    artifact: Artifact
+    state: str
+    detail: str
+
+
+def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
+    """How far each stage of ``config`` is in a store; needs no Ray.
+
+    Raises:
+        BendError: the store cannot be read, or holds a broken artifact.
+    """
+    for artifact in plan(config, Store(store_uri)):
+        stage = artifact.stage
+        if artifact.exists():
+            cost = artifact.manifest().cost
+            took = f"{duration(cost.wall_seconds)} (CPU {duration(cost.cpu_seconds)})"
+            yield StageStatus(stage, artifact, "committed", took)
+        elif (done := _partial(config, artifact)) is not None:
+            yield StageStatus(stage, artifact, "partial", done)
+        else:
+            yield StageStatus(stage, artifact, "missing", "")
+
+
+def _partial(config: PipelineConfig, artifact: Artifact) -> str | None:
+    """What an artifact that is not committed already has, in words."""
+    totals = {"seeds": config.seeds.num_models, "samples": config.samples.count}
+    if artifact.stage in totals:
+        from bend_ray.artifacts.shards import count_models
+
+        models = count_models(artifact)
+        return f"{models} of {totals[artifact.stage]} models" if models else None
+    progress = artifact.progress()
+    return f"{progress.done} of {progress.total} {progress.unit}" if progress else None

@@ -1,0 +1,61 @@
+"""Plan: which artifact each stage of a config makes, and from which others.
+
+This is the pipeline's graph, kept apart from the stages so that asking what is there (``bend
+status``, a second ``bend run``) needs neither Ray nor torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.config import PipelineConfig, identity
+
+STAGE_VERSIONS = {
+    "seeds": 1,
+    "autoencoder": 1,
+    "latents": 1,
+    "generator": 1,
+    "samples": 1,
+    "evaluation": 1,
+}
+"""Raised when a stage's code makes something else of the same inputs."""
+
+STAGES = tuple(STAGE_VERSIONS)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The artifacts of one config in one store, made or not."""
+
+    seeds: Artifact
+    autoencoder: Artifact
+    latents: Artifact
+    generator: Artifact
+    samples: Artifact
+    evaluation: Artifact
+
+    def __getitem__(self, stage: str) -> Artifact:
+        artifact: Artifact = getattr(self, stage)
+        return artifact
+
+    def __iter__(self) -> Iterator[Artifact]:
+        return (getattr(self, field.name) for field in fields(self))
+
+
+def plan(config: PipelineConfig, store: Store) -> Plan:
+    """Where each stage of ``config`` leaves its result in ``store``."""
+
+    def artifact(stage: str, decides: dict[str, object], *inputs: Artifact) -> Artifact:
+        return store.artifact(stage, STAGE_VERSIONS[stage], decides, inputs)
+
+    whole = identity(config)
+    seed = {"seed": config.seed}
+    seeds = artifact("seeds", seed | {"dataset": whole["dataset"], "seeds": whole["seeds"]})
+    autoencoder = artifact("autoencoder", seed | {"autoencoder": whole["autoencoder"]}, seeds)
+    latents = artifact("latents", {"latents": whole["latents"]}, seeds, autoencoder)
+    generator = artifact("generator", seed | {"generator": whole["generator"]}, latents)
+    samples = artifact("samples", seed | {"samples": whole["samples"]}, autoencoder, generator)
+    evaluation = artifact("evaluation", seed | {"evaluation": whole["evaluation"]}, seeds, samples)
+    return Plan(seeds, autoencoder, latents, generator, samples, evaluation)

@@ -1,0 +1,141 @@
+"""Connecting to a cluster, and refusing at once what it can never give."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import ray
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.config import ActorResources, Resources
+from bend_ray.errors import ClusterError
+
+logger = logging.getLogger(__name__)
+
+# Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
+SPARE_CPUS = 2
+OBJECT_STORE_BYTES = 400 * 2**20
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at ``address``, or start one on this machine.
+
+    Args:
+        address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
+
+    Raises:
+        ClusterError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "bend"}
+    if address is None:
+        logger.info("ray          starting on this machine")
+        ray.init(
+            address="local",
+            num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,  # Ray Train asks its State API
+            **quiet,
+        )
+        return
+    try:
+        ray.init(address=address, **quiet)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(
+            f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
+            "address, or leave it out to start one on this machine"
+        ) from None
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """CPUs and GPUs of the cluster, and of its largest node."""
+
+    cpus: float
+    gpus: float
+    node_cpus: float
+    node_gpus: float
+
+    @classmethod
+    def now(cls) -> Capacity:
+        """What the connected cluster has, free or not."""
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        cpus = [float(node.get("CPU", 0.0)) for node in nodes]
+        gpus = [float(node.get("GPU", 0.0)) for node in nodes]
+        return cls(sum(cpus), sum(gpus), max(cpus, default=0.0), max(gpus, default=0.0))
+
+
+def require(stage: str, resources: Resources, workers: int = 1) -> None:
+    """Refuse at once what would wait for ever.
+
+    Args:
+        stage: whose processes they are.
+        resources: of one process, which must fit on one node.
+        workers: how many there must be at the same time.
+
+    Raises:
+        ClusterError: with what was asked and what there is.
+    """
+    have = Capacity.now()
+    fits_node = resources.cpus <= have.node_cpus and resources.gpus <= have.node_gpus
+    fits = workers * resources.cpus <= have.cpus and workers * resources.gpus <= have.gpus
+    if fits_node and fits:
+        return
+    raise ClusterError(
+        f"{stage}.resources: the cluster can never give this: asked for {workers} x "
+        f"({resources.cpus:g} CPU, {resources.gpus:g} GPU), it has {have.cpus:g} CPU and "
+        f"{have.gpus:g} GPU, at most {have.node_cpus:g} CPU and {have.node_gpus:g} GPU on one "
+        f"node; lower {stage}.resources or give --address of a larger cluster"
+    )
+
+
+def num_actors(stage: str, resources: ActorResources, pieces: int) -> int:
+    """How many processes share out ``pieces`` of work: no more than can run at once.
+
+    Raises:
+        ClusterError: as ``require``.
+    """
+    require(stage, resources, resources.workers or 1)
+    if resources.workers is not None:
+        return min(resources.workers, pieces)
+    have = Capacity.now()
+    # A cluster of our own declares more CPUs than there are cores (see SPARE_CPUS).
+    cores = max(1.0, have.cpus - SPARE_CPUS) if have.cpus <= _own_cpus() else have.cpus
+    room = int(cores // resources.cpus)
+    if resources.gpus:
+        room = min(room, int(have.gpus // resources.gpus))
+    return max(1, min(room, pieces))
+
+
+def _own_cpus() -> float:
+    return (os.cpu_count() or 1) + SPARE_CPUS
+
+
+def options(resources: Resources) -> dict[str, object]:
+    """What ``.options(...)`` of a task or actor takes."""
+    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+
+
+def settle(resources: Resources) -> str:
+    """Set up this worker process for computing: one thread a CPU; returns its device.
+
+    Two torch threads on one contended core are 40 times slower than one.
+    """
+    import torch
+
+    torch.set_num_threads(max(1, int(resources.cpus)))
+    return "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def total(costs: Sequence[Cost], wall_seconds: float) -> Cost:
+    """The cost of pieces done side by side in ``wall_seconds``."""
+    summed = sum(costs, Cost())
+    return Cost(
+        cpu_seconds=summed.cpu_seconds, gpu_seconds=summed.gpu_seconds, wall_seconds=wall_seconds
+    )

@@ -1,0 +1,99 @@
+"""Stage 6, evaluation: the bag of generated classifiers against its rivals, on the test part.
+
+The only stage that opens the test part. Members are chosen, votes weighted and rivals picked on
+validation images; a rival that must be trained is trained here, as a population of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import ray
+
+from bend_ray.artifacts.cost import Cost, Stopwatch
+from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Artifact
+from bend_ray.classifiers.protocols import Independent
+from bend_ray.config import DeepEnsemble, PipelineConfig
+from bend_ray.plan import Plan
+from bend_ray.plan import plan as plan_of
+from bend_ray.stages import cluster, seeds
+from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.comparison import Comparison, Members, Prices
+from bend_ray.stages.pool import get
+
+logger = logging.getLogger(__name__)
+
+STAGES_OF_THE_BAG = ("seeds", "autoencoder", "latents", "generator", "samples")
+
+
+def make(config: PipelineConfig, plan: Plan) -> None:
+    """Evaluate ``plan.samples`` and everything it is compared with, and commit the figures."""
+    artifact, resources = plan.evaluation, config.evaluation.resources
+    cluster.require("evaluation", resources)
+    with Stopwatch() as watch:
+        ordinary = _train_ordinary(config, plan)
+        evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
+        metrics, cost = get(evaluate.remote(config, plan, ordinary))
+    artifact.commit(files=[], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds))
+
+
+def _train_ordinary(config: PipelineConfig, plan: Plan) -> Artifact | None:
+    """The deep ensemble, if it is among the rivals: ordinary independent trainings."""
+    rival = next((r for r in config.evaluation.rivals if isinstance(r, DeepEnsemble)), None)
+    if rival is None:
+        return None
+    size = rival.size or config.evaluation.bagging.size or config.samples.count
+    protocol = Independent(models=size, bootstrap=False, align=False)
+    section = config.seeds.model_copy(update={"protocol": protocol, "held_out": 0.0})
+    ordinary_config = config.model_copy(update={"seeds": section})
+    ordinary = plan_of(ordinary_config, plan.evaluation.store)
+    if not ordinary.seeds.exists():
+        logger.info("evaluation   training %d ordinary models for the deep ensemble", size)
+        with lease(ordinary.seeds, logger.info) as mine:
+            if mine:
+                seeds.make(ordinary_config, ordinary)
+    return ordinary.seeds
+
+
+def _evaluate(
+    config: PipelineConfig, plan: Plan, ordinary: Artifact | None
+) -> tuple[dict[str, Any], Cost]:
+    """The figures of the evaluation, and what computing them cost; runs as a Ray task."""
+    device = cluster.settle(config.evaluation.resources)
+    gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
+    with Stopwatch(gpus) as watch:
+        classifiers = Classifiers(config, device)
+        trained = read_population(plan.seeds)
+        comparison = Comparison(
+            config.evaluation,
+            config.seed,
+            classifiers,
+            originals=Members.of(trained.select(~trained.held_out), classifiers),
+            held_out=Members.of(trained.select(trained.held_out), classifiers),
+            generated=Members.of(read_population(plan.samples), classifiers),
+            ordinary=Members.of(read_population(ordinary), classifiers) if ordinary else None,
+            prices=_prices(plan, ordinary),
+        )
+        metrics = comparison.metrics()
+    return metrics, watch.cost
+
+
+def _prices(plan: Plan, ordinary: Artifact | None) -> Prices:
+    made = {stage: plan[stage].manifest() for stage in STAGES_OF_THE_BAG}
+    seeds_made = made["seeds"]
+    ordinary_made = ordinary.manifest() if ordinary else None
+    cpu_seconds = seeds_made.cost.cpu_seconds
+    root_share = seeds_made.metrics["root_cpu_seconds"] / cpu_seconds if cpu_seconds else 0.0
+    return Prices(
+        bag=sum(manifest.cost.seconds for manifest in made.values()),
+        samples=made["samples"].cost.seconds,
+        seeds=seeds_made.cost.seconds,
+        roots=seeds_made.cost.seconds * root_share,
+        trained=seeds_made.metrics["models"],
+        ordinary=ordinary_made.cost.seconds / ordinary_made.metrics["models"]
+        if ordinary_made
+        else None,
+    )

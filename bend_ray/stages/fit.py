@@ -1,0 +1,303 @@
+"""The one distributed training loop: autoencoder and denoiser are fitted by it.
+
+The population is small beside what it was made from, so every worker holds all its rows and a
+step's batch is drawn alike on all of them; each computes its part and gradients are averaged.
+Batches and noise come from generators of (seed, step): a training that was killed and resumed, or
+spread over more workers, computes what one undisturbed worker would.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.data
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import save_weights
+from bend_ray.config import TrainResources
+from bend_ray.errors import BendError, TrainingError
+from bend_ray.log import Progress
+from bend_ray.optim import Training
+from bend_ray.randomness import generator_for, seed_for
+from bend_ray.stages import cluster
+
+TRAIN_DIRECTORY = "train"
+PROGRESS_SECONDS = 1.0
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, as its workers need it.
+
+    Attributes:
+        stage: whose it is.
+        build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
+        training: how.
+        resources: of a worker.
+        seed: of the run.
+        artifact: being made; progress and weights go there.
+        weights: the file for the kept module's averaged weights.
+    """
+
+    stage: str
+    build: Callable[[], nn.Module]
+    training: Training
+    resources: TrainResources
+    seed: int
+    artifact: Artifact
+    weights: str
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training tells about itself: loss by step, and cost over all its attempts."""
+
+    curve: list[tuple[int, float]]
+    cost: Cost
+
+
+def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
+    """Train ``job`` on all rows of ``dataset`` and store the weights.
+
+    Args:
+        job: what and how.
+        dataset: rows of ``features``, ``trunk`` and ``model_id``.
+
+    Raises:
+        TrainingError: the training diverged, or its workers died more often than they may.
+    """
+    resources, workers = job.resources, job.resources.workers
+    least = workers[0] if isinstance(workers, tuple) else workers
+    cluster.require(job.stage, resources, least)
+    trainer = ray.train.torch.TorchTrainer(
+        _train,
+        train_loop_config={"job": job},
+        datasets={"train": dataset.materialize()},
+        dataset_config=ray.train.DataConfig(datasets_to_split=[]),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
+        ),
+        torch_config=ray.train.torch.TorchConfig(timeout_s=120),
+        run_config=ray.train.RunConfig(
+            # The same name at the same place resumes; the fingerprint makes that safe.
+            name=job.artifact.fingerprint,
+            storage_path=job.artifact.child(TRAIN_DIRECTORY),
+            storage_filesystem=job.artifact.filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=5, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with _progress_line(job):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _translated(error, job) from error
+    fitted: Fitted = result.return_value
+    return fitted
+
+
+@contextmanager
+def _progress_line(job: Job) -> Iterator[None]:
+    """Shows, while the workers train, what rank 0 says in the artifact."""
+    stop = threading.Event()
+
+    def watch() -> None:
+        with Progress(job.stage, job.training.steps, "steps") as line:
+            while not stop.wait(PROGRESS_SECONDS):
+                if (said := job.artifact.progress()) is not None:
+                    line.update(said.done)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
+    failures = getattr(error, "worker_failures", {})
+    for cause in failures.values():
+        if isinstance(cause, BendError):
+            return cause
+    reasons = [str(cause) for cause in failures.values()] or [str(error)]
+    first = reasons[0].strip().splitlines()[0] if reasons[0].strip() else type(error).__name__
+    return TrainingError(
+        f"{job.stage}: the training kept failing: {first}; checkpoints are kept: run again"
+    )
+
+
+def _train(config: dict[str, Any]) -> Fitted:
+    """The loop every worker runs."""
+    job: Job = config["job"]
+    worker = _Worker(job)
+    training = job.training
+    for step in range(worker.first_step, training.steps):
+        loss = worker.step(step)
+        done = step + 1
+        if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
+            worker.record(done, loss)
+        if done % training.checkpoint_every == 0 and done < training.steps:
+            worker.checkpoint(done)
+    return worker.finish()
+
+
+class _Worker:
+    """One process of the training: its rows, its replica, and what a checkpoint must hold."""
+
+    def __init__(self, job: Job) -> None:
+        context = ray.train.get_context()
+        self.job = job
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = cluster.settle(job.resources)
+        self.started = time.process_time(), time.perf_counter()
+        self.rows = _gather(ray.train.get_dataset_shard("train"), self.device)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
+            self.objective = job.build().to(self.device)
+        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
+        self.average = [p.detach().clone() for p in self.parameters]
+        self.optimizer = job.training.optimizer.build(self.parameters)
+        self.curve: list[tuple[int, float]] = []
+        self.spent = Cost()
+        self.first_step = 0
+        self.reported = time.monotonic()
+        if (checkpoint := ray.train.get_checkpoint()) is not None:
+            with checkpoint.as_directory() as directory:
+                self._restore(Path(directory))
+        self.model = (
+            ray.train.torch.prepare_model(self.objective, move_to_device=False)
+            if self.world > 1
+            else self.objective
+        )
+
+    def step(self, step: int) -> Tensor:
+        """One optimizer step; returns the loss on this worker's part of the batch."""
+        training = self.job.training
+        batch, share = self._batch(step)
+        loss: Tensor = self.model(batch)
+        # Parts may differ by a row: weighted so that the workers' mean is the batch's mean.
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
+        self.optimizer.step(training.schedule.factor(step / training.steps))
+        # Early averages would remember the random start for ever: they follow faster at first.
+        decay = min(training.ema_decay, (1 + step) / (10 + step))
+        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        return loss.detach()
+
+    def _batch(self, step: int) -> tuple[dict[str, Tensor], float]:
+        """This worker's part of a step's batch, and the part's size in equal shares."""
+        generator = generator_for(self.job.seed, self.job.stage, self.job.training.seed, step)
+        num_rows = len(self.rows["features"])
+        index_B = torch.randperm(num_rows, generator=generator)[: self.job.training.batch_size]
+        batch = {name: column[index_B.to(self.device)] for name, column in self.rows.items()}
+        draw: Callable[..., dict[str, Tensor]] = self.objective.draw  # type: ignore[assignment]
+        noise = {
+            name: drawn.to(self.device)
+            for name, drawn in draw(batch["features"].shape, generator).items()
+        }
+        part = {name: column[self.rank :: self.world] for name, column in (batch | noise).items()}
+        return part, len(part["features"]) * self.world / len(index_B)
+
+    def record(self, done: int, loss: Tensor) -> None:
+        """Note the loss and say how far the training has come."""
+        value = float(loss)
+        if not torch.isfinite(loss):
+            raise TrainingError(
+                f"{self.job.stage}: expected a finite loss, got {value} at step {done}; lower "
+                f"{self.job.stage}.training.optimizer.learning_rate"
+            )
+        self.curve.append((done, value))
+        if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
+            self.reported = time.monotonic()
+            self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+
+    def checkpoint(self, done: int) -> None:
+        """Report a checkpoint from which any number of workers can go on."""
+        spent = self._cost()
+        with tempfile.TemporaryDirectory() as directory:
+            checkpoint = None
+            if self.rank == 0:
+                self._save(Path(directory), done, spent)
+                checkpoint = ray.train.Checkpoint.from_directory(directory)
+            ray.train.report({"step": done}, checkpoint=checkpoint)
+
+    def finish(self) -> Fitted:
+        """Store the averaged weights of what is kept."""
+        for parameter, average in zip(self.parameters, self.average, strict=True):
+            parameter.data.copy_(average)
+        cost = self._cost()
+        if self.rank == 0:
+            kept: nn.Module = self.objective.kept  # type: ignore[assignment]
+            save_weights(self.job.artifact, self.job.weights, kept.state_dict())
+        return Fitted(self.curve, cost)
+
+    def _cost(self) -> Cost:
+        """Of all workers and attempts so far."""
+        cpu, wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
+        gpu = wall * self.job.resources.gpus if self.device == "cuda" else 0.0
+        seconds = torch.tensor([cpu, gpu], dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            torch.distributed.all_reduce(seconds)
+        cpu, gpu = seconds.tolist()
+        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+
+    def _save(self, directory: Path, done: int, spent: Cost) -> None:
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
+        for name, kept in self.optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
+        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
+        tensors["done"] = torch.tensor(done)
+        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        safetensors.torch.save_file(copies, directory / "state.safetensors")
+
+    def _restore(self, directory: Path) -> None:
+        state = safetensors.torch.load_file(directory / "state.safetensors", device=self.device)
+        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        self.objective.load_state_dict(model)
+        self.average = [state[f"average.{i}"] for i in range(len(self.average))]
+        self.optimizer.load(
+            {
+                name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
+                for name, kept in self.optimizer.state().items()
+            }
+        )
+        self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
+        cpu, gpu, wall = state["spent"].tolist()
+        self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+        self.first_step = int(state["done"])
+
+
+def _gather(shard: ray.data.DataIterator, device: str) -> dict[str, Tensor]:
+    """All rows as tensors, in the order of the population: Ray Data's order is anybody's."""
+    batches = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
+    columns = {
+        name: torch.cat([torch.as_tensor(batch[name]) for batch in batches])
+        for name in ("model_id", "trunk", "features")
+    }
+    order = columns.pop("model_id").argsort()
+    return {
+        "features": columns["features"][order].float().to(device),
+        "condition": columns["trunk"][order].long().to(device),
+    }

@@ -1,0 +1,102 @@
+"""Stage 4, generator: learn to draw latents."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray.data
+import torch
+from torch import nn
+
+from bend_ray.artifacts.cost import Stopwatch
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.config import GeneratorSection, PipelineConfig
+from bend_ray.generation.latent_diffusion import LatentScale
+from bend_ray.generation.objectives import Denoising
+from bend_ray.plan import Plan
+from bend_ray.stages import cluster, latents
+from bend_ray.stages.fit import TRAIN_DIRECTORY, Job, fit
+
+WEIGHTS = "denoiser.safetensors"
+SCALE = "scale.safetensors"
+
+
+def make(config: PipelineConfig, plan: Plan) -> None:
+    """Fit the denoiser on the training members' latents, and commit it."""
+    artifact, section = plan.generator, config.generator
+    with Stopwatch() as watch:
+        scale = _fit_scale(config, plan)
+        save_weights(artifact, SCALE, scale.state())
+        latent_size = config.autoencoder.model.latent_size
+        fitted = fit(
+            Job(
+                stage="generator",
+                build=partial(build_objective, section, latent_size, num_conditions(config)),
+                training=section.training,
+                resources=section.resources,
+                seed=config.seed,
+                artifact=artifact,
+                weights=WEIGHTS,
+            ),
+            _dataset(plan.latents, scale, section.conditional),
+        )
+    artifact.commit(
+        files=[SCALE, WEIGHTS],
+        metrics={"num_conditions": num_conditions(config), "loss": fitted.curve},
+        cost=cluster.total([fitted.cost], watch.cost.wall_seconds),
+    )
+    artifact.discard(TRAIN_DIRECTORY)
+
+
+def num_conditions(config: PipelineConfig) -> int:
+    """Trunks the denoiser is told apart, or one for all."""
+    trunks = {run[0].trunk for run in config.seeds.protocol.runs()}
+    return len(trunks) if config.generator.conditional else 1
+
+
+def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
+    """The denoiser with its loss."""
+    return Denoising(section.denoiser.build(latent_size, conditions), section.process)
+
+
+def load_generator(config: PipelineConfig, plan: Plan) -> tuple[nn.Module, LatentScale]:
+    """The committed denoiser, and the scale of its latents."""
+    latent_size = config.autoencoder.model.latent_size
+    denoiser = config.generator.denoiser.build(latent_size, num_conditions(config))
+    denoiser.load_state_dict(load_weights(plan.generator, WEIGHTS))
+    return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
+
+
+def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
+    with plan.latents.filesystem.open_input_file(plan.latents.child(latents.FILE)) as source:
+        table = pq.read_table(source)
+    keep = ~table.column("held_out").to_numpy()
+    latents_KZ = np.concatenate([c.to_numpy_ndarray() for c in table.column("latent").chunks])
+    condition_K = torch.from_numpy(table.column("trunk").to_numpy()[keep].astype(np.int64))
+    if not config.generator.conditional:
+        condition_K = torch.zeros_like(condition_K)
+    z_KZ = torch.from_numpy(np.array(latents_KZ[keep]))
+    return LatentScale.fit(z_KZ, condition_K, num_conditions(config))
+
+
+def _dataset(latents_artifact: Artifact, scale: LatentScale, conditional: bool) -> ray.data.Dataset:
+    """Training rows ``model_id, trunk, features``: unit residuals, the trunk as condition."""
+
+    def unit(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        keep = ~batch["held_out"]
+        trunk_K = batch["trunk"][keep] * int(conditional)
+        z_KZ = torch.tensor(batch["latent"][keep])
+        x_KZ = scale.apply(z_KZ, torch.tensor(trunk_K, dtype=torch.int64))
+        return {
+            "model_id": batch["model_id"][keep],
+            "trunk": trunk_K,
+            "features": x_KZ.numpy(),
+        }
+
+    path = latents_artifact.child(latents.FILE)
+    rows = ray.data.read_parquet(path, filesystem=latents_artifact.filesystem)
+    return rows.map_batches(unit, batch_size=None)

@@ -1,0 +1,151 @@
+"""Stage 5, samples: Ray Data draws classifiers from noise, decodes and validates them.
+
+A generated population has the format of a trained one. Every classifier has its own stream of
+noise, so it does not depend on the shard it is in or the actor that drew it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import ray.data
+import torch
+
+from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
+from bend_ray.artifacts.weights import load_weights
+from bend_ray.config import PipelineConfig
+from bend_ray.errors import TrainingError
+from bend_ray.generation.latent_diffusion import sample_latents
+from bend_ray.log import Progress
+from bend_ray.plan import Plan
+from bend_ray.randomness import generator_for, seed_for
+from bend_ray.stages import autoencoder, cluster, generator
+from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.representations import load_representation
+
+
+def make(config: PipelineConfig, plan: Plan) -> None:
+    """Draw ``config.samples.count`` classifiers and commit them."""
+    artifact, section = plan.samples, config.samples
+    ids = range(section.count)
+    shards = [ids[start : start + section.shard_size] for start in ids[:: section.shard_size]]
+    rows = {index: len(shard) for index, shard in enumerate(shards)}
+    done = complete_shards(artifact, rows)
+    missing = sorted(set(rows) - done)
+    with Stopwatch() as watch, Progress("samples", section.count, "models") as progress:
+        progress.update(sum(rows[index] for index in done))
+        for index in _draw_shards(config, plan, missing):
+            done.add(index)
+            progress.update(sum(rows[index] for index in done))
+    names = [shard_name(index) for index in rows]
+    costs = [read_cost(artifact, name) for name in names]
+    artifact.commit(
+        files=names,
+        rows=dict(zip(names, rows.values(), strict=True)),
+        metrics={"models": section.count},
+        cost=cluster.total(costs, watch.cost.wall_seconds),
+    )
+    artifact.discard(COST_DIRECTORY)
+
+
+def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> Iterator[int]:
+    """Draw the missing shards; yields the index of each when it is written."""
+    if not missing:
+        return
+    resources = config.samples.resources
+    actors = cluster.num_actors("samples", resources, len(missing))
+    drawn = ray.data.from_items(
+        [{"shard": index} for index in missing], override_num_blocks=len(missing)
+    ).map_batches(
+        SampleDrawer,
+        fn_constructor_args=(config, plan),
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=actors),
+        **cluster.options(resources),
+    )
+    for row in drawn.iter_rows():
+        yield int(row["shard"])
+
+
+class SampleDrawer:
+    """One process that draws shards: it holds the generator and the training members.
+
+    Args:
+        config: of the pipeline.
+        plan: of its artifacts.
+    """
+
+    def __init__(self, config: PipelineConfig, plan: Plan) -> None:
+        self.config = config
+        self.artifact = plan.samples
+        self.device = cluster.settle(config.samples.resources)
+        self.classifiers = Classifiers(config, self.device)
+        # Sampling is a few small products: it runs beside the training members, on the CPU.
+        self.denoiser, self.scale = generator.load_generator(config, plan)
+        model = config.autoencoder.model
+        representation = load_representation(model.features, plan.autoencoder)
+        self.autoencoder = model.build(representation.num_features).eval()
+        self.autoencoder.load_state_dict(load_weights(plan.autoencoder, autoencoder.WEIGHTS))
+        self.decode = representation.decoder(plan.seeds)
+        self.num_trunks = len({run[0].trunk for run in config.seeds.protocol.runs()})
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Draw the shards named in ``batch`` and write them."""
+        for index in batch["shard"].tolist():
+            self.draw(index)
+        return {"shard": batch["shard"]}
+
+    def draw(self, index: int) -> None:
+        """Draw one shard, check and validate its classifiers, and write it."""
+        section = self.config.samples
+        ids = list(range(section.count))[index * section.shard_size :][: section.shard_size]
+        gpus = section.resources.gpus if self.device == "cuda" else 0.0
+        with Stopwatch(gpus) as watch:
+            theta_NP = self.sample(ids)
+            broken = [
+                i for i, ok in zip(ids, theta_NP.isfinite().all(dim=1), strict=True) if not ok
+            ]
+            if broken:
+                raise TrainingError(
+                    f"samples: expected finite parameters, {len(broken)} of {len(ids)} drawn "
+                    f"models have others (models {broken[:5]}); train the generator for longer"
+                )
+            val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP)
+        none = np.zeros(len(ids), dtype=np.int64)
+        population = Population(
+            model_id=np.array(ids),
+            trunk=np.array(ids) % self.num_trunks
+            if self.config.generator.conditional
+            else none - 1,
+            fork=np.array(ids) // self.num_trunks,
+            step=none,
+            seed=np.array([seed_for(self.config.seed, "sample", i) for i in ids]),
+            held_out=np.full(len(ids), False),
+            val_accuracy=val_accuracy_N.numpy(),
+            val_nll=val_nll_N.numpy(),
+            fit_seconds=np.full(len(ids), watch.cost.cpu_seconds / len(ids)),
+            origin="generated",
+            theta_KP=theta_NP.numpy(),
+            layout_digest=self.classifiers.layout.digest,
+        )
+        # The cost first: where the shard is whole, its cost is there.
+        write_cost(self.artifact, shard_name(index), watch.cost)
+        write_shard(self.artifact, index, population)
+
+    @torch.no_grad()
+    def sample(self, ids: Sequence[int]) -> torch.Tensor:
+        """Parameters ``(N, P)`` of the classifiers ``ids``."""
+        conditions = generator.num_conditions(self.config)
+        z_NZ = sample_latents(
+            self.denoiser,
+            self.config.generator.process,
+            self.config.samples.sampler,
+            self.scale,
+            torch.tensor([i % conditions for i in ids]),
+            [generator_for(self.config.seed, "sample", i) for i in ids],
+            self.config.samples.temperature,
+        )
+        return self.decode(self.autoencoder.decode(z_NZ))

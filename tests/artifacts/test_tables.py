@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bend_ray.artifacts import tables
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.tables import (
+    ROW_TYPES,
+    TableFormat,
+    table_from_population,
+    theta_from_table,
+    theta_part_names,
+)
+from bend_ray.errors import StoreError
+
+
+def random_population(num_models: int, num_parameters: int) -> Population:
+    rng = np.random.default_rng(num_models)
+    values: dict[str, Any] = {
+        name: rng.integers(0, 2, num_models) for name in ROW_TYPES if name != "origin"
+    }
+    theta_KP = rng.standard_normal((num_models, num_parameters), dtype=np.float32)
+    return Population(**values, origin="generated", theta_KP=theta_KP, layout_digest="d1")
+
+
+def table_of(population: Population) -> pa.Table:
+    return table_from_population(population, TableFormat.of(population))
+
+
+def test_a_vector_beyond_64_mib_is_cut() -> None:
+    assert theta_part_names(16 * 2**20) == ["theta_000"]
+    assert theta_part_names(32 * 2**20 + 1) == ["theta_000", "theta_001", "theta_002"]
+
+
+def test_parts_cover_the_parameters_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_PART_FLOATS", 4)
+    parts = TableFormat.of(random_population(2, 10)).parts()
+    assert parts == {
+        "theta_000": range(4),
+        "theta_001": range(4, 8),
+        "theta_002": range(8, 10),
+    }
+
+
+def test_a_theta_of_one_part_is_a_view_both_ways() -> None:
+    pop = random_population(3, 5)
+    table = table_of(pop)
+    theta_KP = theta_from_table(table)
+    assert np.shares_memory(theta_KP, pop.theta_KP)
+    assert np.array_equal(theta_KP, pop.theta_KP)
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 6), st.integers(1, 11), st.integers(0, 6), st.integers(0, 6), st.booleans())
+def test_sliced_and_chunked_tables_give_their_own_rows(
+    num_models: int, num_parameters: int, start: int, length: int, chunked: bool
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "MAX_PART_FLOATS", 4)
+        pop = random_population(num_models, num_parameters)
+        table = table_of(pop)
+    if chunked:
+        table = pa.concat_tables([table.slice(0, 1), table.slice(1)])
+    theta_KP = theta_from_table(table.slice(start, length))
+    assert np.array_equal(theta_KP, pop.theta_KP[start : start + length])
+
+
+def test_a_sliced_view_is_still_a_view() -> None:
+    pop = random_population(5, 3)
+    theta_KP = theta_from_table(table_of(pop).slice(2, 2))
+    assert np.shares_memory(theta_KP, pop.theta_KP)
+    assert np.array_equal(theta_KP, pop.theta_KP[2:4])
+
+
+def test_a_table_without_theta_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected a column theta_000"):
+        theta_from_table(pa.table({"model_id": [1]}))
+
+
+def test_a_format_comes_back_from_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_PART_FLOATS", 4)
+    table_format = TableFormat.of(random_population(2, 10))
+    # Files written with another limit stay readable.
+    monkeypatch.undo()
+    assert TableFormat.from_schema(table_format.arrow_schema()) == table_format
+
+
+def test_a_schema_that_is_no_populations_is_refused() -> None:
+    schema = TableFormat.of(random_population(2, 10)).arrow_schema()
+    with pytest.raises(ValueError, match="expected the metadata of a population"):
+        TableFormat.from_schema(schema.remove_metadata())
+    with pytest.raises(ValueError, match="expected the columns"):
+        TableFormat.from_schema(schema.remove(0))
+    metadata = {**schema.metadata, b"bend_ray.num_parameters": b"11"}
+    with pytest.raises(ValueError, match="expected the columns"):
+        TableFormat.from_schema(schema.with_metadata(metadata))
+    metadata = {**schema.metadata, b"bend_ray.part_widths": b"[10"}
+    with pytest.raises(ValueError, match="delimiter"):
+        TableFormat.from_schema(schema.with_metadata(metadata))
+
+
+def test_a_newer_format_asks_for_an_upgrade() -> None:
+    schema = TableFormat.of(random_population(2, 10)).arrow_schema()
+    newer = schema.with_metadata({**schema.metadata, b"bend_ray.format_version": b"2"})
+    with pytest.raises(StoreError, match="upgrade bend-ray"):
+        TableFormat.from_schema(newer)
