@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -43,17 +44,23 @@ def run(
         logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
         return artifacts
     store.ensure_writable()
+    started, connecting = time.monotonic(), 0.0
+    made: list[str] = []
     for stage in STAGES[: STAGES.index(until) + 1]:
         if artifacts[stage].exists():
             logger.info("%-12s %s  is made", stage, artifacts[stage].fingerprint)
-        else:
-            _make(stage, config, artifacts, address)
+            continue
+        if not made:
+            _connect(address)
+            connecting = time.monotonic() - started
+        _make(stage, config, artifacts)
+        made.append(stage)
+    _tell_where_time_went(artifacts, made, connecting, time.monotonic() - started)
     return artifacts
 
 
-def _make(stage: str, config: PipelineConfig, artifacts: Plan, address: str | None) -> None:
+def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
     """Make one stage's artifact, or wait until another run has."""
-    _connect(address)
     artifact = artifacts[stage]
     with lease(artifact, logger.info) as mine:
         if mine:
@@ -66,6 +73,17 @@ def _make(stage: str, config: PipelineConfig, artifacts: Plan, address: str | No
         artifact.fingerprint,
         duration(cost.wall_seconds),
         duration(cost.cpu_seconds),
+    )
+
+
+def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole: float) -> None:
+    costs = {stage: plan[stage].manifest().cost for stage in made}
+    stages = ", ".join(f"{stage} {duration(cost.wall_seconds)}" for stage, cost in costs.items())
+    computing = duration(sum(cost.cpu_seconds for cost in costs.values()))
+    logger.info(
+        "done in %s: starting Ray %s, %s; of it %s CPU of computing, the rest is processes "
+        "starting and waiting",
+        *(duration(whole), duration(connecting), stages, computing),
     )
 
 

@@ -25,7 +25,6 @@ def prepare_environment(address: str | None) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         # Else a driver under `uv run` makes every worker start through `uv run`, in 10 s and more.
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         # The old Parquet reader gives its first batch in 0.1-0.4 s, the new one in 2.7-8 s.
         "RAY_DATA_USE_DATASOURCE_V2": "0",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",

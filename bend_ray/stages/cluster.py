@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import ray
+import ray.data
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.config import ActorResources, Resources
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 SPARE_CPUS = 2
 OBJECT_STORE_BYTES = 400 * 2**20
 
+_own = False
+
 
 def connect(address: str | None) -> None:
     """Join the cluster at ``address``, or start one on this machine.
@@ -29,6 +32,7 @@ def connect(address: str | None) -> None:
     Raises:
         ClusterError: no cluster answers there.
     """
+    global _own
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
@@ -42,15 +46,33 @@ def connect(address: str | None) -> None:
             include_dashboard=True,  # Ray Train asks its State API
             **quiet,
         )
+        _own = True
+        _quiet_data()
         return
     try:
         ray.init(address=address, **quiet)
+        _quiet_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ClusterError(
             f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
             "address, or leave it out to start one on this machine"
         ) from None
+
+
+def _quiet_data() -> None:
+    """Ray Data says much about every dataset; ours are named by the stage that makes them."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # It also warns that its progress bars are off, which is what the lines below ask for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def is_own() -> bool:
+    """Whether ``connect`` started the cluster: one machine, this one, and this process its head."""
+    return _own
 
 
 @dataclass(frozen=True)
@@ -105,16 +127,11 @@ def num_actors(stage: str, resources: ActorResources, pieces: int) -> int:
     if resources.workers is not None:
         return min(resources.workers, pieces)
     have = Capacity.now()
-    # A cluster of our own declares more CPUs than there are cores (see SPARE_CPUS).
-    cores = max(1.0, have.cpus - SPARE_CPUS) if have.cpus <= _own_cpus() else have.cpus
-    room = int(cores // resources.cpus)
+    # A cluster of our own declares more CPUs than there are cores.
+    room = int((have.cpus - SPARE_CPUS if is_own() else have.cpus) // resources.cpus)
     if resources.gpus:
         room = min(room, int(have.gpus // resources.gpus))
     return max(1, min(room, pieces))
-
-
-def _own_cpus() -> float:
-    return (os.cpu_count() or 1) + SPARE_CPUS
 
 
 def options(resources: Resources) -> dict[str, object]:

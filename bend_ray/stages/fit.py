@@ -2,32 +2,31 @@
 
 The population is small beside what it was made from, so every worker holds all its rows and a
 step's batch is drawn alike on all of them; each computes its part and gradients are averaged.
-Batches and noise come from generators of (seed, step): a training that was killed and resumed, or
-spread over more workers, computes what one undisturbed worker would.
+Batches and noise come from generators of (seed, step), and checkpoints lie in the artifact itself:
+a training that was killed and resumed, or spread over more workers, computes what one undisturbed
+worker would.
 """
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import ray.data
 import ray.train
 import ray.train.torch
-import safetensors.torch
 import torch
 import torch.distributed
 from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import save_weights
+from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config import TrainResources
 from bend_ray.errors import BendError, TrainingError
 from bend_ray.log import Progress
@@ -36,6 +35,8 @@ from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
 
 TRAIN_DIRECTORY = "train"
+"""What a training leaves in its artifact until the commit."""
+CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 PROGRESS_SECONDS = 1.0
 CURVE_POINTS = 100
 
@@ -84,54 +85,60 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
     resources, workers = job.resources, job.resources.workers
     least = workers[0] if isinstance(workers, tuple) else workers
     cluster.require(job.stage, resources, least)
+    # On one machine a single worker without a GPU is best off in this process: starting Ray
+    # Train's own processes takes 25 s on two cores, ten times as long as the training.
+    in_process = workers == 1 and not resources.gpus and cluster.is_own()
     trainer = ray.train.torch.TorchTrainer(
         _train,
         train_loop_config={"job": job},
         datasets={"train": dataset.materialize()},
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=workers,
+            num_workers=0 if in_process else workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
         ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(
-            # The same name at the same place resumes; the fingerprint makes that safe.
             name=job.artifact.fingerprint,
             storage_path=job.artifact.child(TRAIN_DIRECTORY),
             storage_filesystem=job.artifact.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=5, controller_failure_limit=3),
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    with _progress_line(job):
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _translated(error, job) from error
+    try:
+        result = _watched(trainer, job)
+    except ray.train.TrainingFailedError as error:
+        raise _translated(error, job) from error
     fitted: Fitted = result.return_value
     return fitted
 
 
-@contextmanager
-def _progress_line(job: Job) -> Iterator[None]:
-    """Shows, while the workers train, what rank 0 says in the artifact."""
-    stop = threading.Event()
+def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
+    """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
-    def watch() -> None:
-        with Progress(job.stage, job.training.steps, "steps") as line:
-            while not stop.wait(PROGRESS_SECONDS):
-                if (said := job.artifact.progress()) is not None:
-                    line.update(said.done)
+    The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
+    after its end.
+    """
+    outcome: Future[Any] = Future()
 
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
+    def train() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=train, daemon=True, name=job.stage).start()
+    with Progress(job.stage, job.training.steps, "steps") as line:
+        while True:
+            try:
+                return outcome.result(timeout=PROGRESS_SECONDS)
+            except TimeoutError:
+                if outcome.done():
+                    raise
+            if (said := job.artifact.progress()) is not None:
+                line.update(said.done)
 
 
 def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
@@ -181,9 +188,8 @@ class _Worker:
         self.spent = Cost()
         self.first_step = 0
         self.reported = time.monotonic()
-        if (checkpoint := ray.train.get_checkpoint()) is not None:
-            with checkpoint.as_directory() as directory:
-                self._restore(Path(directory))
+        if any(file.name == CHECKPOINT for file in job.artifact.list_files(TRAIN_DIRECTORY)):
+            self._restore(load_weights(job.artifact, CHECKPOINT))
         self.model = (
             ray.train.torch.prepare_model(self.objective, move_to_device=False)
             if self.world > 1
@@ -232,14 +238,18 @@ class _Worker:
             self.job.artifact.report_progress(done, self.job.training.steps, "steps")
 
     def checkpoint(self, done: int) -> None:
-        """Report a checkpoint from which any number of workers can go on."""
+        """Store a checkpoint from which any number of workers can go on."""
         spent = self._cost()
-        with tempfile.TemporaryDirectory() as directory:
-            checkpoint = None
-            if self.rank == 0:
-                self._save(Path(directory), done, spent)
-                checkpoint = ray.train.Checkpoint.from_directory(directory)
-            ray.train.report({"step": done}, checkpoint=checkpoint)
+        if self.rank > 0:
+            return
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
+        for name, kept in self.optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
+        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
+        tensors["done"] = torch.tensor(done)
+        save_weights(self.job.artifact, CHECKPOINT, tensors)
 
     def finish(self) -> Fitted:
         """Store the averaged weights of what is kept."""
@@ -261,22 +271,10 @@ class _Worker:
         cpu, gpu = seconds.tolist()
         return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
 
-    def _save(self, directory: Path, done: int, spent: Cost) -> None:
-        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
-        for name, kept in self.optimizer.state().items():
-            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
-        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
-        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
-        tensors["done"] = torch.tensor(done)
-        copies = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        safetensors.torch.save_file(copies, directory / "state.safetensors")
-
-    def _restore(self, directory: Path) -> None:
-        state = safetensors.torch.load_file(directory / "state.safetensors", device=self.device)
+    def _restore(self, state: dict[str, Tensor]) -> None:
         model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         self.objective.load_state_dict(model)
-        self.average = [state[f"average.{i}"] for i in range(len(self.average))]
+        self.average = [state[f"average.{i}"].to(p) for i, p in enumerate(self.parameters)]
         self.optimizer.load(
             {
                 name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
@@ -293,7 +291,7 @@ def _gather(shard: ray.data.DataIterator, device: str) -> dict[str, Tensor]:
     """All rows as tensors, in the order of the population: Ray Data's order is anybody's."""
     batches = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
     columns = {
-        name: torch.cat([torch.as_tensor(batch[name]) for batch in batches])
+        name: torch.from_numpy(np.concatenate([batch[name] for batch in batches]))
         for name in ("model_id", "trunk", "features")
     }
     order = columns.pop("model_id").argsort()

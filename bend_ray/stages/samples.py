@@ -7,20 +7,24 @@ noise, so it does not depend on the shard it is in or the actor that drew it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 import ray.data
 import torch
+from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
+from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.latent_diffusion import sample_latents
 from bend_ray.log import Progress
 from bend_ray.plan import Plan
+from bend_ray.plan import plan as plan_of
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import autoencoder, cluster, generator
 from bend_ray.stages.classifiers import Classifiers
@@ -56,18 +60,32 @@ def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> 
     if not missing:
         return
     resources = config.samples.resources
-    actors = cluster.num_actors("samples", resources, len(missing))
+    workers = cluster.num_actors("samples", resources, len(missing))
+    store_uri = plan.samples.store.uri
+
+    def draw(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        drawer = _drawer(config, store_uri)
+        for index in batch["shard"].tolist():
+            drawer.draw(index)
+        return {"shard": batch["shard"]}
+
+    # Tasks, not actors: they run in processes that already have torch.
     drawn = ray.data.from_items(
         [{"shard": index} for index in missing], override_num_blocks=len(missing)
     ).map_batches(
-        SampleDrawer,
-        fn_constructor_args=(config, plan),
+        draw,
         batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=actors),
+        compute=ray.data.TaskPoolStrategy(size=workers),
         **cluster.options(resources),
     )
     for row in drawn.iter_rows():
         yield int(row["shard"])
+
+
+@lru_cache(maxsize=1)
+def _drawer(config: PipelineConfig, store_uri: str) -> SampleDrawer:
+    """This process's drawer, kept from task to task."""
+    return SampleDrawer(config, plan_of(config, Store(store_uri)))
 
 
 class SampleDrawer:
@@ -91,12 +109,6 @@ class SampleDrawer:
         self.autoencoder.load_state_dict(load_weights(plan.autoencoder, autoencoder.WEIGHTS))
         self.decode = representation.decoder(plan.seeds)
         self.num_trunks = len({run[0].trunk for run in config.seeds.protocol.runs()})
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Draw the shards named in ``batch`` and write them."""
-        for index in batch["shard"].tolist():
-            self.draw(index)
-        return {"shard": batch["shard"]}
 
     def draw(self, index: int) -> None:
         """Draw one shard, check and validate its classifiers, and write it."""
@@ -134,6 +146,11 @@ class SampleDrawer:
         # The cost first: where the shard is whole, its cost is there.
         write_cost(self.artifact, shard_name(index), watch.cost)
         write_shard(self.artifact, index, population)
+
+    def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
+        """The trunk each was asked to be of; -1 where the generator cannot be asked."""
+        trunks = np.array(ids, dtype=np.int32) % self.num_trunks
+        return trunks if self.config.generator.conditional else np.full_like(trunks, -1)
 
     @torch.no_grad()
     def sample(self, ids: Sequence[int]) -> torch.Tensor:
