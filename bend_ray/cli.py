@@ -22,7 +22,16 @@ DEFAULT_STORE = "./bend-store"
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class PipelineGroup(click.Group):
+    """Lists commands in the order of the pipeline, not of the alphabet."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Command names as they were defined."""
+        return list(self.commands)
+
+
 @click.group(
+    cls=PipelineGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Start with `bend run`: it needs no file. `bend config` shows every knob, "
     "`bend COMMAND --help` an example.",
@@ -30,7 +39,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 @click.version_option(__version__, prog_name="bend")
 @click.option("-v", "--verbose", is_flag=True, help="Log more, with the workers' own lines.")
 def cli(verbose: bool) -> None:
-    r"""Train many networks, draw more from noise, let them vote: BEND on Ray.
+    """Train many networks, draw more from noise, let them vote: BEND on Ray.
 
     A diffusion model learns the parameters of a trained population and draws new classifiers,
     which answer as one bag (arXiv 2403.15766).
@@ -77,7 +86,7 @@ def run_options(command: Command) -> Command:
     return config_arguments(store_option(command))
 
 
-@cli.command()
+@cli.command(short_help="the whole pipeline; prints how the bag does against its rivals")
 @run_options
 @click.option(
     "--json",
@@ -92,7 +101,7 @@ def run(
     address: str | None,
     json_path: str | None,
 ) -> None:
-    r"""Run the whole pipeline and print how the bag does against its rivals.
+    """Run the whole pipeline and print how the bag does against its rivals.
 
     Without FILE it runs on scikit-learn's digits, about a minute on two cores.
 
@@ -116,7 +125,7 @@ def run(
 
 
 def _stage_command(stage: str, does: str) -> None:
-    @cli.command(name=stage, help=f"Run the pipeline up to {stage}: {does}.")
+    @cli.command(name=stage, help=f"Run the pipeline up to {stage}: {does}.", short_help=does)
     @run_options
     def command(
         file: Path | None, overrides: tuple[str, ...], store: str, address: str | None
@@ -139,11 +148,11 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-@cli.command()
+@cli.command(short_help="what a store holds of a config")
 @config_arguments
 @store_option
 def status(file: Path | None, overrides: tuple[str, ...], store: str) -> None:
-    r"""Say what a store holds of a config, a line a stage.
+    """Say what a store holds of a config, a line a stage.
 
     \b
       bend status configs/digits.yaml --store s3://bucket/runs
@@ -156,10 +165,10 @@ def status(file: Path | None, overrides: tuple[str, ...], store: str) -> None:
         click.echo(fields.rstrip())
 
 
-@cli.command()
+@cli.command(short_help="the resolved config, and what every knob means")
 @config_arguments
 def config(file: Path | None, overrides: tuple[str, ...]) -> None:
-    r"""Print the resolved config as JSON on stdout, and what every knob means on stderr.
+    """Print the resolved config as JSON on stdout, and what every knob means on stderr.
 
     \b
       bend config > resolved.json

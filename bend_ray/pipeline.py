@@ -44,18 +44,18 @@ def run(
         logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
         return artifacts
     store.ensure_writable()
-    started, connecting = time.monotonic(), 0.0
-    made: list[str] = []
+    missing = []
     for stage in STAGES[: STAGES.index(until) + 1]:
         if artifacts[stage].exists():
             logger.info("%-12s %s  is made", stage, artifacts[stage].fingerprint)
-            continue
-        if not made:
-            _connect(address)
-            connecting = time.monotonic() - started
+        else:
+            missing.append(stage)
+    started = time.monotonic()
+    _connect(address, config, missing)
+    connecting = time.monotonic() - started
+    for stage in missing:
         _make(stage, config, artifacts)
-        made.append(stage)
-    _tell_where_time_went(artifacts, made, connecting, time.monotonic() - started)
+    _tell_where_time_went(artifacts, missing, connecting, time.monotonic() - started)
     return artifacts
 
 
@@ -87,12 +87,15 @@ def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole:
     )
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, config: PipelineConfig, missing: list[str]) -> None:
+    """Connect to Ray and refuse at once what the cluster can never give a missing stage."""
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.stages import prepare_environment
 
     prepare_environment(address)
-    import_module("bend_ray.stages.cluster").connect(address)
+    cluster = import_module("bend_ray.stages.cluster")
+    cluster.connect(address)
+    cluster.preflight(config, missing)
 
 
 @dataclass(frozen=True)

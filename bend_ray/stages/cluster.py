@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import ray
 import ray.data
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.config import ActorResources, Resources
+from bend_ray.config import ActorResources, PipelineConfig, Resources
 from bend_ray.errors import ClusterError
 
 logger = logging.getLogger(__name__)
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 # Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
 SPARE_CPUS = 2
 OBJECT_STORE_BYTES = 400 * 2**20
+PROBE_SECONDS = 10.0
 
 _own = False
 
@@ -36,7 +38,11 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"log_to_driver": False, "logging_level": logging.WARNING, "namespace": "bend"}
+    quiet = {
+        "log_to_driver": logger.isEnabledFor(logging.DEBUG),
+        "logging_level": logging.WARNING,
+        "namespace": "bend",
+    }
     if address is None:
         logger.info("ray          starting on this machine")
         ray.init(
@@ -49,15 +55,31 @@ def connect(address: str | None) -> None:
         _own = True
         _quiet_data()
         return
+    _probe(address)
     try:
         ray.init(address=address, **quiet)
         _quiet_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ClusterError(
-            f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
-            "address, or leave it out to start one on this machine"
-        ) from None
+        raise _no_answer(address, error) from None
+
+
+def _probe(address: str) -> None:
+    """Fail within seconds where nothing listens: Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> ClusterError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ClusterError(
+        f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
+        "address, or leave it out to start one on this machine"
+    )
 
 
 def _quiet_data() -> None:
@@ -117,13 +139,20 @@ def require(stage: str, resources: Resources, workers: int = 1) -> None:
     )
 
 
-def num_actors(stage: str, resources: ActorResources, pieces: int) -> int:
-    """How many processes share out ``pieces`` of work: no more than can run at once.
+def preflight(config: PipelineConfig, stages: Sequence[str]) -> None:
+    """``require`` for every stage that is to run, before the first one starts.
 
     Raises:
         ClusterError: as ``require``.
     """
-    require(stage, resources, resources.workers or 1)
+    for stage in stages:
+        resources = getattr(config, stage).resources
+        workers = getattr(resources, "workers", None) or 1
+        require(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
+
+
+def num_actors(resources: ActorResources, pieces: int) -> int:
+    """How many processes share out ``pieces`` of work: no more than can run at once."""
     if resources.workers is not None:
         return min(resources.workers, pieces)
     have = Capacity.now()

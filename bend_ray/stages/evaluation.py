@@ -32,7 +32,6 @@ STAGES_OF_THE_BAG = ("seeds", "autoencoder", "latents", "generator", "samples")
 def make(config: PipelineConfig, plan: Plan) -> None:
     """Evaluate ``plan.samples`` and everything it is compared with, and commit the figures."""
     artifact, resources = plan.evaluation, config.evaluation.resources
-    cluster.require("evaluation", resources)
     with Stopwatch() as watch:
         ordinary = _train_ordinary(config, plan)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)

@@ -83,8 +83,6 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         TrainingError: the training diverged, or its workers died more often than they may.
     """
     resources, workers = job.resources, job.resources.workers
-    least = workers[0] if isinstance(workers, tuple) else workers
-    cluster.require(job.stage, resources, least)
     # On one machine a single worker without a GPU is best off in this process: starting Ray
     # Train's own processes takes 25 s on two cores, ten times as long as the training.
     in_process = workers == 1 and not resources.gpus and cluster.is_own()

@@ -25,7 +25,6 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     """Encode ``plan.seeds`` and commit one row a member: its latent and how well it comes back."""
     artifact, resources = plan.latents, config.latents.resources
     model = config.autoencoder.model
-    cluster.require("latents", resources)
     with Stopwatch() as watch:
         representation = load_representation(model.features, plan.autoencoder)
 

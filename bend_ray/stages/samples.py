@@ -60,7 +60,7 @@ def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> 
     if not missing:
         return
     resources = config.samples.resources
-    workers = cluster.num_actors("samples", resources, len(missing))
+    workers = cluster.num_actors(resources, len(missing))
     store_uri = plan.samples.store.uri
 
     def draw(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -129,9 +129,7 @@ class SampleDrawer:
         none = np.zeros(len(ids), dtype=np.int64)
         population = Population(
             model_id=np.array(ids),
-            trunk=np.array(ids) % self.num_trunks
-            if self.config.generator.conditional
-            else none - 1,
+            trunk=self._trunks(ids),
             fork=np.array(ids) // self.num_trunks,
             step=none,
             seed=np.array([seed_for(self.config.seed, "sample", i) for i in ids]),
@@ -149,8 +147,8 @@ class SampleDrawer:
 
     def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
         """The trunk each was asked to be of; -1 where the generator cannot be asked."""
-        trunks = np.array(ids, dtype=np.int32) % self.num_trunks
-        return trunks if self.config.generator.conditional else np.full_like(trunks, -1)
+        asked = self.config.generator.conditional
+        return np.array([i % self.num_trunks if asked else -1 for i in ids], dtype=np.int32)
 
     @torch.no_grad()
     def sample(self, ids: Sequence[int]) -> torch.Tensor:

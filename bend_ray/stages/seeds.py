@@ -68,7 +68,7 @@ def start_trainers(config: PipelineConfig, artifact: Artifact, pieces: int) -> l
     """As many ``SeedTrainer`` as the resources say and the pieces need."""
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
-    count = cluster.num_actors("seeds", resources, pieces)
+    count = cluster.num_actors(resources, pieces)
     return [trainer.remote(config, artifact) for _ in range(count)]
 
 
