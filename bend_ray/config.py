@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -234,9 +235,19 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        for check in (_latent_size_fits, _bag_fits, _sampler_fits):
+        for check in (_all_finite, _latent_size_fits, _bag_fits, _sampler_fits):
             check(self)
         return self
+
+
+def _all_finite(spec: Spec, prefix: str = "") -> None:
+    # JSON has no infinity, so a config with one would have no fingerprint.
+    for name, value in spec:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Spec):
+                _all_finite(item, f"{prefix}{name}.")
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise ValueError(f"{prefix}{name}: expected a finite number, got {item}")
 
 
 def _latent_size_fits(config: PipelineConfig) -> None:

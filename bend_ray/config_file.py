@@ -13,8 +13,11 @@ from pydantic_core import ErrorDetails
 
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.knobs import kinds, knobs
-from bend_ray.spec import Spec
+from bend_ray.knobs import knobs
+from bend_ray.spec import Spec, variants
+
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading YAML raises: also of a date without such a day, and of brackets without end."""
 
 _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
@@ -40,21 +43,25 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
         # A union of plain types is complained about once a member: the first says it.
         problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}
         lines = [_explain(path, details) for path, details in problems.items()]
-        raise ConfigError("; ".join(reversed(lines))) from None
+        raise _refusal("; ".join(reversed(lines))) from None
+
+
+def _refusal(message: str) -> ConfigError:
+    """The error, in one line whatever it quotes."""
+    return ConfigError(" ".join(message.split()))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: expected a config file, got: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{path}: expected YAML, got: {reason}") from None
+        raise _refusal(f"{path}: expected a config file, got: {error.strerror}") from None
+    except _UNREADABLE as error:
+        raise _refusal(f"{path}: expected YAML, got: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+        raise _refusal(f"{path}: expected a mapping of sections, got {type(values).__name__}")
     return values
 
 
@@ -62,17 +69,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set one ``a.b=c`` in ``values``, making mappings on the way."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise ConfigError(f"--set {override}: expected a.b=value, as in --set samples.count=96")
+        raise _refusal(f"--set {override}: expected a.b=value, as in --set samples.count=96")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {override}: expected a YAML value after =, got {text}") from None
+    except _UNREADABLE:
+        raise _refusal(f"--set {override}: expected a YAML value after =, got {text}") from None
     *parents, name = key.split(".")
     place = values
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise ConfigError(f"--set {override}: expected {parent} to be a section, got {below!r}")
+            raise _refusal(f"--set {override}: expected {parent} to be a section, got {below!r}")
         place = below
     place[name] = value
 
@@ -97,36 +104,60 @@ def _merged(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, 
 
 
 def _explain(path: str, details: ErrorDetails) -> str:
-    """One problem as ``path: what was expected``, with the nearest key for a misspelt one."""
+    """One problem as ``path: what was expected``, with a hint for a key that does not exist."""
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
-        near = _nearest(path)
-        message += f"; did you mean {near}?" if near else "; `bend config` lists every key"
+        message += f"; {_hint(path)}"
     elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
         message += f", got {details['input']!r}"
     return f"{path}: {message}" if path else message
 
 
 def _key_path(location: tuple[int | str, ...]) -> str:
-    """A pydantic location as the user wrote it, without the names of union members in it.
+    """A pydantic location as the user wrote it, without the members of unions that it names.
 
-    >>> _key_path(("seeds", "protocol", "forks", "trunks"))
-    'seeds.protocol.trunks'
+    >>> _key_path(("seeds", "protocol", "forks", "forks"))
+    'seeds.protocol.forks'
+    >>> _key_path(("autoencoder", "resources", "workers", "constrained-int"))
+    'autoencoder.resources.workers'
     """
-    names = [str(part) for part in location]
-    written = [
-        name
-        for index, name in enumerate(names)
-        # Pydantic names the member of a union it tried: a kind, or a type such as "tuple[...]".
-        if not (index and name in kinds()) and "[" not in name and name not in _PLAIN_TYPES
-    ]
+    written: list[str] = []
+    specs: tuple[type[Spec], ...] = (PipelineConfig,)
+    for part in location:
+        tried = tuple(s for s in specs if len(specs) > 1 and _kind(s) == part)
+        if tried:
+            specs = tried
+        elif specs or not _is_plain_type(part):
+            written.append(str(part))
+            specs = specs if isinstance(part, int) else _specs_at(specs, part)
     return ".".join(written)
 
 
-def _nearest(path: str) -> str:
-    """The existing key closest to a path, or an empty string."""
+def _specs_at(specs: tuple[type[Spec], ...], key: str) -> tuple[type[Spec], ...]:
+    """What the key of a section may hold: none for a leaf or a key that does not exist."""
+    field = specs[0].model_fields.get(key) if specs else None
+    return variants(field.annotation) if field else ()
+
+
+def _kind(spec: type[Spec]) -> Any:
+    return spec.model_fields["kind"].default
+
+
+def _is_plain_type(part: int | str) -> bool:
+    return isinstance(part, str) and ("[" in part or part in _PLAIN_TYPES)
+
+
+def _hint(path: str) -> str:
+    """What may have been meant by a key that does not exist."""
     *parents, name = path.split(".")
-    below = [knob.path.split(".") for knob in knobs()]
-    names = {p[len(parents)] for p in below if p[: len(parents)] == parents != p}
-    close = difflib.get_close_matches(name, sorted(names), n=1)
-    return ".".join([*parents, *close]) if close else ""
+    # The items of a list share the knobs of the list.
+    section = [parent for parent in parents if not parent.isdigit()]
+    beside = [knob for knob in knobs() if knob.path.split(".")[:-1] == section]
+    names = [knob.path.split(".")[-1] for knob in beside]
+    if name in names:
+        owners = [knob.kind for knob, own in zip(beside, names, strict=True) if own == name]
+        return f"it belongs to kind {' or '.join(owners)}"
+    close = difflib.get_close_matches(name, sorted(set(names)), n=1)
+    if close:
+        return f"did you mean {'.'.join([*parents, *close])}?"
+    return "`bend config` lists every key"

@@ -34,12 +34,6 @@ def knobs() -> tuple[Knob, ...]:
     return tuple(_knobs_of(PipelineConfig, PipelineConfig(), "", ""))
 
 
-@cache
-def kinds() -> frozenset[str]:
-    """The ``kind`` of every variant in the config."""
-    return frozenset(knob.kind for knob in knobs() if knob.kind)
-
-
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:
     """The knobs of one class.
 

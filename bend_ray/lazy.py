@@ -23,6 +23,10 @@ else:
         def __getattr__(self, attribute: str) -> Any:
             return getattr(importlib.import_module(self._name), attribute)
 
+        def __reduce__(self) -> tuple[Any, ...]:
+            # Unpickled attribute by attribute it would look up `_name` before it has one.
+            return importlib.import_module, (self._name,)
+
     torch = _LazyModule("torch")
 
 __all__ = ["torch"]

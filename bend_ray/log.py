@@ -34,9 +34,10 @@ def configure(verbose: bool = False) -> None:
 def duration(seconds: float) -> str:
     """Seconds as a person writes them.
 
-    >>> [duration(s) for s in (0.42, 7.25, 71, 4000)]
-    ['0.4s', '7.2s', '1m11s', '1h06m']
+    >>> [duration(s) for s in (0.42, 7.25, 59.97, 71, 4000)]
+    ['0.4s', '7.2s', '1m00s', '1m11s', '1h06m']
     """
+    seconds = round(seconds, 1)
     if seconds < 60:
         return f"{seconds:.1f}s"
     if seconds < 3600:

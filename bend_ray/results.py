@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from bend_ray.artifacts.filesystems import masked
@@ -34,7 +35,11 @@ Row = tuple[str, ...]
 def _bags(result: dict[str, Any]) -> list[Row]:
     header = ("test part", "accuracy", "NLL", "Brier", "ECE", "members", "cost s")
     rows = [header, _bag_row("bag of generated", result["bag"])]
-    rivals = sorted(result["rivals"].items(), key=lambda item: item[1]["nll"])
+    # A NLL that was not finite is null in a manifest: it comes last.
+    rivals = sorted(
+        result["rivals"].items(),
+        key=lambda item: math.inf if item[1]["nll"] is None else item[1]["nll"],
+    )
     rows += [_bag_row(name.replace("_", " "), scores) for name, scores in rivals]
     equal = result["cost"].get("equal_cost_deep_ensemble")
     if equal:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from bend_ray.errors import ConfigError, DataError
+from bend_ray.errors import DataError
 from bend_ray.lazy import torch
 from bend_ray.spec import Spec
+
+NUM_DIGITS = 1797
 
 
 @dataclass(frozen=True)
@@ -87,15 +89,19 @@ class Digits(Spec):
     split_seed: NonNegativeInt = 0
     """Seed of the shuffle that makes the parts."""
 
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Digits:
+        if self.num_train + self.num_validation >= NUM_DIGITS:
+            raise ValueError(
+                f"expected num_train + num_validation below the {NUM_DIGITS} images of digits, so "
+                f"that some are left for the test, got {self.num_train + self.num_validation}"
+            )
+        return self
+
     def load(self) -> ImageDataset:
         """The parts of one seeded shuffle."""
         pixels, labels = _read_digits()
         num_seen = self.num_train + self.num_validation
-        if num_seen >= len(labels):
-            raise ConfigError(
-                f"dataset: expected num_train + num_validation below the {len(labels)} images of "
-                f"digits, so that some are left for the test, got {num_seen}"
-            )
         order = np.random.default_rng(self.split_seed).permutation(len(labels))
         cuts = np.split(order, [self.num_train, num_seen])
 

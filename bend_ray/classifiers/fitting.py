@@ -25,7 +25,8 @@ def initial_parameters(
 ) -> Tensor:
     """Parameters ``(P,)`` of a fresh module, drawn under ``seed``; global state is left alone."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        # Not torch.manual_seed: it would seed the GPUs' generators too, and nobody puts them back.
+        torch.default_generator.manual_seed(seed)
         return flatten(dict(build().state_dict()))
 
 

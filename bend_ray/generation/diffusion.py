@@ -44,8 +44,9 @@ class Ddpm(Spec):
     def coefficients(self, t_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """``a(t)`` and ``b(t)``, each ``(B, 1)``."""
         steps = (t_B * self.timesteps).round().long()
-        alpha_bar_B1 = self.alpha_bars().to(t_B.device)[steps, None].float()
-        return alpha_bar_B1.sqrt(), (1.0 - alpha_bar_B1).sqrt()
+        alpha_bar_B1 = self.alpha_bars().to(t_B.device)[steps, None]
+        # Rounded last: at the first steps 1 - alpha_bar keeps four digits in float32.
+        return alpha_bar_B1.sqrt().float(), (1.0 - alpha_bar_B1).sqrt().float()
 
     def target(self, x0: torch.Tensor, eps: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
         """What the denoiser should say, ``(B, Z)``."""

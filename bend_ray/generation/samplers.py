@@ -37,7 +37,7 @@ def ddim(predict: Predict, process: Ddpm, noise: Noise, steps: int, eta: float) 
         x0, eps = process.split(x, predict(x, t_B), t_B)
         sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
         x = before**0.5 * x0 + (1 - before - sigma**2) ** 0.5 * eps
-        if sigma > 0 and not last:
+        if sigma > 0:
             x = x + sigma * noise()
     return x
 

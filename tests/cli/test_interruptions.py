@@ -1,0 +1,88 @@
+"""A run that is killed, in every stage, and run again gives what an undisturbed one gives."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import Bend, descendants, figures, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+Reached = Callable[[Path], bool]
+
+
+def _has(pattern: str) -> Reached:
+    return lambda store: any(store.glob(pattern))
+
+
+MOMENTS: dict[str, Reached] = {
+    "seeds": _has("seeds/*/shard-00001.parquet"),
+    "autoencoder": _has("autoencoder/*/train/checkpoint.safetensors"),
+    "latents": _has("latents/*/lease.json"),
+    "generator": _has("generator/*/train/checkpoint.safetensors"),
+    "samples": _has("samples/*/shard-*.parquet"),
+    "evaluation": _has("evaluation/*/lease.json"),
+}
+
+
+def test_a_driver_killed_in_every_stage_loses_nothing(bend: Bend, undisturbed: object) -> None:
+    kept: dict[Path, int] = {}
+    for stage, reached in MOMENTS.items():
+        process = bend.start(*bend.run_arguments())
+        wait_until(lambda now=reached: now(bend.store), process)
+        assert not list(bend.store.glob(f"{stage}/*/manifest.json")), f"{stage} was too quick"
+        os.kill(process.pid, signal.SIGKILL)
+        process.communicate(timeout=30)
+        for path, written in kept.items():
+            assert path.stat().st_mtime_ns == written, f"{path} was made again"
+        committed = bend.store.glob("*/*/manifest.json")
+        kept = {path: path.stat().st_mtime_ns for path in committed}
+    done = bend(*bend.run_arguments())
+    assert done.returncode == 0, done.stderr
+    assert figures(done.stdout) == undisturbed
+
+
+def test_ctrl_c_ends_every_process_and_keeps_what_was_finished(bend: Bend) -> None:
+    process = bend.start(*bend.run_arguments())
+    first_shard = _has("seeds/*/shard-*.parquet")
+    wait_until(lambda: first_shard(bend.store), process)
+    children = descendants(process)
+    assert children
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith("bend: interrupted")
+    assert "Traceback" not in stderr
+    _wait_gone(children)
+    told = bend("status", str(bend.config), "--store", str(bend.store))
+    assert "partial" in told.stdout.splitlines()[0]
+    assert "of 16 models" in told.stdout.splitlines()[0]
+
+
+def _wait_gone(processes: list) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if not any(process.is_running() for process in processes):
+            return
+        time.sleep(0.1)
+    raise AssertionError([process.cmdline() for process in processes if process.is_running()])
+
+
+def test_a_broken_shard_is_named_and_a_rerun_after_deleting_mends_it(
+    bend: Bend, undisturbed: object
+) -> None:
+    done = bend("seeds", str(bend.config), "--store", str(bend.store))
+    assert done.returncode == 0, done.stderr
+    shard = next(Path(done.stdout.strip()).glob("shard-00000.parquet"))
+    shard.write_bytes(shard.read_bytes()[:1000])
+    refused = bend(*bend.run_arguments())
+    assert refused.returncode == 2
+    assert "shard-00000.parquet" in refused.stderr.splitlines()[-1]
+    subprocess.run(["rm", "-r", str(shard.parent)], check=True)
+    mended = bend(*bend.run_arguments())
+    assert mended.returncode == 0, mended.stderr
+    assert figures(mended.stdout) == undisturbed

@@ -1,0 +1,83 @@
+"""``bend run`` as a user meets it: its result, its second run, and what it refuses."""
+
+import json
+
+import pytest
+from conftest import Bend, figures
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+
+def test_the_default_run_reaches_what_it_must(bend: Bend) -> None:
+    # The floors of design.md section 4, on the fixed split.
+    done = bend("run", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    bag, generated, originals = (result[key] for key in ("bag", "generated", "originals"))
+    assert bag["accuracy"] >= 0.955
+    assert generated["accuracy"]["mean"] >= 0.945
+    assert generated["accuracy"]["min"] >= 0.90
+    for population in (generated, originals):
+        assert bag["accuracy"] > population["accuracy"]["mean"]
+        assert bag["accuracy"] > population["accuracy"]["median"]
+    assert result["novelty"]["copies"] == 0
+    assert result["novelty"]["nearest_ratio"] > 0.3
+    assert (bend.folder / "bend-store" / "evaluation").is_dir()
+
+
+def test_the_result_has_the_keys_others_rely_on(bend: Bend) -> None:
+    done = bend(*bend.run_arguments())
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert {"accuracy", "nll", "brier", "ece", "size"} <= set(result["bag"])
+    for population in ("generated", "originals"):
+        assert set(result[population]["accuracy"]) == {"mean", "median", "min", "max", "std"}
+        assert set(result["diversity"][population]) == {"disagreement", "error_iou", "q_statistic"}
+    for rival in result["rivals"].values():
+        assert {"accuracy", "nll", "ece", "size", "cost_seconds"} <= set(rival)
+    block = {
+        "nearest_ratio",
+        "spread",
+        "within_trunk_disagreement",
+        "functional_distance",
+        "copies",
+    }
+    assert set(result["novelty"]) == block | {"held_out"}
+    assert set(result["novelty"]["held_out"]) == block
+    stages = ["seeds", "autoencoder", "latents", "generator", "samples", "evaluation"]
+    assert list(result["fingerprints"]) == stages
+    for stage in stages:
+        assert set(result["cost"][stage]) == {"cpu_seconds", "gpu_seconds", "wall_seconds"}
+    assert result["store"] == str(bend.store)
+
+    again = bend(*bend.run_arguments(), timeout=20)
+    assert again.returncode == 0
+    assert again.stdout == done.stdout
+    assert "ray " not in again.stderr
+
+    told = bend("status", str(bend.config), "--store", str(bend.store))
+    assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--set", "seeds.resources.gpus=1"], "asked for 1 x (1 CPU, 1 GPU)"),
+        (["--set", "generator.resources.workers=99"], "generator.resources"),
+    ],
+)
+def test_what_the_cluster_can_never_give_is_refused_before_any_work(
+    bend: Bend, arguments: list[str], expected: str
+) -> None:
+    done = bend(*bend.run_arguments(*arguments), timeout=90)
+    assert done.returncode == 2
+    assert expected in done.stderr.splitlines()[-1]
+    assert not (bend.store / "seeds").exists()
+
+
+def test_two_runs_on_one_store_at_once_make_it_once(bend: Bend, undisturbed: object) -> None:
+    processes = [bend.start(*bend.run_arguments()) for _ in range(2)]
+    outcomes = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outcomes
+    assert figures(outcomes[0][0]) == figures(outcomes[1][0]) == undisturbed
+    assert "waiting" in outcomes[0][1] + outcomes[1][1]

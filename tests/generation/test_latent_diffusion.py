@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from bend_ray.generation.denoisers import ConvDenoiser, MlpDenoiser
+from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process
+from bend_ray.generation.latent_diffusion import STD_FLOOR, LatentScale, sample_latents
+from bend_ray.generation.samplers import Ancestral, Ddim, Euler, Heun, Sampler
+
+LATENT_SIZE = 6
+
+
+def generators(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def population(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Latents of three trunks of unequal size, far apart, and their trunks."""
+    generator = torch.Generator().manual_seed(seed)
+    condition_K = torch.tensor([0] * 10 + [1] * 4 + [2] * 7)[
+        torch.randperm(21, generator=generator)
+    ]
+    centre_CZ = 10 * torch.randn(3, LATENT_SIZE, generator=generator)
+    spread_Z = torch.linspace(0.2, 3.0, LATENT_SIZE)
+    residual_KZ = spread_Z * torch.randn(21, LATENT_SIZE, generator=generator)
+    return centre_CZ[condition_K] + residual_KZ, condition_K
+
+
+def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
+    """A denoiser that says something everywhere, as a trained one would."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return module
+
+
+@given(seed=st.integers(0, 10_000), members=st.integers(4, 30), trunks=st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_the_scale_is_each_trunk_s_mean_and_the_pooled_deviation(
+    seed: int, members: int, trunks: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    condition_K = np.concatenate([np.arange(trunks), rng.integers(trunks, size=members)])
+    z_KZ = (rng.normal(size=(len(condition_K), 3)) + 5 * condition_K[:, None]).astype(np.float32)
+    scale = LatentScale.fit(torch.tensor(z_KZ), torch.tensor(condition_K), trunks)
+    squares = np.zeros(3, dtype=np.float32)
+    for trunk in range(trunks):
+        own = z_KZ[condition_K == trunk]
+        np.testing.assert_allclose(scale.mean_CZ[trunk], own.mean(axis=0), atol=1e-5)
+        squares += ((own - own.mean(axis=0)) ** 2).sum(axis=0)
+    pooled = np.sqrt(squares / (len(z_KZ) - trunks))
+    np.testing.assert_allclose(scale.std_Z, pooled.clip(STD_FLOOR), rtol=1e-4)
+
+
+def test_with_one_trunk_the_scale_is_the_sample_deviation() -> None:
+    z_KZ, _ = population()
+    scale = LatentScale.fit(z_KZ, torch.zeros(21, dtype=torch.int64), 1)
+    torch.testing.assert_close(scale.mean_CZ[0], z_KZ.mean(dim=0))
+    torch.testing.assert_close(scale.std_Z, z_KZ.std(dim=0))
+
+
+def test_unit_residuals_have_mean_zero_and_unit_variance_in_every_trunk_together() -> None:
+    z_KZ, condition_K = population()
+    x_KZ = LatentScale.fit(z_KZ, condition_K, 3).apply(z_KZ, condition_K)
+    for trunk in range(3):
+        own_mean = x_KZ[condition_K == trunk].mean(dim=0)
+        torch.testing.assert_close(own_mean, torch.zeros(LATENT_SIZE), atol=1e-5, rtol=0)
+    torch.testing.assert_close(x_KZ.square().sum(dim=0), torch.full((LATENT_SIZE,), 18.0))
+
+
+def test_scaling_there_and_back_changes_nothing() -> None:
+    z_KZ, condition_K = population()
+    scale = LatentScale.fit(z_KZ, condition_K, 3)
+    back = scale.invert(scale.apply(z_KZ, condition_K), condition_K)
+    torch.testing.assert_close(back, z_KZ)
+
+
+def test_a_dimension_that_never_varies_stays_finite_and_comes_back() -> None:
+    z_KZ, condition_K = population()
+    z_KZ[:, 2] = 7.0
+    scale = LatentScale.fit(z_KZ, condition_K, 3)
+    x_KZ = scale.apply(z_KZ, condition_K)
+    assert scale.std_Z[2] == STD_FLOOR
+    assert x_KZ.isfinite().all()
+    torch.testing.assert_close(scale.invert(x_KZ, condition_K), z_KZ)
+
+
+def test_trunks_of_one_member_each_have_no_spread() -> None:
+    scale = LatentScale.fit(torch.eye(3), torch.arange(3), 3)
+    assert torch.equal(scale.mean_CZ, torch.eye(3))
+    assert torch.equal(scale.std_Z, torch.full((3,), STD_FLOOR))
+
+
+def test_a_scale_survives_its_state() -> None:
+    scale = LatentScale.fit(*population(), 3)
+    loaded = LatentScale.from_state(scale.state())
+    assert torch.equal(loaded.mean_CZ, scale.mean_CZ)
+    assert torch.equal(loaded.std_Z, scale.std_Z)
+
+
+def test_the_untrained_velocity_already_draws_the_gaussian_of_the_residuals() -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = MlpDenoiser(hidden=8, blocks=1).build(LATENT_SIZE, 3)
+    condition_N = torch.arange(3).repeat(400)
+    z_NZ = sample_latents(
+        denoiser, Ddpm(), Ddim(), scale, condition_N, generators(*range(len(condition_N)))
+    )
+    for trunk in range(3):
+        own = z_NZ[condition_N == trunk]
+        away = (own.mean(dim=0) - scale.mean_CZ[trunk]) / scale.std_Z
+        assert away.abs().max() < 4 / 400**0.5
+        # Fifty steps of DDIM lose 3.7 % of the spread even with the best denoiser.
+        ratio = own.std(dim=0) / scale.std_Z
+        assert (ratio / 0.963 - 1).abs().max() < 4 / 800**0.5
+
+
+def test_the_untrained_velocity_scales_the_first_noise_alone() -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = MlpDenoiser(hidden=8, blocks=1).build(LATENT_SIZE, 3)
+    condition_N = torch.tensor([2, 0])
+    z_NZ = sample_latents(denoiser, Ddpm(), Ddim(), scale, condition_N, generators(5, 6))
+    noise_NZ = torch.stack([torch.randn(LATENT_SIZE, generator=g) for g in generators(5, 6)])
+    ratio = scale.apply(z_NZ, condition_N) / noise_NZ
+    torch.testing.assert_close(ratio, torch.full((2, LATENT_SIZE), 0.9634), atol=1e-3, rtol=0)
+
+
+PAIRS: list[tuple[Process, Sampler]] = [
+    (Ddpm(), Ddim(steps=5)),
+    (Ddpm(prediction="eps"), Ddim(steps=5, eta=1.0)),
+    (Ddpm(timesteps=20), Ancestral()),
+    (FlowMatching(), Euler(steps=4)),
+    (FlowMatching(), Heun(steps=3)),
+]
+
+
+@pytest.mark.parametrize(("process", "sampler"), PAIRS)
+@pytest.mark.parametrize("spec", [MlpDenoiser(hidden=8), ConvDenoiser(channels=(4, 6), kernel=3)])
+def test_a_sample_does_not_depend_on_its_neighbours(
+    process: Process, sampler: Sampler, spec: MlpDenoiser | ConvDenoiser
+) -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = shaken(spec.build(LATENT_SIZE, 3))
+
+    def draw(ids: list[int]) -> Tensor:
+        condition_N = torch.tensor([i % 3 for i in ids])
+        return sample_latents(denoiser, process, sampler, scale, condition_N, generators(*ids))
+
+    together = draw([0, 1, 2, 3, 4])
+    assert together.shape == (5, LATENT_SIZE)
+    assert together.isfinite().all()
+    tolerance = {"rtol": 1e-4, "atol": 1e-3}
+    torch.testing.assert_close(draw([3, 0])[0], together[3], **tolerance)
+    torch.testing.assert_close(draw([2])[0], together[2], **tolerance)
+    torch.testing.assert_close(draw([4, 3, 2, 1, 0]).flip(0), together, **tolerance)
+    assert (together[0] - together[3]).abs().max() > 0.01
+
+
+def test_sampling_takes_nothing_from_the_global_generator() -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = shaken(MlpDenoiser(hidden=8).build(LATENT_SIZE, 3))
+    before = torch.get_rng_state()
+    sample_latents(denoiser, Ddpm(), Ddim(eta=1.0), scale, torch.tensor([0]), generators(1))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_sampling_leaves_no_gradient_and_the_denoiser_in_evaluation_mode() -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = shaken(MlpDenoiser(hidden=8).build(LATENT_SIZE, 3)).train()
+    z_NZ = sample_latents(denoiser, Ddpm(), Ddim(steps=2), scale, torch.tensor([0]), generators(1))
+    assert not z_NZ.requires_grad
+    assert not denoiser.training
+
+
+@pytest.mark.parametrize("sampler", [Ddim(), Ddim(steps=20, eta=1.0)])
+def test_temperature_is_a_multiplier_of_the_distance_from_the_trunk_s_mean(sampler: Ddim) -> None:
+    scale = LatentScale.fit(*population(), 3)
+    denoiser = MlpDenoiser(hidden=8).build(LATENT_SIZE, 3)
+    condition_N = torch.tensor([0, 1, 2, 1])
+
+    def residuals(temperature: float) -> Tensor:
+        z_NZ = sample_latents(
+            denoiser, Ddpm(), sampler, scale, condition_N, generators(*range(4)), temperature
+        )
+        return scale.apply(z_NZ, condition_N)
+
+    torch.testing.assert_close(residuals(0.5), 0.5 * residuals(1.0), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,132 @@
+"""The stages together, on one cluster: variants, streaming representations, new populations."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeConfig, make
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.classifiers.datasets import ImageDataset
+from bend_ray.errors import ClusterError
+from bend_ray.parameters.standardize import Moments, Standardizer
+from bend_ray.plan import STAGES
+from bend_ray.plan import plan as plan_of
+from bend_ray.results import result, table
+from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.cluster import preflight
+from bend_ray.stages.comparison import Members
+from bend_ray.stages.representations import Principal, Standardised
+from bend_ray.stages.samples import SampleDrawer
+from bend_ray.stages.seeds import SeedTrainer, read_layout
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def test_the_whole_pipeline_leaves_committed_artifacts_and_nothing_else(
+    tiny: MakeConfig, shared_store: Store
+) -> None:
+    plan = make(tiny(), shared_store)
+    for artifact in plan:
+        listed = {file.name for file in artifact.manifest().files}
+        assert {file.name for file in artifact.list_files()} == listed
+    generated = read_population(plan.samples)
+    assert generated.origin == "generated"
+    assert generated.model_id.tolist() == list(range(6))
+    assert generated.trunk.tolist() == [0, 1, 0, 1, 0, 1]
+    assert np.isfinite(generated.theta_KP).all()
+    shown = table(result(plan))
+    assert "bag of generated" in shown
+    assert "originals bag" in shown
+
+
+def test_a_sample_does_not_depend_on_its_shard(tiny: MakeConfig, shared_store: Store) -> None:
+    ours = make(tiny(), shared_store, "samples").samples
+    theirs = make(tiny("samples.shard_size=5"), shared_store, "samples").samples
+    assert ours.fingerprint != theirs.fingerprint
+    np.testing.assert_allclose(
+        read_population(ours).theta_KP, read_population(theirs).theta_KP, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_the_principal_representation_decodes_training_members_exactly(
+    tiny: MakeConfig, shared_store: Store
+) -> None:
+
+    plan = make(tiny(), shared_store, "seeds")
+    representation, _ = Principal.fit(plan.seeds)
+    members = read_population(plan.seeds)
+    coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
+    decoded = representation.decoder(plan.seeds)(coefficients)
+    np.testing.assert_allclose(decoded, members.theta_KP[~members.held_out], atol=1e-5)
+
+
+def test_the_standardised_representation_streams_to_the_same_statistics(
+    tiny: MakeConfig, shared_store: Store
+) -> None:
+
+    plan = make(tiny(), shared_store, "seeds")
+    representation, _ = Standardised.fit(plan.seeds)
+    members = read_population(plan.seeds)
+    theta = torch.from_numpy(members.theta_KP)
+    moments = Moments.empty(theta.shape[1])
+    moments.update(theta[torch.from_numpy(~members.held_out)])
+    expected = Standardizer.fit(moments, read_layout(plan.seeds))
+    rows = representation.dataset(plan.seeds, training_only=False).to_pandas()
+    rows = rows.sort_values("model_id")
+    streamed = np.stack(list(rows["features"]))
+    np.testing.assert_allclose(streamed, expected.apply(theta), rtol=1e-4, atol=1e-5)
+    assert rows["held_out"].tolist() == members.held_out.tolist()
+
+
+@pytest.mark.slow
+def test_the_papers_variants_run_end_to_end(tiny: MakeConfig, shared_store: Store) -> None:
+    config = tiny(
+        "seeds.protocol={kind: trajectory, checkpoints: 12, epochs: 3}",
+        "autoencoder.model={kind: conv1d, latent_size: 6, channels: [4, 8], kernel: 3}",
+        "generator.denoiser={kind: conv1d, channels: [8, 8], kernel: 3}",
+        "generator.process={kind: ddpm, timesteps: 50, prediction: eps}",
+        "generator.conditional=false",
+        "samples.sampler={kind: ancestral}",
+    )
+    metrics = result(make(config, shared_store))
+    assert 0 <= metrics["bag"]["accuracy"] <= 1
+    assert metrics["novelty"]["spread"] is None  # no trunk was asked for
+
+
+def test_a_flow_runs_end_to_end(tiny: MakeConfig, shared_store: Store) -> None:
+    config = tiny("generator.process={kind: flow}", "samples.sampler={kind: heun, steps: 5}")
+    plan = make(config, shared_store, "samples")
+    assert (read_population(plan.samples).val_accuracy > 0.5).all()
+
+
+def test_the_test_part_is_opened_by_the_evaluation_alone(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny()
+    plan, again = make(config, shared_store, "generator"), plan_of(config, fresh_store)
+
+    class TestOpenedError(Exception):
+        pass
+
+    def opened(self: object) -> None:
+        raise TestOpenedError
+
+    # What other processes run is run here, in this one.
+    monkeypatch.setattr(ImageDataset, "test", property(opened))
+    trainer = SeedTrainer(config, again.seeds)
+    trainer.store_roots([trainer.train_roots(0)])
+    trainer.train_cohort(0)
+    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples)).draw(0)
+    with pytest.raises(TestOpenedError):
+        Members.of(read_population(plan.seeds), Classifiers(config, "cpu"))
+
+
+def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
+
+    config = tiny("latents.resources.cpus=1000")
+    with pytest.raises(ClusterError, match=r"latents\.resources.*asked for 1 x \(1000 CPU"):
+        preflight(config, STAGES)
+    preflight(tiny(), STAGES)

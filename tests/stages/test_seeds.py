@@ -1,0 +1,111 @@
+"""Stage 1: the population does not depend on who trained it, or who died meanwhile."""
+
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+from conftest import MakeConfig, make
+
+from bend_ray.artifacts.cost import Cost, write_cost
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.config import PipelineConfig
+from bend_ray.errors import TrainingError
+from bend_ray.plan import Plan, plan
+from bend_ray.stages import seeds
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+
+
+def train(config: PipelineConfig, store: Store) -> Population:
+    return read_population(make(config, store, "seeds").seeds)
+
+
+def assert_equal(a: Population, b: Population) -> None:
+    for name in ("model_id", "trunk", "fork", "step", "seed", "held_out", "val_accuracy"):
+        np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+    np.testing.assert_array_equal(a.theta_KP, b.theta_KP)
+
+
+def test_one_or_three_actors_train_the_same_population(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+) -> None:
+    alone = train(tiny("seeds.resources.workers=1"), shared_store)
+    together = train(tiny("seeds.resources.workers=3"), fresh_store)
+    assert_equal(alone, together)
+    assert alone.trunk.tolist() == [0] * 6 + [1] * 6
+    assert alone.held_out.sum() == 2
+    assert (alone.fit_seconds > 0).all()
+
+
+def test_a_killed_actor_costs_its_cohort_and_nothing_else(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+) -> None:
+    config = tiny()
+    undisturbed = train(config, shared_store)
+    artifacts, killed = plan(config, fresh_store), []
+
+    def kill_after_the_first_shard() -> None:
+        while not list_shards(artifacts):
+            time.sleep(0.002)
+        for process in psutil.process_iter(["cmdline"]):
+            if "ray::SeedTrainer" in " ".join(process.info["cmdline"] or []):
+                os.kill(process.pid, signal.SIGKILL)
+                killed.append(process.pid)
+
+    killer = threading.Thread(target=kill_after_the_first_shard)
+    killer.start()
+    disturbed = train(config, fresh_store)
+    killer.join()
+    assert killed
+    assert_equal(undisturbed, disturbed)
+
+
+def list_shards(plan: Plan) -> list[str]:
+    return [file.name for file in plan.seeds.list_files("shard-")]
+
+
+def test_shards_of_an_earlier_attempt_are_kept(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+) -> None:
+    config = tiny()
+    made, again = make(config, shared_store, "seeds").seeds, plan(config, fresh_store).seeds
+    kept = ["shard-00000.parquet", "shard-00002.parquet", seeds.ROOTS, seeds.LAYOUT]
+    for name in kept:
+        with again.open_output(name) as stream:
+            stream.write(made.read_bytes(name))
+    for name in [*kept[:2], seeds.ROOTS]:
+        write_cost(again, name, Cost(cpu_seconds=1.0))
+    written = {name: os.stat(again.child(name)).st_mtime_ns for name in kept}
+    assert_equal(read_population(made), train(config, fresh_store))
+    assert {name: os.stat(again.child(name)).st_mtime_ns for name in kept} == written
+    assert again.manifest().cost.cpu_seconds > 3.0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "models"),
+    [
+        (["seeds.protocol={kind: independent, models: 8}"], 8),
+        (["seeds.protocol={kind: independent, models: 8, align: false}"], 8),
+        (["seeds.protocol={kind: trajectory, bases: 2, checkpoints: 5, epochs: 2}"], 10),
+    ],
+)
+def test_other_protocols_leave_working_classifiers(
+    tiny: MakeConfig, shared_store: Store, overrides: list[str], models: int
+) -> None:
+    config = tiny(*overrides, "autoencoder.model.latent_size=4")
+    population = train(config, shared_store)
+    assert population.model_id.tolist() == list(range(models))
+    assert (population.val_accuracy > 0.7).all()
+    assert len(np.unique(population.theta_KP, axis=0)) == models
+
+
+def test_a_diverged_population_is_refused_with_advice(tiny: MakeConfig, fresh_store: Store) -> None:
+    config = tiny("seeds.recipe.optimizer={kind: sgd, learning_rate: 1.0e+9}")
+    with pytest.raises(TrainingError, match=r"diverged.*lower seeds\.recipe\.optimizer"):
+        make(config, fresh_store, "seeds")
