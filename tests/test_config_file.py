@@ -171,11 +171,11 @@ REFUSED = {
     "samples.sampler.kind=[1]": "samples.sampler: Input tag '[1]'",
     "dataset.kind=mnist": "dataset.kind: Input should be 'digits', got 'mnist'",
     # Numbers that are none.
-    "samples.temperature=.inf": "samples.temperature: expected a finite number, got inf",
-    "samples.temperature=inf": "samples.temperature: expected a finite number, got inf",
-    "samples.temperature=.nan": "samples.temperature: Input should be greater than 0, got nan",
-    "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: expected a finite",
-    "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.scale: expected a finite",
+    "samples.temperature=.inf": "samples.temperature: Input should be a finite number, got inf",
+    "samples.temperature=inf": "samples.temperature: Input should be a finite number, got inf",
+    "samples.temperature=.nan": "samples.temperature: Input should be a finite number, got nan",
+    "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: Input should be a finite",
+    "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.0.scale: Input should be a finite",
     # Sections that do not agree.
     "autoencoder.model.latent_size=136": "autoencoder.model.latent_size: expected fewer than the "
     "136 models the generator learns from, so that it cannot store them one by one, got 136; lower",

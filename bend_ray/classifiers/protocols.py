@@ -100,6 +100,16 @@ class Forks(Spec):
         return self.trunks
 
     @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart."""
+        return self.trunks
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Forks of a trunk."""
+        return self.forks
+
+    @property
     def branches(self) -> bool:
         """Members continue their trunk."""
         return True
@@ -145,6 +155,16 @@ class Trajectory(Spec):
     def num_roots(self) -> int:
         """The bases."""
         return self.bases
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart: the bases."""
+        return self.bases
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Checkpoints of a base."""
+        return self.checkpoints
 
     @property
     def branches(self) -> bool:
@@ -193,6 +213,16 @@ class Independent(Spec):
     def num_roots(self) -> int:
         """The reference model, where there is one."""
         return int(self.align)
+
+    @property
+    def num_trunks(self) -> int:
+        """One: no two members share a start."""
+        return 1
+
+    @property
+    def members_per_trunk(self) -> int:
+        """All models."""
+        return self.models
 
     @property
     def branches(self) -> bool:

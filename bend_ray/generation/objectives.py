@@ -34,7 +34,8 @@ class Reconstruction(nn.Module):
         autoencoder: a module with ``encode`` and ``decode``.
         latent_size: Z.
         input_noise: standard deviation of the noise on the features.
-        latent_noise: the same on the latents, in their standard deviations over the batch.
+        latent_noise: the same on the latents, in their standard deviations over the batch (over a
+            worker's part of it, where there are several).
     """
 
     def __init__(

@@ -54,8 +54,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
 
 def num_conditions(config: PipelineConfig) -> int:
     """Trunks the denoiser is told apart, or one for all."""
-    trunks = {run[0].trunk for run in config.seeds.protocol.runs()}
-    return len(trunks) if config.generator.conditional else 1
+    return config.seeds.protocol.num_trunks if config.generator.conditional else 1
 
 
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:

@@ -108,7 +108,7 @@ class SampleDrawer:
         self.autoencoder = model.build(representation.num_features).eval()
         self.autoencoder.load_state_dict(load_weights(plan.autoencoder, autoencoder.WEIGHTS))
         self.decode = representation.decoder(plan.seeds)
-        self.num_trunks = len({run[0].trunk for run in config.seeds.protocol.runs()})
+        self.num_trunks = config.seeds.protocol.num_trunks
 
     def draw(self, index: int) -> None:
         """Draw one shard, check and validate its classifiers, and write it."""

@@ -158,7 +158,7 @@ class SeedTrainer:
             members = [member for run in cohort for member in run]
             _check_finite(theta_KP, [f"model {member.model_id}" for member in members])
             val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP)
-        all_members = sum(len(run) for run in self.runs)
+        all_members = self.section.num_models
         steps = self._steps(stretch)
         population = Population(
             model_id=np.array([m.model_id for m in members]),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Bend, descendants, figures, wait_until
+from process import Bend, descendants, figures, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import Bend, figures
+from process import Bend, figures
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

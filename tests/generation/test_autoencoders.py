@@ -43,7 +43,7 @@ def test_a_tiny_population_can_be_learnt_by_heart(spec: Autoencoder) -> None:
     }
     optimizer = AdamW(learning_rate=0.02, weight_decay=0.0).build(objective.parameters())
     first = objective(batch).item()
-    for _ in range(250):
+    for _ in range(150):
         loss = objective(batch)
         loss.backward()
         optimizer.step(1.0)

@@ -125,23 +125,23 @@ def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scale: float) -> None:
-    drawn = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 6_000, generator(1))
+    drawn = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 3_000, generator(1))
     for trunk, members in enumerate(own_members(theta_KP)):
         own = drawn[trunk::3]
         variance_P = scale**2 * members.var(dim=0)
         mean_error = (own.mean(dim=0) - members.mean(dim=0)).abs()
         assert (mean_error < 4 * (variance_P / len(own)).sqrt()).all()
-        torch.testing.assert_close(own.var(dim=0), variance_P, rtol=0.15, atol=0)
+        torch.testing.assert_close(own.var(dim=0), variance_P, rtol=0.2, atol=0)
 
 
 def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -> None:
     """Half of the covariance is diagonal, half is the members' own (Maddox et al., eq. 1)."""
-    drawn = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 6_000, generator(2))
+    drawn = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 3_000, generator(2))
     members = own_members(theta_KP)[1]
     covariance = drawn[1::3].T.cov()
     expected = members.T.cov() / 2
     expected.diagonal().mul_(2)
-    assert (covariance - expected).abs().max() < 0.12 * expected.diagonal().max()
+    assert (covariance - expected).abs().max() < 0.15 * expected.diagonal().max()
 
 
 @pytest.mark.parametrize("rival", [Gaussian(), MultiSwag()])

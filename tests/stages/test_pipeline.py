@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from conftest import MakeConfig, make
+from tiny import MakeConfig, make
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store

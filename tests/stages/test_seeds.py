@@ -8,7 +8,7 @@ import time
 import numpy as np
 import psutil
 import pytest
-from conftest import MakeConfig, make
+from tiny import MakeConfig, make
 
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population

@@ -1,0 +1,105 @@
+"""Running ``bend`` as its user does: a process of its own, with a cluster of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+TINY = """
+seeds:
+  recipe: {epochs: 6}
+  protocol: {trunks: 2, forks: 8, trunk_fraction: 0.2}
+  cohort_size: 4
+autoencoder:
+  model: {latent_size: 8, hidden: 16}
+  training: {steps: 400, batch_size: 8, checkpoint_every: 100}
+generator:
+  denoiser: {hidden: 16, blocks: 1}
+  training: {steps: 400, batch_size: 8, checkpoint_every: 100}
+samples: {count: 8, shard_size: 4}
+evaluation:
+  rivals: [{kind: originals_bag}, {kind: deep_ensemble}, {kind: gaussian}]
+"""
+
+COSTS = {"cost", "cost_seconds", "store"}
+
+
+class Bend:
+    """``bend`` in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "tiny.yaml"
+        self.config.write_text(TINY)
+        self.store = folder / "store"
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """The process, its output captured, in a process group of its own."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        return subprocess.Popen(
+            [sys.executable, "-m", "bend_ray", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=self.folder,
+            env=environment,
+            start_new_session=True,
+        )
+
+    def __call__(self, *arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """The process when it has ended."""
+        process = self.start(*arguments)
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def run_arguments(self, *more: str) -> list[str]:
+        """A tiny run into this folder's store, its result as JSON on stdout."""
+        return ["run", str(self.config), "--store", str(self.store), "--json", "-", *more]
+
+
+def figures(text: str) -> Any:
+    """A result without what may differ between two runs: costs and places."""
+    return without_costs(json.loads(text))
+
+
+def without_costs(value: Any) -> Any:
+    """``value`` without its costs, at any depth."""
+    if isinstance(value, dict):
+        return {k: without_costs(v) for k, v in value.items() if k not in COSTS}
+    return value
+
+
+def wait_until(condition: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    """What ``condition`` says as soon as it is true."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    raise AssertionError("waited for two minutes")
+
+
+def descendants(process: subprocess.Popen[str], name: str = "") -> list[psutil.Process]:
+    """Its processes, down to workers, whose command line holds ``name``."""
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        try:
+            if name in " ".join(child.cmdline()):
+                found.append(child)
+        except psutil.Error:
+            continue
+    return found

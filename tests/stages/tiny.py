@@ -1,0 +1,42 @@
+"""A tiny config, and its artifacts made stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from bend_ray.artifacts.store import Store
+from bend_ray.config import PipelineConfig
+from bend_ray.plan import STAGES, Plan, plan
+
+TINY = (
+    "seeds.recipe.epochs=4",
+    "seeds.protocol.trunks=2",
+    "seeds.protocol.forks=6",
+    "seeds.protocol.trunk_fraction=0.25",
+    "seeds.cohort_size=4",
+    "seeds.resources.workers=1",
+    "autoencoder.model.latent_size=6",
+    "autoencoder.model.hidden=16",
+    "autoencoder.training.steps=200",
+    "autoencoder.training.batch_size=8",
+    "autoencoder.training.checkpoint_every=50",
+    "generator.denoiser.hidden=16",
+    "generator.training.steps=200",
+    "generator.training.batch_size=8",
+    "samples.count=6",
+    "samples.shard_size=3",
+    "samples.resources.workers=1",
+    "evaluation.rivals=[{kind: originals_bag}]",
+)
+
+MakeConfig = Callable[..., PipelineConfig]
+
+
+def make(config: PipelineConfig, store: Store, until: str = "evaluation") -> Plan:
+    """The artifacts of a config, made up to a stage where they are missing."""
+    artifacts = plan(config, store)
+    for stage in STAGES[: STAGES.index(until) + 1]:
+        if not artifacts[stage].exists():
+            import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+    return artifacts

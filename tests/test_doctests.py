@@ -1,0 +1,20 @@
+"""The examples in docstrings are true."""
+
+import doctest
+import importlib
+import pkgutil
+
+import pytest
+
+import bend_ray
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(bend_ray.__path__, "bend_ray.")
+    if not module.name.startswith("bend_ray.stages") and module.name != "bend_ray.__main__"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
