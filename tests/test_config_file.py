@@ -172,7 +172,7 @@ REFUSED = {
     "dataset.kind=mnist": "dataset.kind: Input should be 'digits', got 'mnist'",
     # Numbers that are none.
     "samples.temperature=.inf": "samples.temperature: Input should be a finite number, got inf",
-    "samples.temperature=inf": "samples.temperature: Input should be a finite number, got inf",
+    "samples.temperature=inf": "samples.temperature: Input should be a finite number, got 'inf'",
     "samples.temperature=.nan": "samples.temperature: Input should be a finite number, got nan",
     "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: Input should be a finite",
     "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.0.scale: Input should be a finite",

@@ -146,8 +146,8 @@ class SampleDrawer:
         write_shard(self.artifact, index, population)
 
     def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
-        """The trunk each was asked to be of; -1 where the generator cannot be asked."""
-        asked = self.config.generator.conditional
+        """The trunk each was asked to be of; -1 where the generator cannot be asked for one."""
+        asked = self.config.generator.conditional or self.num_trunks == 1
         return np.array([i % self.num_trunks if asked else -1 for i in ids], dtype=np.int32)
 
     @torch.no_grad()
