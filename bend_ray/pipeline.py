@@ -62,10 +62,12 @@ def run(
 def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
     """Make one stage's artifact, or wait until another run has."""
     artifact = artifacts[stage]
+    our_errors = import_module("bend_ray.stages.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
-            import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+            with our_errors():
+                import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
     cost = artifact.manifest().cost
     logger.info(
         "%-12s %s  done in %s (CPU %s)",

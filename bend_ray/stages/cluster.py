@@ -53,12 +53,12 @@ def connect(address: str | None) -> None:
             **quiet,
         )
         _own = True
-        _quiet_data()
+        _set_up_data()
         return
     _probe(address)
     try:
         ray.init(address=address, **quiet)
-        _quiet_data()
+        _set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_answer(address, error) from None
 
@@ -82,14 +82,20 @@ def _no_answer(address: str, error: Exception) -> ClusterError:
     )
 
 
-def _quiet_data() -> None:
-    """Ray Data says much about every dataset; ours are named by the stage that makes them."""
+def _set_up_data() -> None:
+    """Make Ray Data quiet, and its errors ours: stages say what is going on."""
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(
+        logging.CRITICAL
+    )
     # It also warns that its progress bars are off, which is what the lines below ask for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # Its own wrapping loses what was wrapped on the way to the driver.
+    context.raise_original_map_exception = True
 
 
 def is_own() -> bool:

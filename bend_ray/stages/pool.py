@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -53,23 +54,40 @@ def run_pieces(
 
 
 def get(reference: Any) -> Any:
-    """``ray.get`` whose errors are ours: the worker's ``BendError`` itself, or a ``ClusterError``.
+    """``ray.get`` whose errors are ours, see ``our_errors``."""
+    with our_errors():
+        return ray.get(reference)
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Around calls of Ray: a worker's ``BendError`` comes out as itself.
 
     Raises:
-        BendError: raised by the worker.
+        BendError: raised by the worker, however deep Ray and Ray Data have wrapped it.
         ClusterError: the worker died more often than it may.
     """
     try:
-        return ray.get(reference)
+        yield
     except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, BendError):
-            raise error.cause from None
+        if (ours := _within(error)) is not None:
+            raise ours from None
         raise
-    except ray.exceptions.RayActorError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
         raise ClusterError(
             f"a worker died more than {SURVIVES['max_restarts']} times: "
             f"{str(error).strip().splitlines()[0]}; what it had finished is kept: run again"
         ) from None
+
+
+def _within(error: BaseException | None) -> BendError | None:
+    """The ``BendError`` an error was made from, if there is one."""
+    while error is not None:
+        # A RayTaskError also is what it wraps, but its message is the worker's traceback.
+        if isinstance(error, BendError) and not isinstance(error, ray.exceptions.RayTaskError):
+            return error
+        error = getattr(error, "cause", None) or error.__cause__
+    return None
 
 
 def _named(flying: dict[Any, tuple[int, Any]]) -> str:

@@ -7,7 +7,8 @@ killed is started again and repeats its cohort, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 import numpy as np
@@ -54,22 +55,28 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     with Stopwatch() as watch, Progress("seeds", sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
-            actors = start_trainers(config, artifact, len(missing))
-            _make_roots(artifact, section.protocol.num_roots, section.cohort_size, actors)
-            for index, _ in run_pieces(actors, "train_cohort", missing):
-                done.add(index)
-                progress.update(sum(rows[index] for index in done))
-            for actor in actors:
-                ray.kill(actor)
+            with _trainers(config, artifact, len(missing)) as actors:
+                _make_roots(artifact, section.protocol.num_roots, section.cohort_size, actors)
+                for index, _ in run_pieces(actors, "train_cohort", missing):
+                    done.add(index)
+                    progress.update(sum(rows[index] for index in done))
     _commit(artifact, rows, section.protocol.num_roots > 0, watch.cost.wall_seconds)
 
 
-def start_trainers(config: PipelineConfig, artifact: Artifact, pieces: int) -> list[ray.ObjectRef]:
-    """As many ``SeedTrainer`` as the resources say and the pieces need."""
+@contextmanager
+def _trainers(
+    config: PipelineConfig, artifact: Artifact, pieces: int
+) -> Iterator[list[ray.ObjectRef]]:
+    """As many ``SeedTrainer`` as the resources say and the pieces need; killed in the end."""
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
     count = cluster.num_actors(resources, pieces)
-    return [trainer.remote(config, artifact) for _ in range(count)]
+    actors = [trainer.remote(config, artifact) for _ in range(count)]
+    try:
+        yield actors
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 def _make_roots(

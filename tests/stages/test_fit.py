@@ -99,9 +99,17 @@ def test_two_workers_one_of_them_killed_compute_what_one_does(
 ) -> None:
     killed: list[int] = []
     with killing_a_train_worker(tmp_path, killed):
-        artifact = fit_denoiser(tmp_path, TRAINING.model_copy(update={"steps": 120}), workers=2)
+        artifact = fit_denoiser(tmp_path, workers=2)
     assert killed
     # Two halves of a batch are added in another order than the whole.
+    assert_close(load_weights(artifact, WEIGHTS), alone, tolerance=2e-4)
+
+
+@pytest.mark.slow
+def test_a_range_of_workers_trains_on_as_many_as_there_are(
+    tmp_path: Path, alone: dict[str, torch.Tensor]
+) -> None:
+    artifact = fit_denoiser(tmp_path, workers=(1, 2))
     assert_close(load_weights(artifact, WEIGHTS), alone, tolerance=2e-4)
 
 

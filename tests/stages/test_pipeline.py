@@ -7,10 +7,11 @@ import pytest
 import torch
 from tiny import MakeConfig, make
 
+from bend_ray import pipeline
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
 from bend_ray.classifiers.datasets import ImageDataset
-from bend_ray.errors import ClusterError
+from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.plan import STAGES
 from bend_ray.plan import plan as plan_of
@@ -124,6 +125,12 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     SampleDrawer(config, dataclasses.replace(plan, samples=again.samples)).draw(0)
     with pytest.raises(TestOpenedError):
         Members.of(read_population(plan.seeds), Classifiers(config, "cpu"))
+
+
+def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_store: Store) -> None:
+    config = tiny("samples.temperature=1.0e+38")
+    with pytest.raises(TrainingError, match=r"^samples: expected finite parameters, 3 of 3"):
+        pipeline.run(config, shared_store.uri, until="samples")
 
 
 def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
