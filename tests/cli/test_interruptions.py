@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from process import Bend, descendants, figures, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Reached = Callable[[Path], bool]
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from process import Bend, figures
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_the_default_run_reaches_what_it_must(bend: Bend) -> None:
