@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
-from bend_ray.artifacts.cost import Cost, Stopwatch
+from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.store import Store
+from bend_ray.errors import StoreError
 
 
 def test_costs_add_up() -> None:
@@ -38,3 +41,16 @@ def test_computing_costs_cpu_time() -> None:
             pass
     assert watch.cost.cpu_seconds >= 0.05
     assert watch.cost.gpu_seconds == 0
+
+
+def test_a_noted_cost_is_read_back(tmp_path: Path) -> None:
+    artifact = Store(str(tmp_path)).artifact("seeds", 1, {})
+    write_cost(artifact, "shard-00000.parquet", Cost(cpu_seconds=1.5, wall_seconds=2.0))
+    assert read_cost(artifact, "shard-00000.parquet") == Cost(cpu_seconds=1.5, wall_seconds=2.0)
+    with pytest.raises(StoreError, match=r"shard-00001\.parquet"):
+        read_cost(artifact, "shard-00001.parquet")
+
+
+def test_the_processor_that_decides_is_the_gpu_where_one_was_used() -> None:
+    assert Cost(cpu_seconds=3.0).seconds == 3.0
+    assert Cost(cpu_seconds=3.0, gpu_seconds=1.0).seconds == 1.0
