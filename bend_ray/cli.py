@@ -16,6 +16,7 @@ import click
 
 from bend_ray import __version__, log
 from bend_ray.errors import BendError
+from bend_ray.interrupts import persistent_interrupts
 
 DEFAULT_STORE = "./bend-store"
 
@@ -195,11 +196,11 @@ def _write_file(path: Path, text: str) -> None:
 def main() -> NoReturn:
     """Run the command line; never returns."""
     try:
-        cli.main(standalone_mode=False)
-    except click.exceptions.Abort:
-        _interrupted()
-    except KeyboardInterrupt:
-        _interrupted()
+        with persistent_interrupts():
+            cli.main(standalone_mode=False)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
+        sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
@@ -207,8 +208,3 @@ def main() -> NoReturn:
         click.echo(f"bend: {error}", err=True)
         sys.exit(2)
     sys.exit(0)
-
-
-def _interrupted() -> NoReturn:
-    click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
-    sys.exit(130)

@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
@@ -34,7 +35,6 @@ def connect(address: str | None) -> None:
     Raises:
         ClusterError: no cluster answers there.
     """
-    global _own
     if ray.is_initialized():
         return
     address = address or os.environ.get("RAY_ADDRESS")
@@ -44,16 +44,7 @@ def connect(address: str | None) -> None:
         "namespace": "bend",
     }
     if address is None:
-        logger.info("ray          starting on this machine")
-        ray.init(
-            address="local",
-            num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,  # Ray Train asks its State API
-            **quiet,
-        )
-        _own = True
-        _set_up_data()
+        _start(quiet)
         return
     _probe(address)
     try:
@@ -61,6 +52,27 @@ def connect(address: str | None) -> None:
         _set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_answer(address, error) from None
+
+
+def _start(quiet: dict[str, Any]) -> None:
+    global _own
+    logger.info("ray          starting on this machine")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,  # Ray Train asks its State API
+            **quiet,
+        )
+    except Exception as error:  # Ray raises nothing narrower when a process of it is too slow.
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
+            "of memory: run again, or give --address of a cluster"
+        ) from error
+    _own = True
+    _set_up_data()
 
 
 def _probe(address: str) -> None:

@@ -1,10 +1,9 @@
 """Fixtures of the tests that run ``bend`` as a process."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
-from process import Bend, figures
+from process import Bend, Finished, figures
 
 
 @pytest.fixture
@@ -13,9 +12,9 @@ def bend(tmp_path: Path) -> Bend:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The figures of a tiny run that nobody disturbs."""
-    run = Bend(tmp_path_factory.mktemp("undisturbed"))
-    done = run(*run.run_arguments())
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """A tiny run that nobody disturbs."""
+    bend = Bend(tmp_path_factory.mktemp("undisturbed"))
+    done = bend(*bend.run_arguments())
     assert done.returncode == 0, done.stderr
-    return figures(done.stdout)
+    return Finished(bend, done.stdout, figures(done.stdout))

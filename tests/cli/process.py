@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,15 @@ class Bend:
     def run_arguments(self, *more: str) -> list[str]:
         """A tiny run into this folder's store, its result as JSON on stdout."""
         return ["run", str(self.config), "--store", str(self.store), "--json", "-", *more]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ended well: where it ran, what it printed, and its figures."""
+
+    bend: Bend
+    stdout: str
+    figures: Any
 
 
 def figures(text: str) -> Any:

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from process import Bend, figures
+from process import Bend, Finished, figures
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -25,10 +25,8 @@ def test_the_default_run_reaches_what_it_must(bend: Bend) -> None:
     assert (bend.folder / "bend-store" / "evaluation").is_dir()
 
 
-def test_the_result_has_the_keys_others_rely_on(bend: Bend) -> None:
-    done = bend(*bend.run_arguments())
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+def test_the_result_has_the_keys_others_rely_on(undisturbed: Finished) -> None:
+    result = json.loads(undisturbed.stdout)
     assert {"accuracy", "nll", "brier", "ece", "size"} <= set(result["bag"])
     for population in ("generated", "originals"):
         assert set(result[population]["accuracy"]) == {"mean", "median", "min", "max", "std"}
@@ -48,36 +46,31 @@ def test_the_result_has_the_keys_others_rely_on(bend: Bend) -> None:
     assert list(result["fingerprints"]) == stages
     for stage in stages:
         assert set(result["cost"][stage]) == {"cpu_seconds", "gpu_seconds", "wall_seconds"}
-    assert result["store"] == str(bend.store)
+    assert result["store"] == str(undisturbed.bend.store)
 
+
+def test_a_second_run_answers_from_the_store_without_ray(undisturbed: Finished) -> None:
+    bend = undisturbed.bend
     again = bend(*bend.run_arguments(), timeout=20)
     assert again.returncode == 0
-    assert again.stdout == done.stdout
+    assert again.stdout == undisturbed.stdout
     assert "ray " not in again.stderr
 
     told = bend("status", str(bend.config), "--store", str(bend.store))
     assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 6
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--set", "seeds.resources.gpus=1"], "asked for 1 x (1 CPU, 1 GPU)"),
-        (["--set", "generator.resources.workers=99"], "generator.resources"),
-    ],
-)
-def test_what_the_cluster_can_never_give_is_refused_before_any_work(
-    bend: Bend, arguments: list[str], expected: str
-) -> None:
-    done = bend(*bend.run_arguments(*arguments), timeout=90)
+def test_what_the_cluster_can_never_give_is_refused_before_any_work(bend: Bend) -> None:
+    done = bend(*bend.run_arguments("--set", "generator.resources.gpus=1"), timeout=90)
     assert done.returncode == 2
-    assert expected in done.stderr.splitlines()[-1]
+    assert "generator.resources" in done.stderr.splitlines()[-1]
+    assert "asked for 1 x (1 CPU, 1 GPU)" in done.stderr.splitlines()[-1]
     assert not (bend.store / "seeds").exists()
 
 
-def test_two_runs_on_one_store_at_once_make_it_once(bend: Bend, undisturbed: object) -> None:
+def test_two_runs_on_one_store_at_once_make_it_once(bend: Bend, undisturbed: Finished) -> None:
     processes = [bend.start(*bend.run_arguments()) for _ in range(2)]
     outcomes = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outcomes
-    assert figures(outcomes[0][0]) == figures(outcomes[1][0]) == undisturbed
+    assert figures(outcomes[0][0]) == figures(outcomes[1][0]) == undisturbed.figures
     assert "waiting" in outcomes[0][1] + outcomes[1][1]
