@@ -133,6 +133,11 @@ class SamplesSection(Spec):
     """Multiplier of the sampler's noise; below one more accurate and less diverse."""
     shard_size: PositiveInt = 24
     """Classifiers drawn at once; one shard."""
+    recalibration_images: NonNegativeInt = 1000
+    """Training images from which drawn models, and rivals, get their BatchNorm statistics; 0: none.
+
+    Generated running statistics give outliers. Architectures without BatchNorm ignore this.
+    """
     resources: ActorResources = ActorResources()
     """What each actor is given."""
 

@@ -59,6 +59,9 @@ COMPANIONS = {
 }
 """What else a variant asks for."""
 
+VALUES = {"seeds.architecture.weights": "IMAGENET1K_V1"}
+"""Of knobs whose default does not tell their type."""
+
 SECTIONS = {
     knob.path for knob in knobs() if any(k.path.startswith(f"{knob.path}.") for k in knobs())
 }
@@ -84,7 +87,8 @@ def another(value: Any) -> Any:
         return value / 2 if value else 0.25
     if isinstance(value, list):
         return [another(value[0]), *value[1:]]
-    return {None: 3, "v": "eps", "eps": "v"}[value]
+    words = {"v": "eps", "eps": "v", "batch": "group", "resnet18": "resnet34"}
+    return {None: 3, **words}[value]
 
 
 def with_and_without(knob: Knob) -> list[PipelineConfig]:
@@ -96,7 +100,8 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
     else:
         base = choosing(section, knob.kind) if knob.kind else FITS_ALL
-        varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default))}"]]
+        value = VALUES.get(knob.path) or another(knob.default)
+        varied = [base, [*base, f"{knob.path}={json.dumps(value)}"]]
     return [load_config(None, overrides) for overrides in varied]
 
 
@@ -123,7 +128,11 @@ def test_kinds_of_an_axis_are_unique(axis: Any) -> None:
 
 def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
     in_config = {knob.path for knob in knobs() if isinstance(knob.default, str)}
-    leaves = {"generator.process.prediction"}
+    leaves = {
+        "generator.process.prediction",
+        "seeds.architecture.name",
+        "seeds.architecture.norm",
+    }
     inside_training = {
         f"{stage}.training.{axis}"
         for stage in ("autoencoder", "generator")

@@ -3,7 +3,8 @@
 ``architectures`` and ``datasets`` are axes: to add a variant, write a spec class with ``build``
 or ``load`` and put its name in the union at the bottom of the file. ``protocols`` says which
 models a population is made of; ``fitting`` trains them; ``stacking`` evaluates many models of
-one architecture as one.
+one architecture as one; ``batchnorm`` recomputes the running statistics of models that no
+training gave them to.
 
 May import torch and torchvision; knows neither Ray nor the other rooms.
 """

@@ -3,9 +3,10 @@
 Every elementwise optimizer treats the rows of a ``(K, P)`` tensor as K optimizers, and the sum of
 the models' losses has each model's own gradient in its row. Each model draws its start, its
 bootstrap resample and its batches from a generator of its own, so that a model does not depend on
-who else is in its cohort.
+who else is in its cohort. Running statistics of BatchNorm stand at the end of a row: they are
+carried along and kept with every snapshot, but no optimizer sees them.
 
-Shape letters: K models, P parameters, N images, B images a batch, T steps, S snapshots.
+Shape letters: K models, P parameters, Q buffers, N images, B images a batch, T steps, S snapshots.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from bend_ray.classifiers.datasets import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
-from bend_ray.classifiers.stacking import Stack
+from bend_ray.classifiers.stacking import Stack, is_random
 
 
 def initial_parameters(
@@ -89,22 +90,42 @@ def fit(
         for generator in generators
     ]
     marks = snapshot_steps(num_steps, stretch.snapshots)
-    theta = theta_KP.clone().requires_grad_()
-    optimizer = recipe.optimizer.build([theta])
+    trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
+    buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
+    optimizer = recipe.optimizer.build([trained])
     rate = _rate_factor(recipe, stretch, num_images)
-    snapshots_SKP = [theta.detach().clone()] * marks.count(0)
+    dropout_seeds = _dropout_seeds(stack, generators)
+    snapshots_SKP = [theta_KP.clone()] * marks.count(0)
     stack.train()
     for step, batches in enumerate(zip(*orders, strict=True)):
         index_KB = torch.stack(batches).to(device)
-        logits_KBC = stack(theta, inputs_N[index_KB], shared=False)
+        logits_KBC = stack(
+            trained,
+            inputs_N[index_KB],
+            buffers_KQ=buffers_KQ,
+            shared=False,
+            seeds_K=dropout_seeds(step),
+        )
         loss = nn.functional.cross_entropy(
             logits_KBC.flatten(0, 1), labels_N[index_KB].flatten(), reduction="sum"
         )
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step))
-        snapshots_SKP += [theta.detach().clone()] * marks.count(step + 1)
+        if marks.count(step + 1):
+            now_KP = torch.cat([trained.detach(), buffers_KQ], dim=1)
+            snapshots_SKP += [now_KP] * marks.count(step + 1)
     return torch.stack(snapshots_SKP)
+
+
+def _dropout_seeds(
+    stack: Stack, generators: Sequence[torch.Generator]
+) -> Callable[[int], list[int] | None]:
+    """Seeds of each model's dropout at a step, from the model's own generator."""
+    if not is_random(stack):
+        return lambda step: None
+    first = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
+    return lambda step: [seed + step for seed in first]
 
 
 def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:

@@ -1,51 +1,162 @@
 """Many models of one architecture as one program.
 
-Shape letters: K models, P parameters, B images, C classes.
+Shape letters: K models, P numbers of a model of which T are trained and Q are buffers, B images,
+C classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-Unflatten = Callable[[Tensor], dict[str, Tensor]]
+Form = Literal["stacked", "loop"]
+"""All models in one call of every kernel (vmap), or one model after another."""
+
+
+class Flattening(Protocol):
+    """What is needed of a ``ParameterLayout``: a row's T trained numbers, then its Q buffers."""
+
+    @property
+    def num_trainable(self) -> int:
+        """T."""
+
+    @property
+    def parts(self) -> tuple[Flattening, Flattening]:
+        """The flattenings of the trained numbers and of the buffers."""
+
+    def unflatten(self, theta: Tensor, /) -> dict[str, Tensor]:
+        """``(*lead, P)`` to ``{name: (*lead, *shape)}``, views of ``theta``."""
 
 
 class Stack(nn.Module):
     """K models as one function of their flattened parameters.
 
+    Both forms compute the same, up to the rounding of floats.
+
     Args:
         module: one model of the architecture; only its structure is used.
-        unflatten: ``(K, P)`` to ``{name: (K, *shape)}``, the inverse of the flattening.
+        layout: how a row becomes the module's tensors.
+        form: how the models are run.
     """
 
-    def __init__(self, module: nn.Module, unflatten: Unflatten) -> None:
+    def __init__(self, module: nn.Module, layout: Flattening, form: Form = "stacked") -> None:
         super().__init__()
         self._module = module.requires_grad_(False)
-        self._unflatten = unflatten
+        self._layout = layout
+        self.form = form
 
-    def forward(self, theta_KP: Tensor, images: Tensor, *, shared: bool = True) -> Tensor:
+    @property
+    def num_trainable(self) -> int:
+        """T: a row's first numbers are trained, the rest are buffers."""
+        return self._layout.num_trainable
+
+    def forward(
+        self,
+        theta_KP: Tensor,
+        images: Tensor,
+        *,
+        buffers_KQ: Tensor | None = None,
+        shared: bool = True,
+        seeds_K: Sequence[int] | None = None,
+    ) -> Tensor:
         """Logits of every model.
 
         Args:
-            theta_KP: one row of parameters a model.
+            theta_KP: one row of parameters a model; ``(K, T)`` if ``buffers_KQ`` is given.
             images: ``(B, ...)`` shown to all models if ``shared``, else ``(K, B, ...)``.
+            buffers_KQ: the models' buffers; norms in training mode update them in place, for
+                which they must be given apart.
             shared: whether all models see the same images.
+            seeds_K: of each model's dropout, in the form ``loop``; None draws from torch's
+                global generator.
 
         Returns:
             Logits ``(K, B, C)``.
         """
-
-        def one(state: dict[str, Tensor], batch: Tensor) -> Tensor:
-            logits: Tensor = functional_call(self._module, state, (batch,))
-            return logits
-
-        stacked = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
-        logits_KBC: Tensor = stacked(self._unflatten(theta_KP), images)
+        if self.form == "loop":
+            return self._loop(theta_KP, images, buffers_KQ, shared, seeds_K)
+        state, running = self._state(theta_KP, buffers_KQ)
+        # vmap flattens models and channels into one dimension; where that must copy, the update
+        # of a norm would go to the copy and be lost.
+        state |= {name: buffer.contiguous() for name, buffer in running.items()}
+        stacked = vmap(self._one, in_dims=(0, None if shared else 0), randomness="different")
+        logits_KBC: Tensor = stacked(state, images)
+        for name, buffer in running.items():
+            buffer.copy_(state[name])
         return logits_KBC
+
+    def _loop(
+        self,
+        theta_KP: Tensor,
+        images: Tensor,
+        buffers_KQ: Tensor | None,
+        shared: bool,
+        seeds_K: Sequence[int] | None,
+    ) -> Tensor:
+        logits_KBC = []
+        # Rows by unbind: its backward is one stack, while an index would pad each to K rows.
+        for k, theta_P in enumerate(theta_KP.unbind()):
+            state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
+            state |= running
+            batch = images if shared else images[k]
+            with nullcontext() if seeds_K is None else _seeded(seeds_K[k], batch.device):
+                logits_KBC.append(self._one(state, batch))
+        return torch.stack(logits_KBC)
+
+    def _one(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
+        logits_BC: Tensor = functional_call(self._module, state, (batch,))
+        return logits_BC
+
+    def _state(
+        self, theta: Tensor, buffers: Tensor | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The module's tensors, and those of them that norms may update in place."""
+        if buffers is None:
+            return self._layout.unflatten(theta), {}
+        trained, running = self._layout.parts
+        return trained.unflatten(theta), running.unflatten(buffers)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """The device's global generator, seeded; its state is given back."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        if on_gpu:
+            torch.cuda.default_generators[device.index].manual_seed(seed)
+        else:
+            torch.default_generator.manual_seed(seed)
+        yield
+
+
+def form_for(module: nn.Module, device: str, stacks_on_cpu: bool) -> Form:
+    """How models of this structure are run: by a rule, so that a result depends on no timing.
+
+    A GPU is kept busy by all models in one kernel; a CPU convolves one model after another faster.
+    Models with dropout train one after another everywhere, as only so can each draw from a
+    generator of its own, whoever is in its cohort.
+
+    Args:
+        module: one model of the architecture.
+        device: where the models run.
+        stacks_on_cpu: whether the architecture gains from being stacked on a CPU.
+    """
+    on_cpu = torch.device(device).type == "cpu"
+    return "loop" if is_random(module) or (on_cpu and not stacks_on_cpu) else "stacked"
+
+
+def is_random(module: nn.Module) -> bool:
+    """Whether the module draws random numbers in training: dropout or stochastic depth."""
+    return any(
+        "drop" in type(layer).__name__.lower() or type(layer).__name__ == "StochasticDepth"
+        for layer in module.modules()
+        if getattr(layer, "p", 0)
+    )
 
 
 @torch.no_grad()

@@ -68,6 +68,13 @@ class ParameterLayout:
         return sum(entry.size for entry in self.entries if entry.trainable)
 
     @cached_property
+    def parts(self) -> tuple[ParameterLayout, ParameterLayout]:
+        """The layouts of ``theta[..., :num_trainable]`` and of the rest."""
+        rows = [(entry.name, entry.shape, entry.trainable) for entry in self.entries]
+        trained, buffers = (self._stack(r for r in rows if r[2] is kind) for kind in (True, False))
+        return trained, buffers
+
+    @cached_property
     def digest(self) -> str:
         """Eight hex digits that two layouts share only if their vectors are interchangeable."""
         rows = [[entry.name, list(entry.shape), entry.trainable] for entry in self.entries]

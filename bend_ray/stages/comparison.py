@@ -235,6 +235,8 @@ class Comparison:
             size,
             generator_for(self.seed, "rival", rival.kind),
         )
+        # As the generated members were: an average of running statistics is of no one model.
+        theta_EP = self.classifiers.recalibrate(theta_EP)
         members = Members.ask(theta_EP, torch.zeros(len(theta_EP)).long(), self.classifiers)
         return members, self.prices.originals(len(originals))
 

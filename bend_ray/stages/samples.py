@@ -125,6 +125,7 @@ class SampleDrawer:
                     f"samples: expected finite parameters, {len(broken)} of {len(ids)} drawn "
                     f"models have others (models {broken[:5]}); train the generator for longer"
                 )
+            theta_NP = self.classifiers.recalibrate(theta_NP)
             val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP)
         none = np.zeros(len(ids), dtype=np.int64)
         population = Population(

@@ -7,6 +7,7 @@ killed is started again and repeats its cohort, and nothing else.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
@@ -39,6 +40,8 @@ LAYOUT = "layout.json"
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 
 def read_layout(seeds: Artifact) -> ParameterLayout:
     """The layout of a trained population's vectors."""
@@ -55,6 +58,9 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     with Stopwatch() as watch, Progress("seeds", sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
+            if section.protocol.align and not section.architecture.permutation_groups():
+                kind = section.architecture.kind
+                logger.info("seeds        not aligned: no permutations of %s are known", kind)
             with _trainers(config, artifact, len(missing)) as actors:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, actors)
                 for index, _ in run_pieces(actors, "train_cohort", missing):

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bend_ray.classifiers.architectures import Mlp
+from bend_ray.classifiers.architectures import ConvNet, Mlp
 from bend_ray.classifiers.datasets import Digits, Images
 from bend_ray.classifiers.fitting import batch_order, fit, initial_parameters, snapshot_steps
 from bend_ray.classifiers.protocols import Recipe, Stretch
-from bend_ray.classifiers.stacking import Stack, predict_logits
+from bend_ray.classifiers.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
 from bend_ray.parameters.layout import ParameterLayout
 
@@ -64,7 +64,7 @@ def cohort(
 ) -> Tensor:
     """Snapshots ``(S, K, P)`` of the models of these seeds, trained together."""
     return fit(
-        Stack(build(), LAYOUT.unflatten),
+        Stack(build(), LAYOUT),
         starts(seeds, dtype),
         pictures(),
         scaled(dtype),
@@ -90,8 +90,21 @@ def torch_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
 
 def plain_loop(recipe: Recipe, stretch: Stretch, seed: int, dtype: torch.dtype) -> Tensor:
     """One model trained as everyone trains one, from start to end; parameters ``(P,)``."""
-    module, images = build().to(dtype), pictures()
+    module = build().to(dtype)
     module.load_state_dict(LAYOUT.unflatten(starts([seed], dtype)[0]))
+    train_alone(module, pictures(), recipe, stretch, seed, dtype)
+    return nn.utils.parameters_to_vector(module.parameters()).detach()
+
+
+def train_alone(
+    module: nn.Module,
+    images: Images,
+    recipe: Recipe,
+    stretch: Stretch,
+    seed: int,
+    dtype: torch.dtype = torch.float64,
+) -> None:
+    """Train a module in place through the whole recipe."""
     inputs = scaled(dtype)(images.pixels_NCHW)
     total = recipe.num_steps(recipe.epochs, NUM_IMAGES)
     batches = batch_order(
@@ -105,7 +118,6 @@ def plain_loop(recipe: Recipe, stretch: Stretch, seed: int, dtype: torch.dtype) 
         loss = nn.functional.cross_entropy(module(inputs[batch]), images.labels_N[batch])
         torch.autograd.backward(loss)
         optimizer.step()
-    return nn.utils.parameters_to_vector(module.parameters()).detach()
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -127,6 +139,60 @@ def test_a_model_of_a_cohort_is_the_model_trained_alone(
     alone_KP = torch.stack([plain_loop(recipe, stretch, seed, dtype) for seed in seeds])
     assert_close(theta_KP, alone_KP, tolerance)
     assert float((theta_KP - starts(seeds, dtype)).abs().max()) > 0.1
+
+
+def build_convnet() -> nn.Module:
+    return ConvNet(channels=(4, 5)).build((1, 4, 4), NUM_CLASSES)
+
+
+def wide_pictures() -> Images:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (NUM_IMAGES, 1, 4, 4), generator=generator, dtype=torch.uint8)
+    return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
+
+
+@pytest.mark.usefixtures("no_compiler")
+@pytest.mark.parametrize("form", ["stacked", "loop"])
+@pytest.mark.parametrize("recipe", [ADAMW, SGD], ids=["adamw", "sgd"])
+def test_batchnorm_models_of_a_cohort_are_those_trained_alone(recipe: Recipe, form: Form) -> None:
+    layout, images, seeds = ParameterLayout.of(build_convnet()), wide_pictures(), (3, 1, 4)
+    start_KP = torch.stack([initial_parameters(build_convnet, layout.flatten, s) for s in seeds])
+    start_KP = start_KP.double()
+    stretch = Stretch(start=0.0, epochs=4.0, snapshots=2)
+    snapshots_SKP = fit(
+        Stack(build_convnet(), layout, form),
+        start_KP,
+        images,
+        scaled(torch.float64),
+        recipe,
+        stretch,
+        generators(seeds),
+    )
+    for k, seed in enumerate(seeds):
+        module = build_convnet().double()
+        module.load_state_dict(layout.unflatten(start_KP[k]), strict=False)
+        train_alone(module, images, recipe, stretch, seed)
+        state = module.state_dict()
+        for name, tensor in layout.unflatten(snapshots_SKP[-1, k]).items():
+            assert_close(tensor, state[name])
+        assert int(state["block0.norm.num_batches_tracked"]) == 20
+    statistics_SKQ = snapshots_SKP[..., layout.num_trainable :]
+    assert float((statistics_SKQ[0] - statistics_SKQ[1]).abs().max()) > 1e-3
+
+
+def test_dropout_of_a_model_does_not_depend_on_its_cohort() -> None:
+    def with_dropout() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(9, NUM_CLASSES))
+
+    def train(seeds: Sequence[int]) -> Tensor:
+        layout = ParameterLayout.of(with_dropout())
+        theta_KP = torch.zeros(len(seeds), layout.size)
+        arguments = (pictures(), scaled(torch.float32), ADAMW, WHOLE, generators(seeds))
+        return fit(Stack(with_dropout(), layout, "loop"), theta_KP, *arguments)[-1]
+
+    together = train((0, 1, 2))
+    assert_close(train((2,)), together[[2]], 1e-6)
+    assert_close(train((1, 0)), together[[1, 0]], 1e-6)
 
 
 @pytest.mark.parametrize("recipe", [ADAMW, SGD], ids=["adamw", "sgd"])
@@ -173,7 +239,7 @@ def test_two_stretches_are_the_whole_training(cut: float) -> None:
     first = cohort(DESCENT, Stretch(start=0.0, epochs=cut), (0, 1))[-1]
     rest = Stretch(start=cut, epochs=8.0 - cut)
     arguments = (pictures(), scaled(torch.float64), DESCENT, rest, generators((5, 6)))
-    assert_close(fit(Stack(build(), LAYOUT.unflatten), first, *arguments)[-1], whole)
+    assert_close(fit(Stack(build(), LAYOUT), first, *arguments)[-1], whole)
     assert float((first - whole).abs().max()) > 1e-3
 
 
@@ -191,7 +257,7 @@ def test_the_start_is_left_as_it_was() -> None:
     start_KP = starts((0, 1))
     kept = start_KP.clone()
     arguments = (pictures(), scaled(torch.float64), ADAMW, WHOLE, generators((0, 1)))
-    snapshots_SKP = fit(Stack(build(), LAYOUT.unflatten), start_KP, *arguments)
+    snapshots_SKP = fit(Stack(build(), LAYOUT), start_KP, *arguments)
     assert torch.equal(start_KP, kept)
     assert not snapshots_SKP.requires_grad
 
@@ -201,7 +267,7 @@ def test_a_default_recipe_learns_digits() -> None:
     architecture = Mlp()
     module = architecture.build(digits.image_shape, 10)
     layout = ParameterLayout.of(module)
-    stack = Stack(module, layout.unflatten)
+    stack = Stack(module, layout)
     start_P = initial_parameters(
         lambda: architecture.build(digits.image_shape, 10), layout.flatten, 0
     )
@@ -304,7 +370,7 @@ build = lambda: Mlp().build(digits.image_shape, 10)
 layout = ParameterLayout.of(build())
 start = initial_parameters(build, layout.flatten, 0)[None]
 for optimizer in (AdamW(), Sgd()):
-    fit(Stack(build(), layout.unflatten), start, digits.train, digits.normalise,
+    fit(Stack(build(), layout), start, digits.train, digits.normalise,
         Recipe(optimizer=optimizer), Stretch(0.0, 0.05), [torch.Generator()])
 print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas"},
       *{"torch._dynamo"} & set(sys.modules))

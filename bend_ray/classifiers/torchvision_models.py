@@ -1,0 +1,244 @@
+"""torchvision's classification models, made to fit a data set.
+
+The first convolution takes as many channels as the images have, the head gives as many logits as
+there are classes, and a state dict is read into whatever the two leave of the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from urllib.error import URLError
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from bend_ray.errors import ConfigError, DataError
+
+RGB = 3
+AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
+"""Heads of GoogLeNet and Inception that only their own training uses."""
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that torchvision does not know.
+
+    Raises:
+        ValueError: For pydantic, which says where it stands.
+    """
+    names = torchvision.models.list_models(module=torchvision.models)
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+        raise ValueError(
+            f"expected a classification model of torchvision {torchvision.__version__}, "
+            f"got {name!r}; nearest: {', '.join(near)}"
+        )
+
+
+def build(
+    name: str, image_shape: tuple[int, int, int], num_classes: int, *, small_images: bool
+) -> nn.Module:
+    """A fresh model; its parameters come from torch's global generator.
+
+    Args:
+        name: of the model.
+        image_shape: channels, height and width.
+        num_classes: logits.
+        small_images: halve the images less often at the start.
+
+    Raises:
+        ConfigError: ``small_images`` for a model whose first convolution is not of stride 2.
+    """
+    num_channels, *size = image_shape
+    options = _size_options(name, size)
+    module: nn.Module = torchvision.models.get_model(
+        name, weights=None, num_classes=num_classes, **options
+    )
+    if small_images:
+        _keep_small_images(module, name)
+    if num_channels != RGB:
+        _replace_stem(module, in_channels=num_channels)
+    return module
+
+
+def _size_options(name: str, size: list[int]) -> dict[str, object]:
+    """What some models must be told beyond their classes."""
+    if name in ("googlenet", "inception_v3"):
+        return {"aux_logits": False, "init_weights": True}
+    if name.startswith("vit_"):
+        # Position embeddings are learnt for one size; other models take any.
+        if size[0] != size[1] or size[0] % int(name.split("_")[-1]):
+            raise DataError(
+                f"expected square images for {name}, of a multiple of {name.split('_')[-1]} "
+                f"pixels, got {size[0]}x{size[1]}"
+            )
+        return {"image_size": size[0]}
+    if name == "maxvit_t":
+        return {"input_size": tuple(size)}
+    return {}
+
+
+def _stem(module: nn.Module) -> tuple[str, nn.Conv2d]:
+    """The convolution that sees the images; in every model of torchvision, the first."""
+    return next((n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d))
+
+
+def _replace_stem(
+    module: nn.Module,
+    *,
+    in_channels: int | None = None,
+    kernel_size: tuple[int, ...] | None = None,
+    stride: tuple[int, ...] | None = None,
+    padding: str | tuple[int, ...] | None = None,
+) -> None:
+    """Put a fresh first convolution in place; what is not given is as before."""
+    name, old = _stem(module)
+    stem = nn.Conv2d(
+        in_channels or old.in_channels,
+        old.out_channels,
+        kernel_size or old.kernel_size,  # type: ignore[arg-type]
+        stride or old.stride,  # type: ignore[arg-type]
+        old.padding if padding is None else padding,  # type: ignore[arg-type]
+        bias=old.bias is not None,
+    )
+    module.set_submodule(name, stem)
+
+
+def _keep_small_images(module: nn.Module, name: str) -> None:
+    """The usual CIFAR variant: 3x3 at stride 1 first, and no max-pooling before the blocks.
+
+    Source: He et al. 2016 (arXiv 1512.03385), section 4.2.
+    """
+    _, stem = _stem(module)
+    if stem.stride != (2, 2):
+        raise ConfigError(
+            "seeds.architecture.small_images: expected a model whose first convolution has "
+            f"stride 2, such as resnet18; that of {name} is {stem.kernel_size[0]}x"
+            f"{stem.kernel_size[1]} with stride {stem.stride[0]}; set it to false"
+        )
+    _replace_stem(module, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    for path, layer in module.named_modules():
+        if isinstance(layer, nn.MaxPool2d):
+            # In its place, not cut out: the names of later layers stay torchvision's.
+            module.set_submodule(path, nn.Identity())
+            break
+
+
+def check_image_shape(module: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
+    """Show the model one image.
+
+    Raises:
+        DataError: It does not survive the model's strides and poolings.
+    """
+    device = next(module.parameters()).device
+    try:
+        with torch.no_grad():
+            module.eval()(torch.zeros(1, *image_shape, device=device))
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise DataError(
+            f"expected images that {name} can take, got {image_shape[1]}x{image_shape[2]} pixels "
+            f"({str(error).splitlines()[0]}); use larger images, a smaller model, or, where it "
+            "has a variant for them, seeds.architecture.small_images"
+        ) from error
+    finally:
+        module.train()
+
+
+def load_weights(module: nn.Module, name: str, weights: str) -> None:
+    """Read a state dict into a model; a stem or head of another shape stays fresh.
+
+    A first convolution trained on colour images is summed over its channels for grey ones, which
+    is how it answers to grey images shown as colours. Images are normalised by the statistics of
+    the data set, whatever the weights were trained with.
+
+    Args:
+        module: from ``build``.
+        name: of the model.
+        weights: torchvision's name of them, or the path of a safetensors or ``torch.save`` file.
+
+    Raises:
+        ConfigError: There are none of that name.
+        DataError: They cannot be read or downloaded, or are of another model.
+    """
+    loaded = dict(_read(name, weights))
+    own = module.state_dict()
+    stem, _ = _stem(module)
+    stem_weight = loaded.get(f"{stem}.weight")
+    if stem_weight is not None and own[f"{stem}.weight"].shape[1] == 1:
+        loaded[f"{stem}.weight"] = stem_weight.sum(dim=1, keepdim=True)
+    head = list(own)[-1].rpartition(".")[0]
+    fresh = {
+        key
+        for key, tensor in own.items()
+        if key.rpartition(".")[0] in (stem, head)
+        and key in loaded
+        and loaded[key].shape != tensor.shape
+    }
+    kept = {k: v for k, v in loaded.items() if k not in fresh and not k.startswith(AUXILIARY)}
+    _check_fit(own, kept, fresh, f"{weights} for {name}")
+    module.load_state_dict(kept, strict=False)
+
+
+def _check_fit(
+    own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], fresh: set[str], what: str
+) -> None:
+    """Everything but ``fresh`` must be there, in its shape, and nothing else."""
+    wrong = [
+        key
+        for key in own.keys() - fresh
+        # Older checkpoints do not count batches, which no one asks for.
+        if not key.endswith("num_batches_tracked")
+        and (key not in loaded or loaded[key].shape != own[key].shape)
+    ]
+    wrong += loaded.keys() - own.keys()
+    if wrong:
+        raise DataError(
+            f"weights {what}: expected its {len(own)} tensors, got {len(loaded)}; {len(wrong)} are "
+            f"missing, of another shape or unknown ({', '.join(sorted(wrong)[:3])})"
+        )
+
+
+def _read(name: str, weights: str) -> Mapping[str, Tensor]:
+    known = torchvision.models.get_model_weights(name)
+    if weights in known.__members__:
+        try:
+            downloaded: Mapping[str, Tensor] = known[weights].get_state_dict(progress=False)
+        except (URLError, OSError, RuntimeError) as error:
+            raise DataError(
+                f"weights {weights} of {name}: could not download {known[weights].url} ({error}); "
+                "connect this machine, or give the path of a state dict in "
+                "seeds.architecture.weights"
+            ) from error
+        return downloaded
+    path = Path(weights)
+    if not path.is_file():
+        names = ", ".join(known.__members__)
+        raise ConfigError(
+            f"seeds.architecture.weights: expected one of {names}, or the path of a file every "
+            f"machine sees, got {weights!r}"
+        )
+    return _read_file(path)
+
+
+def _read_file(path: Path) -> Mapping[str, Tensor]:
+    try:
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise DataError(f"weights {path}: expected a state dict ({error})") from error
+    except UnpicklingError as error:
+        raise DataError(
+            f"weights {path}: expected a state dict of tensors alone; it holds other objects, "
+            "which are not loaded because they could run code"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise DataError(f"weights {path}: expected a state dict, {{name: tensor}}")
+    return state

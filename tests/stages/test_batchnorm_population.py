@@ -1,0 +1,93 @@
+"""BatchNorm in the stages: what is drawn gets statistics of training images, and no others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import MakeConfig, make
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.classifiers.datasets import ImageDataset, Images
+from bend_ray.stages.classifiers import Classifiers
+
+CONVNET = "seeds.architecture={kind: convnet, channels: [8, 16]}"
+
+
+class Sealed:
+    """A data set of which nothing but the training part can be had."""
+
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.train = dataset.train
+        self.normalise = dataset.normalise
+
+    def __getattr__(self, name: str) -> Any:
+        raise AssertionError(f"recalibration looked at the data set's {name}")
+
+
+def random_models(classifiers: Classifiers) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return 0.1 + torch.rand(3, classifiers.layout.size, generator=generator)
+
+
+def test_only_training_images_are_looked_at(tiny: MakeConfig) -> None:
+    classifiers = Classifiers(tiny(CONVNET), "cpu")
+    theta_KP = random_models(classifiers)
+    expected = classifiers.recalibrate(theta_KP)
+    classifiers.dataset = Sealed(classifiers.dataset)  # type: ignore[assignment]
+    assert torch.equal(classifiers.recalibrate(theta_KP), expected)
+    assert not torch.equal(expected, theta_KP)
+
+
+def test_statistics_follow_the_training_images(tiny: MakeConfig) -> None:
+    classifiers = Classifiers(tiny(CONVNET), "cpu")
+    dataset, theta_KP = classifiers.dataset, random_models(classifiers)
+    before = classifiers.recalibrate(theta_KP)
+    black = Images(torch.zeros_like(dataset.train.pixels_NCHW), dataset.train.labels_N)
+    classifiers.dataset = ImageDataset(
+        black, dataset.validation, dataset.class_names, dataset.load_test
+    )
+    assert not torch.allclose(classifiers.recalibrate(theta_KP), before)
+
+
+def test_a_model_gets_the_same_statistics_in_any_company(tiny: MakeConfig) -> None:
+    classifiers = Classifiers(tiny(CONVNET, "samples.recalibration_images=100"), "cpu")
+    theta_KP = random_models(classifiers)
+    together = classifiers.recalibrate(theta_KP)
+    assert torch.equal(classifiers.recalibrate(theta_KP[1:2]), together[1:2])
+    whole = Classifiers(tiny(CONVNET), "cpu").recalibrate(theta_KP)
+    assert not torch.equal(whole, together)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), (CONVNET, "samples.recalibration_images=0"), (f"{CONVNET[:-1]}, norm: group}}",)],
+    ids=["mlp", "switched off", "group norm"],
+)
+def test_without_batchnorm_or_switched_off_nothing_changes(
+    tiny: MakeConfig, overrides: tuple[str, ...]
+) -> None:
+    classifiers = Classifiers(tiny(*overrides), "cpu")
+    theta_KP = random_models(classifiers)
+    assert classifiers.recalibrate(theta_KP) is theta_KP
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_batchnorm_population_goes_through_the_pipeline(
+    tiny: MakeConfig, shared_store: Store
+) -> None:
+    rivals = "evaluation.rivals=[{kind: originals_bag}, {kind: weight_average}]"
+    config = tiny(CONVNET, rivals, "seeds.recipe.optimizer.learning_rate=0.02")
+    plan = make(config, shared_store)
+    trained, drawn = read_population(plan.seeds), read_population(plan.samples)
+    assert (trained.val_accuracy > 0.7).all()
+    classifiers = Classifiers(config, "cpu")
+    stored = torch.from_numpy(drawn.theta_KP.copy())
+    assert torch.equal(classifiers.recalibrate(stored), stored)
+    statistics = slice(classifiers.layout.num_trainable, None)
+    assert np.isfinite(drawn.theta_KP[:, statistics]).all()
+    assert plan.evaluation.manifest().metrics["rivals"]["weight_average"]["accuracy"] > 0.3
