@@ -2,8 +2,8 @@
 
 Every elementwise optimizer treats the rows of a ``(K, P)`` tensor as K optimizers, and the sum of
 the models' losses has each model's own gradient in its row. Each model draws its start, its
-bootstrap resample and its batches from a generator of its own, so that a model does not depend on
-who else is in its cohort.
+bootstrap resample, its batches and its views of the images from generators of its own, so that a
+model does not depend on who else is in its cohort.
 
 Shape letters: K models, P parameters, N images, B images a batch, T steps, S snapshots.
 """
@@ -15,9 +15,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bend_ray.classifiers.datasets import Images
+from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Stack
+from bend_ray.randomness import seed_for
 
 
 def initial_parameters(
@@ -81,13 +82,14 @@ def fit(
         Parameters ``(S, K, P)`` at the stretch's snapshots.
     """
     num_images, device = len(train), theta_KP.device
-    inputs_N = normalise(train.pixels_NCHW.to(device))
+    pixels_NCHW = train.pixels_NCHW.to(device)
     labels_N = train.labels_N.to(device)
     num_steps = recipe.num_steps(stretch.epochs, num_images)
     orders = [
         batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
         for generator in generators
     ]
+    view_generators = [_view_generator(generator) for generator in generators]
     marks = snapshot_steps(num_steps, stretch.snapshots)
     theta = theta_KP.clone().requires_grad_()
     optimizer = recipe.optimizer.build([theta])
@@ -96,7 +98,8 @@ def fit(
     stack.train()
     for step, batches in enumerate(zip(*orders, strict=True)):
         index_KB = torch.stack(batches).to(device)
-        logits_KBC = stack(theta, inputs_N[index_KB], shared=False)
+        views = recipe.augmentation.apply(pixels_NCHW[index_KB], view_generators)
+        logits_KBC = stack(theta, normalise(views), shared=False)
         loss = nn.functional.cross_entropy(
             logits_KBC.flatten(0, 1), labels_N[index_KB].flatten(), reduction="sum"
         )
@@ -105,6 +108,11 @@ def fit(
         optimizer.step(rate(step))
         snapshots_SKP += [theta.detach().clone()] * marks.count(step + 1)
     return torch.stack(snapshots_SKP)
+
+
+def _view_generator(generator: torch.Generator) -> torch.Generator:
+    """A model's generator of views: apart from its batches, of which it draws all beforehand."""
+    return torch.Generator().manual_seed(seed_for(generator.initial_seed(), "views"))
 
 
 def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:

@@ -21,6 +21,7 @@ from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
+from bend_ray.classifiers.images import ImageDataset
 from bend_ray.classifiers.protocols import Stretch, held_out_ids
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -30,7 +31,7 @@ from bend_ray.parameters.symmetry import align
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.classifiers import Classifiers, share_dataset
 from bend_ray.stages.pool import SURVIVES, get, run_pieces
 
 ROOTS = "roots.safetensors"
@@ -69,7 +70,8 @@ def start_trainers(config: PipelineConfig, artifact: Artifact, pieces: int) -> l
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
     count = cluster.num_actors(resources, pieces)
-    return [trainer.remote(config, artifact) for _ in range(count)]
+    dataset = share_dataset(config.dataset)
+    return [trainer.remote(config, artifact, dataset) for _ in range(count)]
 
 
 def _make_roots(
@@ -102,14 +104,15 @@ class SeedTrainer:
     Args:
         config: of the pipeline.
         artifact: where shards go.
+        dataset: of the config, loaded.
     """
 
-    def __init__(self, config: PipelineConfig, artifact: Artifact) -> None:
+    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: ImageDataset) -> None:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
         self.device = cluster.settle(self.section.resources)
-        self.classifiers = Classifiers(config, self.device)
+        self.classifiers = Classifiers(config, dataset, self.device)
         self.runs = self.section.protocol.runs()
         self.cohorts = split(self.runs, self.section.cohort_size)
         share = generator_for(self.seed, "held out")

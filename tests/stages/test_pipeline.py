@@ -9,7 +9,7 @@ from tiny import MakeConfig, make
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.datasets import ImageDataset
+from bend_ray.classifiers.images import ImageDataset
 from bend_ray.errors import ClusterError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.plan import STAGES
@@ -118,12 +118,13 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
 
     # What other processes run is run here, in this one.
     monkeypatch.setattr(ImageDataset, "test", property(opened))
-    trainer = SeedTrainer(config, again.seeds)
+    dataset = config.dataset.load()
+    trainer = SeedTrainer(config, again.seeds, dataset)
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
-    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples)).draw(0)
+    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), dataset).draw(0)
     with pytest.raises(TestOpenedError):
-        Members.of(read_population(plan.seeds), Classifiers(config, "cpu"))
+        Members.of(read_population(plan.seeds), Classifiers(config, dataset, "cpu"))
 
 
 def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
