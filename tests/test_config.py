@@ -77,7 +77,9 @@ def choosing(path: str, kind: str) -> list[str]:
 
 
 OTHERS = {"v": "eps", "eps": "v", "CIFAR10": "MNIST"}
-OTHER_THAN_NULL = {"dataset.mode": "grey", "dataset.validation": "validation"}
+OTHER_THAN_NULL = {"dataset.mode": "grey"} | {
+    f"dataset.{name}": "elsewhere" for name in ("train", "validation", "test", "root")
+}
 
 
 def another(value: Any, path: str = "") -> Any:
