@@ -7,7 +7,8 @@ killed is started again and repeats its cohort, and nothing else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -70,8 +71,10 @@ def start_trainers(config: PipelineConfig, artifact: Artifact, pieces: int) -> l
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
     count = cluster.num_actors(resources, pieces)
-    dataset = share_dataset(config.dataset)
-    return [trainer.remote(config, artifact, dataset) for _ in range(count)]
+    # The reference travels inside: as an argument of its own Ray warns that it may be lost before
+    # an actor is started again, but this process holds it.
+    load = partial(get, share_dataset(config.dataset))
+    return [trainer.remote(config, artifact, load) for _ in range(count)]
 
 
 def _make_roots(
@@ -104,15 +107,17 @@ class SeedTrainer:
     Args:
         config: of the pipeline.
         artifact: where shards go.
-        dataset: of the config, loaded.
+        load: gives the data set of the config.
     """
 
-    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: ImageDataset) -> None:
+    def __init__(
+        self, config: PipelineConfig, artifact: Artifact, load: Callable[[], ImageDataset]
+    ) -> None:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
         self.device = cluster.settle(self.section.resources)
-        self.classifiers = Classifiers(config, dataset, self.device)
+        self.classifiers = Classifiers(config, load(), self.device)
         self.runs = self.section.protocol.runs()
         self.cohorts = split(self.runs, self.section.cohort_size)
         share = generator_for(self.seed, "held out")

@@ -42,7 +42,7 @@ def test_one_or_three_actors_train_the_same_population(
     assert_equal(alone, together)
     # And so does a process with pixels of its own, not those of the object store.
     config, own = tiny("seeds.resources.workers=1"), plan(tiny("seed=1"), fresh_store).seeds
-    trainer = seeds.SeedTrainer(config, own, config.dataset.load())
+    trainer = seeds.SeedTrainer(config, own, config.dataset.load)
     trainer.store_roots([trainer.train_roots(0)])
     shared_roots = load_weights(plan(config, shared_store).seeds, seeds.ROOTS)["theta"]
     assert torch.equal(load_weights(own, seeds.ROOTS)["theta"], shared_roots)
