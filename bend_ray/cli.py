@@ -182,6 +182,7 @@ def config(file: Path | None, overrides: tuple[str, ...]) -> None:
     for knob in knobs():
         variant = f" [{knob.kind}]" if knob.kind else ""
         default = "" if knob.default is None else f" (default {json.dumps(knob.default)})"
+        default = " (required)" if knob.required else default
         click.echo(f"{knob.path}{variant}: {knob.help}{default}", err=True)
 
 

@@ -20,12 +20,14 @@ class Knob:
         default: its value when nothing is said.
         help: its meaning.
         kind: the variant it belongs to, where the section has several; else empty.
+        required: it has no default and must be set.
     """
 
     path: str
     default: Any
     help: str
     kind: str = ""
+    required: bool = False
 
 
 @cache
@@ -46,9 +48,13 @@ def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) ->
     for name, field in spec.model_fields.items():
         if name == "kind":
             continue
-        value = getattr(default, name) if default is not None else field.get_default()
+        required = field.is_required()
+        value = None if required else field.get_default()
+        if default is not None:
+            value = getattr(default, name)
         path = f"{prefix}{name}"
-        yield Knob(path, _plain(value), " ".join((field.description or "").split()), kind)
+        meaning = " ".join((field.description or "").split())
+        yield Knob(path, _plain(value), meaning, kind, required)
         for variant in variants(field.annotation):
             tag = variant.model_fields["kind"].default if "kind" in variant.model_fields else kind
             held = value if isinstance(value, variant) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from bend_ray.artifacts.filesystems import masked
+from bend_ray.filesystems import masked
 from bend_ray.log import duration
 from bend_ray.plan import Plan
 

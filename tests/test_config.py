@@ -56,11 +56,10 @@ COMPANIONS = {
     "samples.sampler.kind=euler": ["generator.process.kind=flow"],
     "samples.sampler.kind=heun": ["generator.process.kind=flow"],
     "generator.process.kind=flow": ["samples.sampler.kind=euler"],
+    "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
+    "dataset.kind=image_folder": ["dataset.root=images"],
 }
 """What else a variant asks for."""
-
-VALUES = {"seeds.architecture.weights": "IMAGENET1K_V1"}
-"""Of knobs whose default does not tell their type."""
 
 SECTIONS = {
     knob.path for knob in knobs() if any(k.path.startswith(f"{knob.path}.") for k in knobs())
@@ -77,8 +76,22 @@ def choosing(path: str, kind: str) -> list[str]:
     return [*FITS_ALL, override, *COMPANIONS.get(override, [])]
 
 
-def another(value: Any) -> Any:
-    """A value of the same type that is valid wherever the first is."""
+OTHERS = {
+    "v": "eps",
+    "eps": "v",
+    "CIFAR10": "MNIST",
+    "batch": "group",
+    "resnet18": "resnet34",
+}
+OTHER_THAN_NULL = {"dataset.mode": "grey", "seeds.architecture.weights": "IMAGENET1K_V1"} | {
+    f"dataset.{name}": "elsewhere" for name in ("train", "validation", "test", "root")
+}
+
+
+def another(value: Any, path: str = "") -> Any:
+    """A value that is valid where the first is."""
+    if value is None:
+        return OTHER_THAN_NULL.get(path, 3)
     if isinstance(value, bool):
         return not value
     if isinstance(value, int):
@@ -87,8 +100,7 @@ def another(value: Any) -> Any:
         return value / 2 if value else 0.25
     if isinstance(value, list):
         return [another(value[0]), *value[1:]]
-    words = {"v": "eps", "eps": "v", "batch": "group", "resnet18": "resnet34"}
-    return {None: 3, **words}[value]
+    return OTHERS.get(value, f"another-{value}")
 
 
 def with_and_without(knob: Knob) -> list[PipelineConfig]:
@@ -96,12 +108,11 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
     section, _, name = knob.path.rpartition(".")
     if section == "evaluation.rivals":
         rival = {"kind": knob.kind}
-        changed = rival | {name: another(knob.default)}
+        changed = rival | {name: another(knob.default, knob.path)}
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
     else:
         base = choosing(section, knob.kind) if knob.kind else FITS_ALL
-        value = VALUES.get(knob.path) or another(knob.default)
-        varied = [base, [*base, f"{knob.path}={json.dumps(value)}"]]
+        varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
     return [load_config(None, overrides) for overrides in varied]
 
 
@@ -132,6 +143,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "generator.process.prediction",
         "seeds.architecture.name",
         "seeds.architecture.norm",
+        *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
     }
     inside_training = {
         f"{stage}.training.{axis}"

@@ -77,3 +77,13 @@ def test_a_variant_that_is_not_the_default_shows_its_own_defaults() -> None:
     assert shown["autoencoder.model.latent_size", "conv1d"] == 128
     assert shown["samples.sampler", ""] == "ddim"
     assert shown["evaluation.rivals", ""][0] == "originals_bag"
+
+
+def test_what_must_be_set_has_no_default() -> None:
+    required = {(knob.path, knob.kind) for knob in knobs() if knob.required}
+    assert required == {
+        ("dataset.train", "image_parquet"),
+        ("dataset.test", "image_parquet"),
+        ("dataset.root", "image_folder"),
+    }
+    assert all(knob.default is None for knob in knobs() if knob.required)

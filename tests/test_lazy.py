@@ -10,7 +10,7 @@ import torch
 
 from bend_ray import lazy
 
-HEAVY = ("torch", "ray", "sklearn", "scipy", "pyarrow")
+HEAVY = ("torch", "ray", "sklearn", "scipy", "pyarrow", "PIL")
 
 
 def modules_after(statement: str) -> set[str]:

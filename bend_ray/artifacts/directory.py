@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
-from bend_ray.artifacts.filesystems import (
+from bend_ray.errors import CorruptArtifact, StoreError
+from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
     cause,
     masked,
@@ -21,7 +22,6 @@ from bend_ray.artifacts.filesystems import (
     write_atomically,
     write_bytes,
 )
-from bend_ray.errors import CorruptArtifact, StoreError
 
 MANIFEST_NAME = "manifest.json"
 PROGRESS_NAME = "progress.json"

@@ -31,9 +31,9 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.directory import LEASE_NAME
-from bend_ray.artifacts.filesystems import read_bytes, store_errors, write_bytes
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import StoreError
+from bend_ray.filesystems import read_bytes, store_errors, write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bend_ray.artifacts.directory import MANIFEST_NAME
-from bend_ray.artifacts.filesystems import cause
 from bend_ray.artifacts.manifest import ManifestFile
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.store import Artifact
@@ -33,6 +32,7 @@ from bend_ray.artifacts.tables import (
     table_from_population,
 )
 from bend_ray.errors import CorruptArtifact, StoreError
+from bend_ray.filesystems import cause
 
 ROW_GROUP_BYTES = 64 * 2**20
 

@@ -17,7 +17,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, Directory
-from bend_ray.artifacts.filesystems import (
+from bend_ray.artifacts.manifest import Manifest, ManifestFile, ManifestInput, parse_manifest
+from bend_ray.errors import StoreError
+from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
     cause,
     is_local_path,
@@ -28,8 +30,6 @@ from bend_ray.artifacts.filesystems import (
     store_errors,
     write_bytes,
 )
-from bend_ray.artifacts.manifest import Manifest, ManifestFile, ManifestInput, parse_manifest
-from bend_ray.errors import StoreError
 
 
 class Progress(BaseModel):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.artifacts.filesystems import cause
+from bend_ray.filesystems import cause
 
 
 def save_weights(

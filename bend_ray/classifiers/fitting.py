@@ -2,9 +2,9 @@
 
 Every elementwise optimizer treats the rows of a ``(K, P)`` tensor as K optimizers, and the sum of
 the models' losses has each model's own gradient in its row. Each model draws its start, its
-bootstrap resample and its batches from a generator of its own, so that a model does not depend on
-who else is in its cohort. Running statistics of BatchNorm stand at the end of a row: they are
-carried along and kept with every snapshot, but no optimizer sees them.
+bootstrap resample, its batches and its views of the images from generators of its own, so that a
+model does not depend on who else is in its cohort. Running statistics of BatchNorm stand at the
+end of a row: they are carried along and kept with every snapshot, but no optimizer sees them.
 
 Shape letters: K models, P parameters, Q buffers, N images, B images a batch, T steps, S snapshots.
 """
@@ -16,9 +16,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from bend_ray.classifiers.datasets import Images
+from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Stack, is_random
+from bend_ray.randomness import seed_for
 
 
 def initial_parameters(
@@ -82,13 +83,14 @@ def fit(
         Parameters ``(S, K, P)`` at the stretch's snapshots.
     """
     num_images, device = len(train), theta_KP.device
-    inputs_N = normalise(train.pixels_NCHW.to(device))
+    pixels_NCHW = train.pixels_NCHW.to(device)
     labels_N = train.labels_N.to(device)
     num_steps = recipe.num_steps(stretch.epochs, num_images)
     orders = [
         batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
         for generator in generators
     ]
+    view_generators = [_view_generator(generator) for generator in generators]
     marks = snapshot_steps(num_steps, stretch.snapshots)
     trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
     buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
@@ -99,9 +101,10 @@ def fit(
     stack.train()
     for step, batches in enumerate(zip(*orders, strict=True)):
         index_KB = torch.stack(batches).to(device)
+        views = recipe.augmentation.apply(pixels_NCHW[index_KB], view_generators)
         logits_KBC = stack(
             trained,
-            inputs_N[index_KB],
+            normalise(views),
             buffers_KQ=buffers_KQ,
             shared=False,
             seeds_K=dropout_seeds(step),
@@ -116,6 +119,11 @@ def fit(
             now_KP = torch.cat([trained.detach(), buffers_KQ], dim=1)
             snapshots_SKP += [now_KP] * marks.count(step + 1)
     return torch.stack(snapshots_SKP)
+
+
+def _view_generator(generator: torch.Generator) -> torch.Generator:
+    """A model's generator of views: apart from its batches, of which it draws all beforehand."""
+    return torch.Generator().manual_seed(seed_for(generator.initial_seed(), "views"))
 
 
 def _dropout_seeds(

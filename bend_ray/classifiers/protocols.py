@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from bend_ray.classifiers.augmentation import Augmentation
 from bend_ray.lazy import torch
 from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
 from bend_ray.spec import Spec
@@ -30,6 +31,8 @@ class Recipe(Spec):
     """What turns gradients into steps."""
     schedule: Schedule = Cosine()
     """The learning rate over the training."""
+    augmentation: Augmentation = Augmentation()
+    """How training images are varied; as they are by default."""
 
     def num_steps(self, epochs: float, num_images: int) -> int:
         """Optimizer steps of ``epochs`` passes; the last batch of a pass may be small."""

@@ -2,16 +2,54 @@
 
 from __future__ import annotations
 
+import logging
+from functools import lru_cache
+
+import ray
 import torch
 from torch import Tensor
 
+from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
-from bend_ray.classifiers.datasets import Images
+from bend_ray.classifiers.datasets import Dataset
+from bend_ray.classifiers.images import ImageDataset, Images
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
+from bend_ray.log import duration
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for
+
+logger = logging.getLogger(__name__)
+
+
+def share_dataset(dataset: Dataset) -> ray.ObjectRef:
+    """An ``ImageDataset`` in the object store, read and decoded by this process, once.
+
+    Every process of a node looks at the same pixels; what is read is the training and the
+    validation part.
+
+    Raises:
+        DataError: as ``load``.
+    """
+    return _put(dataset, ray.get_runtime_context().get_job_id())
+
+
+@lru_cache(maxsize=1)
+def _put(dataset: Dataset, job: str) -> ray.ObjectRef:
+    # References of another job, as when a cluster was left and another joined, mean nothing here.
+    with Stopwatch() as watch:
+        loaded = dataset.load()
+    logger.info(
+        "%-12s %d training and %d validation images of %s, %d classes, read in %s",
+        "dataset",
+        len(loaded.train),
+        len(loaded.validation),
+        "x".join(map(str, loaded.image_shape)),
+        len(loaded.class_names),
+        duration(watch.cost.wall_seconds),
+    )
+    return ray.put(loaded)
 
 
 class Classifiers:
@@ -19,13 +57,14 @@ class Classifiers:
 
     Args:
         config: of the pipeline.
+        dataset: of the config, loaded.
         device: where models run.
     """
 
-    def __init__(self, config: PipelineConfig, device: str) -> None:
+    def __init__(self, config: PipelineConfig, dataset: ImageDataset, device: str) -> None:
         self.config = config
         self.architecture = config.seeds.architecture
-        self.dataset = config.dataset.load()
+        self.dataset = dataset
         self.device = device
         module = self.build()
         self.layout = ParameterLayout.of(module)

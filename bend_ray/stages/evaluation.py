@@ -15,12 +15,13 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
+from bend_ray.classifiers.images import ImageDataset, Images
 from bend_ray.classifiers.protocols import Independent
 from bend_ray.config import DeepEnsemble, PipelineConfig
 from bend_ray.plan import Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.stages import cluster, seeds
-from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.classifiers import Classifiers, share_dataset
 from bend_ray.stages.comparison import Comparison, Members, Prices
 from bend_ray.stages.pool import get
 
@@ -34,8 +35,10 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     artifact, resources = plan.evaluation, config.evaluation.resources
     with Stopwatch() as watch:
         ordinary = _train_ordinary(config, plan)
+        dataset = share_dataset(config.dataset)
+        test = ray.put(get(dataset).test)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
-        metrics, cost = get(evaluate.remote(config, plan, ordinary))
+        metrics, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
     artifact.commit(files=[], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds))
 
 
@@ -58,13 +61,17 @@ def _train_ordinary(config: PipelineConfig, plan: Plan) -> Artifact | None:
 
 
 def _evaluate(
-    config: PipelineConfig, plan: Plan, ordinary: Artifact | None
+    config: PipelineConfig,
+    plan: Plan,
+    ordinary: Artifact | None,
+    dataset: ImageDataset,
+    test: Images,
 ) -> tuple[dict[str, Any], Cost]:
     """The figures of the evaluation, and what computing them cost; runs as a Ray task."""
     device = cluster.settle(config.evaluation.resources)
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
     with Stopwatch(gpus) as watch:
-        classifiers = Classifiers(config, device)
+        classifiers = Classifiers(config, dataset.with_test(test), device)
         trained = read_population(plan.seeds)
         comparison = Comparison(
             config.evaluation,

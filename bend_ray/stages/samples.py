@@ -19,6 +19,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
+from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.latent_diffusion import sample_latents
@@ -27,7 +28,8 @@ from bend_ray.plan import Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import autoencoder, cluster, generator
-from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.classifiers import Classifiers, share_dataset
+from bend_ray.stages.pool import get
 from bend_ray.stages.representations import load_representation
 
 
@@ -62,9 +64,10 @@ def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> 
     resources = config.samples.resources
     workers = cluster.num_actors(resources, len(missing))
     store_uri = plan.samples.store.uri
+    dataset = share_dataset(config.dataset)
 
     def draw(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        drawer = _drawer(config, store_uri)
+        drawer = _drawer(config, store_uri, dataset)
         for index in batch["shard"].tolist():
             drawer.draw(index)
         return {"shard": batch["shard"]}
@@ -83,9 +86,9 @@ def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> 
 
 
 @lru_cache(maxsize=1)
-def _drawer(config: PipelineConfig, store_uri: str) -> SampleDrawer:
+def _drawer(config: PipelineConfig, store_uri: str, dataset: ray.ObjectRef) -> SampleDrawer:
     """This process's drawer, kept from task to task."""
-    return SampleDrawer(config, plan_of(config, Store(store_uri)))
+    return SampleDrawer(config, plan_of(config, Store(store_uri)), get(dataset))
 
 
 class SampleDrawer:
@@ -94,13 +97,14 @@ class SampleDrawer:
     Args:
         config: of the pipeline.
         plan: of its artifacts.
+        dataset: of the config, loaded.
     """
 
-    def __init__(self, config: PipelineConfig, plan: Plan) -> None:
+    def __init__(self, config: PipelineConfig, plan: Plan, dataset: ImageDataset) -> None:
         self.config = config
         self.artifact = plan.samples
         self.device = cluster.settle(config.samples.resources)
-        self.classifiers = Classifiers(config, self.device)
+        self.classifiers = Classifiers(config, dataset, self.device)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
         self.denoiser, self.scale = generator.load_generator(config, plan)
         model = config.autoencoder.model

@@ -8,8 +8,9 @@ killed is started again and repeats its cohort, and nothing else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -23,6 +24,7 @@ from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
+from bend_ray.classifiers.images import ImageDataset
 from bend_ray.classifiers.protocols import Stretch, held_out_ids
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -32,7 +34,7 @@ from bend_ray.parameters.symmetry import align
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.classifiers import Classifiers, share_dataset
 from bend_ray.stages.pool import SURVIVES, get, run_pieces
 
 ROOTS = "roots.safetensors"
@@ -77,7 +79,10 @@ def _trainers(
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
     count = cluster.num_actors(resources, pieces)
-    actors = [trainer.remote(config, artifact) for _ in range(count)]
+    # The reference travels inside: as an argument of its own Ray warns that it may be lost before
+    # an actor is started again, but this process holds it.
+    load = partial(get, share_dataset(config.dataset))
+    actors = [trainer.remote(config, artifact, load) for _ in range(count)]
     try:
         yield actors
     finally:
@@ -115,14 +120,17 @@ class SeedTrainer:
     Args:
         config: of the pipeline.
         artifact: where shards go.
+        load: gives the data set of the config.
     """
 
-    def __init__(self, config: PipelineConfig, artifact: Artifact) -> None:
+    def __init__(
+        self, config: PipelineConfig, artifact: Artifact, load: Callable[[], ImageDataset]
+    ) -> None:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
         self.device = cluster.settle(self.section.resources)
-        self.classifiers = Classifiers(config, self.device)
+        self.classifiers = Classifiers(config, load(), self.device)
         self.runs = self.section.protocol.runs()
         self.cohorts = split(self.runs, self.section.cohort_size)
         share = generator_for(self.seed, "held out")

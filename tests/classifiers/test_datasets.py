@@ -9,7 +9,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from bend_ray.classifiers.datasets import Digits, ImageDataset, Images
+from bend_ray.classifiers.datasets import Digits
+from bend_ray.classifiers.images import ImageDataset, Images
 from bend_ray.errors import DataError
 
 

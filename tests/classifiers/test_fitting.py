@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.classifiers.architectures import ConvNet, Mlp
-from bend_ray.classifiers.datasets import Digits, Images
+from bend_ray.classifiers.datasets import Digits
 from bend_ray.classifiers.fitting import batch_order, fit, initial_parameters, snapshot_steps
+from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd

@@ -185,7 +185,7 @@ def test_a_small_image_stem_is_fresh_where_the_weights_have_a_large_one(tmp_path
 
 def test_weights_of_another_model_are_refused(trained: tuple[nn.Module, Path]) -> None:
     _, path = trained
-    with pytest.raises(DataError, match="expected its .* tensors, got"):
+    with pytest.raises(DataError, match=r"expected its .* tensors, got"):
         TorchvisionModel(name="squeezenet1_1", weights=str(path)).build((3, 32, 32), 7)
 
 

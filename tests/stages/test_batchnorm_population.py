@@ -11,7 +11,8 @@ from tiny import MakeConfig, make
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.datasets import ImageDataset, Images
+from bend_ray.classifiers.images import ImageDataset, Images
+from bend_ray.config import PipelineConfig
 from bend_ray.stages.classifiers import Classifiers
 
 CONVNET = "seeds.architecture={kind: convnet, channels: [8, 16]}"
@@ -28,13 +29,17 @@ class Sealed:
         raise AssertionError(f"recalibration looked at the data set's {name}")
 
 
+def classifiers_of(config: PipelineConfig) -> Classifiers:
+    return Classifiers(config, config.dataset.load(), "cpu")
+
+
 def random_models(classifiers: Classifiers) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return 0.1 + torch.rand(3, classifiers.layout.size, generator=generator)
 
 
 def test_only_training_images_are_looked_at(tiny: MakeConfig) -> None:
-    classifiers = Classifiers(tiny(CONVNET), "cpu")
+    classifiers = classifiers_of(tiny(CONVNET))
     theta_KP = random_models(classifiers)
     expected = classifiers.recalibrate(theta_KP)
     classifiers.dataset = Sealed(classifiers.dataset)  # type: ignore[assignment]
@@ -43,7 +48,7 @@ def test_only_training_images_are_looked_at(tiny: MakeConfig) -> None:
 
 
 def test_statistics_follow_the_training_images(tiny: MakeConfig) -> None:
-    classifiers = Classifiers(tiny(CONVNET), "cpu")
+    classifiers = classifiers_of(tiny(CONVNET))
     dataset, theta_KP = classifiers.dataset, random_models(classifiers)
     before = classifiers.recalibrate(theta_KP)
     black = Images(torch.zeros_like(dataset.train.pixels_NCHW), dataset.train.labels_N)
@@ -54,11 +59,11 @@ def test_statistics_follow_the_training_images(tiny: MakeConfig) -> None:
 
 
 def test_a_model_gets_the_same_statistics_in_any_company(tiny: MakeConfig) -> None:
-    classifiers = Classifiers(tiny(CONVNET, "samples.recalibration_images=100"), "cpu")
+    classifiers = classifiers_of(tiny(CONVNET, "samples.recalibration_images=100"))
     theta_KP = random_models(classifiers)
     together = classifiers.recalibrate(theta_KP)
     assert torch.equal(classifiers.recalibrate(theta_KP[1:2]), together[1:2])
-    whole = Classifiers(tiny(CONVNET), "cpu").recalibrate(theta_KP)
+    whole = classifiers_of(tiny(CONVNET)).recalibrate(theta_KP)
     assert not torch.equal(whole, together)
 
 
@@ -70,7 +75,7 @@ def test_a_model_gets_the_same_statistics_in_any_company(tiny: MakeConfig) -> No
 def test_without_batchnorm_or_switched_off_nothing_changes(
     tiny: MakeConfig, overrides: tuple[str, ...]
 ) -> None:
-    classifiers = Classifiers(tiny(*overrides), "cpu")
+    classifiers = classifiers_of(tiny(*overrides))
     theta_KP = random_models(classifiers)
     assert classifiers.recalibrate(theta_KP) is theta_KP
 
@@ -85,7 +90,7 @@ def test_a_batchnorm_population_goes_through_the_pipeline(
     plan = make(config, shared_store)
     trained, drawn = read_population(plan.seeds), read_population(plan.samples)
     assert (trained.val_accuracy > 0.7).all()
-    classifiers = Classifiers(config, "cpu")
+    classifiers = classifiers_of(config)
     stored = torch.from_numpy(drawn.theta_KP.copy())
     assert torch.equal(classifiers.recalibrate(stored), stored)
     statistics = slice(classifiers.layout.num_trainable, None)

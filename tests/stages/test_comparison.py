@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bend_ray.classifiers.datasets import Images
+from bend_ray.classifiers.images import Images
 from bend_ray.config import BestOriginal, DeepEnsemble, EvaluationSection, OriginalsBag, TrunkBag
 from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import member_nll

@@ -10,7 +10,7 @@ from tiny import MakeConfig, make
 from bend_ray import pipeline
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.datasets import ImageDataset
+from bend_ray.classifiers.images import ImageDataset
 from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.plan import STAGES
@@ -119,12 +119,13 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
 
     # What other processes run is run here, in this one.
     monkeypatch.setattr(ImageDataset, "test", property(opened))
-    trainer = SeedTrainer(config, again.seeds)
+    dataset = config.dataset.load()
+    trainer = SeedTrainer(config, again.seeds, lambda: dataset)
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
-    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples)).draw(0)
+    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), dataset).draw(0)
     with pytest.raises(TestOpenedError):
-        Members.of(read_population(plan.seeds), Classifiers(config, "cpu"))
+        Members.of(read_population(plan.seeds), Classifiers(config, dataset, "cpu"))
 
 
 def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_store: Store) -> None:

@@ -8,12 +8,14 @@ import time
 import numpy as np
 import psutil
 import pytest
+import torch
 from tiny import MakeConfig, make
 
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
+from bend_ray.artifacts.weights import load_weights
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.plan import Plan, plan
@@ -38,6 +40,12 @@ def test_one_or_three_actors_train_the_same_population(
     alone = train(tiny("seeds.resources.workers=1"), shared_store)
     together = train(tiny("seeds.resources.workers=3"), fresh_store)
     assert_equal(alone, together)
+    # And so does a process with pixels of its own, not those of the object store.
+    config, own = tiny("seeds.resources.workers=1"), plan(tiny("seed=1"), fresh_store).seeds
+    trainer = seeds.SeedTrainer(config, own, config.dataset.load)
+    trainer.store_roots([trainer.train_roots(0)])
+    shared_roots = load_weights(plan(config, shared_store).seeds, seeds.ROOTS)["theta"]
+    assert torch.equal(load_weights(own, seeds.ROOTS)["theta"], shared_roots)
     assert alone.trunk.tolist() == [0] * 6 + [1] * 6
     assert alone.held_out.sum() == 2
     assert (alone.fit_seconds > 0).all()

@@ -7,7 +7,8 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from bend_ray.artifacts.filesystems import (
+from bend_ray.errors import StoreError
+from bend_ray.filesystems import (
     joined,
     masked,
     read_bytes,
@@ -16,7 +17,6 @@ from bend_ray.artifacts.filesystems import (
     write_atomically,
     write_bytes,
 )
-from bend_ray.errors import StoreError
 
 Place = tuple[pyarrow.fs.FileSystem, str]
 

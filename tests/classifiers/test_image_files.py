@@ -1,0 +1,325 @@
+"""Data sets of encoded images: Parquet, folders and torchvision, on files written here."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from bend_ray.classifiers import decoding
+from bend_ray.classifiers.datasets import ImageFolder, ImageParquet, Torchvision
+from bend_ray.classifiers.images import Images
+from bend_ray.errors import DataError
+
+DATASETS = os.environ.get("BEND_DATASETS")
+Row = tuple[bytes | None, int | None]
+
+
+def encoded(pixels: NDArray[np.uint8], form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+def pixels_of(index: int, size: int = 6, channels: int = 3) -> NDArray[np.uint8]:
+    """An image like no other; its first pixel is its index."""
+    shape = (size, size, channels) if channels == 3 else (size, size)
+    pixels = np.random.default_rng(index).integers(0, 256, shape, dtype=np.uint8)
+    pixels[0, 0] = index
+    return pixels
+
+
+def some(count: int, first: int = 0) -> list[Row]:
+    return [(encoded(pixels_of(index)), index % 3) for index in range(first, first + count)]
+
+
+def write(
+    path: Path, rows: Sequence[Row], names: Sequence[str] | None = None, label: Any = None
+) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [{"bytes": content, "path": f"{i}.png"} for i, (content, _) in enumerate(rows)]
+    table = pa.table(
+        {
+            "image": pa.array(images, pa.struct({"bytes": pa.binary(), "path": pa.string()})),
+            "label": pa.array([label for _, label in rows], label or pa.int64()),
+        }
+    )
+    if names is not None:
+        told = {"info": {"features": {"label": {"names": list(names), "_type": "ClassLabel"}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(told)})
+    pq.write_table(table, path, row_group_size=7)
+    return str(path)
+
+
+def parquet(tmp_path: Path, rows: Sequence[Row], **options: Any) -> ImageParquet:
+    train = write(tmp_path / "train.parquet", rows)
+    test = str(tmp_path / "test.parquet")
+    if not Path(test).exists():
+        write(Path(test), some(4, first=100))
+    return ImageParquet(**{"train": train, "test": test, "num_validation": 2} | options)
+
+
+def indices(part: Images) -> list[int]:
+    return part.pixels_NCHW[:, 0, 0, 0].tolist()
+
+
+def assert_is(part: Images, expected: Sequence[int]) -> None:
+    """Every image is pixel for pixel the one of its index, with its label."""
+    assert sorted(indices(part)) == sorted(expected)
+    for pixels, label, index in zip(part.pixels_NCHW, part.labels_N, indices(part), strict=True):
+        np.testing.assert_array_equal(pixels.permute(1, 2, 0), pixels_of(index))
+        assert label == index % 3
+
+
+def test_parts_are_exact_disjoint_and_of_the_seed(tmp_path: Path) -> None:
+    spec = parquet(tmp_path, some(20), num_validation=6)
+    dataset, again = spec.load(), spec.load()
+    assert (len(dataset.train), len(dataset.validation)) == (14, 6)
+    assert_is(dataset.train, sorted(set(range(20)) - set(indices(dataset.validation))))
+    assert_is(dataset.validation, sorted(set(range(20)) - set(indices(dataset.train))))
+    assert_is(dataset.test, [100, 101, 102, 103])
+    assert torch.equal(dataset.train.pixels_NCHW, again.train.pixels_NCHW)
+    other = spec.model_copy(update={"split_seed": 1}).load()
+    assert set(indices(other.validation)) != set(indices(dataset.validation))
+    fewer = spec.model_copy(update={"num_train": 5}).load()
+    assert indices(fewer.train) == indices(dataset.train)[:5]
+    assert indices(fewer.validation) == indices(dataset.validation)
+
+
+def test_a_folder_of_files_and_a_validation_part_are_read_whole(tmp_path: Path) -> None:
+    for name, first in (("a/0", 0), ("a/1", 10), ("b/2", 20)):
+        write(tmp_path / f"train/{name}.parquet", some(10, first), names=["x", "y", "z"])
+    write(tmp_path / "validation.parquet", some(5, 50))
+    spec = parquet(
+        tmp_path,
+        [],
+        train=f"file://{tmp_path}/train",
+        validation=str(tmp_path / "validation.parquet"),
+    )
+    dataset = spec.load()
+    assert_is(dataset.train, range(30))
+    assert_is(dataset.validation, range(50, 55))
+    assert dataset.class_names == ("x", "y", "z")
+
+
+def test_without_names_classes_are_numbered_to_the_largest_label(tmp_path: Path) -> None:
+    assert parquet(tmp_path, some(5)).load().class_names == ("0", "1", "2")
+
+
+def test_the_test_part_is_not_read_before_it_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "test.parquet").write_bytes(b"not Parquet at all")
+    dataset = parquet(tmp_path, some(5)).load()
+    with pytest.raises(DataError, match=r"cannot read .*test\.parquet as Parquet"):
+        _ = dataset.test
+
+
+def test_a_data_set_travels_without_its_test_part_and_reads_it_there(tmp_path: Path) -> None:
+    dataset = parquet(tmp_path, some(8)).load()
+    kept = dataset.test
+    buffers: list[pickle.PickleBuffer] = []
+    content = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
+    assert len(buffers) == 4  # pixels and labels of two parts, by reference
+    read_only = [memoryview(bytes(buffer.raw())).toreadonly() for buffer in buffers]
+    there = pickle.loads(content, buffers=read_only)
+    assert "test" not in vars(there)
+    assert torch.equal(there.train.pixels_NCHW, dataset.train.pixels_NCHW)
+    assert torch.equal(there.test.pixels_NCHW, kept.pixels_NCHW)
+    (tmp_path / "test.parquet").unlink()
+    assert pickle.loads(content, buffers=read_only).with_test(kept).test is kept
+
+
+def test_other_columns_can_be_named(tmp_path: Path) -> None:
+    spec = parquet(tmp_path, some(5))
+    for path in (spec.train, spec.test):
+        pq.write_table(pq.read_table(path).rename_columns(["img", "fine_label"]), path)
+    with pytest.raises(DataError, match=r"columns image and label.*got img, fine_label"):
+        spec.load()
+    named = spec.model_copy(update={"image_column": "img", "label_column": "fine_label"})
+    assert len(named.load().test) == 4
+
+
+GREY, LARGE = encoded(pixels_of(1, channels=1)), encoded(pixels_of(1, size=9))
+BROKEN = {
+    "mode": (GREY, 0, r"one mode, got colour \(.*row 0.*and grey \(.*row 5 .*dataset\.mode"),
+    "size": (LARGE, 0, r"one size, got 6 x 6 \(.*row 0.*and 9 x 9 \(.*row 5 .*image_size"),
+    "text": (b"no image", 0, r"cannot decode .*train\.parquet row 5 \(5\.png\)"),
+    "cut": (encoded(pixels_of(5))[:-60], 0, r"cannot decode .* row 5 \(5\.png\)"),
+    "absent": (None, 0, r"the image itself in .* row 5 "),
+    "high": (LARGE, -1, r"labels from 0 to 2, .*train\.parquet row 5 has -1"),
+    "null": (LARGE, None, r"expected a label, .*train\.parquet row 5 has none"),
+    "16 bits": (
+        encoded(np.full((6, 6), 999, dtype=np.uint16)),
+        0,
+        r"8 bits, .* row 5 .*mode I;16",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "label", "message"), BROKEN.values(), ids=BROKEN.keys())
+def test_a_broken_row_is_named(
+    tmp_path: Path, content: bytes | None, label: int | None, message: str
+) -> None:
+    rows = [*some(5), (content, label), *some(3, 6)]
+    with pytest.raises(DataError, match=message):
+        parquet(tmp_path, rows).load()
+
+
+def test_labels_beyond_the_named_classes_and_labels_that_are_no_integers(tmp_path: Path) -> None:
+    spec = parquet(tmp_path, some(5))
+    write(Path(spec.train), some(5), names=["only", "two"])
+    with pytest.raises(DataError, match=r"labels from 0 to 1, .*row 2 has 2"):
+        spec.load()
+    write(Path(spec.train), some(5), label=pa.float64())
+    with pytest.raises(DataError, match="integers, got double"):
+        spec.load()
+    write(Path(spec.train), some(5))
+    write(Path(spec.test), [(some(1)[0][0], 7)])
+    with pytest.raises(DataError, match=r"labels from 0 to 2, .*test\.parquet row 0 has 7"):
+        _ = spec.load().test
+
+
+def test_mixed_images_are_brought_to_one_size_and_mode_when_asked(tmp_path: Path) -> None:
+    flat = encoded(np.full((20, 40, 3), 90, dtype=np.uint8))
+    rows = [*some(4), (GREY, 1), (flat, 2)]
+    dataset = parquet(tmp_path, rows, image_size=5, mode="grey").load()
+    assert dataset.image_shape == (1, 5, 5)
+    assert dataset.test.pixels_NCHW.shape == (4, 1, 5, 5)
+    all_pixels = torch.cat([dataset.train.pixels_NCHW, dataset.validation.pixels_NCHW])
+    assert any(bool((image == 90).all()) for image in all_pixels)
+
+
+def test_a_test_part_unlike_the_training_part_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "test.parquet", [(LARGE, 0)])
+    with pytest.raises(DataError, match=r"6 x 6 \(the training images\) and 9 x 9"):
+        _ = parquet(tmp_path, some(5)).load().test
+
+
+@pytest.mark.parametrize("limit", [35, 20])
+def test_an_image_bomb_is_refused_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 35)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with pytest.raises(DataError, match=r"at most 35 pixels, .*train\.parquet row \d"):
+        parquet(tmp_path, some(5)).load()
+
+
+def test_too_few_images_missing_files_and_passwords_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"at least 6 images.*got 5"):
+        parquet(tmp_path, some(5), num_validation=5).load()
+    for name in ("train", "test"):
+        with pytest.raises(DataError, match=r"a folder of them at .*nowhere, got none"):
+            parquet(tmp_path, some(5), **{name: str(tmp_path / "nowhere")}).load()
+    with pytest.raises(DataError, match="without credentials") as told:
+        parquet(tmp_path, some(5), train="s3://KEY:SECRET@bucket/train").load()
+    assert "SECRET" not in str(told.value)
+
+
+def write_folder(root: Path, indices: Sequence[int], channels: int = 3) -> None:
+    for index in indices:
+        path = root / "abc"[index % 3] / f"{index:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(pixels_of(index, channels=channels)))
+
+
+def test_folders_of_classes_are_a_data_set(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", range(12))
+    write_folder(tmp_path / "test", [31, 34])  # of class b alone
+    dataset = ImageFolder(root=str(tmp_path), num_validation=4).load()
+    assert dataset.class_names == ("a", "b", "c")
+    assert_is(dataset.train, sorted(set(range(12)) - set(indices(dataset.validation))))
+    assert_is(dataset.test, [31, 34])
+    write_folder(tmp_path / "validation", [41, 42])
+    assert_is(ImageFolder(root=str(tmp_path)).load().validation, [41, 42])
+
+
+def test_broken_folders_say_what_was_expected(tmp_path: Path) -> None:
+    spec = ImageFolder(root=str(tmp_path), num_validation=2)
+    with pytest.raises(DataError, match=r"expected a folder .*test.*dataset\.root"):
+        spec.load()
+    write_folder(tmp_path / "train", range(6))
+    (tmp_path / "test" / "zebra").mkdir(parents=True)
+    (tmp_path / "test" / "zebra" / "0.png").write_bytes(b"")
+    dataset = spec.load()
+    with pytest.raises(DataError, match="got zebra besides; its classes are a, b, c"):
+        _ = dataset.test
+    (tmp_path / "train" / "b" / "001.png").write_bytes(b"cut")
+    with pytest.raises(DataError, match=r"cannot decode .*b/001\.png \(row 2\)"):
+        spec.load()
+
+
+def write_mnist(root: Path) -> None:
+    """MNIST as its authors publish it, with 12 training and 6 test images."""
+    raw = root / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name, count in (("train", 12), ("t10k", 6)):
+        pixels = np.stack([pixels_of(i, size=28, channels=1) for i in range(count)])
+        header = bytes([0, 0, 8, 3]) + b"".join(n.to_bytes(4, "big") for n in pixels.shape)
+        (raw / f"{name}-images-idx3-ubyte").write_bytes(header + pixels.tobytes())
+        labels = bytes(i % 3 for i in range(count))
+        head = bytes([0, 0, 8, 1]) + count.to_bytes(4, "big")
+        (raw / f"{name}-labels-idx1-ubyte").write_bytes(head + labels)
+
+
+def test_a_torchvision_set_is_read_by_name(tmp_path: Path) -> None:
+    write_mnist(tmp_path)
+    dataset = Torchvision(name="MNIST", root=str(tmp_path), num_validation=4).load()
+    assert dataset.image_shape == (1, 28, 28)
+    assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (8, 4, 6)
+    assert len(dataset.class_names) == 10
+    for image, label in zip(dataset.train.pixels_NCHW, dataset.train.labels_N, strict=True):
+        index = int(image[0, 0, 0])
+        np.testing.assert_array_equal(image[0], pixels_of(index, size=28, channels=1))
+        assert label == index % 3
+
+
+@pytest.mark.parametrize(
+    "name", ["MNIST", "CIFAR10", "CIFAR100", "STL10", "Flowers102", "OxfordIIITPet", "Food101"]
+)
+def test_torchvision_files_that_are_missing_say_what_to_do(tmp_path: Path, name: Any) -> None:
+    with pytest.raises(DataError, match=rf"{name}: expected .*{tmp_path}.*download=true"):
+        Torchvision(name=name, root=str(tmp_path)).load()
+
+
+def test_a_download_without_network_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(DataError, match=r"CIFAR10: .*\(.*unreachable.*check the network"):
+        Torchvision(root=str(tmp_path), download=True).load()
+
+
+@pytest.mark.skipif(DATASETS is None, reason="BEND_DATASETS names no folder of real data sets")
+@pytest.mark.parametrize(
+    ("name", "shape", "classes"),
+    [("mnist", (1, 28, 28), ("0", "1")), ("cifar10", (3, 32, 32), ("airplane", "automobile"))],
+)
+def test_real_files_are_read(name: str, shape: tuple[int, ...], classes: tuple[str, str]) -> None:
+    spec = ImageParquet(
+        train=f"{DATASETS}/{name}/train.parquet",
+        test=f"{DATASETS}/{name}/test.parquet",
+        num_train=300,
+        num_validation=100,
+    )
+    dataset = spec.load()
+    assert dataset.image_shape == shape
+    assert dataset.class_names[:2] == classes
+    assert len(dataset.class_names) == 10
+    assert (len(dataset.train), len(dataset.validation)) == (300, 100)
+    assert set(dataset.train.labels_N.tolist()) == set(range(10))
+    assert len(dataset.test) == 10_000
