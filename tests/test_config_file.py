@@ -169,7 +169,7 @@ REFUSED = {
     # Kinds.
     "samples.sampler.kind=ddpm": "samples.sampler: Input tag 'ddpm' found using 'kind' does not",
     "samples.sampler.kind=[1]": "samples.sampler: Input tag '[1]'",
-    "dataset.kind=mnist": "dataset.kind: Input should be 'digits', got 'mnist'",
+    "dataset.kind=mnist": "dataset: Input tag 'mnist' found using 'kind' does not match",
     # Numbers that are none.
     "samples.temperature=.inf": "samples.temperature: Input should be a finite number, got inf",
     "samples.temperature=inf": "samples.temperature: Input should be a finite number, got 'inf'",

@@ -18,6 +18,8 @@ from bend_ray.classifiers.stacking import Stack
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.parameters.layout import ParameterLayout
 
+pytestmark = pytest.mark.slow
+
 NAMES = torchvision.models.list_models(module=torchvision.models)
 SMALL = ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5", "squeezenet1_1", "mnasnet0_5"]
 

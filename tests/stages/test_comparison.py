@@ -34,6 +34,9 @@ class Answers:
         logits = theta_EP.view(len(theta_EP), 2, N, C)
         return logits[:, int(images.pixels_NCHW[0].item())]
 
+    def recalibrate(self, theta_EP: Tensor) -> Tensor:
+        return theta_EP
+
 
 def members(count: int, seed: int) -> Members:
     generator = torch.Generator().manual_seed(seed)
