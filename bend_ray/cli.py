@@ -114,7 +114,10 @@ def run(
     from bend_ray import pipeline, results
     from bend_ray.config_file import load_config
 
-    plan = pipeline.run(load_config(file, overrides), store, address=address)
+    config = load_config(file, overrides)
+    if json_path not in (None, "-"):
+        _write_file(Path(str(json_path)), "")  # so that a wrong path is told before the work
+    plan = pipeline.run(config, store, address=address)
     result = results.result(plan)
     text = json.dumps(result, indent=2)
     if json_path == "-":
@@ -173,7 +176,7 @@ def config(file: Path | None, overrides: tuple[str, ...]) -> None:
 
     \b
       bend config > resolved.json
-      bend config --set seeds.protocol.kind=trajectory 2> knobs.txt
+      bend config --set samples.count=96 2> knobs.txt
     """
     from bend_ray.config_file import load_config
     from bend_ray.knobs import knobs
@@ -188,10 +191,11 @@ def config(file: Path | None, overrides: tuple[str, ...]) -> None:
 
 def _write_file(path: Path, text: str) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text + "\n", encoding="utf-8")
+        path.write_text(text and text + "\n", encoding="utf-8")
     except OSError as error:
-        raise BendError(f"--json {path}: cannot be written: {error.strerror}") from error
+        raise BendError(
+            f"--json {path}: expected a file that can be written, got: {error.strerror}"
+        ) from error
 
 
 def main() -> NoReturn:

@@ -40,16 +40,11 @@ def run(
     """
     store = Store(store_uri)
     artifacts = plan(config, store)
-    if artifacts[until].exists():
+    missing = [s for s in STAGES[: STAGES.index(until) + 1] if not artifacts[s].exists()]
+    if not missing:
         logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
         return artifacts
     store.ensure_writable()
-    missing = []
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        if artifacts[stage].exists():
-            logger.info("%-12s %s  is made", stage, artifacts[stage].fingerprint)
-        else:
-            missing.append(stage)
     started = time.monotonic()
     _connect(address, config, missing)
     connecting = time.monotonic() - started

@@ -85,6 +85,8 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         (["run", "--address", "127.0.0.1:9"], "expected a Ray cluster to answer"),
         (["seeds", "--set", "dataset.num_train=1700"], "1797"),
         (["rnu"], "No such command"),
+        (["run", "--json", "."], "--json .: expected a file that can be written"),
+        (["run", "--json", "no/such/folder/x.json"], "No such file or directory"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_two(

@@ -1,0 +1,42 @@
+"""What a run decides to make, without making it."""
+
+from pathlib import Path
+
+import pytest
+
+from bend_ray import pipeline
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Store
+from bend_ray.config import PipelineConfig
+from bend_ray.plan import STAGES, plan
+
+
+@pytest.mark.parametrize("deleted", ["seeds", "latents", "evaluation"])
+def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: str
+) -> None:
+    config, store = PipelineConfig(), Store(str(tmp_path))
+    for artifact in plan(config, store):
+        if artifact.stage != deleted:
+            artifact.commit(files=[], metrics={}, cost=Cost())
+    wanted: list[str] = []
+
+    class WouldStartRayError(Exception):
+        pass
+
+    def connect(address: object, config: object, missing: list[str]) -> None:
+        wanted.extend(missing)
+        raise WouldStartRayError
+
+    monkeypatch.setattr(pipeline, "_connect", connect)
+    with pytest.raises(WouldStartRayError):
+        pipeline.run(config, store.uri)
+    assert wanted == [deleted]
+
+
+def test_with_nothing_missing_nothing_is_started(tmp_path: Path) -> None:
+    config, store = PipelineConfig(), Store(str(tmp_path))
+    for artifact in plan(config, store):
+        artifact.commit(files=[], metrics={}, cost=Cost())
+    made = pipeline.run(config, store.uri)
+    assert [artifact.stage for artifact in made] == list(STAGES)
