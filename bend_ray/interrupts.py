@@ -2,7 +2,7 @@
 
 An interrupt is an exception raised wherever the main thread happens to be. In a destructor or a
 callback of a library it is printed and ignored there, and the run goes on as if nobody had asked:
-seen in one of ten interrupted runs. So it is raised again until it has come through.
+our own tests met it. So it is raised again until it has come through.
 """
 
 from __future__ import annotations
