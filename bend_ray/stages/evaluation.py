@@ -18,7 +18,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.classifiers.images import ImageDataset, Images
 from bend_ray.classifiers.protocols import Independent
 from bend_ray.config import DeepEnsemble, PipelineConfig
-from bend_ray.plan import Plan
+from bend_ray.plan import STAGES, Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.stages import cluster, seeds
 from bend_ray.stages.classifiers import Classifiers, share_dataset
@@ -27,7 +27,7 @@ from bend_ray.stages.pool import get
 
 logger = logging.getLogger(__name__)
 
-STAGES_OF_THE_BAG = ("seeds", "autoencoder", "latents", "generator", "samples")
+STAGES_OF_THE_BAG = STAGES[:-1]
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
@@ -18,6 +18,13 @@ SURVIVES = {"max_restarts": 5, "max_task_retries": 5}
 """Actor options: a killed actor is started again and repeats the piece it was at."""
 
 PATIENCE_SECONDS = 60.0
+
+T = TypeVar("T")
+
+
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive pieces of ``size``; the last may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def run_pieces(

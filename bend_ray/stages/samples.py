@@ -29,15 +29,14 @@ from bend_ray.plan import plan as plan_of
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import autoencoder, cluster, generator
 from bend_ray.stages.classifiers import Classifiers, share_dataset
-from bend_ray.stages.pool import get
+from bend_ray.stages.pool import get, split
 from bend_ray.stages.representations import load_representation
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:
     """Draw ``config.samples.count`` classifiers and commit them."""
     artifact, section = plan.samples, config.samples
-    ids = range(section.count)
-    shards = [ids[start : start + section.shard_size] for start in ids[:: section.shard_size]]
+    shards = split(range(section.count), section.shard_size)
     rows = {index: len(shard) for index, shard in enumerate(shards)}
     done = complete_shards(artifact, rows)
     missing = sorted(set(rows) - done)
@@ -117,7 +116,7 @@ class SampleDrawer:
     def draw(self, index: int) -> None:
         """Draw one shard, check and validate its classifiers, and write it."""
         section = self.config.samples
-        ids = list(range(section.count))[index * section.shard_size :][: section.shard_size]
+        ids = list(split(range(section.count), section.shard_size)[index])
         gpus = section.resources.gpus if self.device == "cuda" else 0.0
         with Stopwatch(gpus) as watch:
             theta_NP = self.sample(ids)

@@ -11,7 +11,6 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 import ray
@@ -35,12 +34,11 @@ from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
 from bend_ray.stages.classifiers import Classifiers, share_dataset
-from bend_ray.stages.pool import SURVIVES, get, run_pieces
+from bend_ray.stages.pool import SURVIVES, get, run_pieces, split
 
 ROOTS = "roots.safetensors"
 LAYOUT = "layout.json"
 
-T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -238,11 +236,6 @@ class SeedTrainer:
         first = recipe.num_steps(stretch.start, num_images)
         taken = recipe.num_steps(stretch.epochs, num_images)
         return [first + step for step in snapshot_steps(taken, stretch.snapshots)]
-
-
-def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Consecutive pieces of ``size``; the last may be smaller."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def _check_finite(theta_KP: Tensor, names: Sequence[str]) -> None:
