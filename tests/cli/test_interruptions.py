@@ -83,8 +83,9 @@ def test_a_broken_shard_is_named_and_making_it_again_mends_it(
     shard.write_bytes(shard.read_bytes()[:1000])
     refused = bend("latents", str(bend.config), "--store", str(bend.store))
     assert refused.returncode == 2
-    assert str(shard) in refused.stderr.splitlines()[-1]
-    assert "delete" in refused.stderr.splitlines()[-1]
+    told = refused.stderr.splitlines()[-1]
+    assert f"{shard.parent}: {shard.name} is corrupt" in told
+    assert f"delete {shard.parent}" in told
     shutil.rmtree(shard.parent)
     mended = bend("seeds", str(bend.config), "--store", str(bend.store))
     assert mended.returncode == 0, mended.stderr
