@@ -103,7 +103,7 @@ class Stack(nn.Module):
         for k, theta_P in enumerate(theta_KP.unbind()):
             state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
             state |= running
-            batch = images if shared else images[k]
+            batch = _by_pixel(images if shared else images[k])
             with nullcontext() if seeds_K is None else _seeded(seeds_K[k], batch.device):
                 logits_KBC.append(self._one(state, batch))
         return torch.stack(logits_KBC)
@@ -120,6 +120,25 @@ class Stack(nn.Module):
             return self._layout.unflatten(theta), {}
         trained, running = self._layout.parts
         return trained.unflatten(theta), running.unflatten(buffers)
+
+
+def _by_pixel(batch: Tensor) -> Tensor:
+    """The same images with the channels of a pixel side by side.
+
+    Measured: a CPU convolves and pools them 1.3 to 2 times faster in this order, which the layers
+    after the first keep.
+    """
+    if batch.ndim != 4 or batch.device.type != "cpu":
+        return batch
+    channels = batch.shape[1]
+    # Of one channel both orders are the same memory, and only the strides can tell which is meant.
+    by_pixel = batch.contiguous(memory_format=torch.channels_last)
+    return by_pixel if channels > 1 else by_pixel.as_strided(batch.shape, _strides(batch.shape))
+
+
+def _strides(shape: Sequence[int]) -> tuple[int, ...]:
+    _, channels, height, width = shape
+    return height * width * channels, 1, width * channels, channels
 
 
 @contextmanager
