@@ -67,6 +67,22 @@ class TrainResources(Resources):
         return self
 
 
+class ParametersSection(Spec):
+    """Which parameters are a classifier's own."""
+
+    include: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """Patterns over names of parameters and running statistics, as in [layer4.1.bn*, fc.*].
+
+    What matches is trained from a base, stored and generated; the rest stays the base's, stored
+    once for each trunk. A norm whose running statistics do not match keeps the base's.
+    """
+
+    @property
+    def all_own(self) -> bool:
+        """Whether classifiers share nothing."""
+        return "*" in self.include
+
+
 class SeedsSection(Spec):
     """The trained population."""
 
@@ -214,6 +230,8 @@ class PipelineConfig(Spec):
     """Seed of everything but the data set's split, which has its own."""
     dataset: Dataset = Digits()
     """The images."""
+    parameters: ParametersSection = ParametersSection()
+    """What of a classifier is its own; all by default."""
     seeds: SeedsSection = SeedsSection()
     """Stage 1: train the population."""
     autoencoder: AutoencoderSection = AutoencoderSection()
@@ -237,7 +255,7 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        for check in (_latent_size_fits, _bag_fits, _sampler_fits):
+        for check in (_latent_size_fits, _bag_fits, _sampler_fits, _subset_has_a_base):
             check(self)
         return self
 
@@ -269,6 +287,23 @@ def _sampler_fits(config: PipelineConfig) -> None:
         raise ValueError(
             f"samples.sampler: expected {names} for generator.process {process.kind}, "
             f"got {sampler.kind}"
+        )
+
+
+def _subset_has_a_base(config: PipelineConfig) -> None:
+    if config.parameters.all_own:
+        return
+    protocol = config.seeds.protocol
+    if not protocol.branches:
+        raise ValueError(
+            "parameters.include: expected all parameters (*) for seeds.protocol "
+            f"{protocol.kind}, whose members have no base to share, got "
+            f"{list(config.parameters.include)}; use trajectory or forks"
+        )
+    if protocol.num_trunks > 1 and not config.generator.conditional:
+        raise ValueError(
+            f"generator.conditional: expected true with parameters.include and "
+            f"{protocol.num_trunks} trunks, as a drawn model must know whose base it has, got false"
         )
 
 

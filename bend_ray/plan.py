@@ -52,7 +52,8 @@ def plan(config: PipelineConfig, store: Store) -> Plan:
 
     whole = identity(config)
     seed = {"seed": config.seed}
-    seeds = artifact("seeds", seed | {"dataset": whole["dataset"], "seeds": whole["seeds"]})
+    decides = {name: whole[name] for name in ("dataset", "parameters", "seeds")}
+    seeds = artifact("seeds", seed | decides)
     autoencoder = artifact("autoencoder", seed | {"autoencoder": whole["autoencoder"]}, seeds)
     latents = artifact("latents", {"latents": whole["latents"]}, seeds, autoencoder)
     generator = artifact("generator", seed | {"generator": whole["generator"]}, latents)

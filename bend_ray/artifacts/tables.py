@@ -2,9 +2,10 @@
 
 Shape letters: K models, P parameters, S parameters of a range.
 
-theta is cut into column ranges of at most 64 MiB a row, ``theta_000``, ``theta_001``, ...; a cell
-is a fixed_size_binary of little-endian float32. It reads several times faster than a list or
-tensor column, and needs nothing but pyarrow and ``frombuffer``.
+theta is cut into column ranges of at most 4 MiB a row, ``theta_000``, ``theta_001``, ..., so that
+whoever needs a range of the parameters reads little else; a cell is a fixed_size_binary of
+little-endian float32. It reads several times faster than a list or tensor column, and needs nothing
+but pyarrow and ``frombuffer``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from bend_ray.artifacts.population import Origin, Population
 from bend_ray.errors import StoreError
 
 FORMAT_VERSION = 1
-MAX_PART_FLOATS = 16 * 2**20
+MAX_PART_FLOATS = 2**20
 
 ROW_TYPES = {
     "model_id": pa.int64(),

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bend_ray.classifiers.stacking import Stack
 
@@ -44,18 +43,16 @@ def recalibrate_batchnorm(
     Source: ``torch.optim.swa_utils.update_bn``; its cumulative average is BatchNorm with
     ``momentum=None``.
     """
-    norms = [m for m in stack.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    if not norms or not len(theta_KP):
+    if not stack.norms or not len(theta_KP):
         return theta_KP
     batches = torch.tensor_split(inputs_N, -(-len(inputs_N) // batch_size))
     models = max(1, max_elements // max(1, batches[0].numel()))
-    rows = [_recalibrate(stack, norms, part, batches) for part in torch.split(theta_KP, models)]
+    rows = [_recalibrate(stack, part, batches) for part in torch.split(theta_KP, models)]
     return torch.cat(rows)
 
 
-def _recalibrate(
-    stack: Stack, norms: Sequence[_BatchNorm], theta_KP: Tensor, batches: Sequence[Tensor]
-) -> Tensor:
+def _recalibrate(stack: Stack, theta_KP: Tensor, batches: Sequence[Tensor]) -> Tensor:
+    norms = stack.norms
     trained_KT = theta_KP[:, : stack.num_trainable]
     buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
     momenta = [norm.momentum for norm in norms]

@@ -6,13 +6,14 @@ C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _BatchNorm
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel (vmap), or one model after another."""
@@ -40,15 +41,42 @@ class Stack(nn.Module):
 
     Args:
         module: one model of the architecture; only its structure is used.
-        layout: how a row becomes the module's tensors.
+        layout: how a row becomes the module's tensors, or those of them that are a model's own.
         form: how the models are run.
+        base: the other tensors, by name, which all models share. A norm whose statistics are
+            among them is as in evaluation, also while the models train.
+
+    Attributes:
+        norms: the BatchNorms whose running statistics are a model's own.
     """
 
-    def __init__(self, module: nn.Module, layout: Flattening, form: Form = "stacked") -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: Flattening,
+        form: Form = "stacked",
+        base: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         self._module = module.requires_grad_(False)
         self._layout = layout
         self.form = form
+        self._base = dict(base or {})
+        norms = {
+            path: layer
+            for path, layer in module.named_modules()
+            if isinstance(layer, _BatchNorm) and layer.track_running_stats
+        }
+        shared = {path for path in norms if f"{path}.running_mean" in self._base}
+        self.norms = [norm for path, norm in norms.items() if path not in shared]
+        self._shared_norms = [norms[path] for path in shared]
+
+    def train(self, mode: bool = True) -> Stack:
+        """As of any module, but norms with shared statistics stay in evaluation mode."""
+        super().train(mode)
+        for norm in self._shared_norms:
+            norm.eval()
+        return self
 
     @property
     def num_trainable(self) -> int:
@@ -109,7 +137,7 @@ class Stack(nn.Module):
         return torch.stack(logits_KBC)
 
     def _one(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        logits_BC: Tensor = functional_call(self._module, state, (batch,))
+        logits_BC: Tensor = functional_call(self._module, self._base | state, (batch,))
         return logits_BC
 
     def _state(

@@ -1,7 +1,8 @@
 """Rivals: what else could be done with the same trained population, without a learnt generator.
 
-Each draws parameters ``(N, P)`` from the training members alone. To add a rival: one class with
-``draw``, and its name in the union at the bottom.
+Each draws parameters ``(N, P)`` from the training members alone, and says of which trunk each is
+``(N,)``, -1 where of no one trunk. To add a rival: one class with ``draw``, and its name in the
+union at the bottom.
 
 Shape letters: K training members, N drawn, P parameters, T trunks.
 """
@@ -34,6 +35,16 @@ def round_robin(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
     return order.repeat(-(-count // len(order)))[:count]
 
 
+Drawn = tuple["torch.Tensor", "torch.Tensor"]
+"""Parameters ``(N, P)`` and trunks ``(N,)``."""
+
+
+def _in_turn(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` trunks, one after another."""
+    ids_T: torch.Tensor = torch.unique(trunks_K)
+    return ids_T[torch.arange(count) % len(ids_T)]
+
+
 class WeightAverage(Spec):
     """One model: the mean of all training members' parameters."""
 
@@ -45,9 +56,11 @@ class WeightAverage(Spec):
         trunks_K: torch.Tensor,
         count: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Drawn:
         """One row, whatever ``count``."""
-        return theta_KP.mean(dim=0, keepdim=True)
+        ids_T = torch.unique(trunks_K)
+        trunk = ids_T if len(ids_T) == 1 else torch.tensor([-1])
+        return theta_KP.mean(dim=0, keepdim=True), trunk
 
 
 class TrunkAverages(Spec):
@@ -61,9 +74,10 @@ class TrunkAverages(Spec):
         trunks_K: torch.Tensor,
         count: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Drawn:
         """One row a trunk, at most ``count``."""
-        return trunk_means(theta_KP, trunks_K)[0][:count]
+        means_TP, _ = trunk_means(theta_KP, trunks_K)
+        return means_TP[:count], torch.unique(trunks_K)[:count]
 
 
 class Noise(Spec):
@@ -79,13 +93,13 @@ class Noise(Spec):
         trunks_K: torch.Tensor,
         count: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Drawn:
         """Members of every trunk in turn, disturbed."""
-        members_NP = theta_KP[round_robin(trunks_K, count)]
+        chosen_N = round_robin(trunks_K, count)
+        members_NP = theta_KP[chosen_N]
         noise_NP = torch.randn(members_NP.shape, generator=generator)
         std_N1 = members_NP.std(dim=1, keepdim=True)
-        disturbed_NP: torch.Tensor = members_NP + self.scale * std_N1 * noise_NP
-        return disturbed_NP
+        return members_NP + self.scale * std_N1 * noise_NP, trunks_K[chosen_N]
 
 
 class Gaussian(Spec):
@@ -105,14 +119,14 @@ class Gaussian(Spec):
         trunks_K: torch.Tensor,
         count: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Drawn:
         """Trunks in turn."""
         means_TP, row_K = trunk_means(theta_KP, trunks_K)
         degrees = max(1, len(theta_KP) - len(means_TP))
         mix_NK = torch.randn(count, len(theta_KP), generator=generator) / degrees**0.5
         residuals_NP: torch.Tensor = mix_NK @ (theta_KP - means_TP[row_K])
         drawn_NP = means_TP[torch.arange(count) % len(means_TP)]
-        return drawn_NP + self.scale * residuals_NP
+        return drawn_NP + self.scale * residuals_NP, _in_turn(trunks_K, count)
 
 
 class MultiSwag(Spec):
@@ -132,7 +146,7 @@ class MultiSwag(Spec):
         trunks_K: torch.Tensor,
         count: int,
         generator: torch.Generator,
-    ) -> torch.Tensor:
+    ) -> Drawn:
         """Trunks in turn."""
         means_TP, row_K = trunk_means(theta_KP, trunks_K)
         draws = []
@@ -145,7 +159,7 @@ class MultiSwag(Spec):
             mix_R = torch.randn(len(residuals_RP), generator=generator) / degrees**0.5
             spread_P = (diagonal_P + mix_R @ residuals_RP) / 2**0.5
             draws.append(means_TP[trunk] + self.scale * spread_P)
-        return torch.stack(draws)
+        return torch.stack(draws), _in_turn(trunks_K, count)
 
 
 WeightSpaceRival = Annotated[

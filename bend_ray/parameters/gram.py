@@ -2,10 +2,13 @@
 
 T training models span at most T-1 directions around their mean, so the standardised population is
 a rotation of T-1 coefficients a model, whatever P is. They follow from the Gram matrix of inner
-products between models, which is a sum over columns of ``theta``: one pass, any column blocks::
+products between models, which is a sum over columns of ``theta``: one pass, any column blocks, and
+ranges of columns may be summed apart and merged::
 
-    grams_LKK = sum(layer_grams(theta_KW, block.start, layout, train_K) for each column block)
-    basis, coefficients_KR = PrincipalBasis.fit(grams_LKK, layout, train_K)
+    grams = GramSum(layout, train_K)
+    for block in column_blocks(layout.size, width):
+        grams.extend(theta_KW of the block)
+    basis, coefficients_KR = PrincipalBasis.fit(grams.total(), train_K)
 
 Back again, a coefficient row is a set of weights over the training models. The scales of the layers
 cancel, no P x R basis is ever formed, and decoding streams over the same blocks::
@@ -46,43 +49,116 @@ def column_blocks(size: int, width: int) -> tuple[ColumnBlock, ...]:
     return tuple(ColumnBlock(start, min(start + width, size)) for start in range(0, size, width))
 
 
-def layer_grams(theta_KW: Tensor, start: int, layout: ParameterLayout, train_K: Tensor) -> Tensor:
-    """A column block's share of the Gram matrix of every layer, of rows centred but not scaled.
+class GramSum:
+    """The Gram matrix of a range of columns, every layer at unit scale over the training rows.
+
+    A layer's scale is known once all its columns have been seen: what lies in the range whole is
+    scaled and summed, the layers that the range cuts, two at most, are kept apart. So memory is a
+    few K x K matrices, whatever P and L.
 
     Args:
-        theta_KW: Columns ``start`` to ``start + W`` of all models, training and held-out.
-        start: First column of the block.
         layout: Of the whole vector.
-        train_K: Boolean; the mean is taken over the training rows only.
+        train_K: Boolean; means and scales are taken over the training rows only.
+        start: First column of the range.
 
-    Returns:
-        (L, K, K) float64; the shares of disjoint blocks add up.
-
-    Raises:
-        ValueError: The block reaches beyond the layout.
+    Attributes:
+        stop: The column after the last one seen.
+        whole_KK: float64; of the layers within the range.
+        cut: Layer -> its unscaled share (K, K), of the layers that reach beyond the range.
     """
-    num_models, width = theta_KW.shape
-    if start < 0 or start + width > layout.size:
-        raise ValueError(
-            f"expected columns within 0 to {layout.size} (layout {layout.digest}), "
-            f"got {start} to {start + width}"
-        )
-    shape = (len(layout.entries), num_models, num_models)
-    grams_LKK = torch.zeros(shape, dtype=torch.float64, device=theta_KW.device)
-    for layer, entry in enumerate(layout.entries):
-        first = max(entry.offset - start, 0)
-        last = min(entry.offset + entry.size - start, width)
-        if first < last:
-            centred_KC = _centre(theta_KW[:, first:last], train_K)
-            torch.mm(centred_KC, centred_KC.T, out=grams_LKK[layer])
-    return grams_LKK
+
+    def __init__(self, layout: ParameterLayout, train_K: Tensor, start: int = 0) -> None:
+        self.layout = layout
+        self.train_K = train_K
+        self.start = self.stop = start
+        self.whole_KK = torch.zeros(len(train_K), len(train_K), dtype=torch.float64)
+        self.cut: dict[int, Tensor] = {}
+
+    def extend(self, theta_KW: Tensor) -> None:
+        """Add the next W columns of all models, training and held-out.
+
+        Raises:
+            ValueError: They reach beyond the layout.
+        """
+        start, stop = self.stop, self.stop + theta_KW.shape[1]
+        if start < 0 or stop > self.layout.size:
+            raise ValueError(
+                f"expected columns within 0 to {self.layout.size} (layout {self.layout.digest}), "
+                f"got {start} to {stop}"
+            )
+        for layer, entry in enumerate(self.layout.entries):
+            first = max(entry.offset, start)
+            last = min(entry.offset + entry.size, stop)
+            if first < last:
+                centred_KC = _centre(theta_KW[:, first - start : last - start], self.train_K)
+                self._add(layer, centred_KC @ centred_KC.T)
+        self._move_to(stop)
+
+    def merge(self, following: GramSum) -> None:
+        """Add the range that begins where this one ends.
+
+        Raises:
+            ValueError: It begins elsewhere.
+        """
+        if following.start != self.stop:
+            raise ValueError(f"expected a range from column {self.stop}, got {following.start}")
+        self.whole_KK += following.whole_KK
+        for layer, share_KK in following.cut.items():
+            self._add(layer, share_KK)
+        self._move_to(following.stop)
+
+    def total(self) -> Tensor:
+        """The Gram matrix of the whole population.
+
+        Raises:
+            ValueError: Columns are missing.
+        """
+        if (self.start, self.stop) != (0, self.layout.size):
+            raise ValueError(
+                f"expected all {self.layout.size} columns, got {self.start} to {self.stop}"
+            )
+        return self.whole_KK
+
+    def state(self) -> dict[str, Tensor]:
+        """As tensors by name, to be sent to another process."""
+        range_2 = torch.tensor([self.start, self.stop])
+        cut = {f"cut.{layer}": share_KK for layer, share_KK in self.cut.items()}
+        return {"range": range_2, "whole": self.whole_KK, **cut}
+
+    @classmethod
+    def from_state(
+        cls, state: Mapping[str, Tensor], layout: ParameterLayout, train_K: Tensor
+    ) -> GramSum:
+        """The inverse of ``state``."""
+        start, stop = state["range"].tolist()
+        grams = cls(layout, train_K, start)
+        grams.stop = stop
+        grams.whole_KK = state["whole"]
+        grams.cut = {int(k[4:]): share for k, share in state.items() if k.startswith("cut.")}
+        return grams
+
+    def _add(self, layer: int, share_KK: Tensor) -> None:
+        held = self.cut.get(layer)
+        self.cut[layer] = share_KK if held is None else held + share_KK
+
+    def _move_to(self, stop: int) -> None:
+        """End the range at ``stop``, and scale the layers that are complete by now."""
+        self.stop = stop
+        for layer in sorted(self.cut):
+            entry = self.layout.entries[layer]
+            if self.start <= entry.offset and entry.offset + entry.size <= stop:
+                gram_KK = self.cut.pop(layer)
+                square_sum = gram_KK.diagonal()[self.train_K].sum()
+                # A layer in which all training models agree says nothing about them.
+                if square_sum > 0:
+                    self.whole_KK += gram_KK * (self.train_K.sum() * entry.size / square_sum)
 
 
 def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:
     wide_KC = theta_KC.to(torch.float64)
-    train_TC = wide_KC[train_K]
     # A sum over a count, not mean(): a column of equal float32 values is then exactly zero.
-    return wide_KC - train_TC.sum(dim=0) / len(train_TC)
+    mean_C = wide_KC[train_K].sum(dim=0) / train_K.sum()
+    return wide_KC.sub_(mean_C) if wide_KC is not theta_KC else wide_KC - mean_C
 
 
 @dataclass(frozen=True)
@@ -99,18 +175,15 @@ class PrincipalBasis:
     scale: float
 
     @classmethod
-    def fit(
-        cls, grams_LKK: Tensor, layout: ParameterLayout, train_K: Tensor
-    ) -> tuple[PrincipalBasis, Tensor]:
+    def fit(cls, gram_KK: Tensor, train_K: Tensor) -> tuple[PrincipalBasis, Tensor]:
         """Rotate the standardised population onto its principal directions.
 
         With ``A = X X^T = U diag(lambda) U^T`` over the training rows, the coefficients of any
         row x are ``x X^T U / sqrt(lambda)``: exact for training rows, a projection for others.
 
         Args:
-            grams_LKK: Sum of ``layer_grams`` over all columns.
-            layout: Of the whole vector.
-            train_K: Boolean, as given to ``layer_grams``.
+            gram_KK: From ``GramSum.total``.
+            train_K: Boolean, as given to ``GramSum``.
 
         Returns:
             The basis and coefficients_KR (float32) of all K models.
@@ -118,7 +191,7 @@ class PrincipalBasis:
         Raises:
             ConfigError: Fewer than two different training models.
         """
-        similarity_KT = _standardised_gram(grams_LKK, layout, train_K)[:, train_K]
+        similarity_KT = gram_KK[:, train_K]
         eigenvalues_T, vectors_TT = torch.linalg.eigh(similarity_KT[train_K])
         num_train = len(eigenvalues_T)
         kept_T = eigenvalues_T > RANK_TOLERANCE * eigenvalues_T.sum()
@@ -148,16 +221,6 @@ class PrincipalBasis:
     def from_state(cls, state: Mapping[str, Tensor]) -> PrincipalBasis:
         """The inverse of ``state``."""
         return cls(state["to_weights"], float(state["scale"]))
-
-
-def _standardised_gram(grams_LKK: Tensor, layout: ParameterLayout, train_K: Tensor) -> Tensor:
-    """The Gram matrix (K, K) as if each layer had been divided by its scale over training rows."""
-    sizes_L = torch.tensor([entry.size for entry in layout.entries], device=grams_LKK.device)
-    traces_L = grams_LKK.diagonal(dim1=1, dim2=2)[:, train_K].sum(dim=1)
-    variances_L = traces_L / (train_K.sum() * sizes_L)
-    # A layer in which all training models agree says nothing about them.
-    precisions_L = torch.where(traces_L > 0, 1 / variances_L, 0.0)
-    return torch.einsum("l,lkj->kj", precisions_L, grams_LKK)
 
 
 def _orient(directions_TR: Tensor) -> Tensor:

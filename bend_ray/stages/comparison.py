@@ -83,7 +83,9 @@ class Members:
         """Vectors, asked."""
         dataset = classifiers.dataset
         parts = (dataset.validation, dataset.test)
-        return cls(theta_EP, trunks_E, *(classifiers.logits(theta_EP, part) for part in parts))
+        trunks = trunks_E.tolist()
+        answers = (classifiers.logits(theta_EP, part, trunks) for part in parts)
+        return cls(theta_EP, trunks_E, *answers)
 
     def select(self, indices: list[int]) -> Members:
         """Some of them, in the order given."""
@@ -229,15 +231,15 @@ class Comparison:
             assert self.prices.ordinary is not None
             members = self.ordinary.select(list(range(min(size, len(self.ordinary)))))
             return members, self.prices.ordinary * len(members)
-        theta_EP = rival.draw(
+        theta_EP, trunks_E = rival.draw(
             originals.theta_EP,
             originals.trunks_E,
             size,
             generator_for(self.seed, "rival", rival.kind),
         )
         # As the generated members were: an average of running statistics is of no one model.
-        theta_EP = self.classifiers.recalibrate(theta_EP)
-        members = Members.ask(theta_EP, torch.zeros(len(theta_EP)).long(), self.classifiers)
+        theta_EP = self.classifiers.recalibrate(theta_EP, trunks_E.tolist())
+        members = Members.ask(theta_EP, trunks_E, self.classifiers)
         return members, self.prices.originals(len(originals))
 
     def _prices(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ validation images; a rival that must be trained is trained here, as a population
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any
 
 import ray
@@ -15,13 +16,13 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.classifiers.images import ImageDataset, Images
+from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Independent
-from bend_ray.config import DeepEnsemble, PipelineConfig
+from bend_ray.config import DeepEnsemble, ParametersSection, PipelineConfig
 from bend_ray.plan import STAGES, Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.stages import cluster, seeds
-from bend_ray.stages.classifiers import Classifiers, share_dataset
+from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
 from bend_ray.stages.comparison import Comparison, Members, Prices
 from bend_ray.stages.pool import get
 
@@ -36,7 +37,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     with Stopwatch() as watch:
         ordinary = _train_ordinary(config, plan)
         dataset = share_dataset(config.dataset)
-        test = ray.put(get(dataset).test)
+        test = ray.put(dataset.load().test)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
         metrics, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
     artifact.commit(files=[], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds))
@@ -50,7 +51,8 @@ def _train_ordinary(config: PipelineConfig, plan: Plan) -> Artifact | None:
     size = rival.size or config.evaluation.bagging.size or config.samples.count
     protocol = Independent(models=size, bootstrap=False, align=False)
     section = config.seeds.model_copy(update={"protocol": protocol, "held_out": 0.0})
-    ordinary_config = config.model_copy(update={"seeds": section})
+    whole = {"parameters": ParametersSection(), "seeds": section}
+    ordinary_config = config.model_copy(update=whole)
     ordinary = plan_of(ordinary_config, plan.evaluation.store)
     if not ordinary.seeds.exists():
         logger.info("evaluation   training %d ordinary models for the deep ensemble", size)
@@ -64,14 +66,16 @@ def _evaluate(
     config: PipelineConfig,
     plan: Plan,
     ordinary: Artifact | None,
-    dataset: ImageDataset,
+    shared: SharedDataset,
     test: Images,
 ) -> tuple[dict[str, Any], Cost]:
     """The figures of the evaluation, and what computing them cost; runs as a Ray task."""
     device = cluster.settle(config.evaluation.resources)
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
     with Stopwatch(gpus) as watch:
-        classifiers = Classifiers(config, dataset.with_test(test), device)
+        dataset = shared.load().with_test(test)
+        classifiers = Classifiers(config, dataset, device, partial(seeds.load_roots, plan.seeds))
+        whole = config.model_copy(update={"parameters": ParametersSection()})
         trained = read_population(plan.seeds)
         comparison = Comparison(
             config.evaluation,
@@ -80,7 +84,9 @@ def _evaluate(
             originals=Members.of(trained.select(~trained.held_out), classifiers),
             held_out=Members.of(trained.select(trained.held_out), classifiers),
             generated=Members.of(read_population(plan.samples), classifiers),
-            ordinary=Members.of(read_population(ordinary), classifiers) if ordinary else None,
+            ordinary=Members.of(read_population(ordinary), Classifiers(whole, dataset, device))
+            if ordinary
+            else None,
             prices=_prices(plan, ordinary),
         )
         metrics = comparison.metrics()

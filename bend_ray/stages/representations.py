@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute
 import ray.data
 import torch
+from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
@@ -25,13 +27,20 @@ from bend_ray.artifacts.shards import read_columns, read_population, shard_names
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.tables import theta_from_table
 from bend_ray.artifacts.weights import load_weights, save_weights
-from bend_ray.parameters.gram import PrincipalBasis, column_blocks, layer_grams, mix
+from bend_ray.parameters.gram import ColumnBlock, GramSum, PrincipalBasis, column_blocks, mix
+from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.stages.seeds import read_layout
 
 FILE = "representation.safetensors"
-BLOCK_BYTES = 256 * 2**20
-"""Parameters a Gram task reads at once: all members, as many columns as fit."""
+BLOCK_BYTES = 64 * 2**20
+"""Parameters read at once: all members, as many columns as fit.
+
+Centred in float64 they take six times as much, which with K x K sums is all that a process of the
+codec holds, whatever the number of parameters.
+"""
+GRAM_TASKS = 16
+"""Ranges of columns whose Gram matrices are summed side by side; fixed, as sums depend on it."""
 
 Decode = Callable[[Tensor], Tensor]
 
@@ -52,29 +61,33 @@ class Principal:
     def fit(cls, seeds: Artifact) -> tuple[Principal, Cost]:
         """One pass over the shards: each task sums the Gram matrices of a range of columns."""
         layout = read_layout(seeds)
-        held_out_K = read_population(seeds, theta=False).held_out
-        train_K = torch.from_numpy(~held_out_K)
-        width = max(1, BLOCK_BYTES // (4 * len(train_K)))
-        blocks = [{"start": b.start, "stop": b.stop} for b in column_blocks(layout.size, width)]
+        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
+        blocks = _blocks(layout, len(train_K))
+        per_task = -(-len(blocks) // GRAM_TASKS)
+        ranges = [
+            {"first": first, "last": min(first + per_task, len(blocks))}
+            for first in range(0, len(blocks), per_task)
+        ]
 
-        def grams(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        def sum_range(batch: dict[str, np.ndarray]) -> dict[str, Any]:
             with Stopwatch() as watch:
-                start, stop = int(batch["start"][0]), int(batch["stop"][0])
-                theta_KW = torch.from_numpy(read_columns(seeds, start, stop))
-                grams_LKK = layer_grams(theta_KW, start, layout, train_K)
+                first, last = int(batch["first"][0]), int(batch["last"][0])
+                grams = GramSum(layout, train_K, blocks[first].start)
+                for block in blocks[first:last]:
+                    grams.extend(_read_block(seeds, block))
             return {
-                "start": batch["start"],
-                "grams": grams_LKK.numpy()[None],
+                "first": batch["first"],
+                "grams": [save(grams.state())],
                 "cpu_seconds": np.array([watch.cost.cpu_seconds]),
             }
 
-        rows = ray.data.from_items(blocks).map_batches(grams, batch_size=1).take_all()
+        rows = ray.data.from_items(ranges).map_batches(sum_range, batch_size=1).take_all()
+        merged = GramSum(layout, train_K)
         # Sums of floats depend on their order; that of arrival is anybody's.
-        ordered = sorted(rows, key=lambda row: int(row["start"]))
-        grams_LKK = sum(torch.from_numpy(np.array(row["grams"])) for row in ordered)
-        assert isinstance(grams_LKK, Tensor)
+        for row in sorted(rows, key=lambda row: int(row["first"])):
+            merged.merge(GramSum.from_state(load(row["grams"]), layout, train_K))
         with Stopwatch() as watch:
-            basis, coefficients_KF = PrincipalBasis.fit(grams_LKK, layout, train_K)
+            basis, coefficients_KF = PrincipalBasis.fit(merged.total(), train_K)
         return cls(basis, coefficients_KF), watch.cost + _cost_of(rows)
 
     def dataset(self, seeds: Artifact, *, training_only: bool) -> ray.data.Dataset:
@@ -91,10 +104,23 @@ class Principal:
         return ray.data.from_arrow(pa.table(columns))
 
     def decoder(self, seeds: Artifact) -> Decode:
-        """Features ``(N, F)`` to parameters ``(N, P)``: weighted sums of the training members."""
-        members = read_population(seeds)
-        theta_TP = torch.from_numpy(members.theta_KP[~members.held_out])
-        return lambda features_NF: mix(self.basis.weights(features_NF), theta_TP)
+        """Features ``(N, F)`` to parameters ``(N, P)``: weighted sums of the training members.
+
+        The members are read a block of columns at a time; those of a small population stay.
+        """
+        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
+        layout = read_layout(seeds)
+        blocks = _blocks(layout, len(train_K))
+        read = lru_cache(maxsize=1)(lambda block: _read_block(seeds, block)[train_K])
+
+        def decode(features_NF: Tensor) -> Tensor:
+            weights_NT = self.basis.weights(features_NF)
+            theta_NP = torch.empty(len(features_NF), layout.size)
+            for block in blocks:
+                theta_NP[:, block.start : block.stop] = mix(weights_NT, read(block))
+            return theta_NP
+
+        return decode
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that ``from_state`` takes."""
@@ -194,6 +220,15 @@ def fit_representation(
 def load_representation(features: str, artifact: Artifact) -> Representation:
     """What ``fit_representation`` stored."""
     return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
+
+
+def _blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
+    return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
+
+
+def _read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
+    """Columns ``(K, W)`` of all members."""
+    return torch.from_numpy(read_columns(seeds, block.start, block.stop))
 
 
 def _cost_of(rows: Iterable[dict[str, Any]]) -> Cost:

@@ -7,7 +7,7 @@ noise, so it does not depend on the shard it is in or the actor that drew it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 import ray.data
@@ -28,15 +28,19 @@ from bend_ray.plan import Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import autoencoder, cluster, generator
-from bend_ray.stages.classifiers import Classifiers, share_dataset
-from bend_ray.stages.pool import get, split
+from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
+from bend_ray.stages.pool import split
 from bend_ray.stages.representations import load_representation
+from bend_ray.stages.seeds import load_roots, read_layout
+
+SHARD_BYTES = 512 * 2**20
+"""Parameters that a process draws, recalibrates and writes at once; at least one model's."""
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:
     """Draw ``config.samples.count`` classifiers and commit them."""
     artifact, section = plan.samples, config.samples
-    shards = split(range(section.count), section.shard_size)
+    shards = _shards(config, plan)
     rows = {index: len(shard) for index, shard in enumerate(shards)}
     done = complete_shards(artifact, rows)
     missing = sorted(set(rows) - done)
@@ -54,6 +58,13 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         cost=cluster.total(costs, watch.cost.wall_seconds),
     )
     artifact.discard(COST_DIRECTORY)
+
+
+def _shards(config: PipelineConfig, plan: Plan) -> list[Sequence[int]]:
+    """Which classifiers are drawn together: no more at once than ``SHARD_BYTES`` of parameters."""
+    section = config.samples
+    fitting = max(1, SHARD_BYTES // (4 * read_layout(plan.seeds).size))
+    return split(range(section.count), min(section.shard_size, fitting))
 
 
 def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> Iterator[int]:
@@ -85,9 +96,9 @@ def _draw_shards(config: PipelineConfig, plan: Plan, missing: Sequence[int]) -> 
 
 
 @lru_cache(maxsize=1)
-def _drawer(config: PipelineConfig, store_uri: str, dataset: ray.ObjectRef) -> SampleDrawer:
+def _drawer(config: PipelineConfig, store_uri: str, dataset: SharedDataset) -> SampleDrawer:
     """This process's drawer, kept from task to task."""
-    return SampleDrawer(config, plan_of(config, Store(store_uri)), get(dataset))
+    return SampleDrawer(config, plan_of(config, Store(store_uri)), dataset.load())
 
 
 class SampleDrawer:
@@ -103,7 +114,10 @@ class SampleDrawer:
         self.config = config
         self.artifact = plan.samples
         self.device = cluster.settle(config.samples.resources)
-        self.classifiers = Classifiers(config, dataset, self.device)
+        self.classifiers = Classifiers(
+            config, dataset, self.device, partial(load_roots, plan.seeds)
+        )
+        self.shards = _shards(config, plan)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
         self.denoiser, self.scale = generator.load_generator(config, plan)
         model = config.autoencoder.model
@@ -116,7 +130,8 @@ class SampleDrawer:
     def draw(self, index: int) -> None:
         """Draw one shard, check and validate its classifiers, and write it."""
         section = self.config.samples
-        ids = list(split(range(section.count), section.shard_size)[index])
+        ids = list(self.shards[index])
+        trunks_N = self._trunks(ids)
         gpus = section.resources.gpus if self.device == "cuda" else 0.0
         with Stopwatch(gpus) as watch:
             theta_NP = self.sample(ids)
@@ -128,12 +143,12 @@ class SampleDrawer:
                     f"samples: expected finite parameters, {len(broken)} of {len(ids)} drawn "
                     f"models have others (models {broken[:5]}); train the generator for longer"
                 )
-            theta_NP = self.classifiers.recalibrate(theta_NP)
-            val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP)
+            theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
+            val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
         none = np.zeros(len(ids), dtype=np.int64)
         population = Population(
             model_id=np.array(ids),
-            trunk=self._trunks(ids),
+            trunk=trunks_N,
             fork=np.array(ids) // self.num_trunks,
             step=none,
             seed=np.array([seed_for(self.config.seed, "sample", i) for i in ids]),

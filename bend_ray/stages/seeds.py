@@ -8,7 +8,7 @@ killed is started again and repeats its cohort, and nothing else.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -23,8 +23,8 @@ from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
-from bend_ray.classifiers.images import ImageDataset
 from bend_ray.classifiers.protocols import Stretch, held_out_ids
+from bend_ray.classifiers.stacking import Stack
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.log import Progress
@@ -33,7 +33,12 @@ from bend_ray.parameters.symmetry import align
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import Classifiers, share_dataset
+from bend_ray.stages.classifiers import (
+    Classifiers,
+    SharedDataset,
+    members_by_trunk,
+    share_dataset,
+)
 from bend_ray.stages.pool import SURVIVES, get, run_pieces, split
 
 ROOTS = "roots.safetensors"
@@ -48,6 +53,11 @@ def read_layout(seeds: Artifact) -> ParameterLayout:
     return ParameterLayout.from_json(seeds.read_json(LAYOUT))
 
 
+def load_roots(seeds: Artifact) -> Tensor:
+    """Whole vectors ``(R, W)`` of what a population's runs started from."""
+    return load_weights(seeds, ROOTS)["theta"]
+
+
 def make(config: PipelineConfig, plan: Plan) -> None:
     """Train the population of ``config.seeds`` and commit it."""
     artifact, section = plan.seeds, config.seeds
@@ -58,10 +68,12 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     with Stopwatch() as watch, Progress("seeds", sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
+            dataset = share_dataset(config.dataset)
+            _check(Classifiers(config, dataset.load(), "cpu"))
             if section.protocol.align and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
-            with _trainers(config, artifact, len(missing)) as actors:
+            with _trainers(config, artifact, dataset, len(missing)) as actors:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, actors)
                 for index, _ in run_pieces(actors, "train_cohort", missing):
                     done.add(index)
@@ -69,18 +81,25 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     _commit(artifact, rows, section.protocol.num_roots > 0, watch.cost.wall_seconds)
 
 
+def _check(classifiers: Classifiers) -> None:
+    """Say what members share; that the architecture fits was told when they were built."""
+    if classifiers.shares_a_base:
+        logger.info(
+            "seeds        %d of %d parameters are a member's own, the rest is its trunk's",
+            classifiers.layout.size,
+            classifiers.whole.size,
+        )
+
+
 @contextmanager
 def _trainers(
-    config: PipelineConfig, artifact: Artifact, pieces: int
+    config: PipelineConfig, artifact: Artifact, dataset: SharedDataset, pieces: int
 ) -> Iterator[list[ray.ObjectRef]]:
     """As many ``SeedTrainer`` as the resources say and the pieces need; killed in the end."""
     resources = config.seeds.resources
     trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
     count = cluster.num_actors(resources, pieces)
-    # The reference travels inside: as an argument of its own Ray warns that it may be lost before
-    # an actor is started again, but this process holds it.
-    load = partial(get, share_dataset(config.dataset))
-    actors = [trainer.remote(config, artifact, load) for _ in range(count)]
+    actors = [trainer.remote(config, artifact, dataset) for _ in range(count)]
     try:
         yield actors
     finally:
@@ -118,65 +137,69 @@ class SeedTrainer:
     Args:
         config: of the pipeline.
         artifact: where shards go.
-        load: gives the data set of the config.
+        dataset: of the config.
     """
 
-    def __init__(
-        self, config: PipelineConfig, artifact: Artifact, load: Callable[[], ImageDataset]
-    ) -> None:
+    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: SharedDataset) -> None:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
         self.device = cluster.settle(self.section.resources)
-        self.classifiers = Classifiers(config, load(), self.device)
+        self.classifiers = Classifiers(
+            config, dataset.load(), self.device, partial(load_roots, artifact)
+        )
         self.runs = self.section.protocol.runs()
         self.cohorts = split(self.runs, self.section.cohort_size)
         share = generator_for(self.seed, "held out")
         self.held_out = held_out_ids(self.runs, self.section.held_out, share)
 
     def train_roots(self, chunk: int) -> tuple[Tensor, Cost]:
-        """Train one cohort of roots; parameters ``(R, P)`` and what they cost."""
+        """Train one cohort of roots; whole vectors ``(R, W)`` and what they cost."""
         ids = split(range(self.section.protocol.num_roots), self.section.cohort_size)[chunk]
         with self._stopwatch() as watch:
-            start_RP = torch.stack([self._fresh("root", root) for root in ids])
+            start_RW = torch.stack([self._fresh("root", root) for root in ids])
             stretch = self.section.protocol.root_stretch(self.section.recipe)
             generators = [generator_for(self.seed, "root order", root) for root in ids]
-            theta_RP = self._fit(start_RP, stretch, generators)[-1]
-        _check_finite(theta_RP, [f"root {root}" for root in ids])
-        return theta_RP, watch.cost
+            theta_RW = self._fit(self.classifiers.stack, start_RW, stretch, generators)[-1]
+        _check_finite(theta_RW, [f"root {root}" for root in ids])
+        return theta_RW, watch.cost
 
     def store_roots(self, trained: list[tuple[Tensor, Cost]]) -> None:
         """Align all roots to the first and store them."""
         with self._stopwatch() as watch:
-            theta_RP = torch.cat([theta for theta, _ in trained])
+            theta_RW = torch.cat([theta for theta, _ in trained])
             if self.section.protocol.align:
-                theta_RP = self._align(theta_RP[0], theta_RP)
+                theta_RW = self._align(theta_RW[0], theta_RW)
         cost = sum((cost for _, cost in trained), watch.cost)
         write_cost(self.artifact, ROOTS, cost)
-        save_weights(self.artifact, ROOTS, {"theta": theta_RP})
+        save_weights(self.artifact, ROOTS, {"theta": theta_RW})
 
     def train_cohort(self, index: int) -> None:
         """Train one cohort and write its shard."""
         cohort, protocol = self.cohorts[index], self.section.protocol
+        trunks = [run[0].trunk for run in cohort]
         root_seconds = 0.0
         with self._stopwatch() as watch:
             if protocol.num_roots:
-                roots_RP = load_weights(self.artifact, ROOTS)["theta"]
+                roots_RW = load_roots(self.artifact)
                 root_seconds = read_cost(self.artifact, ROOTS).cpu_seconds
             if protocol.branches:
-                start_RP = roots_RP[[run[0].trunk for run in cohort]]
+                start_RP = self.classifiers.own(roots_RW)[trunks]
             else:
                 start_RP = torch.stack([self._fresh("start", run[0].fork) for run in cohort])
             stretch = protocol.run_stretch(self.section.recipe)
             generators = [
                 generator_for(self.seed, "run", run[0].trunk, run[0].fork) for run in cohort
             ]
-            theta_KP = self._fit(start_RP, stretch, generators).transpose(0, 1).flatten(0, 1)
+            theta_RSP = self._fit_runs(start_RP, trunks, stretch, generators)
+            theta_KP = theta_RSP.flatten(0, 1)
             if protocol.align and not protocol.branches:
-                theta_KP = self._align(roots_RP[0], theta_KP)
+                theta_KP = self._align(roots_RW[0], theta_KP)
             members = [member for run in cohort for member in run]
             _check_finite(theta_KP, [f"model {member.model_id}" for member in members])
-            val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP)
+            val_accuracy_K, val_nll_K = self.classifiers.validate(
+                theta_KP, [member.trunk for member in members]
+            )
         all_members = self.section.num_models
         steps = self._steps(stretch)
         population = Population(
@@ -208,15 +231,36 @@ class SeedTrainer:
 
     def _fresh(self, purpose: str, index: int) -> Tensor:
         seed = seed_for(self.seed, purpose, index)
-        return initial_parameters(self.classifiers.build, self.classifiers.layout.flatten, seed)
+        return initial_parameters(self.classifiers.build, self.classifiers.whole.flatten, seed)
+
+    def _fit_runs(
+        self,
+        start_RP: Tensor,
+        trunks_R: Sequence[int],
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(R, S, P)`` of the runs; those that share a base are fitted together."""
+        shares = self.classifiers.shares_a_base
+        groups = members_by_trunk(trunks_R if shares else [0] * len(trunks_R))
+        fitted: dict[int, Tensor] = {}
+        for trunk, rows in groups.items():
+            stack, start = self.classifiers.stack_of(trunk), start_RP[rows]
+            theta_SRP = self._fit(stack, start, stretch, [generators[row] for row in rows])
+            fitted |= dict(zip(rows, theta_SRP.unbind(dim=1), strict=True))
+        return torch.stack([fitted[row] for row in range(len(trunks_R))])
 
     def _fit(
-        self, start_RP: Tensor, stretch: Stretch, generators: Sequence[torch.Generator]
+        self,
+        stack: Stack,
+        start_RP: Tensor,
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
     ) -> Tensor:
         """Snapshots ``(S, R, P)`` on the CPU."""
         dataset = self.classifiers.dataset
         return fit(
-            self.classifiers.stack,
+            stack,
             start_RP.to(self.device),
             dataset.train,
             dataset.normalise,
@@ -228,7 +272,7 @@ class SeedTrainer:
     def _align(self, reference_P: Tensor, theta_KP: Tensor) -> Tensor:
         groups = self.section.architecture.permutation_groups()
         generator = generator_for(self.seed, "align")
-        return align(reference_P, theta_KP, self.classifiers.layout, groups, generator)
+        return align(reference_P, theta_KP, self.classifiers.whole, groups, generator)
 
     def _steps(self, stretch: Stretch) -> list[int]:
         """Optimizer steps behind each snapshot, counted from the start of the recipe."""

@@ -33,9 +33,9 @@ def table_of(population: Population) -> pa.Table:
     return table_from_population(population, TableFormat.of(population))
 
 
-def test_a_vector_beyond_64_mib_is_cut() -> None:
-    assert theta_part_names(16 * 2**20) == ["theta_000"]
-    assert theta_part_names(32 * 2**20 + 1) == ["theta_000", "theta_001", "theta_002"]
+def test_a_vector_beyond_4_mib_is_cut() -> None:
+    assert theta_part_names(2**20) == ["theta_000"]
+    assert theta_part_names(2 * 2**20 + 1) == ["theta_000", "theta_001", "theta_002"]
 
 
 def test_parts_cover_the_parameters_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

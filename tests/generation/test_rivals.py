@@ -76,30 +76,34 @@ def test_round_robin_takes_everyone_once_before_anyone_twice(trunks: list[int]) 
 
 
 def test_the_weight_average_is_one_model_whatever_is_asked(theta_KP: Tensor) -> None:
-    drawn = WeightAverage().draw(theta_KP, TRUNKS_K, 20, generator())
+    drawn, trunks = WeightAverage().draw(theta_KP, TRUNKS_K, 20, generator())
     torch.testing.assert_close(drawn, theta_KP.sum(dim=0, keepdim=True) / len(theta_KP))
+    assert trunks.tolist() == [-1]
 
 
 @pytest.mark.parametrize(("count", "rows"), [(2, 2), (3, 3), (20, 3)])
 def test_trunk_averages_are_one_model_a_trunk(theta_KP: Tensor, count: int, rows: int) -> None:
-    drawn = TrunkAverages().draw(theta_KP, TRUNKS_K, count, generator())
+    drawn, trunks = TrunkAverages().draw(theta_KP, TRUNKS_K, count, generator())
     expected = torch.stack([members.mean(dim=0) for members in own_members(theta_KP)])
     torch.testing.assert_close(drawn, expected[:rows])
+    assert torch.equal(trunks, TRUNKS_K.unique()[:rows])
 
 
 def test_noise_is_in_the_member_s_own_standard_deviation() -> None:
     theta_KP = torch.tensor([[1.0], [10.0]]) * torch.randn(2, 4000, generator=generator())
     trunks_K = torch.tensor([0, 1])
-    drawn = Noise(scale=0.3).draw(theta_KP, trunks_K, 5, generator(1))
+    drawn, trunks = Noise(scale=0.3).draw(theta_KP, trunks_K, 5, generator(1))
     members = theta_KP[round_robin(trunks_K, 5)]
     ratio = (drawn - members).std(dim=1) / members.std(dim=1)
     torch.testing.assert_close(ratio, torch.full((5,), 0.3), rtol=0.05, atol=0)
     assert len({tuple(row[:3].tolist()) for row in drawn}) == 5
+    assert trunks.tolist() == [0, 1, 0, 1, 0]
 
 
 def test_noise_of_scale_zero_is_the_members(theta_KP: Tensor) -> None:
-    drawn = Noise(scale=0.0).draw(theta_KP, TRUNKS_K, 12, generator())
+    drawn, trunks = Noise(scale=0.0).draw(theta_KP, TRUNKS_K, 12, generator())
     assert torch.equal(drawn, theta_KP[round_robin(TRUNKS_K, 12)])
+    assert torch.equal(trunks, TRUNKS_K[round_robin(TRUNKS_K, 12)])
 
 
 def pooled_covariance(theta_KP: Tensor) -> Tensor:
@@ -112,7 +116,8 @@ def pooled_covariance(theta_KP: Tensor) -> Tensor:
 def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
     theta_KP: Tensor, scale: float
 ) -> None:
-    drawn = Gaussian(scale=scale).draw(theta_KP, TRUNKS_K, 30_000, generator(1))
+    drawn, trunks = Gaussian(scale=scale).draw(theta_KP, TRUNKS_K, 30_000, generator(1))
+    assert torch.equal(trunks[:6], TRUNKS_K.unique().repeat(2))
     means_TP, _ = trunk_means(theta_KP, TRUNKS_K)
     expected = scale**2 * pooled_covariance(theta_KP)
     for trunk, mean_P in enumerate(means_TP):
@@ -125,7 +130,7 @@ def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scale: float) -> None:
-    drawn = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 3_000, generator(1))
+    drawn, _ = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 3_000, generator(1))
     for trunk, members in enumerate(own_members(theta_KP)):
         own = drawn[trunk::3]
         variance_P = scale**2 * members.var(dim=0)
@@ -136,7 +141,7 @@ def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scal
 
 def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -> None:
     """Half of the covariance is diagonal, half is the members' own (Maddox et al., eq. 1)."""
-    drawn = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 3_000, generator(2))
+    drawn, _ = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 3_000, generator(2))
     members = own_members(theta_KP)[1]
     covariance = drawn[1::3].T.cov()
     expected = members.T.cov() / 2
@@ -147,8 +152,9 @@ def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -
 @pytest.mark.parametrize("rival", [Gaussian(), MultiSwag()])
 def test_members_without_a_spread_are_drawn_as_they_are(rival: WeightSpaceRival) -> None:
     theta_KP = torch.randn(3, 4, generator=generator())
-    drawn = rival.draw(theta_KP, torch.arange(3), 6, generator())
+    drawn, trunks = rival.draw(theta_KP, torch.arange(3), 6, generator())
     torch.testing.assert_close(drawn, theta_KP.repeat(2, 1))
+    assert trunks.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 @pytest.mark.parametrize("rival", [cls() for cls in variants(WeightSpaceRival)])
@@ -157,7 +163,7 @@ def test_a_rival_is_reproducible_and_touches_nothing(rival: WeightSpaceRival) ->
     kept, state = theta_KP.clone(), torch.get_rng_state()
 
     def draw(seed: int) -> Tensor:
-        return rival.draw(theta_KP, TRUNKS_K, 7, generator(seed))
+        return rival.draw(theta_KP, TRUNKS_K, 7, generator(seed))[0]
 
     assert torch.equal(draw(1), draw(1))
     assert torch.equal(theta_KP, kept)

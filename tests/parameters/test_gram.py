@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError
-from bend_ray.parameters.gram import PrincipalBasis, column_blocks, layer_grams, mix
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, column_blocks, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.standardize import Moments, Standardizer
 
@@ -35,7 +35,15 @@ def training(num_models: int, num_held_out: int = 0) -> Tensor:
 
 
 def fit(theta_KP: Tensor, train_K: Tensor) -> tuple[PrincipalBasis, Tensor]:
-    return PrincipalBasis.fit(layer_grams(theta_KP, 0, LAYOUT, train_K), LAYOUT, train_K)
+    return PrincipalBasis.fit(summed(theta_KP, train_K, [0, LAYOUT.size]).total(), train_K)
+
+
+def summed(theta_KP: Tensor, train_K: Tensor, edges: list[int]) -> GramSum:
+    """The Gram matrix of the columns between the first and the last edge, a block at a time."""
+    grams = GramSum(LAYOUT, train_K, edges[0])
+    for start, stop in pairwise(edges):
+        grams.extend(theta_KP[:, start:stop])
+    return grams
 
 
 def standardised(theta_KP: Tensor, train_K: Tensor) -> np.ndarray:
@@ -105,16 +113,39 @@ def test_training_coefficients_have_mean_zero_and_mean_square_one() -> None:
     assert float(coefficients_KR[train_K].mean(0).abs().max()) < 1e-5
 
 
+def test_the_gram_matrix_is_that_of_the_standardised_models() -> None:
+    theta_KP, train_K = population(14), training(14, num_held_out=4)
+    x_KP = standardised(theta_KP, train_K)
+    gram_KK = summed(theta_KP, train_K, [0, LAYOUT.size]).total()
+    np.testing.assert_allclose(gram_KK, x_KP @ x_KP.T, rtol=1e-5, atol=1e-4)
+
+
 @settings(max_examples=20, deadline=None)
-@given(st.sets(st.integers(1, LAYOUT.size - 1), max_size=6))
-def test_any_cuts_give_the_result_of_one_block(cuts: set[int]) -> None:
+@given(
+    st.sets(st.integers(1, LAYOUT.size - 1), max_size=6),
+    st.sets(st.integers(1, LAYOUT.size - 1), max_size=3),
+)
+def test_any_cuts_and_any_ranges_give_the_result_of_one_block(
+    cuts: set[int], borders: set[int]
+) -> None:
     theta_KP, train_K = population(8), training(8, num_held_out=2)
-    edges = [0, *sorted(cuts), LAYOUT.size]
-    grams_LKK = torch.zeros(len(LAYOUT.entries), 8, 8, dtype=torch.float64)
-    for start, stop in pairwise(edges):
-        grams_LKK += layer_grams(theta_KP[:, start:stop], start, LAYOUT, train_K)
-    whole = layer_grams(theta_KP, 0, LAYOUT, train_K)
-    torch.testing.assert_close(grams_LKK, whole, rtol=1e-12, atol=1e-9)
+    whole_KK = summed(theta_KP, train_K, [0, LAYOUT.size]).total()
+    merged = GramSum(LAYOUT, train_K)
+    for start, stop in pairwise([0, *sorted(borders), LAYOUT.size]):
+        inside = sorted(cut for cut in cuts if start < cut < stop)
+        part = summed(theta_KP, train_K, [start, *inside, stop])
+        assert len(part.cut) <= 2
+        merged.merge(GramSum.from_state(part.state(), LAYOUT, train_K))
+    torch.testing.assert_close(merged.total(), whole_KK, rtol=1e-12, atol=1e-9)
+
+
+def test_ranges_must_follow_one_another_and_cover_all_columns() -> None:
+    theta_KP, train_K = population(4), training(4)
+    first = summed(theta_KP, train_K, [0, 10])
+    with pytest.raises(ValueError, match="from column 10, got 11"):
+        first.merge(GramSum(LAYOUT, train_K, 11))
+    with pytest.raises(ValueError, match=f"all {LAYOUT.size} columns, got 0 to 10"):
+        first.total()
 
 
 @pytest.mark.parametrize("width", [1, 7, 1000])
@@ -172,4 +203,4 @@ def test_fewer_than_two_different_training_models_are_refused() -> None:
 
 def test_columns_beyond_the_layout_are_refused() -> None:
     with pytest.raises(ValueError, match=f"within 0 to {LAYOUT.size}"):
-        layer_grams(population(4), 1, LAYOUT, training(4))
+        GramSum(LAYOUT, training(4), 1).extend(population(4))

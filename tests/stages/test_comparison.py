@@ -30,11 +30,11 @@ class Answers:
             validation=Images(blank, labels[:N]), test=Images(blank + 1, labels[N:])
         )
 
-    def logits(self, theta_EP: Tensor, images: Images) -> Tensor:
+    def logits(self, theta_EP: Tensor, images: Images, trunks_E: list[int]) -> Tensor:
         logits = theta_EP.view(len(theta_EP), 2, N, C)
         return logits[:, int(images.pixels_NCHW[0].item())]
 
-    def recalibrate(self, theta_EP: Tensor) -> Tensor:
+    def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:
         return theta_EP
 
 

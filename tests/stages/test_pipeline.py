@@ -120,7 +120,7 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     # What other processes run is run here, in this one.
     monkeypatch.setattr(ImageDataset, "test", property(opened))
     dataset = config.dataset.load()
-    trainer = SeedTrainer(config, again.seeds, lambda: dataset)
+    trainer = SeedTrainer(config, again.seeds, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
     SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), dataset).draw(0)
