@@ -106,14 +106,16 @@ class Stack(nn.Module):
         Returns:
             Logits ``(K, B, C)``.
         """
-        if self.form == "loop":
+        # vmap computes once what neither a model's own tensors nor its own images have entered.
+        once = bool(self._base) and shared and not self.training
+        if self.form == "loop" and not once:
             return self._loop(theta_KP, images, buffers_KQ, shared, seeds_K)
         state, running = self._state(theta_KP, buffers_KQ)
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}
         stacked = vmap(self._one, in_dims=(0, None if shared else 0), randomness="different")
-        logits_KBC: Tensor = stacked(state, images)
+        logits_KBC: Tensor = stacked(state, _by_pixel(images) if once else images)
         for name, buffer in running.items():
             buffer.copy_(state[name])
         return logits_KBC

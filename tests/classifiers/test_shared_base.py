@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from bend_ray.classifiers.architectures import ConvNet
 from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
@@ -67,6 +68,27 @@ def test_answers_are_those_of_the_whole_models(form: Form) -> None:
     answers = Stack(build(), OWN, form, base()).eval()(members(), inputs)
     expected = Stack(build(), WHOLE, form).eval()(whole(members()), inputs)
     torch.testing.assert_close(answers, expected)
+
+
+def test_layers_below_the_first_own_one_are_computed_once() -> None:
+    seen: dict[str, bool] = {}
+    module = build()
+    for name, layer in module.named_modules():
+        layer.register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: is_batchedtensor(inputs[0])})
+        )
+    own = ParameterLayout.of(module, ("block1.norm.*", "head.*"))
+    shared = {
+        name: tensor
+        for name, tensor in WHOLE.unflatten(root()).items()
+        if name not in {entry.name for entry in own.entries}
+    }
+    stack = Stack(module, own, "loop", shared).eval()
+    stack(torch.rand(NUM_MODELS, own.size), normalise(images().pixels_NCHW))
+    assert not seen["block0.conv"]
+    assert not seen["block1.norm"]
+    assert seen["block1.relu"]
+    assert seen["head"]
 
 
 def fine_tuned_alone(theta_P: Tensor, generator: torch.Generator) -> Tensor:
