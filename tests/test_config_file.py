@@ -327,7 +327,7 @@ def loaded_or_refused(path: Path | None, overrides: Sequence[str] = ()) -> Pipel
 @given(overrides=st.lists(st.tuples(override_paths(), scalars).map("=".join), max_size=4))
 @example(overrides=["samples=~", "samples.count=1"])
 @example(overrides=["seeds.protocol.kind={}"])
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_any_override_loads_or_is_refused_in_one_line(overrides: list[str]) -> None:
     config = loaded_or_refused(None, overrides)
     if config is not None:
@@ -336,7 +336,7 @@ def test_any_override_loads_or_is_refused_in_one_line(overrides: list[str]) -> N
 
 @given(content=st.binary(max_size=12) | st.text(max_size=12).map(str.encode))
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_file_loads_or_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.yaml"
@@ -360,7 +360,7 @@ mappings: st.SearchStrategy[Any] = st.recursive(
 
 @given(section=st.sampled_from(sorted(PipelineConfig.model_fields)), value=mappings)
 @settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_any_section_loads_or_is_refused_in_one_line(
     tmp_path: Path, section: str, value: Any

@@ -378,6 +378,7 @@ print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas"},
 """
 
 
+@pytest.mark.slow
 def test_training_imports_neither_the_compiler_nor_scikit_learn() -> None:
     # They cost every process that trains 4 s and 3 s: more than the default population takes.
     done = subprocess.run(

@@ -30,9 +30,19 @@ MOMENTS: dict[str, Reached] = {
 }
 
 
-def test_a_driver_killed_in_every_stage_loses_nothing(bend: Bend, undisturbed: Finished) -> None:
+@pytest.mark.parametrize(
+    "stages",
+    [
+        pytest.param(("seeds", "generator"), id="two stages"),
+        pytest.param(tuple(MOMENTS), id="every stage", marks=pytest.mark.chaos),
+    ],
+)
+def test_a_killed_driver_loses_nothing(
+    bend: Bend, undisturbed: Finished, stages: tuple[str, ...]
+) -> None:
     kept: dict[Path, int] = {}
-    for stage, reached in MOMENTS.items():
+    for stage in stages:
+        reached = MOMENTS[stage]
         process = bend.start(*bend.run_arguments())
         wait_until(lambda now=reached: now(bend.store), process)
         assert not list(bend.store.glob(f"{stage}/*/manifest.json")), f"{stage} was too quick"

@@ -4,14 +4,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 import torch
+from tiny import own_processes
 
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.weights import load_weights
@@ -106,6 +105,7 @@ def test_two_workers_one_of_them_killed_compute_what_one_does(
 
 
 @pytest.mark.slow
+@pytest.mark.chaos
 def test_a_range_of_workers_trains_on_as_many_as_there_are(
     tmp_path: Path, alone: dict[str, torch.Tensor]
 ) -> None:
@@ -126,21 +126,15 @@ class killing_a_train_worker:  # noqa: N801 - reads as a statement
     def watch(self) -> None:
         while not self.stop.is_set():
             if list(self.store.glob("generator/*/train/checkpoint.safetensors")):
-                for process in workers():
-                    os.kill(process.pid, signal.SIGKILL)
-                    self.killed.append(process.pid)
+                for pid in own_processes("RayTrainWorker"):
+                    os.kill(pid, signal.SIGKILL)
+                    self.killed.append(pid)
                     return
             time.sleep(0.005)
 
     def __exit__(self, *raised: object) -> None:
         self.stop.set()
         self.thread.join()
-
-
-def workers() -> Iterator[psutil.Process]:
-    for process in psutil.process_iter(["cmdline"]):
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []):
-            yield process
 
 
 def test_a_loss_that_is_not_finite_is_refused_with_advice(tmp_path: Path) -> None:

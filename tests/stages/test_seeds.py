@@ -6,10 +6,9 @@ import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
-from tiny import MakeConfig, make
+from tiny import MakeConfig, make, own_processes
 
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population
@@ -42,7 +41,7 @@ def test_one_or_three_actors_train_the_same_population(
     assert_equal(alone, together)
     # And so does a process with pixels of its own, not those of the object store.
     config, own = tiny("seeds.resources.workers=1"), plan(tiny("seed=1"), fresh_store).seeds
-    trainer = seeds.SeedTrainer(config, own, config.dataset.load)
+    trainer = seeds.SeedTrainer(config, own, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])
     shared_roots = load_weights(plan(config, shared_store).seeds, seeds.ROOTS)["theta"]
     assert torch.equal(load_weights(own, seeds.ROOTS)["theta"], shared_roots)
@@ -61,10 +60,9 @@ def test_a_killed_actor_costs_its_cohort_and_nothing_else(
     def kill_after_the_first_shard() -> None:
         while not list_shards(artifacts):
             time.sleep(0.002)
-        for process in psutil.process_iter(["cmdline"]):
-            if "ray::SeedTrainer" in " ".join(process.info["cmdline"] or []):
-                os.kill(process.pid, signal.SIGKILL)
-                killed.append(process.pid)
+        for pid in own_processes("ray::SeedTrainer"):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
 
     killer = threading.Thread(target=kill_after_the_first_shard)
     killer.start()

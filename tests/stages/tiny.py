@@ -1,9 +1,11 @@
-"""A tiny config, and its artifacts made stage by stage."""
+"""A tiny config, its artifacts made stage by stage, and the processes of the session's cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+
+import psutil
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
@@ -40,3 +42,15 @@ def make(config: PipelineConfig, store: Store, until: str = "evaluation") -> Pla
         if not artifacts[stage].exists():
             import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
     return artifacts
+
+
+def own_processes(name: str) -> list[int]:
+    """Processes of this session's cluster, and of no other on the machine, called so."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process.pid)
+        except psutil.Error:
+            continue
+    return found
