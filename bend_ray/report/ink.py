@@ -1,8 +1,8 @@
 """How figures look: one small axes a figure, colours that colour-blind readers can tell apart.
 
-A figure is drawn once. Its PNG is dark on white, for slides and paper; in its SVG the dark and the
-grey become variables of the page's style sheet, so that the same drawing is readable on a light
-and on a dark page, and on paper.
+A figure is drawn once. Its PNG is dark on white, for slides and paper; in its SVG what a dark page
+would swallow becomes variables of the page's style sheet, so that the same drawing is readable on a
+light and on a dark page, and on paper.
 
 Source of the colours: Okabe & Ito, "Color universal design", 2008.
 """
@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -89,12 +91,31 @@ def axes(legend_rows: int = 0, height: float = HEIGHT, left: float = 0.62) -> tu
     return figure, place
 
 
-def legend(figure: Figure, place: Axes, columns: int = 2) -> None:
-    """The legend, in the room below."""
+def legend(
+    figure: Figure,
+    place: Axes,
+    columns: int = 2,
+    handles: Sequence[Artist] = (),
+    title: str | None = None,
+) -> None:
+    """The legend, in the room below.
+
+    Args:
+        figure: with that room.
+        place: whose labelled artists it names, in the order in which they were drawn.
+        columns: of the legend.
+        handles: what it names instead.
+        title: above it.
+    """
     with matplotlib.rc_context(_STYLE):
-        handles, labels = place.get_legend_handles_labels()
         figure.legend(
-            handles, labels, loc="lower center", ncols=columns, columnspacing=1.2, handlelength=2.8
+            handles=list(handles) or place.get_legend_handles_labels()[0],
+            loc="lower center",
+            ncols=columns,
+            columnspacing=1.2,
+            handlelength=2.8,
+            title=title,
+            title_fontsize=8,
         )
 
 
@@ -107,7 +128,7 @@ def png(figure: Figure) -> bytes:
 
 
 def svg(figure: Figure, alt: str, salt: str) -> str:
-    """Markup to be put into a page that defines ``--ink`` and ``--grid``.
+    """Markup to be put into a page that defines ``--ink``, ``--grid`` and ``--blue``.
 
     Args:
         figure: what to draw.
@@ -123,7 +144,8 @@ def svg(figure: Figure, alt: str, salt: str) -> str:
     # Matplotlib names groups alike in every figure; ids must be unique on the page.
     drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)
     drawing = re.sub(r'( id="|href="#|url\(#)', rf"\1{salt}-", drawing)
-    drawing = drawing.replace(INK, "var(--ink)").replace(GRID, "var(--grid)")
+    for color, variable in ((INK, "ink"), (GRID, "grid"), (BLUE, "blue")):
+        drawing = drawing.replace(color, f"var(--{variable})")
     # The page scales it: no size of its own, but a shape.
     drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
     return drawing.replace("<svg", f'<svg role="img" aria-label="{_quoted(alt)}"', 1)

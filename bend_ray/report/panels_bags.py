@@ -17,7 +17,7 @@ from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import AS_IT_IS, BAG, DEEP_ENSEMBLE, SCALED, Row, named, rows
 
 _LABELS = {"accuracy": "test accuracy (%)", "nll": "test NLL (nats)"}
-_DRAWN_FIRST = (BAG, DEEP_ENSEMBLE)
+_TOLD_APART = (BAG, DEEP_ENSEMBLE)
 _EQUIVALENTS: dict[str, dict[str, Any]] = {
     AS_IT_IS: {"color": ink.BLUE, "markerfacecolor": "none"},
     SCALED: {"color": ink.VERMILLION},
@@ -51,10 +51,11 @@ def _by(runs: Sequence[Run], score: str, against: str) -> Panel:
     figure, place = ink.axes(legend_rows=(len(lines) + len(points) + 1) // 2)
     if against == "cost":
         place.set_xscale("log")
+        place.xaxis.set_minor_locator(NullLocator())
     for line in lines:
         x = line.sizes if against == "size" else line.costs
         look = ink.LOOKS.get(line.name, {"color": ink.INK})
-        front = 3 if line.name in _DRAWN_FIRST else 2
+        front = 3 if line.name in _TOLD_APART else 2
         place.fill_between(x, line.low, line.high, color=look["color"], alpha=0.1, linewidth=0)
         place.plot(x, line.mean, **look, label=named(line.name), zorder=front)
     for name, size, cost, value in points:
@@ -84,7 +85,7 @@ def _words(lines: list[_Line], score: str, against: str) -> tuple[str, str, str]
     if against == "size":
         caption = (
             f"Mean of 20 random choices of members, the middle 80 % of them as a band; {better}. "
-            "The last point is the whole bag."
+            "The last point is the whole bag. What is far off is cut."
         )
         return f"{what} against ensemble size", caption, f"{what} by number of members: {ends}."
     caption = (
@@ -109,8 +110,8 @@ def _size_axis(place: Axes, largest: int) -> None:
 
 
 def _bag_names(runs: Sequence[Run]) -> list[str]:
-    """Rivals first, so that our bag is drawn on top and named last."""
-    return [*runs[0].result["rivals"], BAG]
+    """Our bag first, as the legend names them."""
+    return [BAG, *runs[0].result["rivals"]]
 
 
 def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
@@ -142,7 +143,7 @@ def _points(runs: Sequence[Run], score: str) -> list[tuple[str, int, float, floa
 
 def _limits(lines: list[_Line], points: list[tuple[str, int, float, float]]) -> tuple[float, float]:
     """Of what is worth telling apart: one broken rival must not flatten all others."""
-    told = [line for line in lines if line.name in (*_DRAWN_FIRST, "originals_bag")] or lines
+    told = [line for line in lines if line.name in (*_TOLD_APART, "originals_bag")] or lines
     values = [value for line in told for value in (*line.low, *line.high)]
     values = values or [value for *_, value in points]
     low, high = min(values), max(values)
@@ -217,8 +218,8 @@ def _time_spent(runs: Sequence[Run]) -> Panel:
         "time_spent",
         "Stage by stage",
         f"{duration(wall)} of waiting in all, {duration(cpu)} of it computing on CPUs; the rest is "
-        "processes starting and waiting. The evaluation includes training the deep ensemble's "
-        "waiting, not its CPU seconds.",
+        "processes starting and waiting. The evaluation's wall clock includes training the deep "
+        "ensemble, its CPU seconds do not: those are the rival's own cost.",
         f"Time spent: {said}.",
         figure,
     )

@@ -133,14 +133,12 @@ def _plane(run: Run, repeats: int) -> Panel:
     shares = run.evidence["plane_shares"]
     place.set_xlabel(f"first principal direction ({100 * shares[0]:.0f} % of the variance)")
     place.set_ylabel(f"second ({100 * shares[1]:.0f} %)")
-    figure.legend(
+    ink.legend(
+        figure,
+        place,
+        columns=3,
         handles=[_shape(name) for name in _POPULATIONS],
-        loc="lower center",
-        ncols=3,
         title=f"{len(trunks)} trunks, a colour each",
-        title_fontsize=8,
-        frameon=False,
-        fontsize=8,
     )
     which = " of the first repeat" if repeats > 1 else ""
     return Panel(
