@@ -249,6 +249,35 @@ def report_command(
     click.echo(write_report(runs, where))
 
 
+@cli.command(short_help="several runs side by side: one table, one figure")
+@click.argument("sources", nargs=-1, required=True, metavar="STORE_OR_REPORT...")
+@click.option(
+    "--output",
+    default="./bend-compare",
+    show_default=True,
+    metavar="DIR",
+    help="Folder or URI to write compare.html, compare.png and compare.json to.",
+)
+def compare(sources: tuple[str, ...], output: str) -> None:
+    """Put several runs side by side: configs, data sets, repeats.
+
+    Of a store it takes every run, runs that differ by their seeds alone as repeats of one; of a
+    report (its folder or file) or a result of `bend run --json` that one.
+
+    \b
+      bend compare ./bend-store
+      bend compare s3://bucket/mnist s3://bucket/cifar ./for-a-colleague result.json
+    """
+    from bend_ray import results
+    from bend_ray.report import side_by_side
+    from bend_ray.report.location import output_directory
+
+    entries = side_by_side.read_entries(sources)
+    page = side_by_side.compared(entries)
+    click.echo("\n".join(results.aligned(side_by_side.text(page))))
+    click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
+
+
 @cli.command(short_help="what a store holds of a config")
 @config_arguments
 @store_option

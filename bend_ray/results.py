@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from bend_ray.filesystems import masked
@@ -47,13 +48,13 @@ def compose(
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text: the bag and its rivals, members, novelty and cost."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
-    return "\n\n".join("\n".join(_aligned(rows)) for rows in sections)
+    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
 
 
 def repeats_table(aggregate: dict[str, Any]) -> str:
     """Several repeats as aligned text: mean ± sd, and paired differences ± standard error."""
     sections = [_repeated_bags(aggregate), _repeated_members(aggregate)]
-    return "\n\n".join("\n".join(_aligned(rows)) for rows in sections)
+    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
 
 
 Row = tuple[str, ...]
@@ -196,7 +197,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _aligned(rows: list[Row]) -> list[str]:
+def aligned(rows: Sequence[Row]) -> list[str]:
     """Columns as wide as their widest cell: names to the left, figures to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [

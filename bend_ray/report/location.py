@@ -48,6 +48,6 @@ def written(output: Directory) -> str | None:
     return page_uri(output) if HTML_NAME in names else None
 
 
-def page_uri(output: Directory) -> str:
+def page_uri(output: Directory, name: str = HTML_NAME) -> str:
     """The page, as a path or URI without credentials."""
-    return masked(joined(output.uri, HTML_NAME))
+    return masked(joined(output.uri, name))

@@ -172,21 +172,22 @@ def _line(row: Row) -> Line:
         [
             Cell(row.name),
             Cell(row.size),
-            Cell(_spread(row.accuracy, 100, 2)),
-            Cell(_spread(row.nll, 1, 4)),
-            Cell(_spread(row.scaled_nll, 1, 4)),
-            Cell(_spread(row.ece, 100, 2)),
+            Cell(spread_text(row.accuracy, 100, 2)),
+            Cell(spread_text(row.nll, 1, 4)),
+            Cell(spread_text(row.scaled_nll, 1, 4)),
+            Cell(spread_text(row.ece, 100, 2)),
             Cell(str(row.equivalents.get(verdicts.AS_IT_IS, "-"))),
             Cell(str(row.equivalents.get(verdicts.SCALED, "-"))),
             Cell("-" if row.cost_seconds is None else f"{row.cost_seconds:.1f}"),
-            _difference(row.minus.get("accuracy"), 100, 2),
-            _difference(row.minus.get("nll"), 1, 4),
+            difference_cell(row.minus.get("accuracy"), 100, 2),
+            difference_cell(row.minus.get("nll"), 1, 4),
         ],
         ours,
     )
 
 
-def _spread(value: tuple[float | None, float | None], scale: float, digits: int) -> str:
+def spread_text(value: tuple[float | None, float | None], scale: float, digits: int) -> str:
+    """Mean ± standard deviation, where they are known."""
     mean, sd = value
     if mean is None:
         return "-"
@@ -194,7 +195,8 @@ def _spread(value: tuple[float | None, float | None], scale: float, digits: int)
     return f"{scale * mean:.{digits}f}{spread}"
 
 
-def _difference(difference: Difference | None, scale: float, digits: int) -> Cell:
+def difference_cell(difference: Difference | None, scale: float, digits: int) -> Cell:
+    """A difference ± its standard error, marked as win, loss or tie."""
     if difference is None:
         return Cell("")
     error = difference.standard_error
