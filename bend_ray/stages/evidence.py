@@ -19,7 +19,7 @@ from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, neare
 from bend_ray.ensemble.plane import principal_plane
 from bend_ray.ensemble.trust import differences, rejection, reliability
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.filesystems import masked
+from bend_ray.filesystems import masked_json
 from bend_ray.plan import STAGES, Plan
 from bend_ray.randomness import generator_for
 from bend_ray.stages.comparison import Comparison, Members, Voters
@@ -34,7 +34,7 @@ def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
     """The config, and the stages before the evaluation: their names and what they cost."""
     made = {stage: plan[stage] for stage in STAGES if stage != "evaluation"}
     return {
-        "config": _masked(config.model_dump(mode="json")),
+        "config": masked_json(config.model_dump(mode="json")),
         "stages": {
             stage: {
                 "fingerprint": artifact.fingerprint,
@@ -197,15 +197,6 @@ def _trust(val_NC: Tensor, test_NC: Tensor, comparison: Comparison) -> dict[str,
         },
         "rejection": asdict(rejection(test_NC, labels_N)),
     }
-
-
-def _masked(value: Any) -> Any:
-    """JSON without the credentials a data set's URI may hold."""
-    if isinstance(value, dict):
-        return {key: _masked(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_masked(each) for each in value]
-    return masked(value) if isinstance(value, str) else value
 
 
 def _rounded(value: Any) -> Any:

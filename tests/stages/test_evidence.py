@@ -20,9 +20,10 @@ from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import disagreement, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.filesystems import masked_json
 from bend_ray.generation.rivals import Gaussian
 from bend_ray.stages.comparison import Comparison
-from bend_ray.stages.evidence import _masked, evidence
+from bend_ray.stages.evidence import evidence
 
 RIVALS = (OriginalsBag(), BestOriginal(), DeepEnsemble(), Gaussian())
 
@@ -113,6 +114,6 @@ def test_without_held_out_members_or_deep_ensemble_their_rows_are_empty() -> Non
 
 def test_a_configs_credentials_are_not_told() -> None:
     dataset = ImageParquet(train="s3://KEY:SECRET@bucket/a.parquet", test="b.parquet")
-    told = _masked(PipelineConfig(dataset=dataset).model_dump(mode="json"))
+    told = masked_json(PipelineConfig(dataset=dataset).model_dump(mode="json"))
     assert told["dataset"]["train"] == "s3://***@bucket/a.parquet"
     assert "SECRET" not in json.dumps(told)
