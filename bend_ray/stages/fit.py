@@ -285,7 +285,9 @@ class _Worker:
             }
         )
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
-        self.times = state["times"].tolist()
+        # A checkpoint of an earlier bend-ray does not say when its points were made.
+        now = torch.full((len(self.curve),), time.time(), dtype=torch.float64)
+        self.times = state.get("times", now).tolist()
         cpu, gpu, wall = state["spent"].tolist()
         self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
         self.first_step = int(state["done"])
