@@ -244,6 +244,11 @@ class PipelineConfig(Spec):
     """Stage 5: draw classifiers."""
     evaluation: EvaluationSection = EvaluationSection()
     """Stage 6: let them vote."""
+    tracking: Literal["mlflow", "wandb"] | None = None
+    """Service that is also told of curves and figures; set it up by its own environment variables.
+
+    Changes no fingerprint.
+    """
 
     @property
     def num_training_models(self) -> int:

@@ -48,8 +48,12 @@ def run(
     started = time.monotonic()
     _connect(address, config, missing)
     connecting = time.monotonic() - started
-    for stage in missing:
-        _make(stage, config, artifacts)
+    tracking = import_module("bend_ray.stages.tracking")
+    with tracking.tracking(config, artifacts.evaluation) as tracker:
+        for stage in STAGES[: STAGES.index(until) + 1]:
+            if stage in missing:
+                _make(stage, config, artifacts)
+            tracker.stage(artifacts[stage])
     _tell_where_time_went(artifacts, missing, connecting, time.monotonic() - started)
     return artifacts
 
@@ -90,6 +94,7 @@ def _connect(address: str | None, config: PipelineConfig, missing: list[str]) ->
     from bend_ray.stages import prepare_environment
 
     prepare_environment(address)
+    import_module("bend_ray.stages.tracking").require_installed(config)
     cluster = import_module("bend_ray.stages.cluster")
     cluster.connect(address)
     cluster.preflight(config, missing)

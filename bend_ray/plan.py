@@ -18,11 +18,14 @@ STAGE_VERSIONS = {
     "latents": 1,
     "generator": 1,
     "samples": 1,
-    "evaluation": 1,
+    "evaluation": 2,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
 STAGES = tuple(STAGE_VERSIONS)
+
+EVIDENCE = "evidence.json"
+"""The evaluation's file of all that its report is drawn from."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from bend_ray.filesystems import masked
@@ -12,21 +13,48 @@ from bend_ray.plan import Plan
 
 def result(plan: Plan) -> dict[str, Any]:
     """Everything a committed evaluation says; accuracies are fractions of 1."""
-    metrics = dict(plan.evaluation.manifest().metrics)
+    return compose(
+        plan.evaluation.manifest().metrics,
+        {artifact.stage: artifact.manifest().cost.model_dump() for artifact in plan},
+        {artifact.stage: artifact.fingerprint for artifact in plan},
+        plan.evaluation.store.uri,
+    )
+
+
+def compose(
+    metrics: dict[str, Any],
+    costs: dict[str, dict[str, float]],
+    fingerprints: dict[str, str],
+    store_uri: str,
+) -> dict[str, Any]:
+    """A result of its parts.
+
+    Args:
+        metrics: of the evaluation.
+        costs: of every stage.
+        fingerprints: of every stage's artifact.
+        store_uri: where they are.
+    """
+    metrics = dict(metrics)
     prices = metrics.pop("prices")
-    cost = {artifact.stage: artifact.manifest().cost.model_dump() for artifact in plan}
     return {
         **metrics,
-        "cost": {**cost, **prices},
-        "store": masked(plan.evaluation.store.uri),
-        "fingerprints": {artifact.stage: artifact.fingerprint for artifact in plan},
+        "cost": {**costs, **prices},
+        "store": masked(store_uri),
+        "fingerprints": fingerprints,
     }
 
 
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text: the bag and its rivals, members, novelty and cost."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
-    return "\n\n".join("\n".join(_aligned(rows)) for rows in sections)
+    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
+
+
+def repeats_table(aggregate: dict[str, Any]) -> str:
+    """Several repeats as aligned text: mean ± sd, and paired differences ± standard error."""
+    sections = [_repeated_bags(aggregate), _repeated_members(aggregate)]
+    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
 
 
 Row = tuple[str, ...]
@@ -101,6 +129,52 @@ def _novelty(result: dict[str, Any]) -> list[Row]:
     return rows
 
 
+def _repeated_bags(aggregate: dict[str, Any]) -> list[Row]:
+    repeats = f"test part, {aggregate['repeats']} repeats"
+    minus = ("bag minus it: points", "nats")
+    rows: list[Row] = [(repeats, "accuracy %", "NLL", "ECE %", "cost s", *minus)]
+    rows.append((*_repeated_scores("bag of generated", aggregate["bag"]), "", ""))
+    rivals = aggregate["rivals"].items()
+    for name, rival in sorted(rivals, key=lambda item: item[1]["nll"]["mean"] or math.inf):
+        told = rival["bag_minus_it"]
+        differences = (_minus(told.get("accuracy"), 100, 2), _minus(told.get("nll"), 1, 4))
+        rows.append((*_repeated_scores(name.replace("_", " "), rival), *differences))
+    return rows
+
+
+def _repeated_scores(name: str, scores: dict[str, Any]) -> Row:
+    accuracy, ece = (_plus_minus(scores[key], 100, 2) for key in ("accuracy", "ece"))
+    cost = _number(scores["cost_seconds"]["mean"], 1)
+    return name, accuracy, _plus_minus(scores["nll"], 1, 4), ece, cost
+
+
+def _repeated_members(aggregate: dict[str, Any]) -> list[Row]:
+    keys = ("mean", "median", "min", "max")
+    rows: list[Row] = [("single members", *(f"{key} %" for key in keys), "disagree %")]
+    for name in ("generated", "originals", "held_out"):
+        accuracy, diversity = aggregate[name]["accuracy"], aggregate["diversity"][name]
+        if "mean" in accuracy and "median" in accuracy:
+            differ = diversity.get("disagreement", {"mean": None, "sd": None})
+            spread = [_plus_minus(accuracy[key], 100, 2) for key in keys]
+            rows.append((name.replace("_", " "), *spread, _plus_minus(differ, 100, 2)))
+    return rows
+
+
+def _plus_minus(value: dict[str, float | None], scale: float, digits: int) -> str:
+    mean, sd = value["mean"], value["sd"]
+    if mean is None:
+        return "-"
+    return f"{scale * mean:.{digits}f}" + ("" if sd is None else f" ± {scale * sd:.{digits}f}")
+
+
+def _minus(difference: dict[str, Any] | None, scale: float, digits: int) -> str:
+    if difference is None:
+        return "-"
+    error = difference["standard_error"]
+    spread = "" if error is None else f" ± {scale * error:.{digits}f}"
+    return f"{scale * difference['mean']:+.{digits}f}{spread} {difference['verdict']:<4}"
+
+
 def _cost(result: dict[str, Any]) -> list[Row]:
     cost = result["cost"]
     rows: list[Row] = [("cost", "CPU s", "GPU s", "wall")]
@@ -123,7 +197,7 @@ def _number(value: float | None, digits: int) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _aligned(rows: list[Row]) -> list[str]:
+def aligned(rows: Sequence[Row]) -> list[str]:
     """Columns as wide as their widest cell: names to the left, figures to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     return [

@@ -121,7 +121,8 @@ def with_latent_size(size: int) -> AutoencoderSection:
 
 
 def decides(knob: Knob) -> bool:
-    return "resources" not in knob.path.split(".") and knob.path not in SECTIONS
+    where_or_to_whom = {"resources", "tracking"} & set(knob.path.split("."))
+    return not where_or_to_whom and knob.path not in SECTIONS
 
 
 def test_the_default_config_is_valid_and_small() -> None:

@@ -12,6 +12,7 @@ from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
 from bend_ray.plan import Plan
 from bend_ray.stages import cluster
+from bend_ray.stages.events import loss_curve, write_events
 from bend_ray.stages.fit import TRAIN_DIRECTORY, Job, fit
 from bend_ray.stages.representations import FILE, fit_representation
 
@@ -35,8 +36,9 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             ),
             representation.dataset(plan.seeds, training_only=True),
         )
+    events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
     artifact.commit(
-        files=[FILE, WEIGHTS],
+        files=[FILE, WEIGHTS, events],
         metrics={"num_features": representation.num_features, "loss": fitted.curve},
         cost=cluster.total([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )

@@ -6,7 +6,8 @@ Shape letters: E members, N images, C classes, P parameters.
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,10 +33,7 @@ from bend_ray.ensemble.metrics import (
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.generation.rivals import WeightSpaceRival, round_robin
 from bend_ray.randomness import generator_for
-from bend_ray.spec import variants
 from bend_ray.stages.classifiers import Classifiers
-
-WEIGHT_SPACE = variants(WeightSpaceRival)
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,26 @@ class Members:
         return len(self.trunks_E)
 
 
+@dataclass(frozen=True)
+class Voters:
+    """Who votes in a bag, and what they cost from scratch.
+
+    Attributes:
+        members: in the order in which they joined.
+        fixed_seconds: what the first of them needs, and all share.
+        member_seconds: of each of them.
+    """
+
+    members: Members
+    fixed_seconds: float
+    member_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.fixed_seconds + self.member_seconds * len(self.members)
+
+
 class Comparison:
     """Everything the evaluation says.
 
@@ -144,20 +162,23 @@ class Comparison:
 
     def metrics(self) -> dict[str, Any]:
         """The figures, as JSON."""
-        chosen = self.section.bagging.choose(
-            self.generated.val_logits_ENC, self.val_labels_N, self.generated.trunks_E
-        )
-        bag = self.generated.select(chosen)
         novelties = {
             name: asdict(self._novelty(members)) if len(members) else None
             for name, members in (("generated", self.generated), ("held_out", self.held_out))
         }
         return {
-            "bag": {**self._vote(bag), "cost_seconds": self.prices.bag, "members": chosen},
+            "bag": {
+                **self._vote(self.bag.members),
+                "cost_seconds": self.prices.bag,
+                "members": self.chosen,
+            },
             "generated": {"accuracy": self._spread(self.generated)},
             "originals": {"accuracy": self._spread(self.originals)},
             "held_out": {"accuracy": self._spread(self.held_out)},
-            "rivals": {r.kind: self._rival(r, len(chosen)) for r in self.section.rivals},
+            "rivals": {
+                name: {**self._vote(voters.members), "cost_seconds": voters.seconds}
+                for name, voters in self.rivals.items()
+            },
             "diversity": {
                 "generated": self._diversity(self.generated),
                 "originals": self._diversity(self.originals),
@@ -205,42 +226,65 @@ class Comparison:
             self.originals.predictions(),
         )
 
-    def _rival(self, rival: Rival, size: int) -> dict[str, Any]:
-        """A rival's scores on the test part, and what it costs from scratch."""
-        started = time.process_time()
-        members, seconds = self._members_of(rival, size)
-        drawing = time.process_time() - started if isinstance(rival, WEIGHT_SPACE) else 0.0
-        return {**self._vote(members), "cost_seconds": seconds + drawing}
+    @cached_property
+    def chosen(self) -> list[int]:
+        """Which generated classifiers vote, by position."""
+        return self.section.bagging.choose(
+            self.generated.val_logits_ENC, self.val_labels_N, self.generated.trunks_E
+        )
 
-    def _members_of(self, rival: Rival, size: int) -> tuple[Members, float]:
-        """Who votes for a rival, and what their training cost."""
-        originals = self.originals
+    @cached_property
+    def bag(self) -> Voters:
+        """The bag of generated classifiers."""
+        prices, drawn = self.prices, len(self.generated)
+        members = self.generated.select(self.chosen)
+        if sorted(self.chosen) == list(range(drawn)):
+            return Voters(members, prices.bag - prices.samples, prices.samples / drawn)
+        # To choose among all of them, all must be drawn.
+        return Voters(members, prices.bag, 0.0)
+
+    @cached_property
+    def rivals(self) -> dict[str, Voters]:
+        """The rivals by name; those drawn for the comparison without their parameters."""
+        return {rival.kind: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
+
+    def _rival(self, rival: Rival, size: int) -> Voters:
+        """Who votes for a rival, and what it costs from scratch."""
+        originals, prices = self.originals, self.prices
+        member_seconds = prices.originals(1) - prices.roots
         if isinstance(rival, OriginalsBag):
-            size = min(size, len(originals))
-            chosen = round_robin(originals.trunks_E, size).tolist()
-            return originals.select(chosen), self.prices.originals(size)
+            chosen = round_robin(originals.trunks_E, min(size, len(originals))).tolist()
+            return Voters(originals.select(chosen), prices.roots, member_seconds)
         if isinstance(rival, TrunkBag):
             trunks = len(torch.unique(originals.trunks_E))
             chosen = round_robin(originals.trunks_E, trunks).tolist()
-            return originals.select(chosen), self.prices.originals(trunks)
+            return Voters(originals.select(chosen), prices.roots, member_seconds)
         if isinstance(rival, BestOriginal):
             best = int(member_nll(originals.val_logits_ENC, self.val_labels_N).argmin())
-            return originals.select([best]), self.prices.originals(len(originals))
+            return Voters(originals.select([best]), prices.originals(len(originals)), 0.0)
         if isinstance(rival, DeepEnsemble):
             assert self.ordinary is not None
-            assert self.prices.ordinary is not None
+            assert prices.ordinary is not None
             members = self.ordinary.select(list(range(min(size, len(self.ordinary)))))
-            return members, self.prices.ordinary * len(members)
+            return Voters(members, 0.0, prices.ordinary)
+        started = time.process_time()
+        members = self._drawn(rival, size)
+        drawing = time.process_time() - started
+        return Voters(members, prices.originals(len(originals)), drawing / len(members))
+
+    def _drawn(self, rival: WeightSpaceRival, size: int) -> Members:
+        """Members a rival draws around the originals, asked."""
         theta_EP, trunks_E = rival.draw(
-            originals.theta_EP,
-            originals.trunks_E,
+            self.originals.theta_EP,
+            self.originals.trunks_E,
             size,
             generator_for(self.seed, "rival", rival.kind),
         )
         # As the generated members were: an average of running statistics is of no one model.
         theta_EP = self.classifiers.recalibrate(theta_EP, trunks_E.tolist())
         members = Members.ask(theta_EP, trunks_E, self.classifiers)
-        return members, self.prices.originals(len(originals))
+        # Nobody asks for the parameters again, and they may be large.
+        return replace(members, theta_EP=theta_EP.new_empty(len(theta_EP), 0))
 
     def _prices(self) -> dict[str, Any]:
         """Seconds a model: the next generated one, each with all before it, an ordinary one."""

@@ -19,11 +19,12 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Independent
 from bend_ray.config import DeepEnsemble, ParametersSection, PipelineConfig
-from bend_ray.plan import STAGES, Plan
+from bend_ray.plan import EVIDENCE, STAGES, Plan
 from bend_ray.plan import plan as plan_of
 from bend_ray.stages import cluster, seeds
 from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
 from bend_ray.stages.comparison import Comparison, Members, Prices
+from bend_ray.stages.evidence import evidence, provenance
 from bend_ray.stages.pool import get
 
 logger = logging.getLogger(__name__)
@@ -39,8 +40,11 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         dataset = share_dataset(config.dataset)
         test = ray.put(dataset.load().test)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
-        metrics, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
-    artifact.commit(files=[], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds))
+        metrics, shown, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
+    artifact.write_json(EVIDENCE, provenance(config, plan) | shown)
+    artifact.commit(
+        files=[EVIDENCE], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds)
+    )
 
 
 def _train_ordinary(config: PipelineConfig, plan: Plan) -> Artifact | None:
@@ -68,8 +72,8 @@ def _evaluate(
     ordinary: Artifact | None,
     shared: SharedDataset,
     test: Images,
-) -> tuple[dict[str, Any], Cost]:
-    """The figures of the evaluation, and what computing them cost; runs as a Ray task."""
+) -> tuple[dict[str, Any], dict[str, Any], Cost]:
+    """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = cluster.settle(config.evaluation.resources)
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
     with Stopwatch(gpus) as watch:
@@ -89,8 +93,8 @@ def _evaluate(
             else None,
             prices=_prices(plan, ordinary),
         )
-        metrics = comparison.metrics()
-    return metrics, watch.cost
+        metrics, shown = comparison.metrics(), evidence(comparison)
+    return metrics, shown, watch.cost
 
 
 def _prices(plan: Plan, ordinary: Artifact | None) -> Prices:

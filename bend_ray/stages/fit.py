@@ -66,9 +66,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training tells about itself: loss by step, and cost over all its attempts."""
+    """What a training tells about itself: loss by step, when, and cost over all its attempts."""
 
     curve: list[tuple[int, float]]
+    times: list[float]
+    """Of the curve's points, seconds since 1970."""
     cost: Cost
 
 
@@ -183,6 +185,7 @@ class _Worker:
         self.average = [p.detach().clone() for p in self.parameters]
         self.optimizer = job.training.optimizer.build(self.parameters)
         self.curve: list[tuple[int, float]] = []
+        self.times: list[float] = []
         self.spent = Cost()
         self.first_step = 0
         self.reported = time.monotonic()
@@ -231,6 +234,7 @@ class _Worker:
                 f"{self.job.stage}.training.optimizer.learning_rate"
             )
         self.curve.append((done, value))
+        self.times.append(time.time())
         if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.reported = time.monotonic()
             self.job.artifact.report_progress(done, self.job.training.steps, "steps")
@@ -245,6 +249,7 @@ class _Worker:
         for name, kept in self.optimizer.state().items():
             tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
+        tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
         tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
         tensors["done"] = torch.tensor(done)
         save_weights(self.job.artifact, CHECKPOINT, tensors)
@@ -257,7 +262,7 @@ class _Worker:
         if self.rank == 0:
             kept: nn.Module = self.objective.kept  # type: ignore[assignment]
             save_weights(self.job.artifact, self.job.weights, kept.state_dict())
-        return Fitted(self.curve, cost)
+        return Fitted(self.curve, self.times, cost)
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
@@ -280,6 +285,9 @@ class _Worker:
             }
         )
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
+        # A checkpoint of an earlier bend-ray does not say when its points were made.
+        now = torch.full((len(self.curve),), time.time(), dtype=torch.float64)
+        self.times = state.get("times", now).tolist()
         cpu, gpu, wall = state["spent"].tolist()
         self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
         self.first_step = int(state["done"])

@@ -19,6 +19,7 @@ from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.objectives import Denoising
 from bend_ray.plan import Plan
 from bend_ray.stages import cluster, latents
+from bend_ray.stages.events import loss_curve, write_events
 from bend_ray.stages.fit import TRAIN_DIRECTORY, Job, fit
 
 WEIGHTS = "denoiser.safetensors"
@@ -44,8 +45,9 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             ),
             _dataset(plan.latents, scale, section.conditional),
         )
+    events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
-        files=[SCALE, WEIGHTS],
+        files=[SCALE, WEIGHTS, events],
         metrics={"num_conditions": num_conditions(config), "loss": fitted.curve},
         cost=cluster.total([fitted.cost], watch.cost.wall_seconds),
     )

@@ -39,6 +39,7 @@ from bend_ray.stages.classifiers import (
     members_by_trunk,
     share_dataset,
 )
+from bend_ray.stages.events import population_progress, write_events
 from bend_ray.stages.pool import SURVIVES, get, run_pieces, split
 
 ROOTS = "roots.safetensors"
@@ -122,8 +123,9 @@ def _commit(artifact: Artifact, rows: dict[int, int], has_roots: bool, wall_seco
     roots = [ROOTS] if has_roots else []
     costs = {name: read_cost(artifact, name) for name in [*map(shard_name, rows), *roots]}
     root_cost = sum((costs[name] for name in roots), Cost())
+    events = write_events(artifact, population_progress(artifact, map(shard_name, rows)))
     artifact.commit(
-        files=[LAYOUT, *costs],
+        files=[LAYOUT, *costs, events],
         rows={shard_name(index): count for index, count in rows.items()},
         metrics={"models": sum(rows.values()), "root_cpu_seconds": root_cost.cpu_seconds},
         cost=cluster.total(list(costs.values()), wall_seconds),

@@ -87,6 +87,13 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         (["rnu"], "No such command"),
         (["run", "--json", "."], "--json .: expected a file that can be written"),
         (["run", "--json", "no/such/folder/x.json"], "No such file or directory"),
+        (["run", "--repeats", "0"], "'--repeats'"),
+        (["run", "--set", "tracking=nowhere"], "tracking: Input should be 'mlflow' or 'wandb'"),
+        (["report"], "expected a committed evaluation in"),
+        (["report", "--set", "seed=7"], "`bend run` with the same config makes it"),
+        (["report", "--store", "nowhere://x"], "nowhere://x"),
+        (["compare", "no-such-store"], "no-such-store: expected a store, a report or a result"),
+        (["compare"], "Missing argument 'STORE_OR_REPORT...'"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_two(

@@ -1,47 +1,18 @@
 """The comparison on classifiers whose parameters are their answers; needs no Ray."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from answers import PRICES, Answers, C, N, members
 
-from bend_ray.classifiers.images import Images
 from bend_ray.config import BestOriginal, DeepEnsemble, EvaluationSection, OriginalsBag, TrunkBag
 from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import member_nll
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.generation.rivals import Gaussian, WeightAverage
-from bend_ray.stages.comparison import Comparison, Members, Prices
-
-N, C = 12, 3
-PRICES = Prices(bag=20.0, samples=1.0, seeds=10.0, roots=2.0, trained=8, ordinary=1.5)
-
-
-class Answers:
-    """Stands in for ``Classifiers``: a vector is the logits of N validation, then N test images."""
-
-    def __init__(self) -> None:
-        labels = torch.arange(2 * N) % C
-        blank = torch.zeros(N, 1, 1, 1)
-        self.dataset = SimpleNamespace(
-            validation=Images(blank, labels[:N]), test=Images(blank + 1, labels[N:])
-        )
-
-    def logits(self, theta_EP: Tensor, images: Images, trunks_E: list[int]) -> Tensor:
-        logits = theta_EP.view(len(theta_EP), 2, N, C)
-        return logits[:, int(images.pixels_NCHW[0].item())]
-
-    def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:
-        return theta_EP
-
-
-def members(count: int, seed: int) -> Members:
-    generator = torch.Generator().manual_seed(seed)
-    theta = torch.randn(count, 2 * N * C, generator=generator)
-    return Members.ask(theta, torch.arange(count) % 2, Answers())  # type: ignore[arg-type]
+from bend_ray.stages.comparison import Comparison
 
 
 def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:

@@ -1,0 +1,134 @@
+"""How an ensemble does as it grows: scores by size, several random choices of members a size.
+
+Shape letters: E members, N examples, C classes, S sizes, D draws.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
+from bend_ray.ensemble.votes import Vote, WeightedVote
+from bend_ray.errors import TrainingError
+
+BAND = (0.1, 0.9)
+"""Quantiles of the draws between which a band is drawn."""
+_CHUNK_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Band:
+    """A score by size: the mean over draws and the quantiles ``BAND``, each (S,)."""
+
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+
+
+@dataclass(frozen=True)
+class SizeCurve:
+    """Scores of bags of random members, by size."""
+
+    sizes: list[int]
+    accuracy: Band
+    """Fractions of 1."""
+    nll: Band
+    """Nats."""
+
+
+def sizes_up_to(num_members: int) -> list[int]:
+    """About two sizes a doubling, and the whole.
+
+    >>> sizes_up_to(20)
+    [1, 2, 3, 4, 6, 8, 12, 16, 20]
+    """
+    powers = [2**i for i in range(num_members.bit_length())]
+    between = [3 * 2**i for i in range(num_members.bit_length())]
+    return sorted({size for size in [*powers, *between, num_members] if size <= num_members})
+
+
+def size_curve(
+    logits_ENC: Tensor,
+    labels_N: Tensor,
+    val_nll_E: Tensor,
+    vote: Vote,
+    generator: torch.Generator,
+    num_draws: int = 20,
+) -> SizeCurve:
+    """Score bags of the first 1, 2, 3, ... members of several random orders.
+
+    Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
+    running mean: O(D E N C) whatever the number of sizes.
+
+    Args:
+        logits_ENC: of the members.
+        labels_N: true classes.
+        val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
+        vote: how members' answers become one.
+        generator: of the orders.
+        num_draws: D.
+
+    Returns:
+        The curve; its last size is the whole ensemble, without spread.
+
+    Raises:
+        TrainingError: a voting member's logits are not finite.
+    """
+    check_examples(logits_ENC.shape[1:-1], labels_N)
+    weight_E = _weights(vote, val_nll_E)
+    voters = weight_E.nonzero().flatten()
+    sizes = sizes_up_to(len(voters))
+    orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
+    hits_DS = torch.zeros(num_draws, len(sizes), dtype=torch.float64)
+    nats_DS = torch.zeros_like(hits_DS)
+    width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
+    for start in range(0, len(labels_N), width):
+        part = slice(start, start + width)
+        ballots_ENC = _ballots(logits_ENC[:, part], val_nll_E, weight_E, vote)
+        for draw, order in enumerate(orders):
+            scored = _running(ballots_ENC[order], weight_E[order], labels_N[part], sizes)
+            hits_DS[draw] += scored[0]
+            nats_DS[draw] += scored[1]
+    return SizeCurve(sizes, _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
+
+
+def _weights(vote: Vote, val_nll_E: Tensor) -> Tensor:
+    if isinstance(vote, WeightedVote):
+        return vote.weights(val_nll_E)
+    return torch.ones(len(val_nll_E), dtype=torch.float64)
+
+
+def _ballots(logits_ENC: Tensor, val_nll_E: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
+    """What each member says when it votes alone, times its weight."""
+    ballots_ENC = torch.zeros(logits_ENC.shape, dtype=torch.float64)
+    for member in weight_E.nonzero().flatten().tolist():
+        alone = slice(member, member + 1)
+        answer_NC = vote.combine(logits_ENC[alone], val_nll_E[alone])
+        ballots_ENC[member] = answer_NC * weight_E[member]
+    return ballots_ENC
+
+
+def _running(
+    ballots_ENC: Tensor, weight_E: Tensor, labels_N: Tensor, sizes: list[int]
+) -> tuple[Tensor, Tensor]:
+    """Right answers and summed NLL, each (S,), of the first members, by size."""
+    total_NC = torch.zeros_like(ballots_ENC[0])
+    hits, nats, counted = [], [], 0
+    index_N1 = labels_N.long()[:, None]
+    for size in sizes:
+        total_NC += ballots_ENC[counted:size].sum(dim=0)
+        counted = size
+        hits.append((total_NC.argmax(dim=1) == labels_N).sum())
+        true_N = total_NC.gather(1, index_N1) / weight_E[:size].sum()
+        nats.append(-true_N.clamp(min=SMALLEST_PROBABILITY).log().sum())
+    return torch.stack(hits).double(), torch.stack(nats)
+
+
+def _band(score_DS: Tensor) -> Band:
+    if not score_DS.isfinite().all():
+        raise TrainingError("expected finite answers from every voting member, got nan or inf")
+    low_S, high_S = (score_DS.quantile(q, dim=0) for q in BAND)
+    return Band(score_DS.mean(dim=0).tolist(), low_S.tolist(), high_S.tolist())

@@ -1,0 +1,114 @@
+"""How far probabilities can be trusted: reliability, rejection, and differences image by image.
+
+Shape letters: N examples, C classes, B bins.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Bins of equal width over the probability of the most probable class; empty bins are out."""
+
+    confidence: list[float]
+    """Mean probability of the answer given."""
+    accuracy: list[float]
+    """Share of right answers."""
+    count: list[int]
+    """Examples."""
+
+
+def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> Reliability:
+    """The reliability diagram whose gaps ``metrics.ece`` adds up.
+
+    Agrees with ``sklearn.calibration.calibration_curve`` of "the answer is right".
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, section 2.
+    """
+    check_examples(probs_NC.shape[:-1], labels_N)
+    confidence_N, predicted_N = probs_NC.double().max(dim=1)
+    edges = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
+    bin_N = torch.bucketize(confidence_N, edges)
+    count_B = bin_N.bincount(minlength=num_bins)
+    confidence_B = bin_N.bincount(confidence_N, minlength=num_bins)
+    right_B = bin_N.bincount((predicted_N == labels_N).double(), minlength=num_bins)
+    filled = count_B > 0
+    return Reliability(
+        confidence=(confidence_B[filled] / count_B[filled]).tolist(),
+        accuracy=(right_B[filled] / count_B[filled]).tolist(),
+        count=count_B[filled].tolist(),
+    )
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Accuracy on the examples that are answered when the least certain are refused."""
+
+    coverage: list[float]
+    """Share answered, rising to 1."""
+    accuracy: list[float]
+
+
+def rejection(probs_NC: Tensor, labels_N: Tensor, points: int = 50) -> Rejection:
+    """Answer the examples of lowest predictive entropy first.
+
+    Args:
+        probs_NC: probabilities.
+        labels_N: true classes.
+        points: coverages to tell, equally spaced.
+
+    Source: El-Yaniv & Wiener, "On the foundations of noise-free selective classification", 2010.
+    """
+    check_examples(probs_NC.shape[:-1], labels_N)
+    num = len(labels_N)
+    order_N = entropy(probs_NC).argsort(stable=True)
+    right_N = (probs_NC.argmax(dim=1) == labels_N)[order_N].double().cumsum(dim=0)
+    counts = sorted({max(1, round(num * (i + 1) / points)) for i in range(points)})
+    return Rejection(
+        coverage=[count / num for count in counts],
+        accuracy=[right_N[count - 1].item() / count for count in counts],
+    )
+
+
+def entropy(probs_NC: Tensor) -> Tensor:
+    """Predictive entropy of each example, (N,) in nats."""
+    entropy_N: Tensor = torch.special.entr(probs_NC.double()).sum(dim=1)
+    return entropy_N
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A mean of differences image by image, and its standard error over the images."""
+
+    mean: float
+    standard_error: float
+
+
+def differences(
+    ours_NC: Tensor, theirs_NC: Tensor, labels_N: Tensor
+) -> tuple[Difference, Difference]:
+    """Our accuracy and our NLL minus theirs, paired by image."""
+    check_examples(ours_NC.shape[:-1], labels_N)
+    right_N, nats_N = (
+        a - b for a, b in zip(_each(ours_NC, labels_N), _each(theirs_NC, labels_N), strict=True)
+    )
+    return _difference(right_N), _difference(nats_N)
+
+
+def _each(probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    right_N = (probs_NC.argmax(dim=1) == labels_N).double()
+    true_N = probs_NC.double().gather(1, labels_N.long()[:, None]).squeeze(1)
+    return right_N, -true_N.clamp(min=SMALLEST_PROBABILITY).log()
+
+
+def _difference(each_N: Tensor) -> Difference:
+    # One image has no spread; nan becomes null where it is stored.
+    error = each_N.std() / len(each_N) ** 0.5 if len(each_N) > 1 else each_N.new_tensor(torch.nan)
+    return Difference(each_N.mean().item(), error.item())

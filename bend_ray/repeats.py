@@ -1,0 +1,115 @@
+"""Repeats of one config under other seeds: their configs, and what their results share.
+
+Repeats share the store and the cluster and nothing else: every model, split and test image
+choice is a repeat's own, so that what differs between them is chance.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bend_ray.config import PipelineConfig
+
+TIE_ERRORS = 2.0
+"""A difference of at most so many standard errors is a tie."""
+
+_NAMES = ("store", "fingerprints", "members")
+
+
+def repeats_of(config: PipelineConfig, count: int) -> list[PipelineConfig]:
+    """The config under ``count`` seeds in a row, of everything and of the data set's split.
+
+    >>> [each.seed for each in repeats_of(PipelineConfig(seed=3), 2)]
+    [3, 4]
+    """
+    return [_under(config, repeat) for repeat in range(count)]
+
+
+def _under(config: PipelineConfig, repeat: int) -> PipelineConfig:
+    split_seed = config.dataset.split_seed + repeat
+    dataset = config.dataset.model_copy(update={"split_seed": split_seed})
+    return config.model_copy(update={"seed": config.seed + repeat, "dataset": dataset})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The bag minus a rival.
+
+    Attributes:
+        mean: of the differences.
+        standard_error: over repeats, or over test images where there is one repeat; None for a
+            single image.
+        higher_is_better: which way a difference is good.
+    """
+
+    mean: float
+    standard_error: float | None
+    higher_is_better: bool
+
+    @property
+    def verdict(self) -> str:
+        """``win``, ``loss`` or ``tie``."""
+        if self.standard_error is None or abs(self.mean) <= TIE_ERRORS * self.standard_error:
+            return "tie"
+        return "win" if (self.mean > 0) == self.higher_is_better else "loss"
+
+    def as_json(self) -> dict[str, Any]:
+        """Mean, standard error and verdict."""
+        return {
+            "mean": self.mean,
+            "standard_error": self.standard_error,
+            "verdict": self.verdict,
+        }
+
+
+def aggregate(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
+
+    Beside every rival's figures stand ``bag_minus_it``: paired differences in accuracy and NLL,
+    their standard errors and a verdict.
+
+    Args:
+        results: of at least two repeats, as ``results.result`` gives them.
+    """
+    said: dict[str, Any] = {"repeats": len(results), **_spreads(results)}
+    for name, rival in said["rivals"].items():
+        rival["bag_minus_it"] = {
+            score: paired.as_json() for score, paired in differences(results, name).items()
+        }
+    return said
+
+
+def differences(results: Sequence[dict[str, Any]], rival: str) -> dict[str, Difference]:
+    """The bag minus a rival in accuracy and NLL, paired by repeat; scores that are null are out."""
+    said = {}
+    for score, higher_is_better in (("accuracy", True), ("nll", False)):
+        pairs = [(result["bag"][score], result["rivals"][rival][score]) for result in results]
+        minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
+        if minus:
+            error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None
+            said[score] = Difference(statistics.fmean(minus), error, higher_is_better)
+    return said
+
+
+def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+    """Mean and standard deviation (n - 1) of what is not null; null where there is too little."""
+    known = [value for value in values if value is not None]
+    return (
+        statistics.fmean(known) if known else None,
+        statistics.stdev(known) if len(known) > 1 else None,
+    )
+
+
+def _spreads(values: Sequence[Any]) -> Any:
+    """Values of one shape, leaf by leaf."""
+    mappings = [value for value in values if isinstance(value, dict)]
+    if mappings:
+        keys = dict.fromkeys(key for value in mappings for key in value if key not in _NAMES)
+        return {key: _spreads([value.get(key) for value in mappings]) for key in keys}
+    numbers = [value if isinstance(value, int | float) else None for value in values]
+    mean, sd = mean_and_sd(numbers)
+    return {"mean": mean, "sd": sd}

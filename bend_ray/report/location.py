@@ -1,0 +1,53 @@
+"""Where a report is: in the store of its evaluations, or where the user says."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from bend_ray.artifacts.directory import Directory
+from bend_ray.artifacts.store import Store
+from bend_ray.filesystems import is_local_path, joined, masked, resolve
+
+HTML_NAME = "report.html"
+JSON_NAME = "report.json"
+
+
+def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:
+    """The report's place in the store, ``report/{fingerprint}``.
+
+    Args:
+        store: that holds the evaluations.
+        fingerprints: of the evaluations; several of them have a name together.
+    """
+    name = fingerprints[0]
+    if len(fingerprints) > 1:
+        together = "/".join(fingerprints)
+        name = hashlib.sha256(together.encode()).hexdigest()[: len(name)]
+    path = f"{store.path.rstrip('/')}/report/{name}"
+    return Directory(store.filesystem, path, joined(store.uri, "report", name))
+
+
+def output_directory(uri: str) -> Directory:
+    """A folder or URI to write to.
+
+    Raises:
+        StoreError: the URI means nothing.
+    """
+    filesystem, path = resolve(uri)
+    return Directory(filesystem, path, path if is_local_path(uri) else uri)
+
+
+def written(output: Directory) -> str | None:
+    """Where the page is, if it has been written there; it is written last.
+
+    Raises:
+        StoreError: the place cannot be looked at.
+    """
+    names = {file.name for file in output.list_files("report.")}
+    return page_uri(output) if HTML_NAME in names else None
+
+
+def page_uri(output: Directory, name: str = HTML_NAME) -> str:
+    """The page, as a path or URI without credentials."""
+    return masked(joined(output.uri, name))

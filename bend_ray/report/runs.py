@@ -1,0 +1,145 @@
+"""Reading committed evaluations: of one plan, or whatever a store holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.fs
+
+from bend_ray.artifacts.directory import MANIFEST_NAME, Directory
+from bend_ray.artifacts.manifest import Manifest, parse_manifest
+from bend_ray.artifacts.store import Store
+from bend_ray.errors import StoreError
+from bend_ray.filesystems import cause, joined, masked, read_bytes, store_errors
+from bend_ray.plan import EVIDENCE, STAGE_VERSIONS
+from bend_ray.results import compose
+
+
+@dataclass(frozen=True)
+class Run:
+    """One committed evaluation.
+
+    Attributes:
+        result: as ``bend run --json`` writes it.
+        config: the whole resolved config, without credentials.
+        evidence: what the pictures show.
+        versions: of Python and the libraries that made it.
+        created: when, ISO 8601.
+    """
+
+    result: dict[str, Any]
+    config: dict[str, Any]
+    evidence: dict[str, Any]
+    versions: dict[str, str]
+    created: str
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the evaluation."""
+        return str(self.result["fingerprints"]["evaluation"])
+
+
+def read_run(store: Store, fingerprint: str) -> Run:
+    """The evaluation of that name in a store.
+
+    Raises:
+        StoreError: it is not committed, an earlier bend-ray made it, or it cannot be read.
+        CorruptArtifact: its files are not what they should be.
+    """
+    where = _directory(store, fingerprint)
+    if read_bytes(store.filesystem, where.child(MANIFEST_NAME)) is None:
+        raise StoreError(
+            f"expected a committed evaluation in {masked(where.uri)}, got none: `bend run` with "
+            "the same config makes it; without a config, a report is of what the store holds"
+        )
+    manifest = _manifest(where)
+    if all(file.name != EVIDENCE for file in manifest.files):
+        raise StoreError(
+            f"expected {EVIDENCE} in {masked(where.uri)}, got an evaluation that an earlier "
+            "bend-ray made: run `bend run` again, only the evaluation will be made anew"
+        )
+    evidence = where.read_json(EVIDENCE)
+    config, stages = evidence.pop("config"), evidence.pop("stages")
+    costs = {stage: said["cost"] for stage, said in stages.items()}
+    fingerprints = {stage: said["fingerprint"] for stage, said in stages.items()}
+    result = compose(
+        manifest.metrics,
+        costs | {"evaluation": manifest.cost.model_dump()},
+        fingerprints | {"evaluation": fingerprint},
+        store.uri,
+    )
+    return Run(result, config, evidence, manifest.versions, manifest.created)
+
+
+def stored_runs(store: Store) -> list[Run]:
+    """All evaluations of a store that a report can be made of, oldest first.
+
+    Raises:
+        StoreError: there is none, or the store cannot be read.
+    """
+    names = _names(store)
+    manifests = {name: _manifest(_directory(store, name)) for name in names}
+    newest_first = sorted(manifests, key=lambda name: manifests[name].created)
+    fresh = [n for n in newest_first if manifests[n].stage_version == STAGE_VERSIONS["evaluation"]]
+    if not fresh:
+        came = f"{len(names)} of an earlier bend-ray" if names else "none"
+        raise StoreError(
+            f"expected a committed evaluation in {masked(store.uri)}, got {came}: "
+            "make one with `bend run`, or name another store with --store URI"
+        )
+    return [read_run(store, name) for name in fresh]
+
+
+def grouped(runs: Iterable[Run]) -> list[list[Run]]:
+    """Runs that are repeats of one another together: the same config but for its seeds."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(str(without_seeds(run.config)), []).append(run)
+    return [sorted(group, key=seeds_of) for group in groups.values()]
+
+
+def newest(groups: Sequence[list[Run]]) -> list[Run]:
+    """The group in which the latest run is."""
+    return max(groups, key=lambda group: max(run.created for run in group))
+
+
+def seeds_of(run: Run) -> tuple[int, int]:
+    """What tells a run from its repeats: the seed, and the split's if there is one."""
+    return run.config["seed"], run.config["dataset"].get("split_seed", 0)
+
+
+def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what differs between repeats, and without where it ran."""
+    dataset = {key: value for key, value in config["dataset"].items() if key != "split_seed"}
+    return _without_places({**config, "seed": None, "tracking": None, "dataset": dataset})
+
+
+def _without_places(value: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_places(each) if isinstance(each, dict) else each
+        for key, each in value.items()
+        if key != "resources"
+    }
+
+
+def _names(store: Store) -> list[str]:
+    folder = f"{store.path.rstrip('/')}/evaluation"
+    selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
+    with store_errors("list", folder):
+        infos = store.filesystem.get_file_info(selector)
+    paths = [info.path.split("/") for info in infos if info.is_file]
+    return [path[-2] for path in paths if path[-1] == MANIFEST_NAME and path[-3] == "evaluation"]
+
+
+def _directory(store: Store, fingerprint: str) -> Directory:
+    path = f"{store.path.rstrip('/')}/evaluation/{fingerprint}"
+    return Directory(store.filesystem, path, joined(store.uri, "evaluation", fingerprint))
+
+
+def _manifest(where: Directory) -> Manifest:
+    try:
+        return parse_manifest(where.read_bytes(MANIFEST_NAME))
+    except ValueError as error:
+        raise where.corrupt(MANIFEST_NAME, cause(error)) from error

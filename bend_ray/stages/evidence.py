@@ -1,0 +1,207 @@
+"""Evidence: all that a report of an evaluation is drawn from, as JSON of a few hundred kB.
+
+Curves, bins and one short row a model, so that its size does not grow with images or parameters,
+and a report needs neither the models nor torch. Floats have six digits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bend_ray.config import PipelineConfig
+from bend_ray.ensemble.curves import size_curve
+from bend_ray.ensemble.metrics import ece, member_accuracy, member_nll, nll
+from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, nearest_distances
+from bend_ray.ensemble.plane import principal_plane
+from bend_ray.ensemble.trust import differences, rejection, reliability
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.filesystems import masked_json
+from bend_ray.plan import STAGES, Plan
+from bend_ray.randomness import generator_for
+from bend_ray.stages.comparison import Comparison, Members, Voters
+
+BAG = "bag"
+MEMBER = "member"
+_DIGITS = 6
+_SCALED_DRAWS = 5
+
+
+def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
+    """The config, and the stages before the evaluation: their names and what they cost."""
+    made = {stage: plan[stage] for stage in STAGES if stage != "evaluation"}
+    return {
+        "config": masked_json(config.model_dump(mode="json")),
+        "stages": {
+            stage: {
+                "fingerprint": artifact.fingerprint,
+                "cost": artifact.manifest().cost.model_dump(),
+            }
+            for stage, artifact in made.items()
+        },
+    }
+
+
+def evidence(comparison: Comparison) -> dict[str, Any]:
+    """What the comparison's pictures show."""
+    populations = {
+        "generated": comparison.generated,
+        "originals": comparison.originals,
+        "held_out": comparison.held_out,
+    }
+    rows = {name: _rows(members, comparison) for name, members in populations.items()}
+    if comparison.ordinary is not None:
+        rows["ordinary"] = _rows(comparison.ordinary, comparison)
+    space = _weight_space(populations)
+    for name, columns in space.pop("populations").items():
+        rows[name] |= columns
+    said = {
+        "images": {
+            "validation": len(comparison.val_labels_N),
+            "test": len(comparison.test_labels_N),
+            "classes": comparison.generated.test_logits_ENC.shape[-1],
+        },
+        "populations": rows,
+        **space,
+        "bags": _bags(comparison),
+    }
+    return _rounded(said)  # type: ignore[no-any-return]
+
+
+def _rows(members: Members, comparison: Comparison) -> dict[str, Any]:
+    """Trunk, scores, and how much each differs from the others, a list entry a model."""
+    if not len(members):
+        return {"trunk": [], "accuracy": [], "nll": [], "disagreement": []}
+    labels_N = comparison.test_labels_N
+    return {
+        "trunk": members.trunks_E.tolist(),
+        "accuracy": member_accuracy(members.test_logits_ENC, labels_N).tolist(),
+        "nll": member_nll(members.test_logits_ENC, labels_N).tolist(),
+        "disagreement": _disagreements(members.predictions()).tolist(),
+    }
+
+
+def _disagreements(predictions_EN: Tensor) -> Tensor:
+    """Each member's mean disagreement with the others, (E,); nan for one alone; O(E N)."""
+    num_members, num_images = predictions_EN.shape
+    votes_CN = predictions_EN.new_zeros(int(predictions_EN.max()) + 1, num_images)
+    votes_CN.scatter_add_(0, predictions_EN, torch.ones_like(predictions_EN))
+    agreeing_E = (votes_CN.gather(0, predictions_EN) - 1).double().mean(dim=1)
+    return 1 - agreeing_E / (num_members - 1)
+
+
+def _weight_space(populations: dict[str, Members]) -> dict[str, Any]:
+    """Where models are, and how far from the nearest original."""
+    originals_KP = populations["originals"].theta_EP
+    plane = principal_plane(originals_KP, [each.theta_EP for each in populations.values()])
+    columns: dict[str, Any] = {}
+    for (name, members), place_E2 in zip(populations.items(), plane.coordinates, strict=True):
+        if name == "originals":
+            nearest_E = leave_one_out_distances(originals_KP)
+            usual = nearest_E.quantile(0.5).item()
+        elif len(members):
+            nearest_E = nearest_distances(members.theta_EP, originals_KP)
+        else:
+            nearest_E = torch.zeros(0)
+        columns[name] = {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
+    return {
+        "populations": columns,
+        "plane_shares": list(plane.shares),
+        "usual_distance": usual,
+        "copy_ratio": COPY_RATIO,
+    }
+
+
+def _bags(comparison: Comparison) -> dict[str, Any]:
+    """The bag, its median member, and every rival."""
+    bag, ours = comparison.bag, _probabilities(comparison.bag.members, comparison)
+    val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
+    # Chosen, like everything, on validation images.
+    median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
+    member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
+    said = {}
+    for name, voters in {BAG: bag, MEMBER: member, **comparison.rivals}.items():
+        probs = _probabilities(voters.members, comparison)
+        accuracy, likelihood = differences(ours[1], probs[1], comparison.test_labels_N)
+        said[name] = {
+            "size": len(voters.members),
+            "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
+            "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
+            "curve": _curve(name, voters.members, comparison),
+            **_trust(*probs, comparison),
+        }
+    if comparison.ordinary is not None and "deep_ensemble" in said:
+        # All that were trained, be they more than the bag has: the measure of all others.
+        curve = _curve("deep_ensemble", comparison.ordinary, comparison)
+        if curve is not None:
+            curve["scaled_nll"] = _scaled_curve(comparison.ordinary, curve["sizes"], comparison)
+        said["deep_ensemble"]["curve"] = curve
+    return said
+
+
+def _probabilities(members: Members, comparison: Comparison) -> tuple[Tensor, Tensor]:
+    """The vote on the validation and on the test part, each (N, C)."""
+    val_nll_E = member_nll(members.val_logits_ENC, comparison.val_labels_N)
+    vote = comparison.section.vote
+    val_NC, test_NC = (
+        vote.combine(logits, val_nll_E)
+        for logits in (members.val_logits_ENC, members.test_logits_ENC)
+    )
+    return val_NC, test_NC
+
+
+def _curve(name: str, members: Members, comparison: Comparison) -> dict[str, Any] | None:
+    if len(members) < 2:
+        return None
+    val_nll_E = member_nll(members.val_logits_ENC, comparison.val_labels_N)
+    generator = generator_for(comparison.seed, "size curve", name)
+    vote = comparison.section.vote
+    return asdict(
+        size_curve(members.test_logits_ENC, comparison.test_labels_N, val_nll_E, vote, generator)
+    )
+
+
+def _scaled_curve(members: Members, sizes: list[int], comparison: Comparison) -> list[float]:
+    """Mean NLL of random members by size, after temperature scaling."""
+    # Choosing members copies all of them: their parameters are not needed, and may be large.
+    members = replace(members, theta_EP=members.theta_EP[:, :0])
+    generator = generator_for(comparison.seed, "scaled size curve")
+    orders = [torch.randperm(len(members), generator=generator) for _ in range(_SCALED_DRAWS)]
+    return [
+        sum(_scaled_nll(members.select(order[:size].tolist()), comparison) for order in orders)
+        / len(orders)
+        for size in sizes
+    ]
+
+
+def _scaled_nll(members: Members, comparison: Comparison) -> float:
+    val_NC, test_NC = _probabilities(members, comparison)
+    temperature = fit_temperature(val_NC, comparison.val_labels_N)
+    return nll(apply_temperature(test_NC, temperature), comparison.test_labels_N)
+
+
+def _trust(val_NC: Tensor, test_NC: Tensor, comparison: Comparison) -> dict[str, Any]:
+    """Reliability before and after temperature scaling on validation images, and rejection."""
+    labels_N = comparison.test_labels_N
+    temperature = fit_temperature(val_NC, comparison.val_labels_N)
+    scaled_NC = apply_temperature(test_NC, temperature)
+    return {
+        "temperature": temperature,
+        "scaled": {"nll": nll(scaled_NC, labels_N), "ece": ece(scaled_NC, labels_N)},
+        "reliability": {
+            "before": asdict(reliability(test_NC, labels_N)),
+            "after": asdict(reliability(scaled_NC, labels_N)),
+        },
+        "rejection": asdict(rejection(test_NC, labels_N)),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(each) for each in value]
+    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from bend_ray.ensemble import curves
+from bend_ray.ensemble.curves import size_curve, sizes_up_to
+from bend_ray.ensemble.metrics import accuracy, member_nll, nll
+from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
+
+E, N, C = 7, 30, 4
+
+
+def answers(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(E, N, C, generator=generator)
+    labels = torch.randint(C, (N,), generator=generator)
+    val_nll = member_nll(torch.randn(E, N, C, generator=generator), labels)
+    return logits, labels, val_nll
+
+
+@pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
+def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
+    logits, labels, val_nll = answers()
+    curve = size_curve(logits, labels, val_nll, vote, torch.Generator().manual_seed(1), 5)
+    generator = torch.Generator().manual_seed(1)
+    orders = [torch.randperm(E, generator=generator) for _ in range(5)]
+    assert curve.sizes == [1, 2, 3, 4, 6, 7]
+    for place, size in enumerate(curve.sizes):
+        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        right = torch.tensor([accuracy(bag, labels) for bag in bags], dtype=torch.float64)
+        nats = torch.tensor([nll(bag, labels) for bag in bags], dtype=torch.float64)
+        assert curve.accuracy.mean[place] == pytest.approx(right.mean().item())
+        assert curve.nll.mean[place] == pytest.approx(nats.mean().item())
+        assert curve.nll.low[place] == pytest.approx(nats.quantile(0.1).item())
+        assert curve.nll.high[place] == pytest.approx(nats.quantile(0.9).item())
+
+
+def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    logits, labels, val_nll = answers()
+    whole = size_curve(logits, labels, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    monkeypatch.setattr(curves, "_CHUNK_BYTES", 8 * E * C * 7)
+    cut = size_curve(logits, labels, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    assert cut.accuracy == whole.accuracy
+    assert cut.nll.mean == pytest.approx(whole.nll.mean)
+
+
+def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
+    logits, labels, val_nll = answers()
+    logits[2], val_nll[2] = torch.nan, torch.nan
+    curve = size_curve(logits, labels, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
+    assert curve.sizes[-1] == E - 1
+    expected = nll(WeightedVote().combine(logits, val_nll), labels)
+    assert curve.nll.mean[-1] == pytest.approx(expected)
+
+
+def test_sizes_end_with_the_whole() -> None:
+    assert sizes_up_to(1) == [1]
+    assert sizes_up_to(5) == [1, 2, 3, 4, 5]
+    assert sizes_up_to(48)[-2:] == [32, 48]

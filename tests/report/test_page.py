@@ -1,0 +1,181 @@
+"""The page of one run and of repeats, as a browser and a screen reader meet it."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from answers import members
+from evaluations import CONFIG, commit
+from PIL import Image
+
+from bend_ray.artifacts.store import Store
+from bend_ray.config import OriginalsBag
+from bend_ray.report.location import default_output, output_directory, written
+from bend_ray.report.page import report, write_report
+from bend_ray.report.runs import Run, read_run
+
+FIGURES = {
+    "accuracies",
+    "accuracy_by_cost",
+    "accuracy_by_size",
+    "deep_ensemble_equivalent",
+    "diversity",
+    "nearest",
+    "nll_by_cost",
+    "nll_by_size",
+    "plane",
+    "rejection",
+    "reliability_bag",
+    "reliability_member",
+    "time_spent",
+}
+
+
+class Seen(HTMLParser):
+    """Tags, ids and texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+@pytest.fixture(scope="session")
+def folder(repeats: list[Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of three repeats."""
+    folder = tmp_path_factory.mktemp("report")
+    assert write_report(repeats, output_directory(str(folder))) == str(folder / "report.html")
+    return folder
+
+
+@pytest.fixture
+def page(folder: Path) -> Seen:
+    return Seen((folder / "report.html").read_text())
+
+
+def test_every_figure_has_a_png_beside_the_page_and_an_alternative_text(
+    folder: Path, page: Seen
+) -> None:
+    assert {path.stem for path in folder.glob("*.png")} == FIGURES
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width > 500
+    drawings = [attrs for tag, attrs in page.tags if tag == "svg"]
+    assert len(drawings) == len(FIGURES)
+    for attrs in drawings:
+        assert attrs["role"] == "img"
+        assert re.search(r"\d", attrs["aria-label"] or "")
+        assert len(attrs["aria-label"] or "") > 30
+
+
+def test_the_page_needs_nothing_but_itself(folder: Path, page: Seen) -> None:
+    names = [(key, value) for _, attrs in page.tags for key, value in attrs.items()]
+    links = {v for k, v in names if k in ("src", "href", "xlink:href", "srcset") and v}
+    ids = [value for key, value in names if key == "id"]
+    assert {link[0] for link in links} <= {"#"}
+    assert {link[1:] for link in links} <= set(ids)
+    assert len(ids) == len(set(ids))
+    html = (folder / "report.html").read_text()
+    assert set(re.findall(r"url\((?!#)", html)) == set()
+    assert "<script" not in html
+    clips = set(re.findall(r"url\(#([^)]+)\)", html))
+    assert clips <= set(ids)
+
+
+def test_dark_pages_and_paper_have_colours_of_their_own(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    assert "width=device-width" in html
+    for variable in ("ink", "grid", "blue"):
+        assert html.count(f"--{variable}:") == 3
+        assert f"var(--{variable})" in html
+
+
+def test_it_says_what_was_found_and_how_to_make_it_again(page: Seen, repeats: list[Run]) -> None:
+    assert "mean of 3 repeats" in page.text
+    assert "deep ensemble of 4 ordinary networks" in page.text
+    assert "bend run --set 'evaluation.rivals=[" in page.text
+    assert "--repeats 3" in page.text
+    assert repeats[0].versions["python"] in page.text
+    assert repeats[2].fingerprint in page.text
+    assert "latent_size" in page.text
+    for name in ("bag of generated", "originals bag", "trunk bag", "Gaussian", "best original"):
+        assert name in page.text
+
+
+def test_the_data_beside_it_holds_every_result(folder: Path, repeats: list[Run]) -> None:
+    told = json.loads((folder / "report.json").read_text())
+    assert told["results"] == [run.result for run in repeats]
+    assert told["config"]["seed"] == 0
+
+
+def test_a_single_run_says_that_it_has_no_spread(repeats: list[Run]) -> None:
+    (table,) = report(repeats[:1]).tables
+    assert "One run has no spread" in table.note
+    ours = next(row for row in table.rows if row.ours)
+    assert "±" not in ours.cells[2].text
+
+
+def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:
+    run = repeats[0]
+    dataset = {**run.config["dataset"], "name": "<script>alert(1)</script> & Co"}
+    spoilt = Run(
+        run.result, {**run.config, "dataset": dataset}, run.evidence, run.versions, run.created
+    )
+    page = report([spoilt])
+    page = type(page)(page.title, page.subtitle, page.headline, made=page.made)
+    page.write(output_directory(str(tmp_path)), {}, "x.html", "x.json")
+    html = (tmp_path / "x.html").read_text()
+    assert "<script" not in html
+    assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; Co" in html
+
+
+def test_a_poor_run_has_the_figures_it_can_have(tmp_path: Path) -> None:
+
+    section = CONFIG.evaluation.model_copy(update={"rivals": (OriginalsBag(),)})
+    config = CONFIG.model_copy(update={"evaluation": section})
+    nobody = members(2, 2).select([])
+    store = Store(str(tmp_path))
+    alone = {"held_out": nobody, "ordinary": None, "generated": members(1, 3)}
+    made = commit(config, store, **alone)
+    page = report([read_run(store, made.evaluation.fingerprint)])
+    names = {panel.name for chapter in page.chapters for panel in chapter.panels}
+    assert names == FIGURES - {"deep_ensemble_equivalent"}
+    assert "No deep ensemble was trained" in page.headline
+
+
+def test_it_lies_in_the_store_under_a_name_of_its_own(store: Store) -> None:
+    one = default_output(store, ["0123456789ab"])
+    three = default_output(store, ["0123456789ab", "b", "c"])
+    assert one.path == f"{store.path}/report/0123456789ab"
+    assert three.path != one.path
+    assert written(one) is None
+    one.write_json("report.json", {})
+    assert written(one) is None
+    one.write_json("report.html", {})
+    assert written(one) == f"{one.uri}/report.html"
+
+
+def test_neither_ray_nor_torch_is_imported(store: Store, tmp_path: Path) -> None:
+    code = (
+        "import sys; from bend_ray.cli import cli;"
+        f"cli(['report', '--store', {store.uri!r}, '--output', {str(tmp_path)!r}],"
+        " standalone_mode=False);"
+        "print([name for name in ('ray', 'torch', 'sklearn', 'pandas') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "report.html"), "[]"]
