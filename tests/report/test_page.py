@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, commit
+from evaluations import CONFIG, commit
 from PIL import Image
 
 from bend_ray.artifacts.store import Store

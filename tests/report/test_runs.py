@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, commit
+from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store

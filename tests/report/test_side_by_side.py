@@ -2,7 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import CONFIG, commit
+from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
