@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn
 
 import click
 
 from bend_ray import __version__, log
+from bend_ray.cli_bag import export
+from bend_ray.cli_options import Command, config_arguments, store_option
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
-
-DEFAULT_STORE = "./bend-store"
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class PipelineGroup(click.Group):
@@ -52,29 +49,6 @@ def cli(verbose: bool) -> None:
     what is missing: it can be killed and run again, and a second run is instant.
     """
     log.configure(verbose)
-
-
-def config_arguments(command: Command) -> Command:
-    """FILE and --set: which config."""
-    command = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set one knob, as in --set samples.count=96; may be given again.",
-    )(command)
-    return click.argument("file", required=False, type=click.Path(path_type=Path))(command)
-
-
-def store_option(command: Command) -> Command:
-    """--store: where artifacts live."""
-    return click.option(
-        "--store",
-        default=DEFAULT_STORE,
-        show_default=True,
-        metavar="URI",
-        help="Where artifacts live: a folder, s3://, gs:// or abfs://.",
-    )(command)
 
 
 def run_options(command: Command) -> Command:
@@ -150,6 +124,9 @@ for _stage, _does in {
     "evaluation": "let them vote, and compare",
 }.items():
     _stage_command(_stage, _does)
+
+
+cli.add_command(export)
 
 
 @cli.command(short_help="what a store holds of a config")
