@@ -14,7 +14,7 @@ from typing import NoReturn
 import click
 
 from bend_ray import __version__, log
-from bend_ray.cli_bag import export
+from bend_ray.cli_bag import export, serve
 from bend_ray.cli_options import Command, config_arguments, store_option
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
@@ -127,6 +127,7 @@ for _stage, _does in {
 
 
 cli.add_command(export)
+cli.add_command(serve)
 
 
 @cli.command(short_help="what a store holds of a config")
