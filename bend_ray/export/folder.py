@@ -23,7 +23,7 @@ from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBERS, Card, Scores, plain
 from bend_ray.export.guide import guide
 from bend_ray.export.states import member_facts, member_states
-from bend_ray.filesystems import masked, resolve, store_errors, write_atomically, write_bytes
+from bend_ray.filesystems import masked, resolve, store_errors, write_atomically
 from bend_ray.plan import Plan
 
 Format = Literal["safetensors", "onnx", "torch-export"]
@@ -68,16 +68,30 @@ def export_bag(
     _refuse_strangers(filesystem, path, output)
     card, state_K = _bag(config, plan, members)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        programs = _write_programs(folder, card, state_K, formats)
-        safetensors.torch.save_file(
-            {name: tensor.contiguous() for name, tensor in state_K.items()},
-            folder / MEMBERS,
-            {"model_version": card.model_version},
-        )
-        (folder / GUIDE).write_text(guide(card, programs), encoding="utf-8")
-        _publish(folder, card, filesystem, path)
+        write_bag(Path(scratch), card, state_K, formats)
+        _publish(Path(scratch), filesystem, path)
     return card
+
+
+def write_bag(
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], formats: Sequence[Format] = ("onnx",)
+) -> None:
+    """Write any bag, evaluated or not, into a local folder.
+
+    Args:
+        folder: must be there.
+        card: of the bag.
+        state_K: its members' tensors, stacked.
+        formats: programs to write beside them.
+    """
+    programs = _write_programs(folder, card, state_K, formats)
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in state_K.items()},
+        folder / MEMBERS,
+        {"model_version": card.model_version},
+    )
+    (folder / GUIDE).write_text(guide(card, programs), encoding="utf-8")
+    (folder / CARD).write_bytes(to_json(plain(card)))
 
 
 def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card, dict[str, Tensor]]:
@@ -176,16 +190,15 @@ def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None
     )
 
 
-def _publish(folder: Path, card: Card, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+def _publish(folder: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
     """Copy everything to where it shall be; an earlier export is no export from its first file."""
     earlier = f"{path}/{CARD}"
     with store_errors("replace", earlier):
         if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
             filesystem.delete_file(earlier)
-    for file in sorted(folder.iterdir()):
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
         with write_atomically(filesystem, f"{path}/{file.name}") as target, file.open("rb") as own:
             shutil.copyfileobj(own, target, 2**22)
-    write_bytes(filesystem, f"{path}/{CARD}", to_json(plain(card)))
 
 
 def _refuse_strangers(filesystem: pyarrow.fs.FileSystem, path: str, output: str) -> None:

@@ -23,6 +23,8 @@ from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
 
 MEMBER_ONNX = "member.onnx"
+SMALL_BYTES = 64 * 2**20
+"""Bags up to this size are held twice: in groups, and as one."""
 
 
 @dataclass(frozen=True)
@@ -45,11 +47,16 @@ class Bag:
         card: what it is.
         groups: its members, in voting order.
         way: how they are run.
+        whole: all of them as one group, for questions that ask everybody anyway; None where
+            memory is dearer than a few calls.
     """
 
-    def __init__(self, card: Card, groups: Sequence[Group], way: Way) -> None:
+    def __init__(
+        self, card: Card, groups: Sequence[Group], way: Way, whole: Group | None = None
+    ) -> None:
         self.card = card
         self.groups = tuple(groups)
+        self.whole = (whole,) if whole else self.groups
         self.way = way
         self.rule = Rule.of(card)
 
@@ -81,7 +88,10 @@ class Bag:
             part = _rows(state_K, first, first + size)
             loaded.append(Group(first, way.session(logits_program(card, member, part, way.form))))
             first += size
-        bag = cls(card, loaded, way)
+        whole = None
+        if len(sizes) > 1 and sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
+            whole = Group(0, way.session(logits_program(card, member, state_K, way.form)))
+        bag = cls(card, loaded, way, whole)
         for count in (1, batch):
             bag.answer(pixels[:count], [Stop()] * count)
         return bag
@@ -104,7 +114,7 @@ class Bag:
         tally = Tally(self.rule, images, classes, keep_members=keep_members)
         rows_B = np.arange(images)
         patient = not any(stop.decided or stop.confidence is not None for stop in stops)
-        for group in self.groups:
+        for group in self.whole if patient else self.groups:
             asked = pixels_BCHW if len(rows_B) == images else pixels_BCHW[rows_B]
             tally.add(group.first, ask(group.session, asked), rows_B)
             if patient or group is self.groups[-1]:

@@ -38,9 +38,10 @@ def test_groups_and_threads_change_nothing(
     probabilities, member_probabilities = session.run(None, {"images": images})
     bag = Bag.load(folders[kind], groups=groups, threads=2, batch=9)
     assert len(bag.groups) == min(groups, 9)
-    answers = bag.answer(images, [Stop()] * 9, keep_members=True)
-    np.testing.assert_allclose(answers.probs_BC, probabilities, atol=1e-6)
-    np.testing.assert_allclose(answers.member_probs_BEC, member_probabilities, atol=1e-6)
+    for stop in (Stop(), Stop(confidence=2.0)):  # all at once, and group after group to the end
+        answers = bag.answer(images, [stop] * 9, keep_members=True)
+        np.testing.assert_allclose(answers.probs_BC, probabilities, atol=1e-6)
+        np.testing.assert_allclose(answers.member_probs_BEC, member_probabilities, atol=1e-6)
 
 
 @pytest.mark.parametrize("way", [Way("stacked", 2), Way("unrolled", 1), Way("unrolled", 2, True)])
