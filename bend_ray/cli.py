@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from bend_ray import __version__, log
+from bend_ray.cli_bag import export, serve
+from bend_ray.cli_options import Command, config_arguments, repeats_option, store_option
+from bend_ray.cli_report import compare, report, report_if_missing
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
 
 if TYPE_CHECKING:
     from bend_ray.plan import Plan
-
-DEFAULT_STORE = "./bend-store"
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class PipelineGroup(click.Group):
@@ -55,40 +53,6 @@ def cli(verbose: bool) -> None:
     what is missing: it can be killed and run again, and a second run is instant.
     """
     log.configure(verbose)
-
-
-def config_arguments(command: Command) -> Command:
-    """FILE and --set: which config."""
-    command = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="KEY=VALUE",
-        help="Set one knob, as in --set samples.count=96; may be given again.",
-    )(command)
-    return click.argument("file", required=False, type=click.Path(path_type=Path))(command)
-
-
-def store_option(command: Command) -> Command:
-    """--store: where artifacts live."""
-    return click.option(
-        "--store",
-        default=DEFAULT_STORE,
-        show_default=True,
-        metavar="URI",
-        help="Where artifacts live: a folder, s3://, gs:// or abfs://.",
-    )(command)
-
-
-def repeats_option(command: Command) -> Command:
-    """--repeats: how many seeds."""
-    return click.option(
-        "--repeats",
-        type=click.IntRange(min=1),
-        default=1,
-        metavar="R",
-        help="R runs, each under its own seed and split, and what they have in common.",
-    )(command)
 
 
 def run_options(command: Command) -> Command:
@@ -141,7 +105,7 @@ def run(
             log.LOGGER.info("repeat       %d of %d, seed %d", number, repeats, config.seed)
         plans.append(pipeline.run(config, store, address=address))
     _tell(plans, json_path)
-    page = _report_if_missing(store, plans)
+    page = report_if_missing(store, plans)
     if page is not None:
         click.echo(f"report: {page}", err=json_path == "-")
 
@@ -162,26 +126,6 @@ def _tell(plans: list[Plan], json_path: str | None) -> None:
         _write_file(Path(json_path), text)
     table = results.table(told[0]) if together is None else results.repeats_table(together)
     click.echo(table)
-
-
-def _report_if_missing(store_uri: str, plans: list[Plan]) -> str | None:
-    """Where the report of a run is; the run's figures stand whether it can be written or not."""
-    from bend_ray.artifacts.store import Store
-    from bend_ray.report.location import default_output, written
-
-    store = Store(store_uri)
-    fingerprints = [plan.evaluation.fingerprint for plan in plans]
-    output = default_output(store, fingerprints)
-    try:
-        if (page := written(output)) is not None:
-            return page
-        from bend_ray.report.page import write_report
-        from bend_ray.report.runs import read_run
-
-        return write_report([read_run(store, each) for each in fingerprints], output)
-    except BendError as error:
-        log.LOGGER.warning("report       not written: %s", error)
-        return None
 
 
 def _stage_command(stage: str, does: str) -> None:
@@ -208,74 +152,8 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-@cli.command(name="report", short_help="pictures and an honest table, in one HTML file")
-@config_arguments
-@store_option
-@repeats_option
-@click.option(
-    "--output",
-    metavar="DIR",
-    help="Folder or URI to write to; default: report/ in the store, a folder a run.",
-)
-def report_command(
-    file: Path | None, overrides: tuple[str, ...], store: str, repeats: int, output: str | None
-) -> None:
-    """Write report.html, a PNG of each figure and report.json, from a committed evaluation alone.
-
-    Without FILE, --set and --repeats it is of the newest run in the store, with all repeats of it
-    that are there. Needs no Ray and no GPU. Prints where the page is.
-
-    \b
-      bend report
-      bend report --store s3://bucket/runs --output ./for-a-colleague
-      bend report configs/digits.yaml --repeats 5
-    """
-    from bend_ray.artifacts.store import Store
-    from bend_ray.config_file import load_config
-    from bend_ray.plan import plan
-    from bend_ray.repeats import repeats_of
-    from bend_ray.report import runs as stored
-    from bend_ray.report.location import default_output, output_directory
-    from bend_ray.report.page import write_report
-
-    held = Store(store)
-    if file is None and not overrides and repeats == 1:
-        runs = stored.newest(stored.grouped(stored.stored_runs(held)))
-    else:
-        plans = [plan(each, held) for each in repeats_of(load_config(file, overrides), repeats)]
-        runs = [stored.read_run(held, each.evaluation.fingerprint) for each in plans]
-    fingerprints = [run.fingerprint for run in runs]
-    where = output_directory(output) if output else default_output(held, fingerprints)
-    click.echo(write_report(runs, where))
-
-
-@cli.command(short_help="several runs side by side: one table, one figure")
-@click.argument("sources", nargs=-1, required=True, metavar="STORE_OR_REPORT...")
-@click.option(
-    "--output",
-    default="./bend-compare",
-    show_default=True,
-    metavar="DIR",
-    help="Folder or URI to write compare.html, compare.png and compare.json to.",
-)
-def compare(sources: tuple[str, ...], output: str) -> None:
-    """Put several runs side by side: configs, data sets, repeats.
-
-    Of a store it takes every run, runs that differ by their seeds alone as repeats of one; of a
-    report (its folder or file) or a result of `bend run --json` that one.
-
-    \b
-      bend compare ./bend-store
-      bend compare s3://bucket/mnist s3://bucket/cifar ./for-a-colleague result.json
-    """
-    from bend_ray import results
-    from bend_ray.report import side_by_side
-    from bend_ray.report.location import output_directory
-
-    entries = side_by_side.read_entries(sources)
-    page = side_by_side.compared(entries)
-    click.echo("\n".join(results.aligned(side_by_side.text(page))))
-    click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
+for _command in (report, compare, export, serve):
+    cli.add_command(_command)
 
 
 @cli.command(short_help="what a store holds of a config")

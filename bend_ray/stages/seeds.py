@@ -30,7 +30,7 @@ from bend_ray.errors import TrainingError
 from bend_ray.log import Progress
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.symmetry import align
-from bend_ray.plan import Plan
+from bend_ray.plan import ROOTS, Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
 from bend_ray.stages.classifiers import (
@@ -42,7 +42,6 @@ from bend_ray.stages.classifiers import (
 from bend_ray.stages.events import population_progress, write_events
 from bend_ray.stages.pool import SURVIVES, get, run_pieces, split
 
-ROOTS = "roots.safetensors"
 LAYOUT = "layout.json"
 
 

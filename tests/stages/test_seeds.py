@@ -17,7 +17,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.plan import Plan, plan
+from bend_ray.plan import ROOTS, Plan, plan
 from bend_ray.stages import seeds
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -43,8 +43,8 @@ def test_one_or_three_actors_train_the_same_population(
     config, own = tiny("seeds.resources.workers=1"), plan(tiny("seed=1"), fresh_store).seeds
     trainer = seeds.SeedTrainer(config, own, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])
-    shared_roots = load_weights(plan(config, shared_store).seeds, seeds.ROOTS)["theta"]
-    assert torch.equal(load_weights(own, seeds.ROOTS)["theta"], shared_roots)
+    shared_roots = load_weights(plan(config, shared_store).seeds, ROOTS)["theta"]
+    assert torch.equal(load_weights(own, ROOTS)["theta"], shared_roots)
     assert alone.trunk.tolist() == [0] * 6 + [1] * 6
     assert alone.held_out.sum() == 2
     assert (alone.fit_seconds > 0).all()
@@ -81,11 +81,11 @@ def test_shards_of_an_earlier_attempt_are_kept(
 ) -> None:
     config = tiny()
     made, again = make(config, shared_store, "seeds").seeds, plan(config, fresh_store).seeds
-    kept = ["shard-00000.parquet", "shard-00002.parquet", seeds.ROOTS, seeds.LAYOUT]
+    kept = ["shard-00000.parquet", "shard-00002.parquet", ROOTS, seeds.LAYOUT]
     for name in kept:
         with again.open_output(name) as stream:
             stream.write(made.read_bytes(name))
-    for name in [*kept[:2], seeds.ROOTS]:
+    for name in [*kept[:2], ROOTS]:
         write_cost(again, name, Cost(cpu_seconds=1.0))
     written = {name: os.stat(again.child(name)).st_mtime_ns for name in kept}
     assert_equal(read_population(made), train(config, fresh_store))

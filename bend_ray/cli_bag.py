@@ -1,0 +1,186 @@
+"""The commands that hand a finished bag on: ``bend export`` and ``bend serve``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bend_ray.cli_options import config_arguments, store_option
+
+if TYPE_CHECKING:
+    from bend_ray.config import PipelineConfig
+    from bend_ray.plan import Plan
+
+EXPORTS = "./bend-export"
+
+
+@click.command(short_help="the bag as files that other tools load")
+@config_arguments
+@store_option
+@click.option(
+    "--output",
+    metavar="URI",
+    help=f"Folder to write, on a disk or in an object store; default {EXPORTS}/VERSION.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    type=click.Choice(["safetensors", "onnx", "torch-export"]),
+    help="Program beside the members' safetensors, which are always there; may be given again.",
+)
+@click.option("--members", type=int, metavar="N", help="Only the first N members of the bag.")
+def export(
+    file: Path | None,
+    overrides: tuple[str, ...],
+    store: str,
+    output: str | None,
+    formats: tuple[str, ...],
+    members: int | None,
+) -> None:
+    """Write the bag that an evaluation chose as a folder, and print where.
+
+    Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
+    members.safetensors, one program a format (uint8 images in, probabilities out) and a README that
+    shows how to load them without bend_ray.
+
+    \b
+      bend export
+      bend export --format onnx --format torch-export --output s3://bucket/bags/digits
+    """
+    from bend_ray.export.folder import export_bag
+
+    config, plan = _chosen(file, overrides, store)
+    where = output or _default_output(plan, members)
+    export_bag(config, plan, where, formats=formats, members=members)  # type: ignore[arg-type]
+    click.echo(where)
+
+
+def _chosen(
+    file: Path | None, overrides: tuple[str, ...], store_uri: str
+) -> tuple[PipelineConfig, Plan]:
+    """The config that was named, or that of the store's newest evaluation."""
+    from bend_ray.artifacts.store import Store
+    from bend_ray.config_file import load_config
+    from bend_ray.export.newest import newest_config
+    from bend_ray.plan import plan
+
+    store = Store(store_uri)
+    named = file is not None or bool(overrides)
+    config = load_config(file, overrides) if named else newest_config(store)
+    return config, plan(config, store)
+
+
+def _default_output(plan: Plan, members: int | None) -> str:
+    from bend_ray.export.folder import version_of
+
+    return f"{EXPORTS}/{version_of(plan, members)}"
+
+
+@click.command(short_help="answer questions about images over HTTP")
+@config_arguments
+@store_option
+@click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--members", type=int, metavar="N", help="Only the first N members of the bag.")
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="How it is served, as in --option stop_when_decided=true; may be given again.",
+)
+@click.option(
+    "--config-only",
+    is_flag=True,
+    help="Print a Serve config for `serve deploy` or a RayService instead.",
+)
+def serve(
+    file: Path | None,
+    overrides: tuple[str, ...],
+    store: str,
+    folder: str | None,
+    host: str,
+    port: int,
+    members: int | None,
+    options: tuple[str, ...],
+    config_only: bool,
+) -> None:
+    """Serve a bag over HTTP on this machine, until interrupted.
+
+    Without FILE, --set and --export it is the newest evaluation's of the store. Answers /predict,
+    the Open Inference Protocol v2 below /v2, a page to draw on at / and /metrics. With
+    BEND_SERVE_TOKEN in the environment, requests must bear it.
+
+    \b
+      bend serve
+      bend serve --export ./bend-export/bf9345ebcce8 --option stop_when_decided=true
+      bend serve --config-only > serve.yaml && serve deploy serve.yaml
+    """
+    started = time.monotonic()
+    _prepare_serving()
+    from bend_ray.serve.settings import parse_settings
+
+    settings = parse_settings(_parsed(options))
+    exported = folder or _exported(file, overrides, store, members)
+    if config_only:
+        from bend_ray.serve.deploy_file import deploy_config, deploy_text
+
+        where = exported if "://" in exported else str(Path(exported).resolve())
+        click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
+        return
+    from bend_ray.serve import local
+
+    path = Path(exported).resolve()
+    local.loadable(path)
+    url = local.start(str(path), local.token_settings(settings), host, port)
+    click.echo(local.welcome(url, path, time.monotonic() - started))
+    local.wait()
+
+
+def _prepare_serving() -> None:
+    # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.stages import prepare_environment
+
+    prepare_environment(None)
+
+
+def _parsed(options: tuple[str, ...]) -> dict[str, object]:
+    import yaml
+
+    from bend_ray.errors import ConfigError
+
+    parsed: dict[str, object] = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise ConfigError(f"--option {option}: expected NAME=VALUE")
+        try:
+            parsed[name] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--option {option}: expected a YAML value after =") from None
+    return parsed
+
+
+def _exported(
+    file: Path | None, overrides: tuple[str, ...], store: str, members: int | None
+) -> str:
+    """Where the bag is exported to; exports it where it is not yet."""
+    from bend_ray.errors import DataError
+    from bend_ray.export.card import read_card
+
+    config, plan = _chosen(file, overrides, store)
+    where = _default_output(plan, members)
+    try:
+        read_card(Path(where))
+    except DataError:
+        from bend_ray.export.folder import export_bag
+
+        export_bag(config, plan, where, formats=("onnx",), members=members)
+    return where

@@ -1,0 +1,212 @@
+"""The exported bag as a folder on a disk or in an object store; ``config.json`` comes last."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow.fs
+import safetensors.torch
+from torch import Tensor
+
+from bend_ray import __version__
+from bend_ray.artifacts.directory import to_json
+from bend_ray.classifiers.images import ImageDataset
+from bend_ray.config import PipelineConfig
+from bend_ray.ensemble.votes import Vote, WeightedVote
+from bend_ray.errors import ConfigError, StoreError
+from bend_ray.export.card import CARD, MEMBERS, Card, Scores, plain
+from bend_ray.export.guide import guide
+from bend_ray.export.states import member_facts, member_states
+from bend_ray.filesystems import masked, resolve, store_errors, write_atomically
+from bend_ray.plan import Plan
+
+Format = Literal["safetensors", "onnx", "torch-export"]
+FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")
+GUIDE, ONNX, MEMBER_ONNX, TORCH = "README.md", "bag.onnx", "member.onnx", "bag.pt2"
+# A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
+INLINE_BYTES = 2**30
+DARK = 127
+
+
+def version_of(plan: Plan, members: int | None) -> str:
+    """The version of a plan's bag, or of its first ``members`` alone."""
+    fingerprint = plan.evaluation.fingerprint
+    return fingerprint if members is None else f"{fingerprint}-n{members}"
+
+
+def export_bag(
+    config: PipelineConfig,
+    plan: Plan,
+    output: str,
+    *,
+    formats: Sequence[Format] = ("onnx",),
+    members: int | None = None,
+) -> Card:
+    """Write the bag that a config's evaluation chose.
+
+    Args:
+        config: of the pipeline.
+        plan: its artifacts.
+        output: a folder or URI; new, empty, or an earlier export, which is replaced.
+        formats: programs to write beside the members' tensors.
+        members: take the first so many of the bag alone; None for all.
+
+    Returns:
+        The card of what was written.
+
+    Raises:
+        StoreError: there is no evaluation, or something cannot be read or written.
+        ConfigError: more members than the bag has, or a folder with something else in it.
+    """
+    filesystem, path = resolve(output)
+    _refuse_strangers(filesystem, path, output)
+    card, state_K = _bag(config, plan, members)
+    with tempfile.TemporaryDirectory() as scratch:
+        write_bag(Path(scratch), card, state_K, formats)
+        _publish(Path(scratch), filesystem, path)
+    return card
+
+
+def write_bag(
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], formats: Sequence[Format] = ("onnx",)
+) -> None:
+    """Write any bag, evaluated or not, into a local folder.
+
+    Args:
+        folder: must be there.
+        card: of the bag.
+        state_K: its members' tensors, stacked.
+        formats: programs to write beside them.
+    """
+    programs = _write_programs(folder, card, state_K, formats)
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in state_K.items()},
+        folder / MEMBERS,
+        {"model_version": card.model_version},
+    )
+    (folder / GUIDE).write_text(guide(card, programs), encoding="utf-8")
+    (folder / CARD).write_bytes(to_json(plain(card)))
+
+
+def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card, dict[str, Tensor]]:
+    """What votes, and how: the card, and the tensors it is about."""
+    said = _evaluated(plan)
+    voters: list[int] = said["members"]
+    if members is not None and not 1 <= members <= len(voters):
+        raise ConfigError(
+            f"--members {members}: expected 1 to {len(voters)}, as many as the bag has"
+        )
+    _, val_nll_E = member_facts(plan, voters[:members])
+    shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
+    rows = list(shares)
+    dataset = config.dataset.load()
+    mean, std = dataset.channel_statistics
+    card = Card(
+        model_version=version_of(plan, members),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        bend_ray=__version__,
+        architecture=config.seeds.architecture,
+        image_shape=dataset.image_shape,
+        pixel_mean=tuple(mean.flatten().tolist()),
+        pixel_std=tuple(std.flatten().tolist()),
+        pixel_max=_pixel_max(dataset),
+        class_names=dataset.class_names,
+        vote=config.evaluation.vote,
+        members=tuple(member_facts(plan, rows)[0]),
+        weights=tuple(shares.values()),
+        temperature=said.get("temperature") or 1.0,
+        scores=None if members else Scores(**{key: said[key] for key in Scores.model_fields}),
+    )
+    state_K = member_states(config, plan, rows, card.image_shape, len(card.class_names))
+    return card, state_K
+
+
+def _pixel_max(dataset: ImageDataset) -> int:
+    """255, unless the images are clearly on a scale of their own, as digits are on one to 16."""
+    brightest = int(dataset.train.pixels_NCHW.max())
+    return 255 if brightest > DARK else max(1, brightest)
+
+
+def _evaluated(plan: Plan) -> dict[str, Any]:
+    if not plan.evaluation.exists():
+        raise StoreError(
+            f"expected evaluation {plan.evaluation.fingerprint} in "
+            f"{masked(plan.evaluation.store.uri)}, got none; run `bend run` with the same config "
+            "and --store first"
+        )
+    said: dict[str, Any] = plan.evaluation.manifest().metrics["bag"]
+    return said
+
+
+def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:
+    """Each member's share of the vote, in voting order; who has none is left out."""
+    if isinstance(vote, WeightedVote):
+        weights = vote.weights(val_nll_E).tolist()
+    else:
+        weights = [1 / len(voters)] * len(voters)
+    shares: Counter[int] = Counter()
+    for voter, weight in zip(voters, weights, strict=True):
+        shares[voter] += weight  # a greedy bag may choose a member twice
+    return {voter: share for voter, share in shares.items() if share > 0}
+
+
+def _write_programs(
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], formats: Sequence[Format]
+) -> list[str]:
+    written = []
+    if "onnx" in formats:
+        _write_onnx(folder, card, state_K)
+        written.append(ONNX)
+    if "torch-export" in formats:
+        from bend_ray.export.torch_program import BagProgram, write_program
+
+        write_program(BagProgram(card, state_K), folder / TORCH)
+        written.append(TORCH)
+    return written
+
+
+def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None:
+    import onnx
+
+    from bend_ray.export.graphs import bag_program
+    from bend_ray.export.layers import member_graph
+
+    module = card.architecture.build(card.image_shape, len(card.class_names))
+    member = member_graph(module, card.image_shape, len(card.class_names))
+    arrays = {name: tensor.numpy() for name, tensor in state_K.items()}
+    large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
+    onnx.save_model(member, str(folder / MEMBER_ONNX))
+    onnx.save_model(
+        bag_program(card, member, arrays),
+        str(folder / ONNX),
+        save_as_external_data=large,
+        location=f"{ONNX}.data",
+    )
+
+
+def _publish(folder: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
+    """Copy everything to where it shall be; an earlier export is no export from its first file."""
+    earlier = f"{path}/{CARD}"
+    with store_errors("replace", earlier):
+        if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
+            filesystem.delete_file(earlier)
+    for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
+        with write_atomically(filesystem, f"{path}/{file.name}") as target, file.open("rb") as own:
+            shutil.copyfileobj(own, target, 2**22)
+
+
+def _refuse_strangers(filesystem: pyarrow.fs.FileSystem, path: str, output: str) -> None:
+    ours = {CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH}
+    with store_errors("list", path):
+        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    if strangers := sorted({entry.base_name for entry in found} - ours):
+        raise ConfigError(
+            f"--output {masked(output)}: expected a new or empty folder, or an earlier export, got "
+            f"one with {', '.join(strangers[:3])}; name another"
+        )

@@ -1,0 +1,192 @@
+"""Many members as one ONNX graph, made of one member's graph and the members' tensors.
+
+Two forms compute the same. ``stacked``: all members in each batched matrix product, for chains of
+fully connected layers. ``unrolled``: the members side by side, for any network.
+
+Shape letters: K members, B images, C classes, D inputs of a layer, O outputs of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from bend_ray.export.card import Card
+
+IR_VERSION, OPSET = 10, 20
+INPUT, LOGITS = "images", "logits"
+PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
+SMALLEST_PROBABILITY = 2.0**-126
+"""As ``ensemble.metrics`` clips before a logarithm."""
+
+Form = Literal["stacked", "unrolled"]
+State = Mapping[str, NDArray[np.float32]]
+
+_PIXELS = "normalised"
+_MEMBER_LOGITS = "member_logits"
+
+
+def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
+    """The forms that a member's graph allows, the usually faster one first."""
+    chain = [node.op_type for node in member.graph.node]
+    connected = all(chain[i] in ("Relu", "Gemm") for i in range(1, len(chain)))
+    linear = connected and chain[:1] == ["Flatten"] and not member.graph.initializer
+    return ("stacked", "unrolled") if linear else ("unrolled",)
+
+
+def logits_program(
+    card: Card, member: onnx.ModelProto, state_K: State, form: Form
+) -> onnx.ModelProto:
+    """Pixels ``(B, channels, H, W)`` uint8 to every member's logits ``(K, B, C)`` float32.
+
+    Args:
+        card: says how pixels are normalised.
+        member: one member's graph.
+        state_K: the tensors of the members wanted, stacked.
+        form: how they are run.
+    """
+    builder = _Builder(card, member, state_K, form)
+    return builder.model([(LOGITS, [len(builder), "batch", len(card.class_names)])])
+
+
+def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.ModelProto:
+    """The whole bag: pixels uint8 to ``probabilities`` and ``member_probabilities``.
+
+    The first, ``(B, C)``, has the vote and the temperature behind it, the second is each member's
+    own softmax, ``(B, K, C)``, in voting order.
+    """
+    builder = _Builder(card, member, state_K, forms(member)[0])
+    builder.vote()
+    classes = len(card.class_names)
+    outputs: list[tuple[str, list[int | str]]] = [
+        (PROBABILITIES, ["batch", classes]),
+        (MEMBER_PROBABILITIES, ["batch", len(builder), classes]),
+    ]
+    return builder.model(outputs)
+
+
+class _Builder:
+    """A graph that is being written."""
+
+    def __init__(self, card: Card, member: onnx.ModelProto, state_K: State, form: Form) -> None:
+        self.card, self.member, self.state_K = card, member, state_K
+        self.nodes: list[onnx.NodeProto] = []
+        self.tensors: list[onnx.TensorProto] = list(member.graph.initializer)
+        self.names = [given.name for given in member.graph.input[1:]]
+        self._normalise()
+        if form == "stacked":
+            self._stacked()
+        else:
+            self._unrolled()
+
+    def __len__(self) -> int:
+        return len(next(iter(self.state_K.values())))
+
+    def node(self, operator: str, inputs: Iterable[str], output: str, **attributes: object) -> str:
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
+        return output
+
+    def tensor(self, name: str, values: object, dtype: type[np.generic] = np.float32) -> str:
+        array = np.ascontiguousarray(np.asarray(values, dtype=dtype))
+        self.tensors.append(numpy_helper.from_array(array, name))
+        return name
+
+    def _normalise(self) -> None:
+        channels = (len(self.card.pixel_mean), 1, 1)
+        mean = self.tensor("pixel_mean", np.reshape(self.card.pixel_mean, channels))
+        std = self.tensor("pixel_std", np.reshape(self.card.pixel_std, channels))
+        pixels = self.node("Cast", [INPUT], "pixels", to=TensorProto.FLOAT)
+        centred = self.node("Sub", [pixels, mean], "centred")
+        self.node("Div", [centred, std], _PIXELS)
+
+    def _stacked(self) -> None:
+        """Every layer of all members as one batched product, ``(K, B, D) @ (K, D, O)``."""
+        value = _PIXELS
+        for index, node in enumerate(self.member.graph.node):
+            out = f"stacked{index}"
+            if node.op_type != "Gemm":
+                value = self.node(
+                    node.op_type, [value], out, **{a.name: a.i for a in node.attribute}
+                )
+                continue
+            weight_KOD = self.state_K[node.input[1]]
+            weight = self.tensor(node.input[1], weight_KOD.transpose(0, 2, 1))
+            value = self.node(
+                "MatMul", [value, weight], f"{out}.product" if node.input[2:] else out
+            )
+            if node.input[2:]:
+                bias = self.tensor(node.input[2], self.state_K[node.input[2]][:, None, :])
+                value = self.node("Add", [value, bias], out)
+        self.node("Identity", [value], LOGITS)
+
+    def _unrolled(self) -> None:
+        """One member after another; what reads the same pixels may run at the same time."""
+        logits = [self._one(k) for k in range(len(self))]
+        axis = self.tensor("first_axis", [0], np.int64)
+        rows = [self.node("Unsqueeze", [one, axis], f"{one}.row") for one in logits]
+        self.node("Concat", rows, LOGITS, axis=0)
+
+    def _one(self, k: int) -> str:
+        shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
+        renamed = {name: name for name in shared} | {INPUT: _PIXELS}
+        for name in self.names:
+            renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
+        for node in self.member.graph.node:
+            copy = onnx.NodeProto()
+            copy.CopyFrom(node)
+            copy.name = f"m{k}.{node.name}" if node.name else ""
+            copy.input[:] = [renamed[name] for name in node.input]
+            copy.output[:] = [f"m{k}.{name}" if name else "" for name in node.output]
+            renamed |= dict(zip(node.output, copy.output, strict=True))
+            self.nodes.append(copy)
+        return f"m{k}.{LOGITS}"
+
+    def vote(self) -> None:
+        """From every member's logits to the answer of the bag."""
+        logits_BKC = self.node("Transpose", [LOGITS], _MEMBER_LOGITS, perm=[1, 0, 2])
+        ballots = self.node("Softmax", [logits_BKC], MEMBER_PROBABILITIES, axis=-1)
+        if self.card.counts_votes:
+            ballots = self._hard_ballots(logits_BKC)
+        shares_1K = self.tensor("vote_shares", [self.card.weights])
+        mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
+        axis = self.tensor("member_axis", [1], np.int64)
+        tempered = self.card.temperature != 1.0
+        name = "untempered" if tempered else PROBABILITIES
+        probs_BC = self.node("Squeeze", [mean_B1C, axis], name)
+        if tempered:
+            least = self.tensor("smallest_probability", SMALLEST_PROBABILITY)
+            clipped = self.node("Max", [probs_BC, least], "clipped")
+            temperature = self.tensor("temperature", self.card.temperature)
+            log = self.node("Log", [clipped], "log")
+            self.node("Softmax", [self.node("Div", [log, temperature], "cooled")], PROBABILITIES)
+
+    def _hard_ballots(self, logits_BKC: str) -> str:
+        choice = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
+        depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
+        off_on = self.tensor("off_on", [0.0, 1.0])
+        return self.node("OneHot", [choice, depth, off_on], "ballots", axis=-1)
+
+    def model(self, outputs: Sequence[tuple[str, list[int | str]]]) -> onnx.ModelProto:
+        """The graph with those outputs, as a checked model."""
+        shape = ["batch", *self.card.image_shape]
+        graph = helper.make_graph(
+            self.nodes,
+            "bag",
+            [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+                for name, dims in outputs
+            ],
+            self.tensors,
+        )
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
+        )
+        helper.set_model_props(model, {"model_version": self.card.model_version})
+        return model

@@ -1,0 +1,163 @@
+"""One member as an ONNX graph: normalised images to logits, its tensors as named inputs.
+
+Without weights of its own a graph stands for every member of an architecture; ``graphs`` fills
+it in. Chains of common layers are written down directly, which takes milliseconds and gives a
+graph without shape arithmetic; anything else goes through torch's exporter, which takes seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import onnx
+import torch
+from onnx import TensorProto, helper
+from torch import nn
+
+from bend_ray.export.graphs import INPUT, IR_VERSION, LOGITS, OPSET
+
+Node = tuple[str, list[str], dict[str, Any]]
+"""Operator, names of its tensors beside the running value, attributes."""
+
+
+def member_graph(
+    module: nn.Module, image_shape: tuple[int, int, int], num_classes: int
+) -> onnx.ModelProto:
+    """A model of ``module``'s structure that takes images and every tensor of its state.
+
+    Args:
+        module: a classifier; only its structure is used.
+        image_shape: channels, height and width.
+        num_classes: logits.
+    """
+    module.eval()
+    chain = _chain(module)
+    if chain is None:
+        return _traced(module, image_shape, num_classes)
+    value = INPUT
+    nodes: list[onnx.NodeProto] = []
+    used: list[str] = []
+    for index, (operator, names, attributes) in enumerate(chain):
+        output = LOGITS if index == len(chain) - 1 else f"value{index}"
+        nodes.append(helper.make_node(operator, [value, *names], [output], **attributes))
+        value, used = output, used + names
+    return _model(nodes, used, module, image_shape, num_classes, [])
+
+
+def _chain(module: nn.Module) -> list[Node] | None:
+    """The operators of a sequence of known layers; None where there are others."""
+    chain: list[Node] = []
+    for name, layer in _leaves(module, ""):
+        written = _LAYERS.get(type(layer))
+        node = written(layer, name) if written else None
+        if node is None:
+            return None
+        chain.append(node)
+    return chain
+
+
+def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    if type(module) is not nn.Sequential:
+        yield prefix, module
+        return
+    for name, child in module.named_children():
+        yield from _leaves(child, f"{prefix}{name}.")
+
+
+def _linear(layer: nn.Linear, name: str) -> Node:
+    biases = [f"{name}bias"] if layer.bias is not None else []
+    return "Gemm", [f"{name}weight", *biases], {"transB": 1}
+
+
+def _conv(layer: nn.Conv2d, name: str) -> Node | None:
+    if layer.padding_mode != "zeros" or isinstance(layer.padding, str):
+        return None
+    names = [f"{name}weight"] + ([f"{name}bias"] if layer.bias is not None else [])
+    attributes = {
+        "kernel_shape": list(layer.kernel_size),
+        "strides": list(layer.stride),
+        "pads": list(layer.padding) * 2,
+        "dilations": list(layer.dilation),
+        "group": layer.groups,
+    }
+    return "Conv", names, attributes
+
+
+def _batchnorm(layer: nn.BatchNorm2d, name: str) -> Node | None:
+    if not (layer.affine and layer.track_running_stats):
+        return None
+    tensors = ("weight", "bias", "running_mean", "running_var")
+    return "BatchNormalization", [f"{name}{t}" for t in tensors], {"epsilon": layer.eps}
+
+
+def _max_pool(layer: nn.MaxPool2d, name: str) -> Node | None:
+    # ONNX wants pairs, and knows no dilation of a pool that torch has as a single number.
+    sizes = (layer.kernel_size, layer.stride, layer.padding)
+    if layer.ceil_mode or layer.dilation not in (1, (1, 1)):
+        return None
+    kernel, stride, padding = ([s, s] if isinstance(s, int) else list(s) for s in sizes)
+    return "MaxPool", [], {"kernel_shape": kernel, "strides": stride, "pads": padding * 2}
+
+
+def _average_pool(layer: nn.AdaptiveAvgPool2d, name: str) -> Node | None:
+    whole = layer.output_size in (1, (1, 1))
+    return ("GlobalAveragePool", [], {}) if whole else None
+
+
+def _flatten(layer: nn.Flatten, name: str) -> Node | None:
+    return ("Flatten", [], {"axis": 1}) if (layer.start_dim, layer.end_dim) == (1, -1) else None
+
+
+_LAYERS: dict[type[nn.Module], Callable[[Any, str], Node | None]] = {
+    nn.Linear: _linear,
+    nn.Conv2d: _conv,
+    nn.BatchNorm2d: _batchnorm,
+    nn.ReLU: lambda layer, name: ("Relu", [], {}),
+    nn.MaxPool2d: _max_pool,
+    nn.AdaptiveAvgPool2d: _average_pool,
+    nn.Flatten: _flatten,
+}
+
+
+def _traced(
+    module: nn.Module, image_shape: tuple[int, int, int], num_classes: int
+) -> onnx.ModelProto:
+    """The same through ``torch.onnx``, whose unoptimised graph keeps the names of the state."""
+    program = torch.onnx.export(
+        module,
+        (torch.zeros(2, *image_shape),),
+        dynamo=True,
+        optimize=False,
+        verbose=False,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        input_names=[INPUT],
+        output_names=[LOGITS],
+        opset_version=OPSET,
+    )
+    assert program is not None
+    graph = program.model_proto.graph
+    state = module.state_dict()
+    shared = [tensor for tensor in graph.initializer if tensor.name not in state]
+    used = [tensor.name for tensor in graph.initializer if tensor.name in state]
+    return _model(list(graph.node), used, module, image_shape, num_classes, shared)
+
+
+def _model(
+    nodes: list[onnx.NodeProto],
+    used: list[str],
+    module: nn.Module,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    shared: list[onnx.TensorProto],
+) -> onnx.ModelProto:
+    state = module.state_dict()
+    inputs = [helper.make_tensor_value_info(INPUT, TensorProto.FLOAT, ["batch", *image_shape])]
+    inputs += [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, list(state[name].shape))
+        for name in used
+    ]
+    outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, ["batch", num_classes])]
+    graph = helper.make_graph(nodes, "member", inputs, outputs, shared)
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)

@@ -1,0 +1,158 @@
+"""A loaded bag: its members in groups, each group one ONNX Runtime session.
+
+Shape letters: K members, B images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import safetensors.numpy
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+
+from bend_ray.errors import DataError
+from bend_ray.export.card import MEMBERS, Card, read_card
+from bend_ray.export.graphs import State, forms, logits_program
+from bend_ray.serve.executor import Way, ask, fastest, ways
+from bend_ray.serve.voting import Answers, Rule, Stop, Tally
+
+MEMBER_ONNX = "member.onnx"
+SMALL_BYTES = 64 * 2**20
+"""Bags up to this size are held twice: in groups, and as one."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Members that are asked together.
+
+    Attributes:
+        first: the first of them in voting order.
+        session: pixels to their logits.
+    """
+
+    first: int
+    session: onnxruntime.InferenceSession
+
+
+class Bag:
+    """An exported bag that answers; ``answer`` may be called from one thread at a time.
+
+    Args:
+        card: what it is.
+        groups: its members, in voting order.
+        way: how they are run.
+        whole: all of them as one group, for questions that ask everybody anyway; None where
+            memory is dearer than a few calls.
+    """
+
+    def __init__(
+        self, card: Card, groups: Sequence[Group], way: Way, whole: Group | None = None
+    ) -> None:
+        self.card = card
+        self.groups = tuple(groups)
+        self.whole = (whole,) if whole else self.groups
+        self.way = way
+        self.rule = Rule.of(card)
+
+    @classmethod
+    def load(cls, folder: Path, *, groups: int = 4, threads: int = 1, batch: int = 32) -> Bag:
+        """Read an exported bag, choose how to run it, and run it once.
+
+        Args:
+            folder: written by ``bend export``, with its ONNX format.
+            groups: in how many steps the members may be asked.
+            threads: for computing.
+            batch: the largest batch that will be asked about.
+
+        Raises:
+            DataError: it is no such folder, or its files do not agree.
+        """
+        card = read_card(folder)
+        state_K, member = _read(folder, card)
+        sizes = _sizes(len(card.members), groups)
+        pixels = np.zeros((batch, *card.image_shape), dtype=np.uint8)
+        part = _rows(state_K, 0, sizes[0])
+        way = fastest(
+            ways(forms(member), threads),
+            lambda form: logits_program(card, member, part, form),
+            pixels,
+        )
+        loaded, first = [], 0
+        for size in sizes:
+            part = _rows(state_K, first, first + size)
+            loaded.append(Group(first, way.session(logits_program(card, member, part, way.form))))
+            first += size
+        whole = None
+        if len(sizes) > 1 and sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
+            whole = Group(0, way.session(logits_program(card, member, state_K, way.form)))
+        bag = cls(card, loaded, way, whole)
+        for count in (1, batch):
+            bag.answer(pixels[:count], [Stop()] * count)
+        return bag
+
+    def answer(
+        self,
+        pixels_BCHW: NDArray[np.uint8],
+        stops: Sequence[Stop],
+        *,
+        keep_members: bool = False,
+    ) -> Answers:
+        """What the bag says about images.
+
+        Args:
+            pixels_BCHW: raw, on the scale of the training images.
+            stops: when each of them needs no more members.
+            keep_members: whether every member's softmax is wanted.
+        """
+        images, classes = len(pixels_BCHW), len(self.card.class_names)
+        tally = Tally(self.rule, images, classes, keep_members=keep_members)
+        rows_B = np.arange(images)
+        patient = not any(stop.decided or stop.confidence is not None for stop in stops)
+        for group in self.whole if patient else self.groups:
+            asked = pixels_BCHW if len(rows_B) == images else pixels_BCHW[rows_B]
+            tally.add(group.first, ask(group.session, asked), rows_B)
+            if patient or group is self.groups[-1]:
+                continue
+            rows_B = rows_B[~tally.finished(stops)[rows_B]]
+            if not len(rows_B):
+                break
+        return tally.answers()
+
+
+def _sizes(members: int, groups: int) -> list[int]:
+    """Sizes of so many near-equal groups, or of as many as there are members."""
+    groups = min(groups, members)
+    return [members // groups + (index < members % groups) for index in range(groups)]
+
+
+def _rows(state_K: State, start: int, stop: int) -> State:
+    return {name: tensor[start:stop] for name, tensor in state_K.items()}
+
+
+def _read(folder: Path, card: Card) -> tuple[State, onnx.ModelProto]:
+    try:
+        state_K = safetensors.numpy.load_file(folder / MEMBERS)
+        member = onnx.load_model(str(folder / MEMBER_ONNX))
+    except (OSError, SafetensorError, onnx.checker.ValidationError) as error:
+        raise _broken(folder, str(error).partition("\n")[0]) from None
+    except Exception as error:  # protobuf's own error has no public home
+        raise _broken(folder, f"{MEMBER_ONNX}: {type(error).__name__}") from None
+    for given in member.graph.input[1:]:
+        shape = (len(card.members), *(dim.dim_value for dim in given.type.tensor_type.shape.dim))
+        got = state_K[given.name].shape if given.name in state_K else None
+        if got != shape:
+            raise _broken(folder, f"{MEMBERS}: expected {given.name} of shape {shape}, got {got}")
+    return state_K, member
+
+
+def _broken(folder: Path, problem: str) -> DataError:
+    return DataError(
+        f"{folder}: expected a bag written by `bend export --format onnx`, got: {problem}; "
+        "export it again"
+    )

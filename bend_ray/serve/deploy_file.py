@@ -1,0 +1,104 @@
+"""The Serve config file: what ``serve deploy`` and a RayService's ``serveConfigV2`` take."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from bend_ray.artifacts.manifest import first_problem
+from bend_ray.errors import ConfigError
+from bend_ray.serve.settings import ServeSettings, parse_settings
+
+BUILDER = "bend_ray.serve.deployment:application"
+_HEAD = """\
+# Written by `bend serve --config-only`. Every machine of the cluster needs bend-ray, and to be able
+# to read `export`: a folder they share, or s3://, gs:// or abfs://.
+#   serve deploy FILE             the first time, and after every change
+# To let another bag go live without a restart, change `export` alone.
+# With BEND_SERVE_TOKEN in the environment of the replicas, requests must bear it.
+"""
+
+
+def deploy_config(export: str, settings: ServeSettings, host: str, port: int) -> dict[str, Any]:
+    """The config as data.
+
+    Args:
+        export: folder or URI of the exported bag.
+        settings: of the deployment.
+        host: where proxies listen.
+        port: where they listen.
+    """
+    from bend_ray.serve.deployment import NAME, options
+
+    said = options(settings)
+    backpressure = said.pop("backpressure_config").model_dump()
+    if "autoscaling_config" in said:
+        said["autoscaling_config"] = said["autoscaling_config"].model_dump(
+            include={"min_replicas", "max_replicas", "target_ongoing_requests"}
+        )
+    config = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": host, "port": port, "request_timeout_s": 60},
+        "applications": [
+            {
+                "name": settings.name,
+                "route_prefix": "/",
+                "import_path": BUILDER,
+                "args": settings.model_dump(mode="json"),
+                "deployments": [
+                    {
+                        "name": NAME,
+                        "user_config": {"export": export},
+                        "backpressure_config": backpressure,
+                        **said,
+                    }
+                ],
+            }
+        ],
+    }
+    check_deploy_config(config)
+    return config
+
+
+def deploy_text(config: dict[str, Any]) -> str:
+    """The config as YAML, with what to do with it."""
+    return _HEAD + yaml.safe_dump(config, sort_keys=False)
+
+
+def check_deploy_config(config: dict[str, Any]) -> None:
+    """Refuse what Serve would refuse, and the unknown keys that it would ignore.
+
+    Raises:
+        ConfigError: the first problem, in one line.
+    """
+    from ray.serve.schema import ServeDeploySchema
+
+    try:
+        schema = ServeDeploySchema.model_validate(config)
+    except ValidationError as error:
+        raise ConfigError(f"Serve config: {first_problem(error)}") from None
+    _refuse_unknown(config, schema, "")
+    for index, application in enumerate(config["applications"]):
+        if application["import_path"] == BUILDER:
+            args = {k: v for k, v in application.get("args", {}).items() if k != "export"}
+            try:
+                parse_settings(args)
+            except ConfigError as error:
+                raise ConfigError(f"Serve config: applications.{index}.{error}") from None
+
+
+def _refuse_unknown(given: dict[str, Any], model: BaseModel, where: str) -> None:
+    """Refuse keys that the schema does not have, at every level that it has."""
+    for key, value in given.items():
+        place = f"{where}{key}"
+        if key not in type(model).model_fields:
+            raise ConfigError(f"Serve config: {place}: no such key")
+        held = getattr(model, key)
+        inner = held if isinstance(held, list) else [held]
+        values = value if isinstance(value, list) else [value]
+        for index, (item, below) in enumerate(zip(values, inner, strict=False)):
+            if isinstance(item, dict) and isinstance(below, BaseModel):
+                step = f".{index}." if isinstance(held, list) else "."
+                _refuse_unknown(item, below, f"{place}{step}")

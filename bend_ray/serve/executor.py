@@ -1,0 +1,105 @@
+"""How a graph is run on this machine: chosen by measuring, when a bag is loaded.
+
+Shape letters: K members, B images.
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from bend_ray.export.graphs import INPUT, LOGITS, Form
+
+logger = logging.getLogger(__name__)
+
+BUDGET_SECONDS = 0.3
+"""For measuring one way at one batch size, when a bag is loaded."""
+_REPEATS = 15
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a graph.
+
+    Attributes:
+        form: of the graph.
+        threads: that share one operator, or where ``parallel`` the operators.
+        parallel: whether operators that do not need one another run at the same time.
+    """
+
+    form: Form
+    threads: int
+    parallel: bool = False
+
+    def session(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+        """The graph, optimised and ready to run."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1 if self.parallel else self.threads
+        options.inter_op_num_threads = self.threads if self.parallel else 1
+        if self.parallel:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        # Waiting threads must not burn the CPU of whoever reads the requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        return onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+
+
+def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
+    """What is worth trying with so many threads."""
+    found = [Way(form, 1) for form in forms]
+    if threads > 1:
+        found += [Way(form, threads) for form in forms]
+        found += [Way(form, threads, parallel=True) for form in forms if form == "unrolled"]
+    return found
+
+
+def ask(
+    session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """Logits ``(K, B, C)``."""
+    (logits_KBC,) = session.run([LOGITS], {INPUT: pixels_BCHW})
+    return logits_KBC  # type: ignore[no-any-return]
+
+
+def fastest(
+    candidates: list[Way],
+    build: Callable[[Form], onnx.ModelProto],
+    pixels_BCHW: NDArray[np.uint8],
+) -> Way:
+    """The way with the least time, one image and a whole batch counting the same.
+
+    Args:
+        candidates: at least one.
+        build: the graph of a form.
+        pixels_BCHW: a whole batch.
+    """
+    if len(candidates) == 1:
+        return candidates[0]
+    times = {}
+    for way in candidates:
+        session = way.session(build(way.form))
+        times[way] = [_median(session, pixels_BCHW[:1]), _median(session, pixels_BCHW)]
+        logger.debug("%s: %s s", way, times[way])
+    best = [min(column) for column in zip(*times.values(), strict=True)]
+    return min(times, key=lambda way: sum(t / b for t, b in zip(times[way], best, strict=True)))
+
+
+def _median(session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]) -> float:
+    ask(session, pixels_BCHW)  # the first run allocates
+    taken: list[float] = []
+    while len(taken) < _REPEATS and sum(taken) < BUDGET_SECONDS:
+        started = time.perf_counter()
+        ask(session, pixels_BCHW)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

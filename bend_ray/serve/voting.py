@@ -1,0 +1,220 @@
+"""Counting the members' answers, group after group, and stopping when more cannot matter.
+
+Shape letters: E members, B images, C classes. All counting is in float64, as in
+``ensemble.votes``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bend_ray.export.card import Card
+
+Floats = NDArray[np.float64]
+
+SMALLEST_PROBABILITY = 2.0**-126
+"""As ``ensemble.metrics`` clips before a logarithm."""
+_SLACK = 1e-9
+"""More than sums of softmaxes in float64 can be off, as a share of the whole vote."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a question needs no more members.
+
+    Attributes:
+        decided: when the members left cannot change the label, whatever they say.
+        confidence: when the bag so far gives its label at least this probability; None: never.
+    """
+
+    decided: bool = False
+    confidence: float | None = None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How answers are weighed.
+
+    Attributes:
+        weights_E: each member's weight: whole numbers where votes are counted, so that sums of
+            them are exact.
+        counts_votes: whether a member votes for one class, or with its probabilities.
+        temperature: divides the log of the bag's probabilities.
+    """
+
+    weights_E: Floats
+    counts_votes: bool
+    temperature: float
+
+    @classmethod
+    def of(cls, card: Card) -> Rule:
+        """The rule of an exported bag."""
+        weights = np.array(card.weights)
+        if card.counts_votes:
+            shares = [Fraction(weight).limit_denominator(2**16) for weight in card.weights]
+            whole = math.lcm(*(share.denominator for share in shares))
+            weights = np.array([float(share * whole) for share in shares])
+        return cls(weights, card.counts_votes, card.temperature)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a bag says about B images.
+
+    Attributes:
+        labels_B: the class with the highest probability, the lowest of equals.
+        probs_BC: of the members that were asked, by the vote and the temperature.
+        votes_BC: how many members chose each class.
+        entropy_B: of the mean of the members' softmaxes, in nats: all uncertainty.
+        information_B: the part of it that is disagreement: the mutual information of label and
+            member, in nats.
+        used_B: members that were asked.
+        choices_BE: each member's class; -1 for one that was not asked.
+        member_probs_BEC: each member's softmax, nan where not asked; None unless wanted.
+    """
+
+    labels_B: NDArray[np.int64]
+    probs_BC: Floats
+    votes_BC: NDArray[np.int64]
+    entropy_B: Floats
+    information_B: Floats
+    used_B: NDArray[np.int64]
+    choices_BE: NDArray[np.int64]
+    member_probs_BEC: NDArray[np.float32] | None
+
+    def rows(self, start: int, stop: int) -> Answers:
+        """The answers about some of the images."""
+        members = None if self.member_probs_BEC is None else self.member_probs_BEC[start:stop]
+        return Answers(
+            self.labels_B[start:stop],
+            self.probs_BC[start:stop],
+            self.votes_BC[start:stop],
+            self.entropy_B[start:stop],
+            self.information_B[start:stop],
+            self.used_B[start:stop],
+            self.choices_BE[start:stop],
+            members,
+        )
+
+
+class Tally:
+    """The count so far, image by image.
+
+    Args:
+        rule: how answers are weighed.
+        num_images: B.
+        num_classes: C.
+        keep_members: whether to keep every member's softmax.
+    """
+
+    def __init__(
+        self, rule: Rule, num_images: int, num_classes: int, *, keep_members: bool = False
+    ) -> None:
+        members = len(rule.weights_E)
+        self.rule = rule
+        self.mass_BC = np.zeros((num_images, num_classes))
+        self.mean_BC = np.zeros((num_images, num_classes))
+        self.member_entropy_B = np.zeros(num_images)
+        self.votes_BC = np.zeros((num_images, num_classes), dtype=np.int64)
+        self.seen_B = np.zeros(num_images)
+        self.choices_BE = np.full((num_images, members), -1, dtype=np.int64)
+        self.member_probs_BEC: NDArray[np.float32] | None = None
+        if keep_members:
+            shape = (num_images, members, num_classes)
+            self.member_probs_BEC = np.full(shape, np.nan, dtype=np.float32)
+
+    def add(self, first: int, logits_EBC: NDArray[np.float32], rows_B: NDArray[np.intp]) -> None:
+        """Count some members' answers about some images.
+
+        Args:
+            first: the first of the members; the others follow it.
+            logits_EBC: what they say.
+            rows_B: which images, each once.
+        """
+        members = slice(first, first + len(logits_EBC))
+        weights_E = self.rule.weights_E[members]
+        logs_EBC = _log_softmax(logits_EBC.astype(np.float64))
+        probs_EBC = np.exp(logs_EBC)
+        choices_BE = logits_EBC.argmax(axis=-1).T
+        ballots_BEC = np.eye(self.mass_BC.shape[1])[choices_BE]
+        soft_BC = np.einsum("e,ebc->bc", weights_E, probs_EBC)
+        hard_BC = np.einsum("e,bec->bc", weights_E, ballots_BEC)
+        self.mass_BC[rows_B] += hard_BC if self.rule.counts_votes else soft_BC
+        self.mean_BC[rows_B] += soft_BC
+        self.member_entropy_B[rows_B] -= np.einsum("e,ebc->b", weights_E, probs_EBC * logs_EBC)
+        self.votes_BC[rows_B] += ballots_BEC.sum(axis=1).astype(np.int64)
+        self.seen_B[rows_B] += weights_E.sum()
+        self.choices_BE[rows_B, members] = choices_BE
+        if self.member_probs_BEC is not None:
+            self.member_probs_BEC[rows_B, members] = probs_EBC.transpose(1, 0, 2)
+
+    def decided(self) -> NDArray[np.bool_]:
+        """Images whose label the members left cannot change, whatever they say.
+
+        The most a class can still gain on the leader is the weight of all of them. Where votes
+        are counted this is exact, ties included; where probabilities are averaged a sliver of the
+        vote is left for rounding.
+        """
+        total = self.rule.weights_E.sum()
+        left_B1 = (total - self.seen_B)[:, None]
+        leader_B1 = self.mass_BC.argmax(axis=1)[:, None]
+        lead_BC = np.take_along_axis(self.mass_BC, leader_B1, axis=1) - self.mass_BC
+        classes_C = np.arange(self.mass_BC.shape[1])
+        if self.rule.counts_votes:
+            safe_BC = (lead_BC > left_B1) | ((lead_BC == left_B1) & (leader_B1 < classes_C))
+        else:
+            safe_BC = lead_BC > left_B1 + _SLACK * total
+        everyone_B = (self.choices_BE >= 0).all(axis=1)
+        settled_B: NDArray[np.bool_] = (safe_BC | (classes_C == leader_B1)).all(axis=1)
+        return settled_B | everyone_B
+
+    def probabilities(self) -> Floats:
+        """The bag's probabilities ``(B, C)`` by those who were asked."""
+        probs_BC: Floats = self.mass_BC / self.seen_B[:, None]
+        if self.rule.temperature == 1.0:
+            return probs_BC
+        logs_BC = np.log(np.maximum(probs_BC, SMALLEST_PROBABILITY)) / self.rule.temperature
+        return np.exp(_log_softmax(logs_BC))
+
+    def finished(self, stops: Sequence[Stop]) -> NDArray[np.bool_]:
+        """Images about which nobody else need be asked."""
+        decided_B = self.decided()
+        confidence_B = self.probabilities().max(axis=1)
+        return np.array(
+            [
+                (bool(decided) and stop.decided)
+                or (stop.confidence is not None and bool(confidence >= stop.confidence))
+                for stop, decided, confidence in zip(stops, decided_B, confidence_B, strict=True)
+            ],
+            dtype=np.bool_,
+        )
+
+    def answers(self) -> Answers:
+        """What is known now."""
+        probs_BC = self.probabilities()
+        mean_BC = self.mean_BC / self.seen_B[:, None]
+        entropy_B = -np.sum(mean_BC * np.log(np.maximum(mean_BC, SMALLEST_PROBABILITY)), axis=1)
+        information_B = entropy_B - self.member_entropy_B / self.seen_B
+        return Answers(
+            labels_B=self.mass_BC.argmax(axis=1),
+            probs_BC=probs_BC,
+            votes_BC=self.votes_BC,
+            entropy_B=np.maximum(entropy_B, 0.0),
+            # Never negative but for rounding, by Jensen's inequality.
+            information_B=np.maximum(information_B, 0.0),
+            used_B=(self.choices_BE >= 0).sum(axis=1),
+            choices_BE=self.choices_BE,
+            member_probs_BEC=self.member_probs_BEC,
+        )
+
+
+def _log_softmax(logits: Floats) -> Floats:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    logs: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    return logs

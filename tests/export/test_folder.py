@@ -1,0 +1,227 @@
+"""An exported bag, read back by other tools in a process that cannot import bend_ray."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import safetensors.numpy
+import torch
+from bags import Bagged, MakeBag
+
+from bend_ray.artifacts.store import Store
+from bend_ray.errors import ConfigError, DataError, StoreError
+from bend_ray.export.card import read_card
+from bend_ray.export.folder import FORMATS, export_bag
+from bend_ray.export.newest import newest_config
+from bend_ray.plan import plan
+
+MLP = "seeds.architecture={kind: mlp, hidden: [12]}"
+CONVNET = "seeds.architecture={kind: convnet, channels: [4, 6]}"
+WEIGHTED = "evaluation.vote={kind: weighted, sharpness: 5.0}"
+MAJORITY = "evaluation.vote={kind: majority}"
+
+# Every block in a namespace of its own, in one process.
+_RUN = """
+import json, sys, numpy
+sys.modules["bend_ray"] = None
+for heading, code in json.load(open("blocks.json")).items():
+    names = {"numpy": numpy}
+    exec(code, names)
+    numpy.save(f"answer-{heading}.npy", numpy.asarray(names["probabilities"]))
+assert not any(name.startswith("bend_ray.") for name in sys.modules)
+"""
+
+
+def blocks(folder: Path) -> dict[str, str]:
+    """The README's Python blocks by their heading, each asked about the images of images.npy."""
+    text = (folder / "README.md").read_text()
+    found = re.findall(r"## (\S+)\n\n```python\n(.*?)```", text, re.DOTALL)
+    said = {}
+    for heading, code in found:
+        replaced = re.sub(
+            r"images = (np|torch)\.zeros\(.*", r'images = numpy.load("images.npy")', code
+        )
+        assert replaced != code
+        if "import torch" in code:
+            replaced = replaced.replace('npy")', 'npy")\nimages = torch.from_numpy(images)')
+        said[heading] = replaced
+    return said
+
+
+def answers(folder: Path, pixels: np.ndarray) -> dict[str, np.ndarray]:
+    """What each block answers, in a process that cannot import bend_ray."""
+    np.save(folder / "images.npy", pixels)
+    (folder / "blocks.json").write_text(json.dumps(blocks(folder)))
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _RUN], cwd=folder, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    return {name: np.load(folder / f"answer-{name}.npy") for name in blocks(folder)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "members"),
+    [([MLP], None), ([CONVNET, WEIGHTED], [3, 1, 8, 2]), ([MLP, MAJORITY], [5, 5, 0, 7])],
+    ids=["mlp-soft", "convnet-weighted", "mlp-majority-twice"],
+)
+def test_every_format_gives_the_bags_answer_without_us(
+    make_bag: MakeBag,
+    pixels: np.ndarray,
+    tmp_path: Path,
+    overrides: list[str],
+    members: list[int] | None,
+) -> None:
+    bag = make_bag(*overrides, members=members)
+    folder = tmp_path / "out"
+    export_bag(bag.config, bag.plan, str(folder), formats=FORMATS)
+    expected = bag.probabilities(pixels).numpy()
+    said = answers(folder, pixels)
+    assert sorted(said) == ["ONNX", "safetensors", "torch.export"]
+    for heading, probabilities in said.items():
+        np.testing.assert_allclose(probabilities, expected, atol=1e-5, err_msg=heading)
+
+
+def exported(bag: Bagged, folder: Path, **options: object) -> Path:
+    export_bag(bag.config, bag.plan, str(folder), **options)  # type: ignore[arg-type]
+    return folder
+
+
+def run_onnx(folder: Path, pixels: np.ndarray) -> list[np.ndarray]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "bag.onnx"))
+    return session.run(None, {"images": pixels})
+
+
+@pytest.mark.parametrize("vote", ["{kind: soft}", "{kind: majority}", "{kind: weighted}"])
+def test_onnx_answers_as_the_pipeline_does(
+    make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path, vote: str
+) -> None:
+    bag = make_bag(MLP, f"evaluation.vote={vote}", members=[4, 0, 7, 7])
+    folder = exported(bag, tmp_path / "out")
+    onnx.checker.check_model(str(folder / "bag.onnx"))
+    probabilities, member_probabilities = run_onnx(folder, pixels)
+    np.testing.assert_allclose(probabilities, bag.probabilities(pixels), atol=1e-5)
+    own = bag.logits(pixels)[:3].softmax(-1).transpose(0, 1)
+    np.testing.assert_allclose(member_probabilities, own, atol=1e-5)
+    for rows in (pixels[:1], pixels[:0]):
+        assert len(run_onnx(folder, rows)[0]) == len(rows)
+
+
+def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path) -> None:
+    from bend_ray.ensemble.votes import apply_temperature
+
+    bag = make_bag(MLP)
+    manifest = Path(bag.plan.evaluation.path) / "manifest.json"
+    said = json.loads(manifest.read_text())
+    said["metrics"]["bag"]["temperature"] = 0.5
+    manifest.write_text(json.dumps(said))
+    folder = exported(bag, tmp_path / "out")
+    assert read_card(folder).temperature == 0.5
+    expected = apply_temperature(bag.probabilities(pixels), 0.5)
+    np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
+
+
+def test_the_folder_says_what_it_is(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(CONVNET, members=[2, 6])
+    folder = exported(bag, tmp_path / "out", formats=["safetensors"])
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "config.json",
+        "members.safetensors",
+    ]
+    card = read_card(folder)
+    assert card.model_version == bag.plan.evaluation.fingerprint
+    assert card.members == (2, 6)
+    assert card.weights == (0.5, 0.5)
+    assert card.pixel_max == 16
+    assert card.scores is not None
+    assert card.scores.accuracy == 0.97
+    tensors = safetensors.numpy.load_file(folder / "members.safetensors")
+    module = bag.config.seeds.architecture.build((1, 8, 8), 10)
+    assert set(tensors) == {n for n, t in module.state_dict().items() if t.is_floating_point()}
+    assert all(len(tensor) == 2 for tensor in tensors.values())
+
+
+def test_a_smaller_bag_is_its_first_members_and_says_so(
+    make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path
+) -> None:
+    bag = make_bag(MLP, members=[8, 3, 5])
+    folder = exported(bag, tmp_path / "out", members=2)
+    card = read_card(folder)
+    assert card.members == (8, 3)
+    assert card.scores is None
+    assert card.model_version == f"{bag.plan.evaluation.fingerprint}-n2"
+    expected = bag.logits(pixels)[:2].softmax(-1).mean(dim=0)
+    np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
+    with pytest.raises(ConfigError, match="expected 1 to 3"):
+        exported(bag, tmp_path / "more", members=4)
+
+
+def test_nothing_is_pickled(make_bag: MakeBag, tmp_path: Path) -> None:
+    folder = exported(make_bag(MLP), tmp_path / "out", formats=["torch-export"])
+    with zipfile.ZipFile(folder / "bag.pt2") as archive:
+        for name in archive.namelist():
+            # A pickle of protocol 2 and later begins with this, torch's own sits in a zip.
+            assert archive.read(name)[:1] != b"\x80", name
+            assert archive.read(name)[:2] != b"PK", name
+
+
+def test_an_earlier_export_is_replaced_and_other_files_are_not(
+    make_bag: MakeBag, tmp_path: Path
+) -> None:
+    bag = make_bag(MLP)
+    folder = exported(bag, tmp_path / "out")
+    assert exported(bag, folder, members=3)
+    assert len(read_card(folder).members) == 3
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(ConfigError, match=r"got one with letter\.txt"):
+        exported(bag, tmp_path / "home")
+
+
+def test_no_evaluation_is_told_in_one_line(make_bag: MakeBag, tmp_path: Path) -> None:
+    bag = make_bag(MLP)
+    elsewhere = plan(bag.config, Store(str(tmp_path / "empty")))
+    with pytest.raises(StoreError, match="run `bend run`"):
+        export_bag(bag.config, elsewhere, str(tmp_path / "out"))
+    with pytest.raises(StoreError, match="expected an evaluation"):
+        newest_config(Store(str(tmp_path / "empty")))
+    with pytest.raises(DataError, match="expected a bag written by `bend export`"):
+        read_card(tmp_path)
+    (tmp_path / "config.json").write_text('{"format_version": 2}')
+    with pytest.raises(DataError, match="export it again"):
+        read_card(tmp_path)
+
+
+def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBag) -> None:
+    older, newer = make_bag(MLP), make_bag(CONVNET, MAJORITY, "seed=7")
+    store = newer.plan.evaluation.store
+    for bag, created in (
+        (older, "2026-01-01T00:00:00+00:00"),
+        (newer, "2026-01-02T00:00:00+00:00"),
+    ):
+        manifest = Path(bag.plan.evaluation.path) / "manifest.json"
+        manifest.write_text(
+            re.sub(r'"created": "[^"]*"', f'"created": "{created}"', manifest.read_text())
+        )
+    assert newest_config(store) == newer.config
+
+
+def test_vectors_of_another_network_are_refused(make_bag: MakeBag, tmp_path: Path) -> None:
+    from bend_ray.export.states import member_states
+
+    bag = make_bag(MLP)
+    with pytest.raises(StoreError, match="expected classifiers of layout"):
+        member_states(bag.config, bag.plan, [0], (1, 8, 8), 11)
+    state = member_states(bag.config, bag.plan, [6, 0], (1, 8, 8), 10)
+    assert torch.equal(state["1.weight"][0].flatten(), bag.theta_EP[6, : 12 * 64])

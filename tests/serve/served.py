@@ -1,0 +1,22 @@
+"""Exported bags of random classifiers to serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bags import bag_config, store_bag
+
+from bend_ray.export.folder import export_bag
+
+ARCHITECTURES = {
+    "mlp": "seeds.architecture={kind: mlp, hidden: [12]}",
+    "convnet": "seeds.architecture={kind: convnet, channels: [4, 6]}",
+}
+
+
+def export_random(root: Path, kind: str, *overrides: str) -> Path:
+    """The folder of an exported bag of nine random classifiers."""
+    bag = store_bag(root / "store", bag_config(ARCHITECTURES[kind], *overrides))
+    folder = root / bag.plan.evaluation.fingerprint
+    export_bag(bag.config, bag.plan, str(folder))
+    return folder

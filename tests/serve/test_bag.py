@@ -1,0 +1,108 @@
+"""A loaded bag: the members' answers, whichever way they are run and in how many groups."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from served import export_random
+
+from bend_ray.errors import DataError
+from bend_ray.serve.bag import Bag
+from bend_ray.serve.executor import Way
+from bend_ray.serve.voting import Stop
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("bags")
+    return {kind: export_random(root, kind) for kind in ("mlp", "convnet")}
+
+
+def pixels(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 17, (count, 1, 8, 8), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+@pytest.mark.parametrize("groups", [1, 2, 4, 50])
+def test_groups_and_threads_change_nothing(
+    folders: dict[str, Path], kind: str, groups: int
+) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folders[kind] / "bag.onnx"))
+    images = pixels(9)
+    probabilities, member_probabilities = session.run(None, {"images": images})
+    bag = Bag.load(folders[kind], groups=groups, threads=2, batch=9)
+    assert len(bag.groups) == min(groups, 9)
+    for stop in (Stop(), Stop(confidence=2.0)):  # all at once, and group after group to the end
+        answers = bag.answer(images, [stop] * 9, keep_members=True)
+        np.testing.assert_allclose(answers.probs_BC, probabilities, atol=1e-6)
+        np.testing.assert_allclose(answers.member_probs_BEC, member_probabilities, atol=1e-6)
+
+
+@pytest.mark.parametrize("way", [Way("stacked", 2), Way("unrolled", 1), Way("unrolled", 2, True)])
+def test_every_way_gives_the_same(
+    folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, way: Way
+) -> None:
+    images = pixels(5)
+    expected = Bag.load(folders["mlp"]).answer(images, [Stop()] * 5)
+    monkeypatch.setattr("bend_ray.serve.bag.fastest", lambda *_: way)
+    said = Bag.load(folders["mlp"]).answer(images, [Stop()] * 5)
+    np.testing.assert_allclose(said.probs_BC, expected.probs_BC, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["mlp", "convnet"])
+def test_stopping_when_decided_saves_members_and_keeps_every_label(
+    folders: dict[str, Path], kind: str
+) -> None:
+    bag = Bag.load(folders[kind], groups=9)
+    images = pixels(200)
+    whole = bag.answer(images, [Stop()] * 200)
+    early = bag.answer(images, [Stop(decided=True)] * 200)
+    np.testing.assert_array_equal(early.labels_B, whole.labels_B)
+    assert kind == "convnet" or early.used_B.mean() < 9  # these convnets are never sure
+    assert (whole.used_B == 9).all()
+    mixed = bag.answer(images, [Stop(), Stop(decided=True)] * 100)
+    np.testing.assert_array_equal(mixed.used_B[::2], 9)
+    np.testing.assert_array_equal(mixed.used_B[1::2], early.used_B[1::2])
+
+
+def test_a_broken_folder_is_told_in_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    for name, content, told in (
+        ("members.safetensors", b"junk", "export it again"),
+        ("member.onnx", b"junk", "member.onnx"),
+        ("config.json", b"{}", "expected the card of a bag"),
+        ("config.json", None, "written by `bend export`"),
+    ):
+        for file in folders["mlp"].iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / name).unlink()
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match=told) as refused:
+            Bag.load(tmp_path)
+        assert "\n" not in str(refused.value)
+
+
+def test_members_of_another_shape_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    for file in folders["mlp"].iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    convnet = folders["convnet"] / "members.safetensors"
+    (tmp_path / "members.safetensors").write_bytes(convnet.read_bytes())
+    with pytest.raises(DataError, match=r"expected 1\.weight of shape"):
+        Bag.load(tmp_path)
+
+
+def test_answering_imports_no_torch(folders: dict[str, Path]) -> None:
+    code = (
+        "import sys, pathlib, numpy; from bend_ray.serve.bag import Bag, Stop;"
+        f"bag = Bag.load(pathlib.Path({str(folders['mlp'])!r}));"
+        "bag.answer(numpy.zeros((1, 1, 8, 8), numpy.uint8), [Stop()]);"
+        "print([name for name in ('torch', 'ray', 'sklearn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
