@@ -24,6 +24,7 @@ from bend_ray.filesystems import (
     cause,
     is_local_path,
     joined,
+    make_durable,
     masked,
     read_bytes,
     resolve,
@@ -202,8 +203,10 @@ class Artifact(Directory):
             cost=cost,
         )
         self.discard(PROGRESS_NAME)
+        make_durable(self.filesystem, [self.child(name) for name in files])
         # The metrics may hold numpy values, which pydantic's own JSON refuses.
         self.write_json(MANIFEST_NAME, manifest.model_dump())
+        make_durable(self.filesystem, [self.child(MANIFEST_NAME)])
         return self
 
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bend_ray import filesystems
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
@@ -154,6 +155,24 @@ def test_damage_is_named_with_what_to_do(
         artifact.exists()
     for expected in (f"{named} is corrupt", problem, f"delete {artifact.uri}"):
         assert expected in str(caught.value)
+
+
+def test_files_are_on_the_disk_before_the_manifest_that_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = Store(str(tmp_path)).artifact("seeds", 1, {})
+    manifest = Path(artifact.child("manifest.json"))
+    synced: list[tuple[str, bool]] = []
+
+    def note(path: str) -> None:
+        synced.append((Path(path).name, manifest.exists()))
+
+    monkeypatch.setattr(filesystems, "_sync", note)
+    artifact.write_json("a.json", 1)
+    assert not synced
+    artifact.commit(files=["a.json"], metrics={}, cost=Cost())
+    folder = artifact.fingerprint
+    assert synced == [("a.json", False), (folder, False), ("manifest.json", True), (folder, True)]
 
 
 def test_a_manifest_copied_from_elsewhere_is_refused(store: Store) -> None:
