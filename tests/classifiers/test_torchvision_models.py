@@ -76,7 +76,8 @@ def test_a_model_read_back_from_its_vector_is_the_same(name: str) -> None:
     state = module.state_dict()
     assert all(torch.equal(t, state[k]) for k, t in layout.unflatten(theta_P).items())
     assert torch.equal(layout.flatten(layout.unflatten(theta_P)), theta_P)
-    images = torch.randn(2, 3, 64, 64)
+    # In the order in which a stack shows them, so that all sums are the same.
+    images = torch.randn(2, 3, 64, 64).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         logits_KBC = Stack(module, layout, "loop").eval()(theta_P[None], images)
         assert torch.equal(logits_KBC[0], module.eval()(images))
