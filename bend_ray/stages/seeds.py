@@ -23,7 +23,7 @@ from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
-from bend_ray.classifiers.protocols import Stretch, held_out_ids
+from bend_ray.classifiers.protocols import Protocol, Stretch, held_out_ids
 from bend_ray.classifiers.stacking import Stack
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -70,7 +70,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         if missing:
             dataset = share_dataset(config.dataset)
             _check(Classifiers(config, dataset.load(), "cpu"))
-            if section.protocol.align and not section.architecture.permutation_groups():
+            if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
             with _trainers(config, artifact, dataset, len(missing)) as actors:
@@ -79,6 +79,11 @@ def make(config: PipelineConfig, plan: Plan) -> None:
                     done.add(index)
                     progress.update(sum(rows[index] for index in done))
     _commit(artifact, rows, section.protocol.num_roots > 0, watch.cost.wall_seconds)
+
+
+def _would_align(protocol: Protocol) -> bool:
+    """Whether there are models that could be aligned to another."""
+    return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
 
 
 def _check(classifiers: Classifiers) -> None:
