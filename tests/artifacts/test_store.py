@@ -122,7 +122,7 @@ def test_a_fingerprint_is_pinned(tmp_path: Path) -> None:
     assert Store(str(tmp_path)).artifact("seeds", 1, {"a": "é"}).fingerprint == "e300e6760f78"
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.text(max_size=3) | st.booleans()))
 def test_a_fingerprint_survives_a_round_trip_through_json(identity: dict[str, Any]) -> None:
     store = Store("/nowhere")

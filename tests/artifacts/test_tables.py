@@ -56,7 +56,7 @@ def test_a_theta_of_one_part_is_a_view_both_ways() -> None:
     assert np.array_equal(theta_KP, pop.theta_KP)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 11), st.integers(0, 6), st.integers(0, 6), st.booleans())
 def test_sliced_and_chunked_tables_give_their_own_rows(
     num_models: int, num_parameters: int, start: int, length: int, chunked: bool
