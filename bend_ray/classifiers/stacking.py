@@ -112,8 +112,7 @@ class Stack(nn.Module):
         Returns:
             Logits ``(K, B, C)``.
         """
-        at_once = not self.one_by_one and shared and not self.training
-        if self.form == "loop" and not at_once:
+        if self.form == "loop" and (self.one_by_one or self.training or not shared):
             return self._loop(theta_KP, images, buffers_KQ, shared, seeds_K)
         state, running = self._state(theta_KP, buffers_KQ)
         # vmap flattens models and channels into one dimension; where that must copy, the update

@@ -69,7 +69,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = share_dataset(config.dataset)
-            _check(Classifiers(config, dataset.load(), "cpu"))
+            _tell_what_is_shared(Classifiers(config, dataset.load(), "cpu"))
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
@@ -86,7 +86,7 @@ def _would_align(protocol: Protocol) -> bool:
     return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
 
 
-def _check(classifiers: Classifiers) -> None:
+def _tell_what_is_shared(classifiers: Classifiers) -> None:
     """Say what members share; that the architecture fits was told when they were built."""
     if classifiers.shares_a_base:
         logger.info(
