@@ -24,9 +24,6 @@ STAGE_VERSIONS = {
 
 STAGES = tuple(STAGE_VERSIONS)
 
-ROOTS = "roots.safetensors"
-"""The seeds' file of whole models, ``theta (R, W)``: what runs start from, and members share."""
-
 EVIDENCE = "evidence.json"
 """The evaluation's file of all that its report is drawn from."""
 

@@ -17,6 +17,9 @@ from bend_ray.config import PipelineConfig
 TIE_ERRORS = 2.0
 """A difference of at most so many standard errors is a tie."""
 
+LEAST_PAIRS = 3
+"""Of fewer repeats the standard error itself says too little: nothing but a tie is told."""
+
 _NAMES = ("store", "fingerprints", "members")
 
 
@@ -44,16 +47,19 @@ class Difference:
         standard_error: over repeats, or over test images where there is one repeat; None for a
             single image.
         higher_is_better: which way a difference is good.
+        pairs: how many differences the standard error is of: repeats or images.
     """
 
     mean: float
     standard_error: float | None
     higher_is_better: bool
+    pairs: int
 
     @property
     def verdict(self) -> str:
         """``win``, ``loss`` or ``tie``."""
-        if self.standard_error is None or abs(self.mean) <= TIE_ERRORS * self.standard_error:
+        unknown = self.standard_error is None or self.pairs < LEAST_PAIRS
+        if unknown or abs(self.mean) <= TIE_ERRORS * (self.standard_error or 0.0):
             return "tie"
         return "win" if (self.mean > 0) == self.higher_is_better else "loss"
 
@@ -91,7 +97,8 @@ def differences(results: Sequence[dict[str, Any]], rival: str) -> dict[str, Diff
         minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
         if minus:
             error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None
-            said[score] = Difference(statistics.fmean(minus), error, higher_is_better)
+            mean = statistics.fmean(minus)
+            said[score] = Difference(mean, error, higher_is_better, len(minus))
     return said
 
 

@@ -54,20 +54,21 @@ def test_differences_are_those_of_a_paired_t_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "error", "higher", "verdict"),
+    ("mean", "error", "higher", "pairs", "verdict"),
     [
-        (0.03, 0.01, True, "win"),
-        (-0.03, 0.01, True, "loss"),
-        (-0.03, 0.01, False, "win"),
-        (0.03, 0.01, False, "loss"),
-        (0.02, 0.01, True, "tie"),
-        (0.5, None, True, "tie"),
+        (0.03, 0.01, True, 3, "win"),
+        (-0.03, 0.01, True, 3, "loss"),
+        (-0.03, 0.01, False, 3, "win"),
+        (0.03, 0.01, False, 3, "loss"),
+        (0.02, 0.01, True, 3, "tie"),
+        (0.5, None, True, 1, "tie"),
+        (0.5, 0.01, True, 2, "tie"),
     ],
 )
-def test_within_two_standard_errors_is_a_tie(
-    mean: float, error: float | None, higher: bool, verdict: str
+def test_within_two_standard_errors_or_of_two_repeats_it_is_a_tie(
+    mean: float, error: float | None, higher: bool, pairs: int, verdict: str
 ) -> None:
-    assert Difference(mean, error, higher).verdict == verdict
+    assert Difference(mean, error, higher, pairs).verdict == verdict
 
 
 def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:

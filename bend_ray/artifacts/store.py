@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.cost import Cost
@@ -89,6 +90,47 @@ class Store:
         fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:12]
         return Artifact(self, stage, version, identity, tuple(inputs), fingerprint)
 
+    def directory(self, stage: str, name: str) -> Directory:
+        """The directory ``{store}/{stage}/{name}``, there or not."""
+        path = f"{self.path.rstrip('/')}/{stage}/{name}"
+        return Directory(self.filesystem, path, joined(self.uri, stage, name))
+
+    def manifest(self, stage: str, fingerprint: str) -> Manifest | None:
+        """What an artifact says about itself, ``None`` where it is not committed.
+
+        Raises:
+            CorruptArtifact: its manifest does not read, or is another's.
+            StoreError: a newer bend-ray wrote it, or the store cannot be read.
+        """
+        where = self.directory(stage, fingerprint)
+        content = read_bytes(self.filesystem, where.child(MANIFEST_NAME))
+        if content is None:
+            return None
+        try:
+            manifest = parse_manifest(content)
+        except ValueError as error:
+            raise where.corrupt(MANIFEST_NAME, cause(error)) from error
+        except StoreError as error:
+            raise StoreError(f"{masked(where.uri)}: {error}") from error
+        if manifest.fingerprint != fingerprint:
+            came = f"expected fingerprint {fingerprint}, got {manifest.fingerprint}"
+            raise where.corrupt(MANIFEST_NAME, came)
+        return manifest
+
+    def manifests(self, stage: str) -> list[Manifest]:
+        """Those of every committed artifact of a stage, oldest first.
+
+        Raises:
+            CorruptArtifact: one does not read.
+            StoreError: a newer bend-ray wrote one, or the store cannot be read.
+        """
+        folder = f"{self.path.rstrip('/')}/{stage}"
+        selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
+        with store_errors("list", folder):
+            names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+        found = [each for name in names if (each := self.manifest(stage, name)) is not None]
+        return sorted(found, key=lambda manifest: (manifest.created, manifest.fingerprint))
+
     def ensure_writable(self) -> None:
         """Creates the root and proves that a file can be written there and removed.
 
@@ -119,8 +161,8 @@ class Artifact(Directory):
         inputs: tuple[Artifact, ...],
         fingerprint: str,
     ) -> None:
-        path = f"{store.path.rstrip('/')}/{stage}/{fingerprint}"
-        super().__init__(store.filesystem, path, joined(store.uri, stage, fingerprint))
+        where = store.directory(stage, fingerprint)
+        super().__init__(where.filesystem, where.path, where.uri)
         self.store = store
         self.stage = stage
         self.version = version
@@ -135,7 +177,7 @@ class Artifact(Directory):
             CorruptArtifact: a manifest that does not read, or a file missing or of another size.
             StoreError: a manifest of a newer bend-ray, or a store that cannot be read.
         """
-        manifest = self._committed()
+        manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             return False
         sizes = dict(self.list_files()) if manifest.files else {}
@@ -152,24 +194,9 @@ class Artifact(Directory):
             StoreError: nothing was.
             CorruptArtifact: the manifest does not read.
         """
-        manifest = self._committed()
+        manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
-        return manifest
-
-    def _committed(self) -> Manifest | None:
-        content = read_bytes(self.filesystem, self.child(MANIFEST_NAME))
-        if content is None:
-            return None
-        try:
-            manifest = parse_manifest(content)
-        except ValueError as error:
-            raise self.corrupt(MANIFEST_NAME, cause(error)) from error
-        except StoreError as error:
-            raise StoreError(f"{masked(self.uri)}: {error}") from error
-        if manifest.fingerprint != self.fingerprint:
-            came = f"expected fingerprint {self.fingerprint}, got {manifest.fingerprint}"
-            raise self.corrupt(MANIFEST_NAME, came)
         return manifest
 
     def commit(

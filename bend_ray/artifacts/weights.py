@@ -11,6 +11,9 @@ from torch import Tensor
 from bend_ray.artifacts.directory import Directory
 from bend_ray.filesystems import cause
 
+ROOTS = "roots.safetensors"
+"""The seeds' file of whole models, ``theta (R, W)``: what runs start from, and members share."""
+
 
 def save_weights(
     artifact: Directory,
@@ -55,3 +58,13 @@ def load_weights(artifact: Directory, name: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         problem = f"expected a safetensors file, got: {cause(error)}"
         raise artifact.corrupt(name, problem) from error
+
+
+def load_roots(seeds: Directory) -> Tensor:
+    """The whole vectors of a population's roots ``(R, W)``.
+
+    Raises:
+        StoreError: it has none.
+        CorruptArtifact: see ``load_weights``.
+    """
+    return load_weights(seeds, ROOTS)["theta"]

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
-from bend_ray.artifacts.weights import load_weights
+from bend_ray.artifacts.weights import load_roots
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.plan import ROOTS, Plan
+from bend_ray.plan import Plan
 
 
 def member_states(
@@ -55,7 +55,7 @@ def member_states(
     if layout.size == whole.size:
         return own
     # The rest is that of the trunk a member descends from.
-    roots_RW = load_weights(plan.seeds, ROOTS)["theta"]
+    roots_RW = load_roots(plan.seeds)
     return whole.unflatten(roots_RW[torch.from_numpy(chosen.trunk).long()]) | own
 
 

@@ -24,8 +24,7 @@ def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:
     if len(fingerprints) > 1:
         together = "/".join(fingerprints)
         name = hashlib.sha256(together.encode()).hexdigest()[: len(name)]
-    path = f"{store.path.rstrip('/')}/report/{name}"
-    return Directory(store.filesystem, path, joined(store.uri, "report", name))
+    return store.directory("report", name)
 
 
 def output_directory(uri: str) -> Directory:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -75,6 +76,7 @@ class Page:
             drawings[panel.name] = Markup(ink.svg(panel.figure, panel.alt, panel.name))  # noqa: S704
         where.write_json(json_name, data)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+        environment.filters["unbroken"] = _unbroken
         source = files(__package__).joinpath("template.html").read_text(encoding="utf-8")
         told = {name: getattr(self, name) for name in self.__dataclass_fields__}
         html = environment.from_string(source).render(**told, drawings=drawings)
@@ -126,6 +128,11 @@ def report(runs: Sequence[Run]) -> Page:
     )
 
 
+def _unbroken(text: str) -> str:
+    """A figure stays on the line of its unit and spread."""
+    return re.sub(r"(?<=\d) (?=%|s\b|nats|points|±)|(?<=±) ", "\u00a0", text)
+
+
 def _rivals(runs: Sequence[Run]) -> Table:
     return Table(
         title="The bag and its rivals, the best NLL first",
@@ -159,8 +166,8 @@ def _note(repeats: int) -> str:
             "images, which says nothing about another seed (bend run --repeats 5 does)."
         )
     return (
-        f"{spread} ▲ win, ▼ loss of the bag; = tie, a difference within 2 standard errors. "
-        "Scaled: after temperature scaling on validation images. DEE: independent networks that "
+        f"{spread} ▲ win, ▼ loss of the bag; = tie, a difference within 2 standard errors, or "
+        "of only two repeats. Scaled: after temperature scaling on validation images. DEE: independent networks that "
         "reach the same NLL. Cost: everything from scratch, GPU seconds where one was used, else "
         "CPU seconds."
     )

@@ -6,13 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.fs
-
-from bend_ray.artifacts.directory import MANIFEST_NAME, Directory
-from bend_ray.artifacts.manifest import Manifest, parse_manifest
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import cause, joined, masked, read_bytes, store_errors
+from bend_ray.filesystems import masked
 from bend_ray.plan import EVIDENCE, STAGE_VERSIONS
 from bend_ray.results import compose
 
@@ -48,13 +44,13 @@ def read_run(store: Store, fingerprint: str) -> Run:
         StoreError: it is not committed, an earlier bend-ray made it, or it cannot be read.
         CorruptArtifact: its files are not what they should be.
     """
-    where = _directory(store, fingerprint)
-    if read_bytes(store.filesystem, where.child(MANIFEST_NAME)) is None:
+    where = store.directory("evaluation", fingerprint)
+    manifest = store.manifest("evaluation", fingerprint)
+    if manifest is None:
         raise StoreError(
             f"expected a committed evaluation in {masked(where.uri)}, got none: `bend run` with "
             "the same config makes it; without a config, a report is of what the store holds"
         )
-    manifest = _manifest(where)
     if all(file.name != EVIDENCE for file in manifest.files):
         raise StoreError(
             f"expected {EVIDENCE} in {masked(where.uri)}, got an evaluation that an earlier "
@@ -78,18 +74,17 @@ def stored_runs(store: Store) -> list[Run]:
 
     Raises:
         StoreError: there is none, or the store cannot be read.
+        CorruptArtifact: one does not read.
     """
-    names = _names(store)
-    manifests = {name: _manifest(_directory(store, name)) for name in names}
-    newest_first = sorted(manifests, key=lambda name: manifests[name].created)
-    fresh = [n for n in newest_first if manifests[n].stage_version == STAGE_VERSIONS["evaluation"]]
+    manifests = store.manifests("evaluation")
+    fresh = [m for m in manifests if m.stage_version == STAGE_VERSIONS["evaluation"]]
     if not fresh:
-        came = f"{len(names)} of an earlier bend-ray" if names else "none"
+        came = f"{len(manifests)} of an earlier bend-ray" if manifests else "none"
         raise StoreError(
             f"expected a committed evaluation in {masked(store.uri)}, got {came}: "
             "make one with `bend run`, or name another store with --store URI"
         )
-    return [read_run(store, name) for name in fresh]
+    return [read_run(store, manifest.fingerprint) for manifest in fresh]
 
 
 def grouped(runs: Iterable[Run]) -> list[list[Run]]:
@@ -122,24 +117,3 @@ def _without_places(value: dict[str, Any]) -> dict[str, Any]:
         for key, each in value.items()
         if key != "resources"
     }
-
-
-def _names(store: Store) -> list[str]:
-    folder = f"{store.path.rstrip('/')}/evaluation"
-    selector = pyarrow.fs.FileSelector(folder, recursive=True, allow_not_found=True)
-    with store_errors("list", folder):
-        infos = store.filesystem.get_file_info(selector)
-    paths = [info.path.split("/") for info in infos if info.is_file]
-    return [path[-2] for path in paths if path[-1] == MANIFEST_NAME and path[-3] == "evaluation"]
-
-
-def _directory(store: Store, fingerprint: str) -> Directory:
-    path = f"{store.path.rstrip('/')}/evaluation/{fingerprint}"
-    return Directory(store.filesystem, path, joined(store.uri, "evaluation", fingerprint))
-
-
-def _manifest(where: Directory) -> Manifest:
-    try:
-        return parse_manifest(where.read_bytes(MANIFEST_NAME))
-    except ValueError as error:
-        raise where.corrupt(MANIFEST_NAME, cause(error)) from error

@@ -169,8 +169,8 @@ def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
         header=[*header, "cost, s"],
         rows=[_line(entry, name) for entry, name in zip(entries, names, strict=True)],
         note="± of scores: standard deviation over repeats; of differences, paired by repeat: "
-        "standard error. ▲ win, ▼ loss, = tie within 2 standard errors; a single run has no spread "
-        "and no verdict.",
+        "standard error. ▲ win, ▼ loss, = tie within 2 standard errors or of two repeats; a "
+        "single run has no spread and no verdict.",
     )
 
 

@@ -90,11 +90,13 @@ def minus(runs: Sequence[Run], rival: str) -> dict[str, Difference]:
     if len(runs) > 1:
         return differences([run.result for run in runs], rival)
     told = runs[0].evidence["bags"][rival]["bag_minus_it"]
-    return {
-        score: Difference(told[score]["mean"], told[score]["standard_error"], score == "accuracy")
-        for score in ("accuracy", "nll")
-        if told[score]["mean"] is not None
-    }
+    images = runs[0].evidence["images"]["test"]
+    found = {}
+    for score, higher_is_better in (("accuracy", True), ("nll", False)):
+        mean, error = told[score]["mean"], told[score]["standard_error"]
+        if mean is not None:
+            found[score] = Difference(mean, error, higher_is_better, images)
+    return found
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,7 @@ def _gain(runs: Sequence[Run]) -> Difference:
     gains = [r.result[BAG]["accuracy"] - r.result["generated"]["accuracy"]["median"] for r in runs]
     mean, sd = mean_and_sd(gains)
     assert mean is not None
-    return Difference(mean, None if sd is None else sd / len(gains) ** 0.5, True)
+    return Difference(mean, None if sd is None else sd / len(gains) ** 0.5, True, len(gains))
 
 
 def _against_median(runs: Sequence[Run]) -> str:

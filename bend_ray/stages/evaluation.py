@@ -16,6 +16,7 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import load_roots
 from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Independent
 from bend_ray.config import DeepEnsemble, ParametersSection, PipelineConfig
@@ -78,7 +79,7 @@ def _evaluate(
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
     with Stopwatch(gpus) as watch:
         dataset = shared.load().with_test(test)
-        classifiers = Classifiers(config, dataset, device, partial(seeds.load_roots, plan.seeds))
+        classifiers = Classifiers(config, dataset, device, partial(load_roots, plan.seeds))
         whole = config.model_copy(update={"parameters": ParametersSection()})
         trained = read_population(plan.seeds)
         comparison = Comparison(

@@ -18,7 +18,7 @@ from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_cost, write_
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Store
-from bend_ray.artifacts.weights import load_weights
+from bend_ray.artifacts.weights import load_roots, load_weights
 from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -31,7 +31,7 @@ from bend_ray.stages import autoencoder, cluster, generator
 from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
 from bend_ray.stages.pool import split
 from bend_ray.stages.representations import load_representation
-from bend_ray.stages.seeds import load_roots, read_layout
+from bend_ray.stages.seeds import read_layout
 
 SHARD_BYTES = 512 * 2**20
 """Parameters that a process draws, recalibrates and writes at once; at least one model's."""

@@ -21,7 +21,7 @@ from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_cost, 
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import ROOTS, load_roots, save_weights
 from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
 from bend_ray.classifiers.protocols import Protocol, Stretch, held_out_ids
 from bend_ray.classifiers.stacking import Stack
@@ -30,7 +30,7 @@ from bend_ray.errors import TrainingError
 from bend_ray.log import Progress
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.symmetry import align
-from bend_ray.plan import ROOTS, Plan
+from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
 from bend_ray.stages.classifiers import (
@@ -51,11 +51,6 @@ logger = logging.getLogger(__name__)
 def read_layout(seeds: Artifact) -> ParameterLayout:
     """The layout of a trained population's vectors."""
     return ParameterLayout.from_json(seeds.read_json(LAYOUT))
-
-
-def load_roots(seeds: Artifact) -> Tensor:
-    """Whole vectors ``(R, W)`` of what a population's runs started from."""
-    return load_weights(seeds, ROOTS)["theta"]
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
+from bend_ray.artifacts.weights import load_roots
 from bend_ray.config import ParametersSection
 from bend_ray.errors import ConfigError
 from bend_ray.plan import Plan, plan
@@ -40,7 +41,7 @@ def validated_whole(theta_KP: Tensor, trunks_K: Tensor, tiny: MakeConfig, made: 
     """Validation NLL of the members with their trunk's base written out, as whole models."""
     config = tiny(*SUBSET)
     dataset = config.dataset.load()
-    roots_RW = seeds.load_roots(made.seeds)
+    roots_RW = load_roots(made.seeds)
     part = Classifiers(config, dataset, "cpu")
     states = part.whole.unflatten(roots_RW[trunks_K]) | part.layout.unflatten(theta_KP)
     whole = config.model_copy(update={"parameters": ParametersSection()})
