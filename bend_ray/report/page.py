@@ -167,9 +167,9 @@ def _note(repeats: int) -> str:
         )
     return (
         f"{spread} ▲ win, ▼ loss of the bag; = tie, a difference within 2 standard errors, or "
-        "of only two repeats. Scaled: after temperature scaling on validation images. DEE: independent networks that "
-        "reach the same NLL. Cost: everything from scratch, GPU seconds where one was used, else "
-        "CPU seconds."
+        "of only two repeats. Scaled: after temperature scaling on validation images. DEE: "
+        "independent networks that reach the same NLL. Cost: everything from scratch, GPU seconds "
+        "where one was used, else CPU seconds."
     )
 
 
