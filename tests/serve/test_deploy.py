@@ -112,8 +112,6 @@ ray.shutdown()
 """
 
 
-# Take this line away on an idle machine: where it was written, Ray itself did not start in time.
-@pytest.mark.skip(reason="has never been run to its end: not yet evidence of anything")
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.timeout(600)
