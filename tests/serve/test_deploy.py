@@ -81,8 +81,10 @@ def deploy(export, **settings):
     serve.deploy_applications(config)
 
 def replicas():
-    bag = serve.get_serve_details()["applications"]["bag"]["deployments"]["Bag"]
-    return sorted(r["pid"] for r in bag["replicas"] if r["state"] == "RUNNING" and r["pid"])
+    # While an application is deployed again, Serve lists none of its deployments for a moment.
+    bag = serve.get_serve_details()["applications"]["bag"]["deployments"].get("Bag")
+    running = (r["pid"] for r in bag["replicas"] if r["state"] == "RUNNING") if bag else ()
+    return sorted(pid for pid in running if pid)
 
 def until(condition):
     ending = time.monotonic() + 200
