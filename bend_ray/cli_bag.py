@@ -141,7 +141,7 @@ def serve(
     local.loadable(path)
     url = local.start(str(path), local.token_settings(settings), host, port)
     click.echo(local.welcome(url, path, time.monotonic() - started))
-    local.wait()
+    local.wait(settings.name)
 
 
 def _prepare_serving() -> None:

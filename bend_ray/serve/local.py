@@ -56,8 +56,12 @@ def start(export: str, settings: ServeSettings, host: str, port: int) -> str:
     return f"http://{_shown(host)}:{port}"
 
 
-def wait() -> None:
-    """Until SIGINT or SIGTERM; then answer what has come, and stop. A second signal is at once."""
+def wait(name: str) -> None:
+    """Until SIGINT or SIGTERM; then answer what has come, and stop. A second signal is at once.
+
+    Args:
+        name: of the application.
+    """
     asked = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, lambda *_: asked.set()) for each in signals}
@@ -66,9 +70,8 @@ def wait() -> None:
     for each, handler in before.items():
         signal.signal(each, handler)
     logger.info("serve        answering what has come, then stopping")
-    # Its replicas drain first; what Ray says about their end is of no use to anyone.
-    logging.getLogger("ray").setLevel(logging.CRITICAL)
-    serve.shutdown()
+    # Serve's own shutdown takes the proxy away first, and with it the requests being answered.
+    serve.delete(name)
     ray.shutdown()
 
 
