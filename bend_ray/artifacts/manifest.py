@@ -51,6 +51,8 @@ class ManifestFile(_Record):
     name: str
     bytes: NonNegativeInt
     rows: NonNegativeInt | None = None
+    sha256: str | None = None
+    """Of the content; None where the file holds its own checksums, as shards do."""
 
 
 class Manifest(_Record):

@@ -4,19 +4,22 @@ Shape letters: K models, P parameters, S parameters of a range.
 
 theta is stored plain, without dictionary, compression or statistics: random floats do not
 compress, and whoever reads wants the bytes. Metadata of the schema (``bend_ray.*``, JSON) says P,
-the layout's digest and how theta is cut. pyarrow alone reads it::
+the layout's digest and how theta is cut, and which shard of which artifact it is. Every page has a
+checksum, which is verified whenever it is read. pyarrow alone reads it::
 
     np.frombuffer(pq.read_table(path)["theta_000"][0].as_buffer(), "<f4")
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -35,6 +38,9 @@ from bend_ray.errors import CorruptArtifact, StoreError
 from bend_ray.filesystems import cause
 
 ROW_GROUP_BYTES = 64 * 2**20
+
+_PLACE = b"bend_ray.place"
+"""Key of the schema's metadata: ``stage/fingerprint/name``, so that no shard passes for another."""
 
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 
@@ -57,15 +63,17 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
     if 0 in population.theta_KP.shape:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
     table_format = TableFormat.of(population)
+    schema = table_format.arrow_schema()
     rows_per_group = max(1, ROW_GROUP_BYTES // (4 * table_format.num_parameters))
     with (
         artifact.open_output(shard_name(index)) as stream,
         pq.ParquetWriter(
             stream,
-            table_format.arrow_schema(),
+            schema.with_metadata({**schema.metadata, _PLACE: _place(artifact, shard_name(index))}),
             compression="NONE",
             use_dictionary=False,
             write_statistics=list(ROW_TYPES),
+            write_page_checksum=True,
         ) as writer,
     ):
         for start in range(0, len(population), rows_per_group):
@@ -119,6 +127,11 @@ def shard_names(artifact: Artifact) -> list[str]:
         StoreError: nothing is committed, or it is no population.
     """
     return [shard.name for shard in _listed_shards(artifact)]
+
+
+def verified() -> pa.dataset.ParquetFragmentScanOptions:
+    """How pyarrow's and Ray's datasets read shards: each page against its checksum."""
+    return pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
 def read_format(artifact: Artifact) -> TableFormat:
@@ -240,12 +253,22 @@ def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile,
     with ExitStack() as stack:
         with _reading(artifact, name):
             source = stack.enter_context(artifact.filesystem.open_input_file(artifact.child(name)))
-            file = stack.enter_context(pq.ParquetFile(source, pre_buffer=True))
+            file = stack.enter_context(
+                pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
+            )
+        schema = file.schema_arrow
         try:
-            table_format = TableFormat.from_schema(file.schema_arrow)
+            table_format = TableFormat.from_schema(schema)
         except ValueError as error:
             raise artifact.corrupt(name, cause(error)) from error
+        expected = _place(artifact, name)
+        if (found := schema.metadata.get(_PLACE, expected)) != expected:
+            raise artifact.corrupt(name, f"expected shard {expected!r}, got {found!r}")
         yield file, table_format
+
+
+def _place(artifact: Artifact, name: str) -> bytes:
+    return json.dumps(f"{artifact.stage}/{artifact.fingerprint}/{name}").encode()
 
 
 @contextmanager

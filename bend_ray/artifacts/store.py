@@ -245,7 +245,30 @@ class Artifact(Directory):
                 f"cannot commit {masked(self.uri)}: expected {', '.join(missing)} to be there, "
                 "got no such file; something removed it while the stage ran: run again"
             )
-        return [ManifestFile(name=name, bytes=sizes[name], rows=rows.get(name)) for name in files]
+        return [
+            ManifestFile(
+                name=name,
+                bytes=sizes[name],
+                rows=rows.get(name),
+                # Files with rows are large, and have a checksum a page.
+                sha256=None if name in rows else _digest(Directory.read_bytes(self, name)),
+            )
+            for name in files
+        ]
+
+    def read_bytes(self, name: str) -> bytes:
+        """The content of a file inside; of a committed one, exactly what was committed.
+
+        Raises:
+            CorruptArtifact: it is not.
+            StoreError: there is no such file, or it cannot be read.
+        """
+        content = super().read_bytes(name)
+        manifest = self.store.manifest(self.stage, self.fingerprint)
+        for file in manifest.files if manifest else ():
+            if file.name == name and file.sha256 not in (None, _digest(content)):
+                raise self.corrupt(name, "its content is not what was committed")
+        return content
 
     def report_progress(self, done: int, total: int, unit: str) -> None:
         """Says how far the work has come, for anyone who asks; ``commit`` removes it.
@@ -266,3 +289,7 @@ class Artifact(Directory):
             return None if content is None else Progress.model_validate_json(content)
         except ValidationError:
             return None
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -84,6 +84,7 @@ class TableFormat(BaseModel):
             for key, value in (schema.metadata or {}).items()
             if key.startswith(_PREFIX.encode())
         }
+        metadata.pop("place", None)
         version = metadata.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(

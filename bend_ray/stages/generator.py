@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from bend_ray.artifacts.cost import Stopwatch
+from bend_ray.artifacts.shards import verified
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config import GeneratorSection, PipelineConfig
@@ -74,7 +75,7 @@ def load_generator(config: PipelineConfig, plan: Plan) -> tuple[nn.Module, Laten
 
 def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
     with plan.latents.filesystem.open_input_file(plan.latents.child(latents.FILE)) as source:
-        table = pq.read_table(source)
+        table = pq.read_table(source, page_checksum_verification=True)
     keep = ~table.column("held_out").to_numpy()
     latents_KZ = np.concatenate([c.to_numpy_ndarray() for c in table.column("latent").chunks])
     condition_K = torch.from_numpy(table.column("trunk").to_numpy()[keep].astype(np.int64))
@@ -99,5 +100,7 @@ def _dataset(latents_artifact: Artifact, scale: LatentScale, conditional: bool) 
         }
 
     path = latents_artifact.child(latents.FILE)
-    rows = ray.data.read_parquet(path, filesystem=latents_artifact.filesystem)
+    rows = ray.data.read_parquet(
+        path, filesystem=latents_artifact.filesystem, fragment_scan_options=verified()
+    )
     return rows.map_batches(unit, batch_size=None)

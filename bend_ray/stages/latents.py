@@ -53,7 +53,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             .sort_values("model_id")
         )
         with artifact.open_output(FILE) as stream:
-            pq.write_table(_table(rows), stream)
+            pq.write_table(_table(rows), stream, write_page_checksum=True)
     held_out = rows["held_out"].to_numpy()
     error = rows["error"].to_numpy()
     seconds = float(rows["cpu_seconds"].sum())

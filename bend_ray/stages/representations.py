@@ -23,7 +23,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
-from bend_ray.artifacts.shards import read_columns, read_population, shard_names
+from bend_ray.artifacts.shards import read_columns, read_population, shard_names, verified
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.tables import theta_from_table
 from bend_ray.artifacts.weights import load_weights, save_weights
@@ -238,4 +238,9 @@ def _cost_of(rows: Iterable[dict[str, Any]]) -> Cost:
 def _shards(seeds: Artifact) -> ray.data.Dataset:
     """The population's rows, one block a file or more."""
     paths = [seeds.child(name) for name in shard_names(seeds)]
-    return ray.data.read_parquet(paths, filesystem=seeds.filesystem, override_num_blocks=len(paths))
+    return ray.data.read_parquet(
+        paths,
+        filesystem=seeds.filesystem,
+        override_num_blocks=len(paths),
+        fragment_scan_options=verified(),
+    )

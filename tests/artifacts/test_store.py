@@ -157,6 +157,16 @@ def test_damage_is_named_with_what_to_do(
         assert expected in str(caught.value)
 
 
+def test_what_is_read_is_what_was_committed(store: Store) -> None:
+    artifact = store.artifact("autoencoder", 1, {})
+    artifact.write_json("a.json", {"a": 1})
+    artifact.commit(files=["a.json"], metrics={}, cost=Cost())
+    assert artifact.read_json("a.json") == {"a": 1}
+    artifact.write_json("a.json", {"a": 2})
+    with pytest.raises(CorruptArtifact, match=r"a\.json is corrupt: .*not what was committed"):
+        artifact.read_json("a.json")
+
+
 def test_files_are_on_the_disk_before_the_manifest_that_lists_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
