@@ -64,6 +64,7 @@ def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
     our_errors = import_module("bend_ray.stages.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
+            import_module("bend_ray.stages.cluster").wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
             with our_errors():
                 import_module(f"bend_ray.stages.{stage}").make(config, artifacts)

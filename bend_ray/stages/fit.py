@@ -32,7 +32,7 @@ from bend_ray.errors import BendError, TrainingError
 from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages import cluster
+from bend_ray.stages import capacity, cluster
 
 TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
@@ -96,7 +96,9 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_process else workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
+            resources_per_worker=capacity.bundle(resources),
+            placement_strategy=resources.placement.upper(),
+            label_selector=dict(resources.labels) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(
