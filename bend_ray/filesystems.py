@@ -39,10 +39,14 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_local_path(uri):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     expected = f"expected a path or {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
-    if not uri or uri.partition(":")[0].lower() not in _SCHEMES:
+    scheme, _, rest = uri.partition(":")
+    if scheme.lower() not in _SCHEMES:
         raise StoreError(f"{expected}; got {masked(uri)!r}")
+    if not rest.startswith("//") and scheme != "file":
+        meant = f"{scheme}://{rest.lstrip('/')}"
+        raise StoreError(f"{expected}; got {masked(uri)!r}: did you mean {masked(meant)!r}?")
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(uri))
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
@@ -51,9 +55,21 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, path
 
 
+def _tuned(uri: str) -> str:
+    """The URI, with a small object uploaded in one request; a multipart upload takes three."""
+    if not uri.lower().startswith("s3:") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
+
+
 def is_local_path(uri: str) -> bool:
-    """Whether a store is named by a plain path."""
-    return bool(uri) and "://" not in uri and not uri.startswith("file:")
+    """Whether a store is named by a plain path.
+
+    >>> is_local_path("runs:2"), is_local_path("s3:/bucket")
+    (True, False)
+    """
+    scheme, separator, _ = uri.partition(":")
+    return bool(uri) and "://" not in uri and not (separator and scheme.lower() in _SCHEMES)
 
 
 def joined(uri: str, *names: str) -> str:
