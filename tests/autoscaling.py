@@ -106,8 +106,8 @@ class AutoscalingCluster:
         config = Path(self.folder, "autoscaling.json")
         config.write_text(json.dumps(self._launcher_config()))
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_")},
-            "RAY_AUTH_MODE": "disabled",
+            # The token is this process's.
+            **{k: v for k, v in os.environ.items() if not k.startswith("RAY_") or "AUTH" in k},
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_DATA_USE_DATASOURCE_V2": "0",
             "RAY_FAKE_CLUSTER": "1",
@@ -142,6 +142,14 @@ class AutoscalingCluster:
             except psutil.Error:
                 continue
         psutil.wait_procs(processes, timeout=5)
+
+    def kill_node(self, raylet_socket: str) -> None:
+        """End a node as a spot market does that gives no notice; see ``ray.nodes()`` for which."""
+        for process in self.processes(raylet_socket):
+            try:
+                process.kill()
+            except psutil.Error:
+                continue
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Its processes, of all nodes, whose command line holds ``name``."""
