@@ -348,7 +348,7 @@ def _store(problem: Problem) -> tuple[float, float, float]:
     """What the driver spends on a shard; bytes written and read a second, in a folder."""
     with tempfile.TemporaryDirectory(prefix="bend-plan-") as folder:
         artifact = Store(folder).artifact("seeds", 1, {})
-        small, few = _population(1, 1), range(PIECES)
+        small, few = blank_population(1, 1), range(PIECES)
         for index in few:
             write_cost(artifact, shard_name(index), Cost())
             write_shard(artifact, index, small)
@@ -362,15 +362,16 @@ def _store(problem: Problem) -> tuple[float, float, float]:
         piece = _seconds(book) / PIECES
         large = Store(folder).artifact("seeds", 1, {"large": True})
         rows = max(1, min(problem.members, BLOCK_BYTES // (4 * problem.parameters)))
-        population = _population(rows, problem.parameters)
+        population = blank_population(rows, problem.parameters)
         writing = _seconds(lambda: write_shard(large, 0, population))
         large.commit(files=[shard_name(0)], rows={shard_name(0): rows}, metrics={}, cost=Cost())
-        reading = _seconds(lambda: read_population(large))
+        reading = _seconds(lambda: readblank_population(large))
         size = population.theta_KP.nbytes
         return piece, size / max(writing, 1e-6), size / max(reading, 1e-6)
 
 
-def _population(rows: int, parameters: int) -> Population:
+def blank_population(rows: int, parameters: int) -> Population:
+    """Members that were never trained, to be written and read."""
     whole = np.arange(rows)
     small, share = whole.astype(np.int32), np.zeros(rows, dtype=np.float32)
     return Population(

@@ -27,7 +27,7 @@ from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config_file import load_config
-from bend_ray.forecast.calibration import _population
+from bend_ray.forecast.calibration import blank_population
 from bend_ray.plan import plan
 from bend_ray.stages import cluster, seeds
 
@@ -44,7 +44,7 @@ class NoTrainer:
         if index == 0:
             self.artifact.write_json(seeds.LAYOUT, {})
         write_cost(self.artifact, shard_name(index), Cost())
-        write_shard(self.artifact, index, _population(1, 1))
+        write_shard(self.artifact, index, blank_population(1, 1))
 
 
 def measure(models: int) -> dict[str, float]:
