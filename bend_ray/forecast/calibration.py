@@ -365,7 +365,7 @@ def _store(problem: Problem) -> tuple[float, float, float]:
         population = blank_population(rows, problem.parameters)
         writing = _seconds(lambda: write_shard(large, 0, population))
         large.commit(files=[shard_name(0)], rows={shard_name(0): rows}, metrics={}, cost=Cost())
-        reading = _seconds(lambda: readblank_population(large))
+        reading = _seconds(lambda: read_population(large))
         size = population.theta_KP.nbytes
         return piece, size / max(writing, 1e-6), size / max(reading, 1e-6)
 
