@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
@@ -20,9 +21,23 @@ import pyarrow.fs
 from bend_ray.errors import StoreError
 
 TEMPORARY_SUFFIX = ".tmp"
+WHOLE_BYTES = 8 * 2**20
+"""Objects up to this are read in one request, even where a part of them is wanted."""
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 3.2
+
+T = TypeVar("T")
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_PASSING = (
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error UNKNOWN (HTTP status 503)",
+    "AWS Error SERVICE_UNAVAILABLE",
+)
+"""What a store says that may be well in a moment; Ray Data asks again after the same."""
 _HARMLESS_QUERY_KEYS = "region|scheme|endpoint_override|anonymous|retry_limit_seconds"
 
 
@@ -131,12 +146,55 @@ def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
     Raises:
         StoreError: the file is there and cannot be read.
     """
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
     with store_errors("read", path):
         try:
-            with filesystem.open_input_stream(path) as stream:
-                return bytes(stream.read())
+            return patiently(filesystem, read)
         except FileNotFoundError:
             return None
+
+
+def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
+    """A file to be read at any place; a small object is read whole, in one request.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if filesystem.type_name == "local":
+        return filesystem.open_input_file(path)
+
+    def read() -> pa.NativeFile:
+        file = filesystem.open_input_file(path)
+        if file.size() > WHOLE_BYTES:
+            return file
+        with file:
+            return pa.BufferReader(file.read_buffer())
+
+    return patiently(filesystem, read)
+
+
+def patiently(filesystem: pyarrow.fs.FileSystem, read: Callable[[], T]) -> T:
+    """What ``read`` gives; asks a busy object store again, for some seconds.
+
+    pyarrow does so itself, but not where the refusal is longer than what was asked for: then it
+    finds no room for it, and calls that an internal failure.
+
+    Raises:
+        OSError: raised by ``read``.
+    """
+    pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if not 0.0 < pause <= LAST_PAUSE_SECONDS or not any(p in str(error) for p in _PASSING):
+                raise
+        time.sleep(pause)
+        pause *= 2
 
 
 def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:

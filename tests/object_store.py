@@ -23,6 +23,7 @@ class ObjectStore:
 
     Attributes:
         failing: the share of requests that get 503 Slow Down.
+        refusals: how many of the next requests get it, whatever the share.
         requests: how many came.
         failed: how many of them were turned away.
     """
@@ -30,7 +31,7 @@ class ObjectStore:
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.failing = 0.0
-        self.requests = self.failed = 0
+        self.requests = self.failed = self.refusals = 0
         self._random = random.Random(0)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -39,7 +40,8 @@ class ObjectStore:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests += 1
-        if self._random.random() >= self.failing:
+        self.refusals -= 1
+        if self.refusals < 0 and self._random.random() >= self.failing:
             answer: Iterable[bytes] = self._moto(environ, start_response)
             return answer
         self.failed += 1

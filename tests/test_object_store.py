@@ -71,3 +71,12 @@ def test_a_small_file_takes_one_request(server: ObjectStore) -> None:
     before = server.requests
     store.artifact("seeds", 1, {}).write_json("small.json", {"a": 1})
     assert server.requests - before == 1
+
+
+def test_a_refusal_longer_than_the_file_is_a_refusal(server: ObjectStore) -> None:
+    artifact().write_json("small.json", 1)
+    server.refusals = 3
+    assert artifact().read_json("small.json") == 1
+    write_shard(artifact(), 0, population(1))
+    server.refusals = 3
+    assert complete_shards(artifact(), {0: 1}) == {0}

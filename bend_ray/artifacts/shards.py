@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -32,7 +33,7 @@ from bend_ray.artifacts.tables import (
     table_from_population,
 )
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.filesystems import cause
+from bend_ray.filesystems import cause, open_file, patiently
 
 ROW_GROUP_BYTES = 64 * 2**20
 
@@ -215,8 +216,9 @@ def _row_groups(
                 came = f"expected {shard.rows} models, got {num_rows}"
                 raise artifact.corrupt(shard.name, came)
             for group in range(file.num_row_groups):
+                read = partial(file.read_row_group, group, columns=columns)
                 with _reading(artifact, shard.name):
-                    table = file.read_row_group(group, columns=columns)
+                    table = patiently(artifact.filesystem, read)
                 yield table
 
 
@@ -239,7 +241,7 @@ def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
 def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
     with ExitStack() as stack:
         with _reading(artifact, name):
-            source = stack.enter_context(artifact.filesystem.open_input_file(artifact.child(name)))
+            source = stack.enter_context(open_file(artifact.filesystem, artifact.child(name)))
             file = stack.enter_context(pq.ParquetFile(source, pre_buffer=True))
         try:
             table_format = TableFormat.from_schema(file.schema_arrow)

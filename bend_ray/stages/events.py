@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from bend_ray.artifacts.store import Artifact
+from bend_ray.filesystems import open_file
 
 EVENTS = "events.out.tfevents.bend"
 """TensorBoard knows event files by a part of their name."""
@@ -77,7 +78,7 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     for name in shards:
         path = artifact.child(name)
         info = artifact.filesystem.get_file_info(path)
-        with artifact.filesystem.open_input_file(path) as source:
+        with open_file(artifact.filesystem, path) as source:
             table = pq.read_table(source, columns=["val_accuracy", "val_nll"])
         columns = (table.column(column).to_numpy() for column in table.column_names)
         found.append((info.mtime.timestamp(), *columns))

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config import TrainResources
-from bend_ray.errors import BendError, TrainingError
+from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
@@ -139,8 +140,10 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
             except TimeoutError:
                 if outcome.done():
                     raise
-            if (said := job.artifact.progress()) is not None:
-                line.update(said.done)
+            # A line that cannot be shown is no reason to end the training.
+            with suppress(StoreError):
+                if (said := job.artifact.progress()) is not None:
+                    line.update(said.done)
 
 
 def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
@@ -239,7 +242,8 @@ class _Worker:
         self.times.append(time.time())
         if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.reported = time.monotonic()
-            self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+            with suppress(StoreError):
+                self.job.artifact.report_progress(done, self.job.training.steps, "steps")
 
     def checkpoint(self, done: int) -> None:
         """Store a checkpoint from which any number of workers can go on."""

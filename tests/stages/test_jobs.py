@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,7 +49,7 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
     out, err = left.communicate(timeout=60)
     assert left.returncode == 130, err
     assert "Traceback" not in err
-    job = err.split()[1]
+    job = re.findall(r"^job (\S+)$", err, flags=re.MULTILINE)[0]
     assert f"ray job stop --address {dashboard} {job}" in err
 
     jobs = Jobs(dashboard)
