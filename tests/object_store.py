@@ -23,7 +23,7 @@ class ObjectStore:
 
     Attributes:
         failing: the share of requests that get 503 Slow Down.
-        refusals: how many of the next requests get it, whatever the share.
+        refusals: how many of the next GET requests get it, whatever the share.
         requests: how many came.
         failed: how many of them were turned away.
     """
@@ -40,8 +40,9 @@ class ObjectStore:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests += 1
-        self.refusals -= 1
-        if self.refusals < 0 and self._random.random() >= self.failing:
+        refused = environ["REQUEST_METHOD"] == "GET" and self.refusals > 0
+        self.refusals -= refused
+        if not refused and self._random.random() >= self.failing:
             answer: Iterable[bytes] = self._moto(environ, start_response)
             return answer
         self.failed += 1

@@ -77,6 +77,7 @@ def test_a_refusal_longer_than_the_file_is_a_refusal(server: ObjectStore) -> Non
     artifact().write_json("small.json", 1)
     server.refusals = 3
     assert artifact().read_json("small.json") == 1
+    assert server.refusals == 0
     write_shard(artifact(), 0, population(1))
     server.refusals = 3
     assert complete_shards(artifact(), {0: 1}) == {0}
