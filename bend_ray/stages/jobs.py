@@ -43,8 +43,8 @@ class Jobs:
         # Ray would let these overrule the address that was given.
         for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
             os.environ.pop(name, None)
-        for name in ("ray", "ray.dashboard.modules.dashboard_sdk"):
-            logging.getLogger(name).setLevel(logging.WARNING)
+        for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray{name}").setLevel(logging.WARNING)
         with self._cluster_errors():
             self._client = JobSubmissionClient(address)
 

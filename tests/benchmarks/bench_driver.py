@@ -55,6 +55,7 @@ def measure(models: int) -> dict[str, float]:
         [
             f"seeds.protocol={protocol}",
             "seeds.cohort_size=1",
+            "autoencoder.model.latent_size=2",
             f"seeds.resources.workers={WORKERS}",
         ],
     )

@@ -65,7 +65,9 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
     assert log.startswith(said + out)
     assert str(manifest.parent) in log
 
-    refused = submit(tmp_path, dashboard, *run, "--set", "seeds.resources.cpus=1000")
+    refused = submit(
+        tmp_path, dashboard, *run, "--set", "seed=6", "--set", "seeds.resources.cpus=1000"
+    )
     out, err = refused.communicate(timeout=120)
     assert refused.returncode == 2, out + err
     assert "seeds.resources: the cluster can never give this" in out
