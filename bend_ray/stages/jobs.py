@@ -12,6 +12,7 @@ import os
 import shlex
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,9 @@ from bend_ray.errors import ClusterError, ConfigError
 
 RECONNECT_SECONDS = 2.0
 MOST_RECONNECTS = 30
+STARTING_SECONDS = 60.0
+_NOT_YET = "No available agent to submit job"
+"""What Ray says while the head's agent is starting."""
 
 
 class Jobs:
@@ -68,13 +72,24 @@ class Jobs:
             if files or send_package:
                 _gather(Path(folder), files, send_package)
                 runtime["working_dir"] = folder
-            with self._cluster_errors():
-                submitted: str = self._client.submit_job(
-                    entrypoint=shlex.join(["python", "-m", "bend_ray", *arguments]),
-                    runtime_env=runtime,
-                    metadata={"bend": arguments[0], "bend_version": bend_ray.__version__},
-                )
-        return submitted
+            return self._submitted(
+                entrypoint=shlex.join(["python", "-m", "bend_ray", *arguments]),
+                runtime_env=runtime,
+                metadata={"bend": arguments[0], "bend_version": bend_ray.__version__},
+            )
+
+    def _submitted(self, **job: Any) -> str:
+        """The id of a job that was handed in; a cluster that has just started gets time."""
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            try:
+                with self._cluster_errors():
+                    submitted: str = self._client.submit_job(**job)
+                return submitted
+            except ClusterError as error:
+                if _NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RECONNECT_SECONDS)
 
     def follow(self, job: str, show: Callable[[str], None]) -> None:
         """Show what a job prints, from its start, until it ends; survives a lost connection.
