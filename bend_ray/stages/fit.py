@@ -39,6 +39,8 @@ TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
 CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 PROGRESS_SECONDS = 1.0
+ABANDON_SECONDS = 5.0
+"""How long an interrupted process waits for the end of a step."""
 CURVE_POINTS = 100
 
 
@@ -111,19 +113,24 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         ),
     )
     try:
-        result = _watched(trainer, job)
+        result = _watched(trainer, job, in_process)
     except ray.train.TrainingFailedError as error:
         raise _translated(error, job) from error
     fitted: Fitted = result.return_value
     return fitted
 
 
-def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
+_abandoned = threading.Event()
+"""Set when nobody waits for this process's training any more: it ends at its next step."""
+
+
+def _watched(trainer: ray.train.torch.TorchTrainer, job: Job, in_process: bool) -> Any:
     """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
     The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
     after its end.
     """
+    _abandoned.clear()
     outcome: Future[Any] = Future()
 
     def train() -> None:
@@ -132,7 +139,18 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=train, daemon=True, name=job.stage).start()
+    thread = threading.Thread(target=train, daemon=True, name=job.stage)
+    thread.start()
+    try:
+        return _awaited(outcome, job)
+    except BaseException:
+        # The end of Python would unwind the thread through torch's frames, which abort then.
+        _abandoned.set()
+        thread.join(ABANDON_SECONDS if in_process else 0.0)
+        raise
+
+
+def _awaited(outcome: Future[Any], job: Job) -> Any:
     with Progress(job.stage, job.training.steps, "steps") as line:
         while True:
             try:
@@ -164,6 +182,8 @@ def _train(config: dict[str, Any]) -> Fitted:
     worker = _Worker(job)
     training = job.training
     for step in range(worker.first_step, training.steps):
+        if _abandoned.is_set():
+            raise TrainingError(f"{job.stage}: given up at step {step}")
         loss = worker.step(step)
         done = step + 1
         if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
