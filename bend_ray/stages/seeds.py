@@ -16,7 +16,14 @@ import ray
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.cost import (
+    COST_DIRECTORY,
+    Cost,
+    Stopwatch,
+    read_cost,
+    read_costs,
+    write_cost,
+)
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
@@ -117,7 +124,7 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
 
 def _commit(artifact: Artifact, rows: dict[int, int], has_roots: bool, wall_seconds: float) -> None:
     roots = [ROOTS] if has_roots else []
-    costs = {name: read_cost(artifact, name) for name in [*map(shard_name, rows), *roots]}
+    costs = read_costs(artifact, [*map(shard_name, rows), *roots])
     root_cost = sum((costs[name] for name in roots), Cost())
     events = write_events(artifact, population_progress(artifact, map(shard_name, rows)))
     artifact.commit(
