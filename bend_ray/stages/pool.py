@@ -17,7 +17,7 @@ from bend_ray.errors import BendError, ClusterError
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 5
-"""Actors that may die of one piece of work, or in a row before they have done any."""
+"""Actors that may die of one piece of work; and times that all may die before any has done one."""
 
 PATIENCE_SECONDS = 60.0
 
@@ -135,7 +135,7 @@ class Pool:
     def _replace(self, actor: Any, error: Exception, deaths: int) -> None:
         """Put another actor in the place of one that is lost."""
         self._deaths_in_a_row += 1
-        if max(deaths, self._deaths_in_a_row) > MOST_DEATHS:
+        if deaths > MOST_DEATHS or self._deaths_in_a_row > MOST_DEATHS * self._size:
             raise _died_too_often(error) from None
         logger.debug("a worker is gone, another takes over: %s", _first_line(error))
         ray.kill(actor)

@@ -30,9 +30,10 @@ NODE_TYPES = {
 }
 # More and longer than TINY: nodes take seconds to come.
 LONGER = {"epochs": 40, "forks": 16, "cohort_size": 2}
+# A node that is gone refuses to answer at once; one that is busy may take its time.
 ENVIRONMENT = {
-    "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "15000",
     "RAY_health_check_failure_threshold": "3",
     "RAY_health_check_initial_delay_ms": "0",
 }
