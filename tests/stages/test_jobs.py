@@ -70,7 +70,7 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
     )
     out, err = refused.communicate(timeout=120)
     assert refused.returncode == 2, out + err
-    assert "seeds.resources: the cluster can never give this" in out
+    assert "seeds.resources: the cluster can never give this" in out, out
 
 
 def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
