@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -23,7 +24,7 @@ class ObjectStore:
 
     Attributes:
         failing: the share of requests that get 503 Slow Down.
-        refusals: how many of the next GET requests get it, whatever the share.
+        refusals: HTTP method -> how many of the next requests get it, whatever the share.
         requests: how many came.
         failed: how many of them were turned away.
     """
@@ -31,7 +32,8 @@ class ObjectStore:
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self.failing = 0.0
-        self.requests = self.failed = self.refusals = 0
+        self.requests = self.failed = 0
+        self.refusals: Counter[str] = Counter()
         self._random = random.Random(0)
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -40,8 +42,9 @@ class ObjectStore:
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests += 1
-        refused = environ["REQUEST_METHOD"] == "GET" and self.refusals > 0
-        self.refusals -= refused
+        method = environ["REQUEST_METHOD"]
+        refused = self.refusals[method] > 0
+        self.refusals[method] -= refused
         if not refused and self._random.random() >= self.failing:
             answer: Iterable[bytes] = self._moto(environ, start_response)
             return answer

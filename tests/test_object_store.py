@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 
 import numpy as np
@@ -75,9 +76,18 @@ def test_a_small_file_takes_one_request(server: ObjectStore) -> None:
 
 def test_a_refusal_longer_than_the_file_is_a_refusal(server: ObjectStore) -> None:
     artifact().write_json("small.json", 1)
-    server.refusals = 3
+    server.refusals["GET"] = 3
     assert artifact().read_json("small.json") == 1
-    assert server.refusals == 0
+    assert server.refusals["GET"] == 0
     write_shard(artifact(), 0, population(1))
-    server.refusals = 3
+    server.refusals["GET"] = 3
     assert complete_shards(artifact(), {0: 1}) == {0}
+
+
+def test_another_process_is_as_patient(server: ObjectStore) -> None:
+    sent = pickle.loads(pickle.dumps(artifact()))
+    server.refusals |= {"HEAD": 3, "PUT": 4}
+    sent.write_json("small.json", 1)
+    assert sent.read_json("small.json") == 1
+    assert not +server.refusals
+    assert (sent.uri, sent.fingerprint) == (artifact().uri, artifact().fingerprint)
