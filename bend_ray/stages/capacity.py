@@ -109,16 +109,23 @@ def grows() -> bool:
 def can_grow_to(requests: Sequence[Request]) -> list[bool]:
     """Whether the autoscaler can ever give each; it may start a node of each kind that it can give.
 
-    Nodes that are free are nothing to it: ask only for what ``room`` has none for.
+    One after another, as stages ask: together they might be too many for what they fit on.
     """
     if not requests or not grows():
         return [False] * len(requests)
-    groups = [_asked(request) for request in requests]
+    verdicts: dict[str, bool] = {}
+    for request in requests:
+        if str(request) not in verdicts:
+            verdicts[str(request)] = _may_be(request)
+    return [verdicts[str(request)] for request in requests]
+
+
+def _may_be(request: Request) -> bool:
+    group = _asked(request)
     try:
-        return [_verdict(group) for group in groups]
+        return _verdict(group)
     finally:
-        for group in groups:
-            remove_placement_group(group)
+        remove_placement_group(group)
 
 
 def wait_for(request: Request) -> bool:
