@@ -6,9 +6,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
@@ -37,6 +39,25 @@ from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.optim import Training
 from bend_ray.spec import Spec, variants
 
+_NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
+
+
+def _label_key(key: str) -> str:
+    if not re.fullmatch(rf"(?:[a-z0-9][a-z0-9.-]*/)?{_NAME}", key):
+        raise ValueError(f"expected a label's name, as in market or example.com/pool, got {key!r}")
+    return key
+
+
+def _label_value(value: str) -> str:
+    if not re.fullmatch(rf"!?(?:{_NAME}|in\({_NAME}(?:, *{_NAME})*\))", value):
+        raise ValueError(f"expected spot, !spot, in(a, b) or !in(a, b), got {value!r}")
+    return value
+
+
+LabelKey = Annotated[str, AfterValidator(_label_key)]
+LabelValue = Annotated[str, AfterValidator(_label_value)]
+Placement = Literal["pack", "spread"]
+
 
 class Resources(Spec):
     """What one process of a stage is given; where work runs never changes what it computes."""
@@ -45,13 +66,26 @@ class Resources(Spec):
     """CPUs a process."""
     gpus: NonNegativeFloat = 0.0
     """GPUs a process; a fraction puts several processes on one GPU."""
+    accelerator: str | None = None
+    """Kind of accelerator its node must have, as Ray names it: A10G, L4, H100; null for any."""
+    labels: dict[LabelKey, LabelValue] = {}  # noqa: RUF012 - pydantic copies it
+    """Labels its node must have, as in {market: spot}; also !spot, in(a, b) and !in(a, b)."""
+
+    # The generated one would hash the fields, and a dict has none.
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
 
 
 class ActorResources(Resources):
     """Processes that share out independent pieces of work."""
 
     workers: PositiveInt | None = None
-    """Processes; null for as many as the cluster has room for and there are pieces of work."""
+    """Processes; null for as many as the cluster has room for and there are pieces of work.
+
+    A cluster that grows is asked for as many GPU processes as there are pieces.
+    """
+    placement: Placement = "pack"
+    """pack fills a node before the next is used; spread puts neighbours on different nodes."""
 
 
 class TrainResources(Resources):
@@ -59,6 +93,8 @@ class TrainResources(Resources):
 
     workers: PositiveInt | tuple[PositiveInt, PositiveInt] = 1
     """Workers of the data-parallel training; [least, most] trains on as many as there are."""
+    placement: Placement = "pack"
+    """pack puts workers on as few nodes as can be; spread puts them on different ones."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TrainResources:

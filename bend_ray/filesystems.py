@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 import re
+import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
@@ -20,9 +22,27 @@ import pyarrow.fs
 from bend_ray.errors import StoreError
 
 TEMPORARY_SUFFIX = ".tmp"
+WHOLE_BYTES = 8 * 2**20
+"""Objects up to this are read in one request, even where a part of them is wanted."""
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 3.2
+
+MOST_REQUESTS = 16
+"""Small files asked for at the same time."""
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 _SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_PASSING = (
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error UNKNOWN (HTTP status 503)",
+    "AWS Error SERVICE_UNAVAILABLE",
+)
+"""What a store says that may be well in a moment; Ray Data asks again after the same."""
 _HARMLESS_QUERY_KEYS = "region|scheme|endpoint_override|anonymous|retry_limit_seconds"
 
 
@@ -39,10 +59,14 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_local_path(uri):
         return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
     expected = f"expected a path or {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
-    if not uri or uri.partition(":")[0].lower() not in _SCHEMES:
+    scheme, _, rest = uri.partition(":")
+    if scheme.lower() not in _SCHEMES:
         raise StoreError(f"{expected}; got {masked(uri)!r}")
+    if not rest.startswith("//") and scheme != "file":
+        meant = f"{scheme}://{rest.lstrip('/')}"
+        raise StoreError(f"{expected}; got {masked(uri)!r}: did you mean {masked(meant)!r}?")
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(uri)
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(uri))
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
@@ -51,9 +75,21 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     return filesystem, path
 
 
+def _tuned(uri: str) -> str:
+    """The URI, with a small object uploaded in one request; a multipart upload takes three."""
+    if not uri.lower().startswith("s3:") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
+
+
 def is_local_path(uri: str) -> bool:
-    """Whether a store is named by a plain path."""
-    return bool(uri) and "://" not in uri and not uri.startswith("file:")
+    """Whether a store is named by a plain path.
+
+    >>> is_local_path("runs:2"), is_local_path("s3:/bucket")
+    (True, False)
+    """
+    scheme, separator, _ = uri.partition(":")
+    return bool(uri) and "://" not in uri and not (separator and scheme.lower() in _SCHEMES)
 
 
 def joined(uri: str, *names: str) -> str:
@@ -115,12 +151,65 @@ def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
     Raises:
         StoreError: the file is there and cannot be read.
     """
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
     with store_errors("read", path):
         try:
-            with filesystem.open_input_stream(path) as stream:
-                return bytes(stream.read())
+            return patiently(filesystem, read)
         except FileNotFoundError:
             return None
+
+
+def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
+    """A file to be read at any place; a small object is read whole, in one request.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if filesystem.type_name == "local":
+        return filesystem.open_input_file(path)
+
+    def read() -> pa.NativeFile:
+        file = filesystem.open_input_file(path)
+        if file.size() > WHOLE_BYTES:
+            return file
+        with file:
+            return pa.BufferReader(file.read_buffer())
+
+    return patiently(filesystem, read)
+
+
+def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
+    """What ``work`` gives of each item, in their order; for many small files of an object store.
+
+    Raises:
+        Exception: the first that ``work`` raises.
+    """
+    with ThreadPoolExecutor(MOST_REQUESTS, thread_name_prefix="store") as pool:
+        return list(pool.map(work, items))
+
+
+def patiently(filesystem: pyarrow.fs.FileSystem, read: Callable[[], T]) -> T:
+    """What ``read`` gives; asks a busy object store again, for some seconds.
+
+    pyarrow does so itself, but not where the refusal is longer than what was asked for: then it
+    finds no room for it, and calls that an internal failure.
+
+    Raises:
+        OSError: raised by ``read``.
+    """
+    pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return read()
+        except OSError as error:
+            if not 0.0 < pause <= LAST_PAUSE_SECONDS or not any(p in str(error) for p in _PASSING):
+                raise
+        time.sleep(pause)
+        pause *= 2
 
 
 def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 
-from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config import PipelineConfig
 from bend_ray.log import duration
@@ -64,6 +64,7 @@ def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
     our_errors = import_module("bend_ray.stages.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
+            import_module("bend_ray.stages.cluster").wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
             with our_errors():
                 import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
@@ -107,7 +108,7 @@ class StageStatus:
     Attributes:
         stage: its name.
         artifact: where its result is, or will be.
-        state: ``committed``, ``partial`` or ``missing``.
+        state: ``committed``, ``running``, ``partial`` or ``missing``.
         detail: what is there, in words.
     """
 
@@ -129,7 +130,11 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
             cost = artifact.manifest().cost
             took = f"{duration(cost.wall_seconds)} (CPU {duration(cost.cpu_seconds)})"
             yield StageStatus(stage, artifact, "committed", took)
-        elif (done := _partial(config, artifact)) is not None:
+            continue
+        done, by = _partial(config, artifact), maker(artifact)
+        if by is not None:
+            yield StageStatus(stage, artifact, "running", ", ".join(filter(None, (done, by))))
+        elif done is not None:
             yield StageStatus(stage, artifact, "partial", done)
         else:
             yield StageStatus(stage, artifact, "missing", "")

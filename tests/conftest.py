@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,8 @@ from bend_ray.stages import prepare_environment
 
 # Before torch is imported. Two threads under contention are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Jobs start `python` as the cluster's machines find it.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # Before ray is imported, by whichever test module is collected first.
 prepare_environment(None)
 

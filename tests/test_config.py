@@ -15,6 +15,7 @@ from bend_ray.config import (
     DeepEnsemble,
     EvaluationSection,
     PipelineConfig,
+    Resources,
     Rival,
     SamplesSection,
     SeedsSection,
@@ -145,6 +146,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.architecture.name",
         "seeds.architecture.norm",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
+        *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
     }
     inside_training = {
         f"{stage}.training.{axis}"
@@ -261,3 +263,16 @@ def test_a_config_is_frozen_and_hashable() -> None:
         config.seed = 1  # type: ignore[misc]
     assert hash(config) == hash(PipelineConfig())
     assert config != PipelineConfig(seed=1)
+
+
+@pytest.mark.parametrize("label", ["spot", "!spot", "in(spot, on-demand)", "!in(a,b)"])
+def test_labels_are_what_ray_selects_nodes_by(label: str) -> None:
+    resources = Resources(labels={"market": label})
+    assert resources.labels == {"market": label}
+    assert hash(resources) == hash(Resources(labels={"market": label}))
+
+
+@pytest.mark.parametrize("labels", [{"market": "in(a"}, {"mar ket": "spot"}, {"market": ""}])
+def test_what_no_label_can_be_is_refused(labels: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="expected "):
+        Resources(labels=labels)

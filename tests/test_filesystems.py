@@ -70,6 +70,12 @@ def test_other_schemes_are_refused_with_what_is_known(uri: str) -> None:
         resolve(uri)
 
 
+@pytest.mark.parametrize(("uri", "meant"), [("s3:/b/runs", "s3://b/runs"), ("gs:b", "gs://b")])
+def test_a_missing_slash_is_noticed(uri: str, meant: str) -> None:
+    with pytest.raises(StoreError, match=rf"did you mean '{meant}'\?$"):
+        resolve(uri)
+
+
 def test_a_uri_without_a_bucket_is_refused() -> None:
     with pytest.raises(StoreError, match="names no bucket"):
         resolve("s3://?region=us-east-1")

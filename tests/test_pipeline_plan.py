@@ -6,6 +6,7 @@ import pytest
 
 from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
 from bend_ray.plan import STAGES, plan
@@ -40,3 +41,17 @@ def test_with_nothing_missing_nothing_is_started(tmp_path: Path) -> None:
         artifact.commit(files=[], metrics={}, cost=Cost())
     made = pipeline.run(config, store.uri)
     assert [artifact.stage for artifact in made] == list(STAGES)
+
+
+def test_status_tells_what_is_running_from_what_was_left(tmp_path: Path) -> None:
+    config, store = PipelineConfig(), Store(str(tmp_path))
+    made = plan(config, store)
+    made.seeds.commit(files=[], metrics={}, cost=Cost(cpu_seconds=7.0, wall_seconds=5.0))
+    made.autoencoder.report_progress(300, 1000, "steps")
+    with lease(made.autoencoder, pytest.fail):
+        running = list(pipeline.status(config, store.uri))
+    left = list(pipeline.status(config, store.uri))
+    assert [line.state for line in running[:3]] == ["committed", "running", "missing"]
+    assert running[0].detail == "5.0s (CPU 7.0s)"
+    assert running[1].detail.startswith("300 of 1000 steps, pid ")
+    assert (left[1].state, left[1].detail) == ("partial", "300 of 1000 steps")

@@ -15,7 +15,14 @@ from bend_ray.config_file import load_config
 from bend_ray.knobs import Knob, knobs
 from bend_ray.plan import STAGES, plan
 
-RESOURCE_VALUES = {"cpus": 2.5, "gpus": 0.5, "workers": 3}
+RESOURCE_VALUES = {
+    "cpus": 2.5,
+    "gpus": 0.5,
+    "accelerator": "A100",
+    "labels": "{market: spot}",
+    "workers": 3,
+    "placement": "spread",
+}
 FIRST_TO_CHANGE = {
     "seed=1": "seeds",
     "dataset.split_seed=1": "seeds",

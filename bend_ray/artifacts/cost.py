@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
+from functools import partial
 from types import TracebackType
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
 from bend_ray.artifacts.directory import Directory
+from bend_ray.filesystems import side_by_side
 
 COST_DIRECTORY = "cost"
 """What pieces of an artifact cost, while it is being made."""
@@ -55,6 +58,17 @@ def read_cost(artifact: Directory, name: str) -> Cost:
         StoreError: nothing was.
     """
     return Cost.model_validate(artifact.read_json(f"{COST_DIRECTORY}/{name}.json"))
+
+
+def read_costs(artifact: Directory, names: Iterable[str]) -> dict[str, Cost]:
+    """``read_cost`` of each, several at a time.
+
+    Raises:
+        StoreError: of one nothing was noted.
+    """
+    wanted = list(names)
+    costs = side_by_side(partial(read_cost, artifact), wanted)
+    return dict(zip(wanted, costs, strict=True))
 
 
 class Stopwatch:

@@ -182,6 +182,22 @@ class _Claim:
             logger.warning("could not give back a lease, others will wait for it: %s", error)
 
 
+def maker(artifact: Artifact, *, fresh_seconds: float = 60.0) -> str | None:
+    """Who is making an artifact, in words; None where nobody has said so lately.
+
+    Args:
+        artifact: committed or not.
+        fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    holder = _parse(read_bytes(artifact.filesystem, artifact.child(LEASE_NAME)))
+    if holder is None or holder.is_gone() or time.time() - holder.renewed > fresh_seconds:
+        return None
+    return f"pid {holder.pid} on host {holder.host}"
+
+
 def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float) -> bool:
     """Waits until the claim holds (True) or the artifact is committed by another (False)."""
     reminded = -_REMIND_SECONDS

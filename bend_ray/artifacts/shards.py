@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -35,7 +36,7 @@ from bend_ray.artifacts.tables import (
     table_from_population,
 )
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.filesystems import cause
+from bend_ray.filesystems import cause, open_file, patiently, side_by_side
 
 ROW_GROUP_BYTES = 64 * 2**20
 
@@ -106,7 +107,11 @@ def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]
     Raises:
         StoreError: the store cannot be read.
     """
-    return {index for index, rows in expected.items() if shard_rows(artifact, index) == rows}
+    # Listed a thousand at a time: of shards that are not there, none is asked for.
+    there = {file.name for file in artifact.list_files("shard-")}
+    indices = [index for index in expected if shard_name(index) in there]
+    found = side_by_side(partial(shard_rows, artifact), indices)
+    return {index for index, rows in zip(indices, found, strict=True) if rows == expected[index]}
 
 
 def count_models(artifact: Artifact) -> int:
@@ -228,8 +233,9 @@ def _row_groups(
                 came = f"expected {shard.rows} models, got {num_rows}"
                 raise artifact.corrupt(shard.name, came)
             for group in range(file.num_row_groups):
+                read = partial(file.read_row_group, group, columns=columns)
                 with _reading(artifact, shard.name):
-                    table = file.read_row_group(group, columns=columns)
+                    table = patiently(artifact.filesystem, read)
                 yield table
 
 
@@ -252,7 +258,7 @@ def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
 def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
     with ExitStack() as stack:
         with _reading(artifact, name):
-            source = stack.enter_context(artifact.filesystem.open_input_file(artifact.child(name)))
+            source = stack.enter_context(open_file(artifact.filesystem, artifact.child(name)))
             file = stack.enter_context(
                 pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
             )

@@ -61,6 +61,10 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({masked(self.uri)!r})"
 
+    # pyarrow's own way forgets how often a filesystem made from a URI asks a busy store again.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Store, (self.uri,)
+
     def artifact(
         self,
         stage: str,
@@ -169,6 +173,10 @@ class Artifact(Directory):
         self.identity = identity
         self.inputs = inputs
         self.fingerprint = fingerprint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        given = (self.store, self.stage, self.version, self.identity, self.inputs)
+        return Artifact, (*given, self.fingerprint)
 
     def exists(self) -> bool:
         """Whether it is committed: the manifest reads, every file it lists is there, whole.

@@ -6,20 +6,28 @@ import logging
 import os
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
 import ray.data
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.config import ActorResources, PipelineConfig, Resources
+from bend_ray.config import (
+    ActorResources,
+    DeepEnsemble,
+    PipelineConfig,
+    Resources,
+    TrainResources,
+)
 from bend_ray.errors import ClusterError
+from bend_ray.stages import capacity
+from bend_ray.stages.capacity import Request
 
 logger = logging.getLogger(__name__)
 
 # Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
 SPARE_CPUS = 2
+MOST_ACTORS = 1000
 OBJECT_STORE_BYTES = 400 * 2**20
 PROBE_SECONDS = 10.0
 
@@ -115,75 +123,99 @@ def is_own() -> bool:
     return _own
 
 
-@dataclass(frozen=True)
-class Capacity:
-    """CPUs and GPUs of the cluster, and of its largest node."""
-
-    cpus: float
-    gpus: float
-    node_cpus: float
-    node_gpus: float
-
-    @classmethod
-    def now(cls) -> Capacity:
-        """What the connected cluster has, free or not."""
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        cpus = [float(node.get("CPU", 0.0)) for node in nodes]
-        gpus = [float(node.get("GPU", 0.0)) for node in nodes]
-        return cls(sum(cpus), sum(gpus), max(cpus, default=0.0), max(gpus, default=0.0))
+def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
+    """What stages ask for, in their order."""
+    asked = []
+    for stage in stages:
+        asked.append(_request(config, stage))
+        # The deep ensemble is trained by the evaluation, as seeds are.
+        if stage == "evaluation" and "seeds" not in stages and _trains_an_ensemble(config):
+            asked.append(_request(config, "seeds"))
+    return asked
 
 
-def require(stage: str, resources: Resources, workers: int = 1) -> None:
-    """Refuse at once what would wait for ever.
+def _request(config: PipelineConfig, stage: str) -> Request:
+    resources = getattr(config, stage).resources
+    workers = resources.workers if isinstance(resources, TrainResources) else 1
+    return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
 
-    Args:
-        stage: whose processes they are.
-        resources: of one process, which must fit on one node.
-        workers: how many there must be at the same time.
 
-    Raises:
-        ClusterError: with what was asked and what there is.
-    """
-    have = Capacity.now()
-    fits_node = resources.cpus <= have.node_cpus and resources.gpus <= have.node_gpus
-    fits = workers * resources.cpus <= have.cpus and workers * resources.gpus <= have.gpus
-    if fits_node and fits:
-        return
-    raise ClusterError(
-        f"{stage}.resources: the cluster can never give this: asked for {workers} x "
-        f"({resources.cpus:g} CPU, {resources.gpus:g} GPU), it has {have.cpus:g} CPU and "
-        f"{have.gpus:g} GPU, at most {have.node_cpus:g} CPU and {have.node_gpus:g} GPU on one "
-        f"node; lower {stage}.resources or give --address of a larger cluster"
-    )
+def _trains_an_ensemble(config: PipelineConfig) -> bool:
+    return any(isinstance(rival, DeepEnsemble) for rival in config.evaluation.rivals)
 
 
 def preflight(config: PipelineConfig, stages: Sequence[str]) -> None:
-    """``require`` for every stage that is to run, before the first one starts.
+    """Refuse at once what a stage that is to run would wait for for ever.
 
     Raises:
-        ClusterError: as ``require``.
+        ClusterError: with what was asked and what there is, or could be.
     """
-    for stage in stages:
-        resources = getattr(config, stage).resources
-        workers = getattr(resources, "workers", None) or 1
-        require(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
+    asked = requests(config, stages)
+    missing = [each for each in asked if capacity.room(each.resources) < each.processes]
+    can_be = [False] * len(missing) if is_own() else capacity.can_grow_to(missing)
+    never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
+    if never:
+        for line in _comparison(asked, never):
+            logger.error(line)
+        raise _never(never[0])
+
+
+def wait_for(config: PipelineConfig, stage: str) -> None:
+    """Wait until the cluster has room for a stage, where it grows to what is asked of it.
+
+    Raises:
+        ClusterError: it never will.
+    """
+    request = _request(config, stage)
+    if not capacity.wait_for(request):
+        raise _never(request)
+
+
+def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:
+    """The table of what is asked and what exists."""
+    width = max(len(str(each)) for each in asked)
+    verdicts = ["never" if each in never else "yes" for each in asked]
+    pairs = zip(asked, verdicts, strict=True)
+    rows = [f"{each.stage:<12} {each!s:<{width}}  {verdict}" for each, verdict in pairs]
+    return [f"{'asked for':<{width + 13}}  fits", *rows, f"there is     {capacity.situation()}"]
+
+
+def _never(request: Request) -> ClusterError:
+    has = capacity.counted(capacity.nodes())
+    more = "" if is_own() or not capacity.grows() else ", and no node type it can add fits"
+    return ClusterError(
+        f"{request.stage}.resources: the cluster can never give this: asked for {request}, it has "
+        f"{has}{more}; lower {request.stage}.resources or give --address of a larger cluster"
+    )
 
 
 def num_actors(resources: ActorResources, pieces: int) -> int:
-    """How many processes share out ``pieces`` of work: no more than can run at once."""
+    """How many processes share out ``pieces`` of work.
+
+    No more than can run at once, where that is known; a cluster that grows is asked for as many
+    GPU processes as there are pieces.
+    """
     if resources.workers is not None:
         return min(resources.workers, pieces)
-    have = Capacity.now()
-    # A cluster of our own declares more CPUs than there are cores.
-    room = int((have.cpus - SPARE_CPUS if is_own() else have.cpus) // resources.cpus)
-    if resources.gpus:
-        room = min(room, int(have.gpus // resources.gpus))
-    return max(1, min(room, pieces))
+    if resources.gpus and not is_own() and capacity.grows():
+        return min(pieces, MOST_ACTORS)
+    there = capacity.room(resources)
+    if is_own():  # It declares more CPUs than there are cores.
+        cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
+        there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
+    return max(1, min(there, pieces))
 
 
 def options(resources: Resources) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
-    return {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    said: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.accelerator:
+        said["accelerator_type"] = resources.accelerator
+    if resources.labels:
+        said["label_selector"] = dict(resources.labels)
+    if getattr(resources, "placement", "pack") == "spread":
+        said["scheduling_strategy"] = "SPREAD"
+    return said
 
 
 def settle(resources: Resources) -> str:

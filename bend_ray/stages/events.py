@@ -12,8 +12,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from bend_ray.artifacts.store import Artifact
+from bend_ray.filesystems import open_file, side_by_side
 
 EVENTS = "events.out.tfevents.bend"
 """TensorBoard knows event files by a part of their name."""
@@ -73,14 +75,16 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     Raises:
         OSError: a shard cannot be read.
     """
-    found = []
-    for name in shards:
+
+    def read(name: str) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
         path = artifact.child(name)
-        info = artifact.filesystem.get_file_info(path)
-        with artifact.filesystem.open_input_file(path) as source:
+        written = artifact.filesystem.get_file_info(path).mtime.timestamp()
+        with open_file(artifact.filesystem, path) as source:
             table = pq.read_table(source, columns=["val_accuracy", "val_nll"])
-        columns = (table.column(column).to_numpy() for column in table.column_names)
-        found.append((info.mtime.timestamp(), *columns))
+        accuracy_K, nll_K = (column.to_numpy() for column in table.columns)
+        return written, accuracy_K, nll_K
+
+    found = side_by_side(read, shards)
     scalars, models = [], 0
     for wall_time, accuracy, nll in sorted(found, key=lambda shard: shard[0]):
         models += len(accuracy)

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,16 +29,18 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config import TrainResources
-from bend_ray.errors import BendError, TrainingError
+from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages import cluster
+from bend_ray.stages import capacity, cluster
 
 TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
 CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 PROGRESS_SECONDS = 1.0
+ABANDON_SECONDS = 5.0
+"""How long an interrupted process waits for the end of a step."""
 CURVE_POINTS = 100
 
 
@@ -96,7 +99,9 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         scaling_config=ray.train.ScalingConfig(
             num_workers=0 if in_process else workers,
             use_gpu=resources.gpus > 0,
-            resources_per_worker={"CPU": resources.cpus, "GPU": resources.gpus},
+            resources_per_worker=capacity.bundle(resources),
+            placement_strategy=resources.placement.upper(),
+            label_selector=dict(resources.labels) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(
@@ -108,19 +113,24 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         ),
     )
     try:
-        result = _watched(trainer, job)
+        result = _watched(trainer, job, in_process)
     except ray.train.TrainingFailedError as error:
         raise _translated(error, job) from error
     fitted: Fitted = result.return_value
     return fitted
 
 
-def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
+_abandoned = threading.Event()
+"""Set when nobody waits for this process's training any more: it ends at its next step."""
+
+
+def _watched(trainer: ray.train.torch.TorchTrainer, job: Job, in_process: bool) -> Any:
     """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
     The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
     after its end.
     """
+    _abandoned.clear()
     outcome: Future[Any] = Future()
 
     def train() -> None:
@@ -129,7 +139,18 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=train, daemon=True, name=job.stage).start()
+    thread = threading.Thread(target=train, daemon=True, name=job.stage)
+    thread.start()
+    try:
+        return _awaited(outcome, job)
+    except BaseException:
+        # The end of Python would unwind the thread through torch's frames, which abort then.
+        _abandoned.set()
+        thread.join(ABANDON_SECONDS if in_process else 0.0)
+        raise
+
+
+def _awaited(outcome: Future[Any], job: Job) -> Any:
     with Progress(job.stage, job.training.steps, "steps") as line:
         while True:
             try:
@@ -137,8 +158,10 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
             except TimeoutError:
                 if outcome.done():
                     raise
-            if (said := job.artifact.progress()) is not None:
-                line.update(said.done)
+            # A line that cannot be shown is no reason to end the training.
+            with suppress(StoreError):
+                if (said := job.artifact.progress()) is not None:
+                    line.update(said.done)
 
 
 def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
@@ -159,6 +182,8 @@ def _train(config: dict[str, Any]) -> Fitted:
     worker = _Worker(job)
     training = job.training
     for step in range(worker.first_step, training.steps):
+        if _abandoned.is_set():
+            raise TrainingError(f"{job.stage}: given up at step {step}")
         loss = worker.step(step)
         done = step + 1
         if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
@@ -237,7 +262,8 @@ class _Worker:
         self.times.append(time.time())
         if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.reported = time.monotonic()
-            self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+            with suppress(StoreError):
+                self.job.artifact.report_progress(done, self.job.training.steps, "steps")
 
     def checkpoint(self, done: int) -> None:
         """Store a checkpoint from which any number of workers can go on."""

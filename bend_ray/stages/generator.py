@@ -16,6 +16,7 @@ from bend_ray.artifacts.shards import verified
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config import GeneratorSection, PipelineConfig
+from bend_ray.filesystems import open_file
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.objectives import Denoising
 from bend_ray.plan import Plan
@@ -74,7 +75,7 @@ def load_generator(config: PipelineConfig, plan: Plan) -> tuple[nn.Module, Laten
 
 
 def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
-    with plan.latents.filesystem.open_input_file(plan.latents.child(latents.FILE)) as source:
+    with open_file(plan.latents.filesystem, plan.latents.child(latents.FILE)) as source:
         table = pq.read_table(source, page_checksum_verification=True)
     keep = ~table.column("held_out").to_numpy()
     latents_KZ = np.concatenate([c.to_numpy_ndarray() for c in table.column("latent").chunks])

@@ -1,10 +1,12 @@
-"""Sharing out pieces of work among actors that may die."""
+"""Sharing out pieces of work among actors that may die, on a cluster that may shrink and grow."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
@@ -14,10 +16,13 @@ from bend_ray.errors import BendError, ClusterError
 
 logger = logging.getLogger(__name__)
 
-SURVIVES = {"max_restarts": 5, "max_task_retries": 5}
-"""Actor options: a killed actor is started again and repeats the piece it was at."""
+MOST_DEATHS = 5
+"""Actors that may die of one piece of work; and times that all may die before any has done one."""
 
 PATIENCE_SECONDS = 60.0
+
+_LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
+"""What a call raises whose actor, or the node that held its result, is gone."""
 
 T = TypeVar("T")
 
@@ -27,37 +32,114 @@ def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def run_pieces(
-    actors: Sequence[Any], method: str, pieces: Sequence[int]
-) -> Iterator[tuple[int, Any]]:
-    """Call ``method(piece)`` on whichever actor is free; yields as pieces are done.
+class Pool:
+    """Actors that share out pieces of work; one that dies is replaced and its piece done again.
+
+    A piece goes to an actor that runs. Ray itself would start a dead actor again and keep its piece
+    for it: where a spot node is gone for good that waits for ever, although others are idle.
 
     Args:
-        actors: handles, created with ``SURVIVES``.
-        method: the name of the method to call.
-        pieces: what to call it with, in the order to start them.
-
-    Yields:
-        Each piece and what the method returned.
-
-    Raises:
-        BendError: raised by the method.
-        ClusterError: an actor died more often than it may.
+        start: makes an actor, of a class that does not restart.
+        size: how many there shall be.
+        waiting: says what the cluster has, for as long as no actor runs.
     """
-    waiting = list(reversed(pieces))
-    idle = list(actors)
-    flying: dict[Any, tuple[int, Any]] = {}
-    while waiting or flying:
-        while idle and waiting:
-            actor, piece = idle.pop(), waiting.pop()
-            flying[getattr(actor, method).remote(piece)] = (piece, actor)
-        ready, _ = ray.wait(list(flying), num_returns=1, timeout=PATIENCE_SECONDS)
-        if not ready:
-            logger.info("             still at %s of %s", method, _named(flying))
-            continue
-        piece, actor = flying.pop(ready[0])
-        idle.append(actor)
-        yield piece, get(ready[0])
+
+    def __init__(self, start: Callable[[], Any], size: int, waiting: Callable[[], str]) -> None:
+        self._start = start
+        self._size = size
+        self._waiting = waiting
+        self._starting: dict[Any, Any] = {}
+        self._idle: list[Any] = []
+        self._flying: dict[Any, tuple[int, Any]] = {}
+        self._deaths_in_a_row = 0
+
+    def __enter__(self) -> Pool:
+        for _ in range(self._size):
+            self._add()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        flying = [actor for _, actor in self._flying.values()]
+        for actor in [*self._starting.values(), *self._idle, *flying]:
+            ray.kill(actor)
+
+    def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        """Call ``method(piece)`` on whichever actor is free; yields as pieces are done.
+
+        Args:
+            method: the name of the method to call; calling it twice must do no harm.
+            pieces: what to call it with, in the order to start them.
+
+        Yields:
+            Each piece and what the method returned.
+
+        Raises:
+            BendError: raised by the method.
+            ClusterError: actors died of one piece, or in a row, more often than they may.
+        """
+        waiting, deaths = deque(range(len(pieces))), Counter[int]()
+        while waiting or self._flying:
+            while self._idle and waiting:
+                actor, index = self._idle.pop(), waiting.popleft()
+                self._flying[getattr(actor, method).remote(pieces[index])] = index, actor
+            reference = self._next(method)
+            if reference in self._starting:
+                self._started(reference)
+                continue
+            index, actor = self._flying.pop(reference)
+            try:
+                result = ray.get(reference)
+            except _LOST as error:
+                deaths[index] += 1
+                self._replace(actor, error, deaths[index])
+                waiting.appendleft(index)
+                continue
+            except ray.exceptions.RayTaskError as error:
+                raise _within(error) or error from None
+            self._deaths_in_a_row = 0
+            self._idle.append(actor)
+            yield pieces[index], result
+
+    def _next(self, method: str) -> Any:
+        """A call that has ended, or the start of an actor that has."""
+        while True:
+            references = [*self._flying, *self._starting]
+            ready, _ = ray.wait(references, num_returns=1, timeout=PATIENCE_SECONDS)
+            if ready:
+                return ready[0]
+            if self._flying:
+                logger.info("%-12s still at %d of %s", "", len(self._flying), method)
+            else:
+                logger.info("%-12s waiting for a worker: %s", "", self._waiting())
+
+    def _add(self) -> None:
+        actor = self._start()
+        self._starting[actor.__ray_ready__.remote()] = actor
+
+    def _started(self, reference: Any) -> None:
+        actor = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+        except _LOST as error:
+            if getattr(error, "actor_init_failed", False):
+                raise
+            self._replace(actor, error, 0)
+        else:
+            self._idle.append(actor)
+
+    def _replace(self, actor: Any, error: Exception, deaths: int) -> None:
+        """Put another actor in the place of one that is lost."""
+        self._deaths_in_a_row += 1
+        if deaths > MOST_DEATHS or self._deaths_in_a_row > MOST_DEATHS * self._size:
+            raise _died_too_often(error) from None
+        logger.debug("a worker is gone, another takes over: %s", _first_line(error))
+        ray.kill(actor)
+        self._add()
 
 
 def get(reference: Any) -> Any:
@@ -81,10 +163,18 @@ def our_errors() -> Iterator[None]:
             raise ours from None
         raise
     except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
-        raise ClusterError(
-            f"a worker died more than {SURVIVES['max_restarts']} times: "
-            f"{str(error).strip().splitlines()[0]}; what it had finished is kept: run again"
-        ) from None
+        raise _died_too_often(error) from None
+
+
+def _died_too_often(error: Exception) -> ClusterError:
+    return ClusterError(
+        f"workers died again and again: {_first_line(error)}; what they had finished is kept: "
+        "run again"
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _within(error: BaseException | None) -> BendError | None:
@@ -95,7 +185,3 @@ def _within(error: BaseException | None) -> BendError | None:
             return error
         error = getattr(error, "cause", None) or error.__cause__
     return None
-
-
-def _named(flying: dict[Any, tuple[int, Any]]) -> str:
-    return ", ".join(str(piece) for piece, _ in flying.values())

@@ -14,7 +14,7 @@ import ray.data
 import torch
 from numpy.typing import NDArray
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_costs, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Store
@@ -50,7 +50,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             done.add(index)
             progress.update(sum(rows[index] for index in done))
     names = [shard_name(index) for index in rows]
-    costs = [read_cost(artifact, name) for name in names]
+    costs = list(read_costs(artifact, names).values())
     artifact.commit(
         files=names,
         rows=dict(zip(names, rows.values(), strict=True)),

@@ -1,15 +1,14 @@
 """Stage 1, seeds: Ray actors train cohorts of models, each cohort a shard.
 
 Roots (trunks, bases) are trained first, aligned and stored once; then actors take cohorts of runs
-in turn. A cohort needs nothing but the config, its index and the roots, so an actor that is
-killed is started again and repeats its cohort, and nothing else.
+in turn. A cohort needs nothing but the config, its index and the roots, so one whose actor dies is
+trained again by another, and nothing else is.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -17,7 +16,14 @@ import ray
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.cost import (
+    COST_DIRECTORY,
+    Cost,
+    Stopwatch,
+    read_cost,
+    read_costs,
+    write_cost,
+)
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
@@ -32,7 +38,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.symmetry import align
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages import cluster
+from bend_ray.stages import capacity, cluster
 from bend_ray.stages.classifiers import (
     Classifiers,
     SharedDataset,
@@ -40,7 +46,7 @@ from bend_ray.stages.classifiers import (
     share_dataset,
 )
 from bend_ray.stages.events import population_progress, write_events
-from bend_ray.stages.pool import SURVIVES, get, run_pieces, split
+from bend_ray.stages.pool import Pool, split
 
 LAYOUT = "layout.json"
 
@@ -68,9 +74,9 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
-            with _trainers(config, artifact, dataset, len(missing)) as actors:
-                _make_roots(artifact, section.protocol.num_roots, section.cohort_size, actors)
-                for index, _ in run_pieces(actors, "train_cohort", missing):
+            with _trainers(config, artifact, dataset, len(missing)) as trainers:
+                _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
+                for index, _ in trainers.run("train_cohort", missing):
                     done.add(index)
                     progress.update(sum(rows[index] for index in done))
     _commit(artifact, rows, section.protocol.num_roots > 0, watch.cost.wall_seconds)
@@ -91,36 +97,29 @@ def _tell_what_is_shared(classifiers: Classifiers) -> None:
         )
 
 
-@contextmanager
 def _trainers(
     config: PipelineConfig, artifact: Artifact, dataset: SharedDataset, pieces: int
-) -> Iterator[list[ray.ObjectRef]]:
-    """As many ``SeedTrainer`` as the resources say and the pieces need; killed in the end."""
+) -> Pool:
+    """As many ``SeedTrainer`` as the resources say and the pieces need."""
     resources = config.seeds.resources
-    trainer = ray.remote(**SURVIVES, **cluster.options(resources))(SeedTrainer)
-    count = cluster.num_actors(resources, pieces)
-    actors = [trainer.remote(config, artifact, dataset) for _ in range(count)]
-    try:
-        yield actors
-    finally:
-        for actor in actors:
-            ray.kill(actor)
+    trainer = ray.remote(**cluster.options(resources))(SeedTrainer)
+    size = cluster.num_actors(resources, pieces)
+    return Pool(lambda: trainer.remote(config, artifact, dataset), size, capacity.situation)
 
 
-def _make_roots(
-    artifact: Artifact, num_roots: int, cohort_size: int, actors: Sequence[ray.ObjectRef]
-) -> None:
+def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: Pool) -> None:
     """Train what the runs start from, unless an earlier attempt did."""
     if num_roots == 0 or any(file.name == ROOTS for file in artifact.list_files()):
         return
     chunks = range(len(split(range(num_roots), cohort_size)))
-    trained = dict(run_pieces(actors, "train_roots", chunks))
-    get(actors[0].store_roots.remote([trained[chunk] for chunk in chunks]))
+    trained = dict(trainers.run("train_roots", chunks))
+    for _ in trainers.run("store_roots", [[trained[chunk] for chunk in chunks]]):
+        pass
 
 
 def _commit(artifact: Artifact, rows: dict[int, int], has_roots: bool, wall_seconds: float) -> None:
     roots = [ROOTS] if has_roots else []
-    costs = {name: read_cost(artifact, name) for name in [*map(shard_name, rows), *roots]}
+    costs = read_costs(artifact, [*map(shard_name, rows), *roots])
     root_cost = sum((costs[name] for name in roots), Cost())
     events = write_events(artifact, population_progress(artifact, map(shard_name, rows)))
     artifact.commit(

@@ -19,12 +19,12 @@ import pytest
 
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
 
 HOLDER = """
 import sys, time
-from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Store
 with lease(Store(sys.argv[1]).artifact("seeds", 1, {}), print):
     print("held", flush=True)
@@ -268,3 +268,12 @@ def test_a_lease_that_was_deleted_is_written_again(local: Artifact) -> None:
         time.sleep(0.2)
         assert is_held(local)
     assert not is_held(local)
+
+
+def test_a_live_lease_says_who_is_making_an_artifact(tmp_path: Path) -> None:
+    artifact = Store(str(tmp_path)).artifact("seeds", 1, {})
+    assert maker(artifact) is None
+    with lease(artifact, pytest.fail):
+        assert maker(artifact) == f"pid {os.getpid()} on host {socket.gethostname()}"
+        assert maker(artifact, fresh_seconds=-1.0) is None
+    assert maker(artifact) is None

@@ -14,6 +14,8 @@ from bend_ray.config import PipelineConfig
 from bend_ray.config_file import load_config
 from bend_ray.knobs import knobs
 
+SUBMIT = ["submit", "--address", "http://127.0.0.1:9", "--"]
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -93,6 +95,12 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         (["report", "--set", "seed=7"], "`bend run` with the same config makes it"),
         (["report", "--store", "nowhere://x"], "nowhere://x"),
         (["compare", "no-such-store"], "no-such-store: expected a store, a report or a result"),
+        (["submit", "--", "run"], "Missing option '--address'"),
+        ([*SUBMIT, "report"], "expected one of run, seeds, autoencoder"),
+        ([*SUBMIT, "run"], "expected a place that every machine of the cluster reaches"),
+        ([*SUBMIT, "run", "--store", "s3://b/r", "--set", "a.b=1"], "a: Extra inputs"),
+        ([*SUBMIT, "run", "--store", "/shared", "--json", "x.json"], "--json x.json: expected -"),
+        ([*SUBMIT, "run", "--store", "/shared"], "expected the dashboard of a Ray cluster"),
         (["compare"], "Missing argument 'STORE_OR_REPORT...'"),
     ],
 )

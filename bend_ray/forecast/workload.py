@@ -1,0 +1,169 @@
+"""What a config has to be done, stage by stage: phases of equal pieces, and bytes to store.
+
+Shape letters: K members, T of them for training, P parameters of a member, W of a whole model,
+N images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from bend_ray.classifiers.protocols import Independent, Protocol
+from bend_ray.config import DeepEnsemble, PipelineConfig
+from bend_ray.forecast.calibration import Problem, Rates
+
+FLOAT_BYTES = 4
+GRAM_PIECES = 16
+"""Ranges of columns that the autoencoder's representation is fitted by, see its stage."""
+DRAWN_BYTES = 512 * 2**20
+"""Parameters that a process draws at once, see the stage of samples."""
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Work of a stage that is shared out in equal pieces, or is done by one process.
+
+    Attributes:
+        name: what it is, in words.
+        pieces: how many, done side by side by as many processes as there are.
+        seconds: of one.
+        driver_seconds: that the driver spends on each, one after another.
+    """
+
+    name: str
+    pieces: int
+    seconds: float
+    driver_seconds: float = 0.0
+
+    @property
+    def work(self) -> float:
+        """Seconds of one processor that does it all."""
+        return self.pieces * self.seconds
+
+    def wall(self, processes: int) -> float:
+        """Seconds until it is done."""
+        rounds = -(-self.pieces // min(processes, self.pieces))
+        return max(rounds * self.seconds, self.pieces * self.driver_seconds)
+
+    def bound(self, processes: int) -> str:
+        """What sets its wall time."""
+        if self.pieces * self.driver_seconds >= self.wall(processes):
+            return f"driver, {self.name}"
+        return self.name
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's phases, one after another, and what it stores."""
+
+    stage: str
+    phases: tuple[Phase, ...]
+    stored_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Of one processor."""
+        return sum(phase.work for phase in self.phases)
+
+    def wall(self, processes: int) -> float:
+        """Seconds with so many processes."""
+        return sum(phase.wall(processes) for phase in self.phases)
+
+
+def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Work]:
+    """What every stage has to do, at the rates of one processor."""
+    return [
+        Work("seeds", tuple(_seeds(config, problem, rates)), _seeds_bytes(config, problem)),
+        Work(
+            "autoencoder",
+            tuple(_autoencoder(config, problem, rates)),
+            FLOAT_BYTES * problem.members * problem.features,
+        ),
+        Work("latents", (), FLOAT_BYTES * problem.members * config.autoencoder.model.latent_size),
+        Work(
+            "generator",
+            (Phase("training", 1, config.generator.training.steps * rates.denoiser_step),),
+            0,
+        ),
+        Work(
+            "samples",
+            tuple(_samples(config, problem, rates)),
+            FLOAT_BYTES * config.samples.count * problem.parameters,
+        ),
+        Work(
+            "evaluation",
+            tuple(_evaluation(config, problem, rates)),
+            FLOAT_BYTES * _ordinary(config) * problem.whole,
+        ),
+    ]
+
+
+def _seeds_bytes(config: PipelineConfig, problem: Problem) -> int:
+    roots = config.seeds.protocol.num_roots * problem.whole
+    return FLOAT_BYTES * (problem.members * problem.parameters + roots)
+
+
+def _seeds(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
+    yield from _trainings(config, config.seeds.protocol, problem, rates)
+
+
+def _trainings(
+    config: PipelineConfig, protocol: Protocol, problem: Problem, rates: Rates
+) -> Iterator[Phase]:
+    """Roots, then cohorts, of any protocol."""
+    section, images = config.seeds, problem.train_images
+    if protocol.num_roots:
+        together = min(protocol.num_roots, section.cohort_size)
+        steps = section.recipe.num_steps(protocol.root_stretch(section.recipe).epochs, images)
+        seconds = rates.setup(together) + steps * rates.step(together)
+        yield Phase("roots", -(-protocol.num_roots // section.cohort_size), seconds)
+    runs = protocol.runs()
+    together = min(len(runs), section.cohort_size)
+    members = together * len(runs[0])
+    stretch = protocol.run_stretch(section.recipe)
+    steps = section.recipe.num_steps(stretch.epochs, images)
+    seconds = rates.setup(together) + steps * rates.step(together)
+    seconds += members * problem.validation_images * rates.answer
+    seconds += members * problem.parameters * FLOAT_BYTES / rates.write_bytes
+    yield Phase("cohorts", -(-len(runs) // section.cohort_size), seconds, rates.piece)
+
+
+def _autoencoder(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
+    if config.autoencoder.model.features == "principal":
+        read = problem.members * problem.parameters * FLOAT_BYTES / rates.read_bytes
+        seconds = read + problem.parameters * rates.gram_column
+        yield Phase("Gram matrix, K x K x P", GRAM_PIECES, seconds / GRAM_PIECES)
+        yield Phase("principal directions", 1, rates.eigenvectors)
+    yield Phase("training", 1, config.autoencoder.training.steps * rates.coder_step)
+
+
+def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
+    section = config.samples
+    fitting = max(1, DRAWN_BYTES // (FLOAT_BYTES * problem.parameters))
+    together = min(section.count, section.shard_size, fitting)
+    seconds = problem.training * problem.parameters * FLOAT_BYTES / rates.read_bytes
+    seconds += rates.draw(together) + together * problem.parameters * rates.mixed
+    seconds += together * problem.validation_images * rates.answer
+    seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
+    yield Phase("shards", -(-section.count // together), seconds, rates.piece)
+
+
+def _ordinary(config: PipelineConfig) -> int:
+    """Models trained for the deep ensemble."""
+    rivals = [r for r in config.evaluation.rivals if isinstance(r, DeepEnsemble)]
+    size = config.evaluation.bagging.size or config.samples.count
+    return sum(rival.size or size for rival in rivals)
+
+
+def _evaluation(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
+    ordinary = _ordinary(config)
+    if ordinary:
+        protocol = Independent(models=ordinary, bootstrap=False, align=False)
+        yield from _trainings(config, protocol, problem, rates)
+    drawn = {"noise": 1, "gaussian": 1, "multiswag": 1}
+    rivals = sum(drawn.get(rival.kind, 0) for rival in config.evaluation.rivals)
+    asked = problem.members + ordinary + (1 + rivals) * config.samples.count
+    images = problem.validation_images + problem.test_images
+    read = asked * problem.parameters * FLOAT_BYTES / rates.read_bytes
+    yield Phase("answers of all models", 1, read + asked * images * rates.answer)

@@ -1,0 +1,181 @@
+"""``cluster/kuberay``: what kustomize makes, against KubeRay's own schemas."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from bend_ray.config_file import load_config
+from bend_ray.serve.deploy_file import check_deploy_config
+
+KUBERAY = Path(__file__).parents[2] / "cluster" / "kuberay"
+OVERLAYS = [*sorted((KUBERAY / "overlays").iterdir()), KUBERAY / "rayservice"]
+CRDS = {"RayCluster": "rayclusters", "RayJob": "rayjobs", "RayService": "rayservices"}
+
+Document = dict[str, Any]
+
+
+def build(folder: Path) -> list[Document]:
+    """What ``kubectl apply -k`` would apply."""
+    commands = {"kubectl": ["kubectl", "kustomize"], "kustomize": ["kustomize", "build"]}
+    found = [command for name, command in commands.items() if shutil.which(name)]
+    if not found:
+        pytest.skip("needs kubectl or kustomize")
+    done = subprocess.run([*found[0], str(folder)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return list(yaml.safe_load_all(done.stdout))
+
+
+@cache
+def validator(kind: str) -> jsonschema.Draft7Validator:
+    """Of KubeRay's resources of a kind, refusing unknown fields as the API server does."""
+    folder = os.environ.get("BEND_KUBERAY_CRDS")
+    if folder is None:
+        pytest.skip("needs KubeRay's schemas: set BEND_KUBERAY_CRDS to their folder")
+    text = Path(folder, f"ray.io_{CRDS[kind]}.yaml").read_text()
+    versions = yaml.load(text, Loader=yaml.CSafeLoader)["spec"]["versions"]
+    (schema,) = [v["schema"]["openAPIV3Schema"] for v in versions if v["name"] == "v1"]
+    return jsonschema.Draft7Validator(strict(schema))
+
+
+def strict(schema: Any) -> Any:
+    """A Kubernetes structural schema as JSON Schema."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    said = {key: strict(value) for key, value in schema.items() if not key.startswith("x-")}
+    if "properties" in schema and "additionalProperties" not in schema:
+        open_ended = schema.get("x-kubernetes-preserve-unknown-fields", False)
+        said["additionalProperties"] = open_ended
+    return said
+
+
+def ray_resource(documents: list[Document]) -> Document:
+    (found,) = [each for each in documents if each["kind"] in CRDS]
+    return found
+
+
+def pod_specs(document: Any) -> Iterator[Document]:
+    """Every pod template's spec, at any depth."""
+    if isinstance(document, list):
+        for item in document:
+            yield from pod_specs(item)
+    elif isinstance(document, dict):
+        if "containers" in document:
+            yield document
+        for value in document.values():
+            yield from pod_specs(value)
+
+
+def cluster_spec(resource: Document) -> Document:
+    spec: Document = resource["spec"]
+    return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
+def test_kuberay_takes_what_kustomize_makes(folder: Path) -> None:
+    resource = ray_resource(build(folder))
+    problems = [e.message for e in validator(resource["kind"]).iter_errors(resource)]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda spec: spec.update(rayVersoin="2.60.0"),
+        lambda spec: spec["workerGroupSpecs"][0].update(replicas="1"),
+        lambda spec: spec["workerGroupSpecs"][0].pop("groupName"),
+        lambda spec: spec["headGroupSpec"]["template"]["spec"]["containers"][0].update(envv=[]),
+    ],
+    ids=["unknown key", "wrong type", "missing key", "unknown key of a container"],
+)
+def test_the_schemas_would_find_a_mistake(spoil: Callable[[Document], Any]) -> None:
+    resource = yaml.safe_load((KUBERAY / "raycluster" / "raycluster.yaml").read_text())
+    assert list(validator("RayCluster").iter_errors(resource)) == []
+    spoil(resource["spec"])
+    assert list(validator("RayCluster").iter_errors(resource)) != []
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
+def test_every_pod_is_confined_probed_and_limited(folder: Path) -> None:
+    specs = list(pod_specs(build(folder)))
+    assert len(specs) >= 3
+    for spec in specs:
+        assert spec["securityContext"]["runAsNonRoot"] is True
+        assert spec["securityContext"]["runAsUser"] > 0
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in spec["containers"]:
+            assert container["securityContext"]["allowPrivilegeEscalation"] is False
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
+            limits = container["resources"]["limits"]
+            assert {"cpu", "memory"} <= set(limits)
+            # Ray plans with the limit: what is not also requested may not be there.
+            assert container["resources"]["requests"] == limits
+            assert ":" in container["image"]
+
+
+@pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
+def test_clusters_want_a_token_and_are_closed(folder: Path) -> None:
+    documents = build(folder)
+    spec = cluster_spec(ray_resource(documents))
+    assert spec["authOptions"] == {"mode": "token"}
+    assert spec["enableInTreeAutoscaling"] is True
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["headGroupSpec"]["serviceType"] == "ClusterIP"
+    policy = next(d for d in documents if d["kind"] == "NetworkPolicy")
+    covered = policy["spec"]["podSelector"]["matchLabels"]
+    templates = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
+    for group in templates:
+        assert covered.items() <= group["template"]["metadata"]["labels"].items()
+    workers = [group["template"]["spec"] for group in spec["workerGroupSpecs"]]
+    assert not any(worker["automountServiceAccountToken"] for worker in workers)
+
+
+def test_overlays_choose_gpu_market_and_size() -> None:
+    resource = ray_resource(build(KUBERAY / "overlays" / "job-a100-spot"))
+    spot, training = resource["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert (spot["labels"], training["labels"]) == ({"market": "spot"}, {"market": "on-demand"})
+    assert spot["maxReplicas"] == 64
+    chosen = [group["template"]["spec"]["nodeSelector"] for group in (spot, training)]
+    assert [each["nvidia.com/gpu.product"] for each in chosen] == ["NVIDIA-A100-SXM4-80GB"] * 2
+    assert ["eks.amazonaws.com/capacityType" in each for each in chosen] == [True, False]
+
+
+def test_a_job_reads_the_config_that_is_mounted_and_ends_its_cluster() -> None:
+    documents = build(KUBERAY / "overlays" / "job-l4")
+    resource = ray_resource(documents)
+    (config,) = [d for d in documents if d["kind"] == "ConfigMap"]
+    head = resource["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]
+    mounted = {m["name"]: m["mountPath"] for m in head["containers"][0]["volumeMounts"]}
+    volumes = {v["name"]: v for v in head["volumes"]}
+    (name,) = [n for n, v in volumes.items() if v.get("configMap") == config["metadata"]]
+    file = resource["spec"]["entrypoint"].split()[2]
+    assert file == f"{mounted[name]}/{next(iter(config['data']))}"
+    assert resource["spec"]["shutdownAfterJobFinishes"] is True
+    section = load_config(KUBERAY / "rayjob" / "run.yaml").seeds.resources
+    groups = resource["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    assert any(section.labels.items() <= group["labels"].items() for group in groups)
+
+
+def test_the_service_survives_its_head_and_serves_what_serve_takes() -> None:
+    resource = yaml.safe_load((KUBERAY / "rayservice" / "rayservice.yaml").read_text())
+    spec = resource["spec"]
+    assert spec["rayClusterConfig"]["gcsFaultToleranceOptions"]["redisAddress"]
+    serve_config = yaml.safe_load(spec["serveConfigV2"])
+    check_deploy_config(serve_config)
+    args = serve_config["applications"][0]["args"]
+    (workers,) = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert args["require_token"] is True
+    assert args["min_replicas"] >= 2
+    assert workers["minReplicas"] >= args["min_replicas"]

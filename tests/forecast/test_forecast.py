@@ -1,0 +1,123 @@
+"""``bend plan``: arithmetic in closed form, and a calibration of a tiny config."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from bend_ray.classifiers.images import ImageDataset
+from bend_ray.cli import cli
+from bend_ray.config_file import load_config
+from bend_ray.forecast import calibration
+from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
+from bend_ray.forecast.prediction import at_rate, predict
+from bend_ray.forecast.workload import Phase, Work, workload
+
+RATES = Rates(
+    step=Line(0.0, 0.001),
+    setup=Line(0.0, 0.0),
+    answer=0.0,
+    coder_step=0.01,
+    denoiser_step=0.02,
+    gram_column=0.5,
+    eigenvectors=3.0,
+    draw=Line(0.0, 0.0),
+    mixed=0.0,
+    piece=0.0,
+    write_bytes=1e12,
+    read_bytes=1e12,
+)
+PROBLEM = Problem(
+    members=160,
+    training=136,
+    parameters=3466,
+    whole=3466,
+    features=135,
+    train_images=1000,
+    validation_images=300,
+    test_images=497,
+)
+
+
+@pytest.mark.parametrize(("processes", "wall"), [(1, 20.0), (4, 6.0), (10, 2.0), (512, 2.0)])
+def test_pieces_are_done_in_rounds(processes: int, wall: float) -> None:
+    assert Phase("cohorts", pieces=10, seconds=2.0).wall(processes) == wall
+
+
+def test_a_driver_that_is_slower_than_its_workers_is_the_bottleneck() -> None:
+    phase = Phase("cohorts", pieces=10_000, seconds=2.0, driver_seconds=0.1)
+    assert phase.bound(8) == "cohorts"
+    assert phase.wall(512) == 1000.0
+    assert phase.bound(512) == "driver, cohorts"
+
+
+def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
+    works = {work.stage: work for work in workload(load_config(None), PROBLEM, RATES)}
+    roots, cohorts = works["seeds"].phases
+    # 20 epochs of 20 steps, of which the 8 trunks take a twentieth and 160 forks, by 32, the rest.
+    assert (roots.pieces, roots.seconds) == (1, pytest.approx(20 * 8 * 0.001))
+    assert (cohorts.pieces, cohorts.seconds) == (5, pytest.approx(380 * 32 * 0.001, rel=1e-4))
+    assert works["seeds"].stored_bytes == 4 * 3466 * (160 + 8)
+    gram, directions, training = works["autoencoder"].phases
+    assert gram.work == pytest.approx(3466 * 0.5)
+    assert (directions.work, training.work) == (3.0, 1000 * 0.01)
+    assert works["generator"].seconds == 1500 * 0.02
+    assert works["samples"].stored_bytes == 4 * 3466 * 48
+    ordinary = works["evaluation"].phases[0]
+    assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 400 * 32 * 0.001, rel=1e-4))
+
+
+def test_what_does_not_shrink_with_machines_is_named() -> None:
+    works = workload(load_config(None), PROBLEM, RATES)
+    assert predict(works, 1).bottleneck == "autoencoder: Gram matrix, K x K x P"
+    assert predict(works, 512).wall < predict(works, 1).wall
+    few_columns = workload(load_config(None), PROBLEM, replace(RATES, gram_column=0.0))
+    assert predict(few_columns, 512).bottleneck == "generator: training"
+
+
+def test_a_given_rate_replaces_the_measured_one_of_seeds() -> None:
+    works = [
+        Work("seeds", (Phase("roots", 1, 5.0), Phase("cohorts", 2, 5.0)), 0),
+        Work("samples", (Phase("shards", 1, 7.0),), 0),
+    ]
+    seeds, samples = at_rate(works, models_per_hour=60.0, models=10)
+    assert seeds.seconds == pytest.approx(600.0)
+    assert samples == works[1]
+
+
+def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
+    monkeypatch: pytest.MonkeyPatch, no_compiler: None
+) -> None:
+    def opened(self: object) -> Any:
+        raise AssertionError("the test part was opened")
+
+    monkeypatch.setattr(ImageDataset, "test", property(opened))
+    monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.02)
+    monkeypatch.setattr(calibration, "PIECES", 2)
+    config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.cohort_size=4"])
+    dataset = config.dataset.load()
+    problem = problem_of(config, dataset, None)
+    assert problem.parameters == 64 * 4 + 4 + 4 * 10 + 10
+    assert (problem.members, problem.training, problem.features) == (160, 136, 135)
+    rates = calibrate(config, dataset, problem)
+    assert rates.step(4) > 0
+    for name in ("answer", "coder_step", "denoiser_step", "gram_column", "eigenvectors", "mixed"):
+        assert getattr(rates, name) > 0, name
+    assert min(rates.piece, rates.write_bytes, rates.read_bytes) > 0
+
+
+def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calibration, "calibrate", lambda *_: RATES)
+    shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64"]).output
+    assert "together" in shown
+    assert "64 x waits longest for autoencoder: Gram matrix, K x K x P" in shown
+    told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])
+    as_data = json.loads(told.stdout)
+    assert list(as_data["nodes"]) == ["8"]
+    assert as_data["stages"]["generator"]["seconds"] == 30.0
+    wrong = CliRunner().invoke(cli, ["plan", "--nodes", "1,x"])
+    assert "--nodes 1,x: expected numbers above 0" in str(wrong.exception)
