@@ -18,6 +18,7 @@ from bend_ray.cli_bag import export, serve
 from bend_ray.cli_options import Command, config_arguments, repeats_option, store_option
 from bend_ray.cli_plan import plan
 from bend_ray.cli_report import compare, report, report_if_missing
+from bend_ray.cli_store import store_group
 from bend_ray.cli_submit import submit
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
@@ -154,7 +155,7 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (report, compare, export, serve, submit, plan):
+for _command in (report, compare, export, serve, submit, plan, store_group):
     cli.add_command(_command)
 
 

@@ -30,7 +30,7 @@ from dataclasses import dataclass, field
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bend_ray.artifacts.directory import LEASE_NAME
+from bend_ray.artifacts.directory import LEASE_NAME, Directory
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import StoreError
 from bend_ray.filesystems import read_bytes, store_errors, write_bytes
@@ -182,7 +182,7 @@ class _Claim:
             logger.warning("could not give back a lease, others will wait for it: %s", error)
 
 
-def maker(artifact: Artifact, *, fresh_seconds: float = 60.0) -> str | None:
+def maker(artifact: Directory, *, fresh_seconds: float = 60.0) -> str | None:
     """Who is making an artifact, in words; None where nobody has said so lately.
 
     Args:

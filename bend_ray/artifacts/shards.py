@@ -139,6 +139,22 @@ def verified() -> pa.dataset.ParquetFragmentScanOptions:
     return pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
 
 
+def verify_table(artifact: Artifact, name: str) -> None:
+    """Read a shard, or another Parquet file, against the checksums of its pages.
+
+    Raises:
+        CorruptArtifact: it is not what was written.
+        StoreError: the store cannot be read.
+    """
+    if _SHARD_NAME.fullmatch(name):
+        with _open_shard(artifact, name):
+            pass
+    with _open_table(artifact, name) as file:
+        for group in range(file.num_row_groups):
+            with _reading(artifact, name):
+                patiently(artifact.filesystem, partial(file.read_row_group, group))
+
+
 def read_format(artifact: Artifact) -> TableFormat:
     """P, the layout's digest and the theta columns of a committed population, without its rows.
 
@@ -255,13 +271,19 @@ def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
 
 
 @contextmanager
-def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
+def _open_table(artifact: Artifact, name: str) -> Iterator[pq.ParquetFile]:
     with ExitStack() as stack:
         with _reading(artifact, name):
             source = stack.enter_context(open_file(artifact.filesystem, artifact.child(name)))
             file = stack.enter_context(
                 pq.ParquetFile(source, pre_buffer=True, page_checksum_verification=True)
             )
+        yield file
+
+
+@contextmanager
+def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
+    with _open_table(artifact, name) as file:
         schema = file.schema_arrow
         try:
             table_format = TableFormat.from_schema(schema)

@@ -135,6 +135,17 @@ class Store:
         found = [each for name in names if (each := self.manifest(stage, name)) is not None]
         return sorted(found, key=lambda manifest: (manifest.created, manifest.fingerprint))
 
+    def stored(self, manifest: Manifest) -> Artifact:
+        """The committed artifact that a manifest is of, to be read: it names no inputs."""
+        return Artifact(
+            self,
+            manifest.stage,
+            manifest.stage_version,
+            manifest.identity,
+            (),
+            manifest.fingerprint,
+        )
+
     def ensure_writable(self) -> None:
         """Creates the root and proves that a file can be written there and removed.
 

@@ -1,0 +1,165 @@
+"""Upkeep of a store: is everything that was committed still whole, and what can go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+import pyarrow.fs
+
+from bend_ray.artifacts.directory import MANIFEST_NAME, Directory
+from bend_ray.artifacts.lease import maker
+from bend_ray.artifacts.manifest import Manifest
+from bend_ray.artifacts.shards import verify_table
+from bend_ray.artifacts.store import Store
+from bend_ray.errors import BendError, StoreError
+from bend_ray.filesystems import masked, store_errors
+
+Name = tuple[str, str]
+"""Stage and fingerprint."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A directory of a store that may go.
+
+    Attributes:
+        where: it is.
+        num_bytes: of everything in it.
+        why: it is not needed, in words.
+    """
+
+    where: Directory
+    num_bytes: int
+    why: str
+
+
+def committed(store: Store, stages: Sequence[str]) -> Iterator[Name]:
+    """Names of all committed artifacts, broken ones too.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    for stage in stages:
+        for fingerprint in _names(store, stage):
+            try:
+                if store.manifest(stage, fingerprint) is None:
+                    continue
+            except BendError:
+                pass
+            yield stage, fingerprint
+
+
+def problem(store: Store, stage: str, fingerprint: str) -> str | None:
+    """What is wrong with a committed artifact, None where it holds what was committed.
+
+    Reads all of it.
+    """
+    try:
+        manifest = store.manifest(stage, fingerprint)
+        if manifest is None:
+            return "expected it to be committed, it is not"
+        _verify(store, manifest)
+    except BendError as error:
+        return str(error)
+    return None
+
+
+def _verify(store: Store, manifest: Manifest) -> None:
+    artifact = store.stored(manifest)
+    artifact.exists()
+    for file in manifest.files:
+        if file.sha256 is not None:
+            artifact.read_bytes(file.name)
+        elif file.rows is not None:
+            verify_table(artifact, file.name)
+
+
+def unneeded(
+    store: Store,
+    stages: Sequence[str],
+    *,
+    keep: int | None = None,
+    older_than: timedelta = timedelta(days=1),
+) -> list[Held]:
+    """What no kept evaluation needs, directly or through others.
+
+    Args:
+        store: whose artifacts; while a run works in it, nothing is said to be unneeded.
+        stages: of the pipeline, the last one that of the evaluations.
+        keep: so many evaluations, the latest; None: all.
+        older_than: what was written to more recently stays, whoever needs it.
+
+    Raises:
+        CorruptArtifact: a manifest does not read: what it needs is not known.
+        StoreError: a run is working in the store, or it cannot be read.
+    """
+    _refuse_while_working(store, stages)
+    evaluations = store.manifests(stages[-1])
+    kept = evaluations if keep is None else evaluations[max(0, len(evaluations) - keep) :]
+    needed = _needed(store, kept)
+    limit = datetime.now(UTC) - older_than
+    found = []
+    for stage in stages:
+        for fingerprint in _names(store, stage):
+            if (stage, fingerprint) not in needed:
+                held, written = _measured(store, stage, fingerprint)
+                if written < limit:
+                    found.append(held)
+    return found
+
+
+def remove(store: Store, held: Held) -> None:
+    """Remove a directory; its manifest first, so that what is left by a failure is no artifact.
+
+    Raises:
+        StoreError: it cannot be removed.
+    """
+    held.where.discard(MANIFEST_NAME)
+    with store_errors("remove", held.where.path):
+        store.filesystem.delete_dir(held.where.path)
+
+
+def _refuse_while_working(store: Store, stages: Sequence[str]) -> None:
+    for stage in stages:
+        for fingerprint in _names(store, stage):
+            where = store.directory(stage, fingerprint)
+            if (who := maker(where)) is not None:
+                raise StoreError(
+                    f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
+                    f"being made by {who}: wait until it is done"
+                )
+
+
+def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
+    needed: set[Name] = set()
+    waiting = list(kept)
+    while waiting:
+        manifest = waiting.pop()
+        needed.add((manifest.stage, manifest.fingerprint))
+        for given in manifest.inputs:
+            if (given.stage, given.fingerprint) not in needed:
+                before = store.manifest(given.stage, given.fingerprint)
+                waiting += [before] if before is not None else []
+    return needed
+
+
+def _names(store: Store, stage: str) -> list[str]:
+    folder = f"{store.path.rstrip('/')}/{stage}"
+    selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
+    with store_errors("list", folder):
+        found = store.filesystem.get_file_info(selector)
+    return sorted(entry.base_name for entry in found if not entry.is_file)
+
+
+def _measured(store: Store, stage: str, fingerprint: str) -> tuple[Held, datetime]:
+    """A directory, and when it was last written to."""
+    where = store.directory(stage, fingerprint)
+    selector = pyarrow.fs.FileSelector(where.path, recursive=True, allow_not_found=True)
+    with store_errors("list", where.path):
+        files = [each for each in store.filesystem.get_file_info(selector) if each.is_file]
+    is_committed = store.manifest(stage, fingerprint) is not None
+    why = "no kept evaluation needs it" if is_committed else "it was never committed"
+    written = max((each.mtime for each in files), default=datetime.min.replace(tzinfo=UTC))
+    return Held(where, sum(each.size for each in files), why), written
