@@ -6,6 +6,7 @@ Both processes mix data ``x0`` and unit noise ``eps`` as ``x_t = a(t) x0 + b(t) 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
@@ -33,8 +34,7 @@ class Ddpm(Spec):
 
     def alpha_bars(self) -> torch.Tensor:
         """Share of the data's variance left after each step, ``(T,)`` in float64."""
-        betas = torch.linspace(self.beta_start, self.beta_end, self.timesteps, dtype=torch.float64)
-        return (1.0 - betas).cumprod(0)
+        return _alpha_bars(self.beta_start, self.beta_end, self.timesteps)
 
     def draw_times(self, num: int, generator: torch.Generator) -> torch.Tensor:
         """Times ``(num,)`` in [0, 1), uniform over the steps."""
@@ -63,6 +63,13 @@ class Ddpm(Spec):
         if self.prediction == "eps":
             return (x_t - b * predicted) / a, predicted
         return a * x_t - b * predicted, b * x_t + a * predicted
+
+
+@lru_cache(maxsize=8)
+def _alpha_bars(beta_start: float, beta_end: float, timesteps: int) -> torch.Tensor:
+    # Asked for at every step of training and sampling; nobody writes to it.
+    betas = torch.linspace(beta_start, beta_end, timesteps, dtype=torch.float64)
+    return (1.0 - betas).cumprod(0)
 
 
 class FlowMatching(Spec):

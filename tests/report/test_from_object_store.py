@@ -14,6 +14,7 @@ from bend_ray.config_file import load_config
 STORE = f"s3://{BUCKET}/runs"
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_is_told_and_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     rivals = ["evaluation.rivals=[{kind: originals_bag}]"]
     with object_store(monkeypatch):

@@ -170,6 +170,7 @@ def test_it_lies_in_the_store_under_a_name_of_its_own(store: Store) -> None:
     assert written(one) == f"{one.uri}/report.html"
 
 
+@pytest.mark.slow
 def test_neither_ray_nor_torch_is_imported(store: Store, tmp_path: Path) -> None:
     code = (
         "import sys; from bend_ray.cli import cli;"

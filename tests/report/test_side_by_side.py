@@ -29,6 +29,7 @@ def other(tmp_path: Path) -> Store:
     return store
 
 
+@pytest.mark.slow
 def test_stores_reports_and_results_are_all_taken(
     store: Store, other: Store, repeats: list[Run], tmp_path: Path
 ) -> None:
