@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from bend_ray import log
 from bend_ray.cli_options import config_arguments, store_option
 
 if TYPE_CHECKING:
@@ -99,7 +100,8 @@ def _default_output(plan: Plan, members: int | None) -> str:
 @click.option(
     "--config-only",
     is_flag=True,
-    help="Print a Serve config for `serve deploy` or a RayService instead.",
+    help=f"Print a Serve config for `serve deploy` or a RayService instead; without --export, "
+    f"the bag is exported to {EXPORTS}/VERSION for it.",
 )
 def serve(
     file: Path | None,
@@ -128,11 +130,18 @@ def serve(
     from bend_ray.serve.settings import parse_settings
 
     settings = parse_settings(_parsed(options))
+    if folder is not None:
+        _refuse_beside_export(click.get_current_context())
     exported = folder or _exported(file, overrides, store, members)
     if config_only:
+        from bend_ray.export.card import read_card
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
-        where = exported if "://" in exported else str(Path(exported).resolve())
+        if "://" in exported:
+            where = exported
+        else:
+            where = str(Path(exported).resolve())
+            read_card(Path(where))
         click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
         return
     from bend_ray.serve import local
@@ -142,6 +151,23 @@ def serve(
     url = local.start(str(path), local.token_settings(settings), host, port)
     click.echo(local.welcome(url, path, time.monotonic() - started))
     local.wait(settings.name)
+
+
+def _refuse_beside_export(context: click.Context) -> None:
+    """Which bag --export says alone."""
+    from bend_ray.errors import ConfigError
+
+    options = {"file": "FILE", "overrides": "--set", "store": "--store", "members": "--members"}
+    given = [
+        option
+        for name, option in options.items()
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(
+            f"--export: expected no {given[0]} beside it, it names the bag alone; "
+            "leave one of them out"
+        )
 
 
 def _prepare_serving() -> None:
@@ -182,5 +208,6 @@ def _exported(
     except DataError:
         from bend_ray.export.folder import export_bag
 
+        log.LOGGER.info("export       to %s", where)
         export_bag(config, plan, where, formats=("onnx",), members=members)
     return where

@@ -91,9 +91,18 @@ def aggregate(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def differences(results: Sequence[dict[str, Any]], rival: str) -> dict[str, Difference]:
     """The bag minus a rival in accuracy and NLL, paired by repeat; scores that are null are out."""
+    return paired(
+        [result["bag"] for result in results], [result["rivals"][rival] for result in results]
+    )
+
+
+def paired(
+    bags: Sequence[dict[str, Any]], rivals: Sequence[dict[str, Any]]
+) -> dict[str, Difference]:
+    """As ``differences``, of the scores themselves."""
     said = {}
     for score, higher_is_better in (("accuracy", True), ("nll", False)):
-        pairs = [(result["bag"][score], result["rivals"][rival][score]) for result in results]
+        pairs = [(bag[score], rival[score]) for bag, rival in zip(bags, rivals, strict=True)]
         minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
         if minus:
             error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None

@@ -54,7 +54,8 @@ def table(result: dict[str, Any]) -> str:
 def repeats_table(aggregate: dict[str, Any]) -> str:
     """Several repeats as aligned text: mean ± sd, and paired differences ± standard error."""
     sections = [_repeated_bags(aggregate), _repeated_members(aggregate)]
-    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
+    note = "tie: within 2 standard errors, or of only two repeats"
+    return "\n\n".join(["\n".join(aligned(rows)) for rows in sections] + [note])
 
 
 Row = tuple[str, ...]

@@ -79,7 +79,8 @@ def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:
 
 
 def test_the_table_of_repeats_ranks_rivals_and_says_who_won() -> None:
-    bags, members = repeats_table(aggregate(results())).split("\n\n")
+    bags, members, note = repeats_table(aggregate(results())).split("\n\n")
+    assert "within 2 standard errors, or of only two repeats" in note
     lines = bags.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "bag of generated",

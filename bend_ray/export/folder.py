@@ -29,6 +29,7 @@ from bend_ray.plan import Plan
 Format = Literal["safetensors", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")
 GUIDE, ONNX, MEMBER_ONNX, TORCH = "README.md", "bag.onnx", "member.onnx", "bag.pt2"
+_OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH})
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
 DARK = 127
@@ -191,21 +192,23 @@ def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None
 
 
 def _publish(folder: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
-    """Copy everything to where it shall be; an earlier export is no export from its first file."""
-    earlier = f"{path}/{CARD}"
-    with store_errors("replace", earlier):
-        if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
-            filesystem.delete_file(earlier)
+    """Copy everything to where it shall be, and nothing of an earlier export beside it.
+
+    Its card goes first, so that what is left by a failure is no export.
+    """
+    for earlier in (f"{path}/{name}" for name in (CARD, *sorted(_OURS - {CARD}))):
+        with store_errors("replace", earlier):
+            if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
+                filesystem.delete_file(earlier)
     for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
         with write_atomically(filesystem, f"{path}/{file.name}") as target, file.open("rb") as own:
             shutil.copyfileobj(own, target, 2**22)
 
 
 def _refuse_strangers(filesystem: pyarrow.fs.FileSystem, path: str, output: str) -> None:
-    ours = {CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH}
     with store_errors("list", path):
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    if strangers := sorted({entry.base_name for entry in found} - ours):
+    if strangers := sorted({entry.base_name for entry in found} - _OURS):
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder, or an earlier export, got "
             f"one with {', '.join(strangers[:3])}; name another"

@@ -152,7 +152,7 @@ def _limits(lines: list[_Line], points: list[tuple[str, int, float, float]]) -> 
 
 
 def _equivalents(runs: Sequence[Run]) -> Panel | None:
-    told = [row for row in rows(runs) if row.equivalents and row.name != named(DEEP_ENSEMBLE)]
+    told = [row for row in rows(runs) if row.equivalents]
     if not told:
         return None
     figure, place = ink.axes(legend_rows=1, left=1.25, height=max(2.2, 0.3 * len(told) + 1.1))

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.repeats import Difference, differences, mean_and_sd
+from bend_ray.repeats import Difference, differences, mean_and_sd, paired
 from bend_ray.report.runs import Run
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
+EQUAL_COST = "equal_cost_deep_ensemble"
 AS_IT_IS, SCALED = "as voted", "after scaling"
 
 
@@ -63,11 +64,12 @@ def equivalent(nll: float, sizes: Sequence[int], nlls: Sequence[float]) -> Equiv
 def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
     """A bag's deep-ensemble equivalents, as it votes and after temperature scaling.
 
-    Empty where no deep ensemble was trained.
+    Empty where no deep ensemble was trained, and of the deep ensemble itself.
     """
     found = {}
     bags = [run.evidence["bags"] for run in runs]
-    if any(each.get(DEEP_ENSEMBLE, {}).get("curve") is None for each in bags):
+    untrained = any(each.get(DEEP_ENSEMBLE, {}).get("curve") is None for each in bags)
+    if untrained or name == DEEP_ENSEMBLE:
         return {}
     curves = [each[DEEP_ENSEMBLE]["curve"] for each in bags]
     scores = _scores(runs[0].result, name)
@@ -117,6 +119,7 @@ class Row:
 def rows(runs: Sequence[Run]) -> list[Row]:
     """The bag and its rivals by NLL, the lowest first; what has none comes last."""
     said = [_row(runs, name) for name in (BAG, *runs[0].result["rivals"])]
+    said += _equal_cost(runs)
     return sorted(said, key=lambda row: (row.nll[0] is None, row.nll[0]))
 
 
@@ -138,6 +141,28 @@ def _row(runs: Sequence[Run], name: str) -> Row:
         equivalents=equivalents(runs, name),
         minus={} if name == BAG else minus(runs, name),
     )
+
+
+def _equal_cost(runs: Sequence[Run]) -> list[Row]:
+    """So many members of the deep ensemble as the bag's cost would have trained."""
+    scores = [run.result["cost"].get(EQUAL_COST) for run in runs]
+    if None in scores:
+        return []
+    bags = [run.result[BAG] for run in runs]
+    afforded = min(each["affordable"] for each in scores)
+    size = min(each["size"] for each in scores)
+    row = Row(
+        name="deep ensemble, equal cost",
+        size=str(size) if size == afforded else f"{size} of {afforded}",
+        accuracy=mean_and_sd([each["accuracy"] for each in scores]),
+        nll=mean_and_sd([each["nll"] for each in scores]),
+        scaled_nll=(None, None),
+        ece=mean_and_sd([each["ece"] for each in scores]),
+        cost_seconds=mean_and_sd([each["cost_seconds"] for each in scores])[0],
+        equivalents={},
+        minus=paired(bags, scores),
+    )
+    return [row]
 
 
 def _scores(result: dict[str, Any], name: str) -> dict[str, Any]:

@@ -147,7 +147,8 @@ def _images(body: Mapping[str, Any], tail: bytes, card: Card, max_images: int) -
     tensor = inputs[0]
     expected = f"{INPUT}, UINT8, shape [n, {', '.join(map(str, card.image_shape))}]"
     if tensor.get("name") != INPUT or tensor.get("datatype") != "UINT8":
-        raise Refusal(400, f"inputs[0]: expected {expected}; another name or datatype came")
+        came = f"{str(tensor.get('name'))[:64]}, {str(tensor.get('datatype'))[:16]}"
+        raise Refusal(400, f"inputs[0]: expected {expected}; got {came}")
     shape = tensor.get("shape")
     if not _is_shape(shape) or tuple(shape[1:]) != card.image_shape:  # type: ignore[index]
         raise Refusal(400, f"inputs[0].shape: expected {expected}")

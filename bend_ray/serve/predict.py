@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bend_ray.serve.app import Service
 
 PICTURES = ("image/png", "image/jpeg")
+_QUERY = {"stop_when_decided", "confidence", "member_labels"}
 
 
 class Prediction(BaseModel):
@@ -63,10 +64,17 @@ def add_predict(api: FastAPI, service: Service) -> None:
     )
     async def predict(
         request: Request,
-        stop_when_decided: bool | None = None,
-        confidence: Annotated[float | None, Query(gt=0, le=1)] = None,
-        member_labels: bool = False,
+        stop_when_decided: Annotated[
+            bool | None, Query(description="Stop when the members left cannot change the label.")
+        ] = None,
+        confidence: Annotated[
+            float | None,
+            Query(gt=0, le=1, description="Stop when the label has this probability."),
+        ] = None,
+        member_labels: Annotated[bool, Query(description="Add each asked member's class.")] = False,
     ) -> JSONResponse:
+        if unknown := sorted(set(request.query_params) - _QUERY):
+            raise Refusal(422, f"?{unknown[0][:64]}: expected one of {', '.join(sorted(_QUERY))}")
         card = service.card()
         stop = stop_of(stop_when_decided, confidence, service.settings.stop)
         pixels = await _pixels(request, card, service.settings.max_image_pixels)
@@ -79,7 +87,8 @@ async def _pixels(request: Request, card: Card, max_pixels: int) -> NDArray[np.u
     if kind == "application/json":
         body = parse_object(await request.body())
         if set(body) != {"pixels"}:
-            raise Refusal(422, "expected an object with pixels and nothing else")
+            keys = ", ".join(sorted(body)[:5])[:64] or "no key"
+            raise Refusal(422, f"expected an object with pixels and nothing else, got {keys}")
         return pixels_of_json(body["pixels"], card)
     if kind == "multipart/form-data":
         return pixels_of(await _upload(request), card, max_pixels)
@@ -88,7 +97,7 @@ async def _pixels(request: Request, card: Card, max_pixels: int) -> NDArray[np.u
     raise Refusal(
         415,
         "Content-Type: expected image/png, image/jpeg, multipart/form-data with a file, or "
-        "application/json",
+        f"application/json, got {kind[:64] or 'none'}",
     )
 
 

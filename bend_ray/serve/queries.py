@@ -116,11 +116,20 @@ def whole_numbers(value: Any, where: str) -> NDArray[Any]:
         array = np.array(value)
     except (ValueError, OverflowError, RecursionError):
         raise Refusal(422, f"{where}: expected lists of equal lengths, got ragged ones") from None
+    if array.size and _holds_truth(value):
+        # Among numbers, numpy makes them numbers.
+        raise Refusal(422, f"{where}: expected whole numbers, got true or false")
     if array.size and array.dtype.kind == "f" and np.array_equal(array, np.trunc(array)):
         return array
     if array.size and array.dtype.kind not in "iu":
         raise Refusal(422, f"{where}: expected whole numbers, got others")
     return array
+
+
+def _holds_truth(value: Any) -> bool:
+    if isinstance(value, list):
+        return any(map(_holds_truth, value))
+    return isinstance(value, bool)
 
 
 def in_range(array: NDArray[Any], where: str, card: Card) -> NDArray[np.uint8]:

@@ -43,6 +43,21 @@ def test_help_names_every_stage_in_order_and_teaches_an_example() -> None:
     assert "bend run configs/digits.yaml" in CliRunner().invoke(cli, ["run", "--help"]).output
 
 
+@pytest.mark.parametrize(
+    ("beside", "told"),
+    [
+        (["--members", "5"], "expected no --members beside it"),
+        (["--set", "seed=3"], "expected no --set beside it"),
+        (["--store", "x"], "expected no --store beside it"),
+        (["--config-only"], "config.json"),
+    ],
+)
+def test_serve_takes_an_export_for_what_it_is(run: Run, beside: list[str], told: str) -> None:
+    done = run("serve", "--export", "nowhere", *beside)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
 def test_config_prints_json_that_loads_and_explains_every_knob(run: Run, tmp_path: Path) -> None:
     done = run("config", "--set", "samples.count=96")
     (tmp_path / "resolved.json").write_text(done.stdout)

@@ -181,8 +181,15 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not(
 ) -> None:
     bag = make_bag(MLP)
     folder = exported(bag, tmp_path / "out")
-    assert exported(bag, folder, members=3)
+    assert (folder / "bag.onnx").exists()
+    exported(bag, folder, members=3, formats=("safetensors",))
     assert len(read_card(folder).members) == 3
+    # No program of the earlier bag beside the card of this one.
+    assert {file.name for file in folder.iterdir()} == {
+        "README.md",
+        "config.json",
+        "members.safetensors",
+    }
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     with pytest.raises(ConfigError, match=r"got one with letter\.txt"):

@@ -48,8 +48,9 @@ def test_rows_are_ranked_by_nll_and_hold_the_spread_of_repeats(repeats: list[Run
     )
     assert ours.minus == {}
     ensemble = next(row for row in told if row.name == "deep ensemble")
-    # Its own curve, read at its own end.
-    assert str(ensemble.equivalents["as voted"]) in ("4.0", "> 4")
+    # It is what others are measured by.
+    assert ensemble.equivalents == {}
+    assert any(row.equivalents for row in told)
 
 
 def test_differences_are_over_repeats_or_over_images(repeats: list[Run]) -> None:

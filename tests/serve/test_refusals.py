@@ -66,6 +66,12 @@ def test_files(http: TestClient, content: bytes, status: int, told: str) -> None
         assert told in done.json()["error"]
 
 
+def test_a_misspelt_option_is_not_ignored(http: TestClient) -> None:
+    done = http.post("/predict?stop_when_decide=true", json={"pixels": [[0] * 8] * 8})
+    assert done.status_code == 422
+    assert "?stop_when_decide: expected one of" in done.json()["error"]
+
+
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -76,8 +82,9 @@ def test_files(http: TestClient, content: bytes, status: int, told: str) -> None
         ({"pixels": [[0.5] * 8] * 8}, 422, "whole numbers"),
         ({"pixels": [["0"] * 8] * 8}, 422, "whole numbers"),
         ({"pixels": [[10**30] * 8] * 8}, 422, "whole numbers"),
+        ({"pixels": [[True] + [0] * 7] + [[0] * 8] * 7}, 422, "true or false"),
         ({"pixels": 3}, 422, "a list"),
-        ({"pixels": [], "more": 1}, 422, "nothing else"),
+        ({"pixels": [], "more": 1}, 422, "nothing else, got more, pixels"),
         ([1], 400, "a JSON object"),
     ],
 )
