@@ -56,6 +56,8 @@ class Problem:
     parameters: int
     whole: int
     features: int
+    coder_parameters: int
+    denoiser_parameters: int
     train_images: int
     validation_images: int
     test_images: int
@@ -115,12 +117,17 @@ def problem_of(config: PipelineConfig, dataset: ImageDataset, test_images: int |
     layout = ParameterLayout.of(module, config.parameters.include)
     principal = config.autoencoder.model.features == "principal"
     validation = len(dataset.validation)
+    features = config.num_training_models - 1 if principal else layout.size
+    latent, section = config.autoencoder.model.latent_size, config.generator
+    denoiser = section.denoiser.build(latent, _conditions(config))
     return Problem(
         members=config.seeds.num_models,
         training=config.num_training_models,
         parameters=layout.size,
         whole=ParameterLayout.of(module).size,
-        features=config.num_training_models - 1 if principal else layout.size,
+        features=features,
+        coder_parameters=ParameterLayout.of(config.autoencoder.model.build(features)).size,
+        denoiser_parameters=ParameterLayout.of(denoiser).size,
         train_images=len(dataset.train),
         validation_images=validation,
         test_images=validation if test_images is None else test_images,

@@ -78,13 +78,13 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
         Work(
             "autoencoder",
             tuple(_autoencoder(config, problem, rates)),
-            FLOAT_BYTES * problem.members * problem.features,
+            _representation_bytes(config, problem) + FLOAT_BYTES * problem.coder_parameters,
         ),
         Work("latents", (), FLOAT_BYTES * problem.members * config.autoencoder.model.latent_size),
         Work(
             "generator",
             (Phase("training", 1, config.generator.training.steps * rates.denoiser_step),),
-            0,
+            FLOAT_BYTES * problem.denoiser_parameters,
         ),
         Work(
             "samples",
@@ -102,6 +102,13 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
 def _seeds_bytes(config: PipelineConfig, problem: Problem) -> int:
     roots = config.seeds.protocol.num_roots * problem.whole
     return FLOAT_BYTES * (problem.members * problem.parameters + roots)
+
+
+def _representation_bytes(config: PipelineConfig, problem: Problem) -> int:
+    if config.autoencoder.model.features != "principal":
+        return 2 * FLOAT_BYTES * problem.parameters  # means and scales
+    weights = 2 * FLOAT_BYTES * problem.features * problem.training
+    return weights + FLOAT_BYTES * problem.members * problem.features
 
 
 def _seeds(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:

@@ -190,7 +190,10 @@ def _asked(request: Request) -> PlacementGroup:
 
 
 def _verdict(group: PlacementGroup) -> bool:
-    """Whether the autoscaler, having seen a placement group, has not called it infeasible."""
+    """Whether the autoscaler, having seen a placement group, has not called it infeasible.
+
+    One that says nothing for long is busy: it gets the benefit of the doubt, and waiting is told.
+    """
     deadline, noticed = time.monotonic() + VERDICT_SECONDS, None
     while time.monotonic() < deadline:
         if group.wait(0):
@@ -203,7 +206,7 @@ def _verdict(group: PlacementGroup) -> bool:
         if noticed is not None and seen >= noticed:
             return not _is_infeasible(group, status)
         time.sleep(POLL_SECONDS)
-    return False
+    return True
 
 
 def _is_infeasible(group: PlacementGroup, status: Any) -> bool:

@@ -34,6 +34,23 @@ PROBE_SECONDS = 10.0
 _own = False
 
 
+def _keep_stdout_for_results() -> None:
+    """Have Ray show on stderr, and only if asked to, what workers print and what befalls nodes.
+
+    It writes both to stdout, the latter even where ``log_to_driver`` is off.
+    """
+    worker = ray._private.worker
+    show = getattr(worker, "print_to_stdstream", None)
+    if show is None:  # private, so another Ray may have none
+        return
+
+    def to_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            show(data | {"is_err": True}, ignore_prefix)
+
+    worker.print_to_stdstream = to_stderr
+
+
 def connect(address: str | None) -> None:
     """Join the cluster at ``address``, or start one on this machine.
 
@@ -45,6 +62,7 @@ def connect(address: str | None) -> None:
     """
     if ray.is_initialized():
         return
+    _keep_stdout_for_results()
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),

@@ -37,6 +37,8 @@ PROBLEM = Problem(
     parameters=3466,
     whole=3466,
     features=135,
+    coder_parameters=1000,
+    denoiser_parameters=2000,
     train_images=1000,
     validation_images=300,
     test_images=497,
@@ -66,6 +68,8 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert gram.work == pytest.approx(3466 * 0.5)
     assert (directions.work, training.work) == (3.0, 1000 * 0.01)
     assert works["generator"].seconds == 1500 * 0.02
+    assert works["generator"].stored_bytes == 4 * 2000
+    assert works["autoencoder"].stored_bytes == 135 * (8 * 136 + 4 * 160) + 4 * 1000
     assert works["samples"].stored_bytes == 4 * 3466 * 48
     ordinary = works["evaluation"].phases[0]
     assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 400 * 32 * 0.001, rel=1e-4))

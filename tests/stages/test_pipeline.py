@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import ray
 import torch
 from tiny import MakeConfig, make
 
@@ -140,3 +141,9 @@ def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfi
     with pytest.raises(ClusterError, match=r"latents\.resources.*asked for 1 x \(1000 CPU"):
         preflight(config, STAGES)
     preflight(tiny(), STAGES)
+
+
+def test_ray_leaves_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    lost = {"lines": ["a node is gone"], "pid": "raylet", "is_err": False}
+    ray._private.worker.print_to_stdstream(lost, ignore_prefix=False)
+    assert capsys.readouterr().out == ""
