@@ -17,6 +17,7 @@ from bend_ray import __version__, log
 from bend_ray.cli_bag import export, serve
 from bend_ray.cli_options import Command, config_arguments, repeats_option, store_option
 from bend_ray.cli_report import compare, report, report_if_missing
+from bend_ray.cli_tune import tune
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
 
@@ -152,7 +153,7 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (report, compare, export, serve):
+for _command in (tune, report, compare, export, serve):
     cli.add_command(_command)
 
 

@@ -40,8 +40,7 @@ def different(configs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What each config sets otherwise than the default, where they are not all alike."""
     default = PipelineConfig().model_dump(mode="json")
     told = [
-        {path: flow(value) for path, value in _different(default, config, "")}
-        for config in configs
+        {path: flow(value) for path, value in _different(default, config, "")} for config in configs
     ]
     alike = {
         path

@@ -95,9 +95,7 @@ def _of_milestone(
 ) -> BagCurve:
     drawer = SampleDrawer(config, plan, shared.load(), weights)
     theta_EP, trunks_E = drawer.classifiers_of(range(max(sizes)))
-    return _curve(
-        config, drawer.classifiers, theta_EP, torch.from_numpy(trunks_E).long(), sizes
-    )
+    return _curve(config, drawer.classifiers, theta_EP, torch.from_numpy(trunks_E).long(), sizes)
 
 
 def _curve(
@@ -153,7 +151,8 @@ def _member_flops(classifiers: Classifiers) -> int:
     """Counted, not timed: the same on a busy machine."""
     dataset = classifiers.dataset
     image = dataset.normalise(dataset.validation.pixels_NCHW[:1])
-    with torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-        with torch.no_grad():
-            classifiers.build().eval()(image)
+    with torch.random.fork_rng(devices=[]):
+        network = classifiers.build().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
     return int(counter.get_total_flops())

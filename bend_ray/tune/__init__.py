@@ -1,10 +1,12 @@
 """Tune: a search over the pipeline's knobs with Ray Tune, and the trade it finds.
 
 A trial is a config like any other: what two trials have in common, down to a stage, they find in
-the store by its fingerprint. ``space`` says what is searched and for what, ``front`` what is worth
-its cost, ``capacity`` how many trials a cluster has room for; ``trial`` is one trial, ``study`` all of
-them, ``records`` what is kept of both, ``live`` the table on stderr, ``fresh`` the winner against
-the default on fresh splits. ``page`` and ``panels`` draw it.
+the store by its fingerprint. ``space`` and ``objectives`` say what is searched and for what,
+``search`` is Ray Tune over ``trial``, as many at once as ``capacity`` has room for, with ``live``
+on stderr. What is left is a ``study`` of ``records``: ``front`` finds what is worth its cost,
+``best`` is the winner as a file, ``fresh`` holds it against the config as it was given, on fresh
+splits; ``table``, ``panels`` and ``page`` show it.
 
-May import everything below the command line. Only ``trial``, ``study`` and ``capacity`` know Ray.
+May import everything below the command line. Only ``search``, ``trial``, ``live`` and ``capacity``
+need Ray.
 """

@@ -15,12 +15,12 @@ from rich.table import Table
 from bend_ray.log import LOGGER, duration
 from bend_ray.report.command import flow
 from bend_ray.tune.space import TuneSection
-from bend_ray.tune.trial import OBJECTIVE, PROGRESS
+from bend_ray.tune.trial import FAILED, OBJECTIVE, PROGRESS
 
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "TERMINATED": "done", "ERROR": "failed"}
 
 
-class TrialTable(Callback):
+class TrialTable(Callback):  # type: ignore[misc]
     """Shows trials as Ray Tune tells of them.
 
     Args:
@@ -70,9 +70,7 @@ class TrialTable(Callback):
 
     def _table(self, trials: Sequence[Any]) -> Table:
         ended = [trial for trial in trials if trial.status in ("TERMINATED", "ERROR")]
-        best = min(
-            (t.last_result[OBJECTIVE] for t in ended if _is_whole(t)), default=None
-        )
+        best = min((t.last_result[OBJECTIVE] for t in ended if _is_whole(t)), default=None)
         told = "" if best is None else f", best {best:.4f}"
         took = duration(time.monotonic() - self._since)
         table = Table(
@@ -98,8 +96,10 @@ class TrialTable(Callback):
         if PROGRESS in told and told[PROGRESS] < 100.0:
             stopped = "stopped at" if state == "done" else state
             state = f"{stopped} {told[PROGRESS]:.0f} %"
+        if told.get(OBJECTIVE) == FAILED:
+            state = "failed"
         scores = ["", "", "", ""]
-        if OBJECTIVE in told:
+        if "validation_nll" in told:
             scores = [
                 f"{told['validation_nll']:.4f}",
                 f"{100 * told['validation_accuracy']:.2f} %",
@@ -111,4 +111,5 @@ class TrialTable(Callback):
 
 def _is_whole(trial: Any) -> bool:
     told = trial.last_result or {}
-    return bool(told.get(PROGRESS) == 100.0 and trial.status == "TERMINATED")
+    whole = told.get(PROGRESS) == 100.0 and told[OBJECTIVE] != FAILED
+    return bool(whole and trial.status == "TERMINATED")

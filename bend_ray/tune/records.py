@@ -11,7 +11,6 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.errors import StoreError
 from bend_ray.filesystems import cause
 from bend_ray.tune.objectives import Bag
 
@@ -108,6 +107,7 @@ def read_record(study: Directory, name: str) -> TrialRecord | None:
 
     Raises:
         StoreError: it is there and cannot be read.
+        CorruptArtifact: it is no record.
     """
     file = f"{TRIALS}/{name}.json"
     if not any(entry.name == file for entry in study.list_files(TRIALS)):
@@ -115,4 +115,4 @@ def read_record(study: Directory, name: str) -> TrialRecord | None:
     try:
         return TrialRecord.model_validate(study.read_json(file))
     except ValidationError as error:
-        raise StoreError(f"{study.uri}: {file}: expected a trial's record, got: {cause(error)}") from None
+        raise study.corrupt(file, f"expected a trial's record, got: {cause(error)}") from None

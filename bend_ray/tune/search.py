@@ -22,14 +22,24 @@ from bend_ray.log import LOGGER, duration
 from bend_ray.plan import STAGES, plan
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
-from bend_ray.tune.space import Asha, Choices, Grid, Random, Range, Tpe, TuneSection, encode, trial_config
+from bend_ray.tune.space import (
+    Asha,
+    Choices,
+    Grid,
+    Random,
+    Range,
+    Tpe,
+    TuneSection,
+    encode,
+    trial_config,
+)
 from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
 
 RAY = "ray"
 """The folder of Ray Tune's state and of its TensorBoard files."""
 
 _ATTEMPTS = 2
-"""Of a trial whose process died; one that failed for a reason fails at once the second time."""
+"""Of a trial whose process died."""
 
 
 def tune(
@@ -80,9 +90,7 @@ def _prepare_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-def _search(
-    config: PipelineConfig, section: TuneSection, store: Store, artifact: Artifact
-) -> None:
+def _search(config: PipelineConfig, section: TuneSection, store: Store, artifact: Artifact) -> None:
     """Run all trials and commit the study."""
     with Stopwatch() as watch:
         trials = _ended(artifact, _run_trials(config, section, store, artifact))
@@ -214,8 +222,11 @@ def _domain(section: TuneSection, domain: Range | Choices) -> Any:
     if not isinstance(domain, Range):
         return ray_tune.choice([encode(value) for value in domain])
     if domain.step is not None:
+        # Tune itself rounds to multiples of the step, Optuna counts steps from the lower bound.
+        if not isinstance(section.searcher, Tpe):
+            return ray_tune.choice(domain.values())
         stepped = ray_tune.qrandint if domain.whole else ray_tune.quniform
-        return stepped(domain.low, domain.high, domain.step)
+        return stepped(domain.low, domain.values()[-1], domain.step)
     if domain.whole:
         # The upper bound is exclusive.
         whole = ray_tune.lograndint if domain.log else ray_tune.randint
@@ -224,11 +235,11 @@ def _domain(section: TuneSection, domain: Range | Choices) -> Any:
 
 
 def _searcher(section: TuneSection, first: dict[str, Any] | None) -> Any:
-    """Ray Tune's searcher; the config as it was given is tried first, where it lies in the space."""
+    """Ray Tune's searcher; ``first`` is tried first, where there is one."""
     from ray.tune.search import BasicVariantGenerator
     from ray.tune.search.optuna import OptunaSearch
 
-    points = [first] if first is not None else None
+    points = None if first is None else [first]
     if isinstance(section.searcher, Tpe):
         from optuna.samplers import TPESampler
 
@@ -237,9 +248,7 @@ def _searcher(section: TuneSection, first: dict[str, Any] | None) -> Any:
         )
         return OptunaSearch(sampler=sampler, points_to_evaluate=points)
     if isinstance(section.searcher, Random):
-        return BasicVariantGenerator(
-            random_state=section.searcher.seed, points_to_evaluate=points
-        )
+        return BasicVariantGenerator(random_state=section.searcher.seed, points_to_evaluate=points)
     return BasicVariantGenerator()
 
 

@@ -83,8 +83,15 @@ class Range(Spec):
                 "none; give one or list the values"
             )
         count = int((self.high - self.low) / self.step + 1e-9) + 1
-        found = [self.low + i * self.step for i in range(count)]
+        # 0.7 + 2 * 0.1 is 0.9 for people.
+        found = [round(self.low + i * self.step, 12) for i in range(count)]
         return [int(value) for value in found] if self.whole else found
+
+    def nearest(self, value: int | float) -> int | float:
+        """Of the values with a step, the one that a searcher's rounding meant."""
+        if self.step is None:
+            return value
+        return min(self.values(), key=lambda each: abs(each - value))
 
     def holds(self, value: Any) -> bool:
         """Whether a value is in it."""
@@ -224,7 +231,7 @@ class TuneSection(Spec):
     def _value(self, path: str, encoded: Any) -> Any:
         domain = self.knobs[path]
         if isinstance(domain, Range):
-            return encoded
+            return domain.nearest(encoded)
         return next(value for value in domain if encode(value) == encoded)
 
     def point_of(self, config: PipelineConfig) -> dict[str, Any] | None:

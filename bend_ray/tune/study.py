@@ -136,7 +136,7 @@ def read_study(config: PipelineConfig, section: TuneSection, artifact: Artifact)
 def told(study: Study) -> list[str]:
     """What came out, a line a sentence."""
     trial, bag = study.winner
-    counts = {status: 0 for status in ("done", "stopped", "failed")}
+    counts = dict.fromkeys(("done", "stopped", "failed"), 0)
     for each in study.trials:
         counts[each.status] += 1
     asked, made = (sum(pair[i] for pair in study.stages().values()) for i in (0, 1))

@@ -35,14 +35,16 @@ from bend_ray.tune.records import (
     StageRecord,
     TrialRecord,
     best_of,
-    read_record,
     write_record,
 )
 from bend_ray.tune.space import TuneSection, trial_config
 
 OBJECTIVE = "objective"
 PROGRESS = "percent"
-"""Of the generator's training; a trial that is done reports 100."""
+"""Of the generator's training; a trial that is at its end reports 100."""
+
+FAILED = 1000.0
+"""The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
 
 _BEFORE_GENERATOR = ("seeds", "autoencoder", "latents")
 _BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
@@ -91,9 +93,10 @@ class StageWorker:
         None where it is trained further already.
         """
         found = self._plan(config)
+        # Held until the bag is scored: whoever commits the generator removes the milestones.
         with lease(found.generator, LOGGER.info) as mine:
             weights = generator.train_until(config, found, step) if mine else None
-        return None if weights is None else milestone_curve(config, found, weights, sizes)
+            return None if weights is None else milestone_curve(config, found, weights, sizes)
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""
@@ -106,27 +109,22 @@ class StageWorker:
 def run_trial(point: dict[str, Any], job: Job) -> None:
     """Ray Tune's function: run a trial, report it and keep its record."""
     name = tune.get_context().get_trial_id()
-    record = read_record(job.study, name)
-    if record is not None and record.status == "failed":
-        # Tune tries again, for processes that die. What failed for a reason fails again.
-        raise BendError(record.error or "the trial failed")
     record = TrialRecord(name=name, point=job.section.decoded(point))
     write_record(job.study, record)
+    steps = _steps(record, job)
     try:
-        for record, bag in _steps(record, job):
+        for record, bag in steps:
             write_record(job.study, record)
-            tune.report(_metrics(record, bag))
-    except Exception as error:
-        write_record(job.study, record.with_(status="failed", error=_said(error)))
-        raise
+            if bag is not None:
+                tune.report(_metrics(record, bag))
+    except BendError as error:
+        # Not raised: Tune would try again what fails again, and its searcher learn nothing of it.
+        write_record(job.study, record.with_(status="failed", error=cause(error)))
+        tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED})
 
 
-def _said(error: Exception) -> str:
-    return cause(error) if isinstance(error, BendError) else f"{type(error).__name__}: {cause(error)}"
-
-
-def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagRecord]]:
-    """Whenever there is something to report, at milestones and at the end: the best bag so far."""
+def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagRecord | None]]:
+    """The record at every step; at milestones and at the end with the best bag so far."""
     section = job.section
     config = trial_config(job.config, section, record.point)
     found = plan(config, Store(job.store_uri))
@@ -139,6 +137,7 @@ def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagReco
 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
+        yield record, None
     sizes = _milestone_sizes(section)
     for share in section.scheduler.milestones:
         # Another trial may have trained the same generator, to its end or past the milestone.
@@ -153,6 +152,7 @@ def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagReco
             yield record, bag
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)
+        yield record, None
     curve = get(worker.bags.remote(config, list(section.ensemble_counts)))
     bags = _bags(config, found, curve, section)
     yield record.with_(status="done", bags=bags), best_of(bags)
