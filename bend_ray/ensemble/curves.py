@@ -97,19 +97,25 @@ def size_curve(
 
 
 def prefix_curve(
-    logits_ENC: Tensor, labels_N: Tensor, val_nll_E: Tensor, vote: Vote, sizes: Sequence[int]
+    logits_ENC: Tensor,
+    labels_N: Tensor,
+    val_nll_E: Tensor,
+    vote: Vote,
+    sizes: Sequence[int],
+    orders: Sequence[list[int]],
 ) -> tuple[list[float], list[float]]:
-    """Score bags of the first members, in the order given.
+    """Score bags of the first members in the orders given.
 
     Args:
-        logits_ENC: of the members, in voting order.
+        logits_ENC: of the members.
         labels_N: true classes.
         val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
         vote: how members' answers become one.
-        sizes: S of them, rising, from 1 to E.
+        sizes: S of them, rising, none above an order's length.
+        orders: positions of members, in voting order; at least one order.
 
     Returns:
-        Accuracy, as fractions of 1, and NLL, in nats, by size.
+        Accuracy, as fractions of 1, and NLL, in nats, by size: means over the orders.
 
     Raises:
         TrainingError: a voting member's logits are not finite.
@@ -117,7 +123,8 @@ def prefix_curve(
     check_examples(logits_ENC.shape[1:-1], labels_N)
     weight_E = _weights(vote, val_nll_E)
     ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
-    hits_S, nats_S = _running(ballots_ENC, weight_E, labels_N, sizes)
+    scored = [_running(ballots_ENC[o], weight_E[o], labels_N, sizes) for o in orders]
+    hits_S, nats_S = (torch.stack(each).mean(dim=0) for each in zip(*scored, strict=True))
     if not nats_S.isfinite().all():
         raise TrainingError("expected finite answers from every voting member, got nan or inf")
     return (hits_S / len(labels_N)).tolist(), (nats_S / len(labels_N)).tolist()

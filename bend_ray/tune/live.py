@@ -79,8 +79,8 @@ class TrialTable(Callback):  # type: ignore[misc]
             title_justify="left",
         )
         table.add_column("trial", justify="right")
-        for path in self.section.knobs:
-            table.add_column(path.rpartition(".")[2])
+        for name in self.section.names.values():
+            table.add_column(name)
         for name in ("state", "NLL", "accuracy", "members", "cost"):
             table.add_column(name, justify="right")
         for number, trial in enumerate(trials):

@@ -19,6 +19,9 @@ from bend_ray.tune.study import Study
 LATENT_SIZE = "autoencoder.model.latent_size"
 
 _LABELS = {"accuracy": "validation accuracy (%)", "nll": "validation NLL (nats)"}
+_LEFT = 0.75
+"""Inches for labels of four decimals."""
+
 _Look = dict[str, Any]
 
 _WINNER: _Look = {"color": ink.VERMILLION, "marker": "o"}
@@ -52,7 +55,7 @@ def _by_latent_size(study: Study, score: str) -> Panel | None:
         return None
     sizes = [_latent_size(study, trial) for trial in study.done]
     values = [_value(trial.best, score) for trial in study.done]
-    figure, place = ink.axes(legend_rows=1)
+    figure, place = ink.axes(legend_rows=1, left=_LEFT)
     place.plot(sizes, values, linestyle="none", **_OTHER, label="a trial's best bag")
     best = max if score == "accuracy" else min
     scored = list(zip(sizes, values, strict=True))
@@ -83,7 +86,7 @@ def _by_latent_size(study: Study, score: str) -> Panel | None:
 
 def _by_count(study: Study, score: str) -> Panel:
     winner, base = study.winner[0], study.base
-    figure, place = ink.axes(legend_rows=1)
+    figure, place = ink.axes(legend_rows=1, left=_LEFT)
     for trial in study.done:
         if trial.name != winner.name and (base is None or trial.name != base.name):
             _line(place, trial, score, color=ink.SKY, alpha=0.5, linewidth=0.8)
@@ -103,7 +106,8 @@ def _by_count(study: Study, score: str) -> Panel:
     return Panel(
         f"{score}_by_ensemble_count",
         f"{name} against ensemble count",
-        "The first members of one set of samples, in voting order, on validation images.",
+        "Bags of members of one set of samples, on validation images; of members that vote as they "
+        "come, the mean over 20 orders.",
         f"{name} of the winner by members: {told}.",
         figure,
     )
@@ -121,7 +125,7 @@ def _line(place: Axes, trial: TrialRecord, score: str, **look: Any) -> None:
 def _front(study: Study) -> Panel:
     """NLL against total cost; the cost of an answer is the size of a point."""
     front, knee = study.front()
-    figure, place = ink.axes(legend_rows=2)
+    figure, place = ink.axes(legend_rows=2, left=_LEFT)
     points = study.points
     flops = np.array([bag.flops for _, bag in points], dtype=float)
     area = 4 + 60 * (flops / flops.max()) ** 0.5
@@ -197,11 +201,11 @@ def _parallel(study: Study) -> Panel:
             place.annotate(
                 text, (x, height), xytext=(3, -2.5), textcoords="offset points", fontsize=6.5
             )
-    place.set_xticks(range(len(columns)), [column.name for column in columns], rotation=20)
+    place.set_xticks(range(len(columns)), [column.name for column in columns], rotation=25)
     place.tick_params(axis="x", labelsize=7)
     place.set_yticks([])
     place.grid(visible=False)
-    place.set_xlim(-0.1, len(columns) - 0.55)
+    place.set_xlim(-0.1, len(columns) - 0.35)
     told = ", ".join(f"{path} {flow(value)}" for path, value in winner.point.items())
     return Panel(
         "parallel_coordinates",
@@ -245,8 +249,8 @@ class _Column:
 def _columns(study: Study) -> list[_Column]:
     done = study.done
     knobs = [
-        _Column(path.rpartition(".")[2].replace("_", " "), {t.name: t.point[path] for t in done})
-        for path in study.section.knobs
+        _Column(name, {trial.name: trial.point[path] for trial in done})
+        for path, name in study.section.names.items()
     ]
     return [
         *knobs,

@@ -224,6 +224,20 @@ class TuneSection(Spec):
                 )
         return self
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Knobs by path, each with as much of the path's end as tells it from the others."""
+        found = {}
+        for path in self.knobs:
+            parts = path.split(".")
+            ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
+            found[path] = next(
+                end
+                for end in ends
+                if sum(f".{each}".endswith(f".{end}") for each in self.knobs) == 1
+            )
+        return {path: name.replace("_", " ") for path, name in found.items()}
+
     def decoded(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point of Ray Tune's, with the values as the file has them."""
         return {path: self._value(path, each) for path, each in point.items()}

@@ -10,9 +10,8 @@ from bend_ray.tune.study import Study
 
 def header(study: Study) -> list[str]:
     """Names of the columns."""
-    knobs = [path.rpartition(".")[2].replace("_", " ") for path in study.section.knobs]
     scores = ["validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer"]
-    return ["trial", *knobs, *scores, "state", "made"]
+    return ["trial", *study.section.names.values(), *scores, "state", "made"]
 
 
 def rows(study: Study) -> list[tuple[TrialRecord, list[str]]]:

@@ -20,6 +20,7 @@ from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
+from bend_ray.config_file import with_knobs
 from bend_ray.errors import BendError
 from bend_ray.filesystems import cause
 from bend_ray.log import LOGGER
@@ -139,7 +140,9 @@ def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagReco
         record = with_stage(record, stage)
         yield record, None
     sizes = _milestone_sizes(section)
-    for share in section.scheduler.milestones:
+    # The config as it was given is what all others are held against: it is not stopped.
+    is_base = with_knobs(job.config, record.point) == job.config
+    for share in [] if is_base else section.scheduler.milestones:
         # Another trial may have trained the same generator, to its end or past the milestone.
         curve = None
         if not found.generator.exists():
