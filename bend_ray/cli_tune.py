@@ -59,7 +59,7 @@ def tune(
 
     \b
       bend tune
-      bend tune configs/digits.yaml --space configs/tune_digits.yaml --fresh 3
+      bend tune configs/digits.yaml --space configs/tune/digits.yaml --fresh 3
       bend run best.yaml
 
     \b

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +19,8 @@ from bend_ray.tune.space import TuneSection
 from bend_ray.tune.trial import FAILED, OBJECTIVE, PROGRESS
 
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "TERMINATED": "done", "ERROR": "failed"}
+_SCORES = {"NLL": "NLL {}", "accuracy": "{}", "members": "{} members", "cost": "{}"}
+"""Columns of the table, and how a line tells of them."""
 
 
 class TrialTable(Callback):  # type: ignore[misc]
@@ -46,6 +49,8 @@ class TrialTable(Callback):  # type: ignore[misc]
         if console.is_terminal:
             self._display = RichLive(console=console, auto_refresh=False, transient=True)
             self._display.start()
+            # However the search ends, the terminal gets its cursor back.
+            atexit.register(self._display.stop)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Show what changed."""
@@ -65,8 +70,15 @@ class TrialTable(Callback):  # type: ignore[misc]
 
     def _line(self, number: int, trials: Sequence[Any]) -> str:
         ended = sum(each.status in ("TERMINATED", "ERROR") for each in trials)
-        cells = [cell for cell in self._cells(trials[number]) if cell]
-        return f"{ended}/{self.section.trials}  trial {number}: {'  '.join(cells)}"
+        trial = trials[number]
+        knobs = zip(self.section.names.values(), self._knobs(trial), strict=True)
+        scores = [
+            text.format(score)
+            for text, score in zip(_SCORES.values(), _scores(trial), strict=True)
+            if score
+        ]
+        told = [f"trial {number}", _state(trial), *scores, *(f"{n} {v}" for n, v in knobs)]
+        return f"{ended}/{self.section.trials}  {', '.join(told)}"
 
     def _table(self, trials: Sequence[Any]) -> Table:
         ended = [trial for trial in trials if trial.status in ("TERMINATED", "ERROR")]
@@ -81,32 +93,39 @@ class TrialTable(Callback):  # type: ignore[misc]
         table.add_column("trial", justify="right")
         for name in self.section.names.values():
             table.add_column(name)
-        for name in ("state", "NLL", "accuracy", "members", "cost"):
+        for name in ("state", *_SCORES):
             table.add_column(name, justify="right")
         for number, trial in enumerate(trials):
             is_best = best is not None and _is_whole(trial) and trial.last_result[OBJECTIVE] == best
-            table.add_row(str(number), *self._cells(trial), style="bold" if is_best else "")
+            cells = [str(number), *self._knobs(trial), _state(trial), *_scores(trial)]
+            table.add_row(*cells, style="bold" if is_best else "")
         return table
 
-    def _cells(self, trial: Any) -> list[str]:
-        """Knobs, state, and what the trial has told."""
-        point = self.section.decoded(trial.config)
-        told = trial.last_result or {}
-        state = _STATES.get(trial.status, trial.status.lower())
-        if PROGRESS in told and told[PROGRESS] < 100.0:
-            stopped = "stopped at" if state == "done" else state
-            state = f"{stopped} {told[PROGRESS]:.0f} %"
-        if told.get(OBJECTIVE) == FAILED:
-            state = "failed"
-        scores = ["", "", "", ""]
-        if "validation_nll" in told:
-            scores = [
-                f"{told['validation_nll']:.4f}",
-                f"{100 * told['validation_accuracy']:.2f} %",
-                f"{told['members']:.0f}",
-                f"{told['cost_seconds']:.1f} s",
-            ]
-        return [*(flow(value) for value in point.values()), state, *scores]
+    def _knobs(self, trial: Any) -> list[str]:
+        return [flow(value) for value in self.section.decoded(trial.config).values()]
+
+
+def _state(trial: Any) -> str:
+    told = trial.last_result or {}
+    state: str = _STATES.get(trial.status, trial.status.lower())
+    if told.get(OBJECTIVE) == FAILED:
+        return "failed"
+    if told.get(PROGRESS, 100.0) < 100.0:
+        return f"{'stopped at' if state == 'done' else state} {told[PROGRESS]:.0f} %"
+    return state
+
+
+def _scores(trial: Any) -> list[str]:
+    """NLL, accuracy, members and cost of its best bag so far; empty where there is none."""
+    told = trial.last_result or {}
+    if "validation_nll" not in told:
+        return [""] * len(_SCORES)
+    return [
+        f"{told['validation_nll']:.4f}",
+        f"{100 * told['validation_accuracy']:.2f} %",
+        f"{told['members']:.0f}",
+        f"{told['cost_seconds']:.1f} s",
+    ]
 
 
 def _is_whole(trial: Any) -> bool:

@@ -22,17 +22,7 @@ from bend_ray.log import LOGGER, duration
 from bend_ray.plan import STAGES, plan
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
-from bend_ray.tune.space import (
-    Asha,
-    Choices,
-    Grid,
-    Random,
-    Range,
-    Tpe,
-    TuneSection,
-    encode,
-    trial_config,
-)
+from bend_ray.tune.space import Grid, TuneSection, trial_config
 from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
 
 RAY = "ray"
@@ -163,8 +153,10 @@ def _tuner(
 ) -> Any:
     """Ray Tune's Tuner, new or restored."""
     from ray import tune as ray_tune
+    from ray.tune.logger import TBXLoggerCallback
 
     from bend_ray.tune.live import TrialTable
+    from bend_ray.tune.searchers import domain_of, scheduler_of, searcher_of
     from bend_ray.tune.trial import OBJECTIVE, run_trial
 
     # A trial waits for processes that take CPUs of their own; a bundle without anything is refused.
@@ -180,13 +172,13 @@ def _tuner(
     artifact.discard(TRIALS)
     return ray_tune.Tuner(
         trainable,
-        param_space={path: _domain(section, each) for path, each in section.knobs.items()},
+        param_space={path: domain_of(section, each) for path, each in section.knobs.items()},
         tune_config=ray_tune.TuneConfig(
             metric=OBJECTIVE,
             mode="min",
             num_samples=1 if isinstance(section.searcher, Grid) else section.trials,
-            search_alg=_searcher(section, section.point_of(config)),
-            scheduler=_scheduler(section),
+            search_alg=searcher_of(section, section.point_of(config)),
+            scheduler=scheduler_of(section),
             max_concurrent_trials=room,
             reuse_actors=True,
             trial_dirname_creator=_trial_id,
@@ -197,75 +189,13 @@ def _tuner(
             storage_filesystem=artifact.filesystem,
             verbose=0,
             failure_config=ray_tune.FailureConfig(max_failures=_ATTEMPTS - 1),
-            callbacks=[TrialTable(section), _tensorboard()],
+            callbacks=[TrialTable(section), TBXLoggerCallback()],
         ),
     )
 
 
 def _trial_id(trial: Any) -> str:
     return str(trial.trial_id)
-
-
-def _tensorboard() -> Any:
-    from ray.tune.logger import TBXLoggerCallback
-
-    return TBXLoggerCallback()
-
-
-def _domain(section: TuneSection, domain: Range | Choices) -> Any:
-    """A knob's values as Ray Tune takes them."""
-    from ray import tune as ray_tune
-
-    if isinstance(section.searcher, Grid):
-        values = domain.values() if isinstance(domain, Range) else domain
-        return ray_tune.grid_search([encode(value) for value in values])
-    if not isinstance(domain, Range):
-        return ray_tune.choice([encode(value) for value in domain])
-    if domain.step is not None:
-        # Tune itself rounds to multiples of the step, Optuna counts steps from the lower bound.
-        if not isinstance(section.searcher, Tpe):
-            return ray_tune.choice(domain.values())
-        stepped = ray_tune.qrandint if domain.whole else ray_tune.quniform
-        return stepped(domain.low, domain.values()[-1], domain.step)
-    if domain.whole:
-        # The upper bound is exclusive.
-        whole = ray_tune.lograndint if domain.log else ray_tune.randint
-        return whole(domain.low, int(domain.high) + 1)
-    return (ray_tune.loguniform if domain.log else ray_tune.uniform)(domain.low, domain.high)
-
-
-def _searcher(section: TuneSection, first: dict[str, Any] | None) -> Any:
-    """Ray Tune's searcher; ``first`` is tried first, where there is one."""
-    from ray.tune.search import BasicVariantGenerator
-    from ray.tune.search.optuna import OptunaSearch
-
-    points = None if first is None else [first]
-    if isinstance(section.searcher, Tpe):
-        from optuna.samplers import TPESampler
-
-        sampler = TPESampler(
-            seed=section.searcher.seed, n_startup_trials=section.searcher.random_trials
-        )
-        return OptunaSearch(sampler=sampler, points_to_evaluate=points)
-    if isinstance(section.searcher, Random):
-        return BasicVariantGenerator(random_state=section.searcher.seed, points_to_evaluate=points)
-    return BasicVariantGenerator()
-
-
-def _scheduler(section: TuneSection) -> Any:
-    from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
-
-    from bend_ray.tune.trial import PROGRESS
-
-    if not isinstance(section.scheduler, Asha):
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr=PROGRESS,
-        # A rung must not lie above the milestone it is meant for by a rounding error.
-        grace_period=100.0 * section.scheduler.first * (1 - 1e-9),
-        max_t=100.0,
-        reduction_factor=section.scheduler.reduction,
-    )
 
 
 def _ended(artifact: Artifact, ended: dict[str, str | None]) -> list[TrialRecord]:
