@@ -12,10 +12,9 @@ Shape letters: E members, N images, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import ray
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.artifacts.shards import read_population
-from bend_ray.config import EvaluationSection, PipelineConfig, Resources
+from bend_ray.config import EvaluationSection, PipelineConfig
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
 from bend_ray.ensemble.metrics import member_nll
@@ -63,7 +62,9 @@ def bag_curve(config: PipelineConfig, plan: Plan, sizes: Sequence[int]) -> BagCu
     Raises:
         TrainingError: a voting member's answers are not finite.
     """
-    return _placed(config.evaluation.resources, _of_samples, config, plan, sizes)
+    task = ray.remote(max_retries=3, **cluster.options(config.evaluation.resources))(_of_samples)
+    curve: BagCurve = get(task.remote(config, plan, sizes, share_dataset(config.dataset)))
+    return curve
 
 
 def milestone_curve(
@@ -80,30 +81,14 @@ def milestone_curve(
     Raises:
         TrainingError: what is drawn, or a voting member's answers, are not finite.
     """
-    return _placed(config.samples.resources, _of_milestone, config, plan, sizes, weights)
-
-
-def _placed(
-    resources: Resources,
-    work: Callable[..., BagCurve],
-    config: PipelineConfig,
-    plan: Plan,
-    *arguments: Any,
-) -> BagCurve:
-    """Do it where its resources are: here, if it is one machine without a GPU to be asked for.
-
-    A process of its own would import torch for longer than this takes.
-    """
-    shared = share_dataset(config.dataset)
-    if cluster.is_own() and not resources.gpus:
-        return work(config, plan, shared, *arguments)
-    task = ray.remote(max_retries=3, **cluster.options(resources))(work)
-    curve: BagCurve = get(task.remote(config, plan, shared, *arguments))
+    task = ray.remote(max_retries=3, **cluster.options(config.samples.resources))(_of_milestone)
+    dataset = share_dataset(config.dataset)
+    curve: BagCurve = get(task.remote(config, plan, weights, sizes, dataset))
     return curve
 
 
 def _of_samples(
-    config: PipelineConfig, plan: Plan, shared: SharedDataset, sizes: Sequence[int]
+    config: PipelineConfig, plan: Plan, sizes: Sequence[int], shared: SharedDataset
 ) -> BagCurve:
     device = cluster.settle(config.evaluation.resources)
     classifiers = Classifiers(config, shared.load(), device, partial(load_roots, plan.seeds))
@@ -113,7 +98,7 @@ def _of_samples(
 
 
 def _of_milestone(
-    config: PipelineConfig, plan: Plan, shared: SharedDataset, sizes: Sequence[int], weights: str
+    config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int], shared: SharedDataset
 ) -> BagCurve:
     drawer = SampleDrawer(config, plan, shared.load(), weights)
     theta_EP, trunks_E = drawer.classifiers_of(range(max(sizes)))

@@ -117,8 +117,7 @@ def _run_trials(
     from bend_ray.stages import cluster
     from bend_ray.stages.classifiers import share_dataset
     from bend_ray.tune.capacity import room_for, share_of
-    from bend_ray.tune.job import Job
-    from bend_ray.tune.worker import stage_workers
+    from bend_ray.tune.trial import Job
 
     _quiet()
     have, own = cluster.Capacity.now(), cluster.is_own()
@@ -128,12 +127,11 @@ def _run_trials(
         section=section,
         store_uri=store.uri,
         study=artifact,
-        dataset=share_dataset(config.dataset).reference,
+        dataset=share_dataset(config.dataset),
         own_cluster=own,
     )
     LOGGER.info("tune         %d trials, %d at once", section.trials, room)
-    with stage_workers(job, room) as staffed:
-        results = _tuner(config, section, artifact, staffed, room).fit()
+    results = _tuner(config, section, artifact, job, room).fit()
     ended = [results[i] for i in range(len(results))]
     return {
         result.path.rpartition("/")[2]: cause(result.error) if result.error else None
