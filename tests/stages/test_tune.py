@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 SECTION = TuneSection.model_validate(
     {
-        "trials": 12,
+        "trials": 8,
         "ensemble_counts": [1, 3, 6],
         "knobs": {
             # The last of them cannot be: there are 10 members to learn from.
-            "autoencoder.model.latent_size": [4, 6, 10],
+            "autoencoder.model.latent_size": [6, 10],
             "samples.temperature": [0.9, 1.0],
             "evaluation.vote": [{"kind": "soft"}, {"kind": "majority"}],
         },
@@ -44,17 +44,17 @@ def study(tiny: MakeConfig, store: Store) -> Study:
 
 def test_trials_share_everything_they_may(study: Study, store: Store) -> None:
     assert study.stages() == {
-        "seeds": (8, 1),
-        "autoencoder": (8, 2),
-        "latents": (8, 2),
-        "generator": (8, 2),
-        "samples": (8, 4),
+        "seeds": (4, 1),
+        "autoencoder": (4, 1),
+        "latents": (4, 1),
+        "generator": (4, 1),
+        "samples": (4, 2),
     }
     made = [stage for trial in study.trials for stage in trial.stages if stage.made]
     # Each was made by one trial, and found by the others, which ran nothing of it.
-    assert len(made) == len({stage.fingerprint for stage in made}) == 1 + 2 + 2 + 2 + 4
-    # Of two trials that differ by their vote, one ran no stage at all after the other.
-    assert sum(not any(stage.made for stage in trial.stages) for trial in study.done) >= 4
+    assert len(made) == len({stage.fingerprint for stage in made}) == 1 + 1 + 1 + 1 + 2
+    # Of two trials that differ by their vote alone, one found what the other had made.
+    assert sum(not any(stage.made for stage in trial.stages) for trial in study.done) >= 1
     for stage, (_, different) in study.stages().items():
         assert len(list((Path(store.path) / stage).iterdir())) == different
 
@@ -63,7 +63,7 @@ def test_a_trial_that_cannot_be_is_recorded_and_the_others_go_on(study: Study) -
     failed = [trial for trial in study.trials if trial.status == "failed"]
     assert {trial.point["autoencoder.model.latent_size"] for trial in failed} == {10}
     assert len(failed) == 4
-    assert len(study.done) == 8
+    assert len(study.done) == 4
     for trial in failed:
         assert trial.error is not None
         assert trial.error.startswith("autoencoder.model.latent_size: expected fewer than the 10")
@@ -87,7 +87,7 @@ def test_best_yaml_is_what_bend_run_takes(study: Study, store: Store) -> None:
 
 def test_every_trial_has_curves_for_tensorboard(study: Study) -> None:
     folder = Path(study.artifact.path)
-    assert len(list((folder / TRIALS).glob("*.json"))) == 12
+    assert len(list((folder / TRIALS).glob("*.json"))) == 8
     for trial in study.trials:
         assert list((folder / RAY / trial.name).glob("events.out.tfevents.*"))
 
