@@ -19,7 +19,8 @@ class PruningOptunaSearch(OptunaSearch):  # type: ignore[misc]
 
     Ray's own takes the last milestone's value for the trial's. A small bag of a generator that is
     half trained may be the better one, and the search would stay with what is always stopped
-    (measured: 9 of 16 trials that it chose). Optuna ranks pruned trials by how far they came, after the others.
+    (measured: 9 of 16 trials that it chose). Optuna ranks pruned trials after the others, by how
+    far they came.
     """
 
     def on_trial_complete(
