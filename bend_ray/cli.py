@@ -20,6 +20,7 @@ from bend_ray.cli_plan import plan
 from bend_ray.cli_report import compare, report, report_if_missing
 from bend_ray.cli_store import store_group
 from bend_ray.cli_submit import submit
+from bend_ray.cli_tune import tune
 from bend_ray.errors import BendError
 from bend_ray.interrupts import persistent_interrupts
 
@@ -155,7 +156,7 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (report, compare, export, serve, submit, plan, store_group):
+for _command in (tune, report, compare, export, serve, submit, plan, store_group):
     cli.add_command(_command)
 
 

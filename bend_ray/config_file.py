@@ -32,13 +32,39 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     Raises:
         ConfigError: one line with every problem found.
     """
-    values = _read_yaml(Path(path)) if path is not None else {}
+    values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
+    return _validated(PipelineConfig(), values)
+
+
+def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
+    """A config with some knobs set otherwise.
+
+    Args:
+        config: the others are as in this one.
+        point: value by ``key.path``; another ``kind`` of a section starts afresh.
+
+    Raises:
+        ConfigError: one line with every problem found.
+
+    >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
+    96
+    """
+    values: dict[str, Any] = {}
+    for key, value in point.items():
+        *parents, name = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return _validated(config, values)
+
+
+def _validated(config: PipelineConfig, values: Mapping[str, Any]) -> PipelineConfig:
+    """``values`` on top of a config."""
     try:
-        return PipelineConfig.model_validate(
-            _merged(PipelineConfig().model_dump(mode="json"), values)
-        )
+        return PipelineConfig.model_validate(_merged(config.model_dump(mode="json"), values))
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it.
         problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}
@@ -51,7 +77,12 @@ def _refusal(message: str) -> ConfigError:
     return ConfigError(" ".join(message.split()))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML (or JSON) file holds.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
@@ -46,21 +46,32 @@ def run(
         return artifacts
     store.ensure_writable()
     started = time.monotonic()
-    _connect(address, config, missing)
+    connect(address, config, missing)
     connecting = time.monotonic() - started
     tracking = import_module("bend_ray.stages.tracking")
     with tracking.tracking(config, artifacts.evaluation) as tracker:
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage in missing:
-                _make(stage, config, artifacts)
+                make_stage(stage, config, artifacts)
             tracker.stage(artifacts[stage])
     _tell_where_time_went(artifacts, missing, connecting, time.monotonic() - started)
     return artifacts
 
 
-def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
-    """Make one stage's artifact, or wait until another run has."""
+def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
+    """Make one stage's artifact unless it is there, or wait until another run has.
+
+    Needs a connected cluster and the stages before it.
+
+    Returns:
+        Whether this call made it.
+
+    Raises:
+        BendError: what the user can mend; what was finished is kept.
+    """
     artifact = artifacts[stage]
+    if artifact.exists():
+        return False
     our_errors = import_module("bend_ray.stages.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
@@ -76,6 +87,7 @@ def _make(stage: str, config: PipelineConfig, artifacts: Plan) -> None:
         duration(cost.wall_seconds),
         duration(cost.cpu_seconds),
     )
+    return mine
 
 
 def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole: float) -> None:
@@ -89,8 +101,18 @@ def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole:
     )
 
 
-def _connect(address: str | None, config: PipelineConfig, missing: list[str]) -> None:
-    """Connect to Ray and refuse at once what the cluster can never give a missing stage."""
+def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> None:
+    """Connect to Ray and refuse at once what the cluster can never give a missing stage.
+
+    Args:
+        address: the cluster to join; None for RAY_ADDRESS, else one of our own.
+        config: whose stages are to be made.
+        missing: which of them.
+
+    Raises:
+        ClusterError: no cluster answers, or it lacks what a stage asks for.
+        ConfigError: the tracking service's client is not installed.
+    """
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.stages import prepare_environment
 

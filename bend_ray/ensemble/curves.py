@@ -5,6 +5,7 @@ Shape letters: E members, N examples, C classes, S sizes, D draws.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,6 +96,40 @@ def size_curve(
     return SizeCurve(sizes, _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
 
 
+def prefix_curve(
+    logits_ENC: Tensor,
+    labels_N: Tensor,
+    val_nll_E: Tensor,
+    vote: Vote,
+    sizes: Sequence[int],
+    orders: Sequence[list[int]],
+) -> tuple[list[float], list[float]]:
+    """Score bags of the first members in the orders given.
+
+    Args:
+        logits_ENC: of the members.
+        labels_N: true classes.
+        val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
+        vote: how members' answers become one.
+        sizes: S of them, rising, none above an order's length.
+        orders: positions of members, in voting order; at least one order.
+
+    Returns:
+        Accuracy, as fractions of 1, and NLL, in nats, by size: means over the orders.
+
+    Raises:
+        TrainingError: a voting member's logits are not finite.
+    """
+    check_examples(logits_ENC.shape[1:-1], labels_N)
+    weight_E = _weights(vote, val_nll_E)
+    ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
+    scored = [_running(ballots_ENC[o], weight_E[o], labels_N, sizes) for o in orders]
+    hits_S, nats_S = (torch.stack(each).mean(dim=0) for each in zip(*scored, strict=True))
+    if not nats_S.isfinite().all():
+        raise TrainingError("expected finite answers from every voting member, got nan or inf")
+    return (hits_S / len(labels_N)).tolist(), (nats_S / len(labels_N)).tolist()
+
+
 def _weights(vote: Vote, val_nll_E: Tensor) -> Tensor:
     if isinstance(vote, WeightedVote):
         return vote.weights(val_nll_E)
@@ -112,7 +147,7 @@ def _ballots(logits_ENC: Tensor, val_nll_E: Tensor, weight_E: Tensor, vote: Vote
 
 
 def _running(
-    ballots_ENC: Tensor, weight_E: Tensor, labels_N: Tensor, sizes: list[int]
+    ballots_ENC: Tensor, weight_E: Tensor, labels_N: Tensor, sizes: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
     """Right answers and summed NLL, each (S,), of the first members, by size."""
     total_NC = torch.zeros_like(ballots_ENC[0])

@@ -28,16 +28,19 @@ def command(config: dict[str, Any], repeats: int = 1) -> str:
 
 def overrides(config: dict[str, Any]) -> list[str]:
     """``a.b=value`` of every knob that differs from the default."""
-    default = PipelineConfig().model_dump(mode="json")
-    return [f"{path}={_flow(value)}" for path, value in _different(default, config, "")]
+    return [f"{path}={flow(value)}" for path, value in settings(config).items()]
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """By path, every knob that differs from the default."""
+    return dict(_different(PipelineConfig().model_dump(mode="json"), config, ""))
 
 
 def different(configs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What each config sets otherwise than the default, where they are not all alike."""
     default = PipelineConfig().model_dump(mode="json")
     told = [
-        {path: _flow(value) for path, value in _different(default, config, "")}
-        for config in configs
+        {path: flow(value) for path, value in _different(default, config, "")} for config in configs
     ]
     alike = {
         path
@@ -56,7 +59,7 @@ def _different(default: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]
         yield path, value
 
 
-def _flow(value: Any) -> str:
+def flow(value: Any) -> str:
     """YAML on one line."""
     text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
     return text.removesuffix("\n").removesuffix("\n...")

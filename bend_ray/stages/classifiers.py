@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import ray
 import ray.cloudpickle
@@ -51,13 +50,32 @@ def share_dataset(dataset: Dataset) -> SharedDataset:
     Raises:
         DataError: as ``load``.
     """
-    reference = _put(dataset, ray.get_runtime_context().get_job_id())
-    return SharedDataset(ray.cloudpickle.dumps(reference))
-
-
-@lru_cache(maxsize=1)
-def _put(dataset: Dataset, job: str) -> ray.ObjectRef:
     # References of another job, as when a cluster was left and another joined, mean nothing here.
+    asked = (dataset, ray.get_runtime_context().get_job_id())
+    if asked not in _shared:
+        _keep(asked, SharedDataset(ray.cloudpickle.dumps(_put(dataset))))
+    return _shared[asked]
+
+
+def use_shared(dataset: Dataset, shared: SharedDataset) -> None:
+    """Have ``share_dataset`` of this process give what another process of the job has shared.
+
+    The other process must outlive this one.
+    """
+    _keep((dataset, ray.get_runtime_context().get_job_id()), shared)
+
+
+_shared: dict[tuple[Dataset, str], SharedDataset] = {}
+_owned: list[ray.ObjectRef] = []
+
+
+def _keep(asked: tuple[Dataset, str], shared: SharedDataset) -> None:
+    """Remember one data set, the latest: they are large."""
+    _shared.clear()
+    _shared[asked] = shared
+
+
+def _put(dataset: Dataset) -> ray.ObjectRef:
     with Stopwatch() as watch:
         loaded = dataset.load()
     logger.info(
@@ -69,7 +87,9 @@ def _put(dataset: Dataset, job: str) -> ray.ObjectRef:
         len(loaded.class_names),
         duration(watch.cost.wall_seconds),
     )
-    return ray.put(loaded)
+    # Whoever put an object there must hold it.
+    _owned[:] = [ray.put(loaded)]
+    return _owned[0]
 
 
 class Classifiers:

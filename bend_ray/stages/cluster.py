@@ -141,6 +141,17 @@ def is_own() -> bool:
     return _own
 
 
+def settle_in(*, own: bool) -> None:
+    """Make this worker process one that may run stages, as the process that connected does.
+
+    Args:
+        own: what ``is_own`` says there.
+    """
+    global _own
+    _own = own
+    _set_up_data()
+
+
 def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
     """What stages ask for, in their order."""
     asked = []

@@ -56,6 +56,8 @@ class Job:
         seed: of the run.
         artifact: being made; progress and weights go there.
         weights: the file for the kept module's averaged weights.
+        until: the step to pause at, None for the end. A paused training leaves a checkpoint, from
+            which another ``fit`` goes on, and its averaged weights so far as ``milestone(until)``.
     """
 
     stage: str
@@ -65,6 +67,12 @@ class Job:
     seed: int
     artifact: Artifact
     weights: str
+    until: int | None = None
+
+
+def milestone(step: int) -> str:
+    """The file of the averaged weights at a step where the training was paused."""
+    return f"{TRAIN_DIRECTORY}/milestone-{step:08d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -181,7 +189,8 @@ def _train(config: dict[str, Any]) -> Fitted:
     job: Job = config["job"]
     worker = _Worker(job)
     training = job.training
-    for step in range(worker.first_step, training.steps):
+    last = training.steps if job.until is None else job.until
+    for step in range(worker.first_step, last):
         if _abandoned.is_set():
             raise TrainingError(f"{job.stage}: given up at step {step}")
         loss = worker.step(step)
@@ -190,7 +199,13 @@ def _train(config: dict[str, Any]) -> Fitted:
             worker.record(done, loss)
         if done % training.checkpoint_every == 0 and done < training.steps:
             worker.checkpoint(done)
-    return worker.finish()
+    if last == training.steps:
+        return worker.finish(job.weights)
+    # A checkpoint further on, of a training that was not paused here, must not be put back.
+    if worker.first_step < last:
+        worker.checkpoint(last)
+        return worker.finish(milestone(last))
+    return worker.fitted()
 
 
 class _Worker:
@@ -280,15 +295,19 @@ class _Worker:
         tensors["done"] = torch.tensor(done)
         save_weights(self.job.artifact, CHECKPOINT, tensors)
 
-    def finish(self) -> Fitted:
+    def finish(self, file: str) -> Fitted:
         """Store the averaged weights of what is kept."""
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.data.copy_(average)
-        cost = self._cost()
+        fitted = self.fitted()
         if self.rank == 0:
             kept: nn.Module = self.objective.kept  # type: ignore[assignment]
-            save_weights(self.job.artifact, self.job.weights, kept.state_dict())
-        return Fitted(self.curve, self.times, cost)
+            save_weights(self.job.artifact, file, kept.state_dict())
+        return fitted
+
+    def fitted(self) -> Fitted:
+        """What the training tells so far."""
+        return Fitted(self.curve, self.times, self._cost())
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""

@@ -22,7 +22,7 @@ from bend_ray.generation.objectives import Denoising
 from bend_ray.plan import Plan
 from bend_ray.stages import cluster, latents
 from bend_ray.stages.events import loss_curve, write_events
-from bend_ray.stages.fit import TRAIN_DIRECTORY, Job, fit
+from bend_ray.stages.fit import TRAIN_DIRECTORY, Fitted, Job, fit, milestone
 
 WEIGHTS = "denoiser.safetensors"
 SCALE = "scale.safetensors"
@@ -30,23 +30,9 @@ SCALE = "scale.safetensors"
 
 def make(config: PipelineConfig, plan: Plan) -> None:
     """Fit the denoiser on the training members' latents, and commit it."""
-    artifact, section = plan.generator, config.generator
+    artifact = plan.generator
     with Stopwatch() as watch:
-        scale = _fit_scale(config, plan)
-        save_weights(artifact, SCALE, scale.state())
-        latent_size = config.autoencoder.model.latent_size
-        fitted = fit(
-            Job(
-                stage="generator",
-                build=partial(build_objective, section, latent_size, num_conditions(config)),
-                training=section.training,
-                resources=section.resources,
-                seed=config.seed,
-                artifact=artifact,
-                weights=WEIGHTS,
-            ),
-            _dataset(plan.latents, scale, section.conditional),
-        )
+        fitted = _fit(config, plan)
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
@@ -54,6 +40,43 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         cost=cluster.total([fitted.cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
+
+
+def train_until(config: PipelineConfig, plan: Plan, step: int) -> str | None:
+    """Train the denoiser to a step at least, to be gone on with; commits nothing.
+
+    Returns:
+        The file of its averaged weights at that step, for ``load_generator``; None where an
+        earlier training passed the step without a pause.
+    """
+    file = milestone(step)
+    if not _has(plan.generator, file):
+        _fit(config, plan, until=step)
+    return file if _has(plan.generator, file) else None
+
+
+def _has(artifact: Artifact, file: str) -> bool:
+    return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
+
+
+def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted:
+    section = config.generator
+    scale = _fit_scale(config, plan)
+    save_weights(plan.generator, SCALE, scale.state())
+    latent_size = config.autoencoder.model.latent_size
+    return fit(
+        Job(
+            stage="generator",
+            build=partial(build_objective, section, latent_size, num_conditions(config)),
+            training=section.training,
+            resources=section.resources,
+            seed=config.seed,
+            artifact=plan.generator,
+            weights=WEIGHTS,
+            until=until,
+        ),
+        _dataset(plan.latents, scale, section.conditional),
+    )
 
 
 def num_conditions(config: PipelineConfig) -> int:
@@ -66,11 +89,13 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
 
 
-def load_generator(config: PipelineConfig, plan: Plan) -> tuple[nn.Module, LatentScale]:
-    """The committed denoiser, and the scale of its latents."""
+def load_generator(
+    config: PipelineConfig, plan: Plan, weights: str = WEIGHTS
+) -> tuple[nn.Module, LatentScale]:
+    """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
     latent_size = config.autoencoder.model.latent_size
     denoiser = config.generator.denoiser.build(latent_size, num_conditions(config))
-    denoiser.load_state_dict(load_weights(plan.generator, WEIGHTS))
+    denoiser.load_state_dict(load_weights(plan.generator, weights))
     return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
 
 

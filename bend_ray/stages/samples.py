@@ -108,9 +108,16 @@ class SampleDrawer:
         config: of the pipeline.
         plan: of its artifacts.
         dataset: of the config, loaded.
+        weights: the generator's, committed or at a milestone.
     """
 
-    def __init__(self, config: PipelineConfig, plan: Plan, dataset: ImageDataset) -> None:
+    def __init__(
+        self,
+        config: PipelineConfig,
+        plan: Plan,
+        dataset: ImageDataset,
+        weights: str = generator.WEIGHTS,
+    ) -> None:
         self.config = config
         self.artifact = plan.samples
         self.device = cluster.settle(config.samples.resources)
@@ -119,7 +126,7 @@ class SampleDrawer:
         )
         self.shards = _shards(config, plan)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
-        self.denoiser, self.scale = generator.load_generator(config, plan)
+        self.denoiser, self.scale = generator.load_generator(config, plan, weights)
         model = config.autoencoder.model
         representation = load_representation(model.features, plan.autoencoder)
         self.autoencoder = model.build(representation.num_features).eval()
@@ -131,19 +138,9 @@ class SampleDrawer:
         """Draw one shard, check and validate its classifiers, and write it."""
         section = self.config.samples
         ids = list(self.shards[index])
-        trunks_N = self._trunks(ids)
         gpus = section.resources.gpus if self.device == "cuda" else 0.0
         with Stopwatch(gpus) as watch:
-            theta_NP = self.sample(ids)
-            broken = [
-                i for i, ok in zip(ids, theta_NP.isfinite().all(dim=1), strict=True) if not ok
-            ]
-            if broken:
-                raise TrainingError(
-                    f"samples: expected finite parameters, {len(broken)} of {len(ids)} drawn "
-                    f"models have others (models {broken[:5]}); train the generator for longer"
-                )
-            theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
+            theta_NP, trunks_N = self.classifiers_of(ids)
             val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
         none = np.zeros(len(ids), dtype=np.int64)
         population = Population(
@@ -163,6 +160,22 @@ class SampleDrawer:
         # The cost first: where the shard is whole, its cost is there.
         write_cost(self.artifact, shard_name(index), watch.cost)
         write_shard(self.artifact, index, population)
+
+    def classifiers_of(self, ids: Sequence[int]) -> tuple[torch.Tensor, NDArray[np.int32]]:
+        """Parameters ``(N, P)`` that can vote, checked and recalibrated, and their trunks.
+
+        Raises:
+            TrainingError: parameters that are not finite.
+        """
+        trunks_N = self._trunks(ids)
+        theta_NP = self.sample(ids)
+        broken = [i for i, ok in zip(ids, theta_NP.isfinite().all(dim=1), strict=True) if not ok]
+        if broken:
+            raise TrainingError(
+                f"samples: expected finite parameters, {len(broken)} of {len(ids)} drawn "
+                f"models have others (models {broken[:5]}); train the generator for longer"
+            )
+        return self.classifiers.recalibrate(theta_NP, trunks_N.tolist()), trunks_N
 
     def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
         """The trunk each was asked to be of; -1 where the generator cannot be asked for one."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from bend_ray.ensemble import curves
-from bend_ray.ensemble.curves import size_curve, sizes_up_to
+from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
 from bend_ray.ensemble.metrics import accuracy, member_nll, nll
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
 
@@ -32,6 +32,17 @@ def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
         assert curve.nll.mean[place] == pytest.approx(nats.mean().item())
         assert curve.nll.low[place] == pytest.approx(nats.quantile(0.1).item())
         assert curve.nll.high[place] == pytest.approx(nats.quantile(0.9).item())
+
+
+@pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
+def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> None:
+    logits, labels, val_nll = answers()
+    orders, sizes = [[3, 1, 4, 0], [6, 5, 0, 2]], [1, 3, 4]
+    curves = prefix_curve(logits, labels, val_nll, vote, sizes, orders)
+    for place, size in enumerate(sizes):
+        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        assert curves[0][place] == pytest.approx(sum(accuracy(b, labels) for b in bags) / 2)
+        assert curves[1][place] == pytest.approx(sum(nll(b, labels) for b in bags) / 2)
 
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from bend_ray.artifacts.weights import load_weights
 from bend_ray.config import GeneratorSection, TrainResources
 from bend_ray.errors import TrainingError
 from bend_ray.generation.denoisers import MlpDenoiser
-from bend_ray.optim import AdamW, Training
+from bend_ray.optim import AdamW, Constant, Training
 from bend_ray.stages.generator import build_objective
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -27,7 +27,9 @@ SECTION = GeneratorSection(denoiser=MlpDenoiser(hidden=16, blocks=1))
 TRAINING = Training(steps=120, batch_size=8, checkpoint_every=20)
 
 
-def fit_denoiser(path: Path, training: Training = TRAINING, workers: object = 1) -> Artifact:
+def fit_denoiser(
+    path: Path, training: Training = TRAINING, workers: object = 1, until: int | None = None
+) -> Artifact:
     import ray.data
 
     from bend_ray.stages.fit import Job, fit
@@ -46,9 +48,10 @@ def fit_denoiser(path: Path, training: Training = TRAINING, workers: object = 1)
         0,
         artifact,
         WEIGHTS,
+        until,
     )
     fitted = fit(job, dataset)
-    assert fitted.curve[-1][0] == training.steps
+    assert fitted.curve[-1][0] >= (until or training.steps) - 1
     assert fitted.cost.cpu_seconds > 0
     return artifact
 
@@ -90,6 +93,26 @@ def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     assert steps == list(range(60, 120))
     assert any(file.name == CHECKPOINT for file in artifact.list_files("train"))
     assert_close(load_weights(artifact, WEIGHTS), alone)
+
+
+def test_a_training_that_was_paused_goes_on_to_the_same_bits(
+    tmp_path: Path, alone: dict[str, torch.Tensor]
+) -> None:
+    from bend_ray.stages.fit import milestone
+
+    # Milestones need not be checkpoints; one that was passed is not put back.
+    for until in (30, 70, 50):
+        artifact = fit_denoiser(tmp_path, until=until)
+    names = {file.name for file in artifact.list_files("train")}
+    assert {milestone(30), milestone(70)} <= names
+    assert milestone(50) not in names
+    assert_close(load_weights(fit_denoiser(tmp_path), WEIGHTS), alone)
+    # At a milestone the averaged weights are those a training that ends there has of the same
+    # steps: all but the schedule agrees, so with a constant one, they do.
+    constant = TRAINING.model_copy(update={"schedule": Constant()})
+    paused = fit_denoiser(tmp_path / "paused", constant, until=30)
+    short = fit_denoiser(tmp_path / "short", constant.model_copy(update={"steps": 30}))
+    assert_close(load_weights(paused, milestone(30)), load_weights(short, WEIGHTS))
 
 
 @pytest.mark.slow

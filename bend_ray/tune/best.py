@@ -1,0 +1,32 @@
+"""best.yaml: a bag's config as a file that ``bend run`` takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from bend_ray.config import PipelineConfig
+from bend_ray.filesystems import masked_json
+from bend_ray.report.command import settings
+
+BEST = "best.yaml"
+
+
+def best_yaml(config: PipelineConfig, told: str, *, mask: bool = False) -> str:
+    """What of a config differs from the default, sparse as one writes it by hand.
+
+    Args:
+        config: of the bag.
+        told: about it, a line a sentence, for the head of the file.
+        mask: replace credentials in URIs, for a file others will read.
+    """
+    values: dict[str, Any] = {}
+    for path, value in settings(config.model_dump(mode="json")).items():
+        *parents, name = path.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    head = "".join(f"# {line}\n" for line in told.splitlines())
+    return head + yaml.safe_dump(masked_json(values) if mask else values, sort_keys=False)

@@ -1,0 +1,90 @@
+"""How many trials a cluster has room for, so that each always gets what its stages need.
+
+A trial itself holds nothing: it waits for its stages' processes. As many run at once as the cluster
+can give the hungriest stage of every one of them, and each takes no more than its share, so no
+trial waits for what another holds while it waits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bend_ray.config import ActorResources, PipelineConfig, Resources, TrainResources
+from bend_ray.plan import STAGES
+from bend_ray.stages import capacity
+from bend_ray.stages.cluster import SPARE_CPUS
+
+DATA_CPUS = 1
+"""What Ray Data must be left on a cluster that was joined, or it waits for ever."""
+
+
+@dataclass(frozen=True)
+class Processors:
+    """CPUs and GPUs of a cluster."""
+
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of_cluster(cls) -> Processors:
+        """Those of the connected one, free or not."""
+        resources = [node.resources for node in capacity.nodes()]
+        return cls(*(sum(each.get(kind, 0.0) for each in resources) for kind in ("CPU", "GPU")))
+
+
+def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
+    """Trials at once, at least one.
+
+    Args:
+        config: whose stages they run.
+        have: what the cluster has.
+        own: whether ``connect`` started it, with more CPUs than there are cores.
+    """
+    needs = [_least(_resources(config, stage)) for stage in STAGES]
+    cpus, gpus = (max(need[i] for need in needs) for i in (0, 1))
+    room = int(_cpus(have, own) // cpus)
+    if gpus:
+        room = min(room, int(have.gpus // gpus))
+    return max(1, room)
+
+
+def share_of(config: PipelineConfig, have: Processors, own: bool, trials: int) -> PipelineConfig:
+    """The config with every stage held to one trial's share of the cluster; no result changes."""
+    cpus, gpus = _cpus(have, own) / trials, have.gpus / trials
+    sections = {}
+    for stage in STAGES:
+        resources = _resources(config, stage)
+        most = int(cpus // resources.cpus)
+        if resources.gpus:
+            most = min(most, int(gpus // resources.gpus))
+        section = getattr(config, stage)
+        sections[stage] = section.model_copy(update={"resources": _held(resources, max(1, most))})
+    return config.model_copy(update=sections)
+
+
+def _cpus(have: Processors, own: bool) -> float:
+    return max(1.0, have.cpus - (SPARE_CPUS if own else DATA_CPUS))
+
+
+def _resources(config: PipelineConfig, stage: str) -> Resources:
+    resources: Resources = getattr(config, stage).resources
+    return resources
+
+
+def _least(resources: Resources) -> tuple[float, float]:
+    """CPUs and GPUs without which a stage does not start or end."""
+    workers = 1
+    # Actors share out pieces: one of them is enough.
+    if isinstance(resources, TrainResources):
+        asked = resources.workers
+        workers = asked[0] if isinstance(asked, tuple) else asked
+    return workers * resources.cpus, workers * resources.gpus
+
+
+def _held(resources: Resources, most: int) -> Resources:
+    if isinstance(resources, ActorResources):
+        return resources.model_copy(update={"workers": min(resources.workers or most, most)})
+    if isinstance(resources, TrainResources) and isinstance(resources.workers, tuple):
+        least, asked = resources.workers
+        return resources.model_copy(update={"workers": (least, max(least, min(asked, most)))})
+    return resources

@@ -1,0 +1,118 @@
+"""Records: what is kept of a trial and of a study, as JSON that outlives both.
+
+A trial writes its record itself, at every step, so that a killed driver loses none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bend_ray.artifacts.directory import Directory
+from bend_ray.filesystems import cause
+from bend_ray.tune.objectives import Bag
+
+TRIALS = "trials"
+
+Status = Literal["running", "done", "stopped", "failed"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Milestone(_Record):
+    """A bag of the generator so far: the share of its training, and the bag's validation scores."""
+
+    share: float
+    nll: float
+    accuracy: float
+
+
+class StageRecord(_Record):
+    """A stage a trial needed, and whether it made it or found it."""
+
+    stage: str
+    fingerprint: str
+    made: bool
+
+
+class BagRecord(_Record):
+    """``objectives.Bag``, and what the search minimised of it."""
+
+    size: int
+    nll: float
+    accuracy: float
+    cost_seconds: float
+    flops: int
+    objective: float
+
+    @property
+    def bag(self) -> Bag:
+        """The bag."""
+        return Bag(self.size, self.nll, self.accuracy, self.cost_seconds, self.flops)
+
+
+class TrialRecord(_Record):
+    """A trial.
+
+    Attributes:
+        name: Ray Tune's.
+        number: in the order in which trials began, from 0; known when all have ended.
+        point: value by config path.
+        status: done; stopped by the scheduler; failed; running, where it was cut off.
+        error: why it failed.
+        milestones: as far as it came.
+        stages: as far as it came.
+        bags: by size, of a trial that is done.
+    """
+
+    name: str
+    number: int = -1
+    point: dict[str, Any]
+    status: Status = "running"
+    error: str | None = None
+    milestones: list[Milestone] = []
+    stages: list[StageRecord] = []
+    bags: list[BagRecord] = []
+
+    @property
+    def best(self) -> BagRecord:
+        """Of the bags of a trial that is done."""
+        return best_of(self.bags)
+
+    def with_(self, **changes: Any) -> TrialRecord:
+        """The record, changed."""
+        return self.model_copy(update=changes)
+
+
+def best_of(bags: Sequence[BagRecord]) -> BagRecord:
+    """The bag of the lowest objective, the smallest of equals."""
+    return min(bags, key=lambda bag: (bag.objective, bag.size))
+
+
+def write_record(study: Directory, record: TrialRecord) -> None:
+    """Keep a trial's record.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    study.write_json(f"{TRIALS}/{record.name}.json", record.model_dump())
+
+
+def read_record(study: Directory, name: str) -> TrialRecord | None:
+    """A trial's record, None where there is none.
+
+    Raises:
+        StoreError: it is there and cannot be read.
+        CorruptArtifact: it is no record.
+    """
+    file = f"{TRIALS}/{name}.json"
+    if not any(entry.name == file for entry in study.list_files(TRIALS)):
+        return None
+    try:
+        return TrialRecord.model_validate(study.read_json(file))
+    except ValidationError as error:
+        raise study.corrupt(file, f"expected a trial's record, got: {cause(error)}") from None

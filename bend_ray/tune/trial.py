@@ -1,0 +1,218 @@
+"""One trial: the stages of one config that nobody has made yet, scored on validation images.
+
+Ray Tune's own process of a trial holds no CPU and computes nothing; a worker beside it runs the
+stages as ``bend run`` would, and is kept from trial to trial. Ray Train refuses to be called from
+Tune's process, and what that starts would be confined to its placement group; a worker is free of
+both, and its stages take their own CPUs from the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import ray
+from ray import tune
+
+from bend_ray import pipeline
+from bend_ray.artifacts.directory import Directory
+from bend_ray.artifacts.lease import lease
+from bend_ray.artifacts.store import Store
+from bend_ray.config import PipelineConfig
+from bend_ray.config_file import with_knobs
+from bend_ray.errors import BendError
+from bend_ray.filesystems import cause
+from bend_ray.log import LOGGER
+from bend_ray.plan import Plan, plan
+from bend_ray.stages import cluster, generator
+from bend_ray.stages.classifiers import SharedDataset, use_shared
+from bend_ray.stages.pool import get
+from bend_ray.stages.validation import BagCurve, bag_curve, milestone_curve
+from bend_ray.tune.objectives import Bag
+from bend_ray.tune.records import (
+    BagRecord,
+    Milestone,
+    StageRecord,
+    TrialRecord,
+    best_of,
+    write_record,
+)
+from bend_ray.tune.space import TuneSection, trial_config
+
+OBJECTIVE = "objective"
+PROGRESS = "percent"
+"""Of the generator's training; a trial that is at its end reports 100."""
+
+FAILED = 1000.0
+"""The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
+
+_BEFORE_GENERATOR = ("seeds", "autoencoder", "latents")
+_BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a study is told.
+
+    Attributes:
+        config: whose knobs a trial sets; its resources are one trial's share of the cluster.
+        section: the search.
+        store_uri: where artifacts are.
+        study: where records are.
+        dataset: of the config, shared by the driver.
+        own_cluster: what ``cluster.is_own`` says in the driver.
+    """
+
+    config: PipelineConfig
+    section: TuneSection
+    store_uri: str
+    study: Directory
+    dataset: SharedDataset
+    own_cluster: bool
+
+
+class StageWorker:
+    """A process that runs stages for one trial after another.
+
+    Args:
+        job: of the study.
+    """
+
+    def __init__(self, job: Job) -> None:
+        cluster.settle_in(own=job.own_cluster)
+        use_shared(job.config.dataset, job.dataset)
+        self.job = job
+
+    def make(self, stage: str, config: PipelineConfig) -> bool:
+        """Make a stage's artifact; whether this call made it."""
+        return pipeline.make_stage(stage, config, self._plan(config))
+
+    def milestone(self, config: PipelineConfig, step: int, sizes: list[int]) -> BagCurve | None:
+        """Train the generator to a step, and what its bags are worth then.
+
+        None where it is trained further already.
+        """
+        found = self._plan(config)
+        # Held until the bag is scored: whoever commits the generator removes the milestones.
+        with lease(found.generator, LOGGER.info) as mine:
+            weights = generator.train_until(config, found, step) if mine else None
+            return None if weights is None else milestone_curve(config, found, weights, sizes)
+
+    def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
+        """What bags of the samples are worth."""
+        return bag_curve(config, self._plan(config), sizes)
+
+    def _plan(self, config: PipelineConfig) -> Plan:
+        return plan(config, Store(self.job.store_uri))
+
+
+def run_trial(point: dict[str, Any], job: Job) -> None:
+    """Ray Tune's function: run a trial, report it and keep its record."""
+    name = tune.get_context().get_trial_id()
+    record = TrialRecord(name=name, point=job.section.decoded(point))
+    write_record(job.study, record)
+    steps = _steps(record, job)
+    try:
+        for record, bag in steps:
+            write_record(job.study, record)
+            if bag is not None:
+                tune.report(_metrics(record, bag))
+    except BendError as error:
+        # Not raised: Tune would try again what fails again, and its searcher learn nothing of it.
+        write_record(job.study, record.with_(status="failed", error=cause(error)))
+        tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED})
+
+
+def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagRecord | None]]:
+    """The record at every step; at milestones and at the end with the best bag so far."""
+    section = job.section
+    config = trial_config(job.config, section, record.point)
+    found = plan(config, Store(job.store_uri))
+    worker = _worker(job)
+
+    def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
+        made = get(worker.make.remote(stage, config))
+        told = StageRecord(stage=stage, fingerprint=found[stage].fingerprint, made=made)
+        return record.with_(stages=[*record.stages, told])
+
+    for stage in _BEFORE_GENERATOR:
+        record = with_stage(record, stage)
+        yield record, None
+    sizes = _milestone_sizes(section)
+    # The config as it was given is what all others are held against: it is not stopped.
+    is_base = with_knobs(job.config, record.point) == job.config
+    for share in [] if is_base else section.scheduler.milestones:
+        # Another trial may have trained the same generator, to its end or past the milestone.
+        curve = None
+        if not found.generator.exists():
+            step = max(1, round(share * config.generator.training.steps))
+            curve = get(worker.milestone.remote(config, step, sizes))
+        if curve is not None:
+            bag = best_of(_bags(config, found, curve, section))
+            passed = Milestone(share=share, nll=bag.nll, accuracy=bag.accuracy)
+            record = record.with_(milestones=[*record.milestones, passed])
+            yield record, bag
+    for stage in ("generator", "samples"):
+        record = with_stage(record, stage)
+        yield record, None
+    curve = get(worker.bags.remote(config, list(section.ensemble_counts)))
+    bags = _bags(config, found, curve, section)
+    yield record.with_(status="done", bags=bags), best_of(bags)
+
+
+def _milestone_sizes(section: TuneSection) -> list[int]:
+    most = getattr(section.scheduler, "members", 1)
+    return [size for size in section.ensemble_counts if size <= most] or [
+        section.ensemble_counts[0]
+    ]
+
+
+def _bags(
+    config: PipelineConfig, found: Plan, curve: BagCurve, section: TuneSection
+) -> list[BagRecord]:
+    """The bags of a curve, with what they cost; of a stage not committed yet, nothing is known."""
+    costs = {
+        stage: found[stage].manifest().cost.seconds
+        for stage in _BAG_STAGES
+        if found[stage].exists()
+    }
+    drawing = costs.pop("samples", 0.0)
+    fixed = sum(costs.values())
+    told = []
+    for size, nll, accuracy in zip(curve.sizes, curve.nll, curve.accuracy, strict=True):
+        # To choose among all that were drawn, all must be.
+        share = size / config.samples.count if config.evaluation.bagging.kind == "all" else 1.0
+        bag = Bag(size, nll, accuracy, fixed + drawing * share, size * curve.member_flops)
+        told.append(BagRecord(**asdict(bag), objective=section.objective.of(bag)))
+    return told
+
+
+def _metrics(record: TrialRecord, best: BagRecord) -> dict[str, float]:
+    """What Tune's scheduler, its searcher and TensorBoard are told."""
+    done = record.status == "done"
+    return {
+        PROGRESS: 100.0 if done else 100.0 * record.milestones[-1].share,
+        OBJECTIVE: best.objective,
+        "validation_nll": best.nll,
+        "validation_accuracy": best.accuracy,
+        "members": best.size,
+        "cost_seconds": best.cost_seconds,
+        "megaflops": best.flops / 1e6,
+    }
+
+
+SURVIVES = {"max_restarts": 5, "max_task_retries": 5}
+"""Actor options: a killed worker is started again, and makes what is missing of its stage."""
+
+_workers: dict[str, Any] = {}
+
+
+def _worker(job: Job) -> Any:
+    """This process's worker of a study; it lives as long."""
+    if job.study.path not in _workers:
+        stages = ray.remote(**SURVIVES)(StageWorker)
+        # Not within the trial's placement group, which has no CPUs.
+        options = {"num_cpus": 0, "scheduling_strategy": "DEFAULT"}
+        _workers[job.study.path] = stages.options(**options).remote(job)
+    return _workers[job.study.path]

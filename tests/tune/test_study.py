@@ -1,0 +1,190 @@
+"""What a study says of its trials, as text and as a page."""
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Store
+from bend_ray.config import PipelineConfig
+from bend_ray.errors import TrainingError
+from bend_ray.tune.fresh import Fresh, said
+from bend_ray.tune.page import write_page
+from bend_ray.tune.records import (
+    BagRecord,
+    Milestone,
+    StageRecord,
+    TrialRecord,
+    read_record,
+    write_record,
+)
+from bend_ray.tune.space import TuneSection
+from bend_ray.tune.study import Study, study_artifact, told
+from bend_ray.tune.table import table
+
+SECTION = TuneSection.model_validate(
+    {
+        "trials": 4,
+        "ensemble_counts": [1, 8, 48],
+        "knobs": {
+            "autoencoder.model.latent_size": [60, 120],
+            "generator.process.prediction": ["v", "eps"],
+        },
+    }
+)
+STAGES = ("seeds", "autoencoder", "latents", "generator", "samples")
+
+
+def trial(number: int, latent: int, prediction: str, nll: float, **more: Any) -> TrialRecord:
+    """A trial that is done; seeds are everybody's, an autoencoder belongs to its latent size."""
+    names = ["s", f"a{latent}", f"l{latent}", f"g{latent}{prediction}", f"p{latent}{prediction}"]
+    values = {
+        "name": f"t{number}",
+        "number": number,
+        "point": {
+            "autoencoder.model.latent_size": latent,
+            "generator.process.prediction": prediction,
+        },
+        "status": "done",
+        "stages": [
+            StageRecord(stage=stage, fingerprint=name, made=True)
+            for stage, name in zip(STAGES, names, strict=True)
+        ],
+        "bags": [
+            BagRecord(
+                size=size,
+                nll=nll + 0.1 / size,
+                accuracy=0.9,
+                cost_seconds=10.0 + latent / 10 + size,
+                flops=1000 * size,
+                objective=nll + 0.1 / size,
+            )
+            for size in SECTION.ensemble_counts
+        ],
+    }
+    return TrialRecord.model_validate(values | more)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    config = PipelineConfig()
+    stopped: dict[str, Any] = {
+        "status": "stopped",
+        "bags": [],
+        "milestones": [Milestone(share=0.25, nll=0.5, accuracy=0.8)],
+    }
+    trials = [
+        trial(0, 120, "v", 0.12),
+        trial(1, 60, "v", 0.10),
+        trial(2, 60, "eps", 0.2, **stopped),
+        trial(3, 120, "eps", 0.2, status="failed", bags=[], stages=[], error="<b>diverged</b>"),
+        # The same config again, as searchers will ask.
+        trial(4, 60, "v", 0.10),
+    ]
+    artifact = study_artifact(config, SECTION, Store(str(tmp_path)))
+    return Study(config, SECTION, trials, Cost(cpu_seconds=40, wall_seconds=60), artifact)
+
+
+def test_the_winner_the_base_and_their_configs(study: Study) -> None:
+    won, bag = study.winner
+    assert (won.number, bag.size) == (1, 48)
+    assert study.base is not None
+    assert study.base.number == 0
+    assert study.base_bag(study.base).size == PipelineConfig().samples.count
+    config = study.config_of(won, won.bags[1])
+    assert (config.autoencoder.model.latent_size, config.samples.count) == (60, 8)
+    assert study.config_of(study.base, study.base_bag(study.base)) == PipelineConfig()
+
+
+def test_stages_are_counted_by_what_differs(study: Study) -> None:
+    assert study.stages() == {
+        "seeds": (4, 1),
+        "autoencoder": (4, 2),
+        "latents": (4, 2),
+        "generator": (4, 3),
+        "samples": (4, 3),
+    }
+    assert "20 stages asked for, 11 made, 9 shared" in told(study)
+
+
+def test_the_front_has_no_config_twice(study: Study) -> None:
+    front, knee = study.front()
+    assert [(each.number, bag.size) for each, bag in front] == [(1, 48), (1, 8), (1, 1)]
+    assert knee in front
+
+
+def test_the_table_tells_of_every_trial(study: Study) -> None:
+    text = table(study)
+    assert "on the front with 1, 8, 48; knee" in text
+    assert "stopped at 25 %" in text
+    assert "trial 3 failed: <b>diverged</b>" in text
+
+
+def test_a_search_without_an_end_says_why(study: Study) -> None:
+    failed = [each for each in study.trials if each.status == "failed"]
+    empty = Study(study.config, study.section, failed, study.cost, study.artifact)
+    for ask in (lambda: empty.winner, empty.front):
+        with pytest.raises(TrainingError, match=r"none of 1: <b>diverged</b>"):
+            ask()
+
+
+def test_a_record_comes_back_as_it_was(study: Study) -> None:
+    for record in study.trials:
+        write_record(study.artifact, record)
+        assert read_record(study.artifact, record.name) == record
+    assert read_record(study.artifact, "another") is None
+
+
+class Seen(HTMLParser):
+    """Tags and texts of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def bag(nll: float) -> dict[str, Any]:
+    return {"bag": {"accuracy": 0.95, "nll": nll, "cost_seconds": 20.0}}
+
+
+def test_the_page_needs_nothing_but_itself(study: Study) -> None:
+    fresh = Fresh([bag(0.11), bag(0.12), bag(0.13)], [bag(0.12), bag(0.13), bag(0.14)])
+    page = Path(write_page(study, fresh))
+    seen = Seen(page.read_text())
+    figures = {attrs["id"] for tag, attrs in seen.tags if tag == "figure"}
+    assert figures == {
+        "nll_by_latent_size",
+        "accuracy_by_latent_size",
+        "nll_by_ensemble_count",
+        "accuracy_by_ensemble_count",
+        "pareto_front",
+        "parallel_coordinates",
+    }
+    assert {path.stem for path in page.parent.glob("*.png")} == figures
+    for _, attrs in seen.tags:
+        for name in ("src", "href", "xlink:href"):
+            assert (attrs.get(name) or "#").startswith(("#", "data:"))
+    assert "b" not in {tag for tag, _ in seen.tags}
+    assert "<b>diverged</b>" in seen.text
+    assert "-0.0100 ± 0.0000 nats: win" in seen.text
+    data = json.loads((page.parent / "tune.json").read_text())
+    assert data["fresh"]["winner_minus_base"]["nll"]["verdict"] == "win"
+    assert len(data["trials"]) == len(study.trials)
+
+
+def test_fresh_splits_are_told_either_way() -> None:
+    worse = Fresh([bag(0.12), bag(0.13)], [bag(0.11), bag(0.12)])
+    assert any("nats: loss" in line for line in said(worse))
+    same = Fresh([bag(0.12), bag(0.13)], [bag(0.13), bag(0.12)])
+    assert any("nats: tie" in line for line in said(same))
