@@ -116,7 +116,7 @@ def _run_trials(
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
     from bend_ray.stages import cluster
     from bend_ray.stages.classifiers import share_dataset
-    from bend_ray.tune.capacity import Processors, room_for, share_of
+    from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Job
 
     _quiet()

@@ -6,7 +6,7 @@ from bend_ray.config import PipelineConfig
 from bend_ray.config_file import load_config
 from bend_ray.plan import STAGES
 from bend_ray.stages.cluster import SPARE_CPUS
-from bend_ray.tune.capacity import DATA_CPUS, Processors, room_for, share_of
+from bend_ray.tune.shares import DATA_CPUS, Processors, room_for, share_of
 
 CONFIGS = {
     "default": (),
