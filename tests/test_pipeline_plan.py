@@ -29,7 +29,7 @@ def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
         wanted.extend(missing)
         raise WouldStartRayError
 
-    monkeypatch.setattr(pipeline, "_connect", connect)
+    monkeypatch.setattr(pipeline, "connect", connect)
     with pytest.raises(WouldStartRayError):
         pipeline.run(config, store.uri)
     assert wanted == [deleted]
