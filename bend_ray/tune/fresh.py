@@ -13,7 +13,7 @@ from typing import Any
 from bend_ray import pipeline, results
 from bend_ray.config import PipelineConfig
 from bend_ray.log import LOGGER
-from bend_ray.repeats import Difference, differences, repeats_of
+from bend_ray.repeats import Difference, paired, repeats_of
 from bend_ray.tune.study import Study
 
 BASE = "base"
@@ -34,11 +34,7 @@ class Fresh:
     @property
     def differences(self) -> dict[str, Difference]:
         """The winner's bag minus the base's, in accuracy and NLL, paired by split."""
-        pairs = [
-            {"bag": ours["bag"], "rivals": {BASE: theirs["bag"]}}
-            for ours, theirs in zip(self.winner, self.base, strict=True)
-        ]
-        return differences(pairs, BASE)
+        return paired([run["bag"] for run in self.winner], [run["bag"] for run in self.base])
 
     def as_json(self) -> dict[str, Any]:
         """Both, and what lies between them."""

@@ -177,14 +177,14 @@ def test_the_page_needs_nothing_but_itself(study: Study) -> None:
             assert (attrs.get(name) or "#").startswith(("#", "data:"))
     assert "b" not in {tag for tag, _ in seen.tags}
     assert "<b>diverged</b>" in seen.text
-    assert "-0.0100 ± 0.0000 nats: win" in seen.text
+    assert "-0.0100 ± 0.0000 nats: win" in seen.text.replace("\u00a0", " ")
     data = json.loads((page.parent / "tune.json").read_text())
     assert data["fresh"]["winner_minus_base"]["nll"]["verdict"] == "win"
     assert len(data["trials"]) == len(study.trials)
 
 
 def test_fresh_splits_are_told_either_way() -> None:
-    worse = Fresh([bag(0.12), bag(0.13)], [bag(0.11), bag(0.12)])
+    worse = Fresh([bag(0.12), bag(0.13), bag(0.14)], [bag(0.11), bag(0.12), bag(0.13)])
     assert any("nats: loss" in line for line in said(worse))
     same = Fresh([bag(0.12), bag(0.13)], [bag(0.13), bag(0.12)])
     assert any("nats: tie" in line for line in said(same))
