@@ -78,9 +78,9 @@ def _chosen(
 
 
 def _default_output(plan: Plan, members: int | None) -> str:
-    from bend_ray.export.folder import version_of
+    from bend_ray.export.card import version_of
 
-    return f"{EXPORTS}/{version_of(plan, members)}"
+    return f"{EXPORTS}/{version_of(plan.evaluation.fingerprint, members)}"
 
 
 @click.command(short_help="answer questions about images over HTTP")

@@ -83,6 +83,11 @@ class Card(Spec):
         return self.vote.kind == "majority"
 
 
+def version_of(fingerprint: str, members: int | None) -> str:
+    """The version of an evaluation's bag, or of its first ``members`` alone."""
+    return fingerprint if members is None else f"{fingerprint}-n{members}"
+
+
 def read_card(folder: Path) -> Card:
     """The card of an exported bag.
 

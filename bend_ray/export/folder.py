@@ -20,7 +20,7 @@ from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.votes import Vote, WeightedVote
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import CARD, MEMBERS, Card, Scores, plain
+from bend_ray.export.card import CARD, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
 from bend_ray.export.states import member_facts, member_states
 from bend_ray.filesystems import masked, resolve, store_errors, write_atomically
@@ -33,12 +33,6 @@ _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORC
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
 DARK = 127
-
-
-def version_of(plan: Plan, members: int | None) -> str:
-    """The version of a plan's bag, or of its first ``members`` alone."""
-    fingerprint = plan.evaluation.fingerprint
-    return fingerprint if members is None else f"{fingerprint}-n{members}"
 
 
 def export_bag(
@@ -109,7 +103,7 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
     dataset = config.dataset.load()
     mean, std = dataset.channel_statistics
     card = Card(
-        model_version=version_of(plan, members),
+        model_version=version_of(plan.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
