@@ -130,7 +130,10 @@ class AutoscalingCluster:
             "--num-gpus=0",
             f"--object-store-memory={OBJECT_STORE_BYTES}",
         ]
-        started = subprocess.run(command, env=environment, capture_output=True, text=True)
+        # Nodes work in a folder of their own: no path of the driver's means anything there.
+        started = subprocess.run(
+            command, env=environment, capture_output=True, text=True, cwd=self.folder
+        )
         assert started.returncode == 0, started.stdout + started.stderr
         return self
 
