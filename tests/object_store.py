@@ -12,6 +12,8 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.core import DEFAULT_ACCOUNT_ID
+from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import make_server
 
@@ -53,6 +55,11 @@ class ObjectStore:
         headers = [("Content-Type", "application/xml"), ("Content-Length", str(len(SLOW_DOWN)))]
         start_response("503 Slow Down", headers)
         return [SLOW_DOWN]
+
+    def names(self) -> list[str]:
+        """Objects of the bucket, seen from inside: whoever watches is not turned away."""
+        backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
+        return sorted(f"/{name}" for name in backend.buckets[BUCKET].keys)
 
     @contextmanager
     def serving(self) -> Iterator[ObjectStore]:

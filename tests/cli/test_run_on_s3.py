@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 
-import pyarrow.fs
 import pytest
 from object_store import BUCKET, object_store
 from process import Bend, Finished, figures, wait_until
@@ -14,12 +13,6 @@ pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 URI = f"s3://{BUCKET}/runs"
 MOMENTS = {"seeds": "shard-00001.parquet", "generator": "checkpoint.safetensors"}
-
-
-def names() -> list[str]:
-    filesystem, path = pyarrow.fs.FileSystem.from_uri(URI)
-    selector = pyarrow.fs.FileSelector(path, recursive=True, allow_not_found=True)
-    return [info.path for info in filesystem.get_file_info(selector) if info.is_file]
 
 
 @pytest.mark.parametrize("failing", [0.0, 0.2], ids=["a server", "a server that often fails"])
@@ -33,13 +26,13 @@ def test_a_run_on_s3_that_is_killed_twice_gives_what_one_in_a_folder_gives(
             process = bend.start(*run)
             wait_until(
                 lambda at=f"/{stage}/", end=file: any(
-                    at in name and name.endswith(end) for name in names()
+                    at in name and name.endswith(end) for name in server.names()
                 ),
                 process,
             )
             os.kill(process.pid, signal.SIGKILL)
             process.communicate(timeout=30)
-            committed = [n for n in names() if n.endswith("manifest.json")]
+            committed = [n for n in server.names() if n.endswith("manifest.json")]
             assert not any(f"/{stage}/" in name for name in committed), f"{stage} was too quick"
         done = bend(*run, timeout=400)
         assert done.returncode == 0, done.stderr
@@ -48,5 +41,5 @@ def test_a_run_on_s3_that_is_killed_twice_gives_what_one_in_a_folder_gives(
         assert again.returncode == 0
         assert figures(again.stdout) == undisturbed.figures
         assert (server.failed > 20) == (failing > 0)
-        left = [n for n in names() if n.endswith(("lease.json", "progress.json", ".tmp"))]
+        left = [n for n in server.names() if n.endswith(("lease.json", "progress.json", ".tmp"))]
         assert left == []
