@@ -15,7 +15,14 @@ import click
 
 from bend_ray import __version__, log
 from bend_ray.cli_bag import export, serve
-from bend_ray.cli_options import Command, config_arguments, repeats_option, store_option
+from bend_ray.cli_options import (
+    Command,
+    address_option,
+    config_arguments,
+    repeats_option,
+    store_option,
+    write_file,
+)
 from bend_ray.cli_plan import plan
 from bend_ray.cli_report import compare, report, report_if_missing
 from bend_ray.cli_store import store_group
@@ -61,12 +68,7 @@ def cli(verbose: bool) -> None:
 
 def run_options(command: Command) -> Command:
     """Everything a command that runs stages takes."""
-    command = click.option(
-        "--address",
-        metavar="ADDRESS",
-        help="Ray cluster to join (HOST:PORT or auto); default RAY_ADDRESS, else our own.",
-    )(command)
-    return config_arguments(store_option(command))
+    return config_arguments(store_option(address_option(command)))
 
 
 @cli.command(short_help="the whole pipeline; prints how the bag does against its rivals")
@@ -102,7 +104,9 @@ def run(
 
     configs = repeats_of(load_config(file, overrides), repeats)
     if json_path not in (None, "-"):
-        _write_file(Path(str(json_path)), "")  # so that a wrong path is told before the work
+        write_file(
+            "--json", Path(str(json_path)), ""
+        )  # so that a wrong path is told before the work
     plans = []
     for number, config in enumerate(configs, start=1):
         if repeats > 1:
@@ -127,7 +131,7 @@ def _tell(plans: list[Plan], json_path: str | None) -> None:
         click.echo(text)
         return
     if json_path:
-        _write_file(Path(json_path), text)
+        write_file("--json", Path(json_path), f"{text}\n")
     table = results.table(told[0]) if together is None else results.repeats_table(together)
     click.echo(table)
 
@@ -195,15 +199,6 @@ def config(file: Path | None, overrides: tuple[str, ...]) -> None:
         default = "" if knob.default is None else f" (default {json.dumps(knob.default)})"
         default = " (required)" if knob.required else default
         click.echo(f"{knob.path}{variant}: {knob.help}{default}", err=True)
-
-
-def _write_file(path: Path, text: str) -> None:
-    try:
-        path.write_text(text and text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise BendError(
-            f"--json {path}: expected a file that can be written, got: {error.strerror}"
-        ) from error
 
 
 def main() -> NoReturn:

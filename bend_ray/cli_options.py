@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 
 import click
 
+from bend_ray.errors import BendError
+
 DEFAULT_STORE = "./bend-store"
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -34,6 +36,29 @@ def store_option(command: Command) -> Command:
         metavar="URI",
         help="Where artifacts live: a folder, s3://, gs:// or abfs://.",
     )(command)
+
+
+def address_option(command: Command) -> Command:
+    """--address: which cluster."""
+    return click.option(
+        "--address",
+        metavar="ADDRESS",
+        help="Ray cluster to join (HOST:PORT or auto); default RAY_ADDRESS, else our own.",
+    )(command)
+
+
+def write_file(option: str, path: Path, text: str) -> None:
+    """Write what an option names.
+
+    Raises:
+        BendError: it cannot be written.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise BendError(
+            f"{option} {path}: expected a file that can be written, got: {error.strerror}"
+        ) from error
 
 
 def repeats_option(command: Command) -> Command:

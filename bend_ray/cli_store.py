@@ -28,12 +28,11 @@ def verify(store: str) -> None:
       bend store verify --store s3://bucket/runs
     """
     from bend_ray.artifacts.store import Store
-    from bend_ray.artifacts.upkeep import committed, problem
+    from bend_ray.artifacts.upkeep import verify as verified
     from bend_ray.plan import STAGES
 
     held, broken, count = Store(store), 0, 0
-    for stage, fingerprint in committed(held, STAGES):
-        wrong = problem(held, stage, fingerprint)
+    for (stage, fingerprint), wrong in verified(held, STAGES):
         click.echo(f"{stage:<12} {fingerprint}  {'whole' if wrong is None else wrong}")
         broken += wrong is not None
         count += 1

@@ -6,18 +6,13 @@ from pathlib import Path
 
 import click
 
-from bend_ray.cli_options import config_arguments, store_option
-from bend_ray.errors import BendError
+from bend_ray.cli_options import address_option, config_arguments, store_option, write_file
 
 
 @click.command(short_help="search latent size, ensemble count and any other knob")
 @config_arguments
 @store_option
-@click.option(
-    "--address",
-    metavar="ADDRESS",
-    help="Ray cluster to join (HOST:PORT or auto); default RAY_ADDRESS, else our own.",
-)
+@address_option
 @click.option(
     "--space",
     type=click.Path(path_type=Path),
@@ -87,18 +82,9 @@ def tune(
     study = search(config, section, store, address=address)
     lines = told(study)
     click.echo(f"{table(study)}\n\n" + "\n".join(lines))
-    _write(Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
+    write_file("--best", Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
     compared = None
     if fresh:
         compared = fresh_splits.on_fresh_splits(study, store, fresh, address)
         click.echo("\n" + "\n".join(fresh_splits.said(compared)))
     click.echo(f"best:   {best}\nreport: {write_page(study, compared)}")
-
-
-def _write(path: Path, text: str) -> None:
-    try:
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise BendError(
-            f"--best {path}: expected a file that can be written, got: {error.strerror}"
-        ) from error

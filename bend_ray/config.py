@@ -294,6 +294,11 @@ class PipelineConfig(Spec):
         held_out = round(self.seeds.held_out * per_trunk)
         return protocol.num_trunks * (per_trunk - held_out)
 
+    @property
+    def num_conditions(self) -> int:
+        """Trunks the denoiser is told apart, or one for all."""
+        return self.seeds.protocol.num_trunks if self.generator.conditional else 1
+
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
         for check in (_latent_size_fits, _bag_fits, _sampler_fits, _subset_has_a_base):

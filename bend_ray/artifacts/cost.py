@@ -57,7 +57,7 @@ def read_cost(artifact: Directory, name: str) -> Cost:
     Raises:
         StoreError: nothing was.
     """
-    return Cost.model_validate(artifact.read_json(f"{COST_DIRECTORY}/{name}.json"))
+    return Cost.model_validate(artifact.read_note(f"{COST_DIRECTORY}/{name}.json"))
 
 
 def read_costs(artifact: Directory, names: Iterable[str]) -> dict[str, Cost]:

@@ -146,10 +146,11 @@ def verify_table(artifact: Artifact, name: str) -> None:
         CorruptArtifact: it is not what was written.
         StoreError: the store cannot be read.
     """
-    if _SHARD_NAME.fullmatch(name):
-        with _open_shard(artifact, name):
-            pass
-    with _open_table(artifact, name) as file:
+    with ExitStack() as stack:
+        if _SHARD_NAME.fullmatch(name):
+            file, _ = stack.enter_context(_open_shard(artifact, name))
+        else:
+            file = stack.enter_context(_open_table(artifact, name))
         for group in range(file.num_row_groups):
             with _reading(artifact, name):
                 patiently(artifact.filesystem, partial(file.read_row_group, group))

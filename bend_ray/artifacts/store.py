@@ -121,6 +121,18 @@ class Store:
             raise where.corrupt(MANIFEST_NAME, came)
         return manifest
 
+    def fingerprints(self, stage: str) -> list[str]:
+        """Of every artifact of a stage, committed or not, sorted.
+
+        Raises:
+            StoreError: the store cannot be read.
+        """
+        folder = f"{self.path.rstrip('/')}/{stage}"
+        selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
+        with store_errors("list", folder):
+            found = self.filesystem.get_file_info(selector)
+        return sorted(entry.base_name for entry in found if not entry.is_file)
+
     def manifests(self, stage: str) -> list[Manifest]:
         """Those of every committed artifact of a stage, oldest first.
 
@@ -128,10 +140,7 @@ class Store:
             CorruptArtifact: one does not read.
             StoreError: a newer bend-ray wrote one, or the store cannot be read.
         """
-        folder = f"{self.path.rstrip('/')}/{stage}"
-        selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
-        with store_errors("list", folder):
-            names = [info.base_name for info in self.filesystem.get_file_info(selector)]
+        names = self.fingerprints(stage)
         found = [each for name in names if (each := self.manifest(stage, name)) is not None]
         return sorted(found, key=lambda manifest: (manifest.created, manifest.fingerprint))
 

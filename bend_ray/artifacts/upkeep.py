@@ -35,35 +35,25 @@ class Held:
     why: str
 
 
-def committed(store: Store, stages: Sequence[str]) -> Iterator[Name]:
-    """Names of all committed artifacts, broken ones too.
+def verify(store: Store, stages: Sequence[str]) -> Iterator[tuple[Name, str | None]]:
+    """Every committed artifact, and what is wrong with it: None where it holds what it should.
+
+    Reads all of them.
 
     Raises:
-        StoreError: the store cannot be read.
+        StoreError: the store cannot be listed.
     """
     for stage in stages:
-        for fingerprint in _names(store, stage):
+        for fingerprint in store.fingerprints(stage):
             try:
-                if store.manifest(stage, fingerprint) is None:
+                manifest = store.manifest(stage, fingerprint)
+                if manifest is None:
                     continue
-            except BendError:
-                pass
-            yield stage, fingerprint
-
-
-def problem(store: Store, stage: str, fingerprint: str) -> str | None:
-    """What is wrong with a committed artifact, None where it holds what was committed.
-
-    Reads all of it.
-    """
-    try:
-        manifest = store.manifest(stage, fingerprint)
-        if manifest is None:
-            return "expected it to be committed, it is not"
-        _verify(store, manifest)
-    except BendError as error:
-        return str(error)
-    return None
+                _verify(store, manifest)
+            except BendError as error:
+                yield (stage, fingerprint), str(error)
+            else:
+                yield (stage, fingerprint), None
 
 
 def _verify(store: Store, manifest: Manifest) -> None:
@@ -102,7 +92,7 @@ def unneeded(
     limit = datetime.now(UTC) - older_than
     found = []
     for stage in stages:
-        for fingerprint in _names(store, stage):
+        for fingerprint in store.fingerprints(stage):
             if (stage, fingerprint) not in needed:
                 held, written = _measured(store, stage, fingerprint)
                 if written < limit:
@@ -123,7 +113,7 @@ def remove(store: Store, held: Held) -> None:
 
 def _refuse_while_working(store: Store, stages: Sequence[str]) -> None:
     for stage in stages:
-        for fingerprint in _names(store, stage):
+        for fingerprint in store.fingerprints(stage):
             where = store.directory(stage, fingerprint)
             if (who := maker(where)) is not None:
                 raise StoreError(
@@ -143,14 +133,6 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
                 before = store.manifest(given.stage, given.fingerprint)
                 waiting += [before] if before is not None else []
     return needed
-
-
-def _names(store: Store, stage: str) -> list[str]:
-    folder = f"{store.path.rstrip('/')}/{stage}"
-    selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
-    with store_errors("list", folder):
-        found = store.filesystem.get_file_info(selector)
-    return sorted(entry.base_name for entry in found if not entry.is_file)
 
 
 def _measured(store: Store, stage: str, fingerprint: str) -> tuple[Held, datetime]:

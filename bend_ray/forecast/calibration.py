@@ -119,7 +119,7 @@ def problem_of(config: PipelineConfig, dataset: ImageDataset, test_images: int |
     validation = len(dataset.validation)
     features = config.num_training_models - 1 if principal else layout.size
     latent, section = config.autoencoder.model.latent_size, config.generator
-    denoiser = section.denoiser.build(latent, _conditions(config))
+    denoiser = section.denoiser.build(latent, config.num_conditions)
     return Problem(
         members=config.seeds.num_models,
         training=config.num_training_models,
@@ -281,7 +281,7 @@ def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
 
 def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
     section, latent = config.generator, config.autoencoder.model.latent_size
-    objective = Denoising(section.denoiser.build(latent, _conditions(config)), section.process)
+    objective = Denoising(section.denoiser.build(latent, config.num_conditions), section.process)
     rows = min(problem.training, section.training.batch_size)
     batch = {
         "features": torch.randn(rows, latent),
@@ -290,13 +290,9 @@ def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
     return _weight_space_step(objective, section.training, batch, device)
 
 
-def _conditions(config: PipelineConfig) -> int:
-    return config.seeds.protocol.num_trunks if config.generator.conditional else 1
-
-
 def _drawing(config: PipelineConfig, problem: Problem) -> Line:
     """Drawing latents, by how many at once; on the CPU, as the stage does."""
-    latent, conditions = config.autoencoder.model.latent_size, _conditions(config)
+    latent, conditions = config.autoencoder.model.latent_size, config.num_conditions
     denoiser = config.generator.denoiser.build(latent, conditions)
     scale = LatentScale(torch.zeros(conditions, latent), torch.ones(latent))
 

@@ -36,7 +36,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
-        metrics={"num_conditions": num_conditions(config), "loss": fitted.curve},
+        metrics={"num_conditions": config.num_conditions, "loss": fitted.curve},
         cost=cluster.total([fitted.cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
@@ -67,7 +67,7 @@ def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted
     return fit(
         Job(
             stage="generator",
-            build=partial(build_objective, section, latent_size, num_conditions(config)),
+            build=partial(build_objective, section, latent_size, config.num_conditions),
             training=section.training,
             resources=section.resources,
             seed=config.seed,
@@ -77,11 +77,6 @@ def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted
         ),
         _dataset(plan.latents, scale, section.conditional),
     )
-
-
-def num_conditions(config: PipelineConfig) -> int:
-    """Trunks the denoiser is told apart, or one for all."""
-    return config.seeds.protocol.num_trunks if config.generator.conditional else 1
 
 
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
@@ -94,7 +89,7 @@ def load_generator(
 ) -> tuple[nn.Module, LatentScale]:
     """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
     latent_size = config.autoencoder.model.latent_size
-    denoiser = config.generator.denoiser.build(latent_size, num_conditions(config))
+    denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
     denoiser.load_state_dict(load_weights(plan.generator, weights))
     return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
 
@@ -108,7 +103,7 @@ def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
     if not config.generator.conditional:
         condition_K = torch.zeros_like(condition_K)
     z_KZ = torch.from_numpy(np.array(latents_KZ[keep]))
-    return LatentScale.fit(z_KZ, condition_K, num_conditions(config))
+    return LatentScale.fit(z_KZ, condition_K, config.num_conditions)
 
 
 def _dataset(latents_artifact: Artifact, scale: LatentScale, conditional: bool) -> ray.data.Dataset:

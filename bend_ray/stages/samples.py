@@ -185,7 +185,7 @@ class SampleDrawer:
     @torch.no_grad()
     def sample(self, ids: Sequence[int]) -> torch.Tensor:
         """Parameters ``(N, P)`` of the classifiers ``ids``."""
-        conditions = generator.num_conditions(self.config)
+        conditions = self.config.num_conditions
         z_NZ = sample_latents(
             self.denoiser,
             self.config.generator.process,

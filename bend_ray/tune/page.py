@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from bend_ray.artifacts.directory import Directory
-from bend_ray.filesystems import joined, masked_json
+from bend_ray.filesystems import masked_json
 from bend_ray.log import duration
 from bend_ray.report.location import page_uri
 from bend_ray.report.page import Cell, Line, Page, Table
@@ -33,9 +32,7 @@ def write_page(study: Study, fresh: Fresh | None) -> str:
         StoreError: it cannot be written.
     """
     artifact = study.artifact
-    path = f"{artifact.store.path.rstrip('/')}/report/{artifact.fingerprint}"
-    uri = joined(artifact.store.uri, "report", artifact.fingerprint)
-    where = Directory(artifact.filesystem, path, uri)
+    where = artifact.store.directory("report", artifact.fingerprint)
     data = {
         "tune": 1,
         "config": masked_json(study.config.model_dump(mode="json")),
@@ -80,7 +77,7 @@ def page(study: Study, fresh: Fresh | None = None) -> Page:
 
 def _cards(study: Study) -> list[Card]:
     trial, bag = study.winner
-    asked, made = (sum(pair[i] for pair in study.stages().values()) for i in (0, 1))
+    asked, made = study.stages_in_all()
     _, knee = study.front()
     return [
         Card(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from bend_ray.config import ActorResources, PipelineConfig, Resources, TrainResources
 from bend_ray.plan import STAGES
-from bend_ray.stages import capacity
+from bend_ray.stages import capacity, cluster
 from bend_ray.stages.cluster import SPARE_CPUS
 
 DATA_CPUS = 1
@@ -40,8 +40,9 @@ def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
         have: what the cluster has.
         own: whether ``connect`` started it, with more CPUs than there are cores.
     """
-    needs = [_least(_resources(config, stage)) for stage in STAGES]
-    cpus, gpus = (max(need[i] for need in needs) for i in (0, 1))
+    needs = cluster.requests(config, STAGES)
+    cpus = max(need.processes * need.resources.cpus for need in needs)
+    gpus = max(need.processes * need.resources.gpus for need in needs)
     room = int(_cpus(have, own) // cpus)
     if gpus:
         room = min(room, int(have.gpus // gpus))
@@ -69,16 +70,6 @@ def _cpus(have: Processors, own: bool) -> float:
 def _resources(config: PipelineConfig, stage: str) -> Resources:
     resources: Resources = getattr(config, stage).resources
     return resources
-
-
-def _least(resources: Resources) -> tuple[float, float]:
-    """CPUs and GPUs without which a stage does not start or end."""
-    workers = 1
-    # Actors share out pieces: one of them is enough.
-    if isinstance(resources, TrainResources):
-        asked = resources.workers
-        workers = asked[0] if isinstance(asked, tuple) else asked
-    return workers * resources.cpus, workers * resources.gpus
 
 
 def _held(resources: Resources, most: int) -> Resources:

@@ -111,6 +111,11 @@ class Study:
                 asked[record.stage].append(record.fingerprint)
         return {stage: (len(names), len(set(names))) for stage, names in asked.items()}
 
+    def stages_in_all(self) -> tuple[int, int]:
+        """``stages``, summed."""
+        asked, made = zip(*self.stages().values(), strict=True)
+        return sum(asked), sum(made)
+
 
 def study_artifact(config: PipelineConfig, section: TuneSection, store: Store) -> Artifact:
     """Where a study is, or will be."""
@@ -139,7 +144,7 @@ def told(study: Study) -> list[str]:
     counts = dict.fromkeys(("done", "stopped", "failed"), 0)
     for each in study.trials:
         counts[each.status] += 1
-    asked, made = (sum(pair[i] for pair in study.stages().values()) for i in (0, 1))
+    asked, made = study.stages_in_all()
     lines = [
         f"{len(study.trials)} trials: "
         + ", ".join(f"{count} {status}" for status, count in counts.items() if count),

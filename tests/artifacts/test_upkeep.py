@@ -14,7 +14,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.tables import ROW_TYPES
-from bend_ray.artifacts.upkeep import committed, problem, remove, unneeded
+from bend_ray.artifacts.upkeep import remove, unneeded, verify
 from bend_ray.errors import CorruptArtifact, StoreError
 
 STAGES = ("seeds", "samples", "evaluation")
@@ -52,8 +52,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def problems(store: Store) -> dict[str, str]:
-    said = {stage: problem(store, stage, name) for stage, name in committed(store, STAGES)}
-    return {stage: wrong for stage, wrong in said.items() if wrong}
+    return {stage: wrong for (stage, _), wrong in verify(store, STAGES) if wrong}
 
 
 @pytest.mark.parametrize(

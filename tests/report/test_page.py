@@ -6,12 +6,12 @@ import json
 import re
 import subprocess
 import sys
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from answers import members
 from evaluations import CONFIG, commit
+from pages import Seen
 from PIL import Image
 
 from bend_ray.artifacts.store import Store
@@ -35,22 +35,6 @@ FIGURES = {
     "reliability_member",
     "time_spent",
 }
-
-
-class Seen(HTMLParser):
-    """Tags, ids and texts of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,11 @@
 """What a study says of its trials, as text and as a page."""
 
 import json
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pages import Seen
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
@@ -136,22 +136,6 @@ def test_a_record_comes_back_as_it_was(study: Study) -> None:
         write_record(study.artifact, record)
         assert read_record(study.artifact, record.name) == record
     assert read_record(study.artifact, "another") is None
-
-
-class Seen(HTMLParser):
-    """Tags and texts of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
 
 
 def bag(nll: float) -> dict[str, Any]:
