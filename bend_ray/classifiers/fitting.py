@@ -82,6 +82,30 @@ def fit(
     Returns:
         Parameters ``(S, K, P)`` at the stretch's snapshots.
     """
+    # Models that run one after another are trained one after another too: to the same end, with
+    # one model's activations and moments in memory, and in the caches, instead of K.
+    models = 1 if stack.form == "loop" else len(theta_KP)
+    parts = []
+    for first in range(0, len(theta_KP), models):
+        rows = slice(first, first + models)
+        parts.append(
+            _fit_together(
+                stack, theta_KP[rows], train, normalise, recipe, stretch, generators[rows]
+            )
+        )
+    return torch.cat(parts, dim=1)
+
+
+def _fit_together(
+    stack: Stack,
+    theta_KP: Tensor,
+    train: Images,
+    normalise: Callable[[Tensor], Tensor],
+    recipe: Recipe,
+    stretch: Stretch,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """``fit`` of models that take every step together."""
     num_images, device = len(train), theta_KP.device
     pixels_NCHW = train.pixels_NCHW.to(device)
     labels_N = train.labels_N.to(device)

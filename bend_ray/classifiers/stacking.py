@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bend_ray.classifiers.dense import is_dense, run_dense
+
 Form = Literal["stacked", "loop"]
-"""All models in one call of every kernel (vmap), or one model after another."""
+"""All models in one call of every kernel, or one model after another."""
 
 
 class Flattening(Protocol):
@@ -62,6 +64,7 @@ class Stack(nn.Module):
         self._layout = layout
         self.form = form
         self._base = dict(base or {})
+        self._is_dense = is_dense(module) and not self._base
         norms = {
             path: layer
             for path, layer in module.named_modules()
@@ -115,6 +118,8 @@ class Stack(nn.Module):
         if self.form == "loop" and (self.one_by_one or self.training or not shared):
             return self._loop(theta_KP, images, buffers_KQ, shared, seeds_K)
         state, running = self._state(theta_KP, buffers_KQ)
+        if self._is_dense:
+            return run_dense(self._module, state, images, shared=shared)
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}

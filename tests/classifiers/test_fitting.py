@@ -61,11 +61,15 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def cohort(
-    recipe: Recipe, stretch: Stretch, seeds: Sequence[int], dtype: torch.dtype = torch.float64
+    recipe: Recipe,
+    stretch: Stretch,
+    seeds: Sequence[int],
+    dtype: torch.dtype = torch.float64,
+    form: Form = "stacked",
 ) -> Tensor:
     """Snapshots ``(S, K, P)`` of the models of these seeds, trained together."""
     return fit(
-        Stack(build(), LAYOUT),
+        Stack(build(), LAYOUT, form),
         starts(seeds, dtype),
         pictures(),
         scaled(dtype),
@@ -201,6 +205,21 @@ def test_a_model_does_not_depend_on_its_cohort(recipe: Recipe) -> None:
     together = cohort(recipe, WHOLE, (0, 1, 2, 3))[-1]
     assert_close(cohort(recipe, WHOLE, (3, 1, 0, 2))[-1], together[[3, 1, 0, 2]])
     assert_close(cohort(recipe, WHOLE, (2,))[-1], together[[2]])
+
+
+def test_models_of_a_loop_are_trained_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    forward = Stack.forward
+
+    def spy(stack: Stack, theta_KP: Tensor, images: Tensor, **options: object) -> Tensor:
+        sizes.append(len(theta_KP))
+        return forward(stack, theta_KP, images, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stack, "forward", spy)
+    stretch = Stretch(start=0.0, epochs=1.0)
+    looped = cohort(ADAMW, stretch, (3, 1, 4), form="loop")
+    assert set(sizes) == {1}
+    assert_close(looped, cohort(ADAMW, stretch, (3, 1, 4)))
 
 
 def test_snapshots_are_the_ends_of_shorter_stretches() -> None:

@@ -1,0 +1,206 @@
+"""Asking a bag: the ways to run its members, and what other libraries do, cell by cell.
+
+    uv run --group bench python tests/benchmarks/bench_asking.py [--network mlp] [--members 10 50]
+    uv run --group bench python tests/benchmarks/bench_asking.py --compiled    # seconds to compile
+
+Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at once
+(``classifiers.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
+``onnx_unrolled``, one ONNX Runtime graph of all members in its two forms; ``auto``, the bag as
+``bend serve`` holds it: of the graphs the one that it measures to be faster, and the vote with
+uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of the same modules.
+Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Rounds of all systems are
+interleaved; medians of wall milliseconds. Random weights: what a bag answers does not change how
+long it takes.
+
+A JSON line a cell.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bench_fitting import NETWORKS, NUM_CLASSES, normalise
+from torch import Tensor, nn
+
+from bend_ray.classifiers.architectures import Mlp
+from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
+from bend_ray.export.card import Card
+from bend_ray.export.graphs import forms, logits_program
+from bend_ray.export.layers import member_graph
+from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.serve.bag import Bag, Group
+from bend_ray.serve.executor import Way, ask, fastest, ways
+from bend_ray.serve.voting import Stop
+
+Ask = Callable[[np.ndarray], np.ndarray]
+"""Pixels ``(B, C, H, W)`` uint8 to probabilities ``(B, classes)``."""
+
+
+def card(members: int, shape: tuple[int, int, int]) -> Card:
+    """Of a bag of random members; which architecture it names decides nothing here."""
+    return Card(
+        model_version="bench",
+        created="now",
+        bend_ray="benchmark",
+        architecture=Mlp(),
+        image_shape=shape,
+        pixel_mean=(128.0,) * shape[0],
+        pixel_std=(64.0,) * shape[0],
+        class_names=tuple(map(str, range(NUM_CLASSES))),
+        vote={"kind": "soft"},
+        members=tuple(range(members)),
+        weights=(1 / members,) * members,
+    )
+
+
+def mean_softmax(logits_KBC: Tensor) -> np.ndarray:
+    """Of the members; ``(B, C)``."""
+    return logits_KBC.softmax(dim=-1).mean(dim=0).numpy()
+
+
+def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
+    """The ways that need nothing but torch."""
+    build, (_, *_), _ = NETWORKS[network]
+    module = build()
+    layout = ParameterLayout.of(module)
+    theta_KP = torch.stack([layout.flatten(each.state_dict()) for each in modules])
+    stack = Stack(module, layout, form_for(module, "cpu", stacks_on_cpu=network == "mlp"))
+
+    def loop(pixels: np.ndarray) -> np.ndarray:
+        inputs = normalise(torch.from_numpy(pixels))
+        return mean_softmax(torch.stack([each(inputs) for each in modules]))
+
+    def stacked(pixels: np.ndarray) -> np.ndarray:
+        return mean_softmax(
+            predict_logits(stack, theta_KP, normalise(torch.from_numpy(pixels)))
+        )
+
+    return {"loop": loop, "stacked": stacked}
+
+
+def compiled(modules: list[nn.Module]) -> Ask:
+    """The loop as one program of torch's compiler, one for every batch size."""
+
+    def answer(inputs: Tensor) -> Tensor:
+        return torch.stack([each(inputs) for each in modules]).softmax(dim=-1).mean(dim=0)
+
+    program = torch.compile(answer, dynamic=False)
+    return lambda pixels: program(normalise(torch.from_numpy(pixels))).numpy()
+
+
+def torchensemble(modules: list[nn.Module]) -> Ask:
+    """TorchEnsemble's VotingClassifier in evaluation."""
+    from torchensemble import VotingClassifier
+
+    ensemble = VotingClassifier(estimator=nn.Identity, n_estimators=len(modules), cuda=False)
+    ensemble.estimators_.extend(modules)
+    ensemble.n_outputs = NUM_CLASSES
+    ensemble.eval()
+    return lambda pixels: ensemble(normalise(torch.from_numpy(pixels))).numpy()
+
+
+def torch_uncertainty(modules: list[nn.Module]) -> Ask:
+    """torch-uncertainty's deep ensemble of modules; the vote as its routine takes it."""
+    from torch_uncertainty.methods import deep_ensembles
+
+    ensemble = deep_ensembles(modules, task="classification").eval()
+
+    def answer(pixels: np.ndarray) -> np.ndarray:
+        logits = ensemble(normalise(torch.from_numpy(pixels)))
+        return mean_softmax(logits.unflatten(0, (len(modules), len(pixels))))
+
+    return answer
+
+
+def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask], str]:
+    """One graph of all members in every form that there is, and what ``bend serve`` takes."""
+    build, (_, *shape), _ = NETWORKS[network]
+    given = card(len(modules), tuple(shape))
+    member = member_graph(build(), tuple(shape), NUM_CLASSES)
+    states = [module.state_dict() for module in modules]
+    names = [tensor.name for tensor in member.graph.input[1:]]
+    state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
+    systems: dict[str, Ask] = {}
+    for form in forms(member):
+        session = Way(form, 1).session(logits_program(given, member, state_K, form))
+        systems[f"onnx_{form}"] = lambda pixels, session=session: mean_softmax(
+            torch.from_numpy(ask(session, pixels))
+        )
+    batch = np.zeros((32, *shape), dtype=np.uint8)
+    way = fastest(
+        ways(forms(member), 1), lambda form: logits_program(given, member, state_K, form), batch
+    )
+    session = way.session(logits_program(given, member, state_K, way.form))
+    bag = Bag(given, [Group(0, session)], way)
+    systems["auto"] = lambda pixels: bag.answer(pixels, [Stop()] * len(pixels)).probs_BC
+    return systems, way.form
+
+
+def race(systems: dict[str, Ask], pixels: np.ndarray, seconds: float) -> dict[str, float]:
+    """Median milliseconds of each, rounds interleaved, for about so many seconds."""
+    expected = None
+    for name, system in systems.items():
+        answer = system(pixels)
+        expected = answer if expected is None else expected
+        np.testing.assert_allclose(answer, expected, rtol=2e-3, atol=1e-4, err_msg=name)
+    taken: dict[str, list[float]] = {name: [] for name in systems}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken["loop"]) < 3:
+        for name, system in systems.items():
+            started = time.perf_counter()
+            system(pixels)
+            taken[name].append(1e3 * (time.perf_counter() - started))
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def line(case: dict[str, Any], took: dict[str, float]) -> str:
+    """A cell as JSON: milliseconds, and how the automatic choice stands."""
+    ours = ("stacked", "onnx_stacked", "onnx_unrolled", "compiled", "loop")
+    best = min(took[name] for name in ours if name in took)
+    ratios = {f"{name}/auto": round(ms / took["auto"], 2) for name, ms in took.items()}
+    ratios["auto/best"] = round(took["auto"] / best, 2)
+    milliseconds = {name: round(ms, 4) for name, ms in took.items()}
+    return json.dumps(case | {"ms": milliseconds, "ratios": ratios})
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS)[:3])
+    parser.add_argument("--members", nargs="+", type=int, default=[10, 50, 200])
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 32, 256])
+    parser.add_argument("--seconds", type=float, default=4.0, help="a cell")
+    parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    generator = np.random.default_rng(0)
+    for network in arguments.network:
+        build, (_, *shape), _ = NETWORKS[network]
+        for members in arguments.members:
+            modules = [build().eval() for _ in range(members)]
+            systems = torch_systems(modules, network)
+            graphs, form = onnx_systems(modules, network)
+            systems |= graphs
+            systems["torchensemble"] = torchensemble(modules)
+            systems["torch_uncertainty"] = torch_uncertainty(modules)
+            if arguments.compiled:
+                systems["compiled"] = compiled(modules)
+            for batch in arguments.batch:
+                pixels = generator.integers(256, size=(batch, *shape), dtype=np.uint8)
+                with torch.inference_mode():
+                    took = race(systems, pixels, arguments.seconds)
+                case = {"case": "asking", "network": network, "members": members, "batch": batch}
+                print(line(case | {"auto": form, "torch": torch.__version__}, took), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+"""Training a population: ours beside one model at a time, TorchEnsemble and scikit-learn.
+
+    uv run --group bench python tests/benchmarks/bench_fitting.py [--network mlp] [--models 8 32]
+    uv run --group bench python tests/benchmarks/bench_fitting.py --memory
+
+Systems: ``ours``, ``classifiers.fitting.fit`` in the form that ``form_for`` picks; ``one_by_one``,
+a plain loop over torch modules with torch's optimizers; ``torchensemble``, its VotingClassifier;
+``sklearn``, BaggingClassifier over MLPClassifier (dense networks only). All train the same network
+with AdamW (scikit-learn: Adam), batches of 50, in one thread. Rounds of all systems are
+interleaved; the median over rounds is told in CPU seconds a model and step. One model at a time
+costs the same however many there are: it trains at most eight of them. With ``--memory`` every
+system trains in a process of its own, and the peak beyond its libraries and data is told.
+
+A JSON line a case, with ratios to ``one_by_one``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.classifiers.architectures import Mlp
+from bend_ray.classifiers.fitting import fit
+from bend_ray.classifiers.images import Images
+from bend_ray.classifiers.protocols import Recipe, Stretch
+from bend_ray.classifiers.stacking import Stack, form_for
+from bend_ray.parameters.layout import ParameterLayout
+
+BATCH, NUM_CLASSES, RATE = 50, 10, 3e-3
+
+
+def mlp() -> nn.Module:
+    """The digits' network, a little wider: 5 thousand parameters."""
+    return Mlp(hidden=(48, 32)).build((1, 8, 8), NUM_CLASSES)
+
+
+def lenet() -> nn.Module:
+    """LeNet-5 with ReLU and max-pooling: 61 thousand parameters."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, NUM_CLASSES),
+    )
+
+
+def cnn8(norm: Callable[[int], nn.Module]) -> nn.Module:
+    """Seven 3x3 convolutions, each with a norm, and a head: 102 thousand parameters."""
+    layers: list[nn.Module] = []
+    before = 3
+    for index, channels in enumerate((16, 16, 32, 32, 64, 64, 64)):
+        stride = 2 if index in (2, 4) else 1
+        layers.append(nn.Conv2d(before, channels, 3, stride=stride, padding=1, bias=False))
+        layers += [norm(channels), nn.ReLU()]
+        before = channels
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(before, NUM_CLASSES)
+    )
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int, int], int]] = {
+    "mlp": (mlp, (1000, 1, 8, 8), 4),
+    "lenet": (lenet, (1000, 1, 28, 28), 1),
+    "cnn8_batch": (lambda: cnn8(nn.BatchNorm2d), (300, 3, 32, 32), 1),
+    "cnn8_group": (lambda: cnn8(lambda channels: nn.GroupNorm(4, channels)), (300, 3, 32, 32), 1),
+}
+"""Of each: how it is built, the shape of all its images, and the epochs of a round."""
+
+
+def normalise(pixels: Tensor) -> Tensor:
+    """Pixels to network inputs."""
+    return (pixels.float() - 128) / 64
+
+
+class Task:
+    """One network and its images."""
+
+    def __init__(self, network: str) -> None:
+        self.network = network
+        self.build, shape, self.epochs = NETWORKS[network]
+        self.num_steps = self.epochs * shape[0] // BATCH
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        labels = torch.randint(NUM_CLASSES, shape[:1], generator=generator)
+        self.images = Images(pixels, labels)
+        self.inputs = normalise(pixels)
+
+
+def ours(task: Task, models: int) -> int:
+    """A cohort; models trained."""
+    module = task.build()
+    layout = ParameterLayout.of(module)
+    form = form_for(module, "cpu", stacks_on_cpu=task.network == "mlp")
+    start_KP = torch.stack([layout.flatten(task.build().state_dict()) for _ in range(models)])
+    generators = [torch.Generator().manual_seed(k) for k in range(models)]
+    recipe = Recipe(epochs=task.epochs, batch_size=BATCH)
+    stretch = Stretch(0.0, task.epochs)
+    fit(
+        Stack(module, layout, form), start_KP, task.images, normalise, recipe, stretch, generators
+    )
+    return models
+
+
+def one_by_one(task: Task, models: int) -> int:
+    """As everyone trains a model; those that were trained are kept, as a population is."""
+    models = min(models, 8)
+    population = []
+    for _ in range(models):
+        module = task.build()
+        optimizer = torch.optim.AdamW(module.parameters(), lr=RATE)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.num_steps)
+        for _ in range(task.epochs):
+            for batch in torch.randperm(len(task.inputs)).split(BATCH):
+                optimizer.zero_grad()
+                logits = module(task.inputs[batch])
+                torch.nn.functional.cross_entropy(logits, task.images.labels_N[batch]).backward()
+                optimizer.step()
+                schedule.step()
+        population.append(module)
+    return models
+
+
+def torchensemble(task: Task, models: int) -> int:
+    """TorchEnsemble's VotingClassifier, its loader over tensors in memory."""
+    from torchensemble import VotingClassifier
+
+    models = min(models, 8)
+
+    class Estimator(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = task.build()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            logits: Tensor = self.network(inputs)
+            return logits
+
+    data = torch.utils.data.TensorDataset(task.inputs, task.images.labels_N)
+    loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
+    ensemble = VotingClassifier(estimator=Estimator, n_estimators=models, cuda=False, n_jobs=1)
+    ensemble.set_criterion(nn.CrossEntropyLoss())
+    ensemble.set_optimizer("AdamW", lr=RATE)
+    ensemble.set_scheduler("CosineAnnealingLR", T_max=task.epochs)
+    with contextlib.redirect_stdout(io.StringIO()):  # a line an epoch and member
+        ensemble.fit(loader, epochs=task.epochs, save_model=False)
+    return models
+
+
+def sklearn(task: Task, models: int) -> int:
+    """scikit-learn's BaggingClassifier over its own dense network."""
+    from sklearn.ensemble import BaggingClassifier
+    from sklearn.neural_network import MLPClassifier
+
+    models = min(models, 8)
+    member = MLPClassifier((48, 32), batch_size=BATCH, max_iter=task.epochs, n_iter_no_change=99)
+    bag = BaggingClassifier(member, n_estimators=models, n_jobs=1)
+    bag.fit(task.inputs.flatten(1).numpy(), task.images.labels_N.numpy())
+    return models
+
+
+SYSTEMS = {f.__name__: f for f in (ours, one_by_one, torchensemble, sklearn)}
+
+
+def seconds_a_step(system: Callable[[Task, int], int], task: Task, models: int) -> float:
+    """CPU seconds of one model's step."""
+    started = time.process_time()
+    trained = system(task, models)
+    return (time.process_time() - started) / trained / task.num_steps
+
+
+def compare(network: str, models: int, rounds: int) -> dict[str, object]:
+    """Medians of CPU milliseconds a model and step, and ratios."""
+    task = Task(network)
+    systems = {name: f for name, f in SYSTEMS.items() if name != "sklearn" or network == "mlp"}
+    taken: dict[str, list[float]] = {name: [] for name in systems}
+    for round_ in range(rounds + 1):
+        for name, system in systems.items():
+            seconds = seconds_a_step(system, task, models)
+            if round_:  # the first allocates and compiles
+                taken[name].append(seconds)
+    milliseconds = {name: 1e3 * statistics.median(each) for name, each in taken.items()}
+    ratios = {f"{name}/ours": value / milliseconds["ours"] for name, value in milliseconds.items()}
+    return {
+        "case": "fitting",
+        "network": network,
+        "models": models,
+        "rounds": rounds,
+        "cpu_ms_a_model_step": {name: round(value, 4) for name, value in milliseconds.items()},
+        "ratios": {name: round(value, 2) for name, value in ratios.items() if "ours/" not in name},
+    }
+
+
+def peak_megabytes(system: str, network: str, models: int, queue: multiprocessing.Queue) -> None:
+    """Peak of this process beyond what its libraries and data need."""
+    torch.set_num_threads(1)
+    task = Task(network)
+    one_by_one(task, 1)  # what the first step of any training loads and allocates
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if system == "ours":
+        ours(task, models)
+    else:
+        for _ in range(models // 8):
+            one_by_one(task, 8)
+    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def compare_memory(network: str, models: int) -> dict[str, object]:
+    """Peaks of ``ours`` and of the loop, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    peaks = {}
+    for system in ("ours", "one_by_one"):
+        queue = context.Queue()
+        child = context.Process(target=peak_megabytes, args=(system, network, models, queue))
+        child.start()
+        peaks[system] = queue.get(timeout=600)
+        child.join()
+    population = models * ParameterLayout.of(NETWORKS[network][0]()).size * 4 / 2**20
+    return {
+        "case": "fitting_memory",
+        "network": network,
+        "models": models,
+        "population_mb": round(population, 1),
+        "peak_mb_beyond_one_model": {name: round(peak, 1) for name, peak in peaks.items()},
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--network", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--models", nargs="+", type=int, default=[8, 32, 128])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", action="store_true", help="peaks instead of times")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    for network in arguments.network:
+        for models in arguments.models:
+            if arguments.memory:
+                line = compare_memory(network, models)
+            else:
+                line = compare(network, models, arguments.rounds)
+            print(json.dumps(line | {"torch": torch.__version__, "cpu": platform.processor()}))
+
+
+if __name__ == "__main__":
+    main()
