@@ -1,7 +1,7 @@
 """Counting the members' answers, group after group, and stopping when more cannot matter.
 
-Shape letters: E members, B images, C classes. All counting is in float64, as in
-``ensemble.votes``.
+Shape letters: E members, B images, C classes. A member's softmax is float32, as its logits are;
+sums over groups of members are float64, and sums of whole votes are exact.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ Floats = NDArray[np.float64]
 
 SMALLEST_PROBABILITY = 2.0**-126
 """As ``ensemble.metrics`` clips before a logarithm."""
-_SLACK = 1e-9
-"""More than sums of softmaxes in float64 can be off, as a share of the whole vote."""
+_SLACK = 1e-5
+"""More than sums of softmaxes in float32 can be off, as a share of the whole vote."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,7 @@ class Tally:
         self.member_entropy_B = np.zeros(num_images)
         self.votes_BC = np.zeros((num_images, num_classes), dtype=np.int64)
         self.seen_B = np.zeros(num_images)
+        self._first_cell_B1 = num_classes * np.arange(num_images)[:, None]
         self.choices_BE = np.full((num_images, members), -1, dtype=np.int64)
         self.member_probs_BEC: NDArray[np.float32] | None = None
         if keep_members:
@@ -139,20 +140,32 @@ class Tally:
         """
         members = slice(first, first + len(logits_EBC))
         weights_E = self.rule.weights_E[members]
-        logs_EBC = _log_softmax(logits_EBC.astype(np.float64))
-        probs_EBC = np.exp(logs_EBC)
+        shifted_EBC = logits_EBC - logits_EBC.max(axis=-1, keepdims=True)
+        probs_EBC = np.exp(shifted_EBC)
+        mass_EB1 = probs_EBC.sum(axis=-1, keepdims=True)
+        probs_EBC /= mass_EB1
+        # Entropy of a softmax, without its logarithms: log of the mass, less the mean exponent.
+        entropy_EB = np.log(mass_EB1[..., 0]) - np.einsum("ebc,ebc->eb", probs_EBC, shifted_EBC)
+        weights32_E = weights_E.astype(np.float32)
+        soft_BC = (weights32_E @ probs_EBC.reshape(len(weights_E), -1)).reshape(probs_EBC.shape[1:])
         choices_BE = logits_EBC.argmax(axis=-1).T
-        ballots_BEC = np.eye(self.mass_BC.shape[1])[choices_BE]
-        soft_BC = np.einsum("e,ebc->bc", weights_E, probs_EBC)
-        hard_BC = np.einsum("e,bec->bc", weights_E, ballots_BEC)
-        self.mass_BC[rows_B] += hard_BC if self.rule.counts_votes else soft_BC
+        hard = self.rule.counts_votes
+        self.mass_BC[rows_B] += self._ballots(choices_BE, weights_E) if hard else soft_BC
         self.mean_BC[rows_B] += soft_BC
-        self.member_entropy_B[rows_B] -= np.einsum("e,ebc->b", weights_E, probs_EBC * logs_EBC)
-        self.votes_BC[rows_B] += ballots_BEC.sum(axis=1).astype(np.int64)
+        self.member_entropy_B[rows_B] += weights32_E @ entropy_EB
+        self.votes_BC[rows_B] += self._ballots(choices_BE).astype(np.int64)
         self.seen_B[rows_B] += weights_E.sum()
         self.choices_BE[rows_B, members] = choices_BE
         if self.member_probs_BEC is not None:
             self.member_probs_BEC[rows_B, members] = probs_EBC.transpose(1, 0, 2)
+
+    def _ballots(self, choices_BE: NDArray[np.intp], weights_E: Floats | None = None) -> Floats:
+        """What each class gets of the members who chose it, ``(B, C)``; 1 each without weights."""
+        images, classes = len(choices_BE), self.mass_BC.shape[1]
+        cells_BE = choices_BE + self._first_cell_B1[:images]
+        shares = None if weights_E is None else np.tile(weights_E, images)
+        counted = np.bincount(cells_BE.ravel(), shares, minlength=images * classes)
+        return counted.reshape(images, classes)
 
     def decided(self) -> NDArray[np.bool_]:
         """Images whose label the members left cannot change, whatever they say.

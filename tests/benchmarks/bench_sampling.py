@@ -1,0 +1,224 @@
+"""What one more generated classifier costs, from noise to checked, beside one ordinary training.
+
+    uv run python tests/benchmarks/bench_sampling.py [digits mnist cifar10]
+    uv run python tests/benchmarks/bench_sampling.py --quality      # samplers at equal quality
+
+The first: CPU milliseconds a model of every part (latents by each sampler, decoding, BatchNorm's
+statistics, validation), at the sizes of ``configs/``; and of one ordinary training of the same
+network by the same recipe, alone as everyone trains one and in a cohort of ours, from some of its
+steps. Random weights and images: they do not change how long it takes. One thread.
+
+``--quality`` runs the digits pipeline (Ray, about two minutes) with each sampler on the same
+populations and tells accuracy and NLL of samples and bags on validation images.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
+from bend_ray.classifiers.fitting import fit
+from bend_ray.classifiers.images import Images
+from bend_ray.classifiers.protocols import Stretch
+from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
+from bend_ray.config import PipelineConfig
+from bend_ray.config_file import load_config
+from bend_ray.generation.diffusion import FlowMatching
+from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.generation.samplers import Ancestral, Ddim, Euler
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.layout import ParameterLayout
+
+SIZES = {
+    "digits": ((1, 8, 8), 1077, 360),
+    "mnist": ((1, 28, 28), 55_000, 5000),
+    "cifar10": ((3, 32, 32), 10_000, 2000),
+}
+"""Image shape, training and validation images."""
+TIMED_STEPS = 60
+"""Of an ordinary training; all its steps cost the same."""
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels to network inputs."""
+    return (pixels.float() - 128) / 64
+
+
+def timed(work: Callable[[], object], rounds: int) -> float:
+    """Median CPU milliseconds; once before, for what the first time allocates."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        started = time.process_time()
+        work()
+        taken.append(1e3 * (time.process_time() - started))
+    return statistics.median(taken)
+
+
+def random_images(count: int, shape: tuple[int, int, int]) -> Images:
+    """Noise with labels."""
+    pixels = torch.randint(256, (count, *shape), dtype=torch.uint8)
+    return Images(pixels, torch.randint(10, (count,)))
+
+
+def of_samples(task: str, config: PipelineConfig, rounds: int) -> dict[str, float]:
+    """CPU milliseconds a generated model, part by part."""
+    shape, _, num_validation = SIZES[task]
+    module = config.seeds.architecture.build(shape, 10)
+    layout = ParameterLayout.of(module)
+    form = form_for(module, "cpu", config.seeds.architecture.stacks_on_cpu)
+    stack = Stack(module, layout, form)
+    members, count = config.seeds.num_models, config.samples.shard_size
+    train_K = torch.arange(members) % 7 > 0
+    theta_KP = 0.05 * torch.rand(members, layout.size)
+    grams = GramSum(layout, train_K)
+    grams.extend(theta_KP)
+    basis, coefficients_KF = PrincipalBasis.fit(grams.total(), train_K)
+    autoencoder = config.autoencoder.model.build(coefficients_KF.shape[1]).eval()
+    size, conditions = config.autoencoder.model.latent_size, config.num_conditions
+    denoiser = config.generator.denoiser.build(size, conditions).eval()
+    scale = LatentScale(torch.zeros(conditions, size), torch.ones(size))
+    condition_N = torch.arange(count) % conditions
+    generators = [torch.Generator().manual_seed(i) for i in range(count)]
+    samplers = {
+        "ddim_50": (Ddim(steps=50), config.generator.process),
+        "ancestral_1000": (Ancestral(), config.generator.process),
+        "flow_50": (Euler(steps=50), FlowMatching()),
+    }
+    z_NZ = torch.randn(count, size)
+    recalibrating = normalise(
+        random_images(config.samples.recalibration_images, shape).pixels_NCHW
+    )
+    validating = normalise(random_images(num_validation, shape).pixels_NCHW)
+
+    @torch.no_grad()
+    def decode() -> torch.Tensor:
+        return mix(basis.weights(autoencoder.decode(z_NZ)), theta_KP[train_K])
+
+    theta_NP = theta_KP[:1].expand(count, -1).contiguous()
+    parts = {
+        name: timed(
+            lambda sampler=sampler, process=process: sample_latents(
+                denoiser, process, sampler, scale, condition_N, generators
+            ),
+            rounds,
+        )
+        for name, (sampler, process) in samplers.items()
+    }
+    parts["decode"] = timed(decode, rounds)
+    parts["batchnorm"] = timed(lambda: recalibrate_batchnorm(stack, theta_NP, recalibrating), 1)
+    parts["validation"] = timed(lambda: predict_logits(stack, theta_NP, validating), 1)
+    return {name: milliseconds / count for name, milliseconds in parts.items()}
+
+
+def of_training(task: str, config: PipelineConfig) -> dict[str, float]:
+    """CPU milliseconds of one whole ordinary training, alone and in a cohort."""
+    shape, num_images, _ = SIZES[task]
+    recipe, architecture = config.seeds.recipe, config.seeds.architecture
+    steps = min(TIMED_STEPS, recipe.num_steps(recipe.epochs, num_images))
+    images = random_images(min(num_images, steps * recipe.batch_size), shape)
+    inputs = normalise(images.pixels_NCHW)
+    batches = [
+        torch.arange(i * recipe.batch_size, (i + 1) * recipe.batch_size) % len(images)
+        for i in range(steps)
+    ]
+
+    def alone() -> None:
+        module = architecture.build(shape, 10)
+        optimizer = torch.optim.AdamW(module.parameters(), lr=1e-3)
+        for batch in batches:
+            optimizer.zero_grad()
+            logits = module(inputs[batch])
+            nn.functional.cross_entropy(logits, images.labels_N[batch]).backward()
+            optimizer.step()
+
+    cohort = min(config.seeds.cohort_size, 32)
+    module = architecture.build(shape, 10)
+    layout = ParameterLayout.of(module)
+    form = form_for(module, "cpu", architecture.stacks_on_cpu)
+    start_KP = torch.stack(
+        [layout.flatten(architecture.build(shape, 10).state_dict()) for _ in range(cohort)]
+    )
+    epochs = steps / -(-len(images) // recipe.batch_size)
+
+    def together() -> None:
+        fit(
+            Stack(module, layout, form),
+            start_KP,
+            images,
+            normalise,
+            recipe,
+            Stretch(0.0, epochs),
+            [torch.Generator().manual_seed(k) for k in range(cohort)],
+        )
+
+    whole = recipe.num_steps(recipe.epochs, num_images) / steps
+    return {"alone": whole * timed(alone, 3), "in_cohort": whole * timed(together, 1) / cohort}
+
+
+def quality() -> None:
+    """Each sampler's samples and bags, of the same populations."""
+    variants = {
+        "ddim_50": [],
+        "ancestral_1000": ["--set", "samples.sampler={kind: ancestral}"],
+        "flow_50": [
+            "--set",
+            "generator.process={kind: flow_matching}",
+            "--set",
+            "samples.sampler={kind: euler, steps: 50}",
+        ],
+    }
+    with tempfile.TemporaryDirectory() as store:
+        for name, options in variants.items():
+            path = Path(store, f"{name}.json")
+            command = [sys.executable, "-m", "bend_ray", "run", "--store", store, "--repeats", "3"]
+            subprocess.run([*command, "--json", str(path), *options], check=True)
+            result = json.loads(path.read_text())
+            print(json.dumps({"case": "sampler", "sampler": name, "result": result["aggregate"]}))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", default=list(SIZES))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--quality", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.quality:
+        quality()
+        return
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    configs = Path(__file__).parents[2] / "configs"
+    for task in arguments.tasks:
+        config = load_config(str(configs / f"{task}.yaml"), [])
+        parts = of_samples(task, config, arguments.rounds)
+        training = of_training(task, config)
+        generated = sum(parts[p] for p in ("ddim_50", "decode", "batchnorm", "validation"))
+        line = {
+            "case": "sampling",
+            "task": task,
+            "cpu_ms_a_generated_model": {name: round(ms, 3) for name, ms in parts.items()},
+            "generated_ms": round(generated, 2),
+            "models_a_second": round(1e3 / generated, 1),
+            "training_ms": {name: round(ms, 1) for name, ms in training.items()},
+            "training_over_generated": {
+                name: round(ms / generated, 1) for name, ms in training.items()
+            },
+        }
+        print(json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
