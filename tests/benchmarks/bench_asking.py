@@ -79,9 +79,7 @@ def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
         return mean_softmax(torch.stack([each(inputs) for each in modules]))
 
     def stacked(pixels: np.ndarray) -> np.ndarray:
-        return mean_softmax(
-            predict_logits(stack, theta_KP, normalise(torch.from_numpy(pixels)))
-        )
+        return mean_softmax(predict_logits(stack, theta_KP, normalise(torch.from_numpy(pixels))))
 
     return {"loop": loop, "stacked": stacked}
 

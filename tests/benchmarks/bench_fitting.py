@@ -115,9 +115,7 @@ def ours(task: Task, models: int) -> int:
     generators = [torch.Generator().manual_seed(k) for k in range(models)]
     recipe = Recipe(epochs=task.epochs, batch_size=BATCH)
     stretch = Stretch(0.0, task.epochs)
-    fit(
-        Stack(module, layout, form), start_KP, task.images, normalise, recipe, stretch, generators
-    )
+    fit(Stack(module, layout, form), start_KP, task.images, normalise, recipe, stretch, generators)
     return models
 
 

@@ -97,9 +97,7 @@ def of_samples(task: str, config: PipelineConfig, rounds: int) -> dict[str, floa
         "flow_50": (Euler(steps=50), FlowMatching()),
     }
     z_NZ = torch.randn(count, size)
-    recalibrating = normalise(
-        random_images(config.samples.recalibration_images, shape).pixels_NCHW
-    )
+    recalibrating = normalise(random_images(config.samples.recalibration_images, shape).pixels_NCHW)
     validating = normalise(random_images(num_validation, shape).pixels_NCHW)
 
     @torch.no_grad()
