@@ -9,8 +9,8 @@ Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at
 ``bend serve`` holds it: of the graphs the one that it measures to be faster, and the vote with
 uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of the same modules.
 Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Bursts of 20 ms of all
-systems are interleaved; medians of wall milliseconds a call. Random weights: what a bag answers does not change how
-long it takes.
+systems are interleaved; medians of wall milliseconds a call. Random weights: what a bag answers
+does not change how long it takes.
 
 A JSON line a cell.
 """

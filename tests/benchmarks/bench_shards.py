@@ -3,11 +3,12 @@
     uv run python tests/benchmarks/bench_shards.py [--models 1000] [--parameters 100000]
     uv run python tests/benchmarks/bench_shards.py stream [--shards 16]
 
-``files``: write and read in GB/s of ``artifacts.shards`` (with a checksum a page, which is verified;
-the others have none), of Parquet with lists and with fixed-size lists of floats (plain, uncompressed, without
-statistics), and of ``torch.save``. ``stream``: seconds to the first batch, and GB/s, of the shards
-through Ray Data to batches of tensors, beside a plain pyarrow loop that makes the same batches
-with the same checks, and the growth of memory from 4 shards to as many as are asked for.
+``files``: write and read in GB/s of ``artifacts.shards`` (with a checksum a page, which is
+verified; the others have none), of Parquet with lists and with fixed-size lists of floats (plain,
+uncompressed, without statistics), and of ``torch.save``. ``stream``: seconds to the first batch,
+and GB/s, of the shards through Ray Data to batches of tensors, beside a plain pyarrow loop that
+makes the same batches with the same checks, and the growth of memory from 4 shards to as many as
+are asked for.
 
 Rounds are interleaved, medians told. Files are in the page cache and nothing waits for the disk:
 what is measured is the layout. A JSON line a case.
