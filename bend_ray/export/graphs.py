@@ -21,6 +21,7 @@ from bend_ray.export.card import Card
 IR_VERSION, OPSET = 10, 20
 INPUT, LOGITS = "images", "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
+MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
 SMALLEST_PROBABILITY = 2.0**-126
 """As ``ensemble.metrics`` clips before a logarithm."""
 
@@ -39,19 +40,34 @@ def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
     return ("stacked", "unrolled") if linear else ("unrolled",)
 
 
-def logits_program(
-    card: Card, member: onnx.ModelProto, state_K: State, form: Form
+def ballots_program(
+    card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
 ) -> onnx.ModelProto:
-    """Pixels ``(B, channels, H, W)`` uint8 to every member's logits ``(K, B, C)`` float32.
+    """Pixels ``(B, channels, H, W)`` uint8 to what some members say, and what they say together.
+
+    Its outputs: ``member_probabilities``, each one's softmax, ``(K, B, C)``; ``mass``, their
+    weighted sum ``(B, C)``; ``member_entropy``, the weighted sum of the softmaxes' entropies in
+    nats, ``(B,)``; and ``choices``, each one's class, ``(K, B)`` int64. Here they cost a fraction
+    of what they cost outside: measured, as much as the members themselves.
 
     Args:
         card: says how pixels are normalised.
         member: one member's graph.
         state_K: the tensors of the members wanted, stacked.
+        weights_K: the members' weights in the sums.
         form: how they are run.
     """
     builder = _Builder(card, member, state_K, form)
-    return builder.model([(LOGITS, [len(builder), "batch", len(card.class_names)])])
+    builder.ballots(weights_K)
+    members, classes = len(builder), len(card.class_names)
+    return builder.model(
+        [
+            (MEMBER_PROBABILITIES, [members, "batch", classes]),
+            (MASS, ["batch", classes]),
+            (MEMBER_ENTROPY, ["batch"]),
+        ],
+        [(CHOICES, [members, "batch"])],
+    )
 
 
 def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.ModelProto:
@@ -146,6 +162,24 @@ class _Builder:
             self.nodes.append(copy)
         return f"m{k}.{LOGITS}"
 
+    def ballots(self, weights_K: Sequence[float]) -> None:
+        """From every member's logits to what they say together."""
+        weights = self.tensor("weights", weights_K)
+        self.node("ArgMax", [LOGITS], CHOICES, axis=-1, keepdims=0)
+        probs_KBC = self.node("Softmax", [LOGITS], MEMBER_PROBABILITIES, axis=-1)
+        # One product over members for all images and classes at once.
+        rows = self.tensor("member_rows", [len(self), -1], np.int64)
+        columns = self.tensor("class_columns", [-1, len(self.card.class_names)], np.int64)
+        mass = self.node("MatMul", [weights, self.node("Reshape", [probs_KBC, rows], "flat")], "m")
+        self.node("Reshape", [mass, columns], MASS)
+        logs_KBC = self.node("LogSoftmax", [LOGITS], "logs", axis=-1)
+        # A logarithm is finite, so that a probability of zero adds nothing, as it should.
+        products = self.node("Mul", [probs_KBC, logs_KBC], "products")
+        last = self.tensor("last_axis", [-1], np.int64)
+        negative_KB = self.node("ReduceSum", [products, last], "negative_entropies", keepdims=0)
+        negative_B = self.node("MatMul", [weights, negative_KB], "negative_entropy")
+        self.node("Neg", [negative_B], MEMBER_ENTROPY)
+
     def vote(self) -> None:
         """From every member's logits to the answer of the bag."""
         logits_BKC = self.node("Transpose", [LOGITS], _MEMBER_LOGITS, perm=[1, 0, 2])
@@ -171,16 +205,21 @@ class _Builder:
         off_on = self.tensor("off_on", [0.0, 1.0])
         return self.node("OneHot", [choice, depth, off_on], "ballots", axis=-1)
 
-    def model(self, outputs: Sequence[tuple[str, list[int | str]]]) -> onnx.ModelProto:
-        """The graph with those outputs, as a checked model."""
+    def model(
+        self,
+        outputs: Sequence[tuple[str, list[int | str]]],
+        integers: Sequence[tuple[str, list[int | str]]] = (),
+    ) -> onnx.ModelProto:
+        """The graph with those outputs, float32 and int64, as a model."""
         shape = ["batch", *self.card.image_shape]
         graph = helper.make_graph(
             self.nodes,
             "bag",
             [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
             [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
-                for name, dims in outputs
+                helper.make_tensor_value_info(name, kind, dims)
+                for kind, named in ((TensorProto.FLOAT, outputs), (TensorProto.INT64, integers))
+                for name, dims in named
             ],
             self.tensors,
         )

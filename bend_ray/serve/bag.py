@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 
 from bend_ray.errors import DataError
 from bend_ray.export.card import MEMBERS, Card, read_card
-from bend_ray.export.graphs import State, forms, logits_program
+from bend_ray.export.graphs import Form, State, ballots_program, forms
 from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
 
@@ -33,7 +33,7 @@ class Group:
 
     Attributes:
         first: the first of them in voting order.
-        session: pixels to their logits.
+        session: pixels to their ballots.
     """
 
     first: int
@@ -75,22 +75,25 @@ class Bag:
         """
         card = read_card(folder)
         state_K, member = _read(folder, card)
+        weights_K = Rule.of(card).weights_E.tolist()
+
+        def graph(rows: slice, form: Form) -> onnx.ModelProto:
+            part = {name: tensor[rows] for name, tensor in state_K.items()}
+            return ballots_program(card, member, part, weights_K[rows], form)
+
         sizes = _sizes(len(card.members), groups)
         pixels = np.zeros((batch, *card.image_shape), dtype=np.uint8)
-        part = _rows(state_K, 0, sizes[0])
         way = fastest(
-            ways(forms(member), threads),
-            lambda form: logits_program(card, member, part, form),
-            pixels,
+            ways(forms(member), threads), lambda form: graph(slice(sizes[0]), form), pixels
         )
         loaded, first = [], 0
         for size in sizes:
-            part = _rows(state_K, first, first + size)
-            loaded.append(Group(first, way.session(logits_program(card, member, part, way.form))))
+            rows = slice(first, first + size)
+            loaded.append(Group(first, way.session(graph(rows, way.form))))
             first += size
         whole = None
         if len(sizes) > 1 and sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
-            whole = Group(0, way.session(logits_program(card, member, state_K, way.form)))
+            whole = Group(0, way.session(graph(slice(None), way.form)))
         bag = cls(card, loaded, way, whole)
         for count in (1, batch):
             bag.answer(pixels[:count], [Stop()] * count)
@@ -129,10 +132,6 @@ def _sizes(members: int, groups: int) -> list[int]:
     """Sizes of so many near-equal groups, or of as many as there are members."""
     groups = min(groups, members)
     return [members // groups + (index < members % groups) for index in range(groups)]
-
-
-def _rows(state_K: State, start: int, stop: int) -> State:
-    return {name: tensor[start:stop] for name, tensor in state_K.items()}
 
 
 def _read(folder: Path, card: Card) -> tuple[State, onnx.ModelProto]:

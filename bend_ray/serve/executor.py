@@ -16,7 +16,15 @@ import onnx
 import onnxruntime
 from numpy.typing import NDArray
 
-from bend_ray.export.graphs import INPUT, LOGITS, Form
+from bend_ray.export.graphs import (
+    CHOICES,
+    INPUT,
+    MASS,
+    MEMBER_ENTROPY,
+    MEMBER_PROBABILITIES,
+    Form,
+)
+from bend_ray.serve.voting import Ballots
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +72,10 @@ def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
     return found
 
 
-def ask(
-    session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]
-) -> NDArray[np.float32]:
-    """Logits ``(K, B, C)``."""
-    (logits_KBC,) = session.run([LOGITS], {INPUT: pixels_BCHW})
-    return logits_KBC  # type: ignore[no-any-return]
+def ask(session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]) -> Ballots:
+    """What the members of a graph of ``ballots_program`` say."""
+    names = [MASS, MEMBER_ENTROPY, CHOICES, MEMBER_PROBABILITIES]
+    return Ballots(*session.run(names, {INPUT: pixels_BCHW}))
 
 
 def fastest(

@@ -103,6 +103,23 @@ class Answers:
         )
 
 
+@dataclass(frozen=True)
+class Ballots:
+    """What some members say about B images; sums are over them, with their weights.
+
+    Attributes:
+        mass_BC: sum of the softmaxes.
+        entropy_B: sum of the softmaxes' entropies, in nats.
+        choices_EB: each member's class.
+        probs_EBC: each member's softmax.
+    """
+
+    mass_BC: NDArray[np.float32]
+    entropy_B: NDArray[np.float32]
+    choices_EB: NDArray[np.int64]
+    probs_EBC: NDArray[np.float32]
+
+
 class Tally:
     """The count so far, image by image.
 
@@ -130,34 +147,26 @@ class Tally:
             shape = (num_images, members, num_classes)
             self.member_probs_BEC = np.full(shape, np.nan, dtype=np.float32)
 
-    def add(self, first: int, logits_EBC: NDArray[np.float32], rows_B: NDArray[np.intp]) -> None:
+    def add(self, first: int, said: Ballots, rows_B: NDArray[np.intp]) -> None:
         """Count some members' answers about some images.
 
         Args:
             first: the first of the members; the others follow it.
-            logits_EBC: what they say.
+            said: what they say.
             rows_B: which images, each once.
         """
-        members = slice(first, first + len(logits_EBC))
+        members = slice(first, first + len(said.choices_EB))
         weights_E = self.rule.weights_E[members]
-        shifted_EBC = logits_EBC - logits_EBC.max(axis=-1, keepdims=True)
-        probs_EBC = np.exp(shifted_EBC)
-        mass_EB1 = probs_EBC.sum(axis=-1, keepdims=True)
-        probs_EBC /= mass_EB1
-        # Entropy of a softmax, without its logarithms: log of the mass, less the mean exponent.
-        entropy_EB = np.log(mass_EB1[..., 0]) - np.einsum("ebc,ebc->eb", probs_EBC, shifted_EBC)
-        weights32_E = weights_E.astype(np.float32)
-        soft_BC = (weights32_E @ probs_EBC.reshape(len(weights_E), -1)).reshape(probs_EBC.shape[1:])
-        choices_BE = logits_EBC.argmax(axis=-1).T
+        choices_BE = said.choices_EB.T
         hard = self.rule.counts_votes
-        self.mass_BC[rows_B] += self._ballots(choices_BE, weights_E) if hard else soft_BC
-        self.mean_BC[rows_B] += soft_BC
-        self.member_entropy_B[rows_B] += weights32_E @ entropy_EB
+        self.mass_BC[rows_B] += self._ballots(choices_BE, weights_E) if hard else said.mass_BC
+        self.mean_BC[rows_B] += said.mass_BC
+        self.member_entropy_B[rows_B] += said.entropy_B
         self.votes_BC[rows_B] += self._ballots(choices_BE).astype(np.int64)
         self.seen_B[rows_B] += weights_E.sum()
         self.choices_BE[rows_B, members] = choices_BE
         if self.member_probs_BEC is not None:
-            self.member_probs_BEC[rows_B, members] = probs_EBC.transpose(1, 0, 2)
+            self.member_probs_BEC[rows_B, members] = said.probs_EBC.transpose(1, 0, 2)
 
     def _ballots(self, choices_BE: NDArray[np.intp], weights_E: Floats | None = None) -> Floats:
         """What each class gets of the members who chose it, ``(B, C)``; 1 each without weights."""

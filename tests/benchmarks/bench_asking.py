@@ -5,7 +5,7 @@
 
 Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at once
 (``classifiers.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
-``onnx_unrolled``, one ONNX Runtime graph of all members in its two forms; ``auto``, the bag as
+``onnx_unrolled``, one ONNX Runtime graph of all members and their vote in its two forms; ``auto``, the bag as
 ``bend serve`` holds it: of the graphs the one that it measures to be faster, and the vote with
 uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of the same modules.
 Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Bursts of 20 ms of all
@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from bend_ray.classifiers.architectures import Mlp
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.export.card import Card
-from bend_ray.export.graphs import forms, logits_program
+from bend_ray.export.graphs import ballots_program, forms
 from bend_ray.export.layers import member_graph
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag, Group
@@ -128,15 +128,15 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
     systems: dict[str, Ask] = {}
     for form in forms(member):
-        session = Way(form, 1).session(logits_program(given, member, state_K, form))
-        systems[f"onnx_{form}"] = lambda pixels, session=session: mean_softmax(
-            torch.from_numpy(ask(session, pixels))
-        )
+        session = Way(form, 1).session(ballots_program(given, member, state_K, given.weights, form))
+        systems[f"onnx_{form}"] = lambda pixels, session=session: ask(session, pixels).mass_BC
     batch = np.zeros((32, *shape), dtype=np.uint8)
     way = fastest(
-        ways(forms(member), 1), lambda form: logits_program(given, member, state_K, form), batch
+        ways(forms(member), 1),
+        lambda form: ballots_program(given, member, state_K, given.weights, form),
+        batch,
     )
-    session = way.session(logits_program(given, member, state_K, way.form))
+    session = way.session(ballots_program(given, member, state_K, given.weights, way.form))
     bag = Bag(given, [Group(0, session)], way)
     systems["auto"] = lambda pixels: bag.answer(pixels, [Stop()] * len(pixels)).probs_BC
     return systems, way.form

@@ -50,7 +50,7 @@ def one_run(arguments: list[str]) -> dict[str, float]:
         whole = time.perf_counter() - started
         parts = {"whole": whole, "python": seen["ray"]}
         parts["ray starts"] = seen["seeds begins"] - seen["ray"]
-        computed = {stage: 0.0 for stage in STAGES}
+        computed = dict.fromkeys(STAGES, 0.0)
         for path in Path(store).glob("*/*/manifest.json"):
             manifest = json.loads(path.read_text())
             # The deep ensemble's population is trained within the evaluation.

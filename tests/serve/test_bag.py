@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from served import export_random
 
 from bend_ray.errors import DataError
@@ -42,6 +43,12 @@ def test_groups_and_threads_change_nothing(
         answers = bag.answer(images, [stop] * 9, keep_members=True)
         np.testing.assert_allclose(answers.probs_BC, probabilities, atol=1e-6)
         np.testing.assert_allclose(answers.member_probs_BEC, member_probabilities, atol=1e-6)
+        probs_BEC = torch.from_numpy(member_probabilities).double()
+        whole_B = torch.special.entr(probs_BEC.mean(dim=1)).sum(dim=1)
+        own_B = torch.special.entr(probs_BEC).sum(dim=2).mean(dim=1)
+        np.testing.assert_allclose(answers.entropy_B, whole_B, atol=1e-5)
+        np.testing.assert_allclose(answers.information_B, whole_B - own_B, atol=1e-5)
+        np.testing.assert_array_equal(answers.choices_BE, probs_BEC.argmax(dim=2))
 
 
 @pytest.mark.parametrize("way", [Way("stacked", 2), Way("unrolled", 1), Way("unrolled", 2, True)])
