@@ -44,10 +44,10 @@ def run_dense(
             values = layer(values)
             continue
         weight_KFF = state[f"{path}.weight"].mT
-        if layer.bias is None:
-            values = values @ weight_KFF
+        if (bias := f"{path}.bias") in state:
+            values = torch.baddbmm(state[bias][:, None], values, weight_KFF)
         else:
-            values = torch.baddbmm(state[f"{path}.bias"][:, None], values, weight_KFF)
+            values = values @ weight_KFF
     return values
 
 

@@ -174,7 +174,7 @@ class Tally:
         cells_BE = choices_BE + self._first_cell_B1[:images]
         shares = None if weights_E is None else np.tile(weights_E, images)
         counted = np.bincount(cells_BE.ravel(), shares, minlength=images * classes)
-        return counted.reshape(images, classes)
+        return counted.reshape(images, classes).astype(np.float64)
 
     def decided(self) -> NDArray[np.bool_]:
         """Images whose label the members left cannot change, whatever they say.

@@ -5,12 +5,12 @@
 
 Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at once
 (``classifiers.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
-``onnx_unrolled``, one ONNX Runtime graph of all members and their vote in its two forms; ``auto``, the bag as
-``bend serve`` holds it: of the graphs the one that it measures to be faster, and the vote with
-uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of the same modules.
-Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Bursts of 20 ms of all
-systems are interleaved; medians of wall milliseconds a call. Random weights: what a bag answers
-does not change how long it takes.
+``onnx_unrolled``, one ONNX Runtime graph of all members and their ballots in its two forms;
+``auto``, the bag as ``bend serve`` holds it: of the graphs the one that it measures to be faster,
+and the vote with its uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of
+the same modules. Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Bursts of
+20 ms of all systems are interleaved; medians of wall milliseconds a call. Random weights: what a
+bag answers does not change how long it takes.
 
 A JSON line a cell.
 """
