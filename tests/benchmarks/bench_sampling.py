@@ -211,8 +211,8 @@ def main() -> None:
             "generated_ms": round(generated, 2),
             "models_a_second": round(1e3 / generated, 1),
             "training_ms": {name: round(ms, 1) for name, ms in training.items()},
-            "training_over_generated": {
-                name: round(ms / generated, 1) for name, ms in training.items()
+            "ratios": {
+                f"{name}/generated": round(ms / generated, 1) for name, ms in training.items()
             },
         }
         print(json.dumps(line), flush=True)

@@ -1,0 +1,248 @@
+"""How the work of every stage grows with members K, parameters P, drawn models N and images.
+
+    uv run python tests/benchmarks/bench_growth.py [STAGE ...]
+    uv run python tests/benchmarks/bench_growth.py --oversubscribed
+
+Every point is a process of its own with one thread: CPU seconds of the work, and what the peak of
+its memory is above the libraries. Sizes double; told is the slope between the last two and over
+all (1 is linear, 2 quadratic). ``--oversubscribed``: as many trainings as twice the cores, at once,
+against what a fair share of the cores would give each. A JSON line a case.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import multiprocessing
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from bench_fitting import NETWORKS, Task, normalise, ours
+from bench_shards import committed
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.classifiers.stacking import Stack, predict_logits
+from bend_ray.config import PipelineConfig
+from bend_ray.ensemble.metrics import disagreement
+from bend_ray.ensemble.novelty import nearest_distances
+from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.layout import Entry, ParameterLayout
+
+Work = Callable[[], object]
+
+
+def layout_of(parameters: int) -> ParameterLayout:
+    """One layer of so many parameters."""
+    return ParameterLayout((Entry("weight", (parameters,), 0, True),))
+
+
+def fitting(models: int) -> Work:
+    """A cohort of digits networks, an epoch."""
+    task = Task("mlp")
+    return lambda: ours(task, models)
+
+
+def gram(models: int, parameters: int) -> Work:
+    """The Gram matrix of a population, block by block."""
+    layout, train_K = layout_of(parameters), torch.ones(models, dtype=torch.bool)
+    theta_KP = torch.randn(models, parameters)
+
+    def work() -> None:
+        grams = GramSum(layout, train_K)
+        for block_KW in theta_KP.split(2**16, dim=1):
+            grams.extend(block_KW)
+        grams.total()
+
+    return work
+
+
+def basis(models: int) -> Work:
+    """Principal directions of a Gram matrix."""
+    theta_KP = torch.randn(models, models + 8).double()
+    gram_KK, train_K = theta_KP @ theta_KP.T, torch.ones(models, dtype=torch.bool)
+    return lambda: PrincipalBasis.fit(gram_KK, train_K)
+
+
+def sampling(drawn: int) -> Work:
+    """Latents by DDIM-50."""
+    config = PipelineConfig()
+    size = config.autoencoder.model.latent_size
+    denoiser = config.generator.denoiser.build(size, 8).eval()
+    scale = LatentScale(torch.zeros(8, size), torch.ones(size))
+    generators = [torch.Generator().manual_seed(i) for i in range(drawn)]
+    condition_N = torch.arange(drawn) % 8
+    return lambda: sample_latents(
+        denoiser, config.generator.process, config.samples.sampler, scale, condition_N, generators
+    )
+
+
+def decoding(drawn: int, models: int, parameters: int) -> Work:
+    """Weighted sums of the training members."""
+    weights_NT, theta_KP = torch.randn(drawn, models).double(), torch.randn(models, parameters)
+    return lambda: [mix(weights_NT, block_KW) for block_KW in theta_KP.split(2**16, dim=1)]
+
+
+def asking(drawn: int, images: int) -> Work:
+    """Predictions of digits networks."""
+    build, (_, *shape), _ = NETWORKS["mlp"]
+    module = build()
+    layout = ParameterLayout.of(module)
+    theta_KP = torch.randn(drawn, layout.size)
+    inputs = normalise(torch.randint(256, (images, *shape), dtype=torch.uint8))
+    return lambda: predict_logits(Stack(module, layout), theta_KP, inputs)
+
+
+def diversity(drawn: int) -> Work:
+    """Pairwise disagreement of all members on 2,000 images."""
+    predictions_EN = torch.randint(10, (drawn, 2000))
+    return lambda: disagreement(predictions_EN)
+
+
+def nearest(drawn: int, models: int, parameters: int) -> Work:
+    """Distance of every drawn model to its nearest training member."""
+    theta_MP, train_KP = torch.randn(drawn, parameters), torch.randn(models, parameters)
+    return lambda: nearest_distances(theta_MP, train_KP)
+
+
+def reading(shards: int) -> Work:
+    """A population of shards of 8 models."""
+    folder = tempfile.mkdtemp()
+    artifact = committed(Store(folder), shards, 8, 20_000)
+    return lambda: read_population(artifact)
+
+
+CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]]] = {
+    "seeds": (fitting, {"models": [32, 64, 128, 256]}, {}),
+    "gram": (
+        gram,
+        {"models": [128, 256, 512, 1024], "parameters": [2**17, 2**18, 2**19, 2**20]},
+        {"models": 64, "parameters": 2**17},
+    ),
+    "basis": (basis, {"models": [256, 512, 1024]}, {}),
+    "samples_latents": (sampling, {"drawn": [64, 128, 256, 512]}, {}),
+    "samples_decode": (
+        decoding,
+        {
+            "drawn": [64, 128, 256],
+            "models": [64, 128, 256],
+            "parameters": [2**18, 2**19, 2**20],
+        },
+        {"drawn": 32, "models": 64, "parameters": 2**18},
+    ),
+    "evaluation_asking": (
+        asking,
+        {"drawn": [128, 256, 512], "images": [1000, 2000, 4000]},
+        {"drawn": 64, "images": 1000},
+    ),
+    "evaluation_disagreement": (diversity, {"drawn": [64, 128, 256, 512]}, {}),
+    "evaluation_novelty": (
+        nearest,
+        {"drawn": [64, 128, 256], "parameters": [2**16, 2**17, 2**18]},
+        {"drawn": 64, "models": 64, "parameters": 2**16},
+    ),
+    "shards": (reading, {"shards": [16, 32, 64, 128]}, {}),
+}
+"""Of each: what is done, the axes that double, and what the other axes are then."""
+
+
+def point(stage: str, sizes: dict[str, int], queue: Any) -> None:
+    """CPU seconds and megabytes of one point, in this process."""
+    torch.set_num_threads(1)
+    work = CASES[stage][0](**sizes)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    work()
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    taken = []
+    while len(taken) < 3 or (sum(taken) < 0.5 and len(taken) < 200):
+        started = time.process_time()
+        work()
+        taken.append(time.process_time() - started)
+    queue.put((float(np.median(taken)), peak))
+
+
+def slope(sizes: list[int], values: list[float]) -> float:
+    """Of the logarithms."""
+    return float(np.polyfit(np.log(sizes), np.log(np.maximum(values, 1e-9)), 1)[0])
+
+
+def growth(stage: str) -> None:
+    """Every axis of a stage."""
+    context = multiprocessing.get_context("spawn")
+    _, axes, others = CASES[stage]
+    for axis, sizes in axes.items():
+        seconds, megabytes = [], []
+        for size in sizes:
+            queue = context.Queue()
+            child = context.Process(target=point, args=(stage, others | {axis: size}, queue))
+            child.start()
+            taken, peak = queue.get(timeout=300)
+            child.join()
+            seconds.append(taken)
+            megabytes.append(peak)
+        line = {
+            "case": "growth",
+            "stage": stage,
+            "axis": axis,
+            "sizes": sizes,
+            "cpu_ms": [round(1e3 * each, 3) for each in seconds],
+            "peak_mb": [round(each, 1) for each in megabytes],
+            "slope": round(slope(sizes, seconds), 2),
+            "last_slope": round(math.log2(seconds[-1] / seconds[-2]), 2),
+        }
+        print(json.dumps(line), flush=True)
+
+
+def train(ready: Any, queue: Any) -> None:
+    """One cohort, when all are ready."""
+    torch.set_num_threads(1)
+    task = Task("mlp")
+    ours(task, 32)
+    ready.wait()
+    started = time.perf_counter()
+    for _ in range(5):
+        ours(task, 32)
+    queue.put(time.perf_counter() - started)
+
+
+def oversubscribed() -> None:
+    """Twice as many trainings as cores, against as many as cores."""
+    context = multiprocessing.get_context("spawn")
+    cores = len(os.sched_getaffinity(0))
+    walls = []
+    for processes in (cores, 2 * cores):
+        ready, queue = context.Barrier(processes), context.Queue()
+        children = [context.Process(target=train, args=(ready, queue)) for _ in range(processes)]
+        for child in children:
+            child.start()
+        walls.append(max(queue.get(timeout=300) for _ in children))
+        for child in children:
+            child.join()
+    over_fair = walls[1] / (2 * walls[0])
+    line = {"case": "oversubscribed", "cores": cores, "wall_s": [round(w, 2) for w in walls]}
+    print(json.dumps(line | {"over_fair_share": round(over_fair, 2)}))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("stages", nargs="*", metavar="STAGE", default=[])
+    parser.add_argument("--oversubscribed", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.oversubscribed:
+        oversubscribed()
+        return
+    for stage in arguments.stages or CASES:
+        growth(stage)
+
+
+if __name__ == "__main__":
+    main()
