@@ -85,15 +85,15 @@ def fit(
     # Models that run one after another are trained one after another too: to the same end, with
     # one model's activations and moments in memory, and in the caches, instead of K.
     models = 1 if stack.form == "loop" else len(theta_KP)
-    parts = []
+    device = theta_KP.device
+    train = Images(train.pixels_NCHW.to(device), train.labels_N.to(device))
+    theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
-        parts.append(
-            _fit_together(
-                stack, theta_KP[rows], train, normalise, recipe, stretch, generators[rows]
-            )
+        theta_SKP[:, rows] = _fit_together(
+            stack, theta_KP[rows], train, normalise, recipe, stretch, generators[rows]
         )
-    return torch.cat(parts, dim=1)
+    return theta_SKP
 
 
 def _fit_together(
@@ -105,10 +105,8 @@ def _fit_together(
     stretch: Stretch,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """``fit`` of models that take every step together."""
+    """``fit`` of models that take every step together, on their device."""
     num_images, device = len(train), theta_KP.device
-    pixels_NCHW = train.pixels_NCHW.to(device)
-    labels_N = train.labels_N.to(device)
     num_steps = recipe.num_steps(stretch.epochs, num_images)
     orders = [
         batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
@@ -125,7 +123,7 @@ def _fit_together(
     stack.train()
     for step, batches in enumerate(zip(*orders, strict=True)):
         index_KB = torch.stack(batches).to(device)
-        views = recipe.augmentation.apply(pixels_NCHW[index_KB], view_generators)
+        views = recipe.augmentation.apply(train.pixels_NCHW[index_KB], view_generators)
         logits_KBC = stack(
             trained,
             normalise(views),
@@ -134,7 +132,7 @@ def _fit_together(
             seeds_K=dropout_seeds(step),
         )
         loss = nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1), labels_N[index_KB].flatten(), reduction="sum"
+            logits_KBC.flatten(0, 1), train.labels_N[index_KB].flatten(), reduction="sum"
         )
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]

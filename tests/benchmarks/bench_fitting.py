@@ -119,9 +119,9 @@ def ours(task: Task, models: int) -> int:
     return models
 
 
-def one_by_one(task: Task, models: int) -> int:
+def one_by_one(task: Task, models: int, at_most: int = 8) -> int:
     """As everyone trains a model; those that were trained are kept, as a population is."""
-    models = min(models, 8)
+    models = min(models, at_most)
     population = []
     for _ in range(models):
         module = task.build()
@@ -209,7 +209,7 @@ def compare(network: str, models: int, rounds: int) -> dict[str, object]:
 
 
 def peak_megabytes(system: str, network: str, models: int, queue: multiprocessing.Queue) -> None:
-    """Peak of this process beyond what its libraries and data need."""
+    """Peak of this process, and how much of it is beyond its libraries, data and one model."""
     torch.set_num_threads(1)
     task = Task(network)
     one_by_one(task, 1)  # what the first step of any training loads and allocates
@@ -217,9 +217,9 @@ def peak_megabytes(system: str, network: str, models: int, queue: multiprocessin
     if system == "ours":
         ours(task, models)
     else:
-        for _ in range(models // 8):
-            one_by_one(task, 8)
-    queue.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        one_by_one(task, models, at_most=models)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    queue.put((peak / 1024, (peak - before) / 1024))
 
 
 def compare_memory(network: str, models: int) -> dict[str, object]:
@@ -238,7 +238,8 @@ def compare_memory(network: str, models: int) -> dict[str, object]:
         "network": network,
         "models": models,
         "population_mb": round(population, 1),
-        "peak_mb_beyond_one_model": {name: round(peak, 1) for name, peak in peaks.items()},
+        "peak_mb": {name: round(peak) for name, (peak, _) in peaks.items()},
+        "peak_mb_beyond_one_model": {name: round(more, 1) for name, (_, more) in peaks.items()},
     }
 
 
