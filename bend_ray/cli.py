@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -29,6 +30,7 @@ from bend_ray.cli_store import store_group
 from bend_ray.cli_submit import submit
 from bend_ray.cli_tune import tune
 from bend_ray.errors import BendError
+from bend_ray.filesystems import masked
 from bend_ray.interrupts import persistent_interrupts
 
 if TYPE_CHECKING:
@@ -210,9 +212,14 @@ def main() -> NoReturn:
         click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
         sys.exit(130)
     except click.ClickException as error:
+        error.message = masked(error.message)
         error.show()
         sys.exit(2)
     except BendError as error:
-        click.echo(f"bend: {error}", err=True)
+        click.echo(f"bend: {masked(str(error))}", err=True)
         sys.exit(2)
+    except Exception:
+        # What it quotes, and the command line in it, may hold credentials.
+        click.echo(masked(traceback.format_exc()), err=True, nl=False)
+        sys.exit(1)
     sys.exit(0)

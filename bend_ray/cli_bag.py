@@ -134,9 +134,16 @@ def serve(
         _refuse_beside_export(click.get_current_context())
     exported = folder or _exported(file, overrides, store, members)
     if config_only:
+        from bend_ray.errors import ConfigError
         from bend_ray.export.card import read_card
+        from bend_ray.filesystems import masked
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
+        if masked(exported) != exported:
+            raise ConfigError(
+                f"--export {masked(exported)}: expected a URI without credentials, as the config "
+                "shows it; give them to the replicas, in their environment"
+            )
         if "://" in exported:
             where = exported
         else:

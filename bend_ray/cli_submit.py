@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bend_ray.errors import ConfigError
-from bend_ray.filesystems import is_local_path
+from bend_ray.filesystems import is_local_path, masked
 
 if TYPE_CHECKING:
     from bend_ray.stages.jobs import Jobs
@@ -91,6 +91,7 @@ def _followed(jobs: Jobs, job: str) -> int:
 
 
 def _what_next(address: str, job: str) -> str:
+    address = masked(address)
     return (
         f"Follow it:  ray job logs --address {address} --follow {job}\n"
         f"Stop it:    ray job stop --address {address} {job}"
@@ -108,6 +109,12 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
 
     group = context.find_root().command
     assert isinstance(group, click.Group)
+    if [masked(part) for part in command] != list(command):
+        raise ConfigError(
+            "expected a command without credentials, as whoever may see the dashboard sees it, "
+            f"got {masked(' '.join(command))}; give them to the cluster's machines, in their "
+            "environment"
+        )
     name, *arguments = command
     known = group.get_command(context, name)
     # Commands that run stages: those that join a cluster.

@@ -159,6 +159,23 @@ class LatentsSection(Spec):
     """What the encoding process is given."""
 
 
+class Probes(Spec):
+    """Classifiers drawn while the generator is trained, to see whether it draws any that work.
+
+    They decide whether a run goes on, never what it makes.
+    """
+
+    count: NonNegativeInt = 8
+    """Classifiers drawn, and asked about validation images; 0 for none."""
+    at: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the training after which they are drawn."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of the training members' lead over chance that one drawn model at least must keep.
+
+    Asked of the probes and again of all samples; 0 asks nothing.
+    """
+
+
 class GeneratorSection(Spec):
     """The diffusion model over latents."""
 
@@ -170,6 +187,8 @@ class GeneratorSection(Spec):
     """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
     training: Training = Training(steps=1500)
     """How it is trained."""
+    probes: Probes = Probes()
+    """What stops a generator that collapses; changes no result and no fingerprint."""
     resources: TrainResources = TrainResources()
     """What each worker is given."""
 
@@ -354,12 +373,13 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
 
 
 def identity(spec: Spec) -> dict[str, Any]:
-    """What decides a spec's result: its JSON without any ``Resources``.
+    """What decides a spec's result: its JSON without any ``Resources`` or ``Probes``.
 
     >>> "resources" in identity(SeedsSection())
     False
     """
-    return {name: _plain(value) for name, value in spec if not isinstance(value, Resources)}
+    decides = ((name, value) for name, value in spec if not isinstance(value, Resources | Probes))
+    return {name: _plain(value) for name, value in decides}
 
 
 def _plain(value: Any) -> Any:

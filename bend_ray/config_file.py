@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError
+from bend_ray.filesystems import masked
 from bend_ray.knobs import knobs
 from bend_ray.spec import Spec, variants
 
@@ -73,8 +74,8 @@ def _validated(config: PipelineConfig, values: Mapping[str, Any]) -> PipelineCon
 
 
 def _refusal(message: str) -> ConfigError:
-    """The error, in one line whatever it quotes."""
-    return ConfigError(" ".join(message.split()))
+    """The error, in one line and without credentials, whatever it quotes."""
+    return ConfigError(masked(" ".join(message.split())))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.fs
@@ -43,7 +44,9 @@ _PASSING = (
     "AWS Error SERVICE_UNAVAILABLE",
 )
 """What a store says that may be well in a moment; Ray Data asks again after the same."""
-_HARMLESS_QUERY_KEYS = "region|scheme|endpoint_override|anonymous|retry_limit_seconds"
+_HARMLESS_PARAMETERS = frozenset(
+    {"region", "scheme", "endpoint_override", "anonymous", "retry_limit_seconds"}
+)
 
 
 def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -110,11 +113,19 @@ def masked(text: str) -> str:
     >>> masked("s3://KEY:SECRET@bucket/runs?region=us-east-1&session_token=SECRET")
     's3://***@bucket/runs?region=us-east-1&session_token=***'
     """
-    # An unescaped "/" in a secret ends the authority, so with a password mask to the last "@".
-    text = re.sub(r"://[^/?#\s@]*:[^?#\s]*@", "://***@", text)
+    # An unescaped "/", "?" or "#" ends the authority, so with a password mask to the last "@".
+    # A path that was taken for a URI, or the other way round, has one slash.
+    text = re.sub(r"(?<=\w)(://?)[^/?#\s@]*:\S*@", r"\1***@", text)
     # Without a password, abfs names a container there and gs says "anonymous".
-    text = re.sub(r"(?<!abfs)(?<!abfss)://(?!anonymous@)[^/?#\s@]+@", "://***@", text)
-    return re.sub(rf"([?&])(?!(?:{_HARMLESS_QUERY_KEYS})=)([^=&\s]+)=[^&\s'\"]*", r"\1\2=***", text)
+    text = re.sub(r"(?<!abfs)(?<!abfss)(://?)(?!anonymous@)[^/?#\s@]+@", r"\1***@", text)
+    return re.sub(r"([?&])([^=&\s]+)=([^&\s'\"]*)", _masked_parameter, text)
+
+
+def _masked_parameter(match: re.Match[str]) -> str:
+    sign, name, value = match.groups()
+    # What is escaped may hold another URI's credentials.
+    harmless = name in _HARMLESS_PARAMETERS and "@" not in unquote(value).replace("://***@", "")
+    return f"{sign}{name}={value if harmless else '***'}"
 
 
 def masked_json(value: Any) -> Any:

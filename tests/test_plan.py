@@ -15,13 +15,16 @@ from bend_ray.config_file import load_config
 from bend_ray.knobs import Knob, knobs
 from bend_ray.plan import STAGES, plan
 
-RESOURCE_VALUES = {
+VALUES_OF_NO_RESULT = {
     "cpus": 2.5,
     "gpus": 0.5,
     "accelerator": "A100",
     "labels": "{market: spot}",
     "workers": 3,
     "placement": "spread",
+    "count": 3,
+    "at": 0.7,
+    "floor": 0.4,
 }
 FIRST_TO_CHANGE = {
     "seed=1": "seeds",
@@ -86,11 +89,11 @@ def test_a_knob_renames_its_own_stage_and_what_follows(
 
 @pytest.mark.parametrize(
     "knob",
-    [knob for knob in knobs() if ".resources." in knob.path],
+    [knob for knob in knobs() if ".resources." in knob.path or ".probes." in knob.path],
     ids=lambda knob: knob.path,
 )
-def test_where_work_runs_renames_nothing(store: Store, knob: Knob) -> None:
-    value = RESOURCE_VALUES[knob.path.rpartition(".")[2]]
+def test_where_work_runs_and_what_stops_it_rename_nothing(store: Store, knob: Knob) -> None:
+    value = VALUES_OF_NO_RESULT[knob.path.rpartition(".")[2]]
     assert value != knob.default
     override = f"{knob.path}={value}"
     assert load_config(None, [override]) != PipelineConfig()

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from bend_ray.classifiers.images import ImageDataset, Images, split_rows
 from bend_ray.errors import DataError
+from bend_ray.filesystems import masked
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -131,15 +132,28 @@ def _read_whole(spec: ImageFiles, part: Part, class_names: tuple[str, ...], look
     return Images.of_arrays(pixels, source.labels_N)
 
 
+def _without_credentials(uri: str) -> str:
+    # What decides a population is written down in its manifest.
+    if masked(uri) != uri:
+        raise ValueError(
+            f"expected a URI without credentials, got {masked(uri)}; give them by the "
+            "environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_without_credentials)]
+
+
 class ImageParquet(ImageFiles):
     """Parquet files of encoded images and class numbers, as Hugging Face lays them out."""
 
     kind: Literal["image_parquet"] = "image_parquet"
-    train: str
+    train: Uri
     """Training images: a Parquet file or a folder of them; a path, s3:// or gs://."""
-    test: str
+    test: Uri
     """Test images, likewise."""
-    validation: str | None = None
+    validation: Uri | None = None
     """Validation images, likewise; null to draw them from the training part."""
     image_column: str = "image"
     """Column of the images, struct<bytes, path>."""
@@ -164,7 +178,7 @@ class ImageFolder(ImageFiles):
     """Folders of image files: root/train/<class>/*.png and root/test/<class>/*.png."""
 
     kind: Literal["image_folder"] = "image_folder"
-    root: str
+    root: Uri
     """Folder that holds train, test and, if there is one, validation."""
 
     def _open(self, part: Part, class_names: tuple[str, ...] | None = None) -> Source:
@@ -199,7 +213,7 @@ class Torchvision(ImageFiles):
         "Food101",
     ] = "CIFAR10"
     """Which set; images of the last three differ in size and need image_size."""
-    root: str = "~/.cache/bend_ray"
+    root: Uri = "~/.cache/bend_ray"
     """Folder of torchvision's files."""
     download: bool = False
     """Download what is not in root."""

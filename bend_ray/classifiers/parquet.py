@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bend_ray.classifiers.decoding import OpenImage, Source, checked_labels, open_bytes
 from bend_ray.errors import DataError, StoreError
-from bend_ray.filesystems import cause, masked, resolve
+from bend_ray.filesystems import cause, resolve
 
 BATCH_ROWS = 256
 
@@ -37,14 +37,8 @@ def list_files(uri: str) -> tuple[pyarrow.fs.FileSystem, tuple[str, ...]]:
     """The Parquet files that a path or URI names: itself, or those anywhere below it.
 
     Raises:
-        DataError: there is none, or the URI holds a password.
+        DataError: there is none.
     """
-    if masked(uri) != uri:
-        # What decides a population is written down in its manifest.
-        raise DataError(
-            f"dataset: expected a URI without credentials, got {masked(uri)}; give them by the "
-            "environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS)"
-        )
     try:
         filesystem, path = resolve(uri)
         if filesystem.get_file_info(path).type == pyarrow.fs.FileType.File:

@@ -47,7 +47,7 @@ def member_states(
     population = read_population(plan.samples)
     if population.layout_digest != layout.digest:
         raise StoreError(
-            f"expected classifiers of layout {layout.digest}, {plan.samples.uri} holds those of "
+            f"expected classifiers of layout {layout.digest}, {plan.samples!r} holds those of "
             f"{population.layout_digest}; run `bend run` again with this version"
         )
     chosen = population.select(np.asarray(rows, dtype=np.intp))

@@ -7,7 +7,9 @@ from functools import partial
 from torch import nn
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch
+from bend_ray.artifacts.shards import read_population
 from bend_ray.config import PipelineConfig
+from bend_ray.errors import TrainingError
 from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
 from bend_ray.plan import Plan
@@ -20,8 +22,13 @@ WEIGHTS = "autoencoder.safetensors"
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:
-    """Fit the representation and the autoencoder on the training members, and commit both."""
+    """Fit the representation and the autoencoder on the training members, and commit both.
+
+    Raises:
+        TrainingError: too few members are left, or the training diverged.
+    """
     artifact, section = plan.autoencoder, config.autoencoder
+    _check_enough_are_left(config, plan)
     with Stopwatch() as watch:
         representation, fit_cost = fit_representation(section.model.features, plan.seeds, artifact)
         fitted = fit(
@@ -44,6 +51,18 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     )
     artifact.discard(TRAIN_DIRECTORY)
     artifact.discard(COST_DIRECTORY)
+
+
+def _check_enough_are_left(config: PipelineConfig, plan: Plan) -> None:
+    """What the config promises of its models, of those that did not diverge."""
+    latent_size = config.autoencoder.model.latent_size
+    learnt = int((~read_population(plan.seeds, theta=False).held_out).sum())
+    if latent_size >= learnt:
+        raise TrainingError(
+            f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "
+            f"training members, got {learnt} of {config.num_training_models}, the others diverged; "
+            "lower seeds.recipe.optimizer.learning_rate or the latent size"
+        )
 
 
 def build_objective(model: Autoencoder, num_features: int) -> nn.Module:

@@ -141,13 +141,14 @@ class Classifiers:
         return self.layout.flatten(self.whole.unflatten(theta_RW))
 
     def stack_of(self, trunk: int) -> Stack:
-        """The members of a trunk, on its base; -1: on the mean of all trunks' bases."""
+        """The members of a trunk, on its base; -1: on the mean of the trunks' bases."""
         if not self.shares_a_base:
             return self.stack
         if not self._stacks:
             assert self._load_roots is not None
             roots_RW = self._load_roots().to(self.device)
-            bases_RW = [*roots_RW, roots_RW.mean(dim=0)]
+            finite_R = roots_RW.isfinite().all(dim=1)
+            bases_RW = [*roots_RW, roots_RW[finite_R].mean(dim=0)]
             self._stacks = {i: self._on_base(base_W) for i, base_W in enumerate(bases_RW)}
             self._stacks[-1] = self._stacks.pop(len(roots_RW))
         return self._stacks[trunk]

@@ -20,6 +20,7 @@ from bend_ray.config import (
     TrainResources,
 )
 from bend_ray.errors import ClusterError
+from bend_ray.filesystems import masked
 from bend_ray.stages import capacity
 from bend_ray.stages.capacity import Request
 
@@ -51,6 +52,17 @@ def _keep_stdout_for_results() -> None:
     worker.print_to_stdstream = to_stderr
 
 
+def _keep_credentials_out_of_job_metadata() -> None:
+    """Have Ray note the command line of this driver, which names the store, masked.
+
+    It shows it in its dashboard, and writes it into its logs.
+    """
+    utils = ray._private.utils
+    entrypoint = getattr(utils, "get_entrypoint_name", None)
+    if entrypoint is not None:  # private, so another Ray may have none
+        utils.get_entrypoint_name = lambda: masked(entrypoint())
+
+
 def connect(address: str | None) -> None:
     """Join the cluster at ``address``, or start one on this machine.
 
@@ -63,6 +75,7 @@ def connect(address: str | None) -> None:
     if ray.is_initialized():
         return
     _keep_stdout_for_results()
+    _keep_credentials_out_of_job_metadata()
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),

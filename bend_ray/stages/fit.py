@@ -269,16 +269,19 @@ class _Worker:
         """Note the loss and say how far the training has come."""
         value = float(loss)
         if not torch.isfinite(loss):
-            raise TrainingError(
-                f"{self.job.stage}: expected a finite loss, got {value} at step {done}; lower "
-                f"{self.job.stage}.training.optimizer.learning_rate"
-            )
+            raise self._diverged(f"loss, got {value} at step {done}")
         self.curve.append((done, value))
         self.times.append(time.time())
         if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
             self.reported = time.monotonic()
             with suppress(StoreError):
                 self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+
+    def _diverged(self, expected: str) -> TrainingError:
+        return TrainingError(
+            f"{self.job.stage}: expected a finite {expected}; lower "
+            f"{self.job.stage}.training.optimizer.learning_rate"
+        )
 
     def checkpoint(self, done: int) -> None:
         """Store a checkpoint from which any number of workers can go on."""
@@ -296,7 +299,13 @@ class _Worker:
         save_weights(self.job.artifact, CHECKPOINT, tensors)
 
     def finish(self, file: str) -> Fitted:
-        """Store the averaged weights of what is kept."""
+        """Store the averaged weights of what is kept.
+
+        Raises:
+            TrainingError: the last steps made them infinite or not a number.
+        """
+        if not all(average.isfinite().all() for average in self.average):
+            raise self._diverged("average of the weights, got another")
         for parameter, average in zip(self.parameters, self.average, strict=True):
             parameter.data.copy_(average)
         fitted = self.fitted()

@@ -11,10 +11,10 @@ import ray.data
 import torch
 from torch import nn
 
-from bend_ray.artifacts.cost import Stopwatch
+from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.shards import verified
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import save_weights
 from bend_ray.config import GeneratorSection, PipelineConfig
 from bend_ray.filesystems import open_file
 from bend_ray.generation.latent_diffusion import LatentScale
@@ -23,23 +23,41 @@ from bend_ray.plan import Plan
 from bend_ray.stages import cluster, latents
 from bend_ray.stages.events import loss_curve, write_events
 from bend_ray.stages.fit import TRAIN_DIRECTORY, Fitted, Job, fit, milestone
-
-WEIGHTS = "denoiser.safetensors"
-SCALE = "scale.safetensors"
+from bend_ray.stages.probes import check_generator
+from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:
-    """Fit the denoiser on the training members' latents, and commit it."""
+    """Fit the denoiser on the training members' latents, and commit it.
+
+    Raises:
+        TrainingError: the training diverged, or what it drew on the way does not work.
+    """
     artifact = plan.generator
     with Stopwatch() as watch:
+        probed, probe_cost = _probe(config, plan)
         fitted = _fit(config, plan)
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
-        metrics={"num_conditions": config.num_conditions, "loss": fitted.curve},
-        cost=cluster.total([fitted.cost], watch.cost.wall_seconds),
+        metrics={
+            "num_conditions": config.num_conditions,
+            "loss": fitted.curve,
+            "probes": probed,
+        },
+        cost=cluster.total([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
+
+
+def _probe(config: PipelineConfig, plan: Plan) -> tuple[dict[str, Any] | None, Cost]:
+    """Stop at ``generator.probes.at`` of the training and see what it draws."""
+    probes, steps = config.generator.probes, config.generator.training.steps
+    step = round(probes.at * steps)
+    if probes.count == 0 or not 0 < step < steps:
+        return None, Cost()
+    weights = train_until(config, plan, step)
+    return check_generator(config, plan, weights, step) if weights else (None, Cost())
 
 
 def train_until(config: PipelineConfig, plan: Plan, step: int) -> str | None:
@@ -82,16 +100,6 @@ def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
     """The denoiser with its loss."""
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
-
-
-def load_generator(
-    config: PipelineConfig, plan: Plan, weights: str = WEIGHTS
-) -> tuple[nn.Module, LatentScale]:
-    """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
-    latent_size = config.autoencoder.model.latent_size
-    denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
-    denoiser.load_state_dict(load_weights(plan.generator, weights))
-    return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
 
 
 def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:

@@ -24,6 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bend_ray
 from bend_ray.errors import ClusterError, ConfigError
+from bend_ray.filesystems import masked
 
 RECONNECT_SECONDS = 2.0
 MOST_RECONNECTS = 30
@@ -144,16 +145,16 @@ class Jobs:
             yield
         except AuthenticationError:
             raise ClusterError(
-                f"--address {self.address}: the cluster asks for its token: put that into "
+                f"--address {masked(self.address)}: the cluster asks for its token: put that into "
                 "~/.ray/auth_token, or into RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
             ) from None
         except (requests.RequestException, ConnectionError, RuntimeError, ValueError) as error:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> ClusterError:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        reason = masked((str(error).strip().splitlines() or [type(error).__name__])[0])
         return ClusterError(
-            f"--address {self.address}: expected the dashboard of a Ray cluster, as in "
+            f"--address {masked(self.address)}: expected the dashboard of a Ray cluster, as in "
             f"http://127.0.0.1:8265, got: {reason}"
         )
 

@@ -27,12 +27,13 @@ from bend_ray.config import EvaluationSection, PipelineConfig
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
 from bend_ray.ensemble.metrics import member_nll
+from bend_ray.errors import TrainingError
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for
 from bend_ray.stages import cluster
 from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
 from bend_ray.stages.pool import get
-from bend_ray.stages.samples import SampleDrawer
+from bend_ray.stages.sample_drawer import SampleDrawer
 
 FOLDS = 2
 ORDERS = 20
@@ -60,7 +61,7 @@ def bag_curve(config: PipelineConfig, plan: Plan, sizes: Sequence[int]) -> BagCu
     """Of the committed samples.
 
     Raises:
-        TrainingError: a voting member's answers are not finite.
+        TrainingError: fewer classifiers are left than the smallest bag has.
     """
     task = ray.remote(max_retries=3, **cluster.options(config.evaluation.resources))(_of_samples)
     curve: BagCurve = get(task.remote(config, plan, sizes, share_dataset(config.dataset)))
@@ -79,7 +80,7 @@ def milestone_curve(
         sizes: of the bags, rising.
 
     Raises:
-        TrainingError: what is drawn, or a voting member's answers, are not finite.
+        TrainingError: of what is drawn, less is finite than the smallest bag has.
     """
     task = ray.remote(max_retries=3, **cluster.options(config.samples.resources))(_of_milestone)
     dataset = share_dataset(config.dataset)
@@ -101,8 +102,9 @@ def _of_milestone(
     config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int], shared: SharedDataset
 ) -> BagCurve:
     drawer = SampleDrawer(config, plan, shared.load(), weights)
-    theta_EP, trunks_E = drawer.classifiers_of(range(max(sizes)))
-    return _curve(config, drawer.classifiers, theta_EP, torch.from_numpy(trunks_E).long(), sizes)
+    drawn = drawer.classifiers_of(range(max(sizes)))
+    trunks_E = torch.from_numpy(drawn.trunks_N).long()
+    return _curve(config, drawer.classifiers, drawn.theta_NP, trunks_E, sizes)
 
 
 def _curve(
@@ -112,6 +114,13 @@ def _curve(
     trunks_E: Tensor,
     sizes: Sequence[int],
 ) -> BagCurve:
+    # Fewer than the largest bag may be left of what was drawn.
+    sizes = [size for size in sizes if size <= len(theta_EP)]
+    if not sizes:
+        raise TrainingError(
+            f"expected as many classifiers as a bag has, got {len(theta_EP)} that did not diverge; "
+            "train the generator for longer"
+        )
     validation = classifiers.dataset.validation
     logits_ENC = classifiers.logits(theta_EP, validation, trunks_E.tolist())
     accuracy, nll = cross_fitted_curve(

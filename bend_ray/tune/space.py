@@ -36,6 +36,7 @@ _NOT_TUNED = {
     "seed": "a lucky seed is no better config",
     "dataset": "every trial must be asked about the same images",
     "evaluation.rivals": "they do not change the bag",
+    "generator.probes": "they do not change the bag",
     "tracking": "it does not change the bag",
     "samples.count": "ensemble_counts says how many members are tried",
     "evaluation.bagging.size": "ensemble_counts says how many members are tried",

@@ -21,8 +21,9 @@ from bend_ray.stages.classifiers import Classifiers
 from bend_ray.stages.cluster import preflight
 from bend_ray.stages.comparison import Members
 from bend_ray.stages.representations import Principal, Standardised
-from bend_ray.stages.samples import SampleDrawer
-from bend_ray.stages.seeds import SeedTrainer, read_layout
+from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.stages.seed_trainer import SeedTrainer
+from bend_ray.stages.seeds import read_layout
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
@@ -131,7 +132,7 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
 
 def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_store: Store) -> None:
     config = tiny("samples.temperature=1.0e+38")
-    with pytest.raises(TrainingError, match=r"^samples: expected finite parameters, 3 of 3"):
+    with pytest.raises(TrainingError, match=r"^samples: expected finite parameters, all 6"):
         pipeline.run(config, shared_store.uri, until="samples")
 
 

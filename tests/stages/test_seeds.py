@@ -16,7 +16,6 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import ROOTS, load_weights
 from bend_ray.config import PipelineConfig
-from bend_ray.errors import TrainingError
 from bend_ray.plan import Plan, plan
 from bend_ray.stages import seeds
 
@@ -109,9 +108,3 @@ def test_other_protocols_leave_working_classifiers(
     assert population.model_id.tolist() == list(range(models))
     assert (population.val_accuracy > 0.7).all()
     assert len(np.unique(population.theta_KP, axis=0)) == models
-
-
-def test_a_diverged_population_is_refused_with_advice(tiny: MakeConfig, fresh_store: Store) -> None:
-    config = tiny("seeds.recipe.optimizer={kind: sgd, learning_rate: 1.0e+9}")
-    with pytest.raises(TrainingError, match=r"diverged.*lower seeds\.recipe\.optimizer"):
-        make(config, fresh_store, "seeds")

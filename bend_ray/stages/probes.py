@@ -1,0 +1,161 @@
+"""Probes: does the generator draw classifiers that work? Asked on validation images.
+
+A few are drawn half-way through its training, which stops there if none of them works, and all that
+were drawn are looked at before they are committed. A drawn model works if it keeps a share of what
+training members are better than chance. Nothing here changes what a run that goes on makes.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import ray
+from numpy.typing import NDArray
+
+from bend_ray.artifacts.cost import Cost, Stopwatch
+from bend_ray.artifacts.shards import read_population
+from bend_ray.config import PipelineConfig
+from bend_ray.errors import TrainingError
+from bend_ray.filesystems import open_file, side_by_side
+from bend_ray.plan import Plan
+from bend_ray.stages import cluster
+from bend_ray.stages.classifiers import SharedDataset, share_dataset
+from bend_ray.stages.pool import get
+from bend_ray.stages.sample_drawer import SampleDrawer
+
+LEAST_SPREAD = 0.05
+"""Samples with less of the members' spread are reported: they are one model a trunk, nearly."""
+CLEARLY = 3.0
+"""Standard errors by which members must be better than chance, else nothing can be asked."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What is asked of drawn models, as accuracy on validation images.
+
+    Attributes:
+        chance: of whoever always says the most frequent class.
+        members: the training members' median.
+        least: what one drawn model at least must reach; 0 where nothing can be asked.
+    """
+
+    chance: float
+    members: float
+    least: float
+
+    @classmethod
+    def of(
+        cls, member_accuracy_K: NDArray[np.float32], labels_N: NDArray[np.int64], share: float
+    ) -> Floor:
+        """A share of the way from chance to the members' median.
+
+        Args:
+            member_accuracy_K: of the training members.
+            labels_N: of the validation images.
+            share: 0 to ask nothing.
+        """
+        chance = float(np.bincount(labels_N).max() / len(labels_N))
+        members = float(np.median(member_accuracy_K))
+        error = math.sqrt(chance * (1 - chance) / len(labels_N))
+        asked = share > 0 and members > chance + CLEARLY * error
+        return cls(chance, members, chance + share * (members - chance) if asked else 0.0)
+
+    def reached(self, accuracy_N: Sequence[float]) -> bool:
+        """Whether a model does."""
+        return any(accuracy >= self.least for accuracy in accuracy_N)
+
+    def missed(self, accuracy_N: Sequence[float]) -> str:
+        """What came, and what was expected, in words."""
+        best = f"the best has {100 * max(accuracy_N):.1f} %" if accuracy_N else "none is finite"
+        return (
+            f"comes up to {100 * self.least:.1f} % on validation images ({best}, training members "
+            f"{100 * self.members:.1f} %, chance {100 * self.chance:.1f} %)"
+        )
+
+
+def check_generator(
+    config: PipelineConfig, plan: Plan, weights: str, step: int
+) -> tuple[dict[str, Any], Cost]:
+    """Draw a few classifiers with the weights of a milestone.
+
+    Args:
+        config: of the pipeline.
+        plan: committed up to the latents.
+        weights: the milestone's file.
+        step: how far the training is.
+
+    Returns:
+        What the manifest says of it, and what it cost.
+
+    Raises:
+        TrainingError: none of them works.
+    """
+    dataset, steps = share_dataset(config.dataset), config.generator.training.steps
+    task = ray.remote(max_retries=3, **cluster.options(config.samples.resources))(_draw)
+    spread, accuracy, cost = get(task.remote(config, plan, weights, dataset))
+    floor = _floor(config, plan)
+    if not floor.reached(accuracy):
+        raise TrainingError(
+            f"generator: collapsed: at step {step} of {steps} none of "
+            f"{config.generator.probes.count} drawn models {floor.missed(accuracy)}; their spread "
+            f"is {spread:.2g} of the members'; train it for longer, with a lower "
+            "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0"
+        )
+    logger.info(
+        "generator    at step %d of %d: draws models of %.1f %% on validation images (members "
+        "%.1f %%), with %.2f of their spread",
+        *(step, steps, 100 * float(np.median(accuracy)), 100 * floor.members, spread),
+    )
+    if spread < LEAST_SPREAD:
+        logger.warning("generator    collapsed: what it draws is nearly one model a trunk")
+    told = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
+    return told, cost
+
+
+def check_samples(config: PipelineConfig, plan: Plan, shards: Sequence[str]) -> None:
+    """Look at all that were drawn, before they are committed.
+
+    Raises:
+        TrainingError: none of them works.
+    """
+    accuracy = np.concatenate(side_by_side(partial(_accuracy, plan), shards)).tolist()
+    floor = _floor(config, plan)
+    if not floor.reached(accuracy):
+        raise TrainingError(
+            f"samples: the generator collapsed: none of {len(accuracy)} drawn models "
+            f"{floor.missed(accuracy)}; train it for longer, or set generator.probes.floor to 0"
+        )
+
+
+def _accuracy(plan: Plan, shard: str) -> NDArray[np.float32]:
+    with open_file(plan.samples.filesystem, plan.samples.child(shard)) as source:
+        column: NDArray[np.float32] = pq.read_table(source, columns=["val_accuracy"])[0].to_numpy()
+    return column
+
+
+def _floor(config: PipelineConfig, plan: Plan) -> Floor:
+    members = read_population(plan.seeds, theta=False)
+    labels_N = share_dataset(config.dataset).load().validation.labels_N.numpy()
+    learnt = members.val_accuracy[~members.held_out]
+    return Floor.of(learnt, labels_N, config.generator.probes.floor)
+
+
+def _draw(
+    config: PipelineConfig, plan: Plan, weights: str, shared: SharedDataset
+) -> tuple[float, list[float], Cost]:
+    """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
+    with Stopwatch() as watch:
+        drawer = SampleDrawer(config, plan, shared.load(), weights)
+        ids = range(config.generator.probes.count)
+        unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
+        accuracy_N = drawer.classifiers_of(ids).val_accuracy_N
+    return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

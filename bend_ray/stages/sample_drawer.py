@@ -1,0 +1,198 @@
+"""The process of the samples stage: noise in, validated classifiers out.
+
+Every classifier has its own stream of noise, so it does not depend on the shard it is in or the
+process that drew it. Shape letters: N drawn, P parameters, Z latent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from bend_ray.artifacts.cost import Stopwatch, write_cost
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import shard_name, write_shard
+from bend_ray.artifacts.weights import load_roots, load_weights
+from bend_ray.classifiers.images import ImageDataset
+from bend_ray.config import PipelineConfig
+from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.plan import Plan
+from bend_ray.randomness import generator_for, seed_for
+from bend_ray.stages import autoencoder, cluster
+from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.divergence import Divergence, finite_rows, note
+from bend_ray.stages.pool import split
+from bend_ray.stages.representations import load_representation
+from bend_ray.stages.seeds import read_layout, training_trunks
+
+WEIGHTS = "denoiser.safetensors"
+SCALE = "scale.safetensors"
+
+SHARD_BYTES = 512 * 2**20
+"""Parameters that a process draws, recalibrates and writes at once; at least one model's."""
+
+
+def load_generator(
+    config: PipelineConfig, plan: Plan, weights: str = WEIGHTS
+) -> tuple[nn.Module, LatentScale]:
+    """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
+    latent_size = config.autoencoder.model.latent_size
+    denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
+    denoiser.load_state_dict(load_weights(plan.generator, weights))
+    return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
+
+
+def shards_of(config: PipelineConfig, plan: Plan) -> list[Sequence[int]]:
+    """Which classifiers are drawn together: no more at once than ``SHARD_BYTES`` of parameters."""
+    section = config.samples
+    fitting = max(1, SHARD_BYTES // (4 * read_layout(plan.seeds).size))
+    return split(range(section.count), min(section.shard_size, fitting))
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Classifiers that did not diverge.
+
+    Attributes:
+        model_ids: (N,) int64.
+        trunks_N: whose each was asked to be, -1 where nobody was asked.
+        theta_NP: parameters.
+        val_accuracy_N: on validation images.
+        val_nll_N: on validation images, nats.
+    """
+
+    model_ids: NDArray[np.int64]
+    trunks_N: NDArray[np.int32]
+    theta_NP: torch.Tensor
+    val_accuracy_N: torch.Tensor
+    val_nll_N: torch.Tensor
+
+
+class SampleDrawer:
+    """One process that draws shards: it holds the generator and the training members.
+
+    Args:
+        config: of the pipeline.
+        plan: of its artifacts.
+        dataset: of the config, loaded.
+        weights: the generator's, committed or at a milestone.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        plan: Plan,
+        dataset: ImageDataset,
+        weights: str = WEIGHTS,
+    ) -> None:
+        self.config = config
+        self.artifact = plan.samples
+        self.device = cluster.settle(config.samples.resources)
+        self.classifiers = Classifiers(
+            config, dataset, self.device, partial(load_roots, plan.seeds)
+        )
+        self.shards = shards_of(config, plan)
+        # Sampling is a few small products: it runs beside the training members, on the CPU.
+        self.denoiser, self.scale = load_generator(config, plan, weights)
+        model = config.autoencoder.model
+        representation = load_representation(model.features, plan.autoencoder)
+        self.autoencoder = model.build(representation.num_features).eval()
+        self.autoencoder.load_state_dict(load_weights(plan.autoencoder, autoencoder.WEIGHTS))
+        self.decode = representation.decoder(plan.seeds)
+        self.trunks = training_trunks(plan.seeds)
+
+    def draw(self, index: int) -> None:
+        """Draw one shard, validate its classifiers, and write those that did not diverge."""
+        section = self.config.samples
+        ids = list(self.shards[index])
+        gpus = section.resources.gpus if self.device == "cuda" else 0.0
+        with Stopwatch(gpus) as watch:
+            drawn = self.classifiers_of(ids)
+        left = drawn.model_ids.tolist()
+        # Note and cost first: where the shard is whole, they are there.
+        note(self.artifact, shard_name(index), [self._diverged(i) for i in ids if i not in left])
+        write_cost(self.artifact, shard_name(index), watch.cost)
+        if not left:
+            return
+        population = Population(
+            model_id=drawn.model_ids,
+            trunk=drawn.trunks_N,
+            fork=(drawn.model_ids // len(self.trunks)).astype(np.int32),
+            step=np.zeros(len(left), dtype=np.int64),
+            seed=np.array([self._seed(i) for i in left]),
+            held_out=np.full(len(left), False),
+            val_accuracy=drawn.val_accuracy_N.numpy(),
+            val_nll=drawn.val_nll_N.numpy(),
+            fit_seconds=np.full(len(left), watch.cost.cpu_seconds / len(left)),
+            origin="generated",
+            theta_KP=drawn.theta_NP.numpy(),
+            layout_digest=self.classifiers.layout.digest,
+        )
+        write_shard(self.artifact, index, population)
+
+    @torch.no_grad()
+    def classifiers_of(self, ids: Sequence[int]) -> Drawn:
+        """Draw classifiers that can vote, recalibrated and validated; those that diverge not."""
+        model_ids, trunks_N = np.array(ids), self._trunks(ids)
+        theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
+        keep_N = finite_rows(theta_NP)
+        model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
+        theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
+        val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
+        keep_N = finite_rows(theta_NP, val_nll_N)
+        model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
+        return Drawn(model_ids, trunks_N, theta_NP, val_accuracy_N[keep_N], val_nll_N[keep_N])
+
+    def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
+        """The trunk each was asked to be of; -1 where the generator cannot be asked for one."""
+        asked = self.config.generator.conditional or self.config.seeds.protocol.num_trunks == 1
+        turn = self.trunks if asked else [-1]
+        return np.array([turn[i % len(turn)] for i in ids], dtype=np.int32)
+
+    def conditions(self, ids: Sequence[int]) -> torch.Tensor:
+        """What the denoiser is told of each, ``(N,)``."""
+        trunks_N = torch.from_numpy(self._trunks(ids)).long()
+        return trunks_N if self.config.generator.conditional else torch.zeros_like(trunks_N)
+
+    def latents(self, ids: Sequence[int]) -> torch.Tensor:
+        """Latents ``(N, Z)`` of the classifiers ``ids``."""
+        return sample_latents(
+            self.denoiser,
+            self.config.generator.process,
+            self.config.samples.sampler,
+            self.scale,
+            self.conditions(ids),
+            [generator_for(self.config.seed, "sample", i) for i in ids],
+            self.config.samples.temperature,
+        )
+
+    def _seed(self, model_id: int) -> int:
+        return seed_for(self.config.seed, "sample", model_id)
+
+    def _diverged(self, model_id: int) -> Divergence:
+        return Divergence(
+            kind="sample",
+            trunk=int(self._trunks([model_id])[0]),
+            fork=model_id // len(self.trunks),
+            seed=self._seed(model_id),
+            outcome="dropped",
+            models=(model_id,),
+        )
+
+
+def _kept(
+    keep_N: torch.Tensor,
+    model_ids: NDArray[np.int64],
+    trunks_N: NDArray[np.int32],
+    theta_NP: torch.Tensor,
+) -> tuple[NDArray[np.int64], NDArray[np.int32], torch.Tensor]:
+    """Some rows of each; usually all, and nothing is copied."""
+    if keep_N.all():
+        return model_ids, trunks_N, theta_NP
+    return model_ids[keep_N.numpy()], trunks_N[keep_N.numpy()], theta_NP[keep_N]

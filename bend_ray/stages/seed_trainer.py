@@ -1,0 +1,313 @@
+"""The actor of the seeds stage: trains roots and cohorts, one cohort a shard.
+
+Shape letters: R roots or runs, S snapshots of a run, K models, W parameters of a whole model, P of
+what is a member's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import shard_name, write_shard
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import ROOTS, load_roots, save_weights
+from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
+from bend_ray.classifiers.protocols import Run, Stretch, held_out_ids
+from bend_ray.classifiers.stacking import Stack
+from bend_ray.config import PipelineConfig
+from bend_ray.parameters.symmetry import align
+from bend_ray.randomness import generator_for, seed_for
+from bend_ray.stages import cluster
+from bend_ray.stages.classifiers import Classifiers, SharedDataset, members_by_trunk
+from bend_ray.stages.divergence import Divergence, Outcome, all_diverged, finite_rows, note
+from bend_ray.stages.pool import split
+
+LAYOUT = "layout.json"
+"""The population's file of the layout of its vectors."""
+
+
+@dataclass(frozen=True)
+class _Roots:
+    """A cohort of roots: whole vectors ``(R, W)``, not finite where one diverged twice."""
+
+    theta_RW: Tensor
+    cost: Cost
+    diverged: list[Divergence]
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """What runs leave: parameters ``(R, S, P)``, and ``(R, S)`` each; R runs, S snapshots."""
+
+    theta_RSP: Tensor
+    val_accuracy_RS: Tensor
+    val_nll_RS: Tensor
+    seeds_R: list[int]
+
+    def finite(self) -> list[bool]:
+        """Which runs did not diverge, ``(R,)``."""
+        return finite_rows(self.theta_RSP, self.val_nll_RS).tolist()
+
+    def replace(self, rows: list[int], other: _Runs) -> _Runs:
+        """Some rows taken from another."""
+
+        def put(column: Tensor, second: Tensor) -> Tensor:
+            return column.index_put((torch.tensor(rows),), second)
+
+        seeds = dict(zip(rows, other.seeds_R, strict=True))
+        return _Runs(
+            put(self.theta_RSP, other.theta_RSP),
+            put(self.val_accuracy_RS, other.val_accuracy_RS),
+            put(self.val_nll_RS, other.val_nll_RS),
+            [seeds.get(row, seed) for row, seed in enumerate(self.seeds_R)],
+        )
+
+
+class SeedTrainer:
+    """An actor that trains roots and cohorts; it keeps the data, and no other state.
+
+    Args:
+        config: of the pipeline.
+        artifact: where shards go.
+        dataset: of the config.
+    """
+
+    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: SharedDataset) -> None:
+        self.section = config.seeds
+        self.seed = config.seed
+        self.artifact = artifact
+        self.device = cluster.settle(self.section.resources)
+        self.classifiers = Classifiers(
+            config, dataset.load(), self.device, partial(load_roots, artifact)
+        )
+        self.runs = self.section.protocol.runs()
+        self.cohorts = split(self.runs, self.section.cohort_size)
+        # A second attempt is one more fork of its trunk, beyond all that there are.
+        self.first_spare = 1 + max(run[0].fork for run in self.runs)
+        share = generator_for(self.seed, "held out")
+        self.held_out = held_out_ids(self.runs, self.section.held_out, share)
+
+    def train_roots(self, chunk: int) -> _Roots:
+        """Train one cohort of roots; those that diverge once more, with other seeds."""
+        num_roots = self.section.protocol.num_roots
+        ids = list(split(range(num_roots), self.section.cohort_size)[chunk])
+        diverged = []
+        with self._stopwatch() as watch:
+            theta_RW = self._fit_roots(ids)
+            if rows := _indices(finite_rows(theta_RW), False):
+                spare = [num_roots + ids[row] for row in rows]
+                theta_RW[rows] = self._fit_roots(spare)
+                diverged = [
+                    self._diverged_root(ids[row], index, theta_RW[row])
+                    for row, index in zip(rows, spare, strict=True)
+                ]
+        return _Roots(theta_RW, watch.cost, diverged)
+
+    def _fit_roots(self, indices: Sequence[int]) -> Tensor:
+        """Whole vectors ``(R, W)`` of the roots that these seed indices give."""
+        start_RW = torch.stack([self._fresh("root", index) for index in indices])
+        stretch = self.section.protocol.root_stretch(self.section.recipe)
+        generators = [generator_for(self.seed, "root order", index) for index in indices]
+        return self._fit(self.classifiers.stack, start_RW, stretch, generators)[-1]
+
+    def _diverged_root(self, root: int, spare: int, theta_W: Tensor) -> Divergence:
+        well = bool(theta_W.isfinite().all())
+        failed = seed_for(self.seed, "root", root if well else spare)
+        outcome: Outcome = "retrained" if well else "dropped"
+        return Divergence(kind="root", trunk=root, seed=failed, outcome=outcome)
+
+    def store_roots(self, trained: list[_Roots]) -> None:
+        """Align all roots to the first that did not diverge, and store them.
+
+        Raises:
+            TrainingError: all of them did.
+        """
+        with self._stopwatch() as watch:
+            theta_RW = torch.cat([roots.theta_RW for roots in trained])
+            finite = _indices(finite_rows(theta_RW), True)
+            if not finite:
+                raise all_diverged(f"all {len(theta_RW)} roots")
+            if self.section.protocol.align:
+                theta_RW = self._align(theta_RW[finite[0]], theta_RW)
+        cost = sum((roots.cost for roots in trained), watch.cost)
+        note(self.artifact, ROOTS, [each for roots in trained for each in roots.diverged])
+        write_cost(self.artifact, ROOTS, cost)
+        save_weights(self.artifact, ROOTS, {"theta": theta_RW})
+
+    def train_cohort(self, index: int) -> None:
+        """Train one cohort and write its shard, if any of its models did not diverge."""
+        cohort, protocol = self.cohorts[index], self.section.protocol
+        roots_RW, root_seconds = None, 0.0
+        with self._stopwatch() as watch:
+            if protocol.num_roots:
+                roots_RW = load_roots(self.artifact)
+                root_seconds = read_cost(self.artifact, ROOTS).cpu_seconds
+            runs, left, diverged = self._train_runs(cohort, roots_RW)
+        members = [member for run, _ in left for member in run]
+        if index == 0:
+            self.artifact.write_json(LAYOUT, self.classifiers.layout.to_json())
+        # Note and cost first: where the shard is whole, they are there.
+        note(self.artifact, shard_name(index), diverged)
+        write_cost(self.artifact, shard_name(index), watch.cost)
+        if runs is None or not members:
+            return
+        rows = [row for _, row in left]
+        # All of them, usually: then nothing is copied.
+        whole = len(rows) == len(runs.theta_RSP)
+        theta_RSP = runs.theta_RSP if whole else runs.theta_RSP[rows]
+        # A member costs its part of the cohort, and its part of the roots.
+        seconds = watch.cost.cpu_seconds / len(members) + root_seconds / self.section.num_models
+        steps = self._steps(protocol.run_stretch(self.section.recipe))
+        population = Population(
+            model_id=np.array([m.model_id for m in members]),
+            trunk=np.array([m.trunk for m in members]),
+            fork=np.array([m.fork for m in members]),
+            step=np.array([steps[m.snapshot] for m in members]),
+            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
+            held_out=np.array([m.model_id in self.held_out for m in members]),
+            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
+            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
+            fit_seconds=np.full(len(members), seconds),
+            origin="trained",
+            theta_KP=theta_RSP.flatten(0, 1).numpy(),
+            layout_digest=self.classifiers.layout.digest,
+        )
+        write_shard(self.artifact, index, population)
+
+    def _train_runs(
+        self, cohort: Sequence[Run], roots_RW: Tensor | None
+    ) -> tuple[_Runs | None, list[tuple[Run, int]], list[Divergence]]:
+        """What the runs leave, the runs that are left with their rows, and what diverged."""
+        rooted = (
+            finite_rows(roots_RW).tolist()
+            if roots_RW is not None and self.section.protocol.branches
+            else []
+        )
+        trained = [run for run in cohort if not rooted or rooted[run[0].trunk]]
+        if not trained:
+            return None, [], [self._diverged(run, 0, True) for run in cohort]
+        diverged = [self._diverged(run, 0, True) for run in cohort if run not in trained]
+        runs = self._attempt(trained, roots_RW, 0)
+        if again := [row for row, well in enumerate(runs.finite()) if not well]:
+            second = self._attempt([trained[row] for row in again], roots_RW, 1)
+            runs = runs.replace(again, second)
+        finite = runs.finite()
+        for row in again:
+            first = 0 if finite[row] else 1
+            diverged.append(self._diverged(trained[row], first, not finite[row]))
+        left = [(run, row) for row, run in enumerate(trained) if finite[row]]
+        return runs, left, diverged
+
+    def _attempt(self, runs: Sequence[Run], roots_RW: Tensor | None, attempt: int) -> _Runs:
+        """Train runs, each with the seed of its fork (attempt 0) or of a spare one (1)."""
+        protocol, trunks = self.section.protocol, [run[0].trunk for run in runs]
+        forks = [run[0].fork + attempt * self.first_spare for run in runs]
+        if protocol.branches:
+            assert roots_RW is not None
+            start_RP = self.classifiers.own(roots_RW)[trunks]
+        else:
+            start_RP = torch.stack([self._fresh("start", fork) for fork in forks])
+        purposes = [("run", trunk, fork) for trunk, fork in zip(trunks, forks, strict=True)]
+        theta_RSP = self._fit_runs(
+            start_RP,
+            trunks,
+            protocol.run_stretch(self.section.recipe),
+            [generator_for(self.seed, *purpose) for purpose in purposes],
+        )
+        shape, theta_KP = theta_RSP.shape, theta_RSP.flatten(0, 1)
+        if protocol.align and not protocol.branches:
+            assert roots_RW is not None
+            theta_KP = self._align(roots_RW[0], theta_KP)
+        members = [member.trunk for run in runs for member in run]
+        val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, members)
+        return _Runs(
+            theta_KP.view(shape),
+            val_accuracy_K.view(shape[:2]),
+            val_nll_K.view(shape[:2]),
+            [seed_for(self.seed, *purpose) for purpose in purposes],
+        )
+
+    def _diverged(self, run: Run, attempt: int, dropped: bool) -> Divergence:
+        """The record of a run whose given attempt diverged."""
+        trunk, fork = run[0].trunk, run[0].fork
+        return Divergence(
+            kind="run",
+            trunk=trunk,
+            fork=fork,
+            seed=seed_for(self.seed, "run", trunk, fork + attempt * self.first_spare),
+            outcome="dropped" if dropped else "retrained",
+            models=tuple(member.model_id for member in run) if dropped else (),
+        )
+
+    def _stopwatch(self) -> Stopwatch:
+        return Stopwatch(self.section.resources.gpus if self.device == "cuda" else 0.0)
+
+    def _fresh(self, purpose: str, index: int) -> Tensor:
+        seed = seed_for(self.seed, purpose, index)
+        return initial_parameters(self.classifiers.build, self.classifiers.whole.flatten, seed)
+
+    def _fit_runs(
+        self,
+        start_RP: Tensor,
+        trunks_R: Sequence[int],
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(R, S, P)`` of the runs; those that share a base are fitted together."""
+        shares = self.classifiers.shares_a_base
+        groups = members_by_trunk(trunks_R if shares else [0] * len(trunks_R))
+        fitted: dict[int, Tensor] = {}
+        for trunk, rows in groups.items():
+            stack, start = self.classifiers.stack_of(trunk), start_RP[rows]
+            theta_SRP = self._fit(stack, start, stretch, [generators[row] for row in rows])
+            fitted |= dict(zip(rows, theta_SRP.unbind(dim=1), strict=True))
+        return torch.stack([fitted[row] for row in range(len(trunks_R))])
+
+    def _fit(
+        self,
+        stack: Stack,
+        start_RP: Tensor,
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(S, R, P)`` on the CPU."""
+        dataset = self.classifiers.dataset
+        return fit(
+            stack,
+            start_RP.to(self.device),
+            dataset.train,
+            dataset.normalise,
+            self.section.recipe,
+            stretch,
+            generators,
+        ).cpu()
+
+    def _align(self, reference_P: Tensor, theta_KP: Tensor) -> Tensor:
+        """Models in the units of one; those that diverged stay as they are."""
+        groups = self.section.architecture.permutation_groups()
+        generator = generator_for(self.seed, "align")
+        finite_K = finite_rows(theta_KP)
+        rows_KP = theta_KP if finite_K.all() else theta_KP[finite_K]
+        aligned_KP = align(reference_P, rows_KP, self.classifiers.whole, groups, generator)
+        if finite_K.all():
+            return aligned_KP
+        return theta_KP.index_put((finite_K,), aligned_KP)
+
+    def _steps(self, stretch: Stretch) -> list[int]:
+        """Optimizer steps behind each snapshot, counted from the start of the recipe."""
+        num_images, recipe = len(self.classifiers.dataset.train), self.section.recipe
+        first = recipe.num_steps(stretch.start, num_images)
+        taken = recipe.num_steps(stretch.epochs, num_images)
+        return [first + step for step in snapshot_steps(taken, stretch.snapshots)]
+
+
+def _indices(flags_K: Tensor, value: bool) -> list[int]:
+    return [row for row, flag in enumerate(flags_K.tolist()) if flag is value]

@@ -1,0 +1,50 @@
+"""A generator that collapses is stopped half-way, and none of what it drew is committed."""
+
+import numpy as np
+import pytest
+from tiny import MakeConfig, make
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.errors import TrainingError
+from bend_ray.stages.probes import Floor
+
+WILD = "generator.training.optimizer.learning_rate=30"
+LABELS = np.repeat(np.arange(4), 25)
+
+
+def test_the_floor_is_a_share_of_the_members_lead_over_chance() -> None:
+    floor = Floor.of(np.array([0.5, 0.85, 0.95], dtype=np.float32), LABELS, 0.1)
+    assert (floor.chance, floor.members) == (0.25, pytest.approx(0.85))
+    assert floor.least == pytest.approx(0.31)
+    assert floor.reached([0.1, 0.32])
+    assert not floor.reached([0.3])
+    assert not floor.reached([])
+
+
+@pytest.mark.parametrize(("member", "share"), [(0.95, 0.0), (0.3, 0.5), (0.1, 0.5)])
+def test_nothing_is_asked_of_a_generator_where_members_know_nothing(
+    member: float, share: float
+) -> None:
+    floor = Floor.of(np.array([member], dtype=np.float32), LABELS, share)
+    assert floor.reached([0.0])
+    assert not floor.reached([])
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_generator_that_collapses_is_stopped_half_way(
+    tiny: MakeConfig, shared_store: Store
+) -> None:
+    with pytest.raises(
+        TrainingError, match=r"collapsed: at step 100 of 200 none of 8 drawn .*floor"
+    ):
+        make(tiny(WILD), shared_store, "generator")
+    regardless = tiny(WILD, "generator.probes.floor=0")
+    made = make(regardless, shared_store, "samples")
+    assert read_population(made.samples).val_accuracy.max() < 0.3
+    assert made.generator.manifest().metrics["probes"]["step"] == 100
+    # What was made without a floor is there for who has one; what was not is refused at the end.
+    other = tiny(WILD, "samples.count=5")
+    with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 5 drawn"):
+        make(other, shared_store, "samples")
