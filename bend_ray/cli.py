@@ -6,6 +6,7 @@ a bug of ours.
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import traceback
@@ -212,8 +213,9 @@ def main() -> NoReturn:
         click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
         sys.exit(130)
     except click.ClickException as error:
-        error.message = masked(error.message)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        click.echo(masked(shown.getvalue()), err=True, nl=False)
         sys.exit(2)
     except BendError as error:
         click.echo(f"bend: {masked(str(error))}", err=True)

@@ -185,8 +185,7 @@ def _prepare_serving() -> None:
 
 
 def _parsed(options: tuple[str, ...]) -> dict[str, object]:
-    import yaml
-
+    from bend_ray.config_file import parse_yaml
     from bend_ray.errors import ConfigError
 
     parsed: dict[str, object] = {}
@@ -195,9 +194,9 @@ def _parsed(options: tuple[str, ...]) -> dict[str, object]:
         if not separator:
             raise ConfigError(f"--option {option}: expected NAME=VALUE")
         try:
-            parsed[name] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise ConfigError(f"--option {option}: expected a YAML value after =") from None
+            parsed[name] = parse_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"--option {option}: {error}") from None
     return parsed
 
 

@@ -57,6 +57,8 @@ def _label_value(value: str) -> str:
 LabelKey = Annotated[str, AfterValidator(_label_key)]
 LabelValue = Annotated[str, AfterValidator(_label_value)]
 Placement = Literal["pack", "spread"]
+MOST_MODELS = 1_000_000
+"""Of a population: a driver needs 4 ms of CPU for a piece of work."""
 
 
 class Resources(Spec):
@@ -320,9 +322,28 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        for check in (_latent_size_fits, _bag_fits, _sampler_fits, _subset_has_a_base):
+        for check in (
+            _populations_fit,
+            _latent_size_fits,
+            _bag_fits,
+            _sampler_fits,
+            _subset_has_a_base,
+        ):
             check(self)
         return self
+
+
+def _populations_fit(config: PipelineConfig) -> None:
+    rivals = config.evaluation.rivals
+    ensemble = max((r.size or 0 for r in rivals if isinstance(r, DeepEnsemble)), default=0)
+    for path, count in (
+        ("seeds.protocol", config.seeds.num_models),
+        ("samples.count", config.samples.count),
+        ("generator.probes.count", config.generator.probes.count),
+        ("evaluation.rivals", ensemble),
+    ):
+        if count > MOST_MODELS:
+            raise ValueError(f"{path}: expected at most {MOST_MODELS:,} models, got {count:,}")
 
 
 def _latent_size_fits(config: PipelineConfig) -> None:

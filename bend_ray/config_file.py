@@ -20,6 +20,13 @@ from bend_ray.spec import Spec, variants
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What reading YAML raises: also of a date without such a day, and of brackets without end."""
 
+MAX_BYTES = 2**20
+"""Of a config file; the largest of ours has 2 kB."""
+LARGEST = 2**63
+"""Integers are below; larger ones would be printed by the page, or not at all."""
+QUOTED = 200
+"""Characters of a wrong value that a message repeats."""
+
 _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
 
@@ -78,18 +85,68 @@ def _refusal(message: str) -> ConfigError:
     return ConfigError(masked(" ".join(message.split())))
 
 
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias: Any = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"an alias, *{alias.anchor}; write the value out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: it is none, has an alias or a huge number in it, or is nested too deeply.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+        _check_integers(value)
+    except _UNREADABLE as error:
+        raise _refusal(f"expected YAML, got: {error}") from None
+    return value
+
+
+def _check_integers(value: Any) -> None:
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+        raise ValueError(f"an integer of {value.bit_length()} bits; integers have 63 at most")
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        for each in value:
+            _check_integers(each)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML (or JSON) file holds.
 
     Raises:
-        ConfigError: it cannot be read, or holds something else.
+        ConfigError: it cannot be read, is too large, or holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _refusal(f"expected a config file of at most {MAX_BYTES:,} bytes")
+        values = parse_yaml(content.decode())
     except OSError as error:
         raise _refusal(f"{path}: expected a config file, got: {error.strerror}") from None
-    except _UNREADABLE as error:
+    except UnicodeDecodeError as error:
         raise _refusal(f"{path}: expected YAML, got: {error}") from None
+    except ConfigError as error:
+        raise _refusal(f"{path}: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
@@ -101,17 +158,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set one ``a.b=c`` in ``values``, making mappings on the way."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        raise _refusal(f"--set {override}: expected a.b=value, as in --set samples.count=96")
+        told = "expected a.b=value, as in --set samples.count=96"
+        raise _refusal(f"--set {_shortened(override)}: {told}")
     try:
-        value = yaml.safe_load(text)
-    except _UNREADABLE:
-        raise _refusal(f"--set {override}: expected a YAML value after =, got {text}") from None
+        value = parse_yaml(text)
+    except ConfigError:
+        told = f"expected a YAML value after =, got {_shortened(text)}"
+        raise _refusal(f"--set {_shortened(override)}: {told}") from None
     *parents, name = key.split(".")
     place = values
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
-            raise _refusal(f"--set {override}: expected {parent} to be a section, got {below!r}")
+            told = f"expected {parent} to be a section, got {_shortened(repr(below))}"
+            raise _refusal(f"--set {_shortened(override)}: {told}")
         place = below
     place[name] = value
 
@@ -141,7 +201,7 @@ def _explain(path: str, details: ErrorDetails) -> str:
     if details["type"] == "extra_forbidden":
         message += f"; {_hint(path)}"
     elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
-        message += f", got {details['input']!r}"
+        message += f", got {_shortened(repr(details['input']))}"
     return f"{path}: {message}" if path else message
 
 

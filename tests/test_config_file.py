@@ -241,7 +241,11 @@ def test_a_key_or_value_of_several_lines_is_quoted_in_one() -> None:
         ("- samples\n- count", "expected a mapping of sections, got list"),
         ("samples", "expected a mapping of sections, got str"),
         ("3", "expected a mapping of sections, got int"),
-        ("samples: *nowhere", "expected YAML, got: found undefined alias"),
+        ("samples: *nowhere", "expected YAML, got: an alias, *nowhere; write the value out"),
+        ("a: &a [x, x]\nb: [*a, *a]", "expected YAML, got: an alias, *a; write the value out"),
+        ("a: {b: 1}\nc: {<<: *a}", "expected YAML, got: an alias, *a; write the value out"),
+        ("seed: 0x" + "f" * 9999, "expected YAML, got: an integer of 39996 bits"),
+        ("# " + 2**20 * "x", "expected a config file of at most 1,048,576 bytes"),
         ("[" * 500, "expected YAML, got: maximum recursion depth exceeded"),
     ],
 )

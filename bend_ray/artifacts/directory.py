@@ -111,7 +111,7 @@ class Directory:
     def _parsed(self, name: str, content: bytes) -> Any:
         try:
             return json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self.corrupt(name, f"expected JSON, got: {cause(error)}") from error
 
     def read_bytes(self, name: str) -> bytes:

@@ -78,7 +78,10 @@ def parse_manifest(content: bytes) -> Manifest:
         StoreError: it was written by a newer bend-ray.
         ValueError: it is not JSON or not a manifest; the message is one line.
     """
-    record = json.loads(content)
+    try:
+        record = json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"expected a manifest, got: {error}") from error
     version = record.get("schema_version") if isinstance(record, dict) else None
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise StoreError(

@@ -79,11 +79,14 @@ class TableFormat(BaseModel):
             StoreError: a newer bend-ray wrote it.
             ValueError: it is not a population's, or contradicts itself.
         """
-        metadata = {
-            key.decode().removeprefix(_PREFIX): json.loads(value)
-            for key, value in (schema.metadata or {}).items()
-            if key.startswith(_PREFIX.encode())
-        }
+        try:
+            metadata = {
+                key.decode().removeprefix(_PREFIX): json.loads(value)
+                for key, value in (schema.metadata or {}).items()
+                if key.startswith(_PREFIX.encode())
+            }
+        except RecursionError as error:
+            raise ValueError(f"expected the metadata of a population, got: {error}") from error
         metadata.pop("place", None)
         version = metadata.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:

@@ -137,7 +137,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     try:
         told = json.loads((schema.metadata or {})[b"huggingface"])
         names = told["info"]["features"][label]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 

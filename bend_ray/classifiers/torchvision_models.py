@@ -207,7 +207,10 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
     known = torchvision.models.get_model_weights(name)
     if weights in known.__members__:
         try:
-            downloaded: Mapping[str, Tensor] = known[weights].get_state_dict(progress=False)
+            # Tensors alone, and those that the name has: torchvision asks for neither.
+            downloaded: Mapping[str, Tensor] = known[weights].get_state_dict(
+                progress=False, check_hash=True, weights_only=True
+            )
         except (URLError, OSError, RuntimeError) as error:
             raise DataError(
                 f"weights {weights} of {name}: could not download {known[weights].url} ({error}); "

@@ -82,7 +82,7 @@ def _parse(source: str, content: bytes) -> Entry:
         results = said.get("results") or said.get("repeats") or [said]
         for result in results:
             _ = result["bag"]["accuracy"], result["rivals"], result["fingerprints"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{source}: expected {JSON_NAME} or a result of bend run --json, got {cause(error)}"
         ) from error

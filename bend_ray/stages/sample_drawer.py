@@ -143,6 +143,8 @@ class SampleDrawer:
         theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
         keep_N = finite_rows(theta_NP)
         model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
+        if not len(model_ids):
+            return Drawn(model_ids, trunks_N, theta_NP, torch.zeros(0), torch.zeros(0))
         theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
         val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
         keep_N = finite_rows(theta_NP, val_nll_N)
