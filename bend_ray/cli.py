@@ -31,7 +31,7 @@ from bend_ray.cli_store import store_group
 from bend_ray.cli_submit import submit
 from bend_ray.cli_tune import tune
 from bend_ray.errors import BendError
-from bend_ray.filesystems import masked
+from bend_ray.filesystems import masked, printable
 from bend_ray.interrupts import persistent_interrupts
 
 if TYPE_CHECKING:
@@ -218,7 +218,7 @@ def main() -> NoReturn:
         click.echo(masked(shown.getvalue()), err=True, nl=False)
         sys.exit(2)
     except BendError as error:
-        click.echo(f"bend: {masked(str(error))}", err=True)
+        click.echo(f"bend: {printable(masked(str(error)))}", err=True)
         sys.exit(2)
     except Exception:
         # What it quotes, and the command line in it, may hold credentials.

@@ -153,7 +153,16 @@ def store_errors(doing: str, path: str) -> Iterator[None]:
 def cause(error: BaseException) -> str:
     """An error in one line without credentials, to quote in a message of ours."""
     lines = str(error).splitlines()
-    return masked(lines[0]) if lines else type(error).__name__
+    return printable(masked(lines[0])) if lines else type(error).__name__
+
+
+def printable(text: str) -> str:
+    r"""What a file says, without what a terminal would act upon.
+
+    >>> printable("a\x1b[2Jb é")
+    'a\\x1b[2Jb é'
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:

@@ -20,9 +20,11 @@ from numpy.typing import NDArray
 
 from bend_ray.classifiers.decoding import OpenImage, Source, checked_labels, open_bytes
 from bend_ray.errors import DataError, StoreError
-from bend_ray.filesystems import cause, resolve
+from bend_ray.filesystems import cause, printable, resolve
 
 BATCH_ROWS = 256
+MOST_IMAGES = 2**26
+"""In a file; a few bytes can say that they are more than memory could hold labels of."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,10 @@ def open_parquet(uri: str, columns: Columns, class_names: tuple[str, ...] | None
     if not len(labels_N):
         raise DataError(f"dataset: expected images in {uri}, got none")
     if told is None:
-        told = tuple(str(label) for label in range(int(labels_N.max()) + 1))
-        checked_labels(labels_N, len(told), lambda row: f"{uri} row {row}")
+        # A class has an image at least, so a larger number is no class; of 2**40 names no memory.
+        classes = min(int(labels_N.max()) + 1, len(labels_N))
+        checked_labels(labels_N, classes, lambda row: f"{uri} row {row}")
+        told = tuple(map(str, range(classes)))
     return Source(labels_N, told, partial(_read_images, filesystem, files, columns))
 
 
@@ -95,7 +99,7 @@ def _file(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFi
     try:
         with filesystem.open_input_file(path) as stream, pq.ParquetFile(stream) as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"dataset: cannot read {path} as Parquet: {cause(error)}") from None
 
 
@@ -105,11 +109,22 @@ def _read_labels(
     """A file's labels, and what it says the classes are called."""
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, columns)
+        if file.metadata.num_rows > MOST_IMAGES:
+            raise DataError(
+                f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
+                f"{file.metadata.num_rows:,}"
+            )
         column = file.read([columns.label]).column(columns.label)
-    if column.null_count:
-        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-        raise DataError(f"dataset: expected a label, {_row(path, row)} has none; remove the row")
-    return column.cast(pa.int64()).to_numpy(), _class_names(file.schema_arrow, columns.label)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise DataError(
+                f"dataset: expected a label, {_row(path, row)} has none; remove the row"
+            )
+        labels_N = column.cast(pa.int64()).to_numpy()
+        names = _class_names(file.schema_arrow, columns.label)
+    if names and len(set(names)) < len(names):
+        raise DataError(f"dataset: expected classes of different names, {path} has one twice")
+    return labels_N, names
 
 
 def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
@@ -173,7 +188,7 @@ def _file_images(
             image = batch.column(0)[row].as_py() or {}
             where = _row(path, start + row)
             if image.get("path"):
-                where += f" ({image['path']})"
+                where += f" ({printable(image['path'])})"
             if image.get("bytes") is None:
                 raise DataError(
                     f"dataset: expected the image itself in {where}, got none; files that only "

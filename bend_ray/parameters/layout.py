@@ -13,9 +13,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError, DataError
@@ -167,9 +168,36 @@ class ParameterLayout:
         ]
 
     @classmethod
-    def from_json(cls, rows: Sequence[Mapping[str, Any]]) -> ParameterLayout:
-        """The inverse of ``to_json``; offsets follow from the order."""
-        return cls._stack((row["name"], tuple(row["shape"]), row["trainable"]) for row in rows)
+    def from_json(cls, rows: Any) -> ParameterLayout:
+        """The inverse of ``to_json``; offsets follow from the order.
+
+        Raises:
+            ValueError: it is no layout; the message is one line.
+        """
+        try:
+            found = _ROWS.validate_python(rows)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"expected a layout, got {where}: {first['msg']}") from None
+        layout = cls._stack((row.name, row.shape, row.trainable) for row in found)
+        if len({row.name for row in found}) < len(found) or layout.size >= MOST_PARAMETERS:
+            raise ValueError("expected a layout, got a name twice, or more than memory could hold")
+        return layout
+
+
+class _Row(BaseModel):
+    """A tensor, as JSON."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    shape: Annotated[tuple[NonNegativeInt, ...], Strict(False)]
+    trainable: bool
+
+
+_ROWS = TypeAdapter(list[_Row])
+MOST_PARAMETERS = 2**48
 
 
 def _stored_tensors(module: nn.Module) -> list[tuple[str, tuple[int, ...], bool]]:

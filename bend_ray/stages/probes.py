@@ -32,6 +32,8 @@ from bend_ray.stages.sample_drawer import SampleDrawer
 
 LEAST_SPREAD = 0.05
 """Samples with less of the members' spread are reported: they are one model a trunk, nearly."""
+MOST_SPREAD = 20.0
+"""Samples with more are reported too."""
 CLEARLY = 3.0
 """Standard errors by which members must be better than chance, else nothing can be asked."""
 
@@ -74,11 +76,13 @@ class Floor:
         return any(accuracy >= self.least for accuracy in accuracy_N)
 
     def missed(self, accuracy_N: Sequence[float]) -> str:
-        """What came, and what was expected, in words."""
-        best = f"the best has {100 * max(accuracy_N):.1f} %" if accuracy_N else "none is finite"
+        """What none does, and what came instead, in words."""
+        if not accuracy_N:
+            return "is finite"
         return (
-            f"comes up to {100 * self.least:.1f} % on validation images ({best}, training members "
-            f"{100 * self.members:.1f} %, chance {100 * self.chance:.1f} %)"
+            f"comes up to {100 * self.least:.1f} % on validation images (the best has "
+            f"{100 * max(accuracy_N):.1f} %, training members {100 * self.members:.1f} %, chance "
+            f"{100 * self.chance:.1f} %)"
         )
 
 
@@ -117,6 +121,8 @@ def check_generator(
     )
     if spread < LEAST_SPREAD:
         logger.warning("generator    collapsed: what it draws is nearly one model a trunk")
+    if spread > MOST_SPREAD:
+        logger.warning("generator    diverges: what it draws lies far from all members")
     told = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
     return told, cost
 

@@ -17,6 +17,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import ROOTS
 from bend_ray.classifiers.protocols import Protocol
 from bend_ray.config import PipelineConfig
+from bend_ray.filesystems import cause
 from bend_ray.log import Progress
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.plan import Plan
@@ -32,8 +33,16 @@ logger = logging.getLogger(__name__)
 
 
 def read_layout(seeds: Artifact) -> ParameterLayout:
-    """The layout of a trained population's vectors."""
-    return ParameterLayout.from_json(seeds.read_json(LAYOUT))
+    """The layout of a trained population's vectors.
+
+    Raises:
+        CorruptArtifact: it is none.
+        StoreError: it cannot be read.
+    """
+    try:
+        return ParameterLayout.from_json(seeds.read_json(LAYOUT))
+    except ValueError as error:
+        raise seeds.corrupt(LAYOUT, cause(error)) from error
 
 
 def training_trunks(seeds: Artifact) -> list[int]:
