@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from fuzzing import fuzzed
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bend_ray.classifiers.protocols import Independent, Trajectory
@@ -297,9 +298,10 @@ ODD_VALUES = [
         "\n",
     ),
 ]
-# Of few letters: eight digits for a number of forks would be as many models to count.
 scalars = (
     st.integers(-3, 40).map(str)
+    | st.integers(-(2**70), 2**70).map(str)
+    | st.integers(2**60, 2**80).map(hex)
     | st.floats(allow_nan=True).map(lambda number: yaml.safe_dump(number).split("\n")[0])
     | st.booleans().map(str)
     | st.sampled_from(ODD_VALUES)
@@ -331,7 +333,7 @@ def loaded_or_refused(path: Path | None, overrides: Sequence[str] = ()) -> Pipel
 @given(overrides=st.lists(st.tuples(override_paths(), scalars).map("=".join), max_size=4))
 @example(overrides=["samples=~", "samples.count=1"])
 @example(overrides=["seeds.protocol.kind={}"])
-@settings(max_examples=80, deadline=None)
+@fuzzed(80)
 def test_any_override_loads_or_is_refused_in_one_line(overrides: list[str]) -> None:
     config = loaded_or_refused(None, overrides)
     if config is not None:
@@ -339,9 +341,7 @@ def test_any_override_loads_or_is_refused_in_one_line(overrides: list[str]) -> N
 
 
 @given(content=st.binary(max_size=12) | st.text(max_size=12).map(str.encode))
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzzed(40)
 def test_any_file_loads_or_is_refused_in_one_line(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "any.yaml"
     path.write_bytes(content)
@@ -363,9 +363,7 @@ mappings: st.SearchStrategy[Any] = st.recursive(
 
 
 @given(section=st.sampled_from(sorted(PipelineConfig.model_fields)), value=mappings)
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzzed(40)
 def test_any_section_loads_or_is_refused_in_one_line(
     tmp_path: Path, section: str, value: Any
 ) -> None:

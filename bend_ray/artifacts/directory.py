@@ -30,6 +30,16 @@ LEASE_NAME = "lease.json"
 _BOOKKEEPING = (MANIFEST_NAME, PROGRESS_NAME, LEASE_NAME)
 
 
+def is_inside(name: str) -> bool:
+    """Whether a name is of something inside a directory, at any depth.
+
+    >>> is_inside("cost/roots.json"), is_inside("a/../../b"), is_inside("/etc/passwd")
+    (True, False, False)
+    """
+    leads_out = name.startswith("/") or {"..", "."} & set(name.split("/"))
+    return bool(name) and "\0" not in name and not leads_out
+
+
 class FileEntry(NamedTuple):
     """A file of an artifact: its name relative to the directory, and its bytes."""
 
@@ -60,7 +70,7 @@ class Directory:
         Raises:
             ValueError: the name would leave the directory, or is empty.
         """
-        if not name or name.startswith("/") or ".." in name.split("/"):
+        if not is_inside(name):
             raise ValueError(f"expected a name inside {masked(self.uri)}, got {name!r}")
         return f"{self.path}/{name}"
 

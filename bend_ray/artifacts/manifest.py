@@ -10,11 +10,19 @@ import importlib.metadata
 import json
 import platform
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    ValidationError,
+)
 
 from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.directory import is_inside
 from bend_ray.errors import StoreError
 
 SCHEMA_VERSION = 1
@@ -38,17 +46,27 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+def _is_inside(name: str) -> str:
+    # A manifest may be anybody's, and its files and inputs are opened by their names.
+    if not is_inside(name):
+        raise ValueError(f"expected a name inside, got {name!r}")
+    return name
+
+
+_Name = Annotated[str, AfterValidator(_is_inside)]
+
+
 class ManifestInput(_Record):
     """An artifact that another was made from."""
 
-    stage: str
-    fingerprint: str
+    stage: _Name
+    fingerprint: _Name
 
 
 class ManifestFile(_Record):
     """A file of a committed artifact, named relative to its directory."""
 
-    name: str
+    name: _Name
     bytes: NonNegativeInt
     rows: NonNegativeInt | None = None
     sha256: str | None = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow.fs
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from bend_ray.artifacts.manifest import first_problem
@@ -17,7 +18,11 @@ from bend_ray.spec import Spec
 
 CARD = "config.json"
 MEMBERS = "members.safetensors"
+MEMBER_ONNX = "member.onnx"
+"""One member, without its parameters."""
 FORMAT_VERSION: Literal[1] = 1
+MOST_NUMBERS = 3 * 2**26
+"""Of an image: three channels of 8192 x 8192."""
 
 
 class Scores(Spec):
@@ -73,6 +78,8 @@ class Card(Spec):
         ):
             if len(getattr(self, name)) != expected:
                 raise ValueError(f"expected {expected} {name}, got {len(getattr(self, name))}")
+        if math.prod(self.image_shape) > MOST_NUMBERS:
+            raise ValueError(f"expected images of at most {MOST_NUMBERS:,} numbers")
         if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"expected weights that sum to 1, got {sum(self.weights)}")
         return self
@@ -123,11 +130,12 @@ def fetch_bag(uri: str, into: Path) -> Path:
     filesystem, path = resolve(uri)
     if filesystem.type_name == "local":
         return Path(path)
-    with store_errors("copy", path):
-        pyarrow.fs.copy_files(
-            path,
-            str(into),
-            source_filesystem=filesystem,
-            destination_filesystem=pyarrow.fs.LocalFileSystem(),
-        )
+    # Each by its own name: those that a bucket lists may lead out of the folder.
+    for name in (MEMBERS, MEMBER_ONNX, CARD):
+        with (
+            store_errors("copy", f"{path}/{name}"),
+            filesystem.open_input_stream(f"{path}/{name}") as source,
+            (into / name).open("wb") as target,
+        ):
+            shutil.copyfileobj(source, target)
     return into

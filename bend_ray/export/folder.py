@@ -20,7 +20,7 @@ from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.votes import Vote, WeightedVote
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import CARD, MEMBERS, Card, Scores, plain, version_of
+from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
 from bend_ray.export.states import member_facts, member_states
 from bend_ray.filesystems import masked, resolve, store_errors, write_atomically
@@ -28,7 +28,7 @@ from bend_ray.plan import Plan
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")
-GUIDE, ONNX, MEMBER_ONNX, TORCH = "README.md", "bag.onnx", "member.onnx", "bag.pt2"
+GUIDE, ONNX, TORCH = "README.md", "bag.onnx", "bag.pt2"
 _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH})
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30

@@ -16,13 +16,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from bend_ray.errors import DataError
-from bend_ray.export.card import MEMBERS, Card, read_card
+from bend_ray.errors import BendError, DataError
+from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
 from bend_ray.export.graphs import Form, State, ballots_program, forms
+from bend_ray.filesystems import cause
 from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
 
-MEMBER_ONNX = "member.onnx"
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""
 
@@ -74,6 +74,16 @@ class Bag:
             DataError: it is no such folder, or its files do not agree.
         """
         card = read_card(folder)
+        try:
+            return cls._loaded(folder, card, groups, threads, batch)
+        except BendError:
+            raise
+        # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
+        except Exception as error:
+            raise _broken(folder, f"{type(error).__name__}: {cause(error)}") from None
+
+    @classmethod
+    def _loaded(cls, folder: Path, card: Card, groups: int, threads: int, batch: int) -> Bag:
         state_K, member = _read(folder, card)
         weights_K = Rule.of(card).weights_E.tolist()
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import fuzzed
+from hypothesis import given
 from hypothesis import strategies as st
 from inprocess import client
 from PIL import Image
@@ -193,9 +194,7 @@ json_values = st.recursive(
 )
 
 
-@settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzzed(50)
 @given(data=st.data())
 def test_whatever_an_inference_holds_it_is_answered_or_refused(
     http: TestClient, data: st.DataObject
@@ -219,9 +218,7 @@ def test_whatever_an_inference_holds_it_is_answered_or_refused(
         assert "error" in done.json()
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@fuzzed(60)
 @given(data=st.data())
 def test_whatever_a_file_holds_it_is_answered_or_refused(
     http: TestClient, data: st.DataObject
