@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 
 import pytest
+from fuzzing import FULL
+from hypothesis import settings
 
 from bend_ray.stages import prepare_environment
 
@@ -17,6 +19,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 # Before ray is imported, by whichever test module is collected first.
 prepare_environment(None)
+
+
+# Before the command line chooses one of them.
+settings.register_profile(FULL, settings.get_profile("default"))
 
 
 @pytest.fixture

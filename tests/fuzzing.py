@@ -2,7 +2,7 @@
 
 Everyday a few cases of each kind are tried. All of them, more than ten thousand::
 
-    uv run pytest tests -m "not ray and not slow" -k any --hypothesis-profile=full
+    uv run pytest tests -m "not ray and not slow" -k any --hypothesis-profile=full --timeout=3000
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 
 FULL = "full"
 TIMES_AS_MANY = 25
-
-settings.register_profile(FULL, settings.get_profile("default"))
 
 
 def fuzzed(cases: int) -> settings:
