@@ -16,7 +16,7 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config import PipelineConfig
-from bend_ray.errors import ConfigError
+from bend_ray.errors import ConfigError, StoreError
 from bend_ray.filesystems import cause, masked
 from bend_ray.log import LOGGER, duration
 from bend_ray.plan import STAGES, plan
@@ -164,6 +164,7 @@ def _tuner(
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), nothing)
     where = artifact.child(RAY)
     if any(entry.name.startswith(f"{RAY}/experiment_state") for entry in artifact.list_files(RAY)):
+        refuse_strangers(artifact)
         LOGGER.info("tune         goes on where it was cut off")
         return ray_tune.Tuner.restore(
             where, trainable, resume_unfinished=True, storage_filesystem=artifact.filesystem
@@ -192,6 +193,26 @@ def _tuner(
             callbacks=[TrialTable(section), TBXLoggerCallback()],
         ),
     )
+
+
+def refuse_strangers(artifact: Artifact) -> None:
+    """Refuse a state that somebody else has written: to read it is to run what it holds.
+
+    On object stores nobody can tell whose a file is.
+
+    Raises:
+        StoreError: with whose it is.
+    """
+    if artifact.filesystem.type_name != "local":
+        return
+    for entry in artifact.list_files(f"{RAY}/"):
+        owner = os.stat(artifact.child(entry.name)).st_uid
+        if owner != os.getuid():
+            raise StoreError(
+                f"{artifact!r}: expected Ray Tune's state to be written by user {os.getuid()}, "
+                f"got {entry.name} of user {owner}; it is pickled, and would run what it holds: "
+                f"search in a store of your own, or delete {RAY}/ there to begin anew"
+            )
 
 
 def _trial_id(trial: Any) -> str:

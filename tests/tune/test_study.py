@@ -1,6 +1,7 @@
 """What a study says of its trials, as text and as a page."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pages import Seen
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
-from bend_ray.errors import TrainingError
+from bend_ray.errors import StoreError, TrainingError
 from bend_ray.tune.fresh import Fresh, said
 from bend_ray.tune.page import write_page
 from bend_ray.tune.records import (
@@ -172,3 +173,16 @@ def test_fresh_splits_are_told_either_way() -> None:
     assert any("nats: loss" in line for line in said(worse))
     same = Fresh([bag(0.12), bag(0.13)], [bag(0.13), bag(0.12)])
     assert any("nats: tie" in line for line in said(same))
+
+
+def test_a_state_that_somebody_else_pickled_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bend_ray.tune.search import refuse_strangers
+
+    artifact = Store(str(tmp_path)).artifact("tune", 1, {})
+    artifact.write_json("ray/experiment_state.json", {})
+    refuse_strangers(artifact)
+    monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
+    with pytest.raises(StoreError, match=r"written by user .*experiment_state\.json.*pickled"):
+        refuse_strangers(artifact)
