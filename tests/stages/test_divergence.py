@@ -1,6 +1,7 @@
 """Models that diverge: tried again once, else left out of all that follows, and told of."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -110,7 +111,7 @@ def test_a_trunk_that_diverges_takes_its_forks_with_it(
 
 
 def test_a_population_that_partly_diverges_still_makes_a_bag(
-    tiny: MakeConfig, fresh_store: Store, caplog: pytest.LogCaptureFixture
+    tiny: MakeConfig, fresh_store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # At this rate one trunk is dead, and the forks of the other overflow.
     config = tiny(ABSURD, "autoencoder.model.latent_size=3")
@@ -120,6 +121,10 @@ def test_a_population_that_partly_diverges_still_makes_a_bag(
     for population in (trained, drawn):
         assert np.isfinite(population.theta_KP).all()
         assert np.isfinite(population.val_nll).all()
+    # Who trains them does not matter to which of them diverge.
+    alone, _ = train(config, Store(str(tmp_path / "alone")))
+    assert alone.model_id.tolist() == trained.model_id.tolist()
+    np.testing.assert_array_equal(alone.theta_KP, trained.theta_KP)
     assert set(drawn.trunk.tolist()) <= set(trained.trunk.tolist())
     assert result(artifacts)["bag"]["size"] == 6
     assert f"{12 - len(trained)} of 12 models diverged and are left out" in caplog.text
