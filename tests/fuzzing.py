@@ -1,8 +1,9 @@
-"""Input that nobody would write: how much of it is tried, and bytes that were damaged.
+r"""Input that nobody would write: how much of it is tried, and bytes that were damaged.
 
 Everyday a few cases of each kind are tried. All of them, more than ten thousand::
 
-    uv run pytest tests -m "not ray and not slow" -k any --hypothesis-profile=full --timeout=3000
+    uv run pytest tests -m "not ray and not slow" -k "any or whatever" \
+        --hypothesis-profile=full --timeout=3000
 """
 
 from __future__ import annotations

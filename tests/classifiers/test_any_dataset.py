@@ -78,7 +78,7 @@ images = st.sampled_from(
 labels = st.sampled_from(
     [
         *(pa.int64(), pa.uint64(), pa.int8(), pa.float64(), pa.string(), pa.bool_(), pa.null()),
-        *(pa.list_(pa.int64()), pa.dictionary(pa.int8(), pa.int64()), pa.timestamp("s")),
+        *(pa.list_(pa.int64()), pa.dictionary(pa.int8(), pa.int64()), pa.timestamp("ms")),
     ]
 )
 
