@@ -1,12 +1,15 @@
 """A generator that collapses is stopped half-way, and none of what it drew is committed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from tiny import MakeConfig, make
 
+from bend_ray.artifacts.shards import read_population, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import TrainingError
-from bend_ray.stages.probes import Floor
+from bend_ray.stages.probes import Floor, check_samples
 
 WILD = "generator.training.optimizer.learning_rate=3"
 LABELS = np.repeat(np.arange(4), 25)
@@ -43,10 +46,22 @@ def test_a_generator_that_collapses_is_stopped_half_way(
     made = make(tiny(WILD), shared_store, "generator")
     assert made.generator.manifest().metrics["probes"]["step"] == 100
     assert "what it draws lies far from all members" in caplog.text
-    with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 6 drawn"):
-        make(tiny(WILD, strict), shared_store, "samples")
-    assert not made.samples.exists()
     # Nobody can wish for models that are not finite.
     wilder, nothing = "generator.training.optimizer.learning_rate=30", "generator.probes.floor=0"
     with pytest.raises(TrainingError, match="none of 8 drawn models is finite"):
         make(tiny(wilder, nothing), shared_store, "generator")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_samples_of_which_none_works_are_refused(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+) -> None:
+    made = make(tiny(), shared_store, "seeds")
+    plan = replace(made, samples=fresh_store.artifact("samples", 1, {}))
+    population = read_population(made.seeds).select([0, 1])
+    worse = replace(population, val_accuracy=np.array([0.1, 0.05]), origin="generated")
+    shard = write_shard(plan.samples, 0, worse)
+    with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 2 drawn"):
+        check_samples(tiny(), plan, [shard])
+    check_samples(tiny("generator.probes.floor=0"), plan, [shard])
