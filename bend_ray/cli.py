@@ -31,8 +31,8 @@ from bend_ray.cli_store import store_group
 from bend_ray.cli_submit import submit
 from bend_ray.cli_tune import tune
 from bend_ray.errors import BendError
-from bend_ray.filesystems import masked, printable
 from bend_ray.interrupts import persistent_interrupts
+from bend_ray.masking import masked, printable
 
 if TYPE_CHECKING:
     from bend_ray.plan import Plan

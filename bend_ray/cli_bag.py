@@ -136,7 +136,7 @@ def serve(
     if config_only:
         from bend_ray.errors import ConfigError
         from bend_ray.export.card import read_card
-        from bend_ray.filesystems import masked
+        from bend_ray.masking import masked
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
         if masked(exported) != exported:

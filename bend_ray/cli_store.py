@@ -8,7 +8,7 @@ import click
 
 from bend_ray.cli_options import store_option
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 
 
 @click.group(name="store", short_help="verify what a store holds, remove what nothing needs")

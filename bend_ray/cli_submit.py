@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bend_ray.errors import ConfigError
-from bend_ray.filesystems import is_local_path, masked
+from bend_ray.filesystems import is_local_path
+from bend_ray.masking import masked
 
 if TYPE_CHECKING:
     from bend_ray.stages.jobs import Jobs

@@ -13,8 +13,8 @@ from pydantic_core import ErrorDetails
 
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.filesystems import masked
 from bend_ray.knobs import knobs
+from bend_ray.masking import masked
 from bend_ray.spec import Spec, variants
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)

@@ -8,19 +8,18 @@ hides the difference: what is under the final name is whole.
 from __future__ import annotations
 
 import os
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
-from urllib.parse import unquote
+from typing import TypeVar
 
 import pyarrow as pa
 import pyarrow.fs
 
 from bend_ray.errors import StoreError
+from bend_ray.masking import cause, masked
 
 TEMPORARY_SUFFIX = ".tmp"
 WHOLE_BYTES = 8 * 2**20
@@ -44,9 +43,6 @@ _PASSING = (
     "AWS Error SERVICE_UNAVAILABLE",
 )
 """What a store says that may be well in a moment; Ray Data asks again after the same."""
-_HARMLESS_PARAMETERS = frozenset(
-    {"region", "scheme", "endpoint_override", "anonymous", "retry_limit_seconds"}
-)
 
 
 def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
@@ -107,40 +103,6 @@ def joined(uri: str, *names: str) -> str:
     return "/".join([location.rstrip("/"), *names]) + question + query
 
 
-def masked(text: str) -> str:
-    """A URI, or a text that quotes one, with every credential replaced by ``***``.
-
-    >>> masked("s3://KEY:SECRET@bucket/runs?region=us-east-1&session_token=SECRET")
-    's3://***@bucket/runs?region=us-east-1&session_token=***'
-    """
-    # An unescaped "/", "?" or "#" ends the authority, so with a password mask to the last "@".
-    # A path that was taken for a URI, or the other way round, has one slash.
-    text = re.sub(r"(?<=\w)(://?)[^/?#\s@]*:\S*@", r"\1***@", text)
-    # Without a password, abfs names a container there and gs says "anonymous".
-    text = re.sub(r"(?<!abfs)(?<!abfss)(://?)(?!anonymous@)[^/?#\s@]+@", r"\1***@", text)
-    return re.sub(r"([?&])([^=&\s]+)=([^&\s'\"]*)", _masked_parameter, text)
-
-
-def _masked_parameter(match: re.Match[str]) -> str:
-    sign, name, value = match.groups()
-    # What is escaped may hold another URI's credentials.
-    harmless = name in _HARMLESS_PARAMETERS and "@" not in unquote(value).replace("://***@", "")
-    return f"{sign}{name}={value if harmless else '***'}"
-
-
-def masked_json(value: Any) -> Any:
-    """``masked`` for every text of a JSON value, as of a config that names data sets by URI.
-
-    >>> masked_json({"root": ["s3://KEY:SECRET@bucket"], "size": 3})
-    {'root': ['s3://***@bucket'], 'size': 3}
-    """
-    if isinstance(value, dict):
-        return {key: masked_json(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [masked_json(each) for each in value]
-    return masked(value) if isinstance(value, str) else value
-
-
 @contextmanager
 def store_errors(doing: str, path: str) -> Iterator[None]:
     """Turns an ``OSError`` of the block into a ``StoreError`` that says what failed and where."""
@@ -148,21 +110,6 @@ def store_errors(doing: str, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"cannot {doing} {masked(path)}: {cause(error)}") from error
-
-
-def cause(error: BaseException) -> str:
-    """An error in one line without credentials, to quote in a message of ours."""
-    lines = str(error).splitlines()
-    return printable(masked(lines[0])) if lines else type(error).__name__
-
-
-def printable(text: str) -> str:
-    r"""What a file says, without what a terminal would act upon.
-
-    >>> printable("a\x1b[2Jb é")
-    'a\\x1b[2Jb é'
-    """
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from bend_ray.filesystems import masked
 from bend_ray.log import duration
+from bend_ray.masking import masked
 from bend_ray.plan import Plan
 
 

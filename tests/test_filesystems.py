@@ -10,13 +10,13 @@ import pytest
 from bend_ray.errors import StoreError
 from bend_ray.filesystems import (
     joined,
-    masked,
     read_bytes,
     resolve,
     store_errors,
     write_atomically,
     write_bytes,
 )
+from bend_ray.masking import masked
 
 Place = tuple[pyarrow.fs.FileSystem, str]
 

@@ -15,13 +15,12 @@ import pyarrow.fs
 from bend_ray.errors import CorruptArtifact, StoreError
 from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
-    cause,
-    masked,
     read_bytes,
     store_errors,
     write_atomically,
     write_bytes,
 )
+from bend_ray.masking import cause, masked
 
 MANIFEST_NAME = "manifest.json"
 PROGRESS_NAME = "progress.json"

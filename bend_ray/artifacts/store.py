@@ -22,16 +22,15 @@ from bend_ray.artifacts.manifest import Manifest, ManifestFile, ManifestInput, p
 from bend_ray.errors import StoreError
 from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
-    cause,
     is_local_path,
     joined,
     make_durable,
-    masked,
     read_bytes,
     resolve,
     store_errors,
     write_bytes,
 )
+from bend_ray.masking import cause, masked
 
 
 class Progress(BaseModel):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.filesystems import cause
+from bend_ray.masking import cause
 
 ROOTS = "roots.safetensors"
 """The seeds' file of whole models, ``theta (R, W)``: what runs start from, and members share."""

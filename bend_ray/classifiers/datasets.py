@@ -19,7 +19,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from bend_ray.classifiers.images import ImageDataset, Images, split_rows
 from bend_ray.errors import DataError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from bend_ray.classifiers.decoding import OpenImage, Source, checked_labels, open_bytes
 from bend_ray.errors import DataError, StoreError
-from bend_ray.filesystems import cause, printable, resolve
+from bend_ray.filesystems import resolve
+from bend_ray.masking import cause, printable
 
 BATCH_ROWS = 256
 MOST_IMAGES = 2**26

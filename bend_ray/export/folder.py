@@ -23,7 +23,8 @@ from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
 from bend_ray.export.states import member_facts, member_states
-from bend_ray.filesystems import masked, resolve, store_errors, write_atomically
+from bend_ray.filesystems import resolve, store_errors, write_atomically
+from bend_ray.masking import masked
 from bend_ray.plan import Plan
 
 Format = Literal["safetensors", "onnx", "torch-export"]

@@ -11,7 +11,7 @@ from bend_ray.artifacts.manifest import Manifest
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 from bend_ray.plan import plan
 
 LAST = "evaluation"

@@ -8,7 +8,7 @@ from typing import Any
 
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 from bend_ray.plan import EVIDENCE, STAGE_VERSIONS
 from bend_ray.results import compose
 

@@ -10,7 +10,8 @@ from typing import Any
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import cause, masked, read_bytes, resolve
+from bend_ray.filesystems import read_bytes, resolve
+from bend_ray.masking import cause, masked
 from bend_ray.repeats import Difference, differences, mean_and_sd
 from bend_ray.report import ink
 from bend_ray.report.command import different

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
 from bend_ray.export.graphs import Form, State, ballots_program, forms
-from bend_ray.filesystems import cause
+from bend_ray.masking import cause
 from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
 

@@ -20,7 +20,7 @@ from bend_ray.config import (
     TrainResources,
 )
 from bend_ray.errors import ClusterError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 from bend_ray.stages import capacity
 from bend_ray.stages.capacity import Request
 

@@ -19,7 +19,7 @@ from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, neare
 from bend_ray.ensemble.plane import principal_plane
 from bend_ray.ensemble.trust import differences, rejection, reliability
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.filesystems import masked_json
+from bend_ray.masking import masked_json
 from bend_ray.plan import STAGES, Plan
 from bend_ray.randomness import generator_for
 from bend_ray.stages.comparison import Comparison, Members, Voters

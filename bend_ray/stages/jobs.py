@@ -24,7 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bend_ray
 from bend_ray.errors import ClusterError, ConfigError
-from bend_ray.filesystems import masked
+from bend_ray.masking import masked
 
 RECONNECT_SECONDS = 2.0
 MOST_RECONNECTS = 30

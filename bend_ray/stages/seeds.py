@@ -17,8 +17,8 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import ROOTS
 from bend_ray.classifiers.protocols import Protocol
 from bend_ray.config import PipelineConfig
-from bend_ray.filesystems import cause
 from bend_ray.log import Progress
+from bend_ray.masking import cause
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.plan import Plan
 from bend_ray.stages import capacity, cluster

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.filesystems import cause, masked_json
+from bend_ray.masking import cause, masked_json
 
 logger = logging.getLogger(__name__)
 

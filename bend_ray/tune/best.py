@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from bend_ray.config import PipelineConfig
-from bend_ray.filesystems import masked_json
+from bend_ray.masking import masked_json
 from bend_ray.report.command import settings
 
 BEST = "best.yaml"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bend_ray.filesystems import masked_json
 from bend_ray.log import duration
+from bend_ray.masking import masked_json
 from bend_ray.report.location import page_uri
 from bend_ray.report.page import Cell, Line, Page, Table
 from bend_ray.report.verdicts import Card

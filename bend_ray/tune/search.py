@@ -17,8 +17,8 @@ from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.filesystems import cause, masked
 from bend_ray.log import LOGGER, duration
+from bend_ray.masking import cause, masked
 from bend_ray.plan import STAGES, plan
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record

@@ -22,8 +22,8 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
 from bend_ray.config_file import with_knobs
 from bend_ray.errors import BendError
-from bend_ray.filesystems import cause
 from bend_ray.log import LOGGER
+from bend_ray.masking import cause
 from bend_ray.plan import Plan, plan
 from bend_ray.stages import cluster, generator
 from bend_ray.stages.classifiers import SharedDataset, use_shared

@@ -8,19 +8,16 @@ import torch
 from answers import PRICES, Answers, members
 
 from bend_ray.artifacts.directory import to_json
-from bend_ray.classifiers.datasets import ImageParquet
 from bend_ray.config import (
     BestOriginal,
     DeepEnsemble,
     EvaluationSection,
     OriginalsBag,
-    PipelineConfig,
 )
 from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import disagreement, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.filesystems import masked_json
 from bend_ray.generation.rivals import Gaussian
 from bend_ray.stages.comparison import Comparison
 from bend_ray.stages.evidence import evidence
@@ -110,10 +107,3 @@ def test_without_held_out_members_or_deep_ensemble_their_rows_are_empty() -> Non
     assert said["populations"]["held_out"]["accuracy"] == []
     assert said["populations"]["held_out"]["plane"] == []
     assert "ordinary" not in said["populations"]
-
-
-def test_a_configs_credentials_are_not_told() -> None:
-    dataset = ImageParquet(train="s3://KEY:SECRET@bucket/a.parquet", test="b.parquet")
-    told = masked_json(PipelineConfig(dataset=dataset).model_dump(mode="json"))
-    assert told["dataset"]["train"] == "s3://***@bucket/a.parquet"
-    assert "SECRET" not in json.dumps(told)
