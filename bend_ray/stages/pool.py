@@ -21,8 +21,16 @@ MOST_DEATHS = 5
 
 PATIENCE_SECONDS = 60.0
 
-_LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
-"""What a call raises whose actor, or the node that held its result, is gone."""
+_LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+"""What a call raises whose actor, or the node that held its result, is gone.
+
+Ray's memory monitor is one that kills.
+"""
 
 T = TypeVar("T")
 
@@ -162,7 +170,7 @@ def our_errors() -> Iterator[None]:
         if (ours := _within(error)) is not None:
             raise ours from None
         raise
-    except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
+    except (*_LOST, ray.exceptions.WorkerCrashedError) as error:
         raise _died_too_often(error) from None
 
 

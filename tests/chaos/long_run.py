@@ -115,7 +115,9 @@ def measured(address: str, folder: Path) -> dict[str, Any]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     logs = [path for path in files if "logs" in path.parts]
     store = [path for path in files if (folder / "store") in path.parents]
-    unfinished = [p for p in store if p.suffix == ".tmp" or p.name in ("lease.json", "progress.json")]
+    unfinished = [
+        p for p in store if p.suffix == ".tmp" or p.name in ("lease.json", "progress.json")
+    ]
     told["temporary files"] = len(files) - len(logs) - len(store)
     told["log files"] = len(logs)
     told["unfinished files in the store"] = len(unfinished)
@@ -147,9 +149,9 @@ def summary(records: list[dict[str, Any]]) -> str:
     """A line a figure: before any pipeline, after the first, in the middle and at the end."""
     shown = [records[0], records[1], records[len(records) // 2], records[-1]]
     lines = [f"{'pipelines':<34}" + "".join(f"{each['pipelines']:>14}" for each in shown)]
-    for name in records[-1]:
-        if name != "pipelines":
-            lines.append(f"{name:<34}" + "".join(f"{each.get(name, '-')!s:>14}" for each in shown))
+    names = [name for name in records[-1] if name != "pipelines"]
+    rows = ((name, [str(each.get(name, "-")) for each in shown]) for name in names)
+    lines += [f"{name:<34}" + "".join(f"{value:>14}" for value in row) for name, row in rows]
     return "\n".join(lines)
 
 
@@ -161,9 +163,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("long-run.jsonl"))
     said = parser.parse_args()
     folder, started, records = _folder(), time.monotonic(), []
-    with {"own": own, "joined": joined}[said.mode](folder) as (address, run), said.output.open(
-        "w"
-    ) as stream:
+    with (
+        {"own": own, "joined": joined}[said.mode](folder) as (address, run),
+        said.output.open("w") as stream,
+    ):
         for count in range(said.pipelines + 1):
             due = (count - 1) * said.hours * 3600 / said.pipelines
             time.sleep(max(0.0, due - (time.monotonic() - started)))

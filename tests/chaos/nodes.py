@@ -97,7 +97,7 @@ class Nodes:
         """One more node beside the head."""
         self._cluster.add_node(**self._said)
 
-    def remove_node_of(self, pid: int) -> None:
+    def remove_node_of(self, pid: int) -> str:
         """End the node that a process runs on, as a spot market does that gives no notice."""
         raylets = {each.pid for each in psutil.Process(pid).parents()}
         for node in list(self._cluster.worker_nodes):
@@ -107,7 +107,7 @@ class Nodes:
                 for process in gone:
                     if process.is_running():
                         process.kill()
-                return
+                return f"a node with {len(gone)} processes"
         raise LookupError(f"process {pid} runs on no node beside the head")
 
     def processes(self) -> list[psutil.Process]:
@@ -122,18 +122,9 @@ class Nodes:
                 continue
         return list(found.values())
 
-    def workers(self, *names: str) -> list[psutil.Process]:
-        """Processes of Ray whose title holds one of ``names``, as in ``ray::SeedTrainer``."""
-        found = []
-        for process in psutil.process_iter():
-            try:
-                title = (process.cmdline() or [""])[0]
-                if title.startswith("ray::") and any(name in title for name in names):
-                    mine = any(str(self.folder) in " ".join(p.cmdline()) for p in process.parents())
-                    found += [process] if mine else []
-            except psutil.Error:
-                continue
-        return found
+    def spilled_bytes(self) -> int:
+        """By all nodes so far."""
+        return object_stores(self.address)["spilled_bytes"]
 
 
 def living_actors(address: str) -> list[str]:
