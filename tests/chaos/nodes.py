@@ -19,6 +19,8 @@ from ray.cluster_utils import Cluster
 from ray.util import state
 
 MIB = 2**20
+STARTS = 3
+"""Times that a cluster may fail to start."""
 
 ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",
@@ -72,21 +74,32 @@ class Nodes:
             "include_dashboard": True,
             "dashboard_port": 0,
         }
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        for _ in range(self._count):
-            self.add()
-        return self
+        for attempt in range(STARTS):
+            try:
+                self._cluster = Cluster(initialize_head=True, head_node_args=head)
+                for _ in range(self._count):
+                    self.add()
+                return self
+            except Exception:  # Ray raises nothing narrower when a busy machine is too slow for it.
+                if attempt == STARTS - 1:
+                    raise
+                self._end(self.processes())
+        raise AssertionError
 
     def __exit__(self, *_: object) -> None:
         mine = self.processes()
         self._cluster.shutdown()
-        for process in mine:
+        self._end(mine)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    @staticmethod
+    def _end(processes: list[psutil.Process]) -> None:
+        for process in processes:
             try:
                 process.kill()
             except psutil.Error:
                 continue
-        psutil.wait_procs(mine, timeout=5)
-        shutil.rmtree(self.folder, ignore_errors=True)
+        psutil.wait_procs(processes, timeout=5)
 
     @property
     def address(self) -> str:
