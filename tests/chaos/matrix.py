@@ -232,7 +232,7 @@ class Trial:
         self.said = attempt.last_words()
         self.fault.mend(self.laboratory)
         if not self.hit:
-            return "missed" if code == 0 else "lost"
+            return "missed" if code == 0 or attempt.refused() else "lost"
         if code == 0:
             return self._compared("survived")
         killed = self.fault.name == "sigkill-driver"
