@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 STOPPED_SECONDS = 30.0
 AWAY_SECONDS = 20.0
-FULL_SECONDS = 30.0
+FULL_SECONDS = 120.0
 PRESSURE_SECONDS = 1.5
 
 
@@ -137,7 +137,7 @@ class FillObjectStore(Fault):
 
 
 class FillDisk(Fault):
-    """The disk that the store is on is full for 30 s, or until ``bend`` has ended."""
+    """The disk that the store is on is full until ``bend`` has ended, two minutes at most."""
 
     def impossible(self, stage: str) -> str | None:
         return None if os.geteuid() == 0 else "only root can mount a small disk"

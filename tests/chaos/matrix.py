@@ -36,13 +36,13 @@ sys.path[:0] = [str(HERE), str(HERE.parent)]
 from faults import FAULTS, NOT_APPLICABLE, OWN_CLUSTER, Clock, Fault
 from nodes import ENVIRONMENT, MIB, Nodes
 from object_store import BUCKET, ObjectStore, create_bucket, environment_of
-from scenes import EVERY_STAGE, MOMENT_SECONDS, Attempt, Reference, Scene, titled
+from scenes import EVERY_STAGE, Attempt, Reference, Scene, titled
 
 OUTCOMES = ("survived", "refused", "lost", "wrong")
 MISSES = 3
 """Times that a stage may be over before it was hit."""
-SERVED_SECONDS = 90.0
-"""After a fault, until a served bag answers again."""
+SERVED_SECONDS = 300.0
+"""After a fault, until a served bag answers again, or begins to."""
 MEMORY_BYTES = 64 * 2**30
 CGROUP = Path("/sys/fs/cgroup")
 
@@ -292,9 +292,12 @@ class Trial:
         return honest
 
     def _hit_while_exporting(self) -> Attempt:
+        if self.fault.from_start:
+            self.hit = self.fault.strike(self.scene, None, self.laboratory)  # type: ignore[arg-type]
         attempt = self.scene.start("hit")
-        time.sleep(1.0)
-        self.hit = self.fault.strike(self.scene, attempt, self.laboratory)
+        if not self.fault.from_start:
+            time.sleep(1.0)
+            self.hit = self.fault.strike(self.scene, attempt, self.laboratory)
         if self.scene.wait_for(lambda: "curl" in attempt.printed, attempt) is None:
             attempt.ended(30)
         return attempt
@@ -302,7 +305,7 @@ class Trial:
     def _answers(self, attempt: Attempt) -> str:
         """``right`` when a server answers all images as the undisturbed one did."""
         expected = self.laboratory.reference.contents["serve"]
-        deadline = time.monotonic() + MOMENT_SECONDS
+        deadline = time.monotonic() + SERVED_SECONDS
         told: Any = None
         while time.monotonic() < deadline:
             told = self.scene.content()
