@@ -191,7 +191,8 @@ class Laboratory:
         without = set()
         if stage == "tune" and fault.name == "sigkill-controller":
             without = {"generator"}
-        scene = Scene(stage, folder, self.reference, address, uri, frozenset(without))
+        logs = self.work / "logs" / name
+        scene = Scene(stage, folder, self.reference, address, uri, frozenset(without), logs)
         if stage == "evaluation" and fault.name == "sigkill-actor":
             _forget_deep_ensemble(scene, self.reference)
         return scene

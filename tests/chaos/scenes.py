@@ -71,12 +71,14 @@ class Cast:
         actors: others that it needs, killed together; None where there are none.
         controller: that watches over the workers; None where the driver itself does.
         middle: files of the store by which it is seen to be in the middle of its work.
+        also: a title by which that is seen, beside the worker's, where there is no such file.
     """
 
     worker: str
     actors: str | None
     controller: str | None
     middle: str = ""
+    also: str = ""
 
 
 _TRAINING = {
@@ -90,7 +92,7 @@ CASTS = {
     "latents": Cast("MapBatches", "_StatsActor", None),
     "generator": Cast(**_TRAINING, middle="generator/*/train/checkpoint.safetensors"),
     "samples": Cast("MapBatches", "_StatsActor", None, "samples/*/shard-*.parquet"),
-    "evaluation": Cast("_evaluate", "SeedTrainer", None),
+    "evaluation": Cast("_evaluate", "SeedTrainer", None, also="SeedTrainer.train_cohort"),
     "tune": Cast("StageWorker", "ImplicitFunc", "TrainController"),
     "serve": Cast("ServeReplica", "ProxyActor", "ServeController"),
 }
@@ -116,10 +118,17 @@ def free_port() -> int:
 
 
 class Attempt:
-    """A ``bend`` that runs, what it says in files."""
+    """A ``bend`` that runs, what it says in files.
 
-    def __init__(self, folder: Path, name: str, arguments: Sequence[str]) -> None:
-        self._out, self._err = folder / f"{name}.out", folder / f"{name}.err"
+    Args:
+        folder: that it works in.
+        log: of these files, without their ending; on another disk, where that of ``folder`` fills.
+        arguments: of the command.
+    """
+
+    def __init__(self, folder: Path, log: Path, arguments: Sequence[str]) -> None:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
         with self._out.open("w") as out, self._err.open("w") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bend_ray", *arguments],
@@ -180,6 +189,7 @@ class Scene:
         address: the cluster to join; None for one that ``bend`` starts itself.
         store_uri: of the scene's store; None: a folder in ``folder``.
         without: stages before that are to be made by this one.
+        logs: folder of what ``bend`` says.
     """
 
     stage: str
@@ -188,6 +198,7 @@ class Scene:
     address: str | None = None
     store_uri: str | None = None
     without: frozenset[str] = frozenset()
+    logs: Path | None = None
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
@@ -222,7 +233,7 @@ class Scene:
             arguments += ["--port", str(self.port)]
         elif self.address is not None:
             arguments += ["--address", self.address]
-        return Attempt(self.folder, name, arguments)
+        return Attempt(self.folder, (self.logs or self.folder) / name, arguments)
 
     def wait_for(self, condition: Callable[[], Any], attempt: Attempt) -> Any:
         """What a condition says as soon as it is true; None where the attempt ends before."""
@@ -241,7 +252,8 @@ class Scene:
             return self.label(0) is not None
         if self.cast.middle:
             return bool(self._matching(self.cast.middle))
-        return bool(titled(self.cast.worker))
+        titles = filter(None, [self.cast.worker, self.cast.also])
+        return any(titled(title) for title in titles)
 
     def _matching(self, pattern: str) -> list[str]:
         if self.store.filesystem.type_name == "local":
@@ -333,9 +345,8 @@ class Reference:
         (self.folder / "config.yaml").write_text(CONFIG)
         for name in ("run", "tune", "serve"):
             if name == "run":
-                attempt = Attempt(
-                    self.folder, name, ["run", "config.yaml", "--store", self.store.path]
-                )
+                arguments = ["run", "config.yaml", "--store", self.store.path]
+                attempt = Attempt(self.folder, self.folder / name, arguments)
                 assert attempt.ended(900) == 0, attempt.said
                 continue
             scene = Scene(name, self.folder / name, self)
