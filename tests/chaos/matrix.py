@@ -30,6 +30,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
@@ -43,7 +45,8 @@ MISSES = 3
 """Times that a stage may be over before it was hit."""
 SERVED_SECONDS = 300.0
 """After a fault, until a served bag answers again, or begins to."""
-MEMORY_BYTES = 64 * 2**30
+MEMORY_BYTES = psutil.virtual_memory().total * 9 // 10
+"""Ray believes in a limit below what the machine has."""
 CGROUP = Path("/sys/fs/cgroup")
 
 
