@@ -243,7 +243,7 @@ class Scene:
                 return found
             if attempt.process.poll() is not None:
                 return None
-            time.sleep(0.03)
+            time.sleep(0.1)
         return None
 
     def in_the_middle(self) -> bool:
