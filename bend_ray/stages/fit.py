@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import ray.data
-import ray.exceptions
 import ray.train
 import ray.train.torch
 import torch
@@ -36,6 +35,7 @@ from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import capacity, cluster
+from bend_ray.stages.pool import LOST
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
 
     Raises:
         TrainingError: the training diverged, or its workers died more often than they may.
-        ray.exceptions.RayActorError: Ray Train's controller did.
+        ray.exceptions.RayError: Ray Train's controller did, one of ``pool.LOST``.
     """
     # On one machine a single worker without a GPU is best off in this process: starting Ray
     # Train's own processes takes 25 s on two cores, ten times as long as the training.
@@ -111,7 +111,7 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
             result = _watched(_trainer(job, dataset, in_process), job, in_process)
         except ray.train.TrainingFailedError as error:
             raise _translated(error, job) from error
-        except ray.exceptions.RayActorError as error:
+        except LOST as error:
             # Ray Train replaces workers that die; nobody replaces its controller but we.
             deaths += 1
             if deaths > MOST_CONTROLLER_DEATHS:

@@ -21,7 +21,7 @@ MOST_DEATHS = 5
 
 PATIENCE_SECONDS = 60.0
 
-_LOST = (
+LOST = (
     ray.exceptions.RayActorError,
     ray.exceptions.ObjectLostError,
     ray.exceptions.OutOfMemoryError,
@@ -111,7 +111,7 @@ class Pool:
             index, actor = self._flying.pop(reference)
             try:
                 result = ray.get(reference)
-            except _LOST as error:
+            except LOST as error:
                 deaths[index] += 1
                 self._replace(actor, error, deaths[index])
                 waiting.appendleft(index)
@@ -142,7 +142,7 @@ class Pool:
         actor = self._starting.pop(reference)
         try:
             ray.get(reference)
-        except _LOST as error:
+        except LOST as error:
             if getattr(error, "actor_init_failed", False):
                 raise
             self._replace(actor, error, 0)
@@ -189,7 +189,7 @@ def our_errors() -> Iterator[None]:
 
 def _told(error: Exception) -> ClusterError | None:
     """What befell the cluster, as an error of ours; None where it is something else."""
-    if isinstance(error, (*_LOST, ray.exceptions.WorkerCrashedError)):
+    if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
         return _died_too_often(error)
     if isinstance(error, _CLUSTERS_OWN):
         return _cluster_failed(error)
