@@ -57,8 +57,8 @@ scheduler: {kind: none}
 """
 EVERY_STAGE = (*STAGES, "tune", "serve")
 
-ATTEMPT_SECONDS = 300.0
-"""After which an attempt counts as hung; Ray Train takes two minutes on half a core."""
+ATTEMPT_SECONDS = 600.0
+"""After which an attempt counts as hung; Ray Train takes minutes on a share of a core."""
 MOMENT_SECONDS = 180.0
 
 
