@@ -43,7 +43,7 @@ evaluation:
 """
 KINDS = ("gcs_server", "raylet/raylet", "dashboard.py", "DashboardAgent", "RuntimeEnvAgent",
          "log_monitor", "monitor.py")  # fmt: skip
-SETTLE_SECONDS = 15.0
+SETTLE_SECONDS = 8.0
 """Ray keeps idle workers for a while, and hears late of the end of a job."""
 MIB = 2**20
 
