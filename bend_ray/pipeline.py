@@ -11,6 +11,7 @@ from importlib import import_module
 from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config import PipelineConfig
+from bend_ray.errors import StoreError
 from bend_ray.log import duration
 from bend_ray.plan import STAGES, Plan, plan
 
@@ -77,8 +78,13 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
         if mine:
             import_module("bend_ray.stages.cluster").wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
-            with our_errors():
-                import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+            try:
+                with our_errors():
+                    import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+            except StoreError:
+                # Stopped for long, this run loses the stage to another, which then commits it.
+                if not artifact.exists():
+                    raise
     cost = artifact.manifest().cost
     logger.info(
         "%-12s %s  done in %s (CPU %s)",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import pytest
 from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import DomainDispatcherApplication, create_backend_app
-from werkzeug.serving import make_server
+from werkzeug.serving import BaseWSGIServer, make_server
 
 BUCKET = "bend"
 SLOW_DOWN = b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>later</Message></Error>"
@@ -26,6 +27,7 @@ class ObjectStore:
 
     Attributes:
         failing: the share of requests that get 503 Slow Down.
+        delay: seconds by which every answer is late.
         refusals: HTTP method -> how many of the next requests get it, whatever the share.
         requests: how many came.
         failed: how many of them were turned away.
@@ -33,17 +35,22 @@ class ObjectStore:
 
     def __init__(self) -> None:
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
-        self.failing = 0.0
+        self.failing = self.delay = 0.0
         self.requests = self.failed = 0
         self.refusals: Counter[str] = Counter()
         self._random = random.Random(0)
         self._moto = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._server = self._listening(0)
         self.url = f"http://127.0.0.1:{self._server.port}"
+
+    def _listening(self, port: int) -> BaseWSGIServer:
+        server = make_server("127.0.0.1", port, self._answer, threaded=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return server
 
     def _answer(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
         self.requests += 1
+        time.sleep(self.delay)
         method = environ["REQUEST_METHOD"]
         refused = self.refusals[method] > 0
         self.refusals[method] -= refused
@@ -61,26 +68,45 @@ class ObjectStore:
         backend = s3_backends[DEFAULT_ACCOUNT_ID]["aws"]
         return sorted(f"/{name}" for name in backend.buckets[BUCKET].keys)
 
+    def stop(self) -> None:
+        """No longer listen: connections are refused. What it holds stays."""
+        self._server.shutdown()
+        self._server.server_close()
+
+    def start_again(self) -> None:
+        """Listen on the same port as before."""
+        self._server = self._listening(self._server.port)
+
     @contextmanager
     def serving(self) -> Iterator[ObjectStore]:
         """While it answers."""
-        self._thread.start()
         try:
             yield self
         finally:
-            self._server.shutdown()
-            self._thread.join()
-            self._server.server_close()
+            self.stop()
+
+
+def environment_of(store: ObjectStore) -> dict[str, str]:
+    """Variables by which a process finds it."""
+    return {
+        "AWS_ACCESS_KEY_ID": "testing",
+        "AWS_SECRET_ACCESS_KEY": "testing",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_ENDPOINT_URL": store.url,
+    }
+
+
+def create_bucket() -> None:
+    """The bucket, on the store that the environment names."""
+    boto3.client("s3").create_bucket(Bucket=BUCKET)
 
 
 @contextmanager
 def object_store(monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectStore]:
     """One with an empty bucket; this process and those it starts find it by their environment."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     with ObjectStore().serving() as store:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", store.url)
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
+        for name, value in environment_of(store).items():
+            monkeypatch.setenv(name, value)
+        create_bucket()
         yield store

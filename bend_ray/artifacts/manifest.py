@@ -6,6 +6,7 @@ infinity: in the metrics both are written as null and read back as ``None``.
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import json
 import platform
@@ -25,7 +26,10 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import is_inside
 from bend_ray.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+
+_CHECKSUM = "sha256"
+"""Key of a manifest's own checksum, over everything else in it."""
 
 _RECORDED_DISTRIBUTIONS = ("bend-ray", "torch", "ray", "pyarrow", "numpy")
 
@@ -83,10 +87,22 @@ class Manifest(_Record):
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     identity: dict[str, Any]
     inputs: list[ManifestInput]
+    compared_with: list[ManifestInput] = []
+    """Artifacts whose figures it shows beside those of its inputs."""
     files: list[ManifestFile]
     metrics: dict[str, Any]
     cost: Cost
     versions: dict[str, str] = Field(default_factory=installed_versions)
+
+
+def sealed(record: Any) -> dict[str, Any]:
+    """A manifest as plain JSON with a checksum, which ``parse_manifest`` verifies."""
+    return {**record, _CHECKSUM: _digest(record)}
+
+
+def _digest(record: Any) -> str:
+    canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
 
 
 def parse_manifest(content: bytes) -> Manifest:
@@ -94,7 +110,7 @@ def parse_manifest(content: bytes) -> Manifest:
 
     Raises:
         StoreError: it was written by a newer bend-ray.
-        ValueError: it is not JSON or not a manifest; the message is one line.
+        ValueError: it is not JSON, no manifest, or not what was written; the message is one line.
     """
     try:
         record = json.loads(content)
@@ -106,6 +122,10 @@ def parse_manifest(content: bytes) -> Manifest:
             f"expected a manifest of schema version {SCHEMA_VERSION} or older, got {version}, "
             "which a newer bend-ray wrote: upgrade bend-ray"
         )
+    # Manifests of schema version 1 have no checksum.
+    checksum = record.pop(_CHECKSUM, None) if isinstance(record, dict) else None
+    if checksum not in (None, _digest(record)):
+        raise ValueError("its content is not what was committed")
     try:
         return Manifest.model_validate(record)
     except ValidationError as error:

@@ -11,14 +11,21 @@ import hashlib
 import json
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, Directory
-from bend_ray.artifacts.manifest import Manifest, ManifestFile, ManifestInput, parse_manifest
+from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, Directory, to_json
+from bend_ray.artifacts.manifest import (
+    Manifest,
+    ManifestFile,
+    ManifestInput,
+    parse_manifest,
+    sealed,
+)
 from bend_ray.errors import StoreError
 from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
@@ -226,6 +233,22 @@ class Artifact(Directory):
             raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
         return manifest
 
+    def ensure_uncommitted(self) -> None:
+        """Refuse to write what differs from run to run into an artifact that is another's by now.
+
+        A run that was stopped for long may find that. Between this look and the end of what is
+        then written another may still commit; such a file is not what its manifest says, which
+        whoever reads it is told.
+
+        Raises:
+            StoreError: another run has committed it, or the store cannot be read.
+        """
+        if read_bytes(self.filesystem, self.child(MANIFEST_NAME)) is not None:
+            raise StoreError(
+                f"expected {masked(self.uri)} to be this run's to make, got one that another run "
+                "has committed meanwhile: run again"
+            )
+
     def commit(
         self,
         *,
@@ -233,17 +256,20 @@ class Artifact(Directory):
         metrics: Mapping[str, Any],
         cost: Cost,
         rows: Mapping[str, int] | None = None,
+        compared_with: Sequence[Artifact] = (),
     ) -> Artifact:
-        """Writes the manifest: from now on the artifact exists.
+        """Writes the manifest: from now on the artifact exists, and is not written to any more.
 
         Args:
             files: names of the files that belong to it; all must be there.
             metrics: JSON; NaN and infinities are recorded as null.
             cost: of everything that went into making it.
             rows: file name -> rows, for files that have them.
+            compared_with: artifacts whose figures it shows, though no input is made from them.
 
         Raises:
-            StoreError: a file is missing, or the manifest cannot be written.
+            StoreError: a file is missing, the manifest cannot be written, or another run has
+                committed the artifact.
             ValueError: ``rows`` names a file that is not in ``files``.
         """
         manifest = Manifest(
@@ -251,17 +277,30 @@ class Artifact(Directory):
             stage_version=self.version,
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
-            inputs=[ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in self.inputs],
+            inputs=_named(self.inputs),
+            compared_with=_named(compared_with),
             files=self._measured(files, rows or {}),
             metrics=dict(metrics),
             cost=cost,
         )
+        self.ensure_uncommitted()
         self.discard(PROGRESS_NAME)
         make_durable(self.filesystem, [self.child(name) for name in files])
         # The metrics may hold numpy values, which pydantic's own JSON refuses.
-        self.write_json(MANIFEST_NAME, manifest.model_dump())
+        self.write_json(MANIFEST_NAME, sealed(json.loads(to_json(manifest.model_dump()))))
         make_durable(self.filesystem, [self.child(MANIFEST_NAME)])
+        with suppress(StoreError):
+            self._remove_halves()
         return self
+
+    def _remove_halves(self) -> None:
+        """Remove what killed processes had not finished writing."""
+        selector = pyarrow.fs.FileSelector(self.path, recursive=True)
+        with store_errors("list", self.path):
+            infos = self.filesystem.get_file_info(selector)
+        for info in infos:
+            if info.is_file and info.path.endswith(TEMPORARY_SUFFIX):
+                self.discard(info.path.removeprefix(f"{self.path}/"))
 
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
         if strangers := sorted(set(rows) - set(files)):
@@ -316,6 +355,10 @@ class Artifact(Directory):
             return None if content is None else Progress.model_validate_json(content)
         except ValidationError:
             return None
+
+
+def _named(artifacts: Sequence[Artifact]) -> list[ManifestInput]:
+    return [ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in artifacts]
 
 
 def _digest(content: bytes) -> str:

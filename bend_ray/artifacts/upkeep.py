@@ -74,7 +74,7 @@ def unneeded(
     keep: int | None = None,
     older_than: timedelta = timedelta(days=1),
 ) -> list[Held]:
-    """What no kept evaluation needs, directly or through others.
+    """What no kept evaluation needs or shows, directly or through others.
 
     Args:
         store: whose artifacts; while a run works in it, nothing is said to be unneeded.
@@ -129,7 +129,7 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
     while waiting:
         manifest = waiting.pop()
         needed.add((manifest.stage, manifest.fingerprint))
-        for given in manifest.inputs:
+        for given in [*manifest.inputs, *manifest.compared_with]:
             if (given.stage, given.fingerprint) not in needed:
                 before = store.manifest(given.stage, given.fingerprint)
                 waiting += [before] if before is not None else []

@@ -42,9 +42,13 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         test = ray.put(dataset.load().test)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
         metrics, shown, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
+    artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, plan) | shown)
     artifact.commit(
-        files=[EVIDENCE], metrics=metrics, cost=cluster.total([cost], watch.cost.wall_seconds)
+        files=[EVIDENCE],
+        metrics=metrics,
+        cost=cluster.total([cost], watch.cost.wall_seconds),
+        compared_with=[ordinary] if ordinary else [],
     )
 
 

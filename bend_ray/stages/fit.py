@@ -9,6 +9,7 @@ workers compute it up to the order of sums (and a statistic of the batch, see ``
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,9 @@ from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import capacity, cluster
+from bend_ray.stages.pool import LOST
+
+logger = logging.getLogger(__name__)
 
 TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
@@ -42,6 +46,7 @@ PROGRESS_SECONDS = 1.0
 ABANDON_SECONDS = 5.0
 """How long an interrupted process waits for the end of a step."""
 CURVE_POINTS = 100
+MOST_CONTROLLER_DEATHS = 2
 
 
 @dataclass(frozen=True)
@@ -94,18 +99,38 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
 
     Raises:
         TrainingError: the training diverged, or its workers died more often than they may.
+        ray.exceptions.RayError: Ray Train's controller did, one of ``pool.LOST``.
     """
-    resources, workers = job.resources, job.resources.workers
     # On one machine a single worker without a GPU is best off in this process: starting Ray
     # Train's own processes takes 25 s on two cores, ten times as long as the training.
-    in_process = workers == 1 and not resources.gpus and cluster.is_own()
-    trainer = ray.train.torch.TorchTrainer(
+    resources = job.resources
+    in_process = resources.workers == 1 and not resources.gpus and cluster.is_own()
+    deaths = 0
+    while True:
+        try:
+            result = _watched(_trainer(job, dataset, in_process), job, in_process)
+        except ray.train.TrainingFailedError as error:
+            raise _translated(error, job) from error
+        except LOST as error:
+            # Ray Train replaces workers that die; nobody replaces its controller but we.
+            deaths += 1
+            if deaths > MOST_CONTROLLER_DEATHS:
+                raise
+            logger.debug("the training's controller is gone, another goes on: %s", error)
+        else:
+            fitted: Fitted = result.return_value
+            return fitted
+
+
+def _trainer(job: Job, dataset: ray.data.Dataset, in_process: bool) -> ray.train.torch.TorchTrainer:
+    resources = job.resources
+    return ray.train.torch.TorchTrainer(
         _train,
         train_loop_config={"job": job},
         datasets={"train": dataset.materialize()},
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if in_process else workers,
+            num_workers=0 if in_process else resources.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=capacity.bundle(resources),
             placement_strategy=resources.placement.upper(),
@@ -120,12 +145,6 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    try:
-        result = _watched(trainer, job, in_process)
-    except ray.train.TrainingFailedError as error:
-        raise _translated(error, job) from error
-    fitted: Fitted = result.return_value
-    return fitted
 
 
 _abandoned = threading.Event()

@@ -21,8 +21,25 @@ MOST_DEATHS = 5
 
 PATIENCE_SECONDS = 60.0
 
-_LOST = (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError)
-"""What a call raises whose actor, or the node that held its result, is gone."""
+LOST = (
+    ray.exceptions.RayActorError,
+    ray.exceptions.ObjectLostError,
+    ray.exceptions.OutOfMemoryError,
+    ray.exceptions.NodeDiedError,
+)
+"""What a call raises whose actor, or the node that held its result, is gone.
+
+Ray's memory monitor is one that kills.
+"""
+
+_CLUSTERS_OWN = (
+    ray.exceptions.ObjectStoreFullError,
+    ray.exceptions.OutOfDiskError,
+    ray.exceptions.LocalRayletDiedError,
+    ray.exceptions.RaySystemError,
+    ray.exceptions.RpcError,
+)
+"""What a call raises where the cluster itself has a problem, not a worker or its code."""
 
 T = TypeVar("T")
 
@@ -94,7 +111,7 @@ class Pool:
             index, actor = self._flying.pop(reference)
             try:
                 result = ray.get(reference)
-            except _LOST as error:
+            except LOST as error:
                 deaths[index] += 1
                 self._replace(actor, error, deaths[index])
                 waiting.appendleft(index)
@@ -125,7 +142,7 @@ class Pool:
         actor = self._starting.pop(reference)
         try:
             ray.get(reference)
-        except _LOST as error:
+        except LOST as error:
             if getattr(error, "actor_init_failed", False):
                 raise
             self._replace(actor, error, 0)
@@ -154,16 +171,36 @@ def our_errors() -> Iterator[None]:
 
     Raises:
         BendError: raised by the worker, however deep Ray and Ray Data have wrapped it.
-        ClusterError: the worker died more often than it may.
+        ClusterError: the worker died more often than it may, or the cluster fails.
     """
     try:
         yield
     except ray.exceptions.RayTaskError as error:
         if (ours := _within(error)) is not None:
             raise ours from None
+        if (told := _told(error.cause)) is not None:
+            raise told from None
         raise
-    except (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError) as error:
-        raise _died_too_often(error) from None
+    except ray.exceptions.RayError as error:
+        if (told := _told(error)) is not None:
+            raise told from None
+        raise
+
+
+def _told(error: Exception) -> ClusterError | None:
+    """What befell the cluster, as an error of ours; None where it is something else."""
+    if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
+        return _died_too_often(error)
+    if isinstance(error, _CLUSTERS_OWN):
+        return _cluster_failed(error)
+    return None
+
+
+def _cluster_failed(error: Exception) -> ClusterError:
+    return ClusterError(
+        f"expected the cluster to work, got: {_first_line(error)}; what was finished is kept: mend "
+        "it and run again"
+    )
 
 
 def _died_too_often(error: Exception) -> ClusterError:

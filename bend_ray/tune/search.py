@@ -93,6 +93,7 @@ def _search(config: PipelineConfig, section: TuneSection, store: Store, artifact
     study = Study(config, section, trials, cost, artifact)
     trial, bag = study.winner
     best = best_yaml(study.config_of(trial, bag), "\n".join(told(study)), mask=True)
+    artifact.ensure_uncommitted()
     with artifact.open_output(BEST) as stream:
         stream.write(best.encode())
     artifact.write_json(STUDY, {"trials": [each.model_dump() for each in trials]})

@@ -7,7 +7,13 @@ from typing import Any
 import pytest
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.manifest import Manifest, ManifestFile, installed_versions, parse_manifest
+from bend_ray.artifacts.manifest import (
+    SCHEMA_VERSION,
+    Manifest,
+    ManifestFile,
+    installed_versions,
+    parse_manifest,
+)
 from bend_ray.errors import StoreError
 
 
@@ -49,7 +55,7 @@ def test_versions_are_those_of_the_imported_libraries() -> None:
 
 def test_a_newer_manifest_asks_for_an_upgrade() -> None:
     with pytest.raises(StoreError, match="upgrade bend-ray"):
-        parse_manifest(record(schema_version=2, something_new=1))
+        parse_manifest(record(schema_version=SCHEMA_VERSION + 1, something_new=1))
 
 
 @pytest.mark.parametrize(

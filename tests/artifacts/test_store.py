@@ -5,7 +5,11 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,7 @@ from hypothesis import strategies as st
 from bend_ray import filesystems
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.directory import Directory, to_json
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.errors import CorruptArtifact, StoreError
 
@@ -47,7 +52,8 @@ def committed(store: Store, **changes: Any) -> Artifact:
 
 
 def overwrite(artifact: Artifact, name: str, content: bytes) -> None:
-    with artifact.open_output(name) as stream:
+    # As damage does: an artifact that is committed is not written to.
+    with Directory.open_output(artifact, name) as stream:
         stream.write(content)
 
 
@@ -162,7 +168,7 @@ def test_what_is_read_is_what_was_committed(store: Store) -> None:
     artifact.write_json("a.json", {"a": 1})
     artifact.commit(files=["a.json"], metrics={}, cost=Cost())
     assert artifact.read_json("a.json") == {"a": 1}
-    artifact.write_json("a.json", {"a": 2})
+    overwrite(artifact, "a.json", to_json({"a": 2}))
     with pytest.raises(CorruptArtifact, match=r"a\.json is corrupt: .*not what was committed"):
         artifact.read_json("a.json")
 
@@ -196,10 +202,56 @@ def test_a_manifest_copied_from_elsewhere_is_refused(store: Store) -> None:
 def test_a_newer_manifest_is_not_called_corrupt(store: Store) -> None:
     artifact = committed(store)
     record = artifact.read_json("manifest.json")
-    artifact.write_json("manifest.json", {**record, "schema_version": 99})
+    overwrite(artifact, "manifest.json", to_json({**record, "schema_version": 99}))
     with pytest.raises(StoreError, match="upgrade bend-ray") as caught:
         artifact.exists()
     assert not isinstance(caught.value, CorruptArtifact)
+
+
+def test_the_first_commit_stays(store: Store) -> None:
+    artifact = committed(store)
+    late = store.artifact("seeds", 1, {"count": 2})
+    with pytest.raises(StoreError, match="another run has committed meanwhile: run again"):
+        late.ensure_uncommitted()
+    with pytest.raises(StoreError, match="another run has committed meanwhile: run again"):
+        late.commit(files=["a.json"], metrics={"accuracy": 0.1}, cost=Cost())
+    assert artifact.manifest().metrics == {"accuracy": 0.5}
+
+
+def test_what_killed_processes_left_half_written_goes_with_the_commit(store: Store) -> None:
+    half = store.artifact("seeds", 1, {"count": 2})
+    for name in (".a.json.0123.tmp", "sub/.b.json.4567.tmp"):
+        half.write_json(name, [])
+    committed(store)
+    selector = pyarrow.fs.FileSelector(half.path, recursive=True)
+    names = [each.base_name for each in half.filesystem.get_file_info(selector)]
+    assert sorted(names) == ["a.json", "b.json", "manifest.json", "sub"]
+
+
+def test_whoever_reads_during_a_commit_sees_all_of_it_or_nothing(store: Store) -> None:
+    """Three writers at once, of what differs by its cost alone, and readers all the while."""
+    ended, seen = threading.Event(), []
+
+    def read() -> None:
+        artifact = store.artifact("seeds", 1, {"count": 2})
+        while not ended.is_set():
+            if artifact.exists():
+                seen.append((artifact.read_json("a.json"), artifact.read_json("sub/b.json")))
+
+    def write() -> None:
+        with suppress(StoreError):  # Another was first.
+            committed(store)
+
+    with ThreadPoolExecutor(5) as pool:
+        readers = [pool.submit(read) for _ in range(2)]
+        for writer in [pool.submit(write) for _ in range(3)]:
+            writer.result()
+        while not seen:
+            time.sleep(0.01)
+        ended.set()
+        for reader in readers:
+            reader.result()
+    assert set(map(str, seen)) == {"([1], [2])"}
 
 
 def test_a_missing_file_cannot_be_committed(store: Store) -> None:
