@@ -273,6 +273,19 @@ def test_a_constant_rate_replaces_the_schedule(recipe: Recipe, start: float) -> 
     assert_close(cohort(recipe, stretch, (0, 1))[-1], expected)
 
 
+def test_a_cycle_is_a_whole_cosine_and_ends_at_its_snapshot() -> None:
+    # Full batches without momentum: a cycle depends on nothing but where the last one ended.
+    stretch = Stretch(start=6.0, epochs=8.0, cyclic_rate=0.1, snapshots=2)
+    cycles = cohort(DESCENT, stretch, (0, 1))
+    optimizer = Sgd(learning_rate=0.1, momentum=0.0)
+    update = {"optimizer": optimizer, "schedule": Cosine(), "epochs": 4}
+    alone = DESCENT.model_copy(update=update)
+    first = cohort(alone, WHOLE, (0, 1))[-1]
+    arguments = (pictures(), scaled(torch.float64), alone, WHOLE, generators((5, 6)))
+    assert_close(cycles[0], first)
+    assert_close(cycles[1], fit(Stack(build(), LAYOUT), first, *arguments)[-1])
+
+
 def test_the_start_is_left_as_it_was() -> None:
     start_KP = starts((0, 1))
     kept = start_KP.clone()
