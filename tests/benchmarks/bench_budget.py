@@ -1,14 +1,17 @@
 """What is the best use of the cost of B ordinary trainings? Every method at the same budget.
 
     BEND_DATASETS=... uv run python tests/benchmarks/bench_budget.py configs/budget/digits.yaml \\
-        --output digits.jsonl [--repeats 0-9] [--budgets 1,2] [--methods REGEX] \\
-        [--quality] [--open-test]
-    uv run python tests/benchmarks/bench_budget.py --table digits.jsonl [--part test]
+        --output digits.jsonl [--seal digits-test.jsonl] [--repeats 0-9] [--budgets 1,2] \\
+        [--methods REGEX] [--quality]
+    uv run python tests/benchmarks/bench_budget.py --table digits.jsonl
+    uv run python tests/benchmarks/bench_budget.py --table digits.jsonl \\
+        --open-test digits-test.jsonl
 
-One JSON line a (split, budget, method), appended; lines that are there are not made again. Without
-``--open-test`` the test part stays closed: choose by the validation figures, then open it once. A
-row's cost is in CPU seconds and gradient steps with everything counted; the drawn models' quality
-is looked at outside of it. One thread, no Ray.
+One JSON line a (split, budget, method), appended; lines that are there are not made again. It holds
+validation figures, by which everything is chosen. With ``--seal`` the test part is scored as well,
+into a file of its own that nothing prints but ``--open-test``: once a task, when all is chosen.
+A row's cost is in CPU seconds and gradient steps with everything counted; ``--quality``, which
+compares drawn models with held-out tails, is looked at outside of it. One thread, no Ray.
 """
 
 from __future__ import annotations
@@ -20,13 +23,14 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any, TextIO
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from budget_chains import Task
 from budget_readouts import run
-from budget_specs import read_bench
+from budget_specs import Bench, read_bench
 from budget_table import print_tables
 
 
@@ -34,7 +38,7 @@ def main() -> None:
     """The command line."""
     arguments = _arguments()
     if arguments.table:
-        print_tables(arguments.table, arguments.part)
+        print_tables(arguments.table, arguments.open_test)
         return
     torch.set_num_threads(1)
     bench = read_bench(arguments.config)
@@ -44,30 +48,39 @@ def main() -> None:
             _run_split(bench, repeat, wanted, arguments, output)
 
 
-def _run_split(bench, repeat, wanted, arguments, output) -> None:  # type: ignore[no-untyped-def]
-    done = _done(arguments.output, arguments.open_test)
+def _run_split(
+    bench: Bench,
+    repeat: int,
+    wanted: re.Pattern[str],
+    arguments: argparse.Namespace,
+    output: TextIO,
+) -> None:
+    done = _done(arguments.output)
     task, began = None, time.process_time()
     for budget in arguments.budgets or bench.budgets:
         for name, method in bench.methods.items():
-            key = (repeat, budget, name)
-            if key in done or not wanted.fullmatch(name):
+            if (repeat, budget, name) in done or not wanted.fullmatch(name):
                 continue
             task = task or Task(bench, repeat)
-            row = run(
-                task, method, budget, open_test=arguments.open_test, quality=arguments.quality
-            )
-            line = {"task": arguments.config.stem, "split": repeat, "budget": budget}
-            line |= {"method": name, "ours": method.ours, **(row or {"paid": False})}
-            output.write(json.dumps(line) + "\n")
+            sealed = arguments.seal is not None
+            row = run(task, method, budget, with_test=sealed, quality=arguments.quality)
+            key = {"task": arguments.config.stem, "split": repeat, "budget": budget, "method": name}
+            if row and sealed:
+                _write(arguments.seal, key | {k: row.pop(k) for k in ("test", "temperature")})
+            output.write(json.dumps(key | {"ours": method.ours, **(row or {"paid": False})}) + "\n")
             output.flush()
         took = time.process_time() - began
         print(f"split {repeat}, B = {budget}: {took:.0f} s CPU so far", file=sys.stderr, flush=True)
 
 
-def _done(path: Path, with_test: bool) -> set[tuple[int, int, str]]:
+def _write(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _done(path: Path) -> set[tuple[int, int, str]]:
     lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    whole = (line for line in lines if not with_test or "test" in line or "paid" in line)
-    return {(line["split"], line["budget"], line["method"]) for line in whole}
+    return {(line["split"], line["budget"], line["method"]) for line in lines}
 
 
 def _range(text: str) -> list[int]:
@@ -82,12 +95,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--repeats", help="splits, as in 0-4; all of the config")
     parser.add_argument("--budgets", type=lambda text: [int(b) for b in text.split(",")])
     parser.add_argument("--methods", default=".*", help="regular expression of whole names")
-    parser.add_argument("--open-test", action="store_true", help="score the test part as well")
+    parser.add_argument("--seal", type=Path, help="file for the test part's scores")
     parser.add_argument(
         "--quality", action="store_true", help="compare drawn models with held-out tails as well"
     )
     parser.add_argument("--table", type=Path, nargs="+", help="JSON lines to print tables of")
-    parser.add_argument("--part", choices=["validation", "test"], default="validation")
+    parser.add_argument("--open-test", type=Path, nargs="+", help="sealed scores, to be opened")
     arguments = parser.parse_args()
     if not arguments.table and not (arguments.config and arguments.output):
         parser.error("expected a config and --output, or --table")

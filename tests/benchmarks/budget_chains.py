@@ -27,7 +27,7 @@ from bend_ray.randomness import generator_for, seed_for
 
 EIGHTHS = 8
 """Checkpoints of a whole schedule, from which trunks are taken."""
-PRICED_STEPS = 60
+PRICED_STEPS = 25
 """Steps behind the price of one."""
 TOGETHER = 32
 """Chains trained at once."""

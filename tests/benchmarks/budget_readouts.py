@@ -85,9 +85,10 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
     if isinstance(readout, Last):
         theta_MP = task.ends(method.chains, plan)
         return _paid(task, Made(theta_MP, chains_M, steps, 0.0, 0, chains_M < 0))
-    theta_TMP = task.tails(method.chains, plan)[:used]
+    theta_TMP = _kept(task, method, plan, used)
+    kept = len(theta_TMP)
     if isinstance(readout, Tails):
-        theta_EP, chains_E = theta_TMP.flatten(0, 1), chains_M.repeat(used)
+        theta_EP, chains_E = theta_TMP.flatten(0, 1), chains_M.repeat(kept)
         return _paid(task, Made(theta_EP, chains_E, steps, 0.0, used, chains_E < 0))
     began = time.process_time()
     average_MP = theta_TMP.mean(dim=0)
@@ -112,6 +113,12 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         seconds += time.process_time() - began
     made = _paid(task, Made(theta_EP, chains_E, steps, seconds, used, drawn_E))
     return made if readout.choose == 1.0 else _chosen(task, made, readout.choose)
+
+
+def _kept(task: Task, method: Method, plan: Plan, used: int) -> Tensor:
+    """The latest of the tails that could be paid ``(T, M, P)``."""
+    theta_TMP = task.tails(method.chains, plan)[:used]
+    return theta_TMP[-max(2, round(method.chains.kept * used)) :]
 
 
 def _paid(task: Task, made: Made) -> Made:
@@ -216,7 +223,7 @@ def validation_scores(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 
 def run(
-    task: Task, method: Method, budget: int, *, open_test: bool, quality: bool
+    task: Task, method: Method, budget: int, *, with_test: bool, quality: bool
 ) -> dict[str, Any] | None:
     """A row of the bench; None where the method cannot be paid."""
     made = make(task, method, budget)
@@ -239,7 +246,7 @@ def run(
     }
     if quality and isinstance(method.readout, Drawn):
         row["drawn"] = drawn_quality(task, method, budget, made, validation)
-    if open_test:
+    if with_test:
         temperature = fit_temperature(probs_NC, validation.labels_N)
         row["temperature"] = temperature
         row["test"] = test_scores(task, made, temperature)
@@ -276,7 +283,7 @@ def drawn_quality(
     For the comparison alone: what it takes is not charged, and it looks at validation images.
     """
     plan = task.plan(method.chains, budget)
-    theta_TMP = task.tails(method.chains, plan)[: made.tails_used]
+    theta_TMP = _kept(task, method, plan, made.tails_used)
     train, held = theta_TMP[::2], theta_TMP[1::2]
     chains_M = torch.arange(plan.count)
 

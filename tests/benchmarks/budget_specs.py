@@ -35,6 +35,8 @@ class Chains(Spec):
     """So many more for each ordinary training that the budget would pay."""
     forks: PositiveInt = 1
     """Continuations of each trunk along the schedule, side by side; of readout ``last``."""
+    kept: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of the tails that is used, the latest; those before let the rate take effect."""
     rate: Literal["constant", "cyclic"] = "constant"
     """Learning rate of the tails: constant, or a falling half cosine each."""
     learning_rate: PositiveFloat | None = None

@@ -12,16 +12,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+CHOICE = "nll_calibrated"
+"""Validation figure that chooses ours."""
 FEWEST = 3
 """Pairs below which no difference is called one."""
 NAN = float("nan")
 Row = dict[str, Any]
 
 
-def print_tables(paths: Sequence[Path], part: str) -> None:
-    """Markdown on stdout."""
-    lines = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
-    kept = {(r["task"], r["budget"], r["method"], r["split"]): r for r in lines if part in r}
+def print_tables(paths: Sequence[Path], sealed: Sequence[Path] | None) -> None:
+    """Markdown on stdout: of the validation part, or of the test part where it is opened."""
+    lines, part = _lines(paths), "test" if sealed else "validation"
+    tests = {_key(line): line["test"] for line in _lines(sealed or [])}
+    for line in lines:
+        if _key(line) in tests:
+            line["test"] = tests[_key(line)]
+    kept = {_key(line): line for line in lines if part in line}
     unpaid = {(r["task"], r["budget"], r["method"]) for r in lines if r.get("paid") is False}
     for task in dict.fromkeys(key[0] for key in kept):
         for budget in sorted({key[1] for key in kept if key[0] == task}):
@@ -32,11 +38,20 @@ def print_tables(paths: Sequence[Path], part: str) -> None:
                 print("\nCannot be paid in at least one split:", ", ".join(sorted(missing)))
 
 
+def _lines(paths: Sequence[Path]) -> list[Row]:
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def _key(line: Row) -> tuple[str, int, str, int]:
+    return line["task"], line["budget"], line["method"], line["split"]
+
+
 def _print(task: str, budget: int, rows: dict[tuple[str, int], Row], part: str) -> None:
     methods = list(dict.fromkeys(name for name, _ in rows))
     scores = {name: {s: r for (n, s), r in rows.items() if n == name} for name in methods}
     ours = [name for name in methods if next(iter(scores[name].values()))["ours"]]
-    best = min(ours, key=lambda name: _mean(scores[name], part, "nll_calibrated"), default=None)
+    # Ours is chosen by validation, whichever part is shown.
+    best = min(ours, key=lambda name: _mean(scores[name], "validation", CHOICE), default=None)
     print(f"\n### {task}, B = {budget}, {part}\n")
     print("| method | splits | members | cost | accuracy % | NLL | calibrated NLL |", end="")
     print(f" {best} minus it: accuracy, NLL, calibrated NLL |" if best else "")
