@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,6 @@ class Made:
         steps: gradient steps of all chains and repairs.
         seconds: CPU seconds of all else.
         tails_used: of every chain.
-        drawn_E: which members were drawn.
     """
 
     theta_EP: Tensor
@@ -53,7 +52,6 @@ class Made:
     steps: float
     seconds: float
     tails_used: int
-    drawn_E: Tensor
 
 
 def make(task: Task, method: Method, budget: int) -> Made | None:
@@ -78,41 +76,42 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
     readout, chains_M = method.readout, torch.arange(plan.count)
     left_out = (plan.tails - used) * plan.tail_steps
     steps = plan.count * (plan.steps - left_out)
-    if isinstance(readout, Last) and method.chains.forks > 1:
-        theta_EP = task.forks(method.chains, plan).flatten(0, 1)
-        chains_E = chains_M.repeat(method.chains.forks)
-        return _paid(task, Made(theta_EP, chains_E, steps, 0.0, 0, chains_E < 0))
     if isinstance(readout, Last):
-        theta_MP = task.ends(method.chains, plan)
-        return _paid(task, Made(theta_MP, chains_M, steps, 0.0, 0, chains_M < 0))
+        forks = method.chains.forks
+        ends = task.forks if forks > 1 else task.ends
+        theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
+        return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
     theta_TMP = _kept(task, method, plan, used)
-    kept = len(theta_TMP)
-    if isinstance(readout, Tails):
-        theta_EP, chains_E = theta_TMP.flatten(0, 1), chains_M.repeat(kept)
-        return _paid(task, Made(theta_EP, chains_E, steps, 0.0, used, chains_E < 0))
     began = time.process_time()
-    average_MP = theta_TMP.mean(dim=0)
-    if isinstance(readout, Averages):
-        average_MP = task.recalibrated(average_MP)
-        seconds = time.process_time() - began
-        return _paid(task, Made(average_MP, chains_M, steps, seconds, used, chains_M < 0))
+    parts: list[Tensor] = []
+    if isinstance(readout, Averages) or readout.with_averages:
+        parts.append(task.recalibrated(theta_TMP.mean(dim=0)))
+    if isinstance(readout, Tails) or (isinstance(readout, Drawn) and readout.with_tails):
+        parts.append(theta_TMP.flatten(0, 1))
+    seconds = time.process_time() - began
+    if isinstance(readout, Drawn):
+        name = (plan.count, plan.epochs, readout.law)
+        drawn_EP, drawing_seconds = _drawn(task, readout, theta_TMP, name)
+        parts.append(drawn_EP)
+        steps += len(drawn_EP) * readout.repair_steps
+        seconds += drawing_seconds
+    theta_EP = torch.cat(parts)
+    made = Made(theta_EP, chains_M.repeat(len(theta_EP) // plan.count), steps, seconds, used)
+    return _paid(task, made)
+
+
+def _drawn(
+    task: Task, readout: Drawn, theta_TMP: Tensor, name: Sequence[object]
+) -> tuple[Tensor, float]:
+    """Drawn models that can vote, and the seconds that it took beside the steps of a repair."""
+    began = time.process_time()
     theta_EP = draw(task, readout, theta_TMP)
-    chains_E = chains_M.repeat(readout.per_chain)
     if not readout.repair_steps:
         theta_EP = task.recalibrated(theta_EP)
     seconds = time.process_time() - began
     if readout.repair_steps:
-        name = (plan.count, plan.epochs, readout.law)
         theta_EP = task.repaired(theta_EP, readout.repair_steps, readout.repair_rate, name)
-        steps += len(theta_EP) * readout.repair_steps
-    drawn_E = chains_E >= 0
-    if readout.with_averages:
-        began = time.process_time()
-        theta_EP = torch.cat([task.recalibrated(average_MP), theta_EP])
-        chains_E, drawn_E = torch.cat([chains_M, chains_E]), torch.cat([chains_M < 0, drawn_E])
-        seconds += time.process_time() - began
-    made = _paid(task, Made(theta_EP, chains_E, steps, seconds, used, drawn_E))
-    return made if readout.choose == 1.0 else _chosen(task, made, readout.choose)
+    return theta_EP, seconds
 
 
 def _kept(task: Task, method: Method, plan: Plan, used: int) -> Tensor:
@@ -126,21 +125,6 @@ def _paid(task: Task, made: Made) -> Made:
     began = time.process_time()
     task.logits(made.theta_EP, task.dataset.validation)
     return replace(made, seconds=made.seconds + time.process_time() - began)
-
-
-def _chosen(task: Task, made: Made, share: float) -> Made:
-    began = time.process_time()
-    validation = task.dataset.validation
-    logits_ENC = task.logits(made.theta_EP, validation)
-    bagging = GreedyForward(size=max(1, round(share * len(logits_ENC))))
-    rows = bagging.choose(logits_ENC, validation.labels_N, made.chains_E)
-    return replace(
-        made,
-        theta_EP=made.theta_EP[rows],
-        chains_E=made.chains_E[rows],
-        drawn_E=made.drawn_E[rows],
-        seconds=made.seconds + time.process_time() - began,
-    )
 
 
 def draw(task: Task, readout: Drawn, theta_TMP: Tensor) -> Tensor:
@@ -205,21 +189,51 @@ def _diffused(task: Task, readout: Drawn, theta_TMP: Tensor, generator: torch.Ge
     return mix(basis.weights(drawn_NZ), theta_KP)
 
 
-def validation_scores(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
-    """Accuracy in percent and NLL; with a temperature of the other half of the images as well."""
+@dataclass(frozen=True)
+class Vote:
+    """What is fitted on validation images: who votes, and the temperature.
+
+    Attributes:
+        rows: members that vote.
+        temperature: of the vote.
+    """
+
+    rows: list[int]
+    temperature: float
+
+    @classmethod
+    def fit(cls, share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor) -> Vote:
+        """A share of the members by greedy forward selection; the temperature of their vote."""
+        rows = list(range(len(logits_ENC)))
+        if share < 1.0:
+            bagging = GreedyForward(size=max(1, round(share * len(rows))))
+            rows = bagging.choose(logits_ENC, labels_N, chains_E)
+        return cls(rows, fit_temperature(_mean_probs(logits_ENC[rows]), labels_N))
+
+    def scores(self, logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
+        """Accuracy in percent, NLL as it is and at the temperature, of other images."""
+        probs_NC = _mean_probs(logits_ENC[self.rows])
+        return {
+            "accuracy": 100 * accuracy(probs_NC, labels_N),
+            "nll": nll(probs_NC, labels_N),
+            "nll_calibrated": nll(apply_temperature(probs_NC, self.temperature), labels_N),
+        }
+
+
+def _mean_probs(logits_ENC: Tensor) -> Tensor:
+    return logits_ENC.double().softmax(dim=-1).mean(dim=0)
+
+
+def validation_scores(
+    share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor
+) -> dict[str, float]:
+    """Each half of the validation images is scored by the vote that the other half chooses."""
     halves = [torch.arange(len(labels_N)) % 2 == half for half in (0, 1)]
-    calibrated = [
-        nll(
-            apply_temperature(probs_NC[here], fit_temperature(probs_NC[there], labels_N[there])),
-            labels_N[here],
-        )
-        for here, there in (halves, halves[::-1])
-    ]
-    return {
-        "accuracy": 100 * accuracy(probs_NC, labels_N),
-        "nll": nll(probs_NC, labels_N),
-        "nll_calibrated": sum(calibrated) / 2,
-    }
+    told = []
+    for here, there in (halves, halves[::-1]):
+        vote = Vote.fit(share, logits_ENC[:, there], labels_N[there], chains_E)
+        told.append(vote.scores(logits_ENC[:, here], labels_N[here]))
+    return {key: sum(each[key] for each in told) / 2 for key in told[0]}
 
 
 def run(
@@ -231,37 +245,29 @@ def run(
         return None
     validation = task.dataset.validation
     logits_ENC = task.logits(made.theta_EP, validation)
-    probs_NC = logits_ENC.double().softmax(dim=-1).mean(dim=0)
+    share = getattr(method.readout, "choose", 1.0)
+    began = time.process_time()
+    vote = Vote.fit(share, logits_ENC, validation.labels_N, made.chains_E)
+    seconds = made.seconds + time.process_time() - began
     row: dict[str, Any] = {
-        "members": len(made.theta_EP),
+        "members": len(vote.rows),
         "chains": len(made.chains_E.unique()),
         "tails": made.tails_used,
         "steps": round(made.steps),
-        "seconds": made.steps * task.step_seconds + made.seconds,
-        "other_seconds": made.seconds,
+        "seconds": made.steps * task.step_seconds + seconds,
+        "other_seconds": seconds,
         "unit_seconds": task.unit_seconds,
         "unit_steps": task.unit_steps,
-        "validation": validation_scores(probs_NC, validation.labels_N),
+        "validation": validation_scores(share, logits_ENC, validation.labels_N, made.chains_E),
         "members_validation": member_scores(logits_ENC, validation.labels_N),
     }
     if quality and isinstance(method.readout, Drawn):
         row["drawn"] = drawn_quality(task, method, budget, made, validation)
     if with_test:
-        temperature = fit_temperature(probs_NC, validation.labels_N)
-        row["temperature"] = temperature
-        row["test"] = test_scores(task, made, temperature)
+        test = task.dataset.test
+        row["temperature"] = vote.temperature
+        row["test"] = vote.scores(task.logits(made.theta_EP, test), test.labels_N)
     return row
-
-
-def test_scores(task: Task, made: Made, temperature: float) -> Mapping[str, float]:
-    """On the test part, with the temperature of the validation part."""
-    test = task.dataset.test
-    probs_NC = task.logits(made.theta_EP, test).double().softmax(dim=-1).mean(dim=0)
-    return {
-        "accuracy": 100 * accuracy(probs_NC, test.labels_N),
-        "nll": nll(probs_NC, test.labels_N),
-        "nll_calibrated": nll(apply_temperature(probs_NC, temperature), test.labels_N),
-    }
 
 
 def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -296,12 +302,9 @@ def drawn_quality(
     (train_KP, train_K), (held_HP, held_H) = rows(train), rows(held)
     readout = method.readout
     assert isinstance(readout, Drawn)
-    fresh_EP, fresh_E = draw(task, readout, train), chains_M.repeat(readout.per_chain)
-    if readout.repair_steps:
-        name = (plan.count, plan.epochs, readout.law, "quality")
-        fresh_EP = task.repaired(fresh_EP, readout.repair_steps, readout.repair_rate, name)
-    else:
-        fresh_EP = task.recalibrated(fresh_EP)
+    name = (plan.count, plan.epochs, readout.law, "quality")
+    fresh_EP, _ = _drawn(task, readout, train, name)
+    fresh_E = chains_M.repeat(readout.per_chain)
     seen = predictions(train_KP)
     told: dict[str, float] = {}
     for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):

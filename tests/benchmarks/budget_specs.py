@@ -51,19 +51,26 @@ class Last(Spec):
     kind: Literal["last"] = "last"
 
 
-class Tails(Spec):
-    """Every tail of every chain: FGE, snapshot ensembles."""
-
-    kind: Literal["tails"] = "tails"
-
-
 class Averages(Spec):
     """One weight average (SWA) a chain."""
 
     kind: Literal["averages"] = "averages"
 
 
-class Drawn(Spec):
+class _Chosen(Spec):
+    with_averages: bool = False
+    """The chains' averages may vote as well."""
+    choose: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """Share of all these that votes, by greedy forward selection on validation."""
+
+
+class Tails(_Chosen):
+    """Every tail of every chain: FGE, snapshot ensembles."""
+
+    kind: Literal["tails"] = "tails"
+
+
+class Drawn(_Chosen):
     """Models drawn around each chain's average, repaired by a few steps of training if asked.
 
     ``multiswag`` is half diagonal, half low-rank; ``gaussian`` has the residuals of all chains;
@@ -87,13 +94,11 @@ class Drawn(Spec):
     """Learning rate at which the repair begins."""
     training_steps: PositiveInt = 300
     """Of the denoiser."""
-    with_averages: bool = False
-    """The chains' averages vote as well."""
-    choose: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of them that votes, by greedy forward selection on validation."""
+    with_tails: bool = False
+    """The tails may vote as well."""
 
 
-Readout = Annotated[Last | Tails | Averages | Drawn, Field(discriminator="kind")]
+Readout = Annotated[Last | Averages | Tails | Drawn, Field(discriminator="kind")]
 
 
 class Method(Spec):
