@@ -115,7 +115,7 @@ def _fit_together(
         for generator in generators
     ]
     view_generators = [_view_generator(generator) for generator in generators]
-    marks = snapshot_steps(num_steps, stretch.snapshots)
+    marks = stretch_marks(recipe, stretch, num_images)
     trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
     buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
     optimizer = recipe.optimizer.build([trained])
@@ -167,7 +167,7 @@ def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[
         return lambda step: constant
     if stretch.cyclic_rate is not None:
         peak = stretch.cyclic_rate / recipe.optimizer.learning_rate
-        ends = snapshot_steps(recipe.num_steps(stretch.epochs, num_images), stretch.snapshots)
+        ends = stretch_marks(recipe, stretch, num_images)
         return lambda step: peak * Cosine().factor(_cycle_progress(step, ends))
     first = recipe.num_steps(stretch.start, num_images)
     total = recipe.num_steps(recipe.epochs, num_images)
@@ -185,10 +185,20 @@ def _cycle_progress(step: int, ends: Sequence[int]) -> float:
     return (step - start) / (ends[cycle] - start)
 
 
-def snapshot_steps(num_steps: int, snapshots: int) -> list[int]:
-    """Steps after which a snapshot is taken: equally spaced, the last at the end.
+def stretch_marks(recipe: Recipe, stretch: Stretch, num_images: int) -> list[int]:
+    """Steps of a stretch after which a snapshot is taken."""
+    num_steps = recipe.num_steps(stretch.epochs, num_images)
+    burn_in = recipe.num_steps(stretch.burn_in, num_images)
+    return snapshot_steps(num_steps, stretch.snapshots, burn_in)
+
+
+def snapshot_steps(num_steps: int, snapshots: int, burn_in: int = 0) -> list[int]:
+    """Steps after which a snapshot is taken: equally spaced after ``burn_in``, the last at the end.
 
     >>> snapshot_steps(10, 4)
     [2, 5, 8, 10]
+    >>> snapshot_steps(10, 2, burn_in=4)
+    [7, 10]
     """
-    return [round((s + 1) * num_steps / snapshots) for s in range(snapshots)]
+    spaced = num_steps - burn_in
+    return [burn_in + round((s + 1) * spaced / snapshots) for s in range(snapshots)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.classifiers.augmentation import Augmentation
 from bend_ray.lazy import torch
@@ -48,9 +48,10 @@ class Stretch:
         epochs: epochs it takes.
         constant_rate: a learning rate that replaces the recipe's schedule.
         cyclic_rate: likewise, a learning rate from which half a cosine falls to zero at every
-            snapshot, to begin again.
+            snapshot, to begin again; a burn-in is part of the first of these cycles.
         bootstrap: train on as many images drawn with replacement, once for each run.
         snapshots: checkpoints it leaves, equally spaced; the last is its end.
+        burn_in: epochs before the first snapshot's part begins.
     """
 
     start: float
@@ -59,6 +60,7 @@ class Stretch:
     cyclic_rate: float | None = None
     bootstrap: bool = False
     snapshots: int = 1
+    burn_in: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,8 @@ class Tails(Spec):
     """Share of the recipe, with its schedule, that comes before the first tail."""
     tail_fraction: PositiveFloat = 0.0625
     """Length of a tail, as a share of the recipe; all of them may end beyond the recipe's end."""
+    burn_in_fraction: NonNegativeFloat = 0.0
+    """Share of the recipe, at the tails' rate, that comes before the first tail and leaves none."""
     rate: Literal["cyclic", "constant"] = "cyclic"
     """Fall by half a cosine to zero in every tail, as in FGE, or stay constant, as in SWA."""
     learning_rate: PositiveFloat | None = None
@@ -260,12 +264,14 @@ class Tails(Spec):
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """All tails of a trunk, in one go."""
         rate = self.learning_rate or recipe.optimizer.learning_rate
+        fraction = self.burn_in_fraction + self.tails * self.tail_fraction
         return Stretch(
             start=self.trunk_fraction * recipe.epochs,
-            epochs=self.tails * self.tail_fraction * recipe.epochs,
+            epochs=fraction * recipe.epochs,
             constant_rate=rate if self.rate == "constant" else None,
             cyclic_rate=rate if self.rate == "cyclic" else None,
             snapshots=self.tails,
+            burn_in=self.burn_in_fraction * recipe.epochs,
         )
 
     def runs(self) -> list[Run]:

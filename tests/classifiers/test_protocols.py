@@ -86,8 +86,10 @@ def test_tails_follow_a_trunk_and_may_end_beyond_the_recipe() -> None:
     assert protocol.root_stretch(RECIPE) == Stretch(start=0.0, epochs=15.0)
     cycles = Stretch(start=15.0, epochs=pytest.approx(6.0), cyclic_rate=3e-3, snapshots=6)
     assert protocol.run_stretch(RECIPE) == cycles
-    swa = Tails(tails=6, rate="constant", learning_rate=1e-3).run_stretch(RECIPE)
-    assert (swa.constant_rate, swa.cyclic_rate) == (1e-3, None)
+    swa = Tails(tails=6, tail_fraction=0.1, burn_in_fraction=0.2, rate="constant")
+    stretch = swa.run_stretch(RECIPE)
+    assert (stretch.constant_rate, stretch.cyclic_rate) == (3e-3, None)
+    assert (stretch.epochs, stretch.burn_in) == pytest.approx((16.0, 4.0))
 
 
 def test_a_snapshot_ensemble_is_tails_of_a_fresh_model() -> None:
