@@ -384,7 +384,7 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
         raise ValueError(
             "parameters.include: expected all parameters (*) for seeds.protocol "
             f"{protocol.kind}, whose members have no base to share, got "
-            f"{list(config.parameters.include)}; use trajectory or forks"
+            f"{list(config.parameters.include)}; use trajectory, tails or forks"
         )
     if protocol.num_trunks > 1 and not config.generator.conditional:
         raise ValueError(

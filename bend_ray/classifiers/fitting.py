@@ -11,6 +11,7 @@ Shape letters: K models, P parameters, Q buffers, N images, B images a batch, T 
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Stack, is_random
+from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
 
 
@@ -113,7 +115,7 @@ def _fit_together(
         for generator in generators
     ]
     view_generators = [_view_generator(generator) for generator in generators]
-    marks = snapshot_steps(num_steps, stretch.snapshots)
+    marks = stretch_marks(recipe, stretch, num_images)
     trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
     buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
     optimizer = recipe.optimizer.build([trained])
@@ -163,15 +165,40 @@ def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[
     if stretch.constant_rate is not None:
         constant = stretch.constant_rate / recipe.optimizer.learning_rate
         return lambda step: constant
+    if stretch.cyclic_rate is not None:
+        peak = stretch.cyclic_rate / recipe.optimizer.learning_rate
+        ends = stretch_marks(recipe, stretch, num_images)
+        return lambda step: peak * Cosine().factor(_cycle_progress(step, ends))
     first = recipe.num_steps(stretch.start, num_images)
     total = recipe.num_steps(recipe.epochs, num_images)
     return lambda step: recipe.schedule.factor(min(1.0, (first + step) / total))
 
 
-def snapshot_steps(num_steps: int, snapshots: int) -> list[int]:
-    """Steps after which a snapshot is taken: equally spaced, the last at the end.
+def _cycle_progress(step: int, ends: Sequence[int]) -> float:
+    """How much of its cycle has passed at a step, where cycles end after these steps.
+
+    >>> [_cycle_progress(step, [2, 6]) for step in range(6)]
+    [0.0, 0.5, 0.0, 0.25, 0.5, 0.75]
+    """
+    cycle = bisect_right(ends, step)
+    start = ends[cycle - 1] if cycle else 0
+    return (step - start) / (ends[cycle] - start)
+
+
+def stretch_marks(recipe: Recipe, stretch: Stretch, num_images: int) -> list[int]:
+    """Steps of a stretch after which a snapshot is taken."""
+    num_steps = recipe.num_steps(stretch.epochs, num_images)
+    burn_in = recipe.num_steps(stretch.burn_in, num_images)
+    return snapshot_steps(num_steps, stretch.snapshots, burn_in)
+
+
+def snapshot_steps(num_steps: int, snapshots: int, burn_in: int = 0) -> list[int]:
+    """Steps after which a snapshot is taken: equally spaced after ``burn_in``, the last at the end.
 
     >>> snapshot_steps(10, 4)
     [2, 5, 8, 10]
+    >>> snapshot_steps(10, 2, burn_in=4)
+    [7, 10]
     """
-    return [round((s + 1) * num_steps / snapshots) for s in range(snapshots)]
+    spaced = num_steps - burn_in
+    return [burn_in + round((s + 1) * spaced / snapshots) for s in range(snapshots)]

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.classifiers.augmentation import Augmentation
 from bend_ray.lazy import torch
@@ -47,15 +47,20 @@ class Stretch:
         start: epochs already done when it begins.
         epochs: epochs it takes.
         constant_rate: a learning rate that replaces the recipe's schedule.
+        cyclic_rate: likewise, a learning rate from which half a cosine falls to zero at every
+            snapshot, to begin again; a burn-in is part of the first of these cycles.
         bootstrap: train on as many images drawn with replacement, once for each run.
         snapshots: checkpoints it leaves, equally spaced; the last is its end.
+        burn_in: epochs before the first snapshot's part begins.
     """
 
     start: float
     epochs: float
     constant_rate: float | None = None
+    cyclic_rate: float | None = None
     bootstrap: bool = False
     snapshots: int = 1
+    burn_in: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,17 @@ class Member:
 
 
 Run = tuple[Member, ...]
+
+
+def _checkpoints(roots: int, checkpoints: int) -> list[Run]:
+    """One run a root, leaving so many checkpoints."""
+    return [
+        tuple(
+            Member(model_id=root * checkpoints + c, trunk=root, fork=0, snapshot=c)
+            for c in range(checkpoints)
+        )
+        for root in range(roots)
+    ]
 
 
 class Forks(Spec):
@@ -189,13 +205,78 @@ class Trajectory(Spec):
 
     def runs(self) -> list[Run]:
         """One run a base, leaving all its checkpoints."""
-        return [
-            tuple(
-                Member(model_id=base * self.checkpoints + c, trunk=base, fork=0, snapshot=c)
-                for c in range(self.checkpoints)
-            )
-            for base in range(self.bases)
-        ]
+        return _checkpoints(self.bases, self.checkpoints)
+
+
+class Tails(Spec):
+    """Trunks trained most of the way, then short tails of a few epochs, a checkpoint at each end.
+
+    The cheapest population: a tail costs a small share of a training and begins where the one
+    before it ended. With a ``trunk_fraction`` of 0 tails are the whole training: a snapshot
+    ensemble. A trunk's mean is a stochastic weight average (SWA).
+
+    Source: Garipov et al. 2018 (arXiv 1802.10026), fast geometric ensembling; Huang et al. 2017
+    (arXiv 1704.00109), snapshot ensembles; Izmailov et al. 2018 (arXiv 1803.05407), SWA.
+    """
+
+    kind: Literal["tails"] = "tails"
+    trunks: PositiveInt = 4
+    """Independent starts."""
+    tails: PositiveInt = 8
+    """Members of each trunk, one after another."""
+    trunk_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the recipe, with its schedule, that comes before the first tail."""
+    tail_fraction: PositiveFloat = 0.0625
+    """Length of a tail, as a share of the recipe; all of them may end beyond the recipe's end."""
+    burn_in_fraction: NonNegativeFloat = 0.0
+    """Share of the recipe, at the tails' rate, that comes before the first tail and leaves none."""
+    rate: Literal["cyclic", "constant"] = "cyclic"
+    """Fall by half a cosine to zero in every tail, as in FGE, or stay constant, as in SWA."""
+    learning_rate: PositiveFloat | None = None
+    """Learning rate at which a tail begins; null for the recipe's highest."""
+    align: bool = True
+    """Permute the hidden units of every trunk to match the first trunk's."""
+
+    @property
+    def num_roots(self) -> int:
+        """The trunks."""
+        return self.trunks
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart."""
+        return self.trunks
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Tails of a trunk."""
+        return self.tails
+
+    @property
+    def branches(self) -> bool:
+        """Members continue their trunk."""
+        return True
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The recipe up to the first tail."""
+        return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """All tails of a trunk, in one go."""
+        rate = self.learning_rate or recipe.optimizer.learning_rate
+        fraction = self.burn_in_fraction + self.tails * self.tail_fraction
+        return Stretch(
+            start=self.trunk_fraction * recipe.epochs,
+            epochs=fraction * recipe.epochs,
+            constant_rate=rate if self.rate == "constant" else None,
+            cyclic_rate=rate if self.rate == "cyclic" else None,
+            snapshots=self.tails,
+            burn_in=self.burn_in_fraction * recipe.epochs,
+        )
+
+    def runs(self) -> list[Run]:
+        """One run a trunk, leaving all its tails' ends."""
+        return _checkpoints(self.trunks, self.tails)
 
 
 class Independent(Spec):
@@ -245,7 +326,7 @@ class Independent(Spec):
         return [(Member(model_id=m, trunk=0, fork=m),) for m in range(self.models)]
 
 
-Protocol = Annotated[Forks | Trajectory | Independent, Field(discriminator="kind")]
+Protocol = Annotated[Forks | Trajectory | Tails | Independent, Field(discriminator="kind")]
 
 
 def held_out_ids(runs: Sequence[Run], share: float, generator: torch.Generator) -> frozenset[int]:

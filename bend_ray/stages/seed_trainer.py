@@ -19,7 +19,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import ROOTS, load_roots, save_weights
-from bend_ray.classifiers.fitting import fit, initial_parameters, snapshot_steps
+from bend_ray.classifiers.fitting import fit, initial_parameters, stretch_marks
 from bend_ray.classifiers.protocols import Run, Stretch, held_out_ids
 from bend_ray.classifiers.stacking import Stack
 from bend_ray.config import PipelineConfig
@@ -305,8 +305,7 @@ class SeedTrainer:
         """Optimizer steps behind each snapshot, counted from the start of the recipe."""
         num_images, recipe = len(self.classifiers.dataset.train), self.section.recipe
         first = recipe.num_steps(stretch.start, num_images)
-        taken = recipe.num_steps(stretch.epochs, num_images)
-        return [first + step for step in snapshot_steps(taken, stretch.snapshots)]
+        return [first + step for step in stretch_marks(recipe, stretch, num_images)]
 
 
 def _indices(flags_K: Tensor, value: bool) -> list[int]:

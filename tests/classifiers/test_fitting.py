@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -271,6 +272,25 @@ def test_a_constant_rate_replaces_the_schedule(recipe: Recipe, start: float) -> 
     constant = recipe.model_copy(update={"optimizer": optimizer, "schedule": Constant()})
     expected = cohort(constant, Stretch(start=0.0, epochs=2.0), (0, 1))[-1]
     assert_close(cohort(recipe, stretch, (0, 1))[-1], expected)
+
+
+def test_a_cycle_is_a_whole_cosine_and_ends_at_its_snapshot() -> None:
+    # Full batches without momentum: a cycle depends on nothing but where the last one ended.
+    stretch = Stretch(start=6.0, epochs=8.0, cyclic_rate=0.1, snapshots=2)
+    cycles = cohort(DESCENT, stretch, (0, 1))
+    optimizer = Sgd(learning_rate=0.1, momentum=0.0)
+    update = {"optimizer": optimizer, "schedule": Cosine(), "epochs": 4}
+    alone = DESCENT.model_copy(update=update)
+    first = cohort(alone, WHOLE, (0, 1))[-1]
+    arguments = (pictures(), scaled(torch.float64), alone, WHOLE, generators((5, 6)))
+    assert_close(cycles[0], first)
+    assert_close(cycles[1], fit(Stack(build(), LAYOUT), first, *arguments)[-1])
+
+
+def test_a_burn_in_leaves_the_training_as_it_was_and_no_snapshot() -> None:
+    stretch = Stretch(start=0.0, epochs=4.0, constant_rate=0.05, snapshots=4)
+    late = replace(stretch, snapshots=2, burn_in=2.0)
+    assert torch.equal(cohort(ADAMW, late, (0, 1)), cohort(ADAMW, stretch, (0, 1))[2:])
 
 
 def test_the_start_is_left_as_it_was() -> None:

@@ -16,6 +16,7 @@ from bend_ray.classifiers.protocols import (
     Protocol,
     Recipe,
     Stretch,
+    Tails,
     Trajectory,
     held_out_ids,
 )
@@ -25,6 +26,7 @@ POPULATIONS = [
     (Forks(trunks=3, forks=5), 15),
     (Forks(trunks=1, forks=1), 1),
     (Trajectory(bases=2, checkpoints=4), 8),
+    (Tails(trunks=3, tails=4), 12),
     (Independent(models=6), 6),
 ]
 
@@ -77,6 +79,23 @@ def test_a_trajectory_goes_on_beyond_the_recipe_at_its_own_rate() -> None:
     assert protocol.run_stretch(RECIPE) == Stretch(
         start=20.0, epochs=2.5, constant_rate=0.01, snapshots=7
     )
+
+
+def test_tails_follow_a_trunk_and_may_end_beyond_the_recipe() -> None:
+    protocol = Tails(tails=6, trunk_fraction=0.75, tail_fraction=0.05)
+    assert protocol.root_stretch(RECIPE) == Stretch(start=0.0, epochs=15.0)
+    cycles = Stretch(start=15.0, epochs=pytest.approx(6.0), cyclic_rate=3e-3, snapshots=6)
+    assert protocol.run_stretch(RECIPE) == cycles
+    swa = Tails(tails=6, tail_fraction=0.1, burn_in_fraction=0.2, rate="constant")
+    stretch = swa.run_stretch(RECIPE)
+    assert (stretch.constant_rate, stretch.cyclic_rate) == (3e-3, None)
+    assert (stretch.epochs, stretch.burn_in) == pytest.approx((16.0, 4.0))
+
+
+def test_a_snapshot_ensemble_is_tails_of_a_fresh_model() -> None:
+    protocol = Tails(trunks=1, tails=5, trunk_fraction=0.0, tail_fraction=0.2)
+    assert protocol.root_stretch(RECIPE).epochs == 0.0
+    assert protocol.run_stretch(RECIPE) == Stretch(0.0, 20.0, cyclic_rate=3e-3, snapshots=5)
 
 
 def test_independent_models_need_a_root_only_to_be_aligned_to() -> None:
@@ -168,6 +187,8 @@ def test_members_of_the_same_place_are_equal() -> None:
         (Forks, {"trunk_fraction": 1.0}),
         (Forks, {"forks": 0}),
         (Trajectory, {"learning_rate": 0.0}),
+        (Tails, {"trunk_fraction": 1.1}),
+        (Tails, {"tail_fraction": 0.0}),
         (Recipe, {"batch_size": 0}),
     ],
 )

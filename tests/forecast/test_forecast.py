@@ -75,6 +75,15 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 400 * 32 * 0.001, rel=1e-4))
 
 
+def test_tails_are_counted_by_the_runs_that_leave_them() -> None:
+    tails = "{kind: tails, trunks: 40, tails: 5, trunk_fraction: 0.5, tail_fraction: 0.1}"
+    config = load_config(None, [f"seeds.protocol={tails}"])
+    roots, cohorts = workload(config, PROBLEM, RATES)[0].phases
+    # 20 epochs of 20 steps; 40 trunks, by 32, and as many runs of five tails each.
+    assert (roots.pieces, roots.seconds) == (2, pytest.approx(200 * 32 * 0.001))
+    assert (cohorts.pieces, cohorts.seconds) == (2, pytest.approx(200 * 32 * 0.001))
+
+
 def test_what_does_not_shrink_with_machines_is_named() -> None:
     works = workload(load_config(None), PROBLEM, RATES)
     assert predict(works, 1).bottleneck == "autoencoder: Gram matrix, K x K x P"

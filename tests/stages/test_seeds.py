@@ -98,6 +98,7 @@ def test_shards_of_an_earlier_attempt_are_kept(
         (["seeds.protocol={kind: independent, models: 8}"], 8),
         (["seeds.protocol={kind: independent, models: 8, align: false}"], 8),
         (["seeds.protocol={kind: trajectory, bases: 2, checkpoints: 5, epochs: 2}"], 10),
+        (["seeds.protocol={kind: tails, trunks: 2, tails: 4, tail_fraction: 0.25}"], 8),
     ],
 )
 def test_other_protocols_leave_working_classifiers(

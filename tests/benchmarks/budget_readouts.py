@@ -1,0 +1,321 @@
+"""What votes, made of a plan's chains; how it is scored; what it has cost.
+
+Shape letters: M chains, T tails, E members, N images, C classes, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from budget_chains import Plan, Task
+from budget_specs import Averages, Drawn, Last, Method, Tails
+from torch import Tensor
+
+from bend_ray.classifiers.images import Images
+from bend_ray.ensemble.bagging import GreedyForward
+from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
+from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.generation.denoisers import MlpDenoiser
+from bend_ray.generation.diffusion import Ddpm
+from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.generation.objectives import Denoising
+from bend_ray.generation.rivals import Gaussian, MultiSwag
+from bend_ray.generation.samplers import Ddim
+from bend_ray.optim import AdamW, Cosine
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+
+TOLERANCE = 0.02
+"""A method may overshoot its budget by so much."""
+DENOISER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Made:
+    """Members and what they cost.
+
+    Attributes:
+        theta_EP: the members.
+        chains_E: whose they are.
+        steps: gradient steps of all chains and repairs.
+        seconds: CPU seconds of all else.
+        tails_used: of every chain.
+    """
+
+    theta_EP: Tensor
+    chains_E: Tensor
+    steps: float
+    seconds: float
+    tails_used: int
+
+
+def make(task: Task, method: Method, budget: int) -> Made | None:
+    """The method's members within the budget; None where it cannot be paid.
+
+    Tails at the end of every chain are left out until the rest is paid. Whole trainings are not
+    cut for what their validation costs: they may overshoot, and the cost shown says by how much.
+    """
+    plan = task.plan(method.chains, budget)
+    allowed = budget * task.unit_seconds * (1 + TOLERANCE)
+    used = plan.tails
+    while True:
+        made = _made(task, method, plan, used)
+        over = made.steps * task.step_seconds + made.seconds - allowed
+        if over <= 0 or plan.tails == 0:
+            return made
+        if used <= 2:
+            return None
+        used = max(2, used - math.ceil(over / (plan.count * plan.tail_steps * task.step_seconds)))
+
+
+def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
+    readout, chains_M = method.readout, torch.arange(plan.count)
+    left_out = (plan.tails - used) * plan.tail_steps
+    steps = plan.count * (plan.steps - left_out)
+    if isinstance(readout, Last):
+        forks = method.chains.forks
+        ends = task.forks if forks > 1 else task.ends
+        theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
+        return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
+    theta_TMP = _kept(task, method, plan, used)
+    began = time.process_time()
+    parts: list[Tensor] = []
+    if isinstance(readout, Averages) or readout.with_averages:
+        parts.append(task.recalibrated(theta_TMP.mean(dim=0)))
+    if isinstance(readout, Tails) or (isinstance(readout, Drawn) and readout.with_tails):
+        parts.append(theta_TMP.flatten(0, 1))
+    seconds = time.process_time() - began
+    if isinstance(readout, Drawn):
+        name = (plan.count, plan.epochs, readout.law)
+        drawn_EP, drawing_seconds = _drawn(task, readout, theta_TMP, name)
+        parts.append(drawn_EP)
+        steps += len(drawn_EP) * readout.repair_steps
+        seconds += drawing_seconds
+    theta_EP = torch.cat(parts)
+    made = Made(theta_EP, chains_M.repeat(len(theta_EP) // plan.count), steps, seconds, used)
+    return _paid(task, made)
+
+
+def _drawn(
+    task: Task, readout: Drawn, theta_TMP: Tensor, name: Sequence[object]
+) -> tuple[Tensor, float]:
+    """Drawn models that can vote, and the seconds that it took beside the steps of a repair."""
+    began = time.process_time()
+    theta_EP = draw(task, readout, theta_TMP)
+    if not readout.repair_steps:
+        theta_EP = task.recalibrated(theta_EP)
+    seconds = time.process_time() - began
+    if readout.repair_steps:
+        theta_EP = task.repaired(theta_EP, readout.repair_steps, readout.repair_rate, name)
+    return theta_EP, seconds
+
+
+def _kept(task: Task, method: Method, plan: Plan, used: int) -> Tensor:
+    """The latest of the tails that could be paid ``(T, M, P)``."""
+    theta_TMP = task.tails(method.chains, plan)[:used]
+    return theta_TMP[-max(2, round(method.chains.kept * used)) :]
+
+
+def _paid(task: Task, made: Made) -> Made:
+    """With the seconds in which all members answer for the validation images."""
+    began = time.process_time()
+    task.logits(made.theta_EP, task.dataset.validation)
+    return replace(made, seconds=made.seconds + time.process_time() - began)
+
+
+def draw(task: Task, readout: Drawn, theta_TMP: Tensor) -> Tensor:
+    """Models ``(E, P)``, the chains in turn."""
+    tails, chains = theta_TMP.shape[:2]
+    count = readout.per_chain * chains
+    generator = task.generator("draw", readout.law, chains, tails)
+    if readout.law in ("multiswag", "gaussian"):
+        law = MultiSwag if readout.law == "multiswag" else Gaussian
+        theta_KP, chains_K = theta_TMP.flatten(0, 1), torch.arange(chains).repeat(tails)
+        if readout.scale == 0.0:
+            return theta_TMP.mean(dim=0).repeat(readout.per_chain, 1)
+        return law(scale=readout.scale).draw(theta_KP, chains_K, count, generator)[0]
+    if readout.law == "diffusion":
+        return _diffused(task, readout, theta_TMP, generator)
+    average_MP = theta_TMP.mean(dim=0)
+    residual_TMP = theta_TMP - average_MP
+    mix_EMT = torch.randn(readout.per_chain, chains, tails, generator=generator)
+    # Unbiased: a draw spreads as the tails do around the mean that was not taken over them.
+    drawn_EMP = torch.einsum("emt,tmp->emp", mix_EMT, residual_TMP) / (tails - 1) ** 0.5
+    if readout.law == "kernel":
+        picked_EM = torch.randint(tails, (readout.per_chain, chains), generator=generator)
+        picked_EMP = residual_TMP[picked_EM, torch.arange(chains)]
+        share = readout.bandwidth
+        drawn_EMP = (1 - share**2) ** 0.5 * picked_EMP + share * drawn_EMP
+    return (average_MP + readout.scale * drawn_EMP).flatten(0, 1)
+
+
+def _diffused(task: Task, readout: Drawn, theta_TMP: Tensor, generator: torch.Generator) -> Tensor:
+    """Drawn by the package's denoiser, trained on principal coefficients of residuals."""
+    tails, chains = theta_TMP.shape[:2]
+    theta_KP, chains_K = theta_TMP.flatten(0, 1), torch.arange(chains).repeat(tails)
+    train_K = torch.ones(len(theta_KP), dtype=torch.bool)
+    grams = GramSum(task.layout, train_K)
+    grams.extend(theta_KP)
+    basis, z_KZ = PrincipalBasis.fit(grams.total(), train_K)
+    scale = LatentScale.fit(z_KZ, chains_K, chains)
+    unit_KZ = scale.apply(z_KZ, chains_K)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(task.repeat)
+        denoiser = MlpDenoiser(hidden=64).build(unit_KZ.shape[1], chains)
+    process = Ddpm()
+    objective = Denoising(denoiser, process)
+    optimizer = AdamW(learning_rate=2e-3, weight_decay=0.0).build(list(objective.parameters()))
+    for step in range(readout.training_steps):
+        rows = torch.randint(len(unit_KZ), (DENOISER_BATCH,), generator=generator)
+        drawn = objective.draw((DENOISER_BATCH, unit_KZ.shape[1]), generator)
+        batch = {"features": unit_KZ[rows], "condition": chains_K[rows], **drawn}
+        objective(batch).backward()
+        optimizer.step(Cosine(warmup=0.05).factor(step / readout.training_steps))
+    count = readout.per_chain * chains
+    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
+    drawn_NZ = sample_latents(
+        denoiser,
+        process,
+        Ddim(steps=20),
+        scale,
+        torch.arange(count) % chains,
+        [torch.Generator().manual_seed(seed) for seed in seeds],
+        temperature=readout.scale,
+    )
+    return mix(basis.weights(drawn_NZ), theta_KP)
+
+
+@dataclass(frozen=True)
+class Vote:
+    """What is fitted on validation images: who votes, and the temperature.
+
+    Attributes:
+        rows: members that vote.
+        temperature: of the vote.
+    """
+
+    rows: list[int]
+    temperature: float
+
+    @classmethod
+    def fit(cls, share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor) -> Vote:
+        """A share of the members by greedy forward selection; the temperature of their vote."""
+        rows = list(range(len(logits_ENC)))
+        if share < 1.0:
+            bagging = GreedyForward(size=max(1, round(share * len(rows))))
+            rows = bagging.choose(logits_ENC, labels_N, chains_E)
+        return cls(rows, fit_temperature(_mean_probs(logits_ENC[rows]), labels_N))
+
+    def scores(self, logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
+        """Accuracy in percent, NLL as it is and at the temperature, of other images."""
+        probs_NC = _mean_probs(logits_ENC[self.rows])
+        return {
+            "accuracy": 100 * accuracy(probs_NC, labels_N),
+            "nll": nll(probs_NC, labels_N),
+            "nll_calibrated": nll(apply_temperature(probs_NC, self.temperature), labels_N),
+        }
+
+
+def _mean_probs(logits_ENC: Tensor) -> Tensor:
+    return logits_ENC.double().softmax(dim=-1).mean(dim=0)
+
+
+def validation_scores(
+    share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor
+) -> dict[str, float]:
+    """Each half of the validation images is scored by the vote that the other half chooses."""
+    halves = [torch.arange(len(labels_N)) % 2 == half for half in (0, 1)]
+    told = []
+    for here, there in (halves, halves[::-1]):
+        vote = Vote.fit(share, logits_ENC[:, there], labels_N[there], chains_E)
+        told.append(vote.scores(logits_ENC[:, here], labels_N[here]))
+    return {key: sum(each[key] for each in told) / 2 for key in told[0]}
+
+
+def run(
+    task: Task, method: Method, budget: int, *, with_test: bool, quality: bool
+) -> dict[str, Any] | None:
+    """A row of the bench; None where the method cannot be paid."""
+    made = make(task, method, budget)
+    if made is None:
+        return None
+    validation = task.dataset.validation
+    logits_ENC = task.logits(made.theta_EP, validation)
+    share = getattr(method.readout, "choose", 1.0)
+    began = time.process_time()
+    vote = Vote.fit(share, logits_ENC, validation.labels_N, made.chains_E)
+    seconds = made.seconds + time.process_time() - began
+    row: dict[str, Any] = {
+        "members": len(vote.rows),
+        "chains": len(made.chains_E.unique()),
+        "tails": made.tails_used,
+        "steps": round(made.steps),
+        "seconds": made.steps * task.step_seconds + seconds,
+        "other_seconds": seconds,
+        "unit_seconds": task.unit_seconds,
+        "unit_steps": task.unit_steps,
+        "validation": validation_scores(share, logits_ENC, validation.labels_N, made.chains_E),
+        "members_validation": member_scores(logits_ENC, validation.labels_N),
+    }
+    if quality and isinstance(method.readout, Drawn):
+        row["drawn"] = drawn_quality(task, method, budget, made, validation)
+    if with_test:
+        test = task.dataset.test
+        row["temperature"] = vote.temperature
+        row["test"] = vote.scores(task.logits(made.theta_EP, test), test.labels_N)
+    return row
+
+
+def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Of single members: mean accuracy, disagreement and error IoU in percent or share."""
+    predictions_EN = logits_ENC.argmax(dim=-1)
+    hits = (predictions_EN == labels_N).double().mean().item()
+    told = {"accuracy": 100 * hits}
+    if len(logits_ENC) > 1:
+        told["disagreement"] = 100 * disagreement(predictions_EN)
+        told["error_iou"] = error_iou(predictions_EN, labels_N)
+    return told
+
+
+def drawn_quality(
+    task: Task, method: Method, budget: int, made: Made, images: Images
+) -> dict[str, float]:
+    """Drawn models against every second tail; the other tails, held out, beside them.
+
+    For the comparison alone: what it takes is not charged, and it looks at validation images.
+    """
+    plan = task.plan(method.chains, budget)
+    theta_TMP = _kept(task, method, plan, made.tails_used)
+    train, held = theta_TMP[::2], theta_TMP[1::2]
+    chains_M = torch.arange(plan.count)
+
+    def rows(theta_TMP: Tensor) -> tuple[Tensor, Tensor]:
+        return theta_TMP.flatten(0, 1), chains_M.repeat(len(theta_TMP))
+
+    def predictions(theta_EP: Tensor) -> Tensor:
+        return task.logits(theta_EP, images).argmax(dim=-1)
+
+    (train_KP, train_K), (held_HP, held_H) = rows(train), rows(held)
+    readout = method.readout
+    assert isinstance(readout, Drawn)
+    name = (plan.count, plan.epochs, readout.law, "quality")
+    fresh_EP, _ = _drawn(task, readout, train, name)
+    fresh_E = chains_M.repeat(readout.per_chain)
+    seen = predictions(train_KP)
+    told: dict[str, float] = {}
+    for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):
+        answers = predictions(theta)
+        found = novelty(theta, chains_E, answers, train_KP, train_K, seen)
+        told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
+        told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
+        told[f"{name}_copies"] = found.copies
+        told[f"{name}_spread"] = found.spread
+        told[f"{name}_functional_distance"] = 100 * found.functional_distance
+    told["originals_error_iou"] = error_iou(seen, images.labels_N)
+    told["originals_accuracy"] = 100 * (seen == images.labels_N).double().mean().item()
+    return told
