@@ -82,6 +82,7 @@ OTHERS = {
     "eps": "v",
     "CIFAR10": "MNIST",
     "batch": "group",
+    "cyclic": "constant",
     "resnet18": "resnet34",
 }
 OTHER_THAN_NULL = {"dataset.mode": "grey", "seeds.architecture.weights": "IMAGENET1K_V1"} | {
@@ -145,6 +146,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "generator.process.prediction",
         "seeds.architecture.name",
         "seeds.architecture.norm",
+        "seeds.protocol.rate",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
     }

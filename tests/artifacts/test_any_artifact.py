@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from test_shards import assert_same, commit, models
 
 from bend_ray.artifacts.manifest import parse_manifest
+from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, verify_table
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.weights import load_weights, save_weights
@@ -28,6 +30,14 @@ SHARD = "shard-00000.parquet"
 @pytest.fixture
 def artifact(tmp_path: Path) -> Artifact:
     return Store(str(tmp_path)).artifact("seeds", 1, {})
+
+
+def committed(folder: Path, members: int) -> tuple[Artifact, Population]:
+    """A population in a store of its own: what is committed is not written again."""
+    artifact = Store(str(folder / uuid.uuid4().hex)).artifact("seeds", 1, {})
+    written = models(members)
+    commit(artifact, [written])
+    return artifact, written
 
 
 def refused(read: Callable[[], Any]) -> Any:
@@ -46,9 +56,8 @@ def put(artifact: Artifact, name: str, content: bytes) -> None:
 
 @given(data=st.data())
 @fuzzed(40)
-def test_any_shard(artifact: Artifact, data: st.DataObject) -> None:
-    written = models(3)
-    commit(artifact, [written])
+def test_any_shard(tmp_path: Path, data: st.DataObject) -> None:
+    artifact, written = committed(tmp_path, 3)
     whole = Path(artifact.child(SHARD)).read_bytes()
     put(artifact, SHARD, data.draw(damaged(whole)))
     found = refused(lambda: read_population(artifact))
@@ -97,8 +106,8 @@ def test_any_layout(artifact: Artifact, told: Any) -> None:
 
 @given(data=st.data())
 @fuzzed(40)
-def test_any_manifest(artifact: Artifact, data: st.DataObject) -> None:
-    commit(artifact, [models(2)])
+def test_any_manifest(tmp_path: Path, data: st.DataObject) -> None:
+    artifact, _ = committed(tmp_path, 2)
     whole = Path(artifact.child("manifest.json")).read_bytes()
     put(artifact, "manifest.json", data.draw(damaged(whole) | st.binary(max_size=20)))
     if refused(artifact.exists):
@@ -127,10 +136,8 @@ def test_any_name_stays_inside(artifact: Artifact, name: str) -> None:
     assert Path(path).resolve().is_relative_to(inside)
 
 
-def test_a_manifest_that_names_files_elsewhere_is_refused(
-    artifact: Artifact, tmp_path: Path
-) -> None:
-    commit(artifact, [models(2)])
+def test_a_manifest_that_names_files_elsewhere_is_refused(tmp_path: Path) -> None:
+    artifact, _ = committed(tmp_path, 2)
     path = Path(artifact.child("manifest.json"))
     stolen = tmp_path / SHARD
     stolen.write_bytes(Path(artifact.child(SHARD)).read_bytes())
