@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,14 @@ OWN_PARAMETERS = {
 def test_a_config_is_read(path: Path) -> None:
     assert path.read_text().startswith("# "), "a config says what it is for"
     load_config(path)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("budget/*.yaml")), ids=lambda path: path.stem)
+def test_a_budget_bench_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent / "benchmarks"))
+    methods = import_module("budget_specs").read_bench(path).methods
+    assert any(method.ours for method in methods.values())
+    assert "deep_ensemble" in methods
 
 
 @pytest.mark.parametrize(("name", "size"), OWN_PARAMETERS.items())

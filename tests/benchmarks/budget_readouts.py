@@ -57,7 +57,8 @@ class Made:
 def make(task: Task, method: Method, budget: int) -> Made | None:
     """The method's members within the budget; None where it cannot be paid.
 
-    Tails at the end of every chain are left out until the rest is paid.
+    Tails at the end of every chain are left out until the rest is paid. Whole trainings are not
+    cut for what their validation costs: they may overshoot, and the cost shown says by how much.
     """
     plan = task.plan(method.chains, budget)
     allowed = budget * task.unit_seconds * (1 + TOLERANCE)
@@ -65,7 +66,7 @@ def make(task: Task, method: Method, budget: int) -> Made | None:
     while True:
         made = _made(task, method, plan, used)
         over = made.steps * task.step_seconds + made.seconds - allowed
-        if over <= 0:
+        if over <= 0 or plan.tails == 0:
             return made
         if used <= 2:
             return None

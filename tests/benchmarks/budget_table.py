@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CHOICE = "nll_calibrated"
+CHOICE = "nll"
 """Validation figure that chooses ours."""
 FEWEST = 3
 """Pairs below which no difference is called one."""
@@ -50,13 +50,15 @@ def _print(task: str, budget: int, rows: dict[tuple[str, int], Row], part: str) 
     methods = list(dict.fromkeys(name for name, _ in rows))
     scores = {name: {s: r for (n, s), r in rows.items() if n == name} for name in methods}
     ours = [name for name in methods if next(iter(scores[name].values()))["ours"]]
-    # Ours is chosen by validation, whichever part is shown.
-    best = min(ours, key=lambda name: _mean(scores[name], "validation", CHOICE), default=None)
+    # Ours is chosen by validation, whichever part is shown, among those that all splits have.
+    most = max(map(len, scores.values()))
+    whole = [name for name in ours if len(scores[name]) == most]
+    best = min(whole, key=lambda name: _mean(scores[name], "validation", CHOICE), default=None)
     print(f"\n### {task}, B = {budget}, {part}\n")
     print("| method | splits | members | cost | accuracy % | NLL | calibrated NLL |", end="")
     print(f" {best} minus it: accuracy, NLL, calibrated NLL |" if best else "")
     print("|---|---|---|---|---|---|---|" + ("---|" if best else ""))
-    for name in sorted(methods, key=lambda n: _mean(scores[n], part, "nll_calibrated")):
+    for name in sorted(methods, key=lambda n: _mean(scores[n], part, "nll")):
         rows_of = list(scores[name].values())
         cost = statistics.mean(r["seconds"] / r["unit_seconds"] for r in rows_of)
         members = round(statistics.mean(r["members"] for r in rows_of))
