@@ -10,6 +10,7 @@ import click
 
 from bend_ray import log
 from bend_ray.cli_options import config_arguments, store_option
+from bend_ray.masking import masked
 
 if TYPE_CHECKING:
     from bend_ray.config import PipelineConfig
@@ -59,7 +60,7 @@ def export(
     config, plan = _chosen(file, overrides, store)
     where = output or _default_output(plan, members)
     export_bag(config, plan, where, formats=formats, members=members)  # type: ignore[arg-type]
-    click.echo(where)
+    click.echo(masked(where))
 
 
 def _chosen(
@@ -136,7 +137,6 @@ def serve(
     if config_only:
         from bend_ray.errors import ConfigError
         from bend_ray.export.card import read_card
-        from bend_ray.masking import masked
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
         if masked(exported) != exported:
