@@ -18,7 +18,7 @@ _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn
 
 def is_dense(module: nn.Module) -> bool:
     """Whether the module flattens images and is nothing but dense layers and activations then."""
-    layers = [layer for _, layer in _chain(module)]
+    layers = [layer for _, layer in leaves(module)]
     return (
         bool(layers)
         and _is_flatten(layers[0])
@@ -39,7 +39,7 @@ def run_dense(
     """
     num_models = len(next(iter(state.values())))
     values = images.flatten(1).expand(num_models, -1, -1) if shared else images.flatten(2)
-    for path, layer in list(_chain(module))[1:]:
+    for path, layer in list(leaves(module))[1:]:
         if not isinstance(layer, nn.Linear):
             values = layer(values)
             continue
@@ -51,13 +51,16 @@ def run_dense(
     return values
 
 
-def _chain(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers with their paths, in the order in which ``Sequential`` runs them."""
-    if not isinstance(module, nn.Sequential):
+def leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The layers of a chain with their paths, in the order in which ``Sequential`` runs them.
+
+    A module that is no plain ``Sequential``, whose subclasses may run otherwise, is a layer.
+    """
+    if type(module) is not nn.Sequential:
         yield prefix, module
         return
     for name, child in module.named_children():
-        yield from _chain(child, f"{prefix}.{name}" if prefix else name)
+        yield from leaves(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _is_flatten(layer: nn.Module) -> bool:

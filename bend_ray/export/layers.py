@@ -7,7 +7,7 @@ graph without shape arithmetic; anything else goes through torch's exporter, whi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import onnx
@@ -15,6 +15,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
+from bend_ray.classifiers.dense import leaves
 from bend_ray.export.graphs import INPUT, IR_VERSION, LOGITS, OPSET
 
 Node = tuple[str, list[str], dict[str, Any]]
@@ -48,21 +49,13 @@ def member_graph(
 def _chain(module: nn.Module) -> list[Node] | None:
     """The operators of a sequence of known layers; None where there are others."""
     chain: list[Node] = []
-    for name, layer in _leaves(module, ""):
+    for path, layer in leaves(module):
         written = _LAYERS.get(type(layer))
-        node = written(layer, name) if written else None
+        node = written(layer, f"{path}." if path else "") if written else None
         if node is None:
             return None
         chain.append(node)
     return chain
-
-
-def _leaves(module: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
-    if type(module) is not nn.Sequential:
-        yield prefix, module
-        return
-    for name, child in module.named_children():
-        yield from _leaves(child, f"{prefix}{name}.")
 
 
 def _linear(layer: nn.Linear, name: str) -> Node:

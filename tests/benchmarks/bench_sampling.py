@@ -9,7 +9,7 @@ network by the same recipe, alone as everyone trains one and in a cohort of ours
 steps. Random weights and images: they do not change how long it takes. One thread.
 
 ``--quality`` runs the digits pipeline (Ray, about two minutes) with each sampler on the same
-populations and tells accuracy and NLL of samples and bags on validation images.
+populations and tells what ``bend run`` does, test figures among it: to compare, not to choose by.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bench_fitting import normalise
 from torch import nn
 
 from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
@@ -48,11 +49,6 @@ SIZES = {
 """Image shape, training and validation images."""
 TIMED_STEPS = 60
 """Of an ordinary training; all its steps cost the same."""
-
-
-def normalise(pixels: torch.Tensor) -> torch.Tensor:
-    """Pixels to network inputs."""
-    return (pixels.float() - 128) / 64
 
 
 def timed(work: Callable[[], object], rounds: int) -> float:
