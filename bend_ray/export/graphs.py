@@ -22,11 +22,14 @@ IR_VERSION, OPSET = 10, 20
 INPUT, LOGITS = "images", "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
 MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
+LABELS, VOTES, ENTROPY, INFORMATION = "labels", "votes", "entropy", "information"
 SMALLEST_PROBABILITY = 2.0**-126
 """As ``ensemble.metrics`` clips before a logarithm."""
 
 Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
+Output = tuple[str, int, list[int | str]]
+"""Name, ONNX's number of its type, shape."""
 
 _PIXELS = "normalised"
 _MEMBER_LOGITS = "member_logits"
@@ -62,11 +65,46 @@ def ballots_program(
     members, classes = len(builder), len(card.class_names)
     return builder.model(
         [
-            (MEMBER_PROBABILITIES, [members, "batch", classes]),
-            (MASS, ["batch", classes]),
-            (MEMBER_ENTROPY, ["batch"]),
-        ],
-        [(CHOICES, [members, "batch"])],
+            (MEMBER_PROBABILITIES, TensorProto.FLOAT, [members, "batch", classes]),
+            (MASS, TensorProto.FLOAT, ["batch", classes]),
+            (MEMBER_ENTROPY, TensorProto.FLOAT, ["batch"]),
+            (CHOICES, TensorProto.INT64, [members, "batch"]),
+        ]
+    )
+
+
+def answers_program(
+    card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
+) -> onnx.ModelProto:
+    """Pixels ``(B, channels, H, W)`` uint8 to all that a whole bag has to say about them.
+
+    Its outputs: ``member_probabilities`` and ``choices`` as of ``ballots_program``; ``labels``
+    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``votes`` ``(B, C)``,
+    how many members chose a class; ``entropy`` and ``information`` ``(B,)``, in nats, of the mean
+    of the members' softmaxes and what of it is disagreement. What is summed over members' sums is
+    float64. In Python the same takes longer than a bag of small members (measured, one image).
+
+    Args:
+        card: says how pixels are normalised and answers become one.
+        member: one member's graph.
+        state_K: the tensors of all members, stacked.
+        weights_K: the members' weights; whole numbers where votes are counted.
+        form: how they are run.
+    """
+    builder = _Builder(card, member, state_K, form)
+    builder.ballots(weights_K)
+    builder.answers(sum(weights_K))
+    members, classes = len(builder), len(card.class_names)
+    return builder.model(
+        [
+            (LABELS, TensorProto.INT64, ["batch"]),
+            (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
+            (VOTES, TensorProto.INT64, ["batch", classes]),
+            (ENTROPY, TensorProto.DOUBLE, ["batch"]),
+            (INFORMATION, TensorProto.DOUBLE, ["batch"]),
+            (CHOICES, TensorProto.INT64, [members, "batch"]),
+            (MEMBER_PROBABILITIES, TensorProto.FLOAT, [members, "batch", classes]),
+        ]
     )
 
 
@@ -79,11 +117,12 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.Mod
     builder = _Builder(card, member, state_K, forms(member)[0])
     builder.vote()
     classes = len(card.class_names)
-    outputs: list[tuple[str, list[int | str]]] = [
-        (PROBABILITIES, ["batch", classes]),
-        (MEMBER_PROBABILITIES, ["batch", len(builder), classes]),
-    ]
-    return builder.model(outputs)
+    return builder.model(
+        [
+            (PROBABILITIES, TensorProto.FLOAT, ["batch", classes]),
+            (MEMBER_PROBABILITIES, TensorProto.FLOAT, ["batch", len(builder), classes]),
+        ]
+    )
 
 
 class _Builder:
@@ -167,11 +206,7 @@ class _Builder:
         weights = self.tensor("weights", weights_K)
         self.node("ArgMax", [LOGITS], CHOICES, axis=-1, keepdims=0)
         probs_KBC = self.node("Softmax", [LOGITS], MEMBER_PROBABILITIES, axis=-1)
-        # One product over members for all images and classes at once.
-        rows = self.tensor("member_rows", [len(self), -1], np.int64)
-        columns = self.tensor("class_columns", [-1, len(self.card.class_names)], np.int64)
-        mass = self.node("MatMul", [weights, self.node("Reshape", [probs_KBC, rows], "flat")], "m")
-        self.node("Reshape", [mass, columns], MASS)
+        self.node("Identity", [self._summed(weights, probs_KBC)], MASS)
         logs_KBC = self.node("LogSoftmax", [LOGITS], "logs", axis=-1)
         # A logarithm is finite, so that a probability of zero adds nothing, as it should.
         products = self.node("Mul", [probs_KBC, logs_KBC], "products")
@@ -179,6 +214,52 @@ class _Builder:
         negative_KB = self.node("ReduceSum", [products, last], "negative_entropies", keepdims=0)
         negative_B = self.node("MatMul", [weights, negative_KB], "negative_entropy")
         self.node("Neg", [negative_B], MEMBER_ENTROPY)
+
+    def answers(self, total: float) -> None:
+        """From the ballots to the answer of the bag and what is known about it."""
+        whole = self.tensor("total", total, np.float64)
+        one_hot_KBC = self._one_hot(CHOICES)
+        first, last = self.tensor("members", [0], np.int64), self.tensor("classes", [-1], np.int64)
+        self.node("ReduceSum", [one_hot_KBC, first], VOTES, keepdims=0)
+        mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
+        shares_BC = mean_BC
+        if self.card.counts_votes:
+            counted = self._summed(self._double("weights"), self._double(one_hot_KBC))
+            shares_BC = self.node("Div", [counted, whole], "shares")
+        self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
+        self._tempered(shares_BC, np.float64)
+        negative = self.node(
+            "Mul", [mean_BC, self._log(mean_BC, "log_mean", np.float64)], "p_log_p"
+        )
+        entropy_B = self.node("ReduceSum", [negative, last], "negative_whole", keepdims=0)
+        own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
+        # Never negative but for rounding.
+        self.node("Relu", [self.node("Neg", [entropy_B], "whole_entropy")], ENTROPY)
+        self.node("Relu", [self.node("Sub", [ENTROPY, own_B], "disagreement")], INFORMATION)
+
+    def _double(self, name: str) -> str:
+        return self.node("Cast", [name], f"{name}.double", to=TensorProto.DOUBLE)
+
+    def _summed(self, weights_K: str, values_KBC: str) -> str:
+        """One product over members for all images and classes at once; ``(B, C)``."""
+        rows = self.tensor(f"{values_KBC}.rows", [len(self), -1], np.int64)
+        columns = self.tensor(f"{values_KBC}.columns", [-1, len(self.card.class_names)], np.int64)
+        flat = self.node("Reshape", [values_KBC, rows], f"{values_KBC}.flat")
+        sums = self.node("MatMul", [weights_K, flat], f"{values_KBC}.flat_sums")
+        return self.node("Reshape", [sums, columns], f"{values_KBC}.sums")
+
+    def _log(self, probs: str, output: str, dtype: type[np.floating]) -> str:
+        least = self.tensor(f"{output}.least", SMALLEST_PROBABILITY, dtype)
+        return self.node("Log", [self.node("Max", [probs, least], f"{output}.clipped")], output)
+
+    def _tempered(self, probs_BC: str, dtype: type[np.floating]) -> None:
+        """The bag's shares become its probabilities."""
+        if self.card.temperature == 1.0:
+            self.node("Identity", [probs_BC], PROBABILITIES)
+            return
+        temperature = self.tensor("temperature", self.card.temperature, dtype)
+        cooled = self.node("Div", [self._log(probs_BC, "log_shares", dtype), temperature], "cooled")
+        self.node("Softmax", [cooled], PROBABILITIES, axis=-1)
 
     def vote(self) -> None:
         """From every member's logits to the answer of the bag."""
@@ -189,38 +270,25 @@ class _Builder:
         shares_1K = self.tensor("vote_shares", [self.card.weights])
         mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
         axis = self.tensor("member_axis", [1], np.int64)
-        tempered = self.card.temperature != 1.0
-        name = "untempered" if tempered else PROBABILITIES
-        probs_BC = self.node("Squeeze", [mean_B1C, axis], name)
-        if tempered:
-            least = self.tensor("smallest_probability", SMALLEST_PROBABILITY)
-            clipped = self.node("Max", [probs_BC, least], "clipped")
-            temperature = self.tensor("temperature", self.card.temperature)
-            log = self.node("Log", [clipped], "log")
-            self.node("Softmax", [self.node("Div", [log, temperature], "cooled")], PROBABILITIES)
+        self._tempered(self.node("Squeeze", [mean_B1C, axis], "shares"), np.float32)
 
     def _hard_ballots(self, logits_BKC: str) -> str:
         choice = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
-        depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
-        off_on = self.tensor("off_on", [0.0, 1.0])
-        return self.node("OneHot", [choice, depth, off_on], "ballots", axis=-1)
+        return self.node("Cast", [self._one_hot(choice)], "ballots", to=TensorProto.FLOAT)
 
-    def model(
-        self,
-        outputs: Sequence[tuple[str, list[int | str]]],
-        integers: Sequence[tuple[str, list[int | str]]] = (),
-    ) -> onnx.ModelProto:
-        """The graph with those outputs, float32 and int64, as a model."""
+    def _one_hot(self, choices: str) -> str:
+        depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
+        off_on = self.tensor("off_on", [0, 1], np.int64)
+        return self.node("OneHot", [choices, depth, off_on], "one_hot", axis=-1)
+
+    def model(self, outputs: Sequence[Output]) -> onnx.ModelProto:
+        """The graph with those outputs, as a model."""
         shape = ["batch", *self.card.image_shape]
         graph = helper.make_graph(
             self.nodes,
             "bag",
             [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
-            [
-                helper.make_tensor_value_info(name, kind, dims)
-                for kind, named in ((TensorProto.FLOAT, outputs), (TensorProto.INT64, integers))
-                for name, dims in named
-            ],
+            [helper.make_tensor_value_info(*output) for output in outputs],
             self.tensors,
         )
         opsets = [helper.make_opsetid("", OPSET)]

@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
-from bend_ray.export.graphs import Form, State, ballots_program, forms
+from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
 from bend_ray.masking import cause
-from bend_ray.serve.executor import Way, ask, fastest, ways
+from bend_ray.serve.executor import Way, ask, ask_everyone, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
 
 SMALL_BYTES = 64 * 2**20
@@ -45,19 +45,24 @@ class Bag:
 
     Args:
         card: what it is.
-        groups: its members, in voting order.
-        way: how they are run.
-        whole: all of them as one group, for questions that ask everybody anyway; None where
-            memory is dearer than a few calls.
+        way: how its members are run.
+        groups: of its members, in voting order, for questions that may end before the last; none
+            where everybody is asked anyway.
+        whole: pixels to the bag's answers, for questions that ask everybody; None where memory is
+            dearer than a few calls.
     """
 
     def __init__(
-        self, card: Card, groups: Sequence[Group], way: Way, whole: Group | None = None
+        self,
+        card: Card,
+        way: Way,
+        groups: Sequence[Group] = (),
+        whole: onnxruntime.InferenceSession | None = None,
     ) -> None:
         self.card = card
-        self.groups = tuple(groups)
-        self.whole = (whole,) if whole else self.groups
         self.way = way
+        self.groups = tuple(groups)
+        self.whole = whole
         self.rule = Rule.of(card)
 
     @classmethod
@@ -96,15 +101,16 @@ class Bag:
         way = fastest(
             ways(forms(member), threads), lambda form: graph(slice(sizes[0]), form), pixels
         )
-        loaded, first = [], 0
-        for size in sizes:
-            rows = slice(first, first + size)
-            loaded.append(Group(first, way.session(graph(rows, way.form))))
-            first += size
-        whole = None
-        if len(sizes) > 1 and sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
-            whole = Group(0, way.session(graph(slice(None), way.form)))
-        bag = cls(card, loaded, way, whole)
+        loaded, whole = [], None
+        if len(sizes) > 1:
+            starts = np.cumsum([0, *sizes[:-1]]).tolist()
+            loaded = [
+                Group(first, way.session(graph(slice(first, first + size), way.form)))
+                for first, size in zip(starts, sizes, strict=True)
+            ]
+        if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
+            whole = way.session(answers_program(card, member, state_K, weights_K, way.form))
+        bag = cls(card, way, loaded, whole)
         for count in (1, batch):
             bag.answer(pixels[:count], [Stop()] * count)
         return bag
@@ -123,11 +129,13 @@ class Bag:
             stops: when each of them needs no more members.
             keep_members: whether every member's softmax is wanted.
         """
+        patient = not any(stop.decided or stop.confidence is not None for stop in stops)
+        if self.whole is not None and (patient or not self.groups):
+            return ask_everyone(self.whole, pixels_BCHW, keep_members=keep_members)
         images, classes = len(pixels_BCHW), len(self.card.class_names)
         tally = Tally(self.rule, images, classes, keep_members=keep_members)
         rows_B = np.arange(images)
-        patient = not any(stop.decided or stop.confidence is not None for stop in stops)
-        for group in self.whole if patient else self.groups:
+        for group in self.groups:
             asked = pixels_BCHW if len(rows_B) == images else pixels_BCHW[rows_B]
             tally.add(group.first, ask(group.session, asked), rows_B)
             if patient or group is self.groups[-1]:

@@ -18,13 +18,18 @@ from numpy.typing import NDArray
 
 from bend_ray.export.graphs import (
     CHOICES,
+    ENTROPY,
+    INFORMATION,
     INPUT,
+    LABELS,
     MASS,
     MEMBER_ENTROPY,
     MEMBER_PROBABILITIES,
+    PROBABILITIES,
+    VOTES,
     Form,
 )
-from bend_ray.serve.voting import Ballots
+from bend_ray.serve.voting import Answers, Ballots
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +81,28 @@ def ask(session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]) -
     """What the members of a graph of ``ballots_program`` say."""
     names = [MASS, MEMBER_ENTROPY, CHOICES, MEMBER_PROBABILITIES]
     return Ballots(*session.run(names, {INPUT: pixels_BCHW}))
+
+
+def ask_everyone(
+    session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8], *, keep_members: bool
+) -> Answers:
+    """What the whole bag of a graph of ``answers_program`` says."""
+    names = [LABELS, PROBABILITIES, VOTES, ENTROPY, INFORMATION, CHOICES]
+    if keep_members:
+        names.append(MEMBER_PROBABILITIES)
+    labels, probs, votes, entropy, information, choices_EB, *members = session.run(
+        names, {INPUT: pixels_BCHW}
+    )
+    return Answers(
+        labels_B=labels,
+        probs_BC=probs,
+        votes_BC=votes,
+        entropy_B=entropy,
+        information_B=information,
+        used_B=np.full(len(labels), len(choices_EB)),
+        choices_BE=choices_EB.T,
+        member_probs_BEC=members[0].transpose(1, 0, 2) if members else None,
+    )
 
 
 def fastest(

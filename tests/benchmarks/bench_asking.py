@@ -33,10 +33,10 @@ from torch import Tensor, nn
 from bend_ray.classifiers.architectures import Mlp
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.export.card import Card
-from bend_ray.export.graphs import ballots_program, forms
+from bend_ray.export.graphs import answers_program, ballots_program, forms
 from bend_ray.export.layers import member_graph
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.serve.bag import Bag, Group
+from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Stop
 
@@ -136,8 +136,8 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
         lambda form: ballots_program(given, member, state_K, given.weights, form),
         batch,
     )
-    session = way.session(ballots_program(given, member, state_K, given.weights, way.form))
-    bag = Bag(given, [Group(0, session)], way)
+    session = way.session(answers_program(given, member, state_K, given.weights, way.form))
+    bag = Bag(given, way, whole=session)
     systems["auto"] = lambda pixels: bag.answer(pixels, [Stop()] * len(pixels)).probs_BC
     return systems, way.form
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +13,12 @@ import pytest
 import torch
 from served import export_random
 
+from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
 from bend_ray.errors import DataError
+from bend_ray.export.card import CARD, read_card
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.voting import Answers, Stop
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,7 @@ def test_groups_and_threads_change_nothing(
     images = pixels(9)
     probabilities, member_probabilities = session.run(None, {"images": images})
     bag = Bag.load(folders[kind], groups=groups, threads=2, batch=9)
-    assert len(bag.groups) == min(groups, 9)
+    assert len(bag.groups) == (min(groups, 9) if groups > 1 else 0)
     for stop in (Stop(), Stop(confidence=2.0)):  # all at once, and group after group to the end
         answers = bag.answer(images, [stop] * 9, keep_members=True)
         np.testing.assert_allclose(answers.probs_BC, probabilities, atol=1e-6)
@@ -49,6 +53,25 @@ def test_groups_and_threads_change_nothing(
         np.testing.assert_allclose(answers.entropy_B, whole_B, atol=1e-5)
         np.testing.assert_allclose(answers.information_B, whole_B - own_B, atol=1e-5)
         np.testing.assert_array_equal(answers.choices_BE, probs_BEC.argmax(dim=2))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+@pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
+def test_the_graph_that_answers_counts_as_the_tally_does(
+    folders: dict[str, Path], tmp_path: Path, vote: Vote, temperature: float
+) -> None:
+    folder = shutil.copytree(folders["convnet"], tmp_path / "bag")
+    weights = np.arange(1, 10) / 45 if vote.kind == "weighted" else np.full(9, 1 / 9)
+    change = {"vote": vote, "weights": tuple(weights.tolist()), "temperature": temperature}
+    card = read_card(folder).model_copy(update=change)
+    (folder / CARD).write_text(card.model_dump_json())
+    bag, images = Bag.load(folder), pixels(40)
+    graph = bag.answer(images, [Stop()] * 40, keep_members=True)
+    tally = bag.answer(images, [Stop(confidence=2.0)] * 40, keep_members=True)
+    for field in fields(Answers):
+        said, expected = (getattr(answers, field.name) for answers in (graph, tally))
+        assert said.dtype == expected.dtype
+        np.testing.assert_allclose(said, expected, atol=1e-6, err_msg=field.name)
 
 
 @pytest.mark.parametrize("way", [Way("stacked", 2), Way("unrolled", 1), Way("unrolled", 2, True)])
