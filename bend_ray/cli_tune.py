@@ -62,8 +62,8 @@ def tune(
       trials: 24
       ensemble_counts: [1, 2, 4, 8, 16, 32, 48]
       knobs:                              # any path that `bend config` lists
-        autoencoder.model.latent_size: [32, 64, 120]
-        generator.training.steps: {low: 500, high: 3000, step: 500}
+        autoencoder.model.latent_size: [32, 64, 96]
+        generator.training.steps: {low: 250, high: 1500, step: 250}
       objective: {kind: nll}              # accuracy, penalised_nll {cost, inference}
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none

@@ -21,7 +21,7 @@ from pydantic import (
 
 from bend_ray.classifiers.architectures import Architecture, Mlp
 from bend_ray.classifiers.datasets import Dataset, Digits
-from bend_ray.classifiers.protocols import Forks, Protocol, Recipe
+from bend_ray.classifiers.protocols import Protocol, Recipe, Tails
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
@@ -36,7 +36,7 @@ from bend_ray.generation.rivals import (
     WeightSpaceRival,
 )
 from bend_ray.generation.samplers import Ddim, Sampler
-from bend_ray.optim import Training
+from bend_ray.optim import AdamW, Training
 from bend_ray.spec import Spec, variants
 
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
@@ -126,9 +126,15 @@ class SeedsSection(Spec):
 
     architecture: Architecture = Mlp()
     """The base classifier."""
-    recipe: Recipe = Recipe()
+    recipe: Recipe = Recipe(epochs=10, optimizer=AdamW(learning_rate=0.02))
     """How one base classifier is ordinarily trained."""
-    protocol: Protocol = Forks()
+    protocol: Protocol = Tails(
+        trunks=16,
+        trunk_fraction=0.25,
+        burn_in_fraction=0.375,
+        tail_fraction=0.046875,
+        rate="constant",
+    )
     """Which models the population is made of."""
     held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
     """Share of every trunk's members the generator never sees, for the novelty table."""
@@ -146,7 +152,7 @@ class SeedsSection(Spec):
 class AutoencoderSection(Spec):
     """The map between parameters and latents."""
 
-    model: Autoencoder = PrincipalMlp()
+    model: Autoencoder = PrincipalMlp(latent_size=96)
     """The network, and what it is given of a classifier."""
     training: Training = Training(steps=1000)
     """How it is trained."""
@@ -187,7 +193,7 @@ class GeneratorSection(Spec):
     """How latents become noise and what the network predicts."""
     conditional: bool = True
     """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
-    training: Training = Training(steps=1500)
+    training: Training = Training(steps=750)
     """How it is trained."""
     probes: Probes = Probes()
     """What stops a generator that collapses; changes no result and no fingerprint."""

@@ -14,7 +14,7 @@ from bend_ray.classifiers.protocols import Independent, Trajectory
 from bend_ray.config import PipelineConfig
 from bend_ray.config_file import load_config
 from bend_ray.errors import ConfigError
-from bend_ray.generation.autoencoders import Conv1d
+from bend_ray.generation.denoisers import ConvDenoiser
 from bend_ray.generation.samplers import Ancestral
 from bend_ray.knobs import knobs
 
@@ -49,14 +49,14 @@ def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
     seeds:
       architecture: {hidden: [16]}
       protocol:
-        trunks: 10   # more of them
+        trunks: 20   # more of them
     autoencoder: {training: {batch_size: 64}}
     """
     config = load_config(written(tmp_path, text))
     expected = PipelineConfig().model_dump()
     expected["seed"] = 3
     expected["seeds"]["architecture"]["hidden"] = (16,)
-    expected["seeds"]["protocol"]["trunks"] = 10
+    expected["seeds"]["protocol"]["trunks"] = 20
     expected["autoencoder"]["training"]["batch_size"] = 64
     assert config.model_dump() == expected
 
@@ -102,9 +102,9 @@ def test_the_value_of_an_override_is_yaml() -> None:
 
 
 def test_another_kind_starts_from_its_own_defaults() -> None:
-    config = load_config(None, ["autoencoder.model.kind=conv1d"])
-    assert config.autoencoder.model == Conv1d()
-    assert config.autoencoder.training == PipelineConfig().autoencoder.training
+    config = load_config(None, ["generator.denoiser.kind=conv1d"])
+    assert config.generator.denoiser == ConvDenoiser()
+    assert config.generator.training == PipelineConfig().generator.training
 
 
 def test_naming_the_kind_in_place_keeps_the_rest() -> None:
@@ -138,7 +138,7 @@ REFUSED = {
     "seeds.protocol={kind: independent, trunks: 2}": "it belongs to kind forks",
     "samples.sampler={kind: ancestral, steps: 2}": "it belongs to kind ddim or euler or heun",
     # A key with the name of a kind, of a type, or of both.
-    "seeds.protocol.forks=0": "seeds.protocol.forks: Input should be greater than 0, got 0",
+    "seeds.protocol.tails=0": "seeds.protocol.tails: Input should be greater than 0, got 0",
     "samples.noise=1": "samples.noise: Extra",
     "seeds.protocol.int=1": "seeds.protocol.int: Extra",
     "mlp=1": "mlp: Extra",
@@ -178,9 +178,9 @@ REFUSED = {
     "generator.training.gradient_clip=.inf": "generator.training.gradient_clip: Input should",
     "evaluation.rivals=[{kind: noise, scale: .inf}]": "evaluation.rivals.0.scale: Input should",
     # Sections that do not agree.
-    "autoencoder.model.latent_size=136": "autoencoder.model.latent_size: expected fewer than the "
-    "136 models the generator learns from, so that it cannot store them one by one, got 136; lower",
-    "seeds.protocol.forks=5": "autoencoder.model.latent_size: expected fewer than the 32 models",
+    "autoencoder.model.latent_size=112": "autoencoder.model.latent_size: expected fewer than the "
+    "112 models the generator learns from, so that it cannot store them one by one, got 112; lower",
+    "seeds.protocol.tails=5": "autoencoder.model.latent_size: expected fewer than the 64 models",
     "evaluation.bagging.size=49": "evaluation.bagging.size: expected at most samples.count = 48, "
     "got 49; lower it or draw more samples",
     "samples.sampler.kind=heun": "samples.sampler: expected ddim or ancestral for "

@@ -23,7 +23,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
-from bend_ray.artifacts.shards import read_columns, read_population, shard_names, verified
+from bend_ray.artifacts.shards import (
+    read_columns,
+    read_format,
+    read_population,
+    shard_names,
+    verified,
+)
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.tables import theta_from_table
 from bend_ray.artifacts.weights import load_weights, save_weights
@@ -236,11 +242,17 @@ def _cost_of(rows: Iterable[dict[str, Any]]) -> Cost:
 
 
 def _shards(seeds: Artifact) -> ray.data.Dataset:
-    """The population's rows, one block a file or more."""
+    """The population's rows; a task reads whole files, of a block's size together.
+
+    Ray's work for a task costs as much as reading 50 MB. The size is that of the parameters, not
+    of the files, which differ by some bytes from run to run: sums follow the blocks to the bit.
+    """
     paths = [seeds.child(name) for name in shard_names(seeds)]
+    models = sum(file.rows or 0 for file in seeds.manifest().files)
+    blocks = -(-4 * models * read_format(seeds).num_parameters // BLOCK_BYTES)
     return ray.data.read_parquet(
         paths,
         filesystem=seeds.filesystem,
-        override_num_blocks=len(paths),
+        override_num_blocks=min(blocks, len(paths)),
         fragment_scan_options=verified(),
     )

@@ -28,8 +28,8 @@ import psutil
 
 CONFIG = """
 seeds:
-  recipe: {epochs: 3}
-  protocol: {trunks: 2, forks: 4, trunk_fraction: 0.2}
+  recipe: {epochs: 3, optimizer: {learning_rate: 0.003}}
+  protocol: {kind: forks, trunks: 2, forks: 4, trunk_fraction: 0.2}
   cohort_size: 4
 autoencoder:
   model: {latent_size: 4, hidden: 16}

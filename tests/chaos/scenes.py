@@ -33,8 +33,8 @@ from bend_ray.plan import STAGES, plan
 
 CONFIG = """
 seeds:
-  recipe: {epochs: 12}
-  protocol: {trunks: 2, forks: 8, trunk_fraction: 0.2}
+  recipe: {epochs: 12, optimizer: {learning_rate: 0.003}}
+  protocol: {kind: forks, trunks: 2, forks: 8, trunk_fraction: 0.2}
   cohort_size: 2
   resources: {workers: 2}
 autoencoder:

@@ -17,8 +17,8 @@ import psutil
 
 TINY = """
 seeds:
-  recipe: {epochs: 6}
-  protocol: {trunks: 2, forks: 8, trunk_fraction: 0.2}
+  recipe: {epochs: 6, optimizer: {learning_rate: 0.003}}
+  protocol: {kind: forks, trunks: 2, forks: 8, trunk_fraction: 0.2}
   cohort_size: 4
 autoencoder:
   model: {latent_size: 8, hidden: 16}

@@ -95,7 +95,7 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         (["run", "--set", "nothing.here=1"], "nothing"),
         (["run", "--set", "samples.count=0"], "samples.count"),
         (["run", "--set", "seeds.recipe.epochs=-1"], "seeds.recipe.epochs"),
-        (["run", "--set", "autoencoder.model.latent_size=136"], "fewer than the 136 models"),
+        (["run", "--set", "autoencoder.model.latent_size=112"], "fewer than the 112 models"),
         (["run", "--set", "evaluation.bagging.size=49"], "at most samples.count = 48"),
         (["run", "missing.yaml"], "missing.yaml"),
         (["run", "--store", "nowhere://x"], "nowhere://x"),

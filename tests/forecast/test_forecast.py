@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from bend_ray.classifiers.images import ImageDataset
+from bend_ray.classifiers.protocols import Tails
 from bend_ray.cli import cli
+from bend_ray.config import PipelineConfig, SeedsSection
 from bend_ray.config_file import load_config
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
@@ -32,11 +34,11 @@ RATES = Rates(
     read_bytes=1e12,
 )
 PROBLEM = Problem(
-    members=160,
-    training=136,
+    members=128,
+    training=112,
     parameters=3466,
     whole=3466,
-    features=135,
+    features=111,
     coder_parameters=1000,
     denoiser_parameters=2000,
     train_images=1000,
@@ -60,28 +62,28 @@ def test_a_driver_that_is_slower_than_its_workers_is_the_bottleneck() -> None:
 def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     works = {work.stage: work for work in workload(load_config(None), PROBLEM, RATES)}
     roots, cohorts = works["seeds"].phases
-    # 20 epochs of 20 steps, of which the 8 trunks take a twentieth and 160 forks, by 32, the rest.
-    assert (roots.pieces, roots.seconds) == (1, pytest.approx(20 * 8 * 0.001))
-    assert (cohorts.pieces, cohorts.seconds) == (5, pytest.approx(380 * 32 * 0.001, rel=1e-4))
-    assert works["seeds"].stored_bytes == 4 * 3466 * (160 + 8)
+    # 10 epochs of 20 steps, of which the 16 trunks take a quarter and their tails the rest.
+    assert (roots.pieces, roots.seconds) == (1, pytest.approx(50 * 16 * 0.001))
+    assert (cohorts.pieces, cohorts.seconds) == (1, pytest.approx(150 * 16 * 0.001, rel=1e-4))
+    assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 16)
     gram, directions, training = works["autoencoder"].phases
     assert gram.work == pytest.approx(3466 * 0.5)
     assert (directions.work, training.work) == (3.0, 1000 * 0.01)
-    assert works["generator"].seconds == 1500 * 0.02
+    assert works["generator"].seconds == 750 * 0.02
     assert works["generator"].stored_bytes == 4 * 2000
-    assert works["autoencoder"].stored_bytes == 135 * (8 * 136 + 4 * 160) + 4 * 1000
+    assert works["autoencoder"].stored_bytes == 111 * (8 * 112 + 4 * 128) + 4 * 1000
     assert works["samples"].stored_bytes == 4 * 3466 * 48
     ordinary = works["evaluation"].phases[0]
-    assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 400 * 32 * 0.001, rel=1e-4))
+    assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 200 * 32 * 0.001, rel=1e-4))
 
 
 def test_tails_are_counted_by_the_runs_that_leave_them() -> None:
-    tails = "{kind: tails, trunks: 40, tails: 5, trunk_fraction: 0.5, tail_fraction: 0.1}"
-    config = load_config(None, [f"seeds.protocol={tails}"])
+    tails = Tails(trunks=40, tails=5, trunk_fraction=0.5, tail_fraction=0.1)
+    config = PipelineConfig(seeds=SeedsSection(protocol=tails))
     roots, cohorts = workload(config, PROBLEM, RATES)[0].phases
-    # 20 epochs of 20 steps; 40 trunks, by 32, and as many runs of five tails each.
-    assert (roots.pieces, roots.seconds) == (2, pytest.approx(200 * 32 * 0.001))
-    assert (cohorts.pieces, cohorts.seconds) == (2, pytest.approx(200 * 32 * 0.001))
+    # 10 epochs of 20 steps; 40 trunks, by 32, and as many runs of five tails each.
+    assert (roots.pieces, roots.seconds) == (2, pytest.approx(100 * 32 * 0.001))
+    assert (cohorts.pieces, cohorts.seconds) == (2, pytest.approx(100 * 32 * 0.001))
 
 
 def test_what_does_not_shrink_with_machines_is_named() -> None:
@@ -115,7 +117,7 @@ def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     dataset = config.dataset.load()
     problem = problem_of(config, dataset, None)
     assert problem.parameters == 64 * 4 + 4 + 4 * 10 + 10
-    assert (problem.members, problem.training, problem.features) == (160, 136, 135)
+    assert (problem.members, problem.training, problem.features) == (128, 112, 111)
     rates = calibrate(config, dataset, problem)
     assert rates.step(4) > 0
     for name in ("answer", "coder_step", "denoiser_step", "gram_column", "eigenvectors", "mixed"):
@@ -131,6 +133,6 @@ def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> 
     told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])
     as_data = json.loads(told.stdout)
     assert list(as_data["nodes"]) == ["8"]
-    assert as_data["stages"]["generator"]["seconds"] == 30.0
+    assert as_data["stages"]["generator"]["seconds"] == 15.0
     wrong = CliRunner().invoke(cli, ["plan", "--nodes", "1,x"])
     assert "--nodes 1,x: expected numbers above 0" in str(wrong.exception)

@@ -13,6 +13,8 @@ from bend_ray.plan import STAGES, Plan, plan
 
 TINY = (
     "seeds.recipe.epochs=4",
+    "seeds.recipe.optimizer.learning_rate=0.003",
+    "seeds.protocol.kind=forks",
     "seeds.protocol.trunks=2",
     "seeds.protocol.forks=6",
     "seeds.protocol.trunk_fraction=0.25",

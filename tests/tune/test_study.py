@@ -31,7 +31,7 @@ SECTION = TuneSection.model_validate(
         "trials": 4,
         "ensemble_counts": [1, 8, 48],
         "knobs": {
-            "autoencoder.model.latent_size": [60, 120],
+            "autoencoder.model.latent_size": [60, 96],
             "generator.process.prediction": ["v", "eps"],
         },
     }
@@ -78,10 +78,10 @@ def study(tmp_path: Path) -> Study:
         "milestones": [Milestone(share=0.25, nll=0.5, accuracy=0.8)],
     }
     trials = [
-        trial(0, 120, "v", 0.12),
+        trial(0, 96, "v", 0.12),
         trial(1, 60, "v", 0.10),
         trial(2, 60, "eps", 0.2, **stopped),
-        trial(3, 120, "eps", 0.2, status="failed", bags=[], stages=[], error="<b>diverged</b>"),
+        trial(3, 96, "eps", 0.2, status="failed", bags=[], stages=[], error="<b>diverged</b>"),
         # The same config again, as searchers will ask.
         trial(4, 60, "v", 0.10),
     ]
