@@ -79,7 +79,7 @@ def test_an_override_goes_on_top_of_the_file_and_the_last_one_wins(tmp_path: Pat
 def test_an_override_leaves_its_neighbours_at_the_section_s_own_default() -> None:
     config = load_config(None, ["autoencoder.training.batch_size=64", "generator.training.seed=1"])
     assert (config.autoencoder.training.batch_size, config.autoencoder.training.steps) == (64, 1000)
-    assert (config.generator.training.seed, config.generator.training.steps) == (1, 1500)
+    assert (config.generator.training.seed, config.generator.training.steps) == (1, 750)
     assert config.autoencoder.training.optimizer == PipelineConfig().autoencoder.training.optimizer
 
 
