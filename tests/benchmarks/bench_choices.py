@@ -1,0 +1,250 @@
+"""What a config's knobs are worth on validation images, split after split: how defaults are chosen.
+
+    uv run python tests/benchmarks/bench_choices.py [FILE] [--set a.b=c ...] [--splits 100 6]
+    uv run python tests/benchmarks/bench_choices.py --scale 1 1.6 2 2.5     # wider samples
+
+The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
+autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
+stays closed. A JSON line has, as means over the splits: accuracy and NLL of every bag, accuracy of
+its members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
+the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean. Networks
+with BatchNorm would have to be recalibrated and are refused.
+
+Shape letters: K members, T trunks, P parameters, F features, Z latent, N drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.classifiers.fitting import fit, initial_parameters
+from bend_ray.classifiers.protocols import Stretch, held_out_ids
+from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
+from bend_ray.config import PipelineConfig
+from bend_ray.config_file import load_config
+from bend_ray.ensemble.metrics import error_iou, score
+from bend_ray.ensemble.novelty import novelty
+from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.generation.objectives import Denoising, Reconstruction
+from bend_ray.optim import Training
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.symmetry import align
+from bend_ray.randomness import generator_for, seed_for
+
+FIRST_ORDINARY = 1000
+"""Number of the deep ensemble's first start; trunks have those from 0 on."""
+
+
+class Split:
+    """One split of a config's data, and everything made on it."""
+
+    def __init__(self, config: PipelineConfig, split: int) -> None:
+        self.config, self.split = config, split
+        self.data = config.dataset.model_copy(update={"split_seed": split}).load()
+        self.seconds: dict[str, float] = {}
+        module = self._build()
+        self.layout = ParameterLayout.of(module)
+        architecture = config.seeds.architecture
+        self.stack = Stack(module, self.layout, form_for(module, "cpu", architecture.stacks_on_cpu))
+        if self.stack.norms:
+            raise SystemExit("expected a network without BatchNorm")
+        with self._timed("population"):
+            self._train_population()
+
+    def _build(self) -> nn.Module:
+        architecture = self.config.seeds.architecture
+        return architecture.build(self.data.image_shape, len(self.data.class_names))
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.seconds[part] = time.process_time() - began
+
+    def _stream(self, *purpose: str | int) -> torch.Generator:
+        return generator_for(self.split, *purpose)
+
+    def _starts(self, first: int, count: int) -> Tensor:
+        seeds = [seed_for(self.split, "start", first + index) for index in range(count)]
+        return torch.stack(
+            [initial_parameters(self._build, self.layout.flatten, seed) for seed in seeds]
+        )
+
+    def _fit(self, start_KP: Tensor, stretch: Stretch, purpose: str) -> Tensor:
+        """Snapshots ``(K, S, P)``."""
+        streams = [self._stream(purpose, index) for index in range(len(start_KP))]
+        data, recipe = self.data, self.config.seeds.recipe
+        snapshots = fit(self.stack, start_KP, data.train, data.normalise, recipe, stretch, streams)
+        return snapshots.transpose(0, 1)
+
+    def _train_population(self) -> None:
+        section = self.config.seeds
+        protocol, recipe, runs = section.protocol, section.recipe, section.protocol.runs()
+        start = self._starts(0, protocol.num_trunks if protocol.branches else len(runs))
+        if protocol.branches:
+            trunks = self._fit(start, protocol.root_stretch(recipe), "root")[:, -1]
+            if protocol.align:
+                groups = section.architecture.permutation_groups()
+                trunks = align(trunks[0], trunks, self.layout, groups, self._stream("align"))
+            start = trunks[[run[0].trunk for run in runs]]
+        self.theta_KP = self._fit(start, protocol.run_stretch(recipe), "run").flatten(0, 1)
+        self.trunk_K = torch.tensor([member.trunk for run in runs for member in run])
+        held_out = held_out_ids(runs, section.held_out, self._stream("held out"))
+        ids = [member.model_id for run in runs for member in run]
+        self.train_K = torch.tensor([model not in held_out for model in ids])
+
+    def ordinary(self, count: int) -> Tensor:
+        """A deep ensemble."""
+        with self._timed("deep ensemble"):
+            whole = Stretch(0.0, float(self.config.seeds.recipe.epochs))
+            return self._fit(self._starts(FIRST_ORDINARY, count), whole, "ordinary")[:, -1]
+
+    def averages(self) -> Tensor:
+        """Each trunk's mean of its training members ``(T, P)``."""
+        members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
+        return torch.stack([members[trunks == t].mean(dim=0) for t in trunks.unique()])
+
+    def drawn(self) -> Tensor:
+        """What the generator draws ``(N, P)``, the trunks in turn."""
+        config = self.config
+        with self._timed("autoencoder"):
+            grams = GramSum(self.layout, self.train_K)
+            grams.extend(self.theta_KP)
+            basis, coefficients_KF = PrincipalBasis.fit(grams.total(), self.train_K)
+            features_KF = coefficients_KF[self.train_K].float()
+            model = config.autoencoder.model
+            coder = self._trained(
+                Reconstruction(
+                    model.build(features_KF.shape[1]),
+                    model.latent_size,
+                    model.input_noise,
+                    model.latent_noise,
+                ),
+                {"features": features_KF},
+                config.autoencoder.training,
+            )
+            with torch.no_grad():
+                latents_KZ = coder.encode(features_KF)
+        with self._timed("generator"):
+            section, trunks = config.generator, config.num_conditions
+            condition_K = self.trunk_K[self.train_K] * int(section.conditional)
+            scale = LatentScale.fit(latents_KZ, condition_K, trunks)
+            unit_KZ = scale.apply(latents_KZ, condition_K)
+            denoiser = self._trained(
+                Denoising(section.denoiser.build(model.latent_size, trunks), section.process),
+                {"features": unit_KZ, "condition": condition_K},
+                section.training,
+            )
+        with self._timed("samples"), torch.no_grad():
+            samples = config.samples
+            latents_NZ = sample_latents(
+                denoiser,
+                section.process,
+                samples.sampler,
+                scale,
+                torch.arange(samples.count) % trunks,
+                [self._stream("sample", index) for index in range(samples.count)],
+                samples.temperature,
+            )
+            return mix(basis.weights(coder.decode(latents_NZ)), self.theta_KP[self.train_K])
+
+    def _trained(self, objective: nn.Module, rows: dict[str, Tensor], how: Training) -> nn.Module:
+        """As ``stages.fit`` trains on one worker."""
+        torch.manual_seed(self.split)
+        parameters = [p for p in objective.parameters() if p.requires_grad]
+        average = [p.detach().clone() for p in parameters]
+        optimizer = how.optimizer.build(parameters)
+        for step in range(how.steps):
+            stream = self._stream("training", step)
+            chosen = torch.randperm(len(rows["features"]), generator=stream)[: how.batch_size]
+            batch = {name: column[chosen] for name, column in rows.items()}
+            objective(batch | objective.draw(batch["features"].shape, stream)).backward()
+            nn.utils.clip_grad_norm_(parameters, how.gradient_clip)
+            optimizer.step(how.schedule.factor(step / how.steps))
+            decay = min(how.ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
+        for parameter, mean in zip(parameters, average, strict=True):
+            parameter.data.copy_(mean)
+        return objective.kept.eval()
+
+    def told(self, theta_EP: Tensor, trunk_E: Tensor | None = None) -> dict[str, float]:
+        """Figures of a population; of one with trunks also how it stands to the members."""
+        labels_N = self.data.validation.labels_N
+        logits_ENC = self._logits(theta_EP)
+        predicted_EN = logits_ENC.argmax(dim=-1)
+        whole = score(logits_ENC.softmax(dim=-1).mean(dim=0), labels_N)
+        told = {
+            "accuracy": whole.accuracy,
+            "nll": whole.nll,
+            "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
+            "error_iou": error_iou(predicted_EN, labels_N),
+        }
+        if trunk_E is not None:
+            members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
+            seen = self._logits(members).argmax(dim=-1)
+            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, seen)
+            told |= {"spread": new.spread, "functional_distance": new.functional_distance}
+            told |= {"copies": new.copies}
+        return told
+
+    def _logits(self, theta_EP: Tensor) -> Tensor:
+        pixels = self.data.normalise(self.data.validation.pixels_NCHW)
+        return predict_logits(self.stack, theta_EP, pixels)
+
+
+def figures(
+    config: PipelineConfig, number: int, scales: list[float]
+) -> dict[str, dict[str, float]]:
+    """Of one split."""
+    split = Split(config, number)
+    drawn_NP, averages_TP = split.drawn(), split.averages()
+    trunk_N = torch.arange(len(drawn_NP)) % config.num_conditions
+    held_out_K = ~split.train_K
+    told = {
+        "deep ensemble": split.told(split.ordinary(config.samples.count)),
+        "originals": split.told(split.theta_KP[split.train_K]),
+        "held out": split.told(split.theta_KP[held_out_K], split.trunk_K[held_out_K]),
+        "trunk averages": split.told(averages_TP),
+    }
+    for scale in scales:
+        mean_NP = averages_TP[trunk_N] if config.generator.conditional else averages_TP.mean(dim=0)
+        scaled_NP = mean_NP + scale * (drawn_NP - mean_NP)
+        told[f"generated x {scale:g}"] = split.told(scaled_NP, trunk_N)
+    return told | {"cpu_seconds": split.seconds}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("file", nargs="?")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--splits", nargs=2, type=int, default=(100, 6), help="first, how many")
+    parser.add_argument("--scale", nargs="+", type=float, default=[1.0])
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    config = load_config(arguments.file, arguments.overrides)
+    first, count = arguments.splits
+    columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for number in range(first, first + count):
+        for name, told in figures(config, number, arguments.scale).items():
+            for figure, value in told.items():
+                columns[name][figure].append(value)
+    means = {
+        name: {figure: round(statistics.fmean(values), 4) for figure, values in told.items()}
+        for name, told in columns.items()
+    }
+    print(json.dumps({"case": "choices", "set": arguments.overrides, "splits": count} | means))
+
+
+if __name__ == "__main__":
+    main()
