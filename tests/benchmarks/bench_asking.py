@@ -2,15 +2,17 @@
 
     uv run --group bench python tests/benchmarks/bench_asking.py [--network mlp] [--members 10 50]
     uv run --group bench python tests/benchmarks/bench_asking.py --compiled    # seconds to compile
+    uv run --group bench python tests/benchmarks/bench_asking.py --shared   # members of one trunk
 
 Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at once
 (``classifiers.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
 ``onnx_unrolled``, one ONNX Runtime graph of all members and their ballots in its two forms;
 ``auto``, the bag as ``bend serve`` holds it: of the graphs the one that it measures to be faster,
-and the vote with its uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of
-the same modules. Raw uint8 pixels in, the mean of the members' softmaxes out, one thread. Bursts of
-20 ms of all systems are interleaved; medians of wall milliseconds a call. Random weights: what a
-bag answers does not change how long it takes.
+with the vote and its uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of
+the same modules. With ``--shared`` members are ResNet-18s that own the last two norms alone: whole
+networks one after another beside ``classifiers.stacking`` on a base. Raw uint8 pixels in, the mean
+of the members' softmaxes out, one thread. Bursts of 20 ms of all systems are interleaved; medians
+of wall milliseconds a call. Random weights: what a bag answers does not change how long it takes.
 
 A JSON line a cell.
 """
@@ -18,6 +20,7 @@ A JSON line a cell.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import statistics
 import time
@@ -30,7 +33,7 @@ import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
-from bend_ray.classifiers.architectures import Mlp
+from bend_ray.classifiers.architectures import Mlp, TorchvisionModel
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import answers_program, ballots_program, forms
@@ -39,6 +42,9 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.voting import Stop
+
+OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")
+"""What a member of ``--shared`` owns."""
 
 Ask = Callable[[np.ndarray], np.ndarray]
 """Pixels ``(B, C, H, W)`` uint8 to probabilities ``(B, classes)``."""
@@ -142,6 +148,44 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
     return systems, way.form
 
 
+def shared_systems(members: int) -> dict[str, Ask]:
+    """ResNet-18s of one trunk: as whole networks, and with the trunk's layers computed once."""
+    build = TorchvisionModel(name="resnet18", small_images=True).build
+    module = build((3, 32, 32), NUM_CLASSES).eval()
+    layout = ParameterLayout.of(module, OWN)
+    own = layout.flatten(module.state_dict())
+    theta_KP = own + 0.01 * own.abs() * torch.randn(members, layout.size)
+    modules = []
+    for theta_P in theta_KP:
+        modules.append(copy.deepcopy(module))
+        modules[-1].load_state_dict(layout.unflatten(theta_P), strict=False)
+    names = {entry.name for entry in layout.entries}
+    base = {name: tensor for name, tensor in module.state_dict().items() if name not in names}
+    form = form_for(module, "cpu", stacks_on_cpu=False)
+    stack = Stack(copy.deepcopy(module), layout, form, base)
+
+    def loop(pixels: np.ndarray) -> np.ndarray:
+        inputs = normalise(torch.from_numpy(pixels))
+        return mean_softmax(torch.stack([each(inputs) for each in modules]))
+
+    def auto(pixels: np.ndarray) -> np.ndarray:
+        return mean_softmax(predict_logits(stack, theta_KP, normalise(torch.from_numpy(pixels))))
+
+    return {"loop": loop, "auto": auto}
+
+
+def measure_shared(members: list[int], batches: list[int], seconds: float) -> None:
+    """Lines of ``--shared``."""
+    for count in members:
+        systems = shared_systems(count)
+        for batch in batches:
+            pixels = np.random.default_rng(0).integers(256, size=(batch, 3, 32, 32), dtype=np.uint8)
+            with torch.inference_mode():
+                took = race(systems, pixels, seconds)
+            case = {"case": "asking", "network": "resnet18, shared", "members": count}
+            print(line(case | {"batch": batch, "torch": torch.__version__}, took), flush=True)
+
+
 def burst(system: Ask, pixels: np.ndarray, seconds: float = 0.02) -> float:
     """Milliseconds a call: as many as fit, as a server under load makes them, at least one."""
     system(pixels)  # the caches are full of the system before
@@ -185,9 +229,13 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 32, 256])
     parser.add_argument("--seconds", type=float, default=4.0, help="a cell")
     parser.add_argument("--compiled", action="store_true", help="torch.compile as well")
+    parser.add_argument("--shared", action="store_true", help="members of one trunk, and no others")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    if arguments.shared:
+        measure_shared(arguments.members, arguments.batch, arguments.seconds)
+        return
     generator = np.random.default_rng(0)
     for network in arguments.network:
         build, (_, *shape), _ = NETWORKS[network]
