@@ -15,11 +15,9 @@ from bend_ray.config import (
     DeepEnsemble,
     EvaluationSection,
     PipelineConfig,
-    Resources,
     Rival,
     SamplesSection,
     SeedsSection,
-    TrainResources,
     identity,
 )
 from bend_ray.config_file import load_config
@@ -33,6 +31,7 @@ from bend_ray.generation.samplers import Euler, Sampler
 from bend_ray.knobs import Knob, knobs
 from bend_ray.optim import Optimizer, Schedule
 from bend_ray.randomness import generator_for
+from bend_ray.resources import Resources, TrainResources
 from bend_ray.spec import Spec, variants
 
 AXES = {

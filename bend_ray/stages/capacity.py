@@ -17,8 +17,8 @@ import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from bend_ray.config import Resources
 from bend_ray.log import duration
+from bend_ray.resources import Resources
 
 logger = logging.getLogger(__name__)
 

@@ -12,15 +12,10 @@ import ray
 import ray.data
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.config import (
-    ActorResources,
-    DeepEnsemble,
-    PipelineConfig,
-    Resources,
-    TrainResources,
-)
+from bend_ray.config import DeepEnsemble, PipelineConfig
 from bend_ray.errors import ClusterError
 from bend_ray.masking import masked
+from bend_ray.resources import ActorResources, Resources, TrainResources
 from bend_ray.stages import capacity
 from bend_ray.stages.capacity import Request
 

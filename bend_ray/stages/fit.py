@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
-from bend_ray.config import TrainResources
 from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
+from bend_ray.resources import TrainResources
 from bend_ray.stages import capacity, cluster
 from bend_ray.stages.pool import LOST
 

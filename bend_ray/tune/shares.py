@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bend_ray.config import ActorResources, PipelineConfig, Resources, TrainResources
+from bend_ray.config import PipelineConfig
 from bend_ray.plan import STAGES
+from bend_ray.resources import ActorResources, Resources, TrainResources
 from bend_ray.stages import capacity, cluster
 from bend_ray.stages.cluster import SPARE_CPUS
 

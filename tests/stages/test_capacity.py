@@ -2,7 +2,7 @@
 
 import pytest
 
-from bend_ray.config import Resources
+from bend_ray.resources import Resources
 from bend_ray.stages.capacity import Node, Request, counted
 
 SPOT = Node({"CPU": 8.0, "GPU": 1.0, "accelerator_type:A10G": 1.0}, {"market": "spot"})

@@ -14,10 +14,11 @@ from tiny import own_processes
 
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config import GeneratorSection, TrainResources
+from bend_ray.config import GeneratorSection
 from bend_ray.errors import TrainingError
 from bend_ray.generation.denoisers import MlpDenoiser
 from bend_ray.optim import AdamW, Constant, Training
+from bend_ray.resources import TrainResources
 from bend_ray.stages.generator import build_objective
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
