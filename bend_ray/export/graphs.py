@@ -93,7 +93,7 @@ def answers_program(
     """
     builder = _Builder(card, member, state_K, form)
     builder.ballots(weights_K)
-    builder.answers(sum(weights_K))
+    builder.answers(weights_K)
     members, classes = len(builder), len(card.class_names)
     return builder.model(
         [
@@ -215,16 +215,17 @@ class _Builder:
         negative_B = self.node("MatMul", [weights, negative_KB], "negative_entropy")
         self.node("Neg", [negative_B], MEMBER_ENTROPY)
 
-    def answers(self, total: float) -> None:
+    def answers(self, weights_K: Sequence[float]) -> None:
         """From the ballots to the answer of the bag and what is known about it."""
-        whole = self.tensor("total", total, np.float64)
+        whole = self.tensor("total", sum(weights_K), np.float64)
         one_hot_KBC = self._one_hot(CHOICES)
         first, last = self.tensor("members", [0], np.int64), self.tensor("classes", [-1], np.int64)
         self.node("ReduceSum", [one_hot_KBC, first], VOTES, keepdims=0)
         mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
         shares_BC = mean_BC
         if self.card.counts_votes:
-            counted = self._summed(self._double("weights"), self._double(one_hot_KBC))
+            exact = self.tensor("exact_weights", weights_K, np.float64)
+            counted = self._summed(exact, self._double(one_hot_KBC))
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
         self._tempered(shares_BC, np.float64)
