@@ -82,7 +82,7 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         ends = task.forks if forks > 1 else task.ends
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
-    theta_TMP = _kept(task, method, plan, used)
+    theta_TMP, early_TMP = _parted(task, method, plan, used)
     began = time.process_time()
     parts: list[Tensor] = []
     if isinstance(readout, Averages) or readout.with_averages:
@@ -92,7 +92,7 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
     seconds = time.process_time() - began
     if isinstance(readout, Drawn):
         name = (plan.count, plan.epochs, readout.law)
-        drawn_EP, drawing_seconds = _drawn(task, readout, theta_TMP, name)
+        drawn_EP, drawing_seconds = _drawn(task, readout, theta_TMP, early_TMP, name)
         parts.append(drawn_EP)
         steps += len(drawn_EP) * readout.repair_steps
         seconds += drawing_seconds
@@ -102,11 +102,11 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
 
 
 def _drawn(
-    task: Task, readout: Drawn, theta_TMP: Tensor, name: Sequence[object]
+    task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor, name: Sequence[object]
 ) -> tuple[Tensor, float]:
     """Drawn models that can vote, and the seconds that it took beside the steps of a repair."""
     began = time.process_time()
-    theta_EP = draw(task, readout, theta_TMP)
+    theta_EP = draw(task, readout, theta_TMP, early_TMP)
     if not readout.repair_steps:
         theta_EP = task.recalibrated(theta_EP)
     seconds = time.process_time() - began
@@ -115,10 +115,11 @@ def _drawn(
     return theta_EP, seconds
 
 
-def _kept(task: Task, method: Method, plan: Plan, used: int) -> Tensor:
-    """The latest of the tails that could be paid ``(T, M, P)``."""
+def _parted(task: Task, method: Method, plan: Plan, used: int) -> tuple[Tensor, Tensor]:
+    """The tails that could be paid: the latest, which are kept ``(T, M, P)``; those before them."""
     theta_TMP = task.tails(method.chains, plan)[:used]
-    return theta_TMP[-max(2, round(method.chains.kept * used)) :]
+    early = used - max(2, round(method.chains.kept * used))
+    return theta_TMP[early:], theta_TMP[:early]
 
 
 def _paid(task: Task, made: Made) -> Made:
@@ -128,8 +129,8 @@ def _paid(task: Task, made: Made) -> Made:
     return replace(made, seconds=made.seconds + time.process_time() - began)
 
 
-def draw(task: Task, readout: Drawn, theta_TMP: Tensor) -> Tensor:
-    """Models ``(E, P)``, the chains in turn."""
+def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Tensor:
+    """Models ``(E, P)``, the chains in turn; ``early_TMP``, the tails not kept, is for guidance."""
     tails, chains = theta_TMP.shape[:2]
     count = readout.per_chain * chains
     generator = task.generator("draw", readout.law, chains, tails)
@@ -151,6 +152,8 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor) -> Tensor:
         picked_EMP = residual_TMP[picked_EM, torch.arange(chains)]
         share = readout.bandwidth
         drawn_EMP = (1 - share**2) ** 0.5 * picked_EMP + share * drawn_EMP
+    if readout.guidance:
+        average_MP = average_MP + readout.guidance * (average_MP - early_TMP.mean(dim=0))
     return (average_MP + readout.scale * drawn_EMP).flatten(0, 1)
 
 
@@ -290,7 +293,7 @@ def drawn_quality(
     For the comparison alone: what it takes is not charged, and it looks at validation images.
     """
     plan = task.plan(method.chains, budget)
-    theta_TMP = _kept(task, method, plan, made.tails_used)
+    theta_TMP, early_TMP = _parted(task, method, plan, made.tails_used)
     train, held = theta_TMP[::2], theta_TMP[1::2]
     chains_M = torch.arange(plan.count)
 
@@ -304,7 +307,7 @@ def drawn_quality(
     readout = method.readout
     assert isinstance(readout, Drawn)
     name = (plan.count, plan.epochs, readout.law, "quality")
-    fresh_EP, _ = _drawn(task, readout, train, name)
+    fresh_EP, _ = _drawn(task, readout, train, early_TMP, name)
     fresh_E = chains_M.repeat(readout.per_chain)
     seen = predictions(train_KP)
     told: dict[str, float] = {}
