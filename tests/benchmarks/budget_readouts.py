@@ -154,7 +154,7 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
         drawn_EMP = (1 - share**2) ** 0.5 * picked_EMP + share * drawn_EMP
     if readout.guidance:
         if not len(early_TMP):
-            raise ValueError("expected kept below 1 for guidance, which compares with earlier tails")
+            raise ValueError("expected kept below 1: guidance compares with the tails before")
         average_MP = average_MP + readout.guidance * (average_MP - early_TMP.mean(dim=0))
     return (average_MP + readout.scale * drawn_EMP).flatten(0, 1)
 

@@ -89,8 +89,8 @@ class Drawn(_Chosen):
     bandwidth: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
     """Of ``kernel``: 0 copies tails, 1 is ``low_rank``."""
     guidance: NonNegativeFloat = 0.0
-    """Of ``kernel`` and ``low_rank``: the average of the kept tails is moved on first, by so much of
-    its way from the average of the tails before them."""
+    """Of ``kernel`` and ``low_rank``: the average of the kept tails is moved on first, by so much
+    of its way from the average of the tails before them."""
     repair_steps: NonNegativeInt = 0
     """Steps of training of each drawn model, along a half cosine to zero."""
     repair_rate: PositiveFloat = 3e-3
