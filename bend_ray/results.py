@@ -10,6 +10,9 @@ from bend_ray.log import duration
 from bend_ray.masking import masked
 from bend_ray.plan import Plan
 
+POPULATIONS = ("seeds", "samples")
+"""Stages that make models, of which some may diverge."""
+
 
 def result(plan: Plan) -> dict[str, Any]:
     """Everything a committed evaluation says; accuracies are fractions of 1."""
@@ -17,6 +20,7 @@ def result(plan: Plan) -> dict[str, Any]:
         plan.evaluation.manifest().metrics,
         {artifact.stage: artifact.manifest().cost.model_dump() for artifact in plan},
         {artifact.stage: artifact.fingerprint for artifact in plan},
+        {stage: plan[stage].manifest().metrics.get("diverged", []) for stage in POPULATIONS},
         plan.evaluation.store.uri,
     )
 
@@ -25,6 +29,7 @@ def compose(
     metrics: dict[str, Any],
     costs: dict[str, dict[str, float]],
     fingerprints: dict[str, str],
+    diverged: dict[str, list[dict[str, Any]]],
     store_uri: str,
 ) -> dict[str, Any]:
     """A result of its parts.
@@ -33,22 +38,44 @@ def compose(
         metrics: of the evaluation.
         costs: of every stage.
         fingerprints: of every stage's artifact.
+        diverged: of each of ``POPULATIONS``, what its manifest says of models that diverged.
         store_uri: where they are.
     """
     metrics = dict(metrics)
     prices = metrics.pop("prices")
     return {
         **metrics,
+        "diverged": {stage: _counted(told) for stage, told in diverged.items()},
         "cost": {**costs, **prices},
         "store": masked(store_uri),
         "fingerprints": fingerprints,
     }
 
 
+def _counted(diverged: list[dict[str, Any]]) -> dict[str, int]:
+    """Models that are left out, and trainings that did well with another seed."""
+    return {
+        "dropped": sum(len(each["models"]) for each in diverged),
+        "retrained": sum(each["outcome"] == "retrained" for each in diverged),
+    }
+
+
+def divergences(result: dict[str, Any]) -> list[str]:
+    """What became of models that diverged, a line each; none where none did."""
+    said = []
+    for stage, counts in result["diverged"].items():
+        if dropped := counts["dropped"]:
+            said.append(f"{stage}: {dropped} diverged and left out")
+        if retrained := counts["retrained"]:
+            said.append(f"{stage}: {retrained} diverged and trained again with another seed")
+    return said
+
+
 def table(result: dict[str, Any]) -> str:
-    """The result as aligned text: the bag and its rivals, members, novelty and cost."""
+    """The result as aligned text: the bag and its rivals, members, novelty, cost, divergence."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
-    return "\n\n".join("\n".join(aligned(rows)) for rows in sections)
+    told = [aligned(rows) for rows in sections] + [divergences(result)]
+    return "\n\n".join("\n".join(lines) for lines in told if lines)
 
 
 def repeats_table(aggregate: dict[str, Any]) -> str:

@@ -14,6 +14,7 @@ from bend_ray.config import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.plan import STAGES, Plan, plan
 from bend_ray.results import result, table
+from bend_ray.stages.divergence import Divergence
 
 SCORES = {"accuracy": 0.9512, "nll": 0.16543, "brier": 0.0721, "ece": 0.0134, "size": 48}
 SPREAD = {"mean": 0.91, "median": 0.92, "min": 0.85, "max": 0.94, "std": 0.01}
@@ -62,6 +63,7 @@ def whole_result() -> dict[str, Any]:
     spent = {"cpu_seconds": 1.25, "gpu_seconds": 0.0, "wall_seconds": 75.0}
     return {
         **said,
+        "diverged": {key: {"dropped": 0, "retrained": 0} for key in ("seeds", "samples")},
         "cost": {**dict.fromkeys(STAGES, spent), **prices},
         "store": "/store",
         "fingerprints": dict.fromkeys(STAGES, "0123456789ab"),
@@ -160,6 +162,26 @@ def test_costs_are_shown_stage_by_stage() -> None:
     assert [cells(line)[0] for line in lines[1:7]] == list(STAGES)
     assert cells(lines[1]) == ["seeds", "1.2", "0.0", "1m15s"]
     assert cells(lines[7]) == ["one more generated model", "0.0123"]
+
+
+def test_what_diverged_is_counted_and_told_at_the_end(tmp_path: Path) -> None:
+    made = plan(PipelineConfig(), Store(str(tmp_path)))
+    diverged = [
+        Divergence(kind="run", trunk=0, fork=1, seed=7, outcome="dropped", models=(3, 4)),
+        Divergence(kind="root", trunk=1, seed=9, outcome="retrained"),
+    ]
+    for artifact in made:
+        said = metrics() if artifact.stage == "evaluation" else {}
+        if artifact.stage == "seeds":
+            said["diverged"] = [each.model_dump(mode="json") for each in diverged]
+        artifact.commit(files=[], metrics=said, cost=Cost())
+    told = result(made)
+    assert told["diverged"]["seeds"] == {"dropped": 2, "retrained": 1}
+    assert told["diverged"]["samples"] == {"dropped": 0, "retrained": 0}
+    assert sections(table(told))[-1] == [
+        "seeds: 2 diverged and left out",
+        "seeds: 1 diverged and trained again with another seed",
+    ]
 
 
 @pytest.fixture(name="committed")

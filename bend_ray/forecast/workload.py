@@ -83,7 +83,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
         Work("latents", (), FLOAT_BYTES * problem.members * config.autoencoder.model.latent_size),
         Work(
             "generator",
-            (Phase("training", 1, config.generator.training.steps * rates.denoiser_step),),
+            tuple(_generator(config, problem, rates)),
             FLOAT_BYTES * problem.denoiser_parameters,
         ),
         Work(
@@ -145,15 +145,26 @@ def _autoencoder(config: PipelineConfig, problem: Problem, rates: Rates) -> Iter
     yield Phase("training", 1, config.autoencoder.training.steps * rates.coder_step)
 
 
+def _generator(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
+    yield Phase("training", 1, config.generator.training.steps * rates.denoiser_step)
+    if probes := config.generator.probes.count:
+        yield Phase("probes", 1, _drawing(probes, problem, rates))
+
+
 def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
     section = config.samples
     fitting = max(1, DRAWN_BYTES // (FLOAT_BYTES * problem.parameters))
     together = min(section.count, section.shard_size, fitting)
-    seconds = problem.training * problem.parameters * FLOAT_BYTES / rates.read_bytes
-    seconds += rates.draw(together) + together * problem.parameters * rates.mixed
-    seconds += together * problem.validation_images * rates.answer
+    seconds = _drawing(together, problem, rates)
     seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
     yield Phase("shards", -(-section.count // together), seconds, rates.piece)
+
+
+def _drawing(models: int, problem: Problem, rates: Rates) -> float:
+    """Seconds of a process that draws models and asks them about the validation images."""
+    read = problem.training * problem.parameters * FLOAT_BYTES / rates.read_bytes
+    mixed = models * problem.parameters * rates.mixed
+    return read + rates.draw(models) + mixed + models * problem.validation_images * rates.answer
 
 
 def _ordinary(config: PipelineConfig) -> int:

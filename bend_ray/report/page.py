@@ -21,6 +21,7 @@ from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.panels import Chapter, chapters
 from bend_ray.report.runs import Run, seeds_of
 from bend_ray.report.verdicts import Card, Row
+from bend_ray.results import divergences
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,14 @@ def _rivals(runs: Sequence[Run]) -> Table:
             "bag minus it: NLL",
         ],
         rows=[_line(row) for row in verdicts.rows(runs)],
-        note=_note(len(runs)),
+        note=_note(len(runs)) + _diverged(runs),
+    )
+
+
+def _diverged(runs: Sequence[Run]) -> str:
+    """A sentence on what diverged, of each run in which something did."""
+    return "".join(
+        f" Seed {run.config['seed']}, {line}." for run in runs for line in divergences(run.result)
     )
 
 

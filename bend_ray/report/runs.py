@@ -10,7 +10,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
 from bend_ray.masking import masked
 from bend_ray.plan import EVIDENCE, STAGE_VERSIONS
-from bend_ray.results import compose
+from bend_ray.results import POPULATIONS, compose
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ def read_run(store: Store, fingerprint: str) -> Run:
         manifest.metrics,
         costs | {"evaluation": manifest.cost.model_dump()},
         fingerprints | {"evaluation": fingerprint},
+        {stage: stages[stage].get("diverged", []) for stage in POPULATIONS},
         store.uri,
     )
     return Run(result, config, evidence, manifest.versions, manifest.created)

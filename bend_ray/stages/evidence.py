@@ -31,7 +31,7 @@ _SCALED_DRAWS = 5
 
 
 def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
-    """The config, and the stages before the evaluation: their names and what they cost."""
+    """The config, and the stages before the evaluation: name, cost, and what diverged in them."""
     made = {stage: plan[stage] for stage in STAGES if stage != "evaluation"}
     return {
         "config": masked_json(config.model_dump(mode="json")),
@@ -39,6 +39,7 @@ def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
             stage: {
                 "fingerprint": artifact.fingerprint,
                 "cost": artifact.manifest().cost.model_dump(),
+                "diverged": artifact.manifest().metrics.get("diverged", []),
             }
             for stage, artifact in made.items()
         },

@@ -56,6 +56,7 @@ def tune(
     if artifact.exists():
         LOGGER.info("tune         %s  is made", artifact.fingerprint)
         return read_study(config, section, artifact)
+    refuse_strangers(artifact)
     store.ensure_writable()
     _prepare_tune()
     pipeline.connect(address, config, STAGES[:-1])
@@ -165,6 +166,7 @@ def _tuner(
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), nothing)
     where = artifact.child(RAY)
     if any(entry.name.startswith(f"{RAY}/experiment_state") for entry in artifact.list_files(RAY)):
+        # Again: it may have been written while this run waited for its turn.
         refuse_strangers(artifact)
         LOGGER.info("tune         goes on where it was cut off")
         return ray_tune.Tuner.restore(

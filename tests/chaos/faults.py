@@ -105,7 +105,8 @@ class RemoveNode(Fault):
         if not found:
             return ""
         try:
-            hit = laboratory.nodes("plain").remove_node_of(found[0].pid)
+            raylet = scene.nursery.raylet_of(found[0].pid)
+            hit = laboratory.nodes("plain").remove_node_of(found[0].pid, raylet)
         except (psutil.Error, LookupError):
             return ""
         laboratory.nodes("plain").add()

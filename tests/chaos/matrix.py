@@ -21,6 +21,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -35,8 +36,10 @@ import psutil
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
+import start_worker
 from faults import FAULTS, NOT_APPLICABLE, OWN_CLUSTER, Clock, Fault
 from nodes import ENVIRONMENT, MIB, Nodes
+from nursery import Nursery
 from object_store import BUCKET, ObjectStore, create_bucket, environment_of
 from scenes import EVERY_STAGE, Attempt, Reference, Scene, titled
 
@@ -89,8 +92,17 @@ class Laboratory:
         self.hog: subprocess.Popen[str] | None = None
         self._stack = ExitStack()
         self._nodes: dict[str, Nodes] = {}
+        self._nurseries: dict[str, Nursery] = {}
 
     def __enter__(self) -> Laboratory:
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _open(self) -> None:
         self.work.mkdir(parents=True, exist_ok=True)
         os.environ.update(ENVIRONMENT)
         # Else the oldest of them are found only by whoever started them.
@@ -102,8 +114,7 @@ class Laboratory:
         self._clock = Clock(self.work / "clock")
         if _is_apart():
             self._stand_in_for_cgroup()
-        self.reference.make()
-        return self
+        self.reference.make(self.nursery("plain"))
 
     def __exit__(
         self,
@@ -132,14 +143,28 @@ class Laboratory:
             made = Nodes(
                 count=1 if small else 2,
                 store_bytes=(80 if small else 150) * MIB,
-                environment=self.clock_environment() if kind == "clock" else {},
+                environment=self._environment(kind)
+                | {start_worker.SOCKET: str(self.nursery(kind).socket)},
+                setup_worker=Path(start_worker.__file__),
             )
             self._nodes[kind] = made.__enter__()
             os.environ["PYTHONPATH"] = self._python_path
         return self._nodes[kind]
 
-    def clock_environment(self) -> dict[str, str]:
-        """Variables of processes whose clock can be set."""
+    def nursery(self, kind: str) -> Nursery:
+        """What forks the processes of a kind of cluster; one for those whose clock can be set."""
+        kind = kind if kind == "clock" else "plain"
+        if kind not in self._nurseries:
+            # Not in the working folder: the path of a socket may have 107 characters.
+            folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="bn")))
+            made = Nursery(folder, os.environ | self._environment(kind))
+            self._nurseries[kind] = self._stack.enter_context(made)
+        return self._nurseries[kind]
+
+    def _environment(self, kind: str) -> dict[str, str]:
+        """Variables of processes whose clock can be set; of others, none."""
+        if kind != "clock":
+            return {}
         paths = [str(HERE / "clock"), *filter(None, [self._python_path])]
         return {"PYTHONPATH": os.pathsep.join(paths), "CHAOS_CLOCK": str(self._clock.path)}
 
@@ -188,14 +213,16 @@ class Laboratory:
         address = None
         if (stage, fault.name) not in OWN_CLUSTER:
             address = self.nodes(fault.cluster).address
-        if fault.cluster == "clock":
-            os.environ.update(self.clock_environment())
+        os.environ.update(self._environment(fault.cluster))
         uri = f"s3://{BUCKET}/{name}-{time.time_ns()}" if fault.store == "s3" else None
         without = set()
         if stage == "tune" and fault.name == "sigkill-controller":
             without = {"generator"}
         logs = self.work / "logs" / name
-        scene = Scene(stage, folder, self.reference, address, uri, frozenset(without), logs)
+        nursery = self.nursery(fault.cluster)
+        scene = Scene(
+            stage, folder, self.reference, nursery, address, uri, frozenset(without), logs
+        )
         if stage == "evaluation" and fault.name == "sigkill-actor":
             _forget_deep_ensemble(scene, self.reference)
         return scene

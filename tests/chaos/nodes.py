@@ -44,6 +44,7 @@ class Nodes:
         cpus: logical ones of each of them.
         store_bytes: of each node's object store.
         environment: variables of all processes, beside this one's.
+        setup_worker: a script that starts workers in the place of Ray's.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Nodes:
         cpus: int = 4,
         store_bytes: int = 150 * MIB,
         environment: Mapping[str, str] | None = None,
+        setup_worker: Path | None = None,
     ) -> None:
         # Short: the paths of Ray's sockets below it may have 107 characters.
         self.folder = Path(tempfile.mkdtemp(prefix="bc"))
@@ -60,16 +62,18 @@ class Nodes:
         # Ray notes there which cluster is the newest.
         (self.temporary / "ray").mkdir(parents=True)
         self.environment = ENVIRONMENT | {"TMPDIR": str(self.temporary)} | dict(environment or {})
-        self._said = {"num_cpus": cpus, "object_store_memory": store_bytes}
+        self._every: dict[str, Any] = {"object_store_memory": store_bytes}
+        if setup_worker is not None:
+            self._every["setup_worker_path"] = str(setup_worker)
+        self._cpus = cpus
         self._count = count
-        self._store_bytes = store_bytes
         self._cluster: Any = None
 
     def __enter__(self) -> Nodes:
         os.environ.update(self.environment)
         head = {
+            **self._every,
             "num_cpus": 0,
-            "object_store_memory": self._store_bytes,
             "temp_dir": str(self.folder / "ray"),
             "include_dashboard": True,
             "dashboard_port": 0,
@@ -108,11 +112,16 @@ class Nodes:
 
     def add(self) -> None:
         """One more node beside the head."""
-        self._cluster.add_node(**self._said)
+        self._cluster.add_node(num_cpus=self._cpus, **self._every)
 
-    def remove_node_of(self, pid: int) -> str:
-        """End the node that a process runs on, as a spot market does that gives no notice."""
-        raylets = {each.pid for each in psutil.Process(pid).parents()}
+    def remove_node_of(self, pid: int, raylet: int | None = None) -> str:
+        """End the node that a process runs on, as a spot market does that gives no notice.
+
+        Args:
+            pid: of the process.
+            raylet: that it serves; None: one that it descends from.
+        """
+        raylets = {raylet} if raylet else {each.pid for each in psutil.Process(pid).parents()}
         for node in list(self._cluster.worker_nodes):
             if raylets & {process.pid for process in _raylets(node)}:
                 gone = [p for r in _raylets(node) for p in r.children(recursive=True)]

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,6 +24,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
+from nursery import Nursery
 
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config_file import load_config
@@ -124,19 +123,14 @@ class Attempt:
         folder: that it works in.
         log: of these files, without their ending; on another disk, where that of ``folder`` fills.
         arguments: of the command.
+        nursery: that forks it.
     """
 
-    def __init__(self, folder: Path, log: Path, arguments: Sequence[str]) -> None:
+    def __init__(self, folder: Path, log: Path, arguments: Sequence[str], nursery: Nursery) -> None:
         log.parent.mkdir(parents=True, exist_ok=True)
         self._out, self._err = log.with_suffix(".out"), log.with_suffix(".err")
         with self._out.open("w") as out, self._err.open("w") as err:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "bend_ray", *arguments],
-                stdout=out,
-                stderr=err,
-                cwd=folder,
-                env=dict(os.environ),
-            )
+            self.process = nursery.bend(arguments, folder, out, err)
 
     @property
     def said(self) -> str:
@@ -158,6 +152,8 @@ class Attempt:
 
     def kill(self) -> None:
         """With all that it has started."""
+        if self.process.poll() is not None:
+            return
         family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
         for process in family:
             try:
@@ -186,6 +182,7 @@ class Scene:
         stage: of ``EVERY_STAGE``.
         folder: empty, for this scene alone.
         reference: an undisturbed run's folder, see ``Reference``.
+        nursery: that ``bend`` comes from.
         address: the cluster to join; None for one that ``bend`` starts itself.
         store_uri: of the scene's store; None: a folder in ``folder``.
         without: stages before that are to be made by this one.
@@ -195,6 +192,7 @@ class Scene:
     stage: str
     folder: Path
     reference: Reference
+    nursery: Nursery
     address: str | None = None
     store_uri: str | None = None
     without: frozenset[str] = frozenset()
@@ -233,7 +231,7 @@ class Scene:
             arguments += ["--port", str(self.port)]
         elif self.address is not None:
             arguments += ["--address", self.address]
-        return Attempt(self.folder, (self.logs or self.folder) / name, arguments)
+        return Attempt(self.folder, (self.logs or self.folder) / name, arguments, self.nursery)
 
     def wait_for(self, condition: Callable[[], Any], attempt: Attempt) -> Any:
         """What a condition says as soon as it is true; None where the attempt ends before."""
@@ -335,7 +333,7 @@ class Reference:
                                    for r in range(8)] for i in range(6)]  # fmt: skip
         self.contents: dict[str, Any] = {}
 
-    def make(self) -> None:
+    def make(self, nursery: Nursery) -> None:
         """Run what is missing of it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         said = self.folder / "contents.json"
@@ -346,10 +344,10 @@ class Reference:
         for name in ("run", "tune", "serve"):
             if name == "run":
                 arguments = ["run", "config.yaml", "--store", self.store.path]
-                attempt = Attempt(self.folder, self.folder / name, arguments)
+                attempt = Attempt(self.folder, self.folder / name, arguments, nursery)
                 assert attempt.ended(900) == 0, attempt.said
                 continue
-            scene = Scene(name, self.folder / name, self)
+            scene = Scene(name, self.folder / name, self, nursery)
             self.contents[name] = undisturbed(scene)
         for artifact in self._plan():
             self.contents[artifact.stage] = json.loads(json.dumps(content(artifact)))

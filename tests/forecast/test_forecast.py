@@ -69,7 +69,10 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     gram, directions, training = works["autoencoder"].phases
     assert gram.work == pytest.approx(3466 * 0.5)
     assert (directions.work, training.work) == (3.0, 1000 * 0.01)
-    assert works["generator"].seconds == 750 * 0.02
+    learning, probes = works["generator"].phases
+    assert learning.work == 750 * 0.02
+    # Eight models are drawn half-way, and asked about 300 images.
+    assert probes.work == pytest.approx(8 * 300 * RATES.answer + 4 * PROBLEM.training * 3466 / 1e12)
     assert works["generator"].stored_bytes == 4 * 2000
     assert works["autoencoder"].stored_bytes == 111 * (8 * 112 + 4 * 128) + 4 * 1000
     assert works["samples"].stored_bytes == 4 * 3466 * 48
@@ -133,6 +136,6 @@ def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> 
     told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])
     as_data = json.loads(told.stdout)
     assert list(as_data["nodes"]) == ["8"]
-    assert as_data["stages"]["generator"]["seconds"] == 15.0
+    assert as_data["stages"]["generator"]["phases"]["training"]["seconds"] == 15.0
     wrong = CliRunner().invoke(cli, ["plan", "--nodes", "1,x"])
     assert "--nodes 1,x: expected numbers above 0" in str(wrong.exception)

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,14 @@ def test_a_single_run_says_that_it_has_no_spread(repeats: list[Run]) -> None:
     assert "One run has no spread" in table.note
     ours = next(row for row in table.rows if row.ours)
     assert "±" not in ours.cells[2].text
+
+
+def test_models_that_diverged_are_told_below_the_table(repeats: list[Run]) -> None:
+    run = repeats[1]
+    counts = {"seeds": {"dropped": 2, "retrained": 0}, "samples": {"dropped": 0, "retrained": 0}}
+    lost = replace(run, result=run.result | {"diverged": counts})
+    (table,) = report([repeats[0], lost]).tables
+    assert table.note.endswith(" Seed 1, seeds: 2 diverged and left out.")
 
 
 def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:

@@ -175,14 +175,15 @@ def test_fresh_splits_are_told_either_way() -> None:
     assert any("nats: tie" in line for line in said(same))
 
 
-def test_a_state_that_somebody_else_pickled_is_not_read(
+def test_a_state_that_somebody_else_pickled_is_refused_before_ray_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bend_ray.tune.search import refuse_strangers
+    from bend_ray.tune import search
 
-    artifact = Store(str(tmp_path)).artifact("tune", 1, {})
+    monkeypatch.setattr(search.pipeline, "connect", lambda *_: pytest.fail("Ray was started"))
+    artifact = study_artifact(PipelineConfig(), SECTION, Store(str(tmp_path)))
     artifact.write_json("ray/experiment_state.json", {})
-    refuse_strangers(artifact)
+    search.refuse_strangers(artifact)
     monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
     with pytest.raises(StoreError, match=r"written by user .*experiment_state\.json.*pickled"):
-        refuse_strangers(artifact)
+        search.tune(PipelineConfig(), SECTION, str(tmp_path))
