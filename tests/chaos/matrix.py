@@ -397,31 +397,31 @@ def recorded(path: Path) -> list[Found]:
 
 
 def table(found: Sequence[Found]) -> str:
-    """The matrix: what each cell came to, and the sums."""
+    """The matrix as Markdown: how often each cell survived, or what else it came to; the sums."""
     cells: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for each in found:
         if each.outcome in OUTCOMES:
             cells[each.stage, each.fault][each.outcome] += 1
-    lines = [f"{'':<20}" + "".join(f"{stage:>13}" for stage in EVERY_STAGE)]
-    for fault in FAULTS:
-        row = f"{fault:<20}"
-        for stage in EVERY_STAGE:
-            counts = cells[stage, fault]
-            told = " ".join(f"{counts[o]} {o[:4]}" for o in OUTCOMES if counts[o])
-            if (stage, fault) in NOT_APPLICABLE:
-                told = "-"
-            row += f"{told or '.':>13}"
-        lines.append(row)
+    rows = [["", *EVERY_STAGE], ["---"] * (1 + len(EVERY_STAGE))]
+    rows += [[fault, *(_told(cells, stage, fault) for stage in EVERY_STAGE)] for fault in FAULTS]
     sums = sum(cells.values(), Counter())
     told = ", ".join(f"{outcome} {sums[outcome]}" for outcome in OUTCOMES)
     tried = sum(bool(counts) for counts in cells.values())
     applicable = len(EVERY_STAGE) * len(FAULTS) - len(NOT_APPLICABLE)
-    lines.append(f"{tried} of {applicable} cells tried, {sums.total()} times: {told}")
-    reasons = dict.fromkeys(NOT_APPLICABLE.values())
-    for why in reasons:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", f"{tried} of {applicable} cells tried, {sums.total()} times: {told}", ""]
+    for why in dict.fromkeys(NOT_APPLICABLE.values()):
         where = [f"{s} x {f}" for (s, f), each in NOT_APPLICABLE.items() if each == why]
-        lines.append(f"-  {', '.join(where)}: {why}")
+        lines.append(f"- no {', '.join(where)}: {why}")
     return "\n".join(lines)
+
+
+def _told(cells: dict[tuple[str, str], Counter[str]], stage: str, fault: str) -> str:
+    if (stage, fault) in NOT_APPLICABLE:
+        return "-"
+    counts = cells[stage, fault]
+    survived = [str(counts["survived"])] if counts["survived"] else []
+    return ", ".join([*survived, *(f"{counts[o]} {o}" for o in OUTCOMES[1:] if counts[o])])
 
 
 def wanted(stages: Sequence[str], faults: Sequence[str]) -> list[tuple[str, Fault]]:

@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from nursery import Nursery
 
+import bend_ray
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config_file import load_config
 from bend_ray.plan import STAGES, plan
@@ -55,6 +57,7 @@ searcher: {kind: grid}
 scheduler: {kind: none}
 """
 EVERY_STAGE = (*STAGES, "tune", "serve")
+PACKAGE = Path(bend_ray.__file__).parent
 
 ATTEMPT_SECONDS = 600.0
 """After which an attempt counts as hung; Ray Train takes minutes on a share of a core."""
@@ -152,9 +155,9 @@ class Attempt:
 
     def kill(self) -> None:
         """With all that it has started."""
-        if self.process.poll() is not None:
-            return
-        family = [self.process, *psutil.Process(self.process.pid).children(recursive=True)]
+        family: list[Any] = [self.process]
+        with suppress(psutil.NoSuchProcess):
+            family += psutil.Process(self.process.pid).children(recursive=True)
         for process in family:
             try:
                 process.kill()
@@ -326,7 +329,9 @@ class Reference:
     """
 
     def __init__(self, folder: Path) -> None:
-        digest = hashlib.sha256((CONFIG + SPACE).encode()).hexdigest()[:8]
+        # What an earlier bend-ray left is no reference for this one.
+        code = "".join(path.read_text() for path in sorted(PACKAGE.rglob("*.py")))
+        digest = hashlib.sha256((CONFIG + SPACE + code).encode()).hexdigest()[:8]
         self.folder = folder / f"reference-{digest}"
         self.store = Store(str(self.folder / "store"))
         self.images: list[Any] = [[[float((i * 7 + r * 3 + c) % 17) for c in range(8)]
