@@ -170,11 +170,11 @@ class StoreAway(Fault):
 
 
 class StoreSlow(Fault):
-    """Every answer of the object store is late by half a second."""
+    """Every answer of the object store is late by a quarter of a second."""
 
     def strike(self, scene: Scene, attempt: Attempt, laboratory: Laboratory) -> str:
-        laboratory.server.delay = 0.5
-        return "0.5 s a request"
+        laboratory.server.delay = 0.25
+        return "0.25 s a request"
 
     def mend(self, laboratory: Laboratory) -> None:
         laboratory.server.delay = 0.0

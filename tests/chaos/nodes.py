@@ -29,6 +29,8 @@ ENVIRONMENT = {
     "RAY_DATA_USE_DATASOURCE_V2": "0",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "OMP_NUM_THREADS": "1",
+    # Ray's own 15 leaves workers next to nothing beside others on a busy machine.
+    "RAY_worker_niceness": "0",
     # A node that is gone is known to be in seconds; one that is busy may take its time.
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "20000",

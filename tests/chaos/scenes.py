@@ -40,10 +40,10 @@ seeds:
   resources: {workers: 2}
 autoencoder:
   model: {latent_size: 8, hidden: 16}
-  training: {steps: 1200, batch_size: 8, checkpoint_every: 100}
+  training: {steps: 600, batch_size: 8, checkpoint_every: 60}
 generator:
   denoiser: {hidden: 16, blocks: 1}
-  training: {steps: 1200, batch_size: 8, checkpoint_every: 100}
+  training: {steps: 600, batch_size: 8, checkpoint_every: 60}
 samples: {count: 12, shard_size: 2, resources: {workers: 2}}
 evaluation:
   rivals: [{kind: originals_bag}, {kind: deep_ensemble, size: 4}, {kind: gaussian}]
