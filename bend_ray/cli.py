@@ -209,7 +209,9 @@ def main() -> NoReturn:
     try:
         with persistent_interrupts():
             cli.main(standalone_mode=False)
-    except (click.exceptions.Abort, KeyboardInterrupt):
+    except (click.exceptions.Abort, KeyboardInterrupt) as error:
+        if isinstance(error.__cause__, EOFError):  # click takes every one for the user's Ctrl-D
+            _tell_bug(error.__cause__)
         click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
         sys.exit(130)
     except click.ClickException as error:
@@ -220,8 +222,12 @@ def main() -> NoReturn:
     except BendError as error:
         click.echo(f"bend: {printable(masked(str(error)))}", err=True)
         sys.exit(2)
-    except Exception:
-        # What it quotes, and the command line in it, may hold credentials.
-        click.echo(masked(traceback.format_exc()), err=True, nl=False)
-        sys.exit(1)
+    except Exception as error:
+        _tell_bug(error)
     sys.exit(0)
+
+
+def _tell_bug(error: BaseException) -> NoReturn:
+    # What it quotes, and the command line in it, may hold credentials.
+    click.echo(masked("".join(traceback.format_exception(error))), err=True, nl=False)
+    sys.exit(1)

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Table
 
+from bend_ray.errors import StoreError
 from bend_ray.log import LOGGER, duration
 from bend_ray.report.command import flow
 from bend_ray.tune.space import TuneSection
-from bend_ray.tune.trial import FAILED, OBJECTIVE, PROGRESS
+from bend_ray.tune.trial import FAILED, OBJECTIVE, PROBLEM, PROGRESS
 
 _STATES = {"PENDING": "waiting", "RUNNING": "running", "TERMINATED": "done", "ERROR": "failed"}
 _SCORES = {"NLL": "NLL {}", "accuracy": "{}", "members": "{} members", "cost": "{}"}
@@ -35,6 +36,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         self._display: RichLive | None = None
         self._since = time.monotonic()
         self._told: set[str] = set()
+        self._problem: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         # Tune pickles its callbacks; a display belongs to one process.
@@ -52,8 +54,20 @@ class TrialTable(Callback):  # type: ignore[misc]
             # However the search ends, the terminal gets its cursor back.
             atexit.register(self._display.stop)
 
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Note why a trial could not be run; what is raised here, Tune takes for the trial's."""
+        self._problem = result.get(PROBLEM)
+
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Show what changed."""
+        """Show what changed.
+
+        Raises:
+            StoreError: of a trial that could not be run, which ends the search.
+        """
+        if self._problem is not None:
+            raise StoreError(f"{self._problem}; what trials have made is kept: run again")
         if self._display is not None:
             self._display.update(self._table(trials), refresh=True)
             return

@@ -23,10 +23,8 @@ from bend_ray.plan import STAGES, plan
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
+from bend_ray.tune.state import RAY, can_go_on, refuse_strangers
 from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
-
-RAY = "ray"
-"""The folder of Ray Tune's state and of its TensorBoard files."""
 
 _ATTEMPTS = 2
 """Of a trial whose process died."""
@@ -133,8 +131,14 @@ def _run_trials(
         own_cluster=own,
     )
     LOGGER.info("tune         %d trials, %d at once", section.trials, room)
-    results = _tuner(config, section, artifact, job, room).fit()
-    ended = [results[i] for i in range(len(results))]
+    try:
+        results = _tuner(config, section, artifact, job, room).fit()
+        ended = [results[i] for i in range(len(results))]
+    except EOFError:
+        raise StoreError(
+            f"{artifact!r}: expected Ray Tune's files to be whole, got one that was cut off; make "
+            "room in the store and run again"
+        ) from None
     return {
         result.path.rpartition("/")[2]: cause(result.error) if result.error else None
         for result in ended
@@ -165,9 +169,9 @@ def _tuner(
     nothing = ray_tune.PlacementGroupFactory([{"memory": 1.0}])
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), nothing)
     where = artifact.child(RAY)
-    if any(entry.name.startswith(f"{RAY}/experiment_state") for entry in artifact.list_files(RAY)):
-        # Again: it may have been written while this run waited for its turn.
-        refuse_strangers(artifact)
+    # Again: it may have been written while this run waited for its turn.
+    refuse_strangers(artifact)
+    if can_go_on(artifact):
         LOGGER.info("tune         goes on where it was cut off")
         return ray_tune.Tuner.restore(
             where, trainable, resume_unfinished=True, storage_filesystem=artifact.filesystem
@@ -196,26 +200,6 @@ def _tuner(
             callbacks=[TrialTable(section), TBXLoggerCallback()],
         ),
     )
-
-
-def refuse_strangers(artifact: Artifact) -> None:
-    """Refuse a state that somebody else has written: to read it is to run what it holds.
-
-    On object stores nobody can tell whose a file is.
-
-    Raises:
-        StoreError: with whose it is.
-    """
-    if artifact.filesystem.type_name != "local":
-        return
-    for entry in artifact.list_files(f"{RAY}/"):
-        owner = os.stat(artifact.child(entry.name)).st_uid
-        if owner != os.getuid():
-            raise StoreError(
-                f"{artifact!r}: expected Ray Tune's state to be written by user {os.getuid()}, "
-                f"got {entry.name} of user {owner}; it is pickled, and would run what it holds: "
-                f"search in a store of your own, or delete {RAY}/ there to begin anew"
-            )
 
 
 def _trial_id(trial: Any) -> str:

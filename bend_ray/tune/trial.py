@@ -21,7 +21,7 @@ from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
 from bend_ray.config_file import with_knobs
-from bend_ray.errors import BendError
+from bend_ray.errors import BendError, StoreError
 from bend_ray.log import LOGGER
 from bend_ray.masking import cause
 from bend_ray.plan import Plan, plan
@@ -43,6 +43,9 @@ from bend_ray.tune.space import TuneSection, trial_config
 OBJECTIVE = "objective"
 PROGRESS = "percent"
 """Of the generator's training; a trial that is at its end reports 100."""
+
+PROBLEM = "problem"
+"""Why a trial could not be run, where that is no fault of its point."""
 
 FAILED = 1000.0
 """The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
@@ -111,13 +114,17 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
     """Ray Tune's function: run a trial, report it and keep its record."""
     name = tune.get_context().get_trial_id()
     record = TrialRecord(name=name, point=job.section.decoded(point))
-    write_record(job.study, record)
-    steps = _steps(record, job)
     try:
+        write_record(job.study, record)
+        steps = _steps(record, job)
         for record, bag in steps:
             write_record(job.study, record)
             if bag is not None:
                 tune.report(_metrics(record, bag))
+    except StoreError as error:
+        # The next trial would meet the same: the driver ends the search, to be run again.
+        tune.report({PROGRESS: 0.0, OBJECTIVE: FAILED, PROBLEM: cause(error)})
+        raise
     except BendError as error:
         # Not raised: Tune would try again what fails again, and its searcher learn nothing of it.
         write_record(job.study, record.with_(status="failed", error=cause(error)))

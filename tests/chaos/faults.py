@@ -95,22 +95,25 @@ class KillDriver(Fault):
 
 
 class RemoveNode(Fault):
-    """SIGKILL of the raylet and all processes of the node that a worker is on; another comes."""
+    """SIGKILL of the raylet and all processes of the node that a worker is on; another comes.
+
+    Of a worker that is on the head, as those of a search may be, of another process's node.
+    """
 
     def impossible(self, stage: str) -> str | None:
         return "bend serve is one node: see sigkill-driver" if stage == "serve" else None
 
     def strike(self, scene: Scene, attempt: Attempt, laboratory: Laboratory) -> str:
-        found = scene.wait_for(lambda: titled(scene.cast.worker), attempt)
-        if not found:
-            return ""
-        try:
-            raylet = scene.nursery.raylet_of(found[0].pid)
-            hit = laboratory.nodes("plain").remove_node_of(found[0].pid, raylet)
-        except (psutil.Error, LookupError):
-            return ""
-        laboratory.nodes("plain").add()
-        return hit
+        nodes = laboratory.nodes("plain")
+        workers = scene.wait_for(lambda: titled(scene.cast.worker), attempt) or []
+        for process in [*workers, *titled("")] if workers else []:
+            try:
+                hit = nodes.remove_node_of(process.pid, scene.nursery.raylet_of(process.pid))
+            except (psutil.Error, LookupError):
+                continue
+            nodes.add()
+            return hit
+        return ""
 
 
 class FillObjectStore(Fault):

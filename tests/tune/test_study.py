@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from bend_ray.tune.records import (
     write_record,
 )
 from bend_ray.tune.space import TuneSection
+from bend_ray.tune.state import can_go_on, refuse_strangers
 from bend_ray.tune.study import Study, study_artifact, told
 from bend_ray.tune.table import table
 
@@ -183,7 +185,29 @@ def test_a_state_that_somebody_else_pickled_is_refused_before_ray_starts(
     monkeypatch.setattr(search.pipeline, "connect", lambda *_: pytest.fail("Ray was started"))
     artifact = study_artifact(PipelineConfig(), SECTION, Store(str(tmp_path)))
     artifact.write_json("ray/experiment_state.json", {})
-    search.refuse_strangers(artifact)
+    refuse_strangers(artifact)
     monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)
     with pytest.raises(StoreError, match=r"written by user .*experiment_state\.json.*pickled"):
         search.tune(PipelineConfig(), SECTION, str(tmp_path))
+
+
+def test_a_search_goes_on_from_a_whole_state_without_errors_only(tmp_path: Path) -> None:
+    artifact = Store(str(tmp_path)).artifact("tune", 1, {})
+
+    def said(experiment: str, tuner: bytes) -> bool:
+        for name, content in (("experiment_state-2.json", experiment.encode()), ("t.pkl", tuner)):
+            with artifact.open_output(f"ray/{name}") as stream:
+                stream.write(content)
+        return can_go_on(artifact)
+
+    def trials(*states: str) -> str:
+        return json.dumps({"trial_data": [[json.dumps({"status": s}), "{}"] for s in states]})
+
+    assert not can_go_on(artifact)
+    pickled = pickle.dumps(0)
+    assert said(trials("TERMINATED", "PENDING"), pickled)
+    assert not said(trials("TERMINATED", "ERROR"), pickled)
+    assert not said(trials(), pickled)
+    assert not said(trials("PENDING")[:-9], pickled)
+    assert not said("", pickled)
+    assert not said(trials("PENDING"), pickled[:-2])
