@@ -153,7 +153,7 @@ class Pool:
         """Put another actor in the place of one that is lost."""
         self._deaths_in_a_row += 1
         if deaths > MOST_DEATHS or self._deaths_in_a_row > MOST_DEATHS * self._size:
-            raise _died_too_often(error) from None
+            raise died_too_often(error) from None
         logger.debug("a worker is gone, another takes over: %s", _first_line(error))
         ray.kill(actor)
         self._add()
@@ -190,7 +190,7 @@ def our_errors() -> Iterator[None]:
 def _told(error: Exception) -> ClusterError | None:
     """What befell the cluster, as an error of ours; None where it is something else."""
     if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
-        return _died_too_often(error)
+        return died_too_often(error)
     if isinstance(error, _CLUSTERS_OWN):
         return _cluster_failed(error)
     return None
@@ -203,7 +203,8 @@ def _cluster_failed(error: Exception) -> ClusterError:
     )
 
 
-def _died_too_often(error: Exception) -> ClusterError:
+def died_too_often(error: Exception) -> ClusterError:
+    """The error where workers died more often than they may, the last time of ``error``."""
     return ClusterError(
         f"workers died again and again: {_first_line(error)}; what they had finished is kept: "
         "run again"

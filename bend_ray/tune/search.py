@@ -27,7 +27,7 @@ from bend_ray.tune.state import RAY, can_go_on, refuse_strangers
 from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
 
 _ATTEMPTS = 2
-"""Of a trial whose process died."""
+"""Of a trial whose process died, and of Ray Tune itself."""
 
 
 def tune(
@@ -131,18 +131,43 @@ def _run_trials(
         own_cluster=own,
     )
     LOGGER.info("tune         %d trials, %d at once", section.trials, room)
-    try:
-        results = _tuner(config, section, artifact, job, room).fit()
-        ended = [results[i] for i in range(len(results))]
-    except EOFError:
-        raise StoreError(
-            f"{artifact!r}: expected Ray Tune's files to be whole, got one that was cut off; make "
-            "room in the store and run again"
-        ) from None
+    ended = _results(config, section, artifact, job, room)
     return {
         result.path.rpartition("/")[2]: cause(result.error) if result.error else None
         for result in ended
     }
+
+
+def _results(
+    config: PipelineConfig, section: TuneSection, artifact: Artifact, job: Any, room: int
+) -> list[Any]:
+    """What Tune says of all trials; where it gives up itself, it is begun again from its state.
+
+    It does over an actor that Ray's memory monitor kills, though not over one that dies otherwise.
+
+    Raises:
+        ClusterError: it gave up more often than it may.
+        StoreError: the store failed.
+    """
+    from bend_ray.stages.pool import LOST, died_too_often
+
+    deaths = 0
+    while True:
+        try:
+            results = _tuner(config, section, artifact, job, room).fit()
+            return [results[i] for i in range(len(results))]
+        except EOFError:
+            raise StoreError(
+                f"{artifact!r}: expected Ray Tune's files to be whole, got one that was cut off; "
+                "make room in the store and run again"
+            ) from None
+        except RuntimeError as error:
+            lost = error.__cause__
+            if not isinstance(lost, LOST):
+                raise
+            deaths += 1
+            if deaths == _ATTEMPTS:
+                raise died_too_often(lost) from None
 
 
 def _quiet() -> None:
