@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from bend_ray.generation.diffusion import Process
 
@@ -34,8 +34,7 @@ class Reconstruction(nn.Module):
         autoencoder: a module with ``encode`` and ``decode``.
         latent_size: Z.
         input_noise: standard deviation of the noise on the features.
-        latent_noise: the same on the latents, in their standard deviations over the batch (over a
-            worker's part of it, where there are several).
+        latent_noise: the same on the latents, in their standard deviations over the batch.
     """
 
     def __init__(
@@ -64,9 +63,22 @@ class Reconstruction(nn.Module):
         coder: Coder = self.autoencoder  # type: ignore[assignment]
         x_BF = batch["features"]
         z_BZ = coder.encode(x_BF + self.input_noise * batch["input_noise"])
-        std_Z = z_BZ.detach().std(dim=0, correction=0)
+        std_Z = _std_over_workers(z_BZ.detach())
         decoded_BF = coder.decode(z_BZ + self.latent_noise * std_Z * batch["latent_noise"])
         return nn.functional.mse_loss(decoded_BF, x_BF)
+
+
+def _std_over_workers(z_BZ: Tensor) -> Tensor:
+    """Of the whole batch, of which each worker has a part, without correction: ``(Z,)``."""
+    several = distributed.is_available() and distributed.is_initialized()
+    if not several or distributed.get_world_size() == 1:
+        return z_BZ.std(dim=0, correction=0)
+    wide_BZ = z_BZ.double()
+    count_1 = wide_BZ.new_tensor([len(wide_BZ)])
+    sums = torch.cat([count_1, wide_BZ.sum(dim=0), wide_BZ.square().sum(dim=0)])
+    distributed.all_reduce(sums)
+    mean_Z, square_Z = (sums[1:] / sums[0]).chunk(2)
+    return (square_Z - mean_Z.square()).clamp(min=0.0).sqrt().to(z_BZ.dtype)
 
 
 class Denoising(nn.Module):
