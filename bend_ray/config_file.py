@@ -199,7 +199,7 @@ def _explain(path: str, details: ErrorDetails) -> str:
     """One problem as ``path: what was expected``, with a hint for a key that does not exist."""
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
-        message += f"; {_hint(path)}"
+        message = f"no such key; {_hint(path)}"
     elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
         message += f", got {_shortened(repr(details['input']))}"
     return f"{path}: {message}" if path else message

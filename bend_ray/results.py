@@ -75,6 +75,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as aligned text: the bag and its rivals, members, novelty, cost, divergence."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
     told = [aligned(rows) for rows in sections] + [divergences(result)]
+    told[0] += _unaffordable(result)
     return "\n\n".join("\n".join(lines) for lines in told if lines)
 
 
@@ -98,20 +99,30 @@ def _bags(result: dict[str, Any]) -> list[Row]:
     )
     rows += [_bag_row(name.replace("_", " "), scores) for name, scores in rivals]
     equal = result["cost"].get("equal_cost_deep_ensemble")
-    if equal:
-        capped = "" if equal["size"] == equal["affordable"] else f" of {equal['affordable']}"
-        rows.append(_bag_row("deep ensemble, equal cost", equal, capped))
+    if equal and equal["size"] == equal["affordable"]:
+        rows.append(_bag_row("deep ensemble, equal cost", equal))
     return rows
 
 
-def _bag_row(name: str, scores: dict[str, Any], note: str = "") -> Row:
+def _unaffordable(result: dict[str, Any]) -> list[str]:
+    """Where the deep ensemble is smaller than our cost would have paid for: by how much."""
+    equal = result["cost"].get("equal_cost_deep_ensemble")
+    if not equal or equal["size"] == equal["affordable"]:
+        return []
+    return [
+        f"The bag's cost would have trained {equal['affordable']:,} ordinary models; the deep "
+        f"ensemble has {equal['size']:,}."
+    ]
+
+
+def _bag_row(name: str, scores: dict[str, Any]) -> Row:
     return (
         name,
         _percent(scores["accuracy"]),
         _number(scores["nll"], 4),
         _number(scores["brier"], 4),
         _percent(scores["ece"]),
-        f"{scores['size']}{note}",
+        str(scores["size"]),
         _number(scores["cost_seconds"], 1),
     )
 
@@ -139,21 +150,19 @@ def _members(result: dict[str, Any]) -> list[Row]:
 
 
 def _novelty(result: dict[str, Any]) -> list[Row]:
-    keys = {
-        "nearest_ratio": "nearest ratio",
-        "spread": "spread",
-        "within_trunk_disagreement": "within trunk",
-        "functional_distance": "functional",
+    shares = {
+        "within_trunk_disagreement": "disagree within trunk",
+        "functional_distance": "from nearest original",
         "copies": "copies",
     }
-    rows: list[Row] = [("novelty", *keys.values())]
+    rows: list[Row] = [("novelty", "nearest ratio", "spread", *shares.values())]
     for name, block in (
         ("generated", result["novelty"]),
         ("held out", result["novelty"]["held_out"]),
     ):
         if block:
-            shown = [_number(block[key], 3) for key in keys]
-            rows.append((name, *shown))
+            ratios = [_number(block[key], 2) for key in ("nearest_ratio", "spread")]
+            rows.append((name, *ratios, *(_percent(block[key]) for key in shares)))
     return rows
 
 

@@ -113,7 +113,7 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         (["submit", "--", "run"], "Missing option '--address'"),
         ([*SUBMIT, "report"], "expected one of run, seeds, autoencoder"),
         ([*SUBMIT, "run"], "expected a place that every machine of the cluster reaches"),
-        ([*SUBMIT, "run", "--store", "s3://b/r", "--set", "a.b=1"], "a: Extra inputs"),
+        ([*SUBMIT, "run", "--store", "s3://b/r", "--set", "a.b=1"], "a: no such key"),
         ([*SUBMIT, "run", "--store", "/shared", "--json", "x.json"], "--json x.json: expected -"),
         ([*SUBMIT, "run", "--store", "/shared"], "expected the dashboard of a Ray cluster"),
         (["compare"], "Missing argument 'STORE_OR_REPORT...'"),
