@@ -22,7 +22,7 @@ IR_VERSION, OPSET = 10, 20
 INPUT, LOGITS = "images", "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
 MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
-LABELS, VOTES, ENTROPY, INFORMATION = "labels", "votes", "entropy", "information"
+LABELS, ENTROPY, INFORMATION = "labels", "entropy", "information"
 SMALLEST_PROBABILITY = 2.0**-126
 """As ``ensemble.metrics`` clips before a logarithm."""
 
@@ -79,10 +79,10 @@ def answers_program(
     """Pixels ``(B, channels, H, W)`` uint8 to all that a whole bag has to say about them.
 
     Its outputs: ``member_probabilities`` and ``choices`` as of ``ballots_program``; ``labels``
-    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``votes`` ``(B, C)``,
-    how many members chose a class; ``entropy`` and ``information`` ``(B,)``, in nats, of the mean
-    of the members' softmaxes and what of it is disagreement. What is summed over members' sums is
-    float64. In Python the same takes longer than a bag of small members (measured, one image).
+    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``entropy`` and
+    ``information`` ``(B,)``, in nats, of the mean of the members' softmaxes and what of it is
+    disagreement. What is made of the members' sums is float64. In Python the same takes longer than
+    a bag of small members (measured, one image).
 
     Args:
         card: says how pixels are normalised and answers become one.
@@ -99,7 +99,6 @@ def answers_program(
         [
             (LABELS, TensorProto.INT64, ["batch"]),
             (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
-            (VOTES, TensorProto.INT64, ["batch", classes]),
             (ENTROPY, TensorProto.DOUBLE, ["batch"]),
             (INFORMATION, TensorProto.DOUBLE, ["batch"]),
             (CHOICES, TensorProto.INT64, [members, "batch"]),
@@ -218,14 +217,12 @@ class _Builder:
     def answers(self, weights_K: Sequence[float]) -> None:
         """From the ballots to the answer of the bag and what is known about it."""
         whole = self.tensor("total", sum(weights_K), np.float64)
-        one_hot_KBC = self._one_hot(CHOICES)
-        first, last = self.tensor("members", [0], np.int64), self.tensor("classes", [-1], np.int64)
-        self.node("ReduceSum", [one_hot_KBC, first], VOTES, keepdims=0)
+        last = self.tensor("classes", [-1], np.int64)
         mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
         shares_BC = mean_BC
         if self.card.counts_votes:
             exact = self.tensor("exact_weights", weights_K, np.float64)
-            counted = self._summed(exact, self._double(one_hot_KBC))
+            counted = self._summed(exact, self._double(self._one_hot(CHOICES)))
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
         self._tempered(shares_BC, np.float64)
@@ -275,11 +272,11 @@ class _Builder:
 
     def _hard_ballots(self, logits_BKC: str) -> str:
         choice = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
-        return self.node("Cast", [self._one_hot(choice)], "ballots", to=TensorProto.FLOAT)
+        return self._one_hot(choice)
 
     def _one_hot(self, choices: str) -> str:
         depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
-        off_on = self.tensor("off_on", [0, 1], np.int64)
+        off_on = self.tensor("off_on", [0.0, 1.0])
         return self.node("OneHot", [choices, depth, off_on], "one_hot", axis=-1)
 
     def model(self, outputs: Sequence[Output]) -> onnx.ModelProto:

@@ -26,10 +26,9 @@ from bend_ray.export.graphs import (
     MEMBER_ENTROPY,
     MEMBER_PROBABILITIES,
     PROBABILITIES,
-    VOTES,
     Form,
 )
-from bend_ray.serve.voting import Answers, Ballots
+from bend_ray.serve.voting import Answers, Ballots, count_choices
 
 logger = logging.getLogger(__name__)
 
@@ -87,16 +86,16 @@ def ask_everyone(
     session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8], *, keep_members: bool
 ) -> Answers:
     """What the whole bag of a graph of ``answers_program`` says."""
-    names = [LABELS, PROBABILITIES, VOTES, ENTROPY, INFORMATION, CHOICES]
+    names = [LABELS, PROBABILITIES, ENTROPY, INFORMATION, CHOICES]
     if keep_members:
         names.append(MEMBER_PROBABILITIES)
-    labels, probs, votes, entropy, information, choices_EB, *members = session.run(
+    labels, probs, entropy, information, choices_EB, *members = session.run(
         names, {INPUT: pixels_BCHW}
     )
     return Answers(
         labels_B=labels,
         probs_BC=probs,
-        votes_BC=votes,
+        votes_BC=count_choices(choices_EB.T, probs.shape[1]),
         entropy_B=entropy,
         information_B=information,
         used_B=np.full(len(labels), len(choices_EB)),

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,7 +141,6 @@ class Tally:
         self.member_entropy_B = np.zeros(num_images)
         self.votes_BC = np.zeros((num_images, num_classes), dtype=np.int64)
         self.seen_B = np.zeros(num_images)
-        self._first_cell_B1 = num_classes * np.arange(num_images)[:, None]
         self.choices_BE = np.full((num_images, members), -1, dtype=np.int64)
         self.member_probs_BEC: NDArray[np.float32] | None = None
         if keep_members:
@@ -158,23 +158,17 @@ class Tally:
         members = slice(first, first + len(said.choices_EB))
         weights_E = self.rule.weights_E[members]
         choices_BE = said.choices_EB.T
-        hard = self.rule.counts_votes
-        self.mass_BC[rows_B] += self._ballots(choices_BE, weights_E) if hard else said.mass_BC
+        hard, classes = self.rule.counts_votes, self.mass_BC.shape[1]
+        self.mass_BC[rows_B] += (
+            count_choices(choices_BE, classes, weights_E) if hard else said.mass_BC
+        )
         self.mean_BC[rows_B] += said.mass_BC
         self.member_entropy_B[rows_B] += said.entropy_B
-        self.votes_BC[rows_B] += self._ballots(choices_BE).astype(np.int64)
+        self.votes_BC[rows_B] += count_choices(choices_BE, classes)
         self.seen_B[rows_B] += weights_E.sum()
         self.choices_BE[rows_B, members] = choices_BE
         if self.member_probs_BEC is not None:
             self.member_probs_BEC[rows_B, members] = said.probs_EBC.transpose(1, 0, 2)
-
-    def _ballots(self, choices_BE: NDArray[np.intp], weights_E: Floats | None = None) -> Floats:
-        """What each class gets of the members who chose it, ``(B, C)``; 1 each without weights."""
-        images, classes = len(choices_BE), self.mass_BC.shape[1]
-        cells_BE = choices_BE + self._first_cell_B1[:images]
-        shares = None if weights_E is None else np.tile(weights_E, images)
-        counted = np.bincount(cells_BE.ravel(), shares, minlength=images * classes)
-        return counted.reshape(images, classes).astype(np.float64)
 
     def decided(self) -> NDArray[np.bool_]:
         """Images whose label the members left cannot change, whatever they say.
@@ -234,6 +228,23 @@ class Tally:
             choices_BE=self.choices_BE,
             member_probs_BEC=self.member_probs_BEC,
         )
+
+
+def count_choices(
+    choices_BE: NDArray[np.int64], num_classes: int, weights_E: Floats | None = None
+) -> NDArray[Any]:
+    """What each class gets of the members who chose it, ``(B, C)``: float64 weights, or int64 ones.
+
+    Args:
+        choices_BE: each member's class.
+        num_classes: C.
+        weights_E: of the members; None for 1 each.
+    """
+    images = len(choices_BE)
+    cells_BE = choices_BE + num_classes * np.arange(images)[:, None] if images > 1 else choices_BE
+    shares = None if weights_E is None else np.tile(weights_E, images)
+    counted = np.bincount(cells_BE.ravel(), shares, minlength=images * num_classes)
+    return counted.reshape(images, num_classes)
 
 
 def _log_softmax(logits: Floats) -> Floats:
