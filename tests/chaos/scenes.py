@@ -60,6 +60,7 @@ EVERY_STAGE = (*STAGES, "tune", "serve")
 PACKAGE = Path(bend_ray.__file__).parent
 
 ATTEMPT_SECONDS = 600.0
+STARTING_SECONDS = 60.0
 """After which an attempt counts as hung; Ray Train takes minutes on a share of a core."""
 MOMENT_SECONDS = 180.0
 
@@ -312,7 +313,13 @@ class Scene:
         return [n for n in names if n.endswith(ends) or any(part in n for part in inside)]
 
     def stop_serving(self, attempt: Attempt) -> int | None:
-        """Ask a server to end; its exit code."""
+        """Ask a server to end once it has said that it is up; its exit code.
+
+        It answers before: asked to end while it still starts, it is interrupted, as any run is.
+        """
+        deadline = time.monotonic() + STARTING_SECONDS
+        while "http://" not in attempt.printed() and time.monotonic() < deadline:
+            time.sleep(0.2)
         attempt.process.send_signal(signal.SIGINT)
         return attempt.ended(90)
 
