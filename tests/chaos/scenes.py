@@ -318,7 +318,7 @@ class Scene:
         It answers before: asked to end while it still starts, it is interrupted, as any run is.
         """
         deadline = time.monotonic() + STARTING_SECONDS
-        while "http://" not in attempt.printed() and time.monotonic() < deadline:
+        while "http://" not in attempt.printed and time.monotonic() < deadline:
             time.sleep(0.2)
         attempt.process.send_signal(signal.SIGINT)
         return attempt.ended(90)
