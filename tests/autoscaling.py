@@ -18,6 +18,7 @@ from typing import Any
 
 import psutil
 import ray
+from processes import kill_all
 from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_ID,
     FAKE_HEAD_NODE_TYPE,
@@ -139,20 +140,12 @@ class AutoscalingCluster:
 
     def __exit__(self, *_: object) -> None:
         processes = self.processes()
-        for process in processes:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
+        kill_all(processes)
         psutil.wait_procs(processes, timeout=5)
 
     def kill_node(self, raylet_socket: str) -> None:
         """End a node as a spot market does that gives no notice; see ``ray.nodes()`` for which."""
-        for process in self.processes(raylet_socket):
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
+        kill_all(self.processes(raylet_socket))
 
     def processes(self, name: str = "") -> list[psutil.Process]:
         """Its processes, of all nodes, whose command line holds ``name``."""

@@ -205,7 +205,7 @@ class _Builder:
         weights = self.tensor("weights", weights_K)
         self.node("ArgMax", [LOGITS], CHOICES, axis=-1, keepdims=0)
         probs_KBC = self.node("Softmax", [LOGITS], MEMBER_PROBABILITIES, axis=-1)
-        self.node("Identity", [self._summed(weights, probs_KBC)], MASS)
+        self._summed(weights, probs_KBC, MASS)
         logs_KBC = self.node("LogSoftmax", [LOGITS], "logs", axis=-1)
         # A logarithm is finite, so that a probability of zero adds nothing, as it should.
         products = self.node("Mul", [probs_KBC, logs_KBC], "products")
@@ -222,7 +222,7 @@ class _Builder:
         shares_BC = mean_BC
         if self.card.counts_votes:
             exact = self.tensor("exact_weights", weights_K, np.float64)
-            counted = self._summed(exact, self._double(self._one_hot(CHOICES)))
+            counted = self._summed(exact, self._double(self._one_hot(CHOICES)), "counted")
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
         self._tempered(shares_BC, np.float64)
@@ -238,13 +238,13 @@ class _Builder:
     def _double(self, name: str) -> str:
         return self.node("Cast", [name], f"{name}.double", to=TensorProto.DOUBLE)
 
-    def _summed(self, weights_K: str, values_KBC: str) -> str:
+    def _summed(self, weights_K: str, values_KBC: str, output: str) -> str:
         """One product over members for all images and classes at once; ``(B, C)``."""
         rows = self.tensor(f"{values_KBC}.rows", [len(self), -1], np.int64)
         columns = self.tensor(f"{values_KBC}.columns", [-1, len(self.card.class_names)], np.int64)
         flat = self.node("Reshape", [values_KBC, rows], f"{values_KBC}.flat")
         sums = self.node("MatMul", [weights_K, flat], f"{values_KBC}.flat_sums")
-        return self.node("Reshape", [sums, columns], f"{values_KBC}.sums")
+        return self.node("Reshape", [sums, columns], output)
 
     def _log(self, probs: str, output: str, dtype: type[np.floating]) -> str:
         least = self.tensor(f"{output}.least", SMALLEST_PROBABILITY, dtype)
@@ -264,15 +264,12 @@ class _Builder:
         logits_BKC = self.node("Transpose", [LOGITS], _MEMBER_LOGITS, perm=[1, 0, 2])
         ballots = self.node("Softmax", [logits_BKC], MEMBER_PROBABILITIES, axis=-1)
         if self.card.counts_votes:
-            ballots = self._hard_ballots(logits_BKC)
+            choices = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
+            ballots = self._one_hot(choices)
         shares_1K = self.tensor("vote_shares", [self.card.weights])
         mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
         axis = self.tensor("member_axis", [1], np.int64)
         self._tempered(self.node("Squeeze", [mean_B1C, axis], "shares"), np.float32)
-
-    def _hard_ballots(self, logits_BKC: str) -> str:
-        choice = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
-        return self._one_hot(choice)
 
     def _one_hot(self, choices: str) -> str:
         depth = self.tensor("num_classes", len(self.card.class_names), np.int64)

@@ -30,6 +30,7 @@ from bend_ray.classifiers.images import ImageDataset
 from bend_ray.classifiers.protocols import Stretch
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.config import PipelineConfig
+from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.optim import Training
@@ -250,20 +251,16 @@ def _weight_space_step(
     objective: nn.Module, training: Training, batch: dict[str, Tensor], device: str
 ) -> float:
     """A training step as the stages take it."""
-    parameters = list(objective.to(device).parameters())
-    optimizer = training.optimizer.build(parameters)
-    average = [parameter.detach().clone() for parameter in parameters]
+    averaged = AveragedSteps(objective.to(device), training)
     generator = torch.Generator().manual_seed(0)
     batch = {name: column.to(device) for name, column in batch.items()}
 
     def steps(count: int) -> None:
-        for _ in range(count):
+        for step in range(count):
             noise = objective.draw(batch["features"].shape, generator)  # type: ignore[operator]
             noise = {name: drawn.to(device) for name, drawn in noise.items()}
             objective(batch | noise).backward()
-            nn.utils.clip_grad_norm_(parameters, training.gradient_clip)
-            optimizer.step(1.0)
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 0.01)
+            averaged.step(step % training.steps)
 
     return _per_step(steps, device)[0]
 

@@ -30,6 +30,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.errors import BendError, StoreError, TrainingError
+from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.log import Progress
 from bend_ray.optim import Training
 from bend_ray.randomness import generator_for, seed_for
@@ -240,9 +241,7 @@ class _Worker:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
             self.objective = job.build().to(self.device)
-        self.parameters = [p for p in self.objective.parameters() if p.requires_grad]
-        self.average = [p.detach().clone() for p in self.parameters]
-        self.optimizer = job.training.optimizer.build(self.parameters)
+        self.steps = AveragedSteps(self.objective, job.training)
         self.curve: list[tuple[int, float]] = []
         self.times: list[float] = []
         self.spent = Cost()
@@ -258,16 +257,11 @@ class _Worker:
 
     def step(self, step: int) -> Tensor:
         """One optimizer step; returns the loss on this worker's part of the batch."""
-        training = self.job.training
         batch, share = self._batch(step)
         loss: Tensor = self.model(batch)
         # Parts may differ by a row: weighted so that the workers' mean is the batch's mean.
         (loss * share).backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(self.parameters, training.gradient_clip)
-        self.optimizer.step(training.schedule.factor(step / training.steps))
-        # Early averages would remember the random start for ever: they follow faster at first.
-        decay = min(training.ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - decay)
+        self.steps.step(step)
         return loss.detach()
 
     def _batch(self, step: int) -> tuple[dict[str, Tensor], float]:
@@ -308,8 +302,8 @@ class _Worker:
         if self.rank > 0:
             return
         tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.average)}
-        for name, kept in self.optimizer.state().items():
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
+        for name, kept in self.steps.optimizer.state().items():
             tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
         tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
@@ -323,10 +317,9 @@ class _Worker:
         Raises:
             TrainingError: the last steps made them infinite or not a number.
         """
-        if not all(average.isfinite().all() for average in self.average):
+        if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
-        for parameter, average in zip(self.parameters, self.average, strict=True):
-            parameter.data.copy_(average)
+        self.steps.settle()
         fitted = self.fitted()
         if self.rank == 0:
             kept: nn.Module = self.objective.kept  # type: ignore[assignment]
@@ -350,11 +343,12 @@ class _Worker:
     def _restore(self, state: dict[str, Tensor]) -> None:
         model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
         self.objective.load_state_dict(model)
-        self.average = [state[f"average.{i}"].to(p) for i, p in enumerate(self.parameters)]
-        self.optimizer.load(
+        for i, average in enumerate(self.steps.average):
+            average.copy_(state[f"average.{i}"])
+        self.steps.optimizer.load(
             {
                 name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
-                for name, kept in self.optimizer.state().items()
+                for name, kept in self.steps.optimizer.state().items()
             }
         )
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]

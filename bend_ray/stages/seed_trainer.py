@@ -192,9 +192,9 @@ class SeedTrainer:
             else []
         )
         trained = [run for run in cohort if not rooted or rooted[run[0].trunk]]
-        if not trained:
-            return None, [], [self._diverged(run, 0, True) for run in cohort]
         diverged = [self._diverged(run, 0, True) for run in cohort if run not in trained]
+        if not trained:
+            return None, [], diverged
         runs = self._attempt(trained, roots_RW, 0)
         if again := [row for row, well in enumerate(runs.finite()) if not well]:
             second = self._attempt([trained[row] for row in again], roots_RW, 1)

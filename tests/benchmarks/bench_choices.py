@@ -33,6 +33,7 @@ from bend_ray.config import PipelineConfig
 from bend_ray.config_file import load_config
 from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import novelty
+from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.optim import Training
@@ -117,6 +118,7 @@ class Split:
     def drawn(self) -> Tensor:
         """What the generator draws ``(N, P)``, the trunks in turn."""
         config = self.config
+        torch.manual_seed(self.split)  # of the weights that autoencoder and denoiser begin with
         with self._timed("autoencoder"):
             grams = GramSum(self.layout, self.train_K)
             grams.extend(self.theta_KP)
@@ -160,21 +162,14 @@ class Split:
 
     def _trained(self, objective: nn.Module, rows: dict[str, Tensor], how: Training) -> nn.Module:
         """As ``stages.fit`` trains on one worker."""
-        torch.manual_seed(self.split)
-        parameters = [p for p in objective.parameters() if p.requires_grad]
-        average = [p.detach().clone() for p in parameters]
-        optimizer = how.optimizer.build(parameters)
+        averaged = AveragedSteps(objective, how)
         for step in range(how.steps):
             stream = self._stream("training", step)
             chosen = torch.randperm(len(rows["features"]), generator=stream)[: how.batch_size]
             batch = {name: column[chosen] for name, column in rows.items()}
             objective(batch | objective.draw(batch["features"].shape, stream)).backward()
-            nn.utils.clip_grad_norm_(parameters, how.gradient_clip)
-            optimizer.step(how.schedule.factor(step / how.steps))
-            decay = min(how.ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(average, [p.detach() for p in parameters], 1 - decay)
-        for parameter, mean in zip(parameters, average, strict=True):
-            parameter.data.copy_(mean)
+            averaged.step(step)
+        averaged.settle()
         return objective.kept.eval()
 
     def told(self, theta_EP: Tensor, trunk_E: Tensor | None = None) -> dict[str, float]:

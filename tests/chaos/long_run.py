@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+
 CONFIG = """
 seeds:
   recipe: {epochs: 3, optimizer: {learning_rate: 0.003}}

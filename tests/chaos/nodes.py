@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import ray
+from processes import kill_all
 from ray._private.internal_api import get_memory_info_reply, get_state_from_address
 from ray.cluster_utils import Cluster
 from ray.util import state
@@ -100,11 +101,7 @@ class Nodes:
 
     @staticmethod
     def _end(processes: list[psutil.Process]) -> None:
-        for process in processes:
-            try:
-                process.kill()
-            except psutil.Error:
-                continue
+        kill_all(processes)
         psutil.wait_procs(processes, timeout=5)
 
     @property

@@ -26,6 +26,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 from nursery import Nursery
+from processes import kill_all
 
 import bend_ray
 from bend_ray.artifacts.store import Artifact, Store
@@ -159,11 +160,7 @@ class Attempt:
         family: list[Any] = [self.process]
         with suppress(psutil.NoSuchProcess):
             family += psutil.Process(self.process.pid).children(recursive=True)
-        for process in family:
-            try:
-                process.kill()
-            except (psutil.Error, OSError):
-                continue
+        kill_all(family)
         self.process.wait(timeout=30)
 
     def refused(self) -> bool:
