@@ -71,11 +71,38 @@ def divergences(result: dict[str, Any]) -> list[str]:
     return said
 
 
+def unaffordable(results: Sequence[dict[str, Any]]) -> str:
+    """By how much a deep ensemble is smaller than our cost would have paid for; "" where it is not.
+
+    Args:
+        results: of one run, or of its repeats.
+    """
+    equal = [result["cost"].get("equal_cost_deep_ensemble") for result in results]
+    if None in equal or all(each["size"] == each["affordable"] for each in equal):
+        return ""
+    affordable, size = (span([each[key] for each in equal]) for key in ("affordable", "size"))
+    return (
+        f"The bag's cost would have trained {affordable} ordinary models; the deep ensemble has "
+        f"{size}."
+    )
+
+
+def span(counts: Sequence[int]) -> str:
+    """Whole numbers as text: the least and the greatest where they differ.
+
+    >>> span([1200, 48, 1200]), span([48, 48])
+    ('48 to 1,200', '48')
+    """
+    ends = dict.fromkeys((min(counts), max(counts)))
+    return " to ".join(f"{end:,}" for end in ends)
+
+
 def table(result: dict[str, Any]) -> str:
     """The result as aligned text: the bag and its rivals, members, novelty, cost, divergence."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
     told = [aligned(rows) for rows in sections] + [divergences(result)]
-    told[0] += _unaffordable(result)
+    if lacking := unaffordable([result]):
+        told[0].append(lacking)
     return "\n\n".join("\n".join(lines) for lines in told if lines)
 
 
@@ -99,20 +126,9 @@ def _bags(result: dict[str, Any]) -> list[Row]:
     )
     rows += [_bag_row(name.replace("_", " "), scores) for name, scores in rivals]
     equal = result["cost"].get("equal_cost_deep_ensemble")
-    if equal and equal["size"] == equal["affordable"]:
+    if equal and not unaffordable([result]):
         rows.append(_bag_row("deep ensemble, equal cost", equal))
     return rows
-
-
-def _unaffordable(result: dict[str, Any]) -> list[str]:
-    """Where the deep ensemble is smaller than our cost would have paid for: by how much."""
-    equal = result["cost"].get("equal_cost_deep_ensemble")
-    if not equal or equal["size"] == equal["affordable"]:
-        return []
-    return [
-        f"The bag's cost would have trained {equal['affordable']:,} ordinary models; the deep "
-        f"ensemble has {equal['size']:,}."
-    ]
 
 
 def _bag_row(name: str, scores: dict[str, Any]) -> Row:

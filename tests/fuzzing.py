@@ -2,7 +2,7 @@ r"""Input that nobody would write: how much of it is tried, and bytes that were 
 
 Everyday a few cases of each kind are tried. All of them, more than ten thousand::
 
-    uv run pytest tests -m "not ray and not slow" -k "any or whatever" \
+    uv run pytest tests -m "not ray" -k "any or whatever" \
         --hypothesis-profile=full --timeout=3000
 """
 

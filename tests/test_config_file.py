@@ -330,6 +330,7 @@ def loaded_or_refused(path: Path | None, overrides: Sequence[str] = ()) -> Pipel
     return None
 
 
+@pytest.mark.slow
 @given(overrides=st.lists(st.tuples(override_paths(), scalars).map("=".join), max_size=4))
 @example(overrides=["samples=~", "samples.count=1"])
 @example(overrides=["seeds.protocol.kind={}"])

@@ -47,6 +47,7 @@ def artifact() -> Artifact:
     return Store(URI).artifact("seeds", 1, {"seed": 0})
 
 
+@pytest.mark.slow
 def test_an_artifact_is_made_where_a_fifth_of_the_requests_fail(server: ObjectStore) -> None:
     server.failing = 0.2
     with lease(artifact(), pytest.fail, settle_seconds=0.0) as mine:
@@ -74,6 +75,7 @@ def test_a_small_file_takes_one_request(server: ObjectStore) -> None:
     assert server.requests - before == 1
 
 
+@pytest.mark.slow
 def test_a_refusal_longer_than_the_file_is_a_refusal(server: ObjectStore) -> None:
     artifact().write_json("small.json", 1)
     server.refusals["GET"] = 3
@@ -84,6 +86,7 @@ def test_a_refusal_longer_than_the_file_is_a_refusal(server: ObjectStore) -> Non
     assert complete_shards(artifact(), {0: 1}) == {0}
 
 
+@pytest.mark.slow
 def test_another_process_is_as_patient(server: ObjectStore) -> None:
     sent = pickle.loads(pickle.dumps(artifact()))
     server.refusals |= {"HEAD": 3, "PUT": 4}

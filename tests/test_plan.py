@@ -124,6 +124,7 @@ print(json.dumps([{a.stage: a.fingerprint for a in made}, loaded]))
 """
 
 
+@pytest.mark.slow
 def test_another_process_gives_the_same_names_without_torch_or_ray(store: Store) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PRINT_FINGERPRINTS, store.uri],

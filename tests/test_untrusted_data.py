@@ -83,6 +83,7 @@ def _dotted(function: ast.expr, names: dict[str, str]) -> str:
     )
 
 
+@pytest.mark.slow
 def test_no_module_unpickles() -> None:
     found = {
         (str(path.relative_to(PACKAGE)), offence)

@@ -21,7 +21,7 @@ from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.panels import Chapter, chapters
 from bend_ray.report.runs import Run, seeds_of
 from bend_ray.report.verdicts import Card, Row
-from bend_ray.results import divergences
+from bend_ray.results import divergences, unaffordable
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ def _unbroken(text: str) -> str:
 
 
 def _rivals(runs: Sequence[Run]) -> Table:
+    results = [run.result for run in runs]
     return Table(
         title="The bag and its rivals, the best NLL first",
         header=[
@@ -151,7 +152,7 @@ def _rivals(runs: Sequence[Run]) -> Table:
             "bag minus it: NLL",
         ],
         rows=[_line(row) for row in verdicts.rows(runs)],
-        note=_note(len(runs)) + _diverged(runs),
+        note=" ".join(filter(None, (_note(len(runs)), unaffordable(results)))) + _diverged(runs),
     )
 
 

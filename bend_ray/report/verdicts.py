@@ -9,6 +9,7 @@ from typing import Any
 
 from bend_ray.repeats import Difference, differences, mean_and_sd, paired
 from bend_ray.report.runs import Run
+from bend_ray.results import span, unaffordable
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
@@ -129,10 +130,9 @@ def _row(runs: Sequence[Run], name: str) -> Row:
     def spread(key: str) -> tuple[float | None, float | None]:
         return mean_and_sd([each[key] for each in scores])
 
-    sizes = sorted({each["size"] for each in scores})
     return Row(
         name=named(name),
-        size=" to ".join(str(size) for size in dict.fromkeys((sizes[0], sizes[-1]))),
+        size=span([each["size"] for each in scores]),
         accuracy=spread("accuracy"),
         nll=spread("nll"),
         scaled_nll=mean_and_sd([run.evidence["bags"][name]["scaled"]["nll"] for run in runs]),
@@ -144,16 +144,14 @@ def _row(runs: Sequence[Run], name: str) -> Row:
 
 
 def _equal_cost(runs: Sequence[Run]) -> list[Row]:
-    """So many members of the deep ensemble as the bag's cost would have trained."""
+    """As many members of the deep ensemble as the bag's cost would have trained, if it has them."""
     scores = [run.result["cost"].get(EQUAL_COST) for run in runs]
-    if None in scores:
+    if None in scores or unaffordable([run.result for run in runs]):
         return []
     bags = [run.result[BAG] for run in runs]
-    afforded = min(each["affordable"] for each in scores)
-    size = min(each["size"] for each in scores)
     row = Row(
         name="deep ensemble, equal cost",
-        size=str(size) if size == afforded else f"{size} of {afforded}",
+        size=span([each["size"] for each in scores]),
         accuracy=mean_and_sd([each["accuracy"] for each in scores]),
         nll=mean_and_sd([each["nll"] for each in scores]),
         scaled_nll=(None, None),

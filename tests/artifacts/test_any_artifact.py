@@ -54,6 +54,7 @@ def put(artifact: Artifact, name: str, content: bytes) -> None:
     Path(artifact.child(name)).write_bytes(content)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @fuzzed(40)
 def test_any_shard(tmp_path: Path, data: st.DataObject) -> None:
@@ -104,6 +105,7 @@ def test_any_layout(artifact: Artifact, told: Any) -> None:
         assert 0 <= layout.size < 2**63
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @fuzzed(40)
 def test_any_manifest(tmp_path: Path, data: st.DataObject) -> None:

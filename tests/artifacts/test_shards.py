@@ -220,6 +220,7 @@ def test_a_shard_that_does_not_fit_is_named(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_a_damaged_shard_is_called_corrupt_or_holds_what_it_held(

@@ -347,6 +347,7 @@ def test_artifacts_travel_between_processes(tmp_path: Path) -> None:
     assert again.manifest() == artifact.manifest()
 
 
+@pytest.mark.slow
 def test_reading_a_status_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; import bend_ray.artifacts.shards, bend_ray.artifacts.lease; "

@@ -45,6 +45,7 @@ def spec_of(path: Path, **options: Any) -> ImageParquet:
     return ImageParquet(**given | options)
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @fuzzed(40)
 def test_any_parquet_file(tmp_path: Path, data: st.DataObject) -> None:
@@ -54,6 +55,7 @@ def test_any_parquet_file(tmp_path: Path, data: st.DataObject) -> None:
     loaded(spec_of(path))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @fuzzed(40)
 def test_any_image(tmp_path: Path, data: st.DataObject) -> None:
@@ -118,6 +120,7 @@ def test_labels_without_end(tmp_path: Path) -> None:
             spec_of(path, num_validation=1).load()
 
 
+@pytest.mark.slow
 def test_rows_without_end(tmp_path: Path) -> None:
     """Less than a megabyte that says it is a hundred million images."""
     count = 100_000_000

@@ -157,6 +157,7 @@ def wide_pictures() -> Images:
     return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("form", ["stacked", "loop"])
 @pytest.mark.parametrize("recipe", [ADAMW, SGD], ids=["adamw", "sgd"])

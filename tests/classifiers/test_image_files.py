@@ -301,6 +301,7 @@ def test_a_download_without_network_says_so(
         Torchvision(root=str(tmp_path), download=True).load()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DATASETS is None, reason="BEND_DATASETS names no folder of real data sets")
 @pytest.mark.parametrize(
     ("name", "shape", "classes"),

@@ -75,6 +75,7 @@ def test_status_of_an_empty_store_is_all_missing(run: Run, tmp_path: Path) -> No
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.slow
 def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
     code = (
         "import sys; from bend_ray import pipeline; from bend_ray.config import PipelineConfig;"

@@ -82,6 +82,7 @@ def cluster_spec(resource: Document) -> Document:
     return spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or spec
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
 def test_kuberay_takes_what_kustomize_makes(folder: Path) -> None:
     resource = ray_resource(build(folder))
@@ -106,6 +107,7 @@ def test_the_schemas_would_find_a_mistake(spoil: Callable[[Document], Any]) -> N
     assert list(validator("RayCluster").iter_errors(resource)) != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
 def test_every_pod_is_confined_probed_and_limited(folder: Path) -> None:
     specs = list(pod_specs(build(folder)))
@@ -125,6 +127,7 @@ def test_every_pod_is_confined_probed_and_limited(folder: Path) -> None:
             assert ":" in container["image"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", OVERLAYS, ids=lambda path: path.name)
 def test_clusters_want_a_token_and_are_closed(folder: Path) -> None:
     documents = build(folder)

@@ -168,6 +168,7 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
         exported(bag, tmp_path / "more", members=4)
 
 
+@pytest.mark.slow
 def test_nothing_is_pickled(make_bag: MakeBag, tmp_path: Path) -> None:
     folder = exported(make_bag(MLP), tmp_path / "out", formats=["torch-export"])
     with zipfile.ZipFile(folder / "bag.pt2") as archive:

@@ -107,6 +107,7 @@ def test_a_given_rate_replaces_the_measured_one_of_seeds() -> None:
     assert samples == works[1]
 
 
+@pytest.mark.slow
 def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     monkeypatch: pytest.MonkeyPatch, no_compiler: None
 ) -> None:

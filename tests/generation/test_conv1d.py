@@ -50,6 +50,7 @@ def test_each_convolution_halves_the_signal() -> None:
     assert module.up(torch.zeros(1, 6, 5)).shape == (1, 3, 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", CHANNELS)
 @pytest.mark.parametrize("latent_size", [5, 48, 120, 1])
 def test_a_unet_answers_with_a_latent_of_any_size(

@@ -12,6 +12,7 @@ from bend_ray.optim import AdamW
 SMALL = [MlpDenoiser(hidden=64, blocks=2), ConvDenoiser(channels=(16, 16), kernel=3)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", [*SMALL, MlpDenoiser(), ConvDenoiser()])
 @pytest.mark.parametrize("latent_size", [5, 48, 120])
 def test_the_built_module_answers_in_latents(spec: Denoiser, latent_size: int) -> None:
@@ -29,6 +30,7 @@ def test_building_draws_from_torch_s_generator_alone(spec: Denoiser) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SMALL)
 def test_a_tiny_set_of_noises_can_be_learnt_by_heart(spec: Denoiser) -> None:
     torch.manual_seed(0)

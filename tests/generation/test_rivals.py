@@ -128,6 +128,7 @@ def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
         assert (scatter - expected).abs().max() < 0.06 * expected.diagonal().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scale: float) -> None:
     drawn, _ = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 3_000, generator(1))
@@ -139,6 +140,7 @@ def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scal
         torch.testing.assert_close(own.var(dim=0), variance_P, rtol=0.2, atol=0)
 
 
+@pytest.mark.slow
 def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -> None:
     """Half of the covariance is diagonal, half is the members' own (Maddox et al., eq. 1)."""
     drawn, _ = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 3_000, generator(2))

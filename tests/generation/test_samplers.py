@@ -71,6 +71,7 @@ def draw_ddim(process: Ddpm, steps: int, eta: float) -> Draw:
     return lambda noise: ddim(predict, process, noise, steps, eta)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 @pytest.mark.parametrize(
     ("steps", "eta", "tolerance"),

@@ -21,6 +21,8 @@ from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
 from bend_ray.report.runs import Run, read_run
 
+pytestmark = pytest.mark.slow
+
 FIGURES = {
     "accuracies",
     "accuracy_by_cost",
@@ -123,6 +125,19 @@ def test_models_that_diverged_are_told_below_the_table(repeats: list[Run]) -> No
     assert table.note.endswith(" Seed 1, seeds: 2 diverged and left out.")
 
 
+def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats: list[Run]) -> None:
+    def costing(run: Run, affordable: int) -> Run:
+        scores = {**run.result["bag"], "affordable": affordable, "size": 4}
+        cost = run.result["cost"] | {"equal_cost_deep_ensemble": scores}
+        return replace(run, result=run.result | {"cost": cost})
+
+    names = [row.cells[0].text for row in report([costing(repeats[0], 4)]).tables[0].rows]
+    assert "deep ensemble, equal cost" in names
+    (table,) = report([costing(repeats[0], 4), costing(repeats[1], 9)]).tables
+    assert "deep ensemble, equal cost" not in [row.cells[0].text for row in table.rows]
+    assert "trained 4 to 9 ordinary models; the deep ensemble has 4." in table.note
+
+
 def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:
     run = repeats[0]
     dataset = {**run.config["dataset"], "name": "<script>alert(1)</script> & Co"}
@@ -163,7 +178,6 @@ def test_it_lies_in_the_store_under_a_name_of_its_own(store: Store) -> None:
     assert written(one) == f"{one.uri}/report.html"
 
 
-@pytest.mark.slow
 def test_neither_ray_nor_torch_is_imported(store: Store, tmp_path: Path) -> None:
     code = (
         "import sys; from bend_ray.cli import cli;"

@@ -16,6 +16,7 @@ def test_a_run_reads_as_its_own_result(store: Store, repeats: list[Run]) -> None
     assert repeats[0].config == CONFIG.model_dump(mode="json")
 
 
+@pytest.mark.slow
 def test_the_evaluation_alone_is_enough(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = commit(CONFIG, store)
@@ -25,6 +26,7 @@ def test_the_evaluation_alone_is_enough(tmp_path: Path) -> None:
     assert read_run(store, made.evaluation.fingerprint).result == before
 
 
+@pytest.mark.slow
 def test_repeats_are_one_group_and_another_config_is_another(tmp_path: Path, store: Store) -> None:
     assert [len(group) for group in grouped(stored_runs(store))] == [3]
     other = Store(str(tmp_path))
@@ -43,6 +45,7 @@ def test_repeats_are_one_group_and_another_config_is_another(tmp_path: Path, sto
     assert newest(groups) in groups
 
 
+@pytest.mark.slow
 def test_where_it_ran_makes_no_other_run(tmp_path: Path) -> None:
     from bend_ray.config_file import load_config
 
@@ -69,6 +72,7 @@ def test_an_evaluation_without_evidence_is_told_to_be_made_again(tmp_path: Path)
         read_run(store, old.fingerprint)
 
 
+@pytest.mark.slow
 def test_broken_evidence_is_named(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = commit(CONFIG, store)

@@ -48,6 +48,7 @@ def test_stores_reports_and_results_are_all_taken(
     assert entries[0].results == [run.result for run in repeats]
 
 
+@pytest.mark.slow
 def test_runs_are_named_by_what_tells_them_apart(store: Store, other: Store) -> None:
     names = labels(read_entries([store.uri, other.uri]))
     assert names == ["digits, defaults", "temperature=0.5"]
@@ -55,6 +56,7 @@ def test_runs_are_named_by_what_tells_them_apart(store: Store, other: Store) -> 
     assert all(store.uri in name for name in twice)
 
 
+@pytest.mark.slow
 def test_one_table_one_figure(store: Store, other: Store, tmp_path: Path) -> None:
     entries = read_entries([store.uri, other.uri])
     page = compared(entries)

@@ -18,6 +18,7 @@ from bend_ray.serve.bag import Bag
 FILES = ("config.json", "members.safetensors", "member.onnx")
 
 
+@pytest.mark.slow
 @given(data=st.data(), name=st.sampled_from(FILES))
 @fuzzed(20)
 def test_any_file_of_a_bag(folder: Path, tmp_path: Path, data: st.DataObject, name: str) -> None:

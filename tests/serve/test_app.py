@@ -79,6 +79,7 @@ def test_members_can_be_seen_and_can_be_spared(
             assert early["members_used"] == 3
 
 
+@pytest.mark.slow
 def test_the_deployment_decides_where_the_request_does_not(folder: Path) -> None:
     eager = client(folder, ServeSettings(confidence=0.01, groups=9))
     body = {"pixels": [[0] * 8] * 8}

@@ -31,6 +31,7 @@ def pixels(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 17, (count, 1, 8, 8), dtype=np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mlp", "convnet"])
 @pytest.mark.parametrize("groups", [1, 2, 4, 50])
 def test_groups_and_threads_change_nothing(
@@ -127,6 +128,7 @@ def test_members_of_another_shape_are_refused(folders: dict[str, Path], tmp_path
         Bag.load(tmp_path)
 
 
+@pytest.mark.slow
 def test_answering_imports_no_torch(folders: dict[str, Path]) -> None:
     code = (
         "import sys, pathlib, numpy; from bend_ray.serve.bag import Bag, Stop;"

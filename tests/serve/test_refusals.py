@@ -46,6 +46,7 @@ def tiff() -> bytes:
     return buffer.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("content", "status", "told"),
     [
@@ -73,6 +74,7 @@ def test_a_misspelt_option_is_not_ignored(http: TestClient) -> None:
     assert "?stop_when_decide: expected one of" in done.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -94,6 +96,7 @@ def test_pixels(http: TestClient, body: Any, status: int, told: str) -> None:
     assert (done.status_code, told in done.json()["error"]) == (status, True), done.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "content",
     [b"{", b"\xff", b"[" * 100_000, b'{"pixels":NaN}', b"[" * 40 + b"]" * 40, b"9" * 5000],
@@ -105,6 +108,7 @@ def test_json_that_is_none_or_too_deep(http: TestClient, content: bytes) -> None
         assert "expected" in done.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
@@ -130,6 +134,7 @@ def test_tensors(http: TestClient, changes: dict[str, Any], told: str) -> None:
     assert told in done.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("more", "told"),
     [
@@ -149,6 +154,7 @@ def test_the_rest_of_an_inference(http: TestClient, more: dict[str, Any], told: 
     assert told in done.json()["error"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", ["x", "-1", "99999", "1" * 30, "", "²"])
 def test_lengths_of_the_binary_header(http: TestClient, length: str) -> None:
     headers = {"Inference-Header-Content-Length": length.encode()}
@@ -194,6 +200,7 @@ json_values = st.recursive(
 )
 
 
+@pytest.mark.slow
 @fuzzed(50)
 @given(data=st.data())
 def test_whatever_an_inference_holds_it_is_answered_or_refused(
@@ -218,6 +225,7 @@ def test_whatever_an_inference_holds_it_is_answered_or_refused(
         assert "error" in done.json()
 
 
+@pytest.mark.slow
 @fuzzed(60)
 @given(data=st.data())
 def test_whatever_a_file_holds_it_is_answered_or_refused(

@@ -101,6 +101,7 @@ def _label(rule: Rule, logits_EBC: np.ndarray) -> int:
     return int(counted(rule, logits_EBC).answers().labels_B[0])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
 def test_counted_votes_are_decided_exactly_when_no_rest_changes_the_label(
@@ -121,6 +122,7 @@ def test_counted_votes_are_decided_exactly_when_no_rest_changes_the_label(
     assert bool(tally.decided()[0]) == (outcomes == {now})
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 9), st.integers(2, 4), st.booleans())
 def test_averaged_votes_are_decided_exactly_when_the_worst_rest_keeps_the_label(
@@ -150,6 +152,7 @@ def test_averaged_votes_are_decided_exactly_when_the_worst_rest_keeps_the_label(
         assert not decided or min(leads) >= 0
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.sampled_from([SoftVote(), MajorityVote()]))
 def test_what_is_decided_is_the_whole_bags_label(seed: int, vote: Vote) -> None:

@@ -33,6 +33,7 @@ def trained(make_config: MakeConfig, folder: Path, cohort_size: int, actors: int
     return read_population(artifact)
 
 
+@pytest.mark.slow
 def test_a_population_is_the_same_to_the_bit_whoever_trained_its_cohorts(
     tiny: MakeConfig, tmp_path: Path
 ) -> None:

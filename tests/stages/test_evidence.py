@@ -66,6 +66,7 @@ def test_a_bag_chosen_among_all_pays_for_all() -> None:
     assert evidence(chosen)["bags"]["bag"]["cost"] == {"fixed": PRICES.bag, "member": 0.0}
 
 
+@pytest.mark.slow
 def test_temperature_is_fitted_on_validation_images() -> None:
     compared = comparison()
     generated = compared.generated
@@ -82,6 +83,7 @@ def test_temperature_is_fitted_on_validation_images() -> None:
     assert len(curve["scaled_nll"]) == len(curve["sizes"])
 
 
+@pytest.mark.slow
 def test_each_models_disagreement_averages_to_that_of_the_population() -> None:
     compared = comparison()
     said = evidence(compared)["populations"]["originals"]
@@ -89,6 +91,7 @@ def test_each_models_disagreement_averages_to_that_of_the_population() -> None:
     assert mean == pytest.approx(disagreement(compared.originals.predictions()), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_distances_are_those_of_the_novelty_block() -> None:
     compared = comparison()
     said = evidence(compared)

@@ -145,6 +145,7 @@ def bag(nll: float) -> dict[str, Any]:
     return {"bag": {"accuracy": 0.95, "nll": nll, "cost_seconds": 20.0}}
 
 
+@pytest.mark.slow
 def test_the_page_needs_nothing_but_itself(study: Study) -> None:
     fresh = Fresh([bag(0.11), bag(0.12), bag(0.13)], [bag(0.12), bag(0.13), bag(0.14)])
     page = Path(write_page(study, fresh))
