@@ -75,7 +75,24 @@ def _chosen(
     store = Store(store_uri)
     named = file is not None or bool(overrides)
     config = load_config(file, overrides) if named else newest_config(store)
-    return config, plan(config, store)
+    chosen = plan(config, store)
+    if chosen.evaluation.exists():
+        _tell_whose(chosen, newest=not named)
+    return config, chosen
+
+
+def _tell_whose(chosen: Plan, newest: bool) -> None:
+    manifest, store = chosen.evaluation.manifest(), masked(chosen.evaluation.store.uri)
+    bag = manifest.metrics["bag"]
+    log.LOGGER.info(
+        "bag          %s members, %.2f %% on the test part: evaluation %s of %s, made %s%s",
+        bag["size"],
+        100 * bag["accuracy"],
+        manifest.fingerprint,
+        store,
+        manifest.created.replace("T", " ").replace("+00:00", " UTC"),
+        ", the newest" if newest else "",
+    )
 
 
 def _default_output(plan: Plan, members: int | None) -> str:

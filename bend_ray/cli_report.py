@@ -81,7 +81,7 @@ def compare(sources: tuple[str, ...], output: str) -> None:
 
     entries = side_by_side.read_entries(sources)
     page = side_by_side.compared(entries)
-    click.echo("\n".join(results.aligned(side_by_side.text(page))))
+    click.echo("\n\n".join("\n".join(results.aligned(part)) for part in side_by_side.text(page)))
     click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ from bend_ray.report.panels import Chapter, Panel
 from bend_ray.report.runs import grouped, stored_runs, without_seeds
 
 COMPARED = ("deep_ensemble", "originals_bag")
+_OWN = 6
+"""Columns that tell of the bag alone; the first names it."""
 _NAMES = {"deep_ensemble": "deep ensemble", "originals_bag": "originals bag"}
 
 
@@ -94,18 +97,28 @@ def labels(entries: Sequence[Entry]) -> list[str]:
     """A name for each entry: what its config sets otherwise than the others', else its source."""
     known = [without_seeds(entry.config) for entry in entries if entry.config is not None]
     told = iter(different(known))
-    names = []
-    for entry in entries:
-        own = next(told) if entry.config is not None else {}
-        own = {key: value for key, value in own.items() if value != "null"}
-        data = (entry.config or {}).get("dataset", {}).get("kind")
-        short = ", ".join(f"{key.rpartition('.')[2]}={value}" for key, value in own.items())
-        names.append(short or (f"{data}, defaults" if data else entry.source))
+    own = [next(told) if entry.config is not None else {} for entry in entries]
+    short, long = (
+        [_label(entry, each, shorten) for entry, each in zip(entries, own, strict=True)]
+        for shorten in (True, False)
+    )
+    names = short if len(set(short)) == len(short) else long
     twice = {name for name in names if names.count(name) > 1}
     return [
         f"{name} ({entry.source})" if name in twice else name
         for name, entry in zip(names, entries, strict=True)
     ]
+
+
+def _label(entry: Entry, own: dict[str, str], shorten: bool) -> str:
+    """What an entry's config sets otherwise; of a variant, where ``shorten``, its kind alone."""
+    said = []
+    for key, value in own.items():
+        kind = re.match(r"{kind: (\w+)\b", value) if shorten else None
+        if value != "null":
+            said.append(f"{key.rpartition('.')[2]}={kind[1] if kind else value}")
+    data = (entry.config or {}).get("dataset", {}).get("kind")
+    return ", ".join(said) or (f"{data}, defaults" if data else entry.source)
 
 
 def compared(entries: Sequence[Entry]) -> Page:
@@ -138,10 +151,11 @@ def write_comparison(entries: Sequence[Entry], page: Page, output: Directory) ->
     return page_uri(output, "compare.html")
 
 
-def text(page: Page) -> list[tuple[str, ...]]:
-    """The table as rows of text, for a terminal."""
+def text(page: Page) -> list[list[tuple[str, ...]]]:
+    """The table in two parts, as a terminal is narrow: the bags; what they are beside others."""
     table = page.tables[0]
-    return [tuple(table.header), *(tuple(cell.text for cell in row.cells) for row in table.rows)]
+    rows = [tuple(table.header), *(tuple(cell.text for cell in row.cells) for row in table.rows)]
+    return [[row[:_OWN] for row in rows], [(row[0], *row[_OWN:]) for row in rows]]
 
 
 def _headline(entries: Sequence[Entry]) -> str:
