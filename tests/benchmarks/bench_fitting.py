@@ -2,6 +2,7 @@
 
     uv run --group bench python tests/benchmarks/bench_fitting.py [--network mlp] [--models 8 32]
     uv run --group bench python tests/benchmarks/bench_fitting.py --memory
+    uv run --group bench python tests/benchmarks/bench_fitting.py --processes
 
 Systems: ``ours``, ``classifiers.fitting.fit`` in the form that ``form_for`` picks; ``one_by_one``,
 a plain loop over torch modules with torch's optimizers; ``torchensemble``, its VotingClassifier;
@@ -9,7 +10,8 @@ a plain loop over torch modules with torch's optimizers; ``torchensemble``, its 
 with AdamW (scikit-learn: Adam), batches of 50, in one thread. Rounds of all systems are
 interleaved; the median over rounds is told in CPU seconds a model and step. One model at a time
 costs the same however many there are: it trains at most eight of them. With ``--memory`` every
-system trains in a process of its own, and the peak beyond its libraries and data is told.
+system trains in a process of its own, and the peak beyond its libraries and data is told. With
+``--processes`` ours in one process and in two is told beside one by one in two, in wall seconds.
 
 A JSON line a case, with ratios to ``one_by_one``.
 """
@@ -27,6 +29,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 
 import torch
 from torch import Tensor, nn
@@ -243,6 +246,51 @@ def compare_memory(network: str, models: int) -> dict[str, object]:
     }
 
 
+def serve(network: str, connection: Connection) -> None:
+    """A process that trains what it is asked to, until it is told to end."""
+    torch.set_num_threads(1)
+    task = Task(network)
+    while (asked := connection.recv()) is not None:
+        name, models = asked
+        connection.send(SYSTEMS[name](task, models))
+
+
+def compare_processes(network: str, models: int, rounds: int) -> dict[str, object]:
+    """Medians of wall milliseconds a model and step, of systems in one process or in two."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(2)]
+    children = [context.Process(target=serve, args=(network, theirs)) for _, theirs in pipes]
+    for child in children:
+        child.start()
+    taken: dict[str, list[float]] = {}
+    num_steps = Task(network).num_steps
+    for round_ in range(rounds + 1):
+        for name, processes in (("ours", 1), ("ours", 2), ("one_by_one", 2)):
+            started = time.perf_counter()
+            for mine, _ in pipes[:processes]:
+                mine.send((name, models // processes))
+            trained = sum(mine.recv() for mine, _ in pipes[:processes])
+            seconds = (time.perf_counter() - started) / trained / num_steps
+            if round_:  # the first allocates
+                taken.setdefault(f"{name}, {processes}", []).append(seconds)
+    for (mine, _), child in zip(pipes, children, strict=True):
+        mine.send(None)
+        child.join()
+    milliseconds = {name: 1e3 * statistics.median(each) for name, each in taken.items()}
+    best = milliseconds["one_by_one, 2"]
+    return {
+        "case": "fitting_processes",
+        "network": network,
+        "models": models,
+        "wall_ms_a_model_step": {name: round(value, 4) for name, value in milliseconds.items()},
+        "ratios": {
+            f"one_by_one, 2/{name}": round(best / value, 2)
+            for name, value in milliseconds.items()
+            if name.startswith("ours")
+        },
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -250,6 +298,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", type=int, default=[8, 32, 128])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--memory", action="store_true", help="peaks instead of times")
+    parser.add_argument("--processes", action="store_true", help="two processes, by the clock")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -257,6 +306,8 @@ def main() -> None:
         for models in arguments.models:
             if arguments.memory:
                 line = compare_memory(network, models)
+            elif arguments.processes:
+                line = compare_processes(network, models, arguments.rounds)
             else:
                 line = compare(network, models, arguments.rounds)
             print(json.dumps(line | {"torch": torch.__version__, "cpu": platform.processor()}))

@@ -20,15 +20,18 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from bench_fitting import NETWORKS, Task, normalise, ours
 from bench_shards import committed
+from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
+from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.stacking import Stack, predict_logits
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.metrics import disagreement
@@ -36,6 +39,8 @@ from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
+from bend_ray.stages.comparison import Comparison, Members, Prices
+from bend_ray.stages.evidence import evidence
 
 Work = Callable[[], object]
 
@@ -113,6 +118,44 @@ def nearest(drawn: int, models: int, parameters: int) -> Work:
     return lambda: nearest_distances(theta_MP, train_KP)
 
 
+class Guessers:
+    """Stands in for ``Classifiers``: what a model answers is drawn, and costs nothing."""
+
+    def __init__(self, images: int) -> None:
+        labels = torch.randint(10, (images,))
+        part = Images(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), labels)
+        self.dataset = SimpleNamespace(validation=part, test=part)
+
+    def logits(self, theta_EP: Tensor, images: Images, trunks_E: list[int]) -> Tensor:
+        return torch.randn(len(theta_EP), len(images), 10)
+
+    def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:
+        return theta_EP
+
+
+def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
+    """The bag, its rivals by default and the evidence of the report; without asking anyone."""
+    classifiers, section = Guessers(images), PipelineConfig().evaluation
+    prices = Prices(bag=9.0, samples=1.0, seeds=5.0, roots=1.0, trained=models, ordinary=1.0)
+
+    def members(count: int) -> Members:
+        return Members.ask(torch.randn(count, parameters), torch.arange(count) % 8, classifiers)
+
+    populations = {
+        "originals": members(models),
+        "held_out": members(16),
+        "generated": members(drawn),
+        "ordinary": members(drawn),
+    }
+
+    def work() -> None:
+        comparison = Comparison(section, 0, classifiers, **populations, prices=prices)
+        comparison.metrics()
+        evidence(comparison)
+
+    return work
+
+
 def reading(shards: int) -> Work:
     """A population of shards of 8 models."""
     folder = tempfile.mkdtemp()
@@ -148,6 +191,16 @@ CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]
         nearest,
         {"drawn": [64, 128, 256], "parameters": [2**16, 2**17, 2**18]},
         {"drawn": 64, "models": 64, "parameters": 2**16},
+    ),
+    "evaluation_comparison": (
+        comparing,
+        {
+            "drawn": [64, 128, 256, 512],
+            "models": [64, 128, 256, 512],
+            "parameters": [2**14, 2**15, 2**16, 2**17],
+            "images": [500, 1000, 2000, 4000],
+        },
+        {"drawn": 48, "models": 64, "parameters": 2**13, "images": 500},
     ),
     "shards": (reading, {"shards": [16, 32, 64, 128]}, {}),
 }

@@ -168,7 +168,7 @@ def quality() -> None:
         "ancestral_1000": ["--set", "samples.sampler={kind: ancestral}"],
         "flow_50": [
             "--set",
-            "generator.process={kind: flow_matching}",
+            "generator.process={kind: flow}",
             "--set",
             "samples.sampler={kind: euler, steps: 50}",
         ],
@@ -177,7 +177,8 @@ def quality() -> None:
         for name, options in variants.items():
             path = Path(store, f"{name}.json")
             command = [sys.executable, "-m", "bend_ray", "run", "--store", store, "--repeats", "3"]
-            subprocess.run([*command, "--json", str(path), *options], check=True)
+            told = [*command, "--json", str(path), *options]
+            subprocess.run(told, check=True, stdout=sys.stderr)
             result = json.loads(path.read_text())
             print(json.dumps({"case": "sampler", "sampler": name, "result": result["aggregate"]}))
 
