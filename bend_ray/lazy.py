@@ -21,7 +21,10 @@ else:
             self._name = name
 
         def __getattr__(self, attribute: str) -> Any:
-            return getattr(importlib.import_module(self._name), attribute)
+            value = getattr(importlib.import_module(self._name), attribute)
+            # Kept: looking a module up costs as much as a small tensor's sum.
+            setattr(self, attribute, value)
+            return value
 
         def __reduce__(self) -> tuple[Any, ...]:
             # Unpickled attribute by attribute it would look up `_name` before it has one.
