@@ -40,6 +40,9 @@ from bend_ray.filesystems import open_file, patiently, side_by_side
 from bend_ray.masking import cause
 
 ROW_GROUP_BYTES = 64 * 2**20
+PAGE_BYTES = 2**18
+"""Of theta in one page, or one vector's part: what a processor's cache holds while it is copied,
+and its checksum taken."""
 
 _PLACE = b"bend_ray.place"
 """Key of the schema's metadata: ``stage/fingerprint/name``, so that no shard passes for another."""
@@ -66,7 +69,8 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
     table_format = TableFormat.of(population)
     schema = table_format.arrow_schema()
-    rows_per_group = max(1, ROW_GROUP_BYTES // (4 * table_format.num_parameters))
+    bytes_per_row = 4 * table_format.num_parameters
+    rows_per_group = max(1, ROW_GROUP_BYTES // bytes_per_row)
     with (
         artifact.open_output(shard_name(index)) as stream,
         pq.ParquetWriter(
@@ -76,6 +80,9 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
             use_dictionary=False,
             write_statistics=list(ROW_TYPES),
             write_page_checksum=True,
+            data_page_size=PAGE_BYTES,
+            # After so many rows it looks whether a page is full; by default after 1,024.
+            write_batch_size=max(1, PAGE_BYTES // bytes_per_row),
         ) as writer,
     ):
         for start in range(0, len(population), rows_per_group):
