@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -18,7 +19,7 @@ from pydantic import (
 
 from bend_ray.classifiers.architectures import Architecture, Mlp
 from bend_ray.classifiers.datasets import Dataset, Digits
-from bend_ray.classifiers.protocols import Protocol, Recipe, Tails
+from bend_ray.classifiers.protocols import Protocol, Recipe, Stretch, Tails
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
@@ -35,7 +36,7 @@ from bend_ray.generation.rivals import (
 from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.optim import AdamW, Training
 from bend_ray.resources import ActorResources, Resources, TrainResources
-from bend_ray.spec import Spec, variants
+from bend_ray.spec import Addition, Spec, says_nothing, variants
 
 MOST_MODELS = 1_000_000
 """Of a population: a driver needs 4 ms of CPU for a piece of work."""
@@ -137,6 +138,20 @@ class GeneratorSection(Spec):
     """What each worker is given."""
 
 
+class Annealing(Spec):
+    """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
+
+    fraction: NonNegativeFloat = 0.0
+    """Its length, as a share of the recipe; 0 for none."""
+    learning_rate: PositiveFloat | None = None
+    """Where the rate begins; null for a quarter of the recipe's highest."""
+
+    def stretch(self, recipe: Recipe) -> Stretch:
+        """What is trained."""
+        rate = self.learning_rate or recipe.optimizer.learning_rate / 4
+        return Stretch(start=0.0, epochs=self.fraction * recipe.epochs, cyclic_rate=rate)
+
+
 class SamplesSection(Spec):
     """The generated population."""
 
@@ -146,6 +161,14 @@ class SamplesSection(Spec):
     """From noise to latents."""
     temperature: PositiveFloat = 1.0
     """Multiplier of the sampler's noise; below one more accurate and less diverse."""
+    guidance: Annotated[NonNegativeFloat, Addition()] = 0.0
+    """Move each drawn model on, by so much of its trunk's way from the early tails' mean to the
+    members'; needs seeds.protocol.early_tails.
+
+    Where training ends early this is where more of it would lead. Running statistics stay.
+    """
+    annealing: Annotated[Annealing, Addition()] = Annealing()
+    """A short training of every drawn model, after guidance."""
     shard_size: PositiveInt = 24
     """Classifiers drawn at once; one shard."""
     recalibration_images: NonNegativeInt = 1000
@@ -269,6 +292,7 @@ class PipelineConfig(Spec):
             _latent_size_fits,
             _bag_fits,
             _sampler_fits,
+            _guidance_knows_the_way,
             _subset_has_a_base,
         ):
             check(self)
@@ -318,6 +342,22 @@ def _sampler_fits(config: PipelineConfig) -> None:
         )
 
 
+def _guidance_knows_the_way(config: PipelineConfig) -> None:
+    if config.samples.guidance == 0:
+        return
+    protocol = config.seeds.protocol
+    if not isinstance(protocol, Tails) or protocol.early_tails == 0:
+        raise ValueError(
+            "samples.guidance: expected 0 without early tails, whose mean shows the way, got "
+            f"{config.samples.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
+        )
+    if protocol.num_trunks > 1 and not config.generator.conditional:
+        raise ValueError(
+            f"generator.conditional: expected true with samples.guidance and {protocol.num_trunks} "
+            "trunks, as a drawn model must know whose way it goes, got false"
+        )
+
+
 def _subset_has_a_base(config: PipelineConfig) -> None:
     if config.parameters.all_own:
         return
@@ -336,13 +376,16 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
 
 
 def identity(spec: Spec) -> dict[str, Any]:
-    """What decides a spec's result: its JSON without any ``Resources`` or ``Probes``.
+    """What decides a spec's result: its JSON without ``Resources``, ``Probes``, unset additions.
 
     >>> "resources" in identity(SeedsSection())
     False
     """
-    decides = ((name, value) for name, value in spec if not isinstance(value, Resources | Probes))
-    return {name: _plain(value) for name, value in decides}
+    return {
+        name: _plain(value)
+        for name, value in spec
+        if not isinstance(value, Resources | Probes) and not says_nothing(spec, name)
+    }
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ Variants of one kind are specs that differ in the literal ``kind``; an axis is t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt
@@ -31,6 +32,29 @@ class Spec(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
     )
+
+
+@dataclass(frozen=True)
+class Addition:
+    """Marks a field that came after artifacts had been made: ``Annotated[int, Addition()]``.
+
+    At its default, which does what was done without it, it is no part of a fingerprint: what had
+    been made keeps its name.
+    """
+
+
+def says_nothing(spec: Spec, name: str) -> bool:
+    """Whether a field is an ``Addition`` at its default.
+
+    >>> class A(Spec):
+    ...     old: int = 0
+    ...     new: Annotated[int, Addition()] = 0
+    >>> [(says_nothing(a, "old"), says_nothing(a, "new")) for a in (A(), A(new=1))]
+    [(False, True), (False, False)]
+    """
+    field = type(spec).model_fields[name]
+    added = any(isinstance(mark, Addition) for mark in field.metadata)
+    return added and bool(getattr(spec, name) == field.get_default())
 
 
 def variants(annotation: Any) -> tuple[type[Spec], ...]:

@@ -58,8 +58,9 @@ COMPANIONS = {
     "generator.process.kind=flow": ["samples.sampler.kind=euler"],
     "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
     "dataset.kind=image_folder": ["dataset.root=images"],
+    "samples.guidance": ["seeds.protocol.early_tails=8"],
 }
-"""What else a variant asks for."""
+"""What else a variant, or a knob, asks for."""
 
 SECTIONS = {
     knob.path for knob in knobs() if any(k.path.startswith(f"{knob.path}.") for k in knobs())
@@ -114,6 +115,7 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
     else:
         base = choosing(section, knob.kind) if knob.kind else FITS_ALL
+        base = [*base, *COMPANIONS.get(knob.path, [])]
         varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
     return [load_config(None, overrides) for overrides in varied]
 

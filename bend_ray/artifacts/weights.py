@@ -60,6 +60,21 @@ def load_weights(artifact: Directory, name: str) -> dict[str, Tensor]:
         raise artifact.corrupt(name, problem) from error
 
 
+EARLY = "early-"
+"""What the names of the seeds' files of early means begin with."""
+
+
+def early_name(index: int) -> str:
+    """The seeds' file of the means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``.
+
+    Those of the runs of one shard.
+
+    >>> early_name(3)
+    'early-00003.safetensors'
+    """
+    return f"{EARLY}{index:05d}.safetensors"
+
+
 def load_roots(seeds: Directory) -> Tensor:
     """The whole vectors of a population's roots ``(R, W)``.
 

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from bend_ray.classifiers.augmentation import Augmentation
 from bend_ray.lazy import torch
 from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
-from bend_ray.spec import Spec
+from bend_ray.spec import Addition, Spec
 
 
 class Recipe(Spec):
@@ -52,6 +52,7 @@ class Stretch:
         bootstrap: train on as many images drawn with replacement, once for each run.
         snapshots: checkpoints it leaves, equally spaced; the last is its end.
         burn_in: epochs before the first snapshot's part begins.
+        early: so many of the snapshots, the first, are no members: their mean alone is kept.
     """
 
     start: float
@@ -61,6 +62,7 @@ class Stretch:
     bootstrap: bool = False
     snapshots: int = 1
     burn_in: float = 0.0
+    early: int = 0
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Member:
         model_id: its index in the population.
         trunk: the root it starts from, 0 where members start from scratch.
         fork: its run's index among those of that root.
-        snapshot: which checkpoint of its run it is, from 0.
+        snapshot: which checkpoint of its run it is, from 0, early ones not counted.
     """
 
     model_id: int
@@ -230,6 +232,11 @@ class Tails(Spec):
     """Length of a tail, as a share of the recipe; all of them may end beyond the recipe's end."""
     burn_in_fraction: NonNegativeFloat = 0.0
     """Share of the recipe, at the tails' rate, that comes before the first tail and leaves none."""
+    early_tails: Annotated[NonNegativeInt, Addition()] = 0
+    """Tails of each trunk, as long, before those that are its members; they are none.
+
+    Only their mean is kept, for samples.guidance. They may take the place of a burn-in.
+    """
     rate: Literal["cyclic", "constant"] = "cyclic"
     """Fall by half a cosine to zero in every tail, as in FGE, or stay constant, as in SWA."""
     learning_rate: PositiveFloat | None = None
@@ -264,18 +271,20 @@ class Tails(Spec):
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """All tails of a trunk, in one go."""
         rate = self.learning_rate or recipe.optimizer.learning_rate
-        fraction = self.burn_in_fraction + self.tails * self.tail_fraction
+        tails = self.early_tails + self.tails
+        fraction = self.burn_in_fraction + tails * self.tail_fraction
         return Stretch(
             start=self.trunk_fraction * recipe.epochs,
             epochs=fraction * recipe.epochs,
             constant_rate=rate if self.rate == "constant" else None,
             cyclic_rate=rate if self.rate == "cyclic" else None,
-            snapshots=self.tails,
+            snapshots=tails,
             burn_in=self.burn_in_fraction * recipe.epochs,
+            early=self.early_tails,
         )
 
     def runs(self) -> list[Run]:
-        """One run a trunk, leaving all its tails' ends."""
+        """One run a trunk, leaving its tails' ends, the early ones not."""
         return _checkpoints(self.trunks, self.tails)
 
 

@@ -100,8 +100,10 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
 
 
 def _seeds_bytes(config: PipelineConfig, problem: Problem) -> int:
-    roots = config.seeds.protocol.num_roots * problem.whole
-    return FLOAT_BYTES * (problem.members * problem.parameters + roots)
+    protocol = config.seeds.protocol
+    has_early = protocol.run_stretch(config.seeds.recipe).early > 0
+    own = problem.members + (protocol.num_trunks if has_early else 0)
+    return FLOAT_BYTES * (own * problem.parameters + protocol.num_roots * problem.whole)
 
 
 def _representation_bytes(config: PipelineConfig, problem: Problem) -> int:
@@ -157,6 +159,10 @@ def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator
     together = min(section.count, section.shard_size, fitting)
     seconds = _drawing(together, problem, rates)
     seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
+    recipe = config.seeds.recipe
+    annealing = recipe.num_steps(section.annealing.stretch(recipe).epochs, problem.train_images)
+    if annealing:
+        seconds += rates.setup(together) + annealing * rates.step(together)
     yield Phase("shards", -(-section.count // together), seconds, rates.piece)
 
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
 from bend_ray.classifiers.datasets import Dataset
+from bend_ray.classifiers.fitting import fit
 from bend_ray.classifiers.images import ImageDataset, Images
+from bend_ray.classifiers.protocols import Stretch
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
@@ -191,6 +193,40 @@ class Classifiers:
         logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
         labels_N = self.dataset.validation.labels_N
         return member_accuracy(logits_KNC, labels_N), member_nll(logits_KNC, labels_N)
+
+    def fit(
+        self,
+        stack: Stack,
+        start_KP: Tensor,
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(S, K, P)`` on the CPU of one stack's models, each with its generator."""
+        return fit(
+            stack,
+            start_KP.to(self.device),
+            self.dataset.train,
+            self.dataset.normalise,
+            self.config.seeds.recipe,
+            stretch,
+            generators,
+        ).cpu()
+
+    def fit_members(
+        self,
+        start_KP: Tensor,
+        trunks_K: Sequence[int],
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(K, S, P)`` of members; those that share a base are fitted together."""
+        groups = members_by_trunk(trunks_K if self.shares_a_base else [0] * len(trunks_K))
+        fitted: dict[int, Tensor] = {}
+        for trunk, rows in groups.items():
+            stack, start = self.stack_of(trunk), start_KP[rows]
+            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in rows])
+            fitted |= dict(zip(rows, theta_SKP.unbind(dim=1), strict=True))
+        return torch.stack([fitted[row] for row in range(len(trunks_K))])
 
     def _by_trunk(
         self,

@@ -27,6 +27,7 @@ from bend_ray.filesystems import open_file, side_by_side
 from bend_ray.plan import Plan
 from bend_ray.stages import cluster
 from bend_ray.stages.classifiers import SharedDataset, share_dataset
+from bend_ray.stages.finish import without_finish
 from bend_ray.stages.pool import get
 from bend_ray.stages.sample_drawer import SampleDrawer
 
@@ -160,7 +161,8 @@ def _draw(
 ) -> tuple[float, list[float], Cost]:
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
-        drawer = SampleDrawer(config, plan, shared.load(), weights)
+        # Annealing would make working models of anything.
+        drawer = SampleDrawer(without_finish(config), plan, shared.load(), weights)
         ids = range(config.generator.probes.count)
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy_N

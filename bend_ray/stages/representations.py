@@ -68,7 +68,7 @@ class Principal:
         """One pass over the shards: each task sums the Gram matrices of a range of columns."""
         layout = read_layout(seeds)
         train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
-        blocks = _blocks(layout, len(train_K))
+        blocks = member_blocks(layout, len(train_K))
         per_task = -(-len(blocks) // GRAM_TASKS)
         ranges = [
             {"first": first, "last": min(first + per_task, len(blocks))}
@@ -80,7 +80,7 @@ class Principal:
                 first, last = int(batch["first"][0]), int(batch["last"][0])
                 grams = GramSum(layout, train_K, blocks[first].start)
                 for block in blocks[first:last]:
-                    grams.extend(_read_block(seeds, block))
+                    grams.extend(read_block(seeds, block))
             return {
                 "first": batch["first"],
                 "grams": [save(grams.state())],
@@ -116,8 +116,8 @@ class Principal:
         """
         train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
         layout = read_layout(seeds)
-        blocks = _blocks(layout, len(train_K))
-        read = lru_cache(maxsize=1)(lambda block: _read_block(seeds, block)[train_K])
+        blocks = member_blocks(layout, len(train_K))
+        read = lru_cache(maxsize=1)(lambda block: read_block(seeds, block)[train_K])
 
         def decode(features_NF: Tensor) -> Tensor:
             weights_NT = self.basis.weights(features_NF)
@@ -228,11 +228,12 @@ def load_representation(features: str, artifact: Artifact) -> Representation:
     return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
 
 
-def _blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
+def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
+    """Ranges of columns that so many members are read by, ``BLOCK_BYTES`` at once."""
     return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
 
 
-def _read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
+def read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
     """Columns ``(K, W)`` of all members."""
     return torch.from_numpy(read_columns(seeds, block.start, block.stop))
 

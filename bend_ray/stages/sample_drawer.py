@@ -27,6 +27,7 @@ from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import autoencoder, cluster
 from bend_ray.stages.classifiers import Classifiers
 from bend_ray.stages.divergence import Divergence, finite_rows, note
+from bend_ray.stages.finish import Finish
 from bend_ray.stages.pool import split
 from bend_ray.stages.representations import load_representation
 from bend_ray.stages.seeds import read_layout, training_trunks
@@ -97,6 +98,7 @@ class SampleDrawer:
         self.classifiers = Classifiers(
             config, dataset, self.device, partial(load_roots, plan.seeds)
         )
+        self.finish = Finish(config, plan.seeds, self.classifiers)
         self.shards = shards_of(config, plan)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
         self.denoiser, self.scale = load_generator(config, plan, weights)
@@ -124,7 +126,7 @@ class SampleDrawer:
             model_id=drawn.model_ids,
             trunk=drawn.trunks_N,
             fork=(drawn.model_ids // len(self.trunks)).astype(np.int32),
-            step=np.zeros(len(left), dtype=np.int64),
+            step=np.full(len(left), self.finish.num_steps),
             seed=np.array([self._seed(i) for i in left]),
             held_out=np.full(len(left), False),
             val_accuracy=drawn.val_accuracy_N.numpy(),
@@ -138,13 +140,14 @@ class SampleDrawer:
 
     @torch.no_grad()
     def classifiers_of(self, ids: Sequence[int]) -> Drawn:
-        """Draw classifiers that can vote, recalibrated and validated; those that diverge not."""
+        """Draw classifiers that can vote: finished, recalibrated, validated; no diverged one."""
         model_ids, trunks_N = np.array(ids), self._trunks(ids)
         theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
         keep_N = finite_rows(theta_NP)
         model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
         if not len(model_ids):
             return Drawn(model_ids, trunks_N, theta_NP, torch.zeros(0), torch.zeros(0))
+        theta_NP = self.finish(theta_NP, trunks_N, model_ids.tolist())
         theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
         val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
         keep_N = finite_rows(theta_NP, val_nll_N)

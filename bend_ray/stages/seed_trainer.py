@@ -18,15 +18,14 @@ from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import ROOTS, load_roots, save_weights
-from bend_ray.classifiers.fitting import fit, initial_parameters, stretch_marks
+from bend_ray.artifacts.weights import ROOTS, early_name, load_roots, save_weights
+from bend_ray.classifiers.fitting import initial_parameters, stretch_marks
 from bend_ray.classifiers.protocols import Run, Stretch, held_out_ids
-from bend_ray.classifiers.stacking import Stack
 from bend_ray.config import PipelineConfig
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import Classifiers, SharedDataset, members_by_trunk
+from bend_ray.stages.classifiers import Classifiers, SharedDataset
 from bend_ray.stages.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.stages.pool import split
 
@@ -45,9 +44,13 @@ class _Roots:
 
 @dataclass(frozen=True)
 class _Runs:
-    """What runs leave: parameters ``(R, S, P)``, and ``(R, S)`` each; R runs, S snapshots."""
+    """What runs leave: members ``(R, S, P)``, and ``(R, S)`` each; R runs, S members of a run.
+
+    ``early_RP`` is the mean of a run's early snapshots, ``(R, 0)`` where there are none.
+    """
 
     theta_RSP: Tensor
+    early_RP: Tensor
     val_accuracy_RS: Tensor
     val_nll_RS: Tensor
     seeds_R: list[int]
@@ -65,6 +68,7 @@ class _Runs:
         seeds = dict(zip(rows, other.seeds_R, strict=True))
         return _Runs(
             put(self.theta_RSP, other.theta_RSP),
+            put(self.early_RP, other.early_RP),
             put(self.val_accuracy_RS, other.val_accuracy_RS),
             put(self.val_nll_RS, other.val_nll_RS),
             [seeds.get(row, seed) for row, seed in enumerate(self.seeds_R)],
@@ -116,7 +120,7 @@ class SeedTrainer:
         start_RW = torch.stack([self._fresh("root", index) for index in indices])
         stretch = self.section.protocol.root_stretch(self.section.recipe)
         generators = [generator_for(self.seed, "root order", index) for index in indices]
-        return self._fit(self.classifiers.stack, start_RW, stretch, generators)[-1]
+        return self.classifiers.fit(self.classifiers.stack, start_RW, stretch, generators)[-1]
 
     def _diverged_root(self, root: int, spare: int, theta_W: Tensor) -> Divergence:
         well = bool(theta_W.isfinite().all())
@@ -163,9 +167,14 @@ class SeedTrainer:
         # All of them, usually: then nothing is copied.
         whole = len(rows) == len(runs.theta_RSP)
         theta_RSP = runs.theta_RSP if whole else runs.theta_RSP[rows]
+        stretch = protocol.run_stretch(self.section.recipe)
+        if stretch.early:
+            trunks = torch.tensor([run[0].trunk for run, _ in left])
+            means = {"theta": runs.early_RP[rows], "trunk": trunks}
+            save_weights(self.artifact, early_name(index), means)
         # A member costs its part of the cohort, and its part of the roots.
         seconds = watch.cost.cpu_seconds / len(members) + root_seconds / self.section.num_models
-        steps = self._steps(protocol.run_stretch(self.section.recipe))
+        steps = self._steps(stretch)
         population = Population(
             model_id=np.array([m.model_id for m in members]),
             trunk=np.array([m.trunk for m in members]),
@@ -216,12 +225,13 @@ class SeedTrainer:
         else:
             start_RP = torch.stack([self._fresh("start", fork) for fork in forks])
         purposes = [("run", trunk, fork) for trunk, fork in zip(trunks, forks, strict=True)]
-        theta_RSP = self._fit_runs(
-            start_RP,
-            trunks,
-            protocol.run_stretch(self.section.recipe),
-            [generator_for(self.seed, *purpose) for purpose in purposes],
+        stretch = protocol.run_stretch(self.section.recipe)
+        snapshots_RSP = self.classifiers.fit_members(
+            start_RP, trunks, stretch, [generator_for(self.seed, *purpose) for purpose in purposes]
         )
+        early_RSP = snapshots_RSP[:, : stretch.early]
+        early_RP = early_RSP.mean(dim=1) if stretch.early else early_RSP.flatten(1)
+        theta_RSP = snapshots_RSP[:, stretch.early :]
         shape, theta_KP = theta_RSP.shape, theta_RSP.flatten(0, 1)
         if protocol.align and not protocol.branches:
             assert roots_RW is not None
@@ -230,6 +240,7 @@ class SeedTrainer:
         val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, members)
         return _Runs(
             theta_KP.view(shape),
+            early_RP,
             val_accuracy_K.view(shape[:2]),
             val_nll_K.view(shape[:2]),
             [seed_for(self.seed, *purpose) for purpose in purposes],
@@ -254,42 +265,6 @@ class SeedTrainer:
         seed = seed_for(self.seed, purpose, index)
         return initial_parameters(self.classifiers.build, self.classifiers.whole.flatten, seed)
 
-    def _fit_runs(
-        self,
-        start_RP: Tensor,
-        trunks_R: Sequence[int],
-        stretch: Stretch,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Snapshots ``(R, S, P)`` of the runs; those that share a base are fitted together."""
-        shares = self.classifiers.shares_a_base
-        groups = members_by_trunk(trunks_R if shares else [0] * len(trunks_R))
-        fitted: dict[int, Tensor] = {}
-        for trunk, rows in groups.items():
-            stack, start = self.classifiers.stack_of(trunk), start_RP[rows]
-            theta_SRP = self._fit(stack, start, stretch, [generators[row] for row in rows])
-            fitted |= dict(zip(rows, theta_SRP.unbind(dim=1), strict=True))
-        return torch.stack([fitted[row] for row in range(len(trunks_R))])
-
-    def _fit(
-        self,
-        stack: Stack,
-        start_RP: Tensor,
-        stretch: Stretch,
-        generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Snapshots ``(S, R, P)`` on the CPU."""
-        dataset = self.classifiers.dataset
-        return fit(
-            stack,
-            start_RP.to(self.device),
-            dataset.train,
-            dataset.normalise,
-            self.section.recipe,
-            stretch,
-            generators,
-        ).cpu()
-
     def _align(self, reference_P: Tensor, theta_KP: Tensor) -> Tensor:
         """Models in the units of one; those that diverged stay as they are."""
         groups = self.section.architecture.permutation_groups()
@@ -302,10 +277,11 @@ class SeedTrainer:
         return theta_KP.index_put((finite_K,), aligned_KP)
 
     def _steps(self, stretch: Stretch) -> list[int]:
-        """Optimizer steps behind each snapshot, counted from the start of the recipe."""
+        """Optimizer steps behind each member, counted from the start of the recipe."""
         num_images, recipe = len(self.classifiers.dataset.train), self.section.recipe
         first = recipe.num_steps(stretch.start, num_images)
-        return [first + step for step in stretch_marks(recipe, stretch, num_images)]
+        marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
+        return [first + step for step in marks]
 
 
 def _indices(flags_K: Tensor, value: bool) -> list[int]:

@@ -14,9 +14,9 @@ import ray
 from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_costs
 from bend_ray.artifacts.shards import read_population, shard_name
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import ROOTS
+from bend_ray.artifacts.weights import ROOTS, early_name
 from bend_ray.classifiers.protocols import Protocol
-from bend_ray.config import PipelineConfig
+from bend_ray.config import PipelineConfig, SeedsSection
 from bend_ray.log import Progress
 from bend_ray.masking import cause
 from bend_ray.parameters.layout import ParameterLayout
@@ -71,7 +71,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
                 for index, _ in trainers.run("train_cohort", missing):
                     done.add(index)
                     progress.update(sum(rows[index] for index in done))
-    _commit(artifact, rows, section.protocol.num_roots > 0, watch.cost.wall_seconds)
+    _commit(artifact, section, rows, watch.cost.wall_seconds)
 
 
 def _would_align(protocol: Protocol) -> bool:
@@ -109,17 +109,22 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
         pass
 
 
-def _commit(artifact: Artifact, rows: dict[int, int], has_roots: bool, wall_seconds: float) -> None:
+def _commit(
+    artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
+) -> None:
     left = {index: count for index, count in left_rows(artifact, rows).items() if count}
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
-    roots, shards = [ROOTS] if has_roots else [], [shard_name(index) for index in left]
+    roots = [ROOTS] if section.protocol.num_roots else []
+    shards = [shard_name(index) for index in left]
+    has_early = section.protocol.run_stretch(section.recipe).early > 0
+    early = [early_name(index) for index in left] if has_early else []
     costs = read_costs(artifact, [*map(shard_name, rows), *roots])
     root_cost = sum((costs[name] for name in roots), Cost())
     events = write_events(artifact, population_progress(artifact, shards))
     diverged = [each for piece in notes(artifact).values() for each in piece]
     artifact.commit(
-        files=[LAYOUT, *shards, *roots, events],
+        files=[LAYOUT, *shards, *early, *roots, events],
         rows=dict(zip(shards, left.values(), strict=True)),
         metrics={
             "models": sum(left.values()),

@@ -2,13 +2,17 @@
 
     uv run python tests/benchmarks/bench_choices.py [FILE] [--set a.b=c ...] [--splits 100 6]
     uv run python tests/benchmarks/bench_choices.py --scale 1 1.6 2 2.5     # wider samples
+    uv run python tests/benchmarks/bench_choices.py --guidance 0 0.5 --annealing 0 0.05 \\
+        --set seeds.protocol.burn_in_fraction=0 --set seeds.protocol.early_tails=8
 
 The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
 autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
 stays closed. A JSON line has, as means over the splits: accuracy and NLL of every bag, accuracy of
 its members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
-the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean. Networks
-with BatchNorm would have to be recalibrated and are refused.
+the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean, and
+``--guidance`` and ``--annealing`` (a share of an ordinary training) finish it as ``samples`` does:
+every combination has its bag, and those of trunk averages as well, without noise. Networks with
+BatchNorm would have to be recalibrated and are refused.
 
 Shape letters: K members, T trunks, P parameters, F features, Z latent, N drawn.
 """
@@ -22,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +39,7 @@ from bend_ray.config_file import load_config
 from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.generation.averaging import AveragedSteps
+from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.optim import Training
@@ -98,7 +104,10 @@ class Split:
                 groups = section.architecture.permutation_groups()
                 trunks = align(trunks[0], trunks, self.layout, groups, self._stream("align"))
             start = trunks[[run[0].trunk for run in runs]]
-        self.theta_KP = self._fit(start, protocol.run_stretch(recipe), "run").flatten(0, 1)
+        stretch = protocol.run_stretch(recipe)
+        snapshots_RSP = self._fit(start, stretch, "run")
+        self.early_RP = snapshots_RSP[:, : stretch.early].mean(dim=1)
+        self.theta_KP = snapshots_RSP[:, stretch.early :].flatten(0, 1)
         self.trunk_K = torch.tensor([member.trunk for run in runs for member in run])
         held_out = held_out_ids(runs, section.held_out, self._stream("held out"))
         ids = [member.model_id for run in runs for member in run]
@@ -114,6 +123,22 @@ class Split:
         """Each trunk's mean of its training members ``(T, P)``."""
         members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
         return torch.stack([members[trunks == t].mean(dim=0) for t in trunks.unique()])
+
+    def finished(
+        self, theta_NP: Tensor, trunk_N: Tensor, guidance: float, annealing: float
+    ) -> Tensor:
+        """Models moved on by so much of their trunks' way, then trained for a share of a recipe."""
+        if guidance:
+            members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
+            way_TP = ways(members, trunks, self.early_RP)
+            theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
+        if annealing:
+            how = self.config.samples.annealing.model_copy(update={"fraction": annealing})
+            with self._timed("annealing"):
+                theta_NP = self._fit(theta_NP, how.stretch(self.config.seeds.recipe), "annealing")[
+                    :, -1
+                ]
+        return theta_NP
 
     def drawn(self) -> Tensor:
         """What the generator draws ``(N, P)``, the trunks in turn."""
@@ -198,7 +223,10 @@ class Split:
 
 
 def figures(
-    config: PipelineConfig, number: int, scales: list[float]
+    config: PipelineConfig,
+    number: int,
+    scales: list[float],
+    finishes: list[tuple[float, float]],
 ) -> dict[str, dict[str, float]]:
     """Of one split."""
     split = Split(config, number)
@@ -211,10 +239,17 @@ def figures(
         "held out": split.told(split.theta_KP[held_out_K], split.trunk_K[held_out_K]),
         "trunk averages": split.told(averages_TP),
     }
-    for scale in scales:
-        mean_NP = averages_TP[trunk_N] if config.generator.conditional else averages_TP.mean(dim=0)
-        scaled_NP = mean_NP + scale * (drawn_NP - mean_NP)
-        told[f"generated x {scale:g}"] = split.told(scaled_NP, trunk_N)
+    mean_NP = averages_TP[trunk_N] if config.generator.conditional else averages_TP.mean(dim=0)
+    populations = {f"generated x {s:g}": mean_NP + s * (drawn_NP - mean_NP) for s in scales}
+    if any(any(finish) for finish in finishes):
+        populations["averages"] = averages_TP
+    for name, theta_NP in populations.items():
+        for guidance, annealing in finishes:
+            trunks = trunk_N[: len(theta_NP)]
+            finished_NP = split.finished(theta_NP, trunks, guidance, annealing)
+            guide = f", guided {guidance:g}" if guidance else ""
+            anneal = f", annealed {annealing:g}" if annealing else ""
+            told[name + guide + anneal] = split.told(finished_NP, trunks)
     return told | {"cpu_seconds": split.seconds}
 
 
@@ -225,13 +260,16 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--splits", nargs=2, type=int, default=(100, 6), help="first, how many")
     parser.add_argument("--scale", nargs="+", type=float, default=[1.0])
+    parser.add_argument("--guidance", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--annealing", nargs="+", type=float, default=[0.0])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(arguments.file, arguments.overrides)
     first, count = arguments.splits
     columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(first, first + count):
-        for name, told in figures(config, number, arguments.scale).items():
+        finishes = list(product(arguments.guidance, arguments.annealing))
+        for name, told in figures(config, number, arguments.scale, finishes).items():
             for figure, value in told.items():
                 columns[name][figure].append(value)
     means = {

@@ -1,0 +1,95 @@
+"""What becomes of decoded models before they are validated: guidance, then annealing.
+
+Both are off by default. Shape letters: N drawn, P parameters, T trunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import EARLY, load_weights
+from bend_ray.classifiers.fitting import stretch_marks
+from bend_ray.config import Annealing, PipelineConfig
+from bend_ray.generation.guidance import guided, ways
+from bend_ray.randomness import generator_for
+from bend_ray.stages.classifiers import Classifiers
+from bend_ray.stages.representations import member_blocks, read_block
+from bend_ray.stages.seeds import read_layout
+
+
+def without_finish(config: PipelineConfig) -> PipelineConfig:
+    """The config of what the generator draws, as it draws it."""
+    off = {"guidance": 0.0, "annealing": Annealing()}
+    return config.model_copy(update={"samples": config.samples.model_copy(update=off)})
+
+
+class Finish:
+    """Guidance and annealing of a config's drawn models.
+
+    Args:
+        config: of the pipeline.
+        seeds: the population that the generator learnt from.
+        classifiers: of the config.
+    """
+
+    def __init__(self, config: PipelineConfig, seeds: Artifact, classifiers: Classifiers) -> None:
+        self.config = config
+        self.seeds = seeds
+        self.classifiers = classifiers
+        self.stretch = config.samples.annealing.stretch(config.seeds.recipe)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a model's annealing."""
+        num_images = len(self.classifiers.dataset.train)
+        return stretch_marks(self.config.seeds.recipe, self.stretch, num_images)[-1]
+
+    def __call__(
+        self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
+    ) -> Tensor:
+        """Models ``(N, P)``, each moved on along its trunk's way and trained for a little."""
+        guidance = self.config.samples.guidance
+        if guidance:
+            theta_NP = guided(theta_NP, torch.from_numpy(trunks_N).long(), self._way, guidance)
+        if self.num_steps:
+            streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
+            theta_NSP = self.classifiers.fit_members(
+                theta_NP, trunks_N.tolist(), self.stretch, streams
+            )
+            theta_NP = theta_NSP[:, -1]
+        return theta_NP
+
+    @cached_property
+    def _way(self) -> Tensor:
+        """Every trunk's way ``(T, P)``; 0 for running statistics.
+
+        They are not learnt, and a variance that is moved on may be negative.
+        """
+        layout, members = read_layout(self.seeds), read_population(self.seeds, theta=False)
+        train_K = torch.from_numpy(~members.held_out)
+        trunks_K = torch.from_numpy(members.trunk).long()[train_K]
+        way_TP = self._early(layout.size)
+        for block in member_blocks(layout, len(train_K)):
+            columns = slice(block.start, block.stop)
+            theta_KB = read_block(self.seeds, block)[train_K]
+            way_TP[:, columns] = ways(theta_KB, trunks_K, way_TP[:, columns])
+        way_TP[:, layout.num_trainable :] = 0.0
+        return way_TP
+
+    def _early(self, num_parameters: int) -> Tensor:
+        """Means of early checkpoints ``(T, P)``; nan for a trunk that diverged."""
+        trunks = self.config.seeds.protocol.num_trunks
+        early_TP = torch.full((trunks, num_parameters), torch.nan)
+        for file in self.seeds.manifest().files:
+            if file.name.startswith(EARLY):
+                means = load_weights(self.seeds, file.name)
+                early_TP[means["trunk"]] = means["theta"]
+        return early_TP
