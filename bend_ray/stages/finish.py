@@ -75,7 +75,7 @@ class Finish:
         """
         layout, members = read_layout(self.seeds), read_population(self.seeds, theta=False)
         train_K = torch.from_numpy(~members.held_out)
-        trunks_K = torch.from_numpy(members.trunk).long()[train_K]
+        trunks_K = torch.from_numpy(members.trunk[~members.held_out]).long()
         way_TP = self._early(layout.size)
         for block in member_blocks(layout, len(train_K)):
             columns = slice(block.start, block.stop)

@@ -11,8 +11,8 @@ stays closed. A JSON line has, as means over the splits: accuracy and NLL of eve
 its members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
 the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean, and
 ``--guidance`` and ``--annealing`` (a share of an ordinary training) finish it as ``samples`` does:
-every combination has its bag, and those of trunk averages as well, without noise. Networks with
-BatchNorm would have to be recalibrated and are refused.
+every combination has its bag, and those of trunk averages as well, without noise. Whatever was not
+trained has BatchNorm's statistics of training images, as in the pipeline.
 
 Shape letters: K members, T trunks, P parameters, F features, Z latent, N drawn.
 """
@@ -31,6 +31,7 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
+from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
 from bend_ray.classifiers.fitting import fit, initial_parameters
 from bend_ray.classifiers.protocols import Stretch, held_out_ids
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
@@ -63,8 +64,6 @@ class Split:
         self.layout = ParameterLayout.of(module)
         architecture = config.seeds.architecture
         self.stack = Stack(module, self.layout, form_for(module, "cpu", architecture.stacks_on_cpu))
-        if self.stack.norms:
-            raise SystemExit("expected a network without BatchNorm")
         with self._timed("population"):
             self._train_population()
 
@@ -86,6 +85,15 @@ class Split:
         return torch.stack(
             [initial_parameters(self._build, self.layout.flatten, seed) for seed in seeds]
         )
+
+    def recalibrated(self, theta_EP: Tensor) -> Tensor:
+        """Models with BatchNorm's statistics of training images, where they have any."""
+        count = self.config.samples.recalibration_images
+        if not self.stack.norms or not count:
+            return theta_EP
+        chosen = torch.randperm(len(self.data.train), generator=self._stream("recalibration"))
+        pixels = self.data.train.pixels_NCHW[chosen[:count]]
+        return recalibrate_batchnorm(self.stack, theta_EP, self.data.normalise(pixels))
 
     def _fit(self, start_KP: Tensor, stretch: Stretch, purpose: str) -> Tensor:
         """Snapshots ``(K, S, P)``."""
@@ -131,6 +139,7 @@ class Split:
         if guidance:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
             way_TP = ways(members, trunks, self.early_RP)
+            way_TP[:, self.layout.num_trainable :] = 0.0
             theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
         if annealing:
             how = self.config.samples.annealing.model_copy(update={"fraction": annealing})
@@ -138,7 +147,7 @@ class Split:
                 theta_NP = self._fit(theta_NP, how.stretch(self.config.seeds.recipe), "annealing")[
                     :, -1
                 ]
-        return theta_NP
+        return self.recalibrated(theta_NP)
 
     def drawn(self) -> Tensor:
         """What the generator draws ``(N, P)``, the trunks in turn."""
@@ -237,7 +246,7 @@ def figures(
         "deep ensemble": split.told(split.ordinary(config.samples.count)),
         "originals": split.told(split.theta_KP[split.train_K]),
         "held out": split.told(split.theta_KP[held_out_K], split.trunk_K[held_out_K]),
-        "trunk averages": split.told(averages_TP),
+        "trunk averages": split.told(split.recalibrated(averages_TP)),
     }
     mean_NP = averages_TP[trunk_N] if config.generator.conditional else averages_TP.mean(dim=0)
     populations = {f"generated x {s:g}": mean_NP + s * (drawn_NP - mean_NP) for s in scales}

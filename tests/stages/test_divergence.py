@@ -67,7 +67,7 @@ def train(
         trainer.train_cohort(index)
     rows = {i: sum(map(len, cohort)) for i, cohort in enumerate(trainer.cohorts)}
     assert done_shards(artifact, rows) == set(rows)
-    seeds._commit(artifact, rows, config.seeds.protocol.num_roots > 0, 1.0)
+    seeds._commit(artifact, config.seeds, rows, 1.0)
     assert not artifact.list_files("diverged")
     return read_population(artifact), artifact
 
