@@ -23,6 +23,7 @@ from bend_ray.config import (
 from bend_ray.config_file import load_config
 from bend_ray.ensemble.bagging import Bagging
 from bend_ray.ensemble.votes import Vote
+from bend_ray.errors import ConfigError
 from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
 from bend_ray.generation.denoisers import Denoiser
 from bend_ray.generation.diffusion import FlowMatching, Process
@@ -209,7 +210,23 @@ def test_identity_is_json_and_says_everything_else() -> None:
         if isinstance(section, dict):
             section.pop("resources", None)
             section.pop("probes", None)
+    # Younger than artifacts that keep their names, and off.
+    del dumped["seeds"]["protocol"]["early_tails"]
+    del dumped["samples"]["guidance"], dumped["samples"]["annealing"]
     assert whole == dumped
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ([], "expected 0 without early tails"),
+        (["seeds.protocol={kind: forks}"], "expected 0 without early tails"),
+        (["seeds.protocol.early_tails=1", "generator.conditional=false"], "whose way it goes"),
+    ],
+)
+def test_guidance_must_know_the_way(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_config(None, [*overrides, "samples.guidance=0.5"])
 
 
 def test_training_models_are_what_is_not_held_out() -> None:

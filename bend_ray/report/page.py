@@ -135,7 +135,8 @@ def _unbroken(text: str) -> str:
 
 
 def _rivals(runs: Sequence[Run]) -> Table:
-    results = [run.result for run in runs]
+    too_few = unaffordable([run.result for run in runs])
+    told = (_note(len(runs)), too_few, _finished(runs[0].config["samples"]))
     return Table(
         title="The bag and its rivals, the best NLL first",
         header=[
@@ -152,8 +153,23 @@ def _rivals(runs: Sequence[Run]) -> Table:
             "bag minus it: NLL",
         ],
         rows=[_line(row) for row in verdicts.rows(runs)],
-        note=" ".join(filter(None, (_note(len(runs)), unaffordable(results)))) + _diverged(runs),
+        note=" ".join(filter(None, told)) + _diverged(runs),
     )
+
+
+def _finished(samples: dict[str, Any]) -> str:
+    """A sentence on what was done to drawn models before they voted; runs of old lack the knobs."""
+    done = []
+    if guidance := samples.get("guidance"):
+        done.append(
+            f"moved on by {guidance:g} of their trunk's way from its early tails to its members, "
+            "which their spread includes"
+        )
+    if fraction := samples.get("annealing", {}).get("fraction"):
+        done.append(
+            f"trained for {100 * fraction:g} % of an ordinary training, which their cost includes"
+        )
+    return f"Generated models were {', then '.join(done)}." if done else ""
 
 
 def _diverged(runs: Sequence[Run]) -> str:

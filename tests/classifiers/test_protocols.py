@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from bend_ray.classifiers.fitting import stretch_marks
 from bend_ray.classifiers.protocols import (
     Forks,
     Independent,
@@ -90,6 +91,16 @@ def test_tails_follow_a_trunk_and_may_end_beyond_the_recipe() -> None:
     stretch = swa.run_stretch(RECIPE)
     assert (stretch.constant_rate, stretch.cyclic_rate) == (3e-3, None)
     assert (stretch.epochs, stretch.burn_in) == pytest.approx((16.0, 4.0))
+
+
+def test_early_tails_take_the_place_of_a_burn_in() -> None:
+    with_burn_in = Tails(tails=4, tail_fraction=0.1, burn_in_fraction=0.2, rate="constant")
+    with_early = Tails(tails=4, tail_fraction=0.1, early_tails=2, rate="constant")
+    before, after = (tails.run_stretch(RECIPE) for tails in (with_burn_in, with_early))
+    assert (after.snapshots, after.early, after.burn_in) == (6, 2, 0.0)
+    assert after.epochs == pytest.approx(before.epochs)
+    assert stretch_marks(RECIPE, after, 1000)[2:] == stretch_marks(RECIPE, before, 1000)
+    assert with_early.runs() == with_burn_in.runs()
 
 
 def test_a_snapshot_ensemble_is_tails_of_a_fresh_model() -> None:

@@ -12,12 +12,19 @@ from click.testing import CliRunner
 from bend_ray.classifiers.images import ImageDataset
 from bend_ray.classifiers.protocols import Tails
 from bend_ray.cli import cli
-from bend_ray.config import PipelineConfig, SeedsSection
+from bend_ray.config import (
+    Annealing,
+    AutoencoderSection,
+    PipelineConfig,
+    SamplesSection,
+    SeedsSection,
+)
 from bend_ray.config_file import load_config
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
 from bend_ray.forecast.prediction import at_rate, predict
 from bend_ray.forecast.workload import Phase, Work, workload
+from bend_ray.generation.autoencoders import PrincipalMlp
 
 RATES = Rates(
     step=Line(0.0, 0.001),
@@ -87,6 +94,23 @@ def test_tails_are_counted_by_the_runs_that_leave_them() -> None:
     # 10 epochs of 20 steps; 40 trunks, by 32, and as many runs of five tails each.
     assert (roots.pieces, roots.seconds) == (2, pytest.approx(100 * 32 * 0.001))
     assert (cohorts.pieces, cohorts.seconds) == (2, pytest.approx(100 * 32 * 0.001))
+
+
+def test_early_tails_and_annealing_are_counted() -> None:
+    tails = Tails(trunks=4, tails=5, early_tails=5, trunk_fraction=0.5, tail_fraction=0.05)
+    samples = SamplesSection(count=6, shard_size=3, annealing=Annealing(fraction=0.1))
+    config = PipelineConfig(
+        seeds=SeedsSection(protocol=tails),
+        autoencoder=AutoencoderSection(model=PrincipalMlp(latent_size=8)),
+        samples=samples,
+    )
+    works = {work.stage: work for work in workload(config, PROBLEM, RATES)}
+    _, cohorts = works["seeds"].phases
+    assert cohorts.work == pytest.approx(100 * 4 * 0.001)
+    # Members, whole roots, and a mean of early tails for each trunk.
+    assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 4 + 4)
+    (shards,) = works["samples"].phases
+    assert (shards.pieces, shards.seconds) == (2, pytest.approx(20 * 3 * 0.001, rel=1e-2))
 
 
 def test_what_does_not_shrink_with_machines_is_named() -> None:

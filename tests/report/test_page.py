@@ -138,6 +138,16 @@ def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats:
     assert "trained 4 to 9 ordinary models; the deep ensemble has 4." in table.note
 
 
+def test_what_was_done_to_drawn_models_is_told_below_the_table(repeats: list[Run]) -> None:
+    run = repeats[0]
+    assert "Generated models were" not in report([run]).tables[0].note
+    finish = {"guidance": 0.5, "annealing": {"fraction": 0.05, "learning_rate": None}}
+    config = run.config | {"samples": run.config["samples"] | finish}
+    (table,) = report([replace(run, config=config)]).tables
+    assert "moved on by 0.5 of their trunk's way" in table.note
+    assert "then trained for 5 % of an ordinary training" in table.note
+
+
 def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:
     run = repeats[0]
     dataset = {**run.config["dataset"], "name": "<script>alert(1)</script> & Co"}
