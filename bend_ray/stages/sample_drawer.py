@@ -138,11 +138,11 @@ class SampleDrawer:
         )
         write_shard(self.artifact, index, population)
 
-    @torch.no_grad()
     def classifiers_of(self, ids: Sequence[int]) -> Drawn:
         """Draw classifiers that can vote: finished, recalibrated, validated; no diverged one."""
         model_ids, trunks_N = np.array(ids), self._trunks(ids)
-        theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
+        with torch.no_grad():
+            theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
         keep_N = finite_rows(theta_NP)
         model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
         if not len(model_ids):
