@@ -5,7 +5,8 @@ Work is cut into pieces that are pure functions of the config and an index, so t
 matter which process does a piece, or how often one is killed.
 
 ``cluster`` connects and checks resources, ``fit`` is the only distributed training loop,
-``representations`` is how a stage turns classifiers into vectors and back.
+``representations`` is how a stage turns classifiers into vectors and back, ``finish`` what is done
+to drawn ones before they vote.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def without_finish(config: PipelineConfig) -> PipelineConfig:
 
 
 class Finish:
-    """Guidance and annealing of a config's drawn models.
+    """Guidance and annealing of a config's drawn models; guidance holds one vector a trunk.
 
     Args:
         config: of the pipeline.
