@@ -63,11 +63,13 @@ def _run_split(
                 continue
             task = task or Task(bench, repeat)
             sealed = arguments.seal is not None
-            row = run(task, method, budget, with_test=sealed, quality=arguments.quality)
-            key = {"task": arguments.config.stem, "split": repeat, "budget": budget, "method": name}
-            if row and sealed:
-                _write(arguments.seal, key | {k: row.pop(k) for k in ("test", "temperature")})
-            output.write(json.dumps(key | {"ours": method.ours, **(row or {"paid": False})}) + "\n")
+            rows = run(task, method, budget, with_test=sealed, quality=arguments.quality)
+            for added, row in (rows or {"": {"paid": False}}).items():
+                key = {"task": arguments.config.stem, "split": repeat, "budget": budget}
+                key |= {"method": name + added}
+                if "test" in row:
+                    _write(arguments.seal, key | {k: row.pop(k) for k in ("test", "temperature")})
+                output.write(json.dumps(key | {"ours": method.ours} | row) + "\n")
             output.flush()
         took = time.process_time() - began
         print(f"split {repeat}, B = {budget}: {took:.0f} s CPU so far", file=sys.stderr, flush=True)

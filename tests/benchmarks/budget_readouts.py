@@ -13,26 +13,17 @@ from typing import Any
 
 import torch
 from budget_chains import Plan, Task
-from budget_specs import Averages, Drawn, Last, Method, Tails
+from budget_specs import Drawn, Last, Method, Tails
 from torch import Tensor
 
 from bend_ray.classifiers.images import Images
-from bend_ray.ensemble.bagging import GreedyForward
 from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.denoisers import MlpDenoiser
-from bend_ray.generation.diffusion import Ddpm
-from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.generation.objectives import Denoising
 from bend_ray.generation.rivals import Gaussian, MultiSwag
-from bend_ray.generation.samplers import Ddim
-from bend_ray.optim import AdamW, Cosine
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 
 TOLERANCE = 0.02
 """A method may overshoot its budget by so much."""
-DENOISER_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -83,20 +74,16 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
     theta_TMP, early_TMP = _parted(task, method, plan, used)
-    began = time.process_time()
-    parts: list[Tensor] = []
-    if isinstance(readout, Averages) or readout.with_averages:
-        parts.append(task.recalibrated(theta_TMP.mean(dim=0)))
-    if isinstance(readout, Tails) or (isinstance(readout, Drawn) and readout.with_tails):
-        parts.append(theta_TMP.flatten(0, 1))
-    seconds = time.process_time() - began
     if isinstance(readout, Drawn):
         name = (plan.count, plan.epochs, readout.law)
-        drawn_EP, drawing_seconds = _drawn(task, readout, theta_TMP, early_TMP, name)
-        parts.append(drawn_EP)
-        steps += len(drawn_EP) * readout.repair_steps
-        seconds += drawing_seconds
-    theta_EP = torch.cat(parts)
+        theta_EP, seconds = _drawn(task, readout, theta_TMP, early_TMP, name)
+        steps += len(theta_EP) * readout.repair_steps
+    elif isinstance(readout, Tails):
+        theta_EP, seconds = theta_TMP.flatten(0, 1), 0.0
+    else:
+        began = time.process_time()
+        theta_EP = task.recalibrated(theta_TMP.mean(dim=0))
+        seconds = time.process_time() - began
     made = Made(theta_EP, chains_M.repeat(len(theta_EP) // plan.count), steps, seconds, used)
     return _paid(task, made)
 
@@ -140,8 +127,6 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
         if readout.scale == 0.0:
             return theta_TMP.mean(dim=0).repeat(readout.per_chain, 1)
         return law(scale=readout.scale).draw(theta_KP, chains_K, count, generator)[0]
-    if readout.law == "diffusion":
-        return _diffused(task, readout, theta_TMP, generator)
     average_MP = theta_TMP.mean(dim=0)
     residual_TMP = theta_TMP - average_MP
     mix_EMT = torch.randn(readout.per_chain, chains, tails, generator=generator)
@@ -159,121 +144,70 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
     return (average_MP + readout.scale * drawn_EMP).flatten(0, 1)
 
 
-def _diffused(task: Task, readout: Drawn, theta_TMP: Tensor, generator: torch.Generator) -> Tensor:
-    """Drawn by the package's denoiser, trained on principal coefficients of residuals."""
-    tails, chains = theta_TMP.shape[:2]
-    theta_KP, chains_K = theta_TMP.flatten(0, 1), torch.arange(chains).repeat(tails)
-    train_K = torch.ones(len(theta_KP), dtype=torch.bool)
-    grams = GramSum(task.layout, train_K)
-    grams.extend(theta_KP)
-    basis, z_KZ = PrincipalBasis.fit(grams.total(), train_K)
-    scale = LatentScale.fit(z_KZ, chains_K, chains)
-    unit_KZ = scale.apply(z_KZ, chains_K)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(task.repeat)
-        denoiser = MlpDenoiser(hidden=64).build(unit_KZ.shape[1], chains)
-    process = Ddpm()
-    objective = Denoising(denoiser, process)
-    optimizer = AdamW(learning_rate=2e-3, weight_decay=0.0).build(list(objective.parameters()))
-    for step in range(readout.training_steps):
-        rows = torch.randint(len(unit_KZ), (DENOISER_BATCH,), generator=generator)
-        drawn = objective.draw((DENOISER_BATCH, unit_KZ.shape[1]), generator)
-        batch = {"features": unit_KZ[rows], "condition": chains_K[rows], **drawn}
-        objective(batch).backward()
-        optimizer.step(Cosine(warmup=0.05).factor(step / readout.training_steps))
-    count = readout.per_chain * chains
-    seeds = torch.randint(2**62, (count,), generator=generator).tolist()
-    drawn_NZ = sample_latents(
-        denoiser,
-        process,
-        Ddim(steps=20),
-        scale,
-        torch.arange(count) % chains,
-        [torch.Generator().manual_seed(seed) for seed in seeds],
-        temperature=readout.scale,
-    )
-    return mix(basis.weights(drawn_NZ), theta_KP)
+def scores(probs_NC: Tensor, labels_N: Tensor, temperature: float) -> dict[str, float]:
+    """Accuracy in percent, NLL as it is and at a temperature that other images chose."""
+    return {
+        "accuracy": 100 * accuracy(probs_NC, labels_N),
+        "nll": nll(probs_NC, labels_N),
+        "nll_calibrated": nll(apply_temperature(probs_NC, temperature), labels_N),
+    }
 
 
-@dataclass(frozen=True)
-class Vote:
-    """What is fitted on validation images: who votes, and the temperature.
-
-    Attributes:
-        rows: members that vote.
-        temperature: of the vote.
-    """
-
-    rows: list[int]
-    temperature: float
-
-    @classmethod
-    def fit(cls, share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor) -> Vote:
-        """A share of the members by greedy forward selection; the temperature of their vote."""
-        rows = list(range(len(logits_ENC)))
-        if share < 1.0:
-            bagging = GreedyForward(size=max(1, round(share * len(rows))))
-            rows = bagging.choose(logits_ENC, labels_N, chains_E)
-        return cls(rows, fit_temperature(_mean_probs(logits_ENC[rows]), labels_N))
-
-    def scores(self, logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
-        """Accuracy in percent, NLL as it is and at the temperature, of other images."""
-        probs_NC = _mean_probs(logits_ENC[self.rows])
-        return {
-            "accuracy": 100 * accuracy(probs_NC, labels_N),
-            "nll": nll(probs_NC, labels_N),
-            "nll_calibrated": nll(apply_temperature(probs_NC, self.temperature), labels_N),
-        }
-
-
-def _mean_probs(logits_ENC: Tensor) -> Tensor:
+def vote(logits_ENC: Tensor, geometric: bool) -> Tensor:
+    """One probability ``(N, C)`` a class: the members' arithmetic or their geometric mean."""
+    if geometric:
+        return logits_ENC.double().log_softmax(dim=-1).mean(dim=0).softmax(dim=-1)
     return logits_ENC.double().softmax(dim=-1).mean(dim=0)
 
 
-def validation_scores(
-    share: float, logits_ENC: Tensor, labels_N: Tensor, chains_E: Tensor
-) -> dict[str, float]:
-    """Each half of the validation images is scored by the vote that the other half chooses."""
+def validation_scores(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """Each half of the validation images is scored at the temperature of the other half."""
     halves = [torch.arange(len(labels_N)) % 2 == half for half in (0, 1)]
     told = []
     for here, there in (halves, halves[::-1]):
-        vote = Vote.fit(share, logits_ENC[:, there], labels_N[there], chains_E)
-        told.append(vote.scores(logits_ENC[:, here], labels_N[here]))
+        temperature = fit_temperature(probs_NC[there], labels_N[there])
+        told.append(scores(probs_NC[here], labels_N[here], temperature))
     return {key: sum(each[key] for each in told) / 2 for key in told[0]}
 
 
 def run(
     task: Task, method: Method, budget: int, *, with_test: bool, quality: bool
-) -> dict[str, Any] | None:
-    """A row of the bench; None where the method cannot be paid."""
+) -> dict[str, dict[str, Any]]:
+    """Rows of the bench, by what is added to the method's name; none where it cannot be paid.
+
+    Several members vote by both means: every method's user could.
+    """
     made = make(task, method, budget)
     if made is None:
-        return None
-    validation = task.dataset.validation
+        return {}
+    validation, test = task.dataset.validation, task.dataset.test
     logits_ENC = task.logits(made.theta_EP, validation)
-    share = getattr(method.readout, "choose", 1.0)
-    began = time.process_time()
-    vote = Vote.fit(share, logits_ENC, validation.labels_N, made.chains_E)
-    seconds = made.seconds + time.process_time() - began
-    row: dict[str, Any] = {
-        "members": len(vote.rows),
+    seconds = made.steps * task.step_seconds + made.seconds
+    told: dict[str, Any] = {
+        "members": len(logits_ENC),
         "chains": len(made.chains_E.unique()),
         "tails": made.tails_used,
         "steps": round(made.steps),
-        "seconds": made.steps * task.step_seconds + seconds,
-        "other_seconds": seconds,
+        "other_seconds": made.seconds,
         "unit_seconds": task.unit_seconds,
         "unit_steps": task.unit_steps,
-        "validation": validation_scores(share, logits_ENC, validation.labels_N, made.chains_E),
         "members_validation": member_scores(logits_ENC, validation.labels_N),
     }
     if quality and isinstance(method.readout, Drawn):
-        row["drawn"] = drawn_quality(task, method, budget, made, validation)
-    if with_test:
-        test = task.dataset.test
-        row["temperature"] = vote.temperature
-        row["test"] = vote.scores(task.logits(made.theta_EP, test), test.labels_N)
-    return row
+        told["drawn"] = drawn_quality(task, method, budget, made, validation)
+    test_ENC = task.logits(made.theta_EP, test) if with_test else None
+    rows = {}
+    for geometric in (False, True)[: len(logits_ENC)]:
+        probs_NC = vote(logits_ENC, geometric)
+        began = time.process_time()
+        temperature = fit_temperature(probs_NC, validation.labels_N)
+        row = told | {"seconds": seconds + time.process_time() - began}
+        row["validation"] = validation_scores(probs_NC, validation.labels_N)
+        if test_ENC is not None:
+            row["temperature"] = temperature
+            row["test"] = scores(vote(test_ENC, geometric), test.labels_N, temperature)
+        rows["_geometric" if geometric else ""] = row
+    return rows
 
 
 def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:

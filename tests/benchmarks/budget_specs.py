@@ -57,31 +57,23 @@ class Averages(Spec):
     kind: Literal["averages"] = "averages"
 
 
-class _Chosen(Spec):
-    with_averages: bool = False
-    """The chains' averages may vote as well."""
-    choose: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    """Share of all these that votes, by greedy forward selection on validation."""
-
-
-class Tails(_Chosen):
+class Tails(Spec):
     """Every tail of every chain: FGE, snapshot ensembles."""
 
     kind: Literal["tails"] = "tails"
 
 
-class Drawn(_Chosen):
+class Drawn(Spec):
     """Models drawn around each chain's average, repaired by a few steps of training if asked.
 
     ``multiswag`` is half diagonal, half low-rank; ``gaussian`` has the residuals of all chains;
     ``low_rank`` those of the chain alone; ``kernel`` draws one of the chain's tails and moves it by
     a share ``bandwidth`` of the low-rank Gaussian, keeping the spread: the closed-form sampler of a
-    diffusion model that has learnt its training members, stopped at that noise level; ``diffusion``
-    trains the package's denoiser on the residuals' principal coefficients.
+    diffusion model that has learnt its training members, stopped at that noise level.
     """
 
     kind: Literal["drawn"] = "drawn"
-    law: Literal["multiswag", "gaussian", "low_rank", "kernel", "diffusion"] = "low_rank"
+    law: Literal["multiswag", "gaussian", "low_rank", "kernel"] = "low_rank"
     per_chain: PositiveInt = 4
     """Models drawn of each chain."""
     scale: NonNegativeFloat = 1.0
@@ -95,10 +87,6 @@ class Drawn(_Chosen):
     """Steps of training of each drawn model, along a half cosine to zero."""
     repair_rate: PositiveFloat = 3e-3
     """Learning rate at which the repair begins."""
-    training_steps: PositiveInt = 300
-    """Of the denoiser."""
-    with_tails: bool = False
-    """The tails may vote as well."""
 
 
 Readout = Annotated[Last | Averages | Tails | Drawn, Field(discriminator="kind")]
