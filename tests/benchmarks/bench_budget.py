@@ -8,10 +8,12 @@
         --open-test digits-test.jsonl
 
 One JSON line a (split, budget, method), appended; lines that are there are not made again. It holds
-validation figures, by which everything is chosen. With ``--seal`` the test part is scored as well,
-into a file of its own that nothing prints but ``--open-test``: once a task, when all is chosen.
-A row's cost is in CPU seconds and gradient steps with everything counted; ``--quality``, which
-compares drawn models with held-out tails, is looked at outside of it. One thread, no Ray.
+validation figures, by which everything is chosen. Several members vote by the arithmetic mean of
+their probabilities and, in a line of its own (``NAME_geometric``), by the geometric mean. With
+``--seal`` the test part is scored as well, into a file of its own that nothing prints but
+``--open-test``: once a task, when all is chosen. A row's cost is in CPU seconds and gradient steps
+with everything counted; ``--quality``, which compares drawn models with held-out tails, is looked
+at outside of it. One thread, no Ray.
 """
 
 from __future__ import annotations

@@ -124,19 +124,16 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
     if readout.law in ("multiswag", "gaussian"):
         law = MultiSwag if readout.law == "multiswag" else Gaussian
         theta_KP, chains_K = theta_TMP.flatten(0, 1), torch.arange(chains).repeat(tails)
-        if readout.scale == 0.0:
-            return theta_TMP.mean(dim=0).repeat(readout.per_chain, 1)
         return law(scale=readout.scale).draw(theta_KP, chains_K, count, generator)[0]
     average_MP = theta_TMP.mean(dim=0)
     residual_TMP = theta_TMP - average_MP
     mix_EMT = torch.randn(readout.per_chain, chains, tails, generator=generator)
     # Unbiased: a draw spreads as the tails do around the mean that was not taken over them.
     drawn_EMP = torch.einsum("emt,tmp->emp", mix_EMT, residual_TMP) / (tails - 1) ** 0.5
-    if readout.law == "kernel":
-        picked_EM = torch.randint(tails, (readout.per_chain, chains), generator=generator)
-        picked_EMP = residual_TMP[picked_EM, torch.arange(chains)]
-        share = readout.bandwidth
-        drawn_EMP = (1 - share**2) ** 0.5 * picked_EMP + share * drawn_EMP
+    picked_EM = torch.randint(tails, (readout.per_chain, chains), generator=generator)
+    picked_EMP = residual_TMP[picked_EM, torch.arange(chains)]
+    share = readout.bandwidth
+    drawn_EMP = (1 - share**2) ** 0.5 * picked_EMP + share * drawn_EMP
     if readout.guidance:
         if not len(early_TMP):
             raise ValueError("expected kept below 1: guidance compares with the tails before")

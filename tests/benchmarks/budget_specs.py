@@ -67,22 +67,22 @@ class Drawn(Spec):
     """Models drawn around each chain's average, repaired by a few steps of training if asked.
 
     ``multiswag`` is half diagonal, half low-rank; ``gaussian`` has the residuals of all chains;
-    ``low_rank`` those of the chain alone; ``kernel`` draws one of the chain's tails and moves it by
-    a share ``bandwidth`` of the low-rank Gaussian, keeping the spread: the closed-form sampler of a
-    diffusion model that has learnt its training members, stopped at that noise level.
+    ``kernel`` draws one of the chain's tails and moves it by a share ``bandwidth`` of the low-rank
+    Gaussian of its tails, keeping the spread: the closed-form sampler of a diffusion model that has
+    learnt its training members, stopped at that noise level.
     """
 
     kind: Literal["drawn"] = "drawn"
-    law: Literal["multiswag", "gaussian", "low_rank", "kernel"] = "low_rank"
+    law: Literal["multiswag", "gaussian", "kernel"] = "kernel"
     per_chain: PositiveInt = 4
     """Models drawn of each chain."""
     scale: NonNegativeFloat = 1.0
     """Multiplier of the residuals: 1 keeps the tails' spread."""
     bandwidth: Annotated[float, Field(ge=0.0, le=1.0)] = 0.7
-    """Of ``kernel``: 0 copies tails, 1 is ``low_rank``."""
+    """Of ``kernel``: 0 copies tails, 1 is the Gaussian."""
     guidance: NonNegativeFloat = 0.0
-    """Of ``kernel`` and ``low_rank``: the average of the kept tails is moved on first, by so much
-    of its way from the average of the tails before them."""
+    """Of ``kernel``: the average of the kept tails is moved on first, by so much of its way from
+    the average of the tails before them."""
     repair_steps: NonNegativeInt = 0
     """Steps of training of each drawn model, along a half cosine to zero."""
     repair_rate: PositiveFloat = 3e-3
