@@ -134,7 +134,10 @@ def _fit_together(
             seeds_K=dropout_seeds(step),
         )
         loss = nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1), train.labels_N[index_KB].flatten(), reduction="sum"
+            logits_KBC.flatten(0, 1),
+            train.labels_N[index_KB].flatten(),
+            reduction="sum",
+            label_smoothing=recipe.label_smoothing,
         )
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]

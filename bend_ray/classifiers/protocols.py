@@ -33,6 +33,8 @@ class Recipe(Spec):
     """The learning rate over the training."""
     augmentation: Augmentation = Augmentation()
     """How training images are varied; as they are by default."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Addition()] = 0.0
+    """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
 
     def num_steps(self, epochs: float, num_images: int) -> int:
         """Optimizer steps of ``epochs`` passes; the last batch of a pass may be small."""

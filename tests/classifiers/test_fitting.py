@@ -25,6 +25,7 @@ from bend_ray.parameters.layout import ParameterLayout
 NUM_IMAGES, NUM_CLASSES = 23, 3
 WHOLE = Stretch(start=0.0, epochs=4.0)
 ADAMW = Recipe(epochs=4, batch_size=5, optimizer=AdamW(learning_rate=0.02, weight_decay=0.1))
+SMOOTH = ADAMW.model_copy(update={"label_smoothing": 0.1})
 SGD = Recipe(epochs=4, batch_size=5, optimizer=Sgd(learning_rate=0.1, weight_decay=0.01))
 # Without momentum and with all images in each batch a step depends on nothing but the last one.
 DESCENT = Recipe(
@@ -117,11 +118,12 @@ def train_alone(
         NUM_IMAGES, recipe.batch_size, total, stretch.bootstrap, generators([seed])[0]
     )
     optimizer = torch_optimizer(recipe, module)
+    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.learning_rate * recipe.schedule.factor(step / total)
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(module(inputs[batch]), images.labels_N[batch])
+        loss = loss_of(module(inputs[batch]), images.labels_N[batch])
         torch.autograd.backward(loss)
         optimizer.step()
 
@@ -131,7 +133,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
 
 
 @pytest.mark.usefixtures("no_compiler")
-@pytest.mark.parametrize("recipe", [ADAMW, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("recipe", [ADAMW, SGD, SMOOTH], ids=["adamw", "sgd", "smooth"])
 @pytest.mark.parametrize("bootstrap", [False, True], ids=["all", "bootstrap"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str
