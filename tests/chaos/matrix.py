@@ -381,13 +381,15 @@ def _is_apart() -> bool:
 def go_apart() -> None:
     """Start again in namespaces of our own, where that is possible: see no others, mount at will.
 
-    Ray's State API also wants to see one cluster only.
+    Ray's State API also wants to see one cluster only. A shell is the first process there, because
+    it buries orphans: workers take the zombie of a killed raylet for alive, and go on without it.
     """
     if _is_apart() or os.geteuid() != 0 or shutil.which("unshare") is None:
         return
     flags = ["--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
     environment = os.environ | {"CHAOS_APART": "1"}
-    os.execvpe("unshare", ["unshare", *flags, sys.executable, *sys.argv], environment)
+    first = ["sh", "-c", '"$@"; exit $?', "sh"]
+    os.execvpe("unshare", ["unshare", *flags, *first, sys.executable, *sys.argv], environment)
 
 
 def recorded(path: Path) -> list[Found]:
