@@ -159,20 +159,27 @@ def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
         return list(pool.map(work, items))
 
 
-def patiently(filesystem: pyarrow.fs.FileSystem, read: Callable[[], T]) -> T:
-    """What ``read`` gives; asks a busy object store again, for some seconds.
+def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
+    """What ``ask`` gives; asks again an object store that is busy, or away for half a minute.
 
-    pyarrow does so itself, but not where the refusal is longer than what was asked for: then it
-    finds no room for it, and calls that an internal failure.
+    pyarrow does so itself, but of one that is away for six seconds only, and not where the refusal
+    is longer than what was asked for: then it finds no room for it, and calls that an internal
+    failure.
+
+    Args:
+        filesystem: of the store; one on a disk is not asked again.
+        ask: reads, or writes what is the same whoever writes it: another run may have taken over
+            meanwhile.
 
     Raises:
-        OSError: raised by ``read``.
+        OSError: raised by ``ask``.
+        StoreError: the same.
     """
     pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
     while True:
         try:
-            return read()
-        except OSError as error:
+            return ask()
+        except (OSError, StoreError) as error:
             if not 0.0 < pause <= LAST_PAUSE_SECONDS or not any(p in str(error) for p in _PASSING):
                 raise
         time.sleep(pause)

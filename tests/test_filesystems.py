@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow.fs
@@ -10,6 +10,7 @@ import pytest
 from bend_ray.errors import StoreError
 from bend_ray.filesystems import (
     joined,
+    patiently,
     read_bytes,
     resolve,
     store_errors,
@@ -18,6 +19,7 @@ from bend_ray.filesystems import (
 )
 from bend_ray.masking import masked
 
+_S3, _ = resolve("s3://KEY:SECRET@bucket/runs?region=us-east-1")
 Place = tuple[pyarrow.fs.FileSystem, str]
 
 
@@ -169,6 +171,32 @@ def test_a_write_that_cannot_be_made_says_where_and_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a directory")
     with pytest.raises(StoreError, match=r"cannot write .*file/inside: .*non-directory entry"):
         write_bytes(pyarrow.fs.LocalFileSystem(), str(tmp_path / "file/inside"), b"")
+
+
+def test_only_an_object_store_that_passes_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("bend_ray.filesystems.time.sleep", pauses.append)
+    away = StoreError("cannot write it: AWS Error NETWORK_CONNECTION during PutObject operation")
+    for filesystem, answers, most in (
+        (_S3, [away, away, "there"], 2),
+        (_S3, [away] * 20, 6),
+        (_S3, [StoreError("cannot write it: AWS Error ACCESS_DENIED")], 0),
+        (pyarrow.fs.LocalFileSystem(), [away], 0),
+    ):
+        pauses.clear()
+        coming = iter(answers)
+
+        def ask(coming: Iterator[object] = coming) -> object:
+            if isinstance(answer := next(coming), Exception):
+                raise answer
+            return answer
+
+        if "there" in answers:
+            assert patiently(filesystem, ask) == "there"
+        else:
+            with pytest.raises(StoreError):
+                patiently(filesystem, ask)
+        assert pauses == [0.1 * 2**count for count in range(most)]
 
 
 def test_reading_a_directory_is_an_error_and_not_an_absent_file(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    artifact.write_json(f"{COST_DIRECTORY}/{name}.json", cost.model_dump())
+    artifact.write_note(f"{COST_DIRECTORY}/{name}.json", cost.model_dump())
 
 
 def read_cost(artifact: Directory, name: str) -> Cost:

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ import pyarrow.fs
 from bend_ray.errors import CorruptArtifact, StoreError
 from bend_ray.filesystems import (
     TEMPORARY_SUFFIX,
+    patiently,
     read_bytes,
     store_errors,
     write_atomically,
@@ -99,6 +101,14 @@ class Directory:
         """
         write_bytes(self.filesystem, self.child(name), to_json(value))
 
+    def write_note(self, name: str, value: Any) -> None:
+        """Writes JSON that no commit knows of, or that is the same whoever makes the artifact.
+
+        Raises:
+            StoreError: it cannot be written, even patiently.
+        """
+        patiently(self.filesystem, partial(self.write_json, name, value))
+
     def read_json(self, name: str) -> Any:
         """Reads JSON.
 
@@ -144,7 +154,7 @@ class Directory:
         """
         selector = pyarrow.fs.FileSelector(self.path, recursive=True, allow_not_found=True)
         with store_errors("list", self.path):
-            infos = self.filesystem.get_file_info(selector)
+            infos = patiently(self.filesystem, partial(self.filesystem.get_file_info, selector))
         entries = [
             FileEntry(info.path.removeprefix(f"{self.path}/"), info.size)
             for info in infos

@@ -69,25 +69,30 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
     table_format = TableFormat.of(population)
     schema = table_format.arrow_schema()
+    place = {_PLACE: _place(artifact, shard_name(index))}
     bytes_per_row = 4 * table_format.num_parameters
     rows_per_group = max(1, ROW_GROUP_BYTES // bytes_per_row)
-    with (
-        artifact.open_output(shard_name(index)) as stream,
-        pq.ParquetWriter(
-            stream,
-            schema.with_metadata({**schema.metadata, _PLACE: _place(artifact, shard_name(index))}),
-            compression="NONE",
-            use_dictionary=False,
-            write_statistics=list(ROW_TYPES),
-            write_page_checksum=True,
-            data_page_size=PAGE_BYTES,
-            # After so many rows it looks whether a page is full; by default after 1,024.
-            write_batch_size=max(1, PAGE_BYTES // bytes_per_row),
-        ) as writer,
-    ):
-        for start in range(0, len(population), rows_per_group):
-            group = population.select(slice(start, start + rows_per_group))
-            writer.write_table(table_from_population(group, table_format), rows_per_group)
+
+    def write() -> None:
+        with (
+            artifact.open_output(shard_name(index)) as stream,
+            pq.ParquetWriter(
+                stream,
+                schema.with_metadata({**schema.metadata, **place}),
+                compression="NONE",
+                use_dictionary=False,
+                write_statistics=list(ROW_TYPES),
+                write_page_checksum=True,
+                data_page_size=PAGE_BYTES,
+                # After so many rows it looks whether a page is full; by default after 1,024.
+                write_batch_size=max(1, PAGE_BYTES // bytes_per_row),
+            ) as writer,
+        ):
+            for start in range(0, len(population), rows_per_group):
+                group = population.select(slice(start, start + rows_per_group))
+                writer.write_table(table_from_population(group, table_format), rows_per_group)
+
+    patiently(artifact.filesystem, write)
     return shard_name(index)
 
 

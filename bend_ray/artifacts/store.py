@@ -342,7 +342,7 @@ class Artifact(Directory):
         Raises:
             StoreError: it cannot be written.
         """
-        self.write_json(PROGRESS_NAME, Progress(done=done, total=total, unit=unit).model_dump())
+        self.write_note(PROGRESS_NAME, Progress(done=done, total=total, unit=unit).model_dump())
 
     def progress(self) -> Progress | None:
         """The last progress reported, ``None`` if there is none that reads.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from bend_ray.artifacts.directory import Directory
+from bend_ray.filesystems import patiently, write_bytes
 from bend_ray.masking import cause
 
 ROOTS = "roots.safetensors"
@@ -40,8 +42,8 @@ def save_weights(
         key: tensor.detach().to("cpu", copy=True).contiguous() for key, tensor in tensors.items()
     }
     content = safetensors.torch.save(copies, dict(metadata or {}))
-    with artifact.open_output(name) as stream:
-        stream.write(content)
+    write = partial(write_bytes, artifact.filesystem, artifact.child(name), content)
+    patiently(artifact.filesystem, write)
     return name
 
 

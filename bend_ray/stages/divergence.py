@@ -65,7 +65,7 @@ def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
     """
     if diverged:
         told = [each.model_dump() for each in diverged]
-        artifact.write_json(f"{DIRECTORY}/{name}.json", told)
+        artifact.write_note(f"{DIRECTORY}/{name}.json", told)
 
 
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:

@@ -157,7 +157,7 @@ class SeedTrainer:
             runs, left, diverged = self._train_runs(cohort, roots_RW)
         members = [member for run, _ in left for member in run]
         if index == 0:
-            self.artifact.write_json(LAYOUT, self.classifiers.layout.to_json())
+            self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
         # Note and cost first: where the shard is whole, they are there.
         note(self.artifact, shard_name(index), diverged)
         write_cost(self.artifact, shard_name(index), watch.cost)

@@ -99,7 +99,7 @@ def write_record(study: Directory, record: TrialRecord) -> None:
     Raises:
         StoreError: it cannot be written.
     """
-    study.write_json(f"{TRIALS}/{record.name}.json", record.model_dump())
+    study.write_note(f"{TRIALS}/{record.name}.json", record.model_dump())
 
 
 def read_record(study: Directory, name: str) -> TrialRecord | None:
