@@ -141,7 +141,7 @@ class GeneratorSection(Spec):
 class Annealing(Spec):
     """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
 
-    fraction: NonNegativeFloat = 0.0
+    fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
     """Its length, as a share of the recipe; 0 for none."""
     learning_rate: PositiveFloat | None = None
     """Where the rate begins; null for a quarter of the recipe's highest."""
