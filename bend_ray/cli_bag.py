@@ -13,6 +13,8 @@ from bend_ray.cli_options import config_arguments, store_option
 from bend_ray.masking import masked
 
 if TYPE_CHECKING:
+    from bend_ray.artifacts.manifest import Manifest
+    from bend_ray.artifacts.store import Store
     from bend_ray.config import PipelineConfig
     from bend_ray.plan import Plan
 
@@ -76,21 +78,22 @@ def _chosen(
     named = file is not None or bool(overrides)
     config = load_config(file, overrides) if named else newest_config(store)
     chosen = plan(config, store)
-    if chosen.evaluation.exists():
-        _tell_whose(chosen, newest=not named)
+    # What is wrong with it, or that it is missing, is told by whoever reads it.
+    manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
+    if manifest is not None:
+        _tell_whose(manifest, store, newest=not named)
     return config, chosen
 
 
-def _tell_whose(chosen: Plan, newest: bool) -> None:
-    manifest, store = chosen.evaluation.manifest(), masked(chosen.evaluation.store.uri)
+def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
     bag = manifest.metrics["bag"]
     log.LOGGER.info(
         "bag          %s members, %.2f %% on the test part: evaluation %s of %s, made %s%s",
         bag["size"],
         100 * bag["accuracy"],
         manifest.fingerprint,
-        store,
-        manifest.created.replace("T", " ").replace("+00:00", " UTC"),
+        masked(store.uri),
+        log.moment(manifest.created),
         ", the newest" if newest else "",
     )
 

@@ -70,6 +70,7 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
     table_format = TableFormat.of(population)
     schema = table_format.arrow_schema()
     place = {_PLACE: _place(artifact, shard_name(index))}
+    schema = schema.with_metadata({**schema.metadata, **place})
     bytes_per_row = 4 * table_format.num_parameters
     rows_per_group = max(1, ROW_GROUP_BYTES // bytes_per_row)
 
@@ -78,7 +79,7 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
             artifact.open_output(shard_name(index)) as stream,
             pq.ParquetWriter(
                 stream,
-                schema.with_metadata({**schema.metadata, **place}),
+                schema,
                 compression="NONE",
                 use_dictionary=False,
                 write_statistics=list(ROW_TYPES),

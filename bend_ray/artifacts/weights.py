@@ -15,6 +15,8 @@ from bend_ray.masking import cause
 
 ROOTS = "roots.safetensors"
 """The seeds' file of whole models, ``theta (R, W)``: what runs start from, and members share."""
+EARLY = "early-"
+"""What the names of the seeds' files of early means begin with."""
 
 
 def save_weights(
@@ -60,10 +62,6 @@ def load_weights(artifact: Directory, name: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         problem = f"expected a safetensors file, got: {cause(error)}"
         raise artifact.corrupt(name, problem) from error
-
-
-EARLY = "early-"
-"""What the names of the seeds' files of early means begin with."""
 
 
 def early_name(index: int) -> str:

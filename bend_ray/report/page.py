@@ -14,6 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from bend_ray.artifacts.directory import Directory
+from bend_ray.log import moment
 from bend_ray.repeats import Difference
 from bend_ray.report import ink, verdicts
 from bend_ray.report.command import command
@@ -117,7 +118,7 @@ def report(runs: Sequence[Run]) -> Page:
     network = runs[0].config["seeds"]["architecture"]["kind"].replace("_", " ")
     protocol = runs[0].config["seeds"]["protocol"]["kind"]
     repeats = f", {len(runs)} repeats" if len(runs) > 1 else ""
-    created = max(run.created for run in runs).replace("T", " ").replace("+00:00", " UTC")
+    created = moment(max(run.created for run in runs))
     return Page(
         title=f"A bag of generated classifiers on {name}",
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",

@@ -61,8 +61,9 @@ EVERY_STAGE = (*STAGES, "tune", "serve")
 PACKAGE = Path(bend_ray.__file__).parent
 
 ATTEMPT_SECONDS = 600.0
-STARTING_SECONDS = 60.0
 """After which an attempt counts as hung; Ray Train takes minutes on a share of a core."""
+STARTING_SECONDS = 60.0
+"""For which a server that answers may still be starting."""
 MOMENT_SECONDS = 180.0
 
 

@@ -27,14 +27,14 @@ SHORT = ("seeds.recipe.epochs=1", "seeds.held_out=0.4", "autoencoder.model.laten
 GUIDED = (*SHORT, f"seeds.protocol={{{TAILS}, early_tails: 2, tails: 3}}")
 
 
-def trained(config: PipelineConfig, store: Store) -> Artifact:
-    """What ``seeds.make`` does, in this process."""
+def trained(config: PipelineConfig, store: Store) -> tuple[Artifact, Population]:
+    """What ``seeds.make`` makes, in this process, and its members."""
     artifact = plan(config, store).seeds
     trainer = SeedTrainer(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
     seeds._commit(artifact, config.seeds, {0: config.seeds.num_models}, 1.0)
-    return artifact
+    return artifact, read_population(artifact)
 
 
 def finish_of(config: PipelineConfig, artifact: Artifact) -> Finish:
@@ -53,9 +53,9 @@ def test_early_tails_leave_their_mean_and_are_no_members(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
     none_early = tiny(*SHORT, f"seeds.protocol={{{TAILS}, tails: 5}}")
-    all_of_them = read_population(trained(none_early, fresh_store))
-    artifact = trained(tiny(*GUIDED), fresh_store)
-    members, means = read_population(artifact), load_weights(artifact, early_name(0))
+    _, all_of_them = trained(none_early, fresh_store)
+    artifact, members = trained(tiny(*GUIDED), fresh_store)
+    means = load_weights(artifact, early_name(0))
     early = np.arange(10) % 5 < 2
     np.testing.assert_array_equal(members.theta_KP, all_of_them.theta_KP[~early])
     np.testing.assert_array_equal(members.step, all_of_them.step[~early])
@@ -69,8 +69,7 @@ def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
     config = tiny(*GUIDED, NETWORK, "samples.guidance=0.5")
-    artifact = trained(config, fresh_store)
-    members = read_population(artifact)
+    artifact, members = trained(config, fresh_store)
     early_TP = load_weights(artifact, early_name(0))["theta"].numpy()
     moved_NP = finished(config, artifact, members, [4, 0]).numpy()
     weights = slice(0, seeds.read_layout(artifact).num_trainable)
@@ -92,8 +91,7 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
     config = tiny(*GUIDED, NETWORK, "samples.annealing.fraction=0.25")
-    artifact = trained(config, fresh_store)
-    members = read_population(artifact)
+    artifact, members = trained(config, fresh_store)
     together_NP = finished(config, artifact, members, [0, 3])
     assert torch.equal(finished(config, artifact, members, [3]), together_NP[1:])
     finish = finish_of(config, artifact)
