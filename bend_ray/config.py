@@ -222,6 +222,13 @@ class EvaluationSection(Spec):
     """Which generated classifiers vote; chosen on validation images."""
     vote: Vote = SoftVote()
     """How their answers become one."""
+    temperature_scaling: Annotated[bool, Addition()] = False
+    """Score every bag at a temperature that was fitted to its votes on validation images.
+
+    Ours and its rivals alike, and a search's bags (fitted on the half that is not scored); an
+    exported or served bag has ours. The most probable class stays. For label smoothing, which
+    leaves votes too unsure.
+    """
     rivals: tuple[Rival, ...] = (
         OriginalsBag(),
         TrunkBag(),

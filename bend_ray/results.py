@@ -87,6 +87,26 @@ def unaffordable(results: Sequence[dict[str, Any]]) -> str:
     )
 
 
+def temperatures(results: Sequence[dict[str, Any]]) -> str:
+    """At which temperatures bags are scored; "" where votes are scored as they are.
+
+    Args:
+        results: of one run, or of its repeats.
+    """
+    found = [result["bag"].get("temperature") for result in results]
+    if None in found:
+        return ""
+    ends = dict.fromkeys(f"{end:.2f}" for end in (min(found), max(found)))
+    return _at_temperatures(" to ".join(ends))
+
+
+def _at_temperatures(ours: str) -> str:
+    return (
+        "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
+        f"the bag's is {ours}."
+    )
+
+
 def span(counts: Sequence[int]) -> str:
     """Whole numbers as text: the least and the greatest where they differ.
 
@@ -101,16 +121,17 @@ def table(result: dict[str, Any]) -> str:
     """The result as aligned text: the bag and its rivals, members, novelty, cost, divergence."""
     sections = [_bags(result), _members(result), _novelty(result), _cost(result)]
     told = [aligned(rows) for rows in sections] + [divergences(result)]
-    if lacking := unaffordable([result]):
-        told[0].append(lacking)
+    told[0] += filter(None, (unaffordable([result]), temperatures([result])))
     return "\n\n".join("\n".join(lines) for lines in told if lines)
 
 
 def repeats_table(aggregate: dict[str, Any]) -> str:
     """Several repeats as aligned text: mean ± sd, and paired differences ± standard error."""
-    sections = [_repeated_bags(aggregate), _repeated_members(aggregate)]
+    told = [aligned(rows) for rows in (_repeated_bags(aggregate), _repeated_members(aggregate))]
+    if temperature := aggregate["bag"].get("temperature"):
+        told[0].append(_at_temperatures(_plus_minus(temperature, 1, 2)))
     note = "tie: within 2 standard errors, or of only two repeats"
-    return "\n\n".join(["\n".join(aligned(rows)) for rows in sections] + [note])
+    return "\n\n".join(["\n".join(lines) for lines in told] + [note])
 
 
 Row = tuple[str, ...]

@@ -133,6 +133,14 @@ def test_a_deep_ensemble_that_was_cut_short_says_so() -> None:
     assert "would have trained 9 ordinary models; the deep ensemble has 4" in note
 
 
+def test_temperatures_are_told_where_they_were_fitted() -> None:
+    said = whole_result()
+    said["bag"]["temperature"] = 0.814
+    assert "fitted on validation images" in sections(table(said))[0][-1]
+    assert sections(table(said))[0][-1].endswith("the bag's is 0.81.")
+    assert "temperature" not in table(whole_result())
+
+
 def test_a_rival_whose_nll_is_not_a_number_comes_last() -> None:
     said = whole_result()
     said["rivals"] = {"noise": {**said["rivals"]["gaussian"], "nll": None}, **said["rivals"]}

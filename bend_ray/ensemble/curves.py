@@ -1,23 +1,31 @@
 """How an ensemble does as it grows: scores by size, several random choices of members a size.
 
+With ``calibrated_on`` every size is scored at a temperature of its own: of a bag of that many, the
+one that fits several of them best on other images.
+
 Shape letters: E members, N examples, C classes, S sizes, D draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
-from bend_ray.ensemble.votes import Vote, WeightedVote
+from bend_ray.ensemble.votes import Vote, WeightedVote, apply_temperature, fit_temperature
 from bend_ray.errors import TrainingError
 
 BAND = (0.1, 0.9)
 """Quantiles of the draws between which a band is drawn."""
 _CHUNK_BYTES = 64 * 2**20
+_FITTED_ORDERS = 5
+"""By whose bags a size's temperature is fitted."""
+
+Calibration = tuple[Tensor, Tensor]
+"""Logits of the members on other images, and the classes of those."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,7 @@ def size_curve(
     vote: Vote,
     generator: torch.Generator,
     num_draws: int = 20,
+    calibrated_on: Calibration | None = None,
 ) -> SizeCurve:
     """Score bags of the first 1, 2, 3, ... members of several random orders.
 
@@ -71,6 +80,7 @@ def size_curve(
         vote: how members' answers become one.
         generator: of the orders.
         num_draws: D.
+        calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
 
     Returns:
         The curve; its last size is the whole ensemble, without spread.
@@ -83,6 +93,7 @@ def size_curve(
     voters = weight_E.nonzero().flatten()
     sizes = sizes_up_to(len(voters))
     orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
+    temperature_S = _temperatures(calibrated_on, val_nll_E, weight_E, vote, sizes, orders)
     hits_DS = torch.zeros(num_draws, len(sizes), dtype=torch.float64)
     nats_DS = torch.zeros_like(hits_DS)
     width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
@@ -90,7 +101,8 @@ def size_curve(
         part = slice(start, start + width)
         ballots_ENC = _ballots(logits_ENC[:, part], val_nll_E, weight_E, vote)
         for draw, order in enumerate(orders):
-            scored = _running(ballots_ENC[order], weight_E[order], labels_N[part], sizes)
+            bags = _running(ballots_ENC[order], weight_E[order], sizes)
+            scored = _scored(bags, labels_N[part], temperature_S)
             hits_DS[draw] += scored[0]
             nats_DS[draw] += scored[1]
     return SizeCurve(sizes, _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
@@ -103,6 +115,7 @@ def prefix_curve(
     vote: Vote,
     sizes: Sequence[int],
     orders: Sequence[list[int]],
+    calibrated_on: Calibration | None = None,
 ) -> tuple[list[float], list[float]]:
     """Score bags of the first members in the orders given.
 
@@ -113,6 +126,7 @@ def prefix_curve(
         vote: how members' answers become one.
         sizes: S of them, rising, none above an order's length.
         orders: positions of members, in voting order; at least one order.
+        calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
 
     Returns:
         Accuracy, as fractions of 1, and NLL, in nats, by size: means over the orders.
@@ -123,7 +137,9 @@ def prefix_curve(
     check_examples(logits_ENC.shape[1:-1], labels_N)
     weight_E = _weights(vote, val_nll_E)
     ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
-    scored = [_running(ballots_ENC[o], weight_E[o], labels_N, sizes) for o in orders]
+    temperature_S = _temperatures(calibrated_on, val_nll_E, weight_E, vote, sizes, orders)
+    bags = (_running(ballots_ENC[order], weight_E[order], sizes) for order in orders)
+    scored = [_scored(each, labels_N, temperature_S) for each in bags]
     hits_S, nats_S = (torch.stack(each).mean(dim=0) for each in zip(*scored, strict=True))
     if not nats_S.isfinite().all():
         raise TrainingError("expected finite answers from every voting member, got nan or inf")
@@ -146,18 +162,45 @@ def _ballots(logits_ENC: Tensor, val_nll_E: Tensor, weight_E: Tensor, vote: Vote
     return ballots_ENC
 
 
-def _running(
-    ballots_ENC: Tensor, weight_E: Tensor, labels_N: Tensor, sizes: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Right answers and summed NLL, each (S,), of the first members, by size."""
-    total_NC = torch.zeros_like(ballots_ENC[0])
-    hits, nats, counted = [], [], 0
-    index_N1 = labels_N.long()[:, None]
+def _running(ballots_ENC: Tensor, weight_E: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
+    """Probabilities (N, C) of the first members, by size."""
+    total_NC, counted = torch.zeros_like(ballots_ENC[0]), 0
     for size in sizes:
         total_NC += ballots_ENC[counted:size].sum(dim=0)
         counted = size
-        hits.append((total_NC.argmax(dim=1) == labels_N).sum())
-        true_N = total_NC.gather(1, index_N1) / weight_E[:size].sum()
+        yield total_NC / weight_E[:size].sum()
+
+
+def _temperatures(
+    calibrated_on: Calibration | None,
+    val_nll_E: Tensor,
+    weight_E: Tensor,
+    vote: Vote,
+    sizes: Sequence[int],
+    orders: Sequence[Tensor | list[int]],
+) -> list[float]:
+    """The temperature of each size; all 1 where none is fitted."""
+    if calibrated_on is None:
+        return [1.0] * len(sizes)
+    logits_ENC, labels_N = calibrated_on
+    ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
+    chosen = orders[:_FITTED_ORDERS]
+    bags = (list(_running(ballots_ENC[order], weight_E[order], sizes)) for order in chosen)
+    labels = labels_N.repeat(len(chosen))
+    return [fit_temperature(torch.cat(each), labels) for each in zip(*bags, strict=True)]
+
+
+def _scored(
+    probs_SNC: Iterable[Tensor], labels_N: Tensor, temperature_S: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Right answers and summed NLL, each (S,)."""
+    hits, nats = [], []
+    index_N1 = labels_N.long()[:, None]
+    for probs_NC, temperature in zip(probs_SNC, temperature_S, strict=True):
+        hits.append((probs_NC.argmax(dim=1) == labels_N).sum())
+        if temperature != 1.0:
+            probs_NC = apply_temperature(probs_NC, temperature)
+        true_N = probs_NC.gather(1, index_N1)
         nats.append(-true_N.clamp(min=SMALLEST_PROBABILITY).log().sum())
     return torch.stack(hits).double(), torch.stack(nats)
 

@@ -22,7 +22,7 @@ from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.panels import Chapter, chapters
 from bend_ray.report.runs import Run, seeds_of
 from bend_ray.report.verdicts import Card, Row
-from bend_ray.results import divergences, unaffordable
+from bend_ray.results import divergences, temperatures, unaffordable
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,9 @@ def _unbroken(text: str) -> str:
 
 def _rivals(runs: Sequence[Run]) -> Table:
     too_few = unaffordable([run.result for run in runs])
-    told = (_note(len(runs)), too_few, _finished(runs[0].config["samples"]))
+    scaled = temperatures([run.result for run in runs])
+    told = (_note(len(runs)), scaled, too_few, _finished(runs[0].config["samples"]))
+    both = not scaled
     return Table(
         title="The bag and its rivals, the best NLL first",
         header=[
@@ -145,15 +147,15 @@ def _rivals(runs: Sequence[Run]) -> Table:
             "members",
             "accuracy %",
             "NLL, nats",
-            "NLL scaled",
+            *(["NLL scaled"] if both else []),
             "ECE %",
-            "DEE",
+            *(["DEE"] if both else []),
             "DEE scaled",
             "cost, s",
             "bag minus it: points",
             "bag minus it: NLL",
         ],
-        rows=[_line(row) for row in verdicts.rows(runs)],
+        rows=[_line(row, both) for row in verdicts.rows(runs)],
         note=" ".join(filter(None, told)) + _diverged(runs),
     )
 
@@ -199,7 +201,8 @@ def _note(repeats: int) -> str:
     )
 
 
-def _line(row: Row) -> Line:
+def _line(row: Row, both: bool) -> Line:
+    """``both``: scores as voted and after temperature scaling, or the latter alone."""
     ours = row.name == verdicts.named(verdicts.BAG)
     return Line(
         [
@@ -207,9 +210,9 @@ def _line(row: Row) -> Line:
             Cell(row.size),
             Cell(spread_text(row.accuracy, 100, 2)),
             Cell(spread_text(row.nll, 1, 4)),
-            Cell(spread_text(row.scaled_nll, 1, 4)),
+            *([Cell(spread_text(row.scaled_nll, 1, 4))] if both else []),
             Cell(spread_text(row.ece, 100, 2)),
-            Cell(str(row.equivalents.get(verdicts.AS_IT_IS, "-"))),
+            *([Cell(str(row.equivalents.get(verdicts.AS_IT_IS, "-")))] if both else []),
             Cell(str(row.equivalents.get(verdicts.SCALED, "-"))),
             Cell("-" if row.cost_seconds is None else f"{row.cost_seconds:.1f}"),
             difference_cell(row.minus.get("accuracy"), 100, 2),

@@ -158,7 +158,8 @@ def _equivalents(runs: Sequence[Run]) -> Panel | None:
     figure, place = ink.axes(legend_rows=1, left=1.25, height=max(2.2, 0.3 * len(told) + 1.1))
     for level, row in enumerate(reversed(told)):
         _equivalent(place, level, row)
-    for kind, look in _EQUIVALENTS.items():
+    kinds = {kind: look for kind, look in _EQUIVALENTS.items() if kind in told[0].equivalents}
+    for kind, look in kinds.items():
         place.plot([], [], linestyle="none", marker="o", **look, label=kind)
     ink.legend(figure, place)
     place.set_yticks(range(len(told)), [row.name for row in reversed(told)])
@@ -166,6 +167,7 @@ def _equivalents(runs: Sequence[Run]) -> Panel | None:
     _size_axis(place, curve["sizes"][-1])
     place.set_xlim(0.8, 1.6 * curve["sizes"][-1])
     place.set_xlabel("independent networks of the same NLL")
+    how = "as the vote is and after" if AS_IT_IS in kinds else "after"
     said = ", ".join(
         f"{row.name} {' and '.join(f'{each} {kind}' for kind, each in row.equivalents.items())}"
         for row in told
@@ -174,9 +176,9 @@ def _equivalents(runs: Sequence[Run]) -> Panel | None:
         "deep_ensemble_equivalent",
         "Deep-ensemble equivalent",
         "How many ordinary independent networks reach the same NLL (Ashukha et al. 2020), read off "
-        "the deep ensemble's curve, as the vote is and after temperature scaling on validation "
-        "images. An arrow says out of range: worse than one network, or better than the "
-        f"{curve['sizes'][-1]} that were trained.",
+        f"the deep ensemble's curve, {how} temperature scaling on validation images. An arrow says "
+        f"out of range: worse than one network, or better than the {curve['sizes'][-1]} that were "
+        "trained.",
         f"Deep-ensemble equivalents: {said}.",
         figure,
     )

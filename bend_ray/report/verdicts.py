@@ -9,7 +9,7 @@ from typing import Any
 
 from bend_ray.repeats import Difference, differences, mean_and_sd, paired
 from bend_ray.report.runs import Run
-from bend_ray.results import span, unaffordable
+from bend_ray.results import span, temperatures, unaffordable
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
@@ -65,7 +65,8 @@ def equivalent(nll: float, sizes: Sequence[int], nlls: Sequence[float]) -> Equiv
 def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
     """A bag's deep-ensemble equivalents, as it votes and after temperature scaling.
 
-    Empty where no deep ensemble was trained, and of the deep ensemble itself.
+    Empty where no deep ensemble was trained, and of the deep ensemble itself; of bags that are
+    scored after temperature scaling only that one.
     """
     found = {}
     bags = [run.evidence["bags"] for run in runs]
@@ -74,7 +75,7 @@ def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
         return {}
     curves = [each[DEEP_ENSEMBLE]["curve"] for each in bags]
     scores = _scores(runs[0].result, name)
-    if scores["nll"] is not None:
+    if scores["nll"] is not None and not temperatures([run.result for run in runs]):
         nll = _mean(_scores(run.result, name)["nll"] for run in runs)
         found[AS_IT_IS] = equivalent(nll, *_mean_curve([c["nll"]["mean"] for c in curves], curves))
     nll = _mean(each[name]["scaled"]["nll"] for each in bags)

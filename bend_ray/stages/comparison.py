@@ -31,6 +31,7 @@ from bend_ray.ensemble.metrics import (
     score,
 )
 from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import WeightSpaceRival, round_robin
 from bend_ray.randomness import generator_for
 from bend_ray.stages.classifiers import Classifiers
@@ -190,9 +191,26 @@ class Comparison:
 
     def _vote(self, members: Members) -> dict[str, Any]:
         """How a bag of all of ``members`` scores on the test part."""
+        probs_NC, temperature = self.answers(*self.votes(members))
+        told = {**asdict(score(probs_NC, self.test_labels_N)), "size": len(members)}
+        return told | ({"temperature": temperature} if self.section.temperature_scaling else {})
+
+    def votes(self, members: Members) -> tuple[Tensor, Tensor]:
+        """What all of ``members`` say together of validation and of test images, each (N, C)."""
         val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
-        probs_NC = self.section.vote.combine(members.test_logits_ENC, val_nll_E)
-        return {**asdict(score(probs_NC, self.test_labels_N)), "size": len(members)}
+        vote = self.section.vote
+        val_NC, test_NC = (
+            vote.combine(logits, val_nll_E)
+            for logits in (members.val_logits_ENC, members.test_logits_ENC)
+        )
+        return val_NC, test_NC
+
+    def answers(self, val_NC: Tensor, test_NC: Tensor) -> tuple[Tensor, float]:
+        """Votes on test images as they are scored, (N, C), and the temperature they are at."""
+        if not self.section.temperature_scaling:
+            return test_NC, 1.0
+        temperature = fit_temperature(val_NC, self.val_labels_N)
+        return apply_temperature(test_NC, temperature), temperature
 
     def _spread(self, members: Members) -> dict[str, float] | None:
         if not len(members):

@@ -6,7 +6,8 @@ and a report needs neither the models nor torch. Floats have six digits.
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,6 @@ from bend_ray.stages.comparison import Comparison, Members, Voters
 BAG = "bag"
 MEMBER = "member"
 _DIGITS = 6
-_SCALED_DRAWS = 5
 
 
 def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
@@ -118,70 +118,49 @@ def _weight_space(populations: dict[str, Members]) -> dict[str, Any]:
 
 def _bags(comparison: Comparison) -> dict[str, Any]:
     """The bag, its median member, and every rival."""
-    bag, ours = comparison.bag, _probabilities(comparison.bag.members, comparison)
+    bag = comparison.bag
+    ours_NC, _ = comparison.answers(*comparison.votes(bag.members))
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
     member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
-    said = {}
+    said, scaled = {}, comparison.section.temperature_scaling
     for name, voters in {BAG: bag, MEMBER: member, **comparison.rivals}.items():
-        probs = _probabilities(voters.members, comparison)
-        accuracy, likelihood = differences(ours[1], probs[1], comparison.test_labels_N)
+        votes = comparison.votes(voters.members)
+        theirs_NC, _ = comparison.answers(*votes)
+        accuracy, likelihood = differences(ours_NC, theirs_NC, comparison.test_labels_N)
         said[name] = {
             "size": len(voters.members),
             "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
             "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
-            "curve": _curve(name, voters.members, comparison),
-            **_trust(*probs, comparison),
+            "curve": _curve(name, voters.members, comparison, scaled),
+            **_trust(*votes, comparison),
         }
     if comparison.ordinary is not None and "deep_ensemble" in said:
         # All that were trained, be they more than the bag has: the measure of all others.
-        curve = _curve("deep_ensemble", comparison.ordinary, comparison)
-        if curve is not None:
-            curve["scaled_nll"] = _scaled_curve(comparison.ordinary, curve["sizes"], comparison)
+        whole = partial(_curve, "deep_ensemble", comparison.ordinary, comparison)
+        curve, as_scaled = whole(scaled), whole(True)
+        if curve is not None and as_scaled is not None:
+            curve["scaled_nll"] = as_scaled["nll"]["mean"]
         said["deep_ensemble"]["curve"] = curve
     return said
 
 
-def _probabilities(members: Members, comparison: Comparison) -> tuple[Tensor, Tensor]:
-    """The vote on the validation and on the test part, each (N, C)."""
-    val_nll_E = member_nll(members.val_logits_ENC, comparison.val_labels_N)
-    vote = comparison.section.vote
-    val_NC, test_NC = (
-        vote.combine(logits, val_nll_E)
-        for logits in (members.val_logits_ENC, members.test_logits_ENC)
-    )
-    return val_NC, test_NC
-
-
-def _curve(name: str, members: Members, comparison: Comparison) -> dict[str, Any] | None:
+def _curve(
+    name: str, members: Members, comparison: Comparison, scaled: bool
+) -> dict[str, Any] | None:
+    """Scores by size; ``scaled`` at temperatures fitted on validation images."""
     if len(members) < 2:
         return None
-    val_nll_E = member_nll(members.val_logits_ENC, comparison.val_labels_N)
-    generator = generator_for(comparison.seed, "size curve", name)
-    vote = comparison.section.vote
-    return asdict(
-        size_curve(members.test_logits_ENC, comparison.test_labels_N, val_nll_E, vote, generator)
+    curve = size_curve(
+        members.test_logits_ENC,
+        comparison.test_labels_N,
+        member_nll(members.val_logits_ENC, comparison.val_labels_N),
+        comparison.section.vote,
+        generator_for(comparison.seed, "size curve", name),
+        calibrated_on=(members.val_logits_ENC, comparison.val_labels_N) if scaled else None,
     )
-
-
-def _scaled_curve(members: Members, sizes: list[int], comparison: Comparison) -> list[float]:
-    """Mean NLL of random members by size, after temperature scaling."""
-    # Choosing members copies all of them: their parameters are not needed, and may be large.
-    members = replace(members, theta_EP=members.theta_EP[:, :0])
-    generator = generator_for(comparison.seed, "scaled size curve")
-    orders = [torch.randperm(len(members), generator=generator) for _ in range(_SCALED_DRAWS)]
-    return [
-        sum(_scaled_nll(members.select(order[:size].tolist()), comparison) for order in orders)
-        / len(orders)
-        for size in sizes
-    ]
-
-
-def _scaled_nll(members: Members, comparison: Comparison) -> float:
-    val_NC, test_NC = _probabilities(members, comparison)
-    temperature = fit_temperature(val_NC, comparison.val_labels_N)
-    return nll(apply_temperature(test_NC, temperature), comparison.test_labels_N)
+    return asdict(curve)
 
 
 def _trust(val_NC: Tensor, test_NC: Tensor, comparison: Comparison) -> dict[str, Any]:

@@ -1,11 +1,11 @@
 """Validation: what bags of drawn classifiers are worth on validation images, by their size.
 
-A search looks at this, and never at the test part. Where members are chosen or weighted by
-validation images, they are so on one half of them and scored on the other, and the other way
-round: else the search would reward choosing by what it is scored on. Where they vote as they come,
-a size is scored as the mean over several orders: which trunks come first is chance, and with fewer
-members than trunks it would decide (measured: on the digits a search by the one order there is
-finds that two members are best).
+A search looks at this, and never at the test part. Where members are chosen or weighted, or a
+temperature is fitted, by validation images, it is done on one half of them and scored on the
+other, and the other way round: else the search would reward choosing by what it is scored on.
+Where members vote as they come, a size is scored as the mean over several orders: which trunks
+come first is chance, and with fewer members than trunks it would decide (measured: on the digits a
+search by the one order there is finds that two members are best).
 
 Shape letters: E members, N images, C classes.
 """
@@ -136,7 +136,7 @@ def cross_fitted_curve(
     trunks_E: Tensor,
     sizes: Sequence[int],
 ) -> tuple[list[float], list[float]]:
-    """Accuracy and NLL by size, members chosen and weighted on the half they are not scored on.
+    """Accuracy and NLL by size; what is fitted is so on the half that is not scored.
 
     Args:
         section: who votes and how; its ``bagging.size`` is not looked at.
@@ -157,6 +157,7 @@ def cross_fitted_curve(
             section.vote,
             sizes,
             _orders(section.bagging, seen_ENC, seen_labels, trunks_E),
+            (seen_ENC, seen_labels) if section.temperature_scaling else None,
         )
         share = scored.double().mean().item()
         for total, curve in zip(sums, curves, strict=True):

@@ -7,8 +7,9 @@
 
 The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
 autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
-stays closed. A JSON line has, as means over the splits: accuracy and NLL of every bag, accuracy of
-its members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
+stays closed. A JSON line has, as means over the splits: accuracy and NLL of every bag, its NLL at a
+temperature (fitted on one half of the images and scored on the other, both ways), accuracy of its
+members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
 the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean, and
 ``--guidance`` and ``--annealing`` (a share of an ordinary training) finish it as ``samples`` does:
 every combination has its bag, and those of trunk averages as well, without noise. Whatever was not
@@ -37,8 +38,9 @@ from bend_ray.classifiers.protocols import Stretch, held_out_ids
 from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.config import PipelineConfig
 from bend_ray.config_file import load_config
-from bend_ray.ensemble.metrics import error_iou, score
+from bend_ray.ensemble.metrics import error_iou, nll, score
 from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
@@ -211,10 +213,12 @@ class Split:
         labels_N = self.data.validation.labels_N
         logits_ENC = self._logits(theta_EP)
         predicted_EN = logits_ENC.argmax(dim=-1)
-        whole = score(logits_ENC.softmax(dim=-1).mean(dim=0), labels_N)
+        probs_NC = logits_ENC.softmax(dim=-1).mean(dim=0)
+        whole = score(probs_NC, labels_N)
         told = {
             "accuracy": whole.accuracy,
             "nll": whole.nll,
+            "scaled_nll": _scaled_nll(probs_NC, labels_N),
             "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
             "error_iou": error_iou(predicted_EN, labels_N),
         }
@@ -229,6 +233,16 @@ class Split:
     def _logits(self, theta_EP: Tensor) -> Tensor:
         pixels = self.data.normalise(self.data.validation.pixels_NCHW)
         return predict_logits(self.stack, theta_EP, pixels)
+
+
+def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
+    """At temperatures fitted on the images that are not scored."""
+    fold_N = torch.arange(len(labels_N)) % 2
+    scaled_NC = torch.zeros_like(probs_NC, dtype=torch.float64)
+    for fold in (0, 1):
+        temperature = fit_temperature(probs_NC[fold_N != fold], labels_N[fold_N != fold])
+        scaled_NC[fold_N == fold] = apply_temperature(probs_NC[fold_N == fold], temperature)
+    return nll(scaled_NC, labels_N)
 
 
 def figures(

@@ -148,6 +148,22 @@ def test_what_was_done_to_drawn_models_is_told_below_the_table(repeats: list[Run
     assert "then trained for 5 % of an ordinary training" in table.note
 
 
+def test_bags_scored_at_temperatures_have_one_nll_and_one_equivalent(tmp_path: Path) -> None:
+    scaled = CONFIG.evaluation.model_copy(update={"temperature_scaling": True})
+    config = CONFIG.model_copy(update={"evaluation": scaled})
+    store = Store(str(tmp_path))
+    run = read_run(store, commit(config, store).evaluation.fingerprint)
+    page = report([run])
+    header = page.tables[0].header
+    assert [each for each in header if "NLL" in each or "DEE" in each] == [
+        "NLL, nats",
+        "DEE scaled",
+        "bag minus it: NLL",
+    ]
+    assert {len(row.cells) for row in page.tables[0].rows} == {len(header)}
+    assert "temperatures fitted on validation images" in page.tables[0].note
+
+
 def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:
     run = repeats[0]
     dataset = {**run.config["dataset"], "name": "<script>alert(1)</script> & Co"}

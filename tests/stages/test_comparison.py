@@ -9,10 +9,10 @@ from answers import PRICES, Answers, C, N, members
 
 from bend_ray.config import BestOriginal, DeepEnsemble, EvaluationSection, OriginalsBag, TrunkBag
 from bend_ray.ensemble.bagging import TopK
-from bend_ray.ensemble.metrics import member_nll
-from bend_ray.ensemble.votes import SoftVote
+from bend_ray.ensemble.metrics import member_nll, nll
+from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
 from bend_ray.generation.rivals import Gaussian, WeightAverage
-from bend_ray.stages.comparison import Comparison
+from bend_ray.stages.comparison import Comparison, Members
 
 
 def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:
@@ -54,6 +54,34 @@ def test_members_are_chosen_on_validation_images_alone() -> None:
     blind = compare(section(bagging=TopK(size=2)), generated=spoilt)
     assert blind["bag"]["members"] == said["bag"]["members"]
     assert blind["bag"]["nll"] != said["bag"]["nll"]
+
+
+def test_every_bag_is_scored_at_a_temperature_of_its_own_fitted_on_validation_images() -> None:
+    labels = torch.arange(2 * N) % C
+    # Else who only guesses is best at the highest temperature there is.
+    right = torch.nn.functional.one_hot(labels).flatten()
+
+    def knowing(count: int, seed: int) -> Members:
+        guessing = members(count, seed)
+        return Members.ask(guessing.theta_EP + right, guessing.trunks_E, Answers())  # type: ignore[arg-type]
+
+    rivals, drawn = (OriginalsBag(), DeepEnsemble(), WeightAverage()), knowing(4, 3)
+    all_know = {"originals": knowing(6, 1), "generated": drawn, "ordinary": knowing(4, 4)}
+    as_voted = compare(section(*rivals), **all_know)
+    said = compare(section(*rivals, temperature_scaling=True), **all_know)
+    val_NC, test_NC = (
+        logits.double().softmax(-1).mean(0)
+        for logits in (drawn.val_logits_ENC, drawn.test_logits_ENC)
+    )
+    temperature = fit_temperature(val_NC, labels[:N])
+    assert said["bag"]["temperature"] == pytest.approx(temperature)
+    expected = nll(apply_temperature(test_NC, temperature), labels[N:])
+    assert said["bag"]["nll"] == pytest.approx(expected)
+    assert said["bag"]["accuracy"] == as_voted["bag"]["accuracy"]
+    told = {each["temperature"] for each in (said["bag"], *said["rivals"].values())}
+    assert len(told) == 1 + len(rivals)
+    assert said["prices"]["equal_cost_deep_ensemble"]["temperature"] in told
+    assert "temperature" not in as_voted["bag"]
 
 
 def test_every_rival_has_its_size_and_pays_for_what_it_needs() -> None:

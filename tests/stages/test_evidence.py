@@ -84,6 +84,18 @@ def test_temperature_is_fitted_on_validation_images() -> None:
 
 
 @pytest.mark.slow
+def test_where_bags_are_scored_at_temperatures_so_are_their_curves_and_differences() -> None:
+    compared = comparison(section=EvaluationSection(rivals=RIVALS, temperature_scaling=True))
+    said, metrics = evidence(compared)["bags"], compared.metrics()
+    bag, ensemble = said["bag"], said["deep_ensemble"]
+    assert bag["curve"]["nll"]["mean"][-1] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
+    assert bag["scaled"]["nll"] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
+    assert ensemble["curve"]["scaled_nll"] == ensemble["curve"]["nll"]["mean"]
+    minus = metrics["bag"]["nll"] - metrics["rivals"]["deep_ensemble"]["nll"]
+    assert ensemble["bag_minus_it"]["nll"]["mean"] == pytest.approx(minus, rel=1e-4)
+
+
+@pytest.mark.slow
 def test_each_models_disagreement_averages_to_that_of_the_population() -> None:
     compared = comparison()
     said = evidence(compared)["populations"]["originals"]

@@ -6,7 +6,7 @@ import torch
 from bend_ray.config import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK
 from bend_ray.ensemble.metrics import member_nll, nll
-from bend_ray.ensemble.votes import SoftVote, WeightedVote
+from bend_ray.ensemble.votes import SoftVote, WeightedVote, apply_temperature, fit_temperature
 from bend_ray.stages.validation import cross_fitted_curve
 
 E, N, C = 24, 200, 5
@@ -43,6 +43,21 @@ def test_choosing_the_luckiest_is_not_rewarded(
     alone = member_nll(logits, labels)
     naive = alone.min().item()
     assert by_size[0] > (naive + alone.mean().item()) / 2
+
+
+def test_a_temperature_is_fitted_on_the_half_that_is_not_scored(
+    guesses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
+) -> None:
+    logits, labels, trunks = guesses
+    section = EvaluationSection(temperature_scaling=True, rivals=())
+    _, by_size = cross_fitted_curve(section, logits, labels, trunks, [E])
+    whole = SoftVote().combine(logits, member_nll(logits, labels))
+    half = torch.arange(N) % 2 == 0
+    scaled = whole.clone()
+    for scored in (half, ~half):
+        temperature = fit_temperature(whole[~scored], labels[~scored])
+        scaled[scored] = apply_temperature(whole[scored], temperature)
+    assert by_size[0] == pytest.approx(nll(scaled, labels))
 
 
 def test_a_size_depends_on_no_larger_one(
