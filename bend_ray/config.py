@@ -63,7 +63,7 @@ class SeedsSection(Spec):
 
     architecture: Architecture = Mlp()
     """The base classifier."""
-    recipe: Recipe = Recipe(epochs=10, optimizer=AdamW(learning_rate=0.02))
+    recipe: Recipe = Recipe(epochs=10, optimizer=AdamW(learning_rate=0.02), label_smoothing=0.1)
     """How one base classifier is ordinarily trained."""
     protocol: Protocol = Tails(
         trunks=16,
@@ -271,7 +271,7 @@ class PipelineConfig(Spec):
     """Stage 4: learn to draw latents."""
     samples: SamplesSection = SamplesSection()
     """Stage 5: draw classifiers."""
-    evaluation: EvaluationSection = EvaluationSection()
+    evaluation: EvaluationSection = EvaluationSection(temperature_scaling=True)
     """Stage 6: let them vote."""
     tracking: Literal["mlflow", "wandb"] | None = None
     """Service that is also told of curves and figures; set it up by its own environment variables.
