@@ -27,6 +27,7 @@ LARGEST = 2**63
 QUOTED = 200
 """Characters of a wrong value that a message repeats."""
 
+_NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
 _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
 
@@ -200,6 +201,9 @@ def _explain(path: str, details: ErrorDetails) -> str:
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
         message = f"no such key; {_hint(path)}"
+    elif details["type"] in _NOT_A_SECTION:
+        got = _shortened(repr(details["input"]))
+        message = f"expected a section with keys such as {', '.join(_keys(path))}, got {got}"
     elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
         message += f", got {_shortened(repr(details['input']))}"
     return f"{path}: {message}" if path else message
@@ -239,11 +243,25 @@ def _is_plain_type(part: int | str) -> bool:
     return isinstance(part, str) and ("[" in part or part in _PLAIN_TYPES)
 
 
+def _keys(path: str) -> list[str]:
+    """The keys of a section, each once; ``kind`` first where it has variants."""
+    section = _section(path.split("."))
+    depth = len(section)
+    inside = [knob for knob in knobs() if knob.path.split(".")[:-1][:depth] == section]
+    own = [knob.path.split(".")[depth:] for knob in inside]
+    varies = any(knob.kind and len(key) == 1 for knob, key in zip(inside, own, strict=True))
+    return list(dict.fromkeys([*(["kind"] if varies else []), *(key[0] for key in own)]))
+
+
+def _section(parts: Sequence[str]) -> list[str]:
+    """Where knobs are listed: the items of a list share those of the list."""
+    return [part for part in parts if not part.isdigit()]
+
+
 def _hint(path: str) -> str:
     """What may have been meant by a key that does not exist."""
     *parents, name = path.split(".")
-    # The items of a list share the knobs of the list.
-    section = [parent for parent in parents if not parent.isdigit()]
+    section = _section(parents)
     beside = [knob for knob in knobs() if knob.path.split(".")[:-1] == section]
     names = [knob.path.split(".")[-1] for knob in beside]
     if name in names:

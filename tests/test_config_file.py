@@ -160,11 +160,12 @@ REFUSED = {
     "samples.count.x=3": "samples.count: Input should be a valid integer",
     "samples.count=2001-01-01": "samples.count: Input should be a valid integer",
     "generator.conditional=3": "generator.conditional: Input should be a valid boolean",
-    "samples=5": "samples: Input should be a valid dictionary",
-    "samples.sampler=heun": "samples.sampler: Input should be a valid dictionary",
+    "samples.annealing=0.05": "samples.annealing: expected a section with keys such as fraction,",
+    "samples=5": "samples: expected a section with keys such as count, sampler,",
+    "samples.sampler=heun": "samples.sampler: expected a section with keys such as kind, steps,",
     "autoencoder.training.optimizer.betas=[0.9]": "autoencoder.training.optimizer.betas.1: Field",
     "generator.process.prediction=x0": "generator.process.prediction: Input should be 'v' or 'eps'",
-    "evaluation.rivals=[noise]": "evaluation.rivals.0: Input should be a valid dictionary",
+    "evaluation.rivals=[noise]": "evaluation.rivals.0: expected a section with keys such as kind,",
     "evaluation.rivals=[{scale: 1}]": "evaluation.rivals.0: Unable to extract tag",
     "samples={1: 2}": "samples.1: Keys should be strings",
     # Kinds.
@@ -275,7 +276,7 @@ def test_a_file_that_cannot_be_read_is_refused_by_its_name(tmp_path: Path) -> No
 
 def test_an_empty_section_says_what_it_lacks(tmp_path: Path) -> None:
     message = refusal(path=written(tmp_path, "samples:\n"))
-    assert message.startswith("samples: Input should be a valid dictionary")
+    assert message.startswith("samples: expected a section with keys such as count, sampler,")
     assert message.endswith("got None")
 
 

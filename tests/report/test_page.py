@@ -95,7 +95,8 @@ def test_dark_pages_and_paper_have_colours_of_their_own(folder: Path) -> None:
 def test_it_says_what_was_found_and_how_to_make_it_again(page: Seen, repeats: list[Run]) -> None:
     assert "mean of 3 repeats" in page.text
     assert "deep ensemble of 4 ordinary networks" in page.text
-    assert "bend run --set 'evaluation.rivals=[" in page.text
+    assert "bend run --set evaluation.temperature_scaling=false" in page.text
+    assert "--set 'evaluation.rivals=[" in page.text
     assert "--repeats 3" in page.text
     assert repeats[0].versions["python"] in page.text
     assert repeats[2].fingerprint in page.text
