@@ -48,6 +48,7 @@ ABANDON_SECONDS = 5.0
 """How long an interrupted process waits for the end of a step."""
 CURVE_POINTS = 100
 MOST_CONTROLLER_DEATHS = 2
+_OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,9 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
         dataset: rows of ``features``, ``trunk`` and ``model_id``.
 
     Raises:
-        TrainingError: the training diverged, or its workers died more often than they may.
-        ray.exceptions.RayError: Ray Train's controller did, one of ``pool.LOST``.
+        TrainingError: the training diverged, or its workers or Ray Train's controller failed more
+            often than they may.
+        ray.exceptions.RayError: the controller's process died so often, one of ``pool.LOST``.
     """
     # On one machine a single worker without a GPU is best off in this process: starting Ray
     # Train's own processes takes 25 s on two cores, ten times as long as the training.
@@ -110,14 +112,18 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
     while True:
         try:
             result = _watched(_trainer(job, dataset, in_process), job, in_process)
+        except _OF_THE_CONTROLLER as error:
+            # Ray Train replaces workers that die; nobody replaces its controller but we, be it dead
+            # or at a loss because one of its own helpers is.
+            deaths += 1
+            if deaths <= MOST_CONTROLLER_DEATHS:
+                logger.debug("the training's controller is gone, another goes on: %s", error)
+                continue
+            if isinstance(error, ray.train.TrainingFailedError):
+                raise _translated(error, job) from error
+            raise
         except ray.train.TrainingFailedError as error:
             raise _translated(error, job) from error
-        except LOST as error:
-            # Ray Train replaces workers that die; nobody replaces its controller but we.
-            deaths += 1
-            if deaths > MOST_CONTROLLER_DEATHS:
-                raise
-            logger.debug("the training's controller is gone, another goes on: %s", error)
         else:
             fitted: Fitted = result.return_value
             return fitted
@@ -197,7 +203,9 @@ def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
     for cause in failures.values():
         if isinstance(cause, BendError):
             return cause
-    reasons = [str(cause) for cause in failures.values()] or [str(error)]
+    reasons = [str(cause) for cause in failures.values()] or [
+        str(getattr(error, "controller_failure", error))
+    ]
     first = reasons[0].strip().splitlines()[0] if reasons[0].strip() else type(error).__name__
     return TrainingError(
         f"{job.stage}: the training kept failing: {first}; checkpoints are kept: run again"

@@ -6,6 +6,7 @@ import threading
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -165,3 +166,28 @@ def test_a_loss_that_is_not_finite_is_refused_with_advice(tmp_path: Path) -> Non
     wild = TRAINING.model_copy(update={"optimizer": AdamW(learning_rate=1e30, weight_decay=0.0)})
     with pytest.raises(TrainingError, match=r"finite loss.*generator\.training\.optimizer"):
         fit_denoiser(tmp_path, wild)
+
+
+@pytest.mark.parametrize("failures", [2, 3])
+def test_a_controller_that_fails_is_replaced_but_not_for_ever(
+    monkeypatch: pytest.MonkeyPatch, failures: int
+) -> None:
+    import ray.train
+
+    from bend_ray.stages import fit
+
+    left = iter([ray.train.ControllerError(RuntimeError("a helper is gone"))] * failures)
+
+    def watched(*arguments: object) -> SimpleNamespace:
+        if (error := next(left, None)) is not None:
+            raise error
+        return SimpleNamespace(return_value="fitted")
+
+    monkeypatch.setattr(fit, "_trainer", lambda *arguments: None)
+    monkeypatch.setattr(fit, "_watched", watched)
+    job = SimpleNamespace(stage="generator", resources=TrainResources())
+    if failures == 2:
+        assert fit.fit(job, None) == "fitted"  # type: ignore[arg-type, comparison-overlap]
+    else:
+        with pytest.raises(TrainingError, match=r"kept failing: a helper is gone; .* run again"):
+            fit.fit(job, None)  # type: ignore[arg-type]
