@@ -186,7 +186,7 @@ def _equivalents(runs: Sequence[Run]) -> Panel | None:
 
 def _equivalent(place: Axes, level: int, row: Row) -> None:
     for kind, found in row.equivalents.items():
-        shift = 0.17 if kind == AS_IT_IS else -0.17
+        shift = 0.0 if len(row.equivalents) == 1 else 0.17 if kind == AS_IT_IS else -0.17
         marker = {-1: "<", 0: "o", 1: ">"}[found.beyond]
         look = _EQUIVALENTS[kind]
         place.plot([found.members], [level + shift], marker=marker, markersize=6, **look)
