@@ -230,10 +230,12 @@ def _train(config: dict[str, Any]) -> Fitted:
     if last == training.steps:
         return worker.finish(job.weights)
     # A checkpoint further on, of a training that was not paused here, must not be put back.
+    if worker.first_step > last:
+        return worker.fitted()
+    # Whoever was killed between the two has left the checkpoint alone.
     if worker.first_step < last:
         worker.checkpoint(last)
-        return worker.finish(milestone(last))
-    return worker.fitted()
+    return worker.finish(milestone(last))
 
 
 class _Worker:

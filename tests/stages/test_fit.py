@@ -117,6 +117,23 @@ def test_a_training_that_was_paused_goes_on_to_the_same_bits(
     assert_close(load_weights(paused, milestone(30)), load_weights(short, WEIGHTS))
 
 
+def test_a_pause_that_was_cut_short_leaves_its_milestone_when_it_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bend_ray.stages.fit import _Worker, milestone
+
+    def killed(worker: _Worker, file: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(_Worker, "finish", killed)
+        with pytest.raises(KeyboardInterrupt):
+            fit_denoiser(tmp_path / "cut", until=50)
+    undisturbed = load_weights(fit_denoiser(tmp_path / "whole", until=50), milestone(50))
+    again = fit_denoiser(tmp_path / "cut", until=50)
+    assert_close(load_weights(again, milestone(50)), undisturbed)
+
+
 @pytest.mark.slow
 def test_two_workers_one_of_them_killed_compute_what_one_does(
     tmp_path: Path, alone: dict[str, torch.Tensor]

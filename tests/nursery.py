@@ -115,7 +115,7 @@ class Nursery:
         trace: TracebackType | None,
     ) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.communicate()
         for file in self.socket.parent.glob(f"{self.socket.name}*"):
             file.unlink()
 
@@ -249,7 +249,8 @@ def main() -> Callable[[], None]:
     lost = [name for name in threads if name != "jemalloc_bg_thd"]
     assert len(lost) == 1, f"expected no thread but this one, got {threads}"
     server = _Server(sys.argv[1])
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     return server.run()
 
 
