@@ -1,7 +1,8 @@
 """Tables of a budget bench: each budget's methods, and ours against every one of them.
 
-Validation chooses ours by the figure that the bench names (``chosen_by``), which orders the rows too.
-A paired difference over splits is a tie within two standard errors, or of fewer than three pairs.
+Validation chooses ours by the figure that the bench names (``chosen_by``), which orders the rows
+too. A paired difference over splits is a tie within two standard errors, or of fewer than three
+pairs.
 """
 
 from __future__ import annotations
