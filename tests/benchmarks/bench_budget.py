@@ -71,7 +71,8 @@ def _run_split(
                 key |= {"method": name + added}
                 if "test" in row:
                     _write(arguments.seal, key | {k: row.pop(k) for k in ("test", "temperature")})
-                output.write(json.dumps(key | {"ours": method.ours} | row) + "\n")
+                key |= {"ours": method.ours, "chosen_by": bench.chosen_by}
+                output.write(json.dumps(key | row) + "\n")
             output.flush()
         took = time.process_time() - began
         print(f"split {repeat}, B = {budget}: {took:.0f} s CPU so far", file=sys.stderr, flush=True)

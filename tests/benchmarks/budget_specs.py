@@ -116,6 +116,9 @@ class Bench(Spec):
     """Splits."""
     budgets: tuple[PositiveInt, ...] = (1, 2, 4, 8)
     """In ordinary trainings of one member."""
+    chosen_by: Literal["nll", "nll_calibrated"] = "nll"
+    """Validation figure that chooses. Label smoothing makes every bag underconfident, so that its
+    NLL means something only at a temperature that other images chose: ``nll_calibrated``."""
     recalibration_images: PositiveInt = 1000
     """Training images for the running statistics of models that were not trained."""
     methods: dict[str, Method]

@@ -1,6 +1,8 @@
 """Tables of a budget bench: each budget's methods, and ours against every one of them.
 
-A paired difference over splits is a tie within two standard errors, or of fewer than three pairs.
+Validation chooses ours by the figure that the bench names (``chosen_by``), which orders the rows
+too. A paired difference over splits is a tie within two standard errors, or of fewer than three
+pairs.
 """
 
 from __future__ import annotations
@@ -12,8 +14,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-CHOICE = "nll"
-"""Validation figure that chooses ours."""
 FEWEST = 3
 """Pairs below which no difference is called one."""
 NAN = float("nan")
@@ -50,15 +50,17 @@ def _print(task: str, budget: int, rows: dict[tuple[str, int], Row], part: str) 
     methods = list(dict.fromkeys(name for name, _ in rows))
     scores = {name: {s: r for (n, s), r in rows.items() if n == name} for name in methods}
     ours = [name for name in methods if next(iter(scores[name].values()))["ours"]]
+    # Lines of plain recipes may be older than the figure's name.
+    chosen_by = next(iter(rows.values())).get("chosen_by", "nll")
     # Ours is chosen by validation, whichever part is shown, among those that all splits have.
     most = max(map(len, scores.values()))
     whole = [name for name in ours if len(scores[name]) == most]
-    best = min(whole, key=lambda name: _mean(scores[name], "validation", CHOICE), default=None)
+    best = min(whole, key=lambda name: _mean(scores[name], "validation", chosen_by), default=None)
     print(f"\n### {task}, B = {budget}, {part}\n")
     print("| method | splits | members | cost | accuracy % | NLL | calibrated NLL |", end="")
     print(f" {best} minus it: accuracy, NLL, calibrated NLL |" if best else "")
     print("|---|---|---|---|---|---|---|" + ("---|" if best else ""))
-    for name in sorted(methods, key=lambda n: _mean(scores[n], part, "nll")):
+    for name in sorted(methods, key=lambda n: _mean(scores[n], part, chosen_by)):
         rows_of = list(scores[name].values())
         cost = statistics.mean(r["seconds"] / r["unit_seconds"] for r in rows_of)
         members = round(statistics.mean(r["members"] for r in rows_of))
