@@ -139,7 +139,8 @@ def _bags(comparison: Comparison) -> dict[str, Any]:
     if comparison.ordinary is not None and "deep_ensemble" in said:
         # All that were trained, be they more than the bag has: the measure of all others.
         whole = partial(_curve, "deep_ensemble", comparison.ordinary, comparison)
-        curve, as_scaled = whole(scaled), whole(True)
+        curve = whole(scaled)
+        as_scaled = curve if scaled else whole(True)
         if curve is not None and as_scaled is not None:
             curve["scaled_nll"] = as_scaled["nll"]["mean"]
         said["deep_ensemble"]["curve"] = curve
