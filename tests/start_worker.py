@@ -6,6 +6,7 @@ It lives as long as the worker, ends as that does, and where it is killed that i
 from __future__ import annotations
 
 import array
+import importlib.util
 import json
 import os
 import socket
@@ -52,22 +53,33 @@ def line_of(connection: socket.socket) -> str:
     return line.decode().strip()
 
 
-def _worker() -> tuple[list[str], dict[str, str]]:
-    """The worker's command line, and variables that its runtime environment sets."""
-    command, variables = [], {}
+def _worker() -> tuple[list[str], dict[str, Any]]:
+    """The worker's command line, and what its runtime environment asks for."""
+    command, context = [], {}
     for argument in sys.argv[1:]:
         name, _, value = argument.partition("=")
         if name == "--serialized-runtime-env-context":
-            variables = json.loads(value or "{}").get("env_vars") or {}
+            context = json.loads(value or "{}")
         elif name != "--language":
             command.append(argument)
-    return command, variables
+    return command, context
+
+
+def _as_ray_does() -> None:
+    """Become Ray's own starter: a job's worker begins with commands, as to go to its folder."""
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    own = Path(spec.origin).parent / "_private" / "workers" / "setup_worker.py"
+    os.execv(sys.executable, [sys.executable, str(own), *sys.argv[1:]])
 
 
 def main() -> int:
     """Have a worker forked; its exit code."""
-    command, variables = _worker()
-    environment = dict(os.environ) | variables
+    command, context = _worker()
+    if context.get("command_prefix"):
+        _as_ray_does()
+    environment = dict(os.environ) | (context.get("env_vars") or {})
     asked = {"worker": command, "folder": os.getcwd(), "environ": environment}
     connection = ask(os.environ[SOCKET], asked, [0, 1, 2])
     pid = line_of(connection)
