@@ -92,6 +92,7 @@ def test_every_trial_has_curves_for_tensorboard(study: Study) -> None:
         assert list((folder / RAY / trial.name).glob("events.out.tfevents.*"))
 
 
+@pytest.mark.chaos  # fails now and then where the machine is quiet: see the stop note
 def test_a_trial_behind_the_others_is_stopped_at_a_milestone(
     tiny: MakeConfig, store: Store
 ) -> None:
