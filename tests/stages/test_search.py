@@ -1,5 +1,6 @@
 """A search on the session's cluster: what its trials share, and what it leaves."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,7 +93,6 @@ def test_every_trial_has_curves_for_tensorboard(study: Study) -> None:
         assert list((folder / RAY / trial.name).glob("events.out.tfevents.*"))
 
 
-@pytest.mark.chaos  # fails now and then where the machine is quiet: see the stop note
 def test_a_trial_behind_the_others_is_stopped_at_a_milestone(
     tiny: MakeConfig, store: Store
 ) -> None:
@@ -100,13 +100,15 @@ def test_a_trial_behind_the_others_is_stopped_at_a_milestone(
         {
             "trials": 4,
             "ensemble_counts": [1, 6],
-            # Generators that no trial has trained yet: one learns, the others do not.
-            "knobs": {"generator.training.optimizer.learning_rate": [2e-3, 1e-9, 2e-9, 3e-9]},
+            # Generators that no trial has trained yet: the others learn too fast to be as good.
+            "knobs": {"generator.training.optimizer.learning_rate": [2e-3, 0.3, 0.4, 0.5]},
             "searcher": {"kind": "grid"},
             "scheduler": {"kind": "asha", "first": 0.5, "members": 6},
         }
     )
-    study = tune(tiny("generator.training.steps=300"), section, store.uri)
+    # One at a time, the one that learns first: ASHA judges by who has come so far.
+    one_by_one = f"evaluation.resources.cpus={os.cpu_count()}"
+    study = tune(tiny("generator.training.steps=300", one_by_one), section, store.uri)
     assert {trial.status for trial in study.trials} <= {"done", "stopped"}
     stopped = [trial for trial in study.trials if trial.status == "stopped"]
     assert stopped
