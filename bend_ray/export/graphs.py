@@ -79,10 +79,10 @@ def answers_program(
     """Pixels ``(B, channels, H, W)`` uint8 to all that a whole bag has to say about them.
 
     Its outputs: ``member_probabilities`` and ``choices`` as of ``ballots_program``; ``labels``
-    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``entropy`` and
-    ``information`` ``(B,)``, in nats, of the mean of the members' softmaxes and what of it is
-    disagreement. What is made of the members' sums is float64. In Python the same takes longer than
-    a bag of small members (measured, one image).
+    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``entropy`` ``(B,)``,
+    theirs, and ``information`` ``(B,)``, the mutual information of label and member in the members'
+    own softmaxes, both in nats. What is made of the members' sums is float64. In Python the same
+    takes longer than a bag of small members (measured, one image).
 
     Args:
         card: says how pixels are normalised and answers become one.
@@ -217,7 +217,7 @@ class _Builder:
     def answers(self, weights_K: Sequence[float]) -> None:
         """From the ballots to the answer of the bag and what is known about it."""
         whole = self.tensor("total", sum(weights_K), np.float64)
-        last = self.tensor("classes", [-1], np.int64)
+        self.tensor("classes", [-1], np.int64)
         mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
         shares_BC = mean_BC
         if self.card.counts_votes:
@@ -226,14 +226,20 @@ class _Builder:
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
         self._tempered(shares_BC, np.float64)
-        negative = self.node(
-            "Mul", [mean_BC, self._log(mean_BC, "log_mean", np.float64)], "p_log_p"
-        )
-        entropy_B = self.node("ReduceSum", [negative, last], "negative_whole", keepdims=0)
-        own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
         # Never negative but for rounding.
-        self.node("Relu", [self.node("Neg", [entropy_B], "whole_entropy")], ENTROPY)
-        self.node("Relu", [self.node("Sub", [ENTROPY, own_B], "disagreement")], INFORMATION)
+        self.node("Relu", [self._entropy(PROBABILITIES)], ENTROPY)
+        # Of probabilities that are the members' mean, it is known.
+        same = self.card.temperature == 1.0 and not self.card.counts_votes
+        all_B = ENTROPY if same else self._entropy(mean_BC)
+        own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
+        self.node("Relu", [self.node("Sub", [all_B, own_B], "disagreement")], INFORMATION)
+
+    def _entropy(self, probs_BC: str) -> str:
+        """In nats, ``(B,)`` float64."""
+        logs = self._log(probs_BC, f"{probs_BC}.log", np.float64)
+        products = self.node("Mul", [probs_BC, logs], f"{probs_BC}.log_products")
+        negative = self.node("ReduceSum", [products, "classes"], f"{probs_BC}.sums", keepdims=0)
+        return self.node("Neg", [negative], f"{probs_BC}.entropy")
 
     def _double(self, name: str) -> str:
         return self.node("Cast", [name], f"{name}.double", to=TensorProto.DOUBLE)

@@ -35,9 +35,10 @@ class Prediction(BaseModel):
     votes: dict[str, int]
     """How many members chose each class."""
     predictive_entropy: float
-    """All uncertainty: entropy of the members' mean softmax, in nats."""
+    """All uncertainty: entropy of ``probabilities``, in nats."""
     mutual_information: float
-    """The part of it that is disagreement of the members, in nats."""
+    """Disagreement: mutual information of label and member, in nats, in the members' own softmaxes,
+    which the temperature has not touched: compare it between images, not with the entropy."""
     members_used: int
     """Members that were asked."""
     members: int

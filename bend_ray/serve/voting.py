@@ -72,9 +72,9 @@ class Answers:
         labels_B: the class with the highest probability, the lowest of equals.
         probs_BC: of the members that were asked, by the vote and the temperature.
         votes_BC: how many members chose each class.
-        entropy_B: of the mean of the members' softmaxes, in nats: all uncertainty.
-        information_B: the part of it that is disagreement: the mutual information of label and
-            member, in nats.
+        entropy_B: of the bag's probabilities, in nats: all uncertainty.
+        information_B: how much the members disagree: the mutual information of label and member,
+            in nats, in their own softmaxes, which no temperature has touched.
         used_B: members that were asked.
         choices_BE: each member's class; -1 for one that was not asked.
         member_probs_BEC: each member's softmax, nan where not asked; None unless wanted.
@@ -215,14 +215,13 @@ class Tally:
         """What is known now."""
         probs_BC = self.probabilities()
         mean_BC = self.mean_BC / self.seen_B[:, None]
-        entropy_B = -np.sum(mean_BC * np.log(np.maximum(mean_BC, SMALLEST_PROBABILITY)), axis=1)
-        information_B = entropy_B - self.member_entropy_B / self.seen_B
+        information_B = _entropy(mean_BC) - self.member_entropy_B / self.seen_B
         return Answers(
             labels_B=self.mass_BC.argmax(axis=1),
             probs_BC=probs_BC,
             votes_BC=self.votes_BC,
-            entropy_B=np.maximum(entropy_B, 0.0),
-            # Never negative but for rounding, by Jensen's inequality.
+            # Neither is negative but for rounding, the second by Jensen's inequality.
+            entropy_B=np.maximum(_entropy(probs_BC), 0.0),
             information_B=np.maximum(information_B, 0.0),
             used_B=(self.choices_BE >= 0).sum(axis=1),
             choices_BE=self.choices_BE,
@@ -245,6 +244,13 @@ def count_choices(
     shares = None if weights_E is None else np.tile(weights_E, images)
     counted = np.bincount(cells_BE.ravel(), shares, minlength=images * num_classes)
     return counted.reshape(images, num_classes)
+
+
+def _entropy(probs_BC: Floats) -> Floats:
+    entropy_B: Floats = -np.sum(
+        probs_BC * np.log(np.maximum(probs_BC, SMALLEST_PROBABILITY)), axis=1
+    )
+    return entropy_B
 
 
 def _log_softmax(logits: Floats) -> Floats:

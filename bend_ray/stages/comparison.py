@@ -123,6 +123,31 @@ class Voters:
         return self.fixed_seconds + self.member_seconds * len(self.members)
 
 
+@dataclass(frozen=True)
+class Votes:
+    """What a bag says of the test part.
+
+    Attributes:
+        plain_NC: by the vote.
+        temperature: fitted on the validation part.
+        at_temperature: whether the bag answers at it.
+    """
+
+    plain_NC: Tensor
+    temperature: float
+    at_temperature: bool
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """At the temperature, ``(N, C)``."""
+        return apply_temperature(self.plain_NC, self.temperature)
+
+    @property
+    def answers(self) -> Tensor:
+        """As they are scored, ``(N, C)``."""
+        return self.scaled if self.at_temperature else self.plain_NC
+
+
 class Comparison:
     """Everything the evaluation says.
 
@@ -169,7 +194,7 @@ class Comparison:
         }
         return {
             "bag": {
-                **self._vote(self.bag.members),
+                **self._told(self.bag_votes, self.bag.members),
                 "cost_seconds": self.prices.bag,
                 "members": self.chosen,
             },
@@ -177,7 +202,10 @@ class Comparison:
             "originals": {"accuracy": self._spread(self.originals)},
             "held_out": {"accuracy": self._spread(self.held_out)},
             "rivals": {
-                name: {**self._vote(voters.members), "cost_seconds": voters.seconds}
+                name: {
+                    **self._told(self.rival_votes[name], voters.members),
+                    "cost_seconds": voters.seconds,
+                }
                 for name, voters in self.rivals.items()
             },
             "diversity": {
@@ -189,28 +217,30 @@ class Comparison:
             "prices": self._prices(),
         }
 
-    def _vote(self, members: Members) -> dict[str, Any]:
+    def _told(self, votes: Votes, members: Members) -> dict[str, Any]:
         """How a bag of all of ``members`` scores on the test part."""
-        probs_NC, temperature = self.answers(*self.votes(members))
-        told = {**asdict(score(probs_NC, self.test_labels_N)), "size": len(members)}
-        return told | ({"temperature": temperature} if self.section.temperature_scaling else {})
+        told = {**asdict(score(votes.answers, self.test_labels_N)), "size": len(members)}
+        return told | ({"temperature": votes.temperature} if votes.at_temperature else {})
 
-    def votes(self, members: Members) -> tuple[Tensor, Tensor]:
-        """What all of ``members`` say together of validation and of test images, each (N, C)."""
+    def vote(self, members: Members) -> Votes:
+        """What all of ``members`` say together."""
         val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
-        vote = self.section.vote
         val_NC, test_NC = (
-            vote.combine(logits, val_nll_E)
+            self.section.vote.combine(logits, val_nll_E)
             for logits in (members.val_logits_ENC, members.test_logits_ENC)
         )
-        return val_NC, test_NC
-
-    def answers(self, val_NC: Tensor, test_NC: Tensor) -> tuple[Tensor, float]:
-        """Votes on test images as they are scored, (N, C), and the temperature they are at."""
-        if not self.section.temperature_scaling:
-            return test_NC, 1.0
         temperature = fit_temperature(val_NC, self.val_labels_N)
-        return apply_temperature(test_NC, temperature), temperature
+        return Votes(test_NC, temperature, self.section.temperature_scaling)
+
+    @cached_property
+    def bag_votes(self) -> Votes:
+        """What the bag of generated classifiers says."""
+        return self.vote(self.bag.members)
+
+    @cached_property
+    def rival_votes(self) -> dict[str, Votes]:
+        """What each rival says, by name."""
+        return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
 
     def _spread(self, members: Members) -> dict[str, float] | None:
         if not len(members):
@@ -317,9 +347,10 @@ class Comparison:
         if self.ordinary is not None and prices.ordinary:
             affordable = max(1, int(prices.bag / prices.ordinary))
             size = min(affordable, len(self.ordinary))
+            members = self.ordinary.select(list(range(size)))
             told["equal_cost_deep_ensemble"] = {
                 "affordable": affordable,
-                **self._vote(self.ordinary.select(list(range(size)))),
+                **self._told(self.vote(members), members),
                 "cost_seconds": prices.ordinary * size,
             }
         return told

@@ -19,14 +19,14 @@ from bend_ray.ensemble.metrics import ece, member_accuracy, member_nll, nll
 from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, nearest_distances
 from bend_ray.ensemble.plane import principal_plane
 from bend_ray.ensemble.trust import differences, rejection, reliability
-from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.masking import masked_json
 from bend_ray.plan import STAGES, Plan
 from bend_ray.randomness import generator_for
-from bend_ray.stages.comparison import Comparison, Members, Voters
+from bend_ray.stages.comparison import Comparison, Members, Voters, Votes
 
 BAG = "bag"
 MEMBER = "member"
+DEEP_ENSEMBLE = "deep_ensemble"
 _DIGITS = 6
 
 
@@ -119,32 +119,45 @@ def _weight_space(populations: dict[str, Members]) -> dict[str, Any]:
 def _bags(comparison: Comparison) -> dict[str, Any]:
     """The bag, its median member, and every rival."""
     bag = comparison.bag
-    ours_NC, _ = comparison.answers(*comparison.votes(bag.members))
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
     member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
-    said, scaled = {}, comparison.section.temperature_scaling
-    for name, voters in {BAG: bag, MEMBER: member, **comparison.rivals}.items():
-        votes = comparison.votes(voters.members)
-        theirs_NC, _ = comparison.answers(*votes)
-        accuracy, likelihood = differences(ours_NC, theirs_NC, comparison.test_labels_N)
-        said[name] = {
-            "size": len(voters.members),
-            "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
-            "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
-            "curve": _curve(name, voters.members, comparison, scaled),
-            **_trust(*votes, comparison),
-        }
-    if comparison.ordinary is not None and "deep_ensemble" in said:
-        # All that were trained, be they more than the bag has: the measure of all others.
-        whole = partial(_curve, "deep_ensemble", comparison.ordinary, comparison)
-        curve = whole(scaled)
-        as_scaled = curve if scaled else whole(True)
-        if curve is not None and as_scaled is not None:
-            curve["scaled_nll"] = as_scaled["nll"]["mean"]
-        said["deep_ensemble"]["curve"] = curve
-    return said
+    voters = {BAG: bag, MEMBER: member, **comparison.rivals}
+    votes = {
+        BAG: comparison.bag_votes,
+        MEMBER: comparison.vote(member.members),
+        **comparison.rival_votes,
+    }
+    return {name: _bag(name, voters[name], votes[name], comparison) for name in voters}
+
+
+def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dict[str, Any]:
+    """Its size, cost, and scores, alone and beside ours."""
+    labels_N = comparison.test_labels_N
+    ours_NC, theirs_NC = comparison.bag_votes.answers, votes.answers
+    accuracy, likelihood = differences(ours_NC, theirs_NC, labels_N)
+    return {
+        "size": len(voters.members),
+        "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
+        "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
+        "curve": _bag_curve(name, voters.members, comparison),
+        **_trust(votes, labels_N),
+    }
+
+
+def _bag_curve(name: str, members: Members, comparison: Comparison) -> dict[str, Any] | None:
+    """Scores by size; the deep ensemble's at fitted temperatures as well."""
+    scaled = comparison.section.temperature_scaling
+    if name != DEEP_ENSEMBLE or comparison.ordinary is None:
+        return _curve(name, members, comparison, scaled)
+    # All that were trained, be they more than the bag has: the measure of all others.
+    whole = partial(_curve, name, comparison.ordinary, comparison)
+    curve = whole(scaled)
+    as_scaled = curve if scaled else whole(True)
+    if curve is not None and as_scaled is not None:
+        curve["scaled_nll"] = as_scaled["nll"]["mean"]
+    return curve
 
 
 def _curve(
@@ -164,19 +177,16 @@ def _curve(
     return asdict(curve)
 
 
-def _trust(val_NC: Tensor, test_NC: Tensor, comparison: Comparison) -> dict[str, Any]:
+def _trust(votes: Votes, labels_N: Tensor) -> dict[str, Any]:
     """Reliability before and after temperature scaling on validation images, and rejection."""
-    labels_N = comparison.test_labels_N
-    temperature = fit_temperature(val_NC, comparison.val_labels_N)
-    scaled_NC = apply_temperature(test_NC, temperature)
     return {
-        "temperature": temperature,
-        "scaled": {"nll": nll(scaled_NC, labels_N), "ece": ece(scaled_NC, labels_N)},
+        "temperature": votes.temperature,
+        "scaled": {"nll": nll(votes.scaled, labels_N), "ece": ece(votes.scaled, labels_N)},
         "reliability": {
-            "before": asdict(reliability(test_NC, labels_N)),
-            "after": asdict(reliability(scaled_NC, labels_N)),
+            "before": asdict(reliability(votes.plain_NC, labels_N)),
+            "after": asdict(reliability(votes.scaled, labels_N)),
         },
-        "rejection": asdict(rejection(test_NC, labels_N)),
+        "rejection": asdict(rejection(votes.answers, labels_N)),
     }
 
 

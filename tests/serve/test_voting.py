@@ -83,13 +83,17 @@ def test_the_whole_bag_answers_as_the_pipeline_votes(vote: Vote, temperature: fl
     np.testing.assert_array_equal(answers.votes_BC.sum(axis=1), 6)
 
 
-def test_uncertainty_is_entropy_and_the_part_of_it_that_is_disagreement() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.4])
+def test_uncertainty_is_of_the_bag_and_disagreement_of_its_members(temperature: float) -> None:
     logits = random_logits(2, 4, 10, 3)
-    answers = counted(Rule.of(card(SoftVote(), equal(4), 3)), logits, keep_members=True).answers()
+    rule = Rule.of(card(SoftVote(), equal(4), 3, temperature))
+    answers = counted(rule, logits, keep_members=True).answers()
     probs = torch.from_numpy(logits).double().softmax(-1)
+    tempered = apply_temperature(probs.mean(dim=0), temperature)
+    bag = torch.special.entr(tempered).sum(dim=1)
     whole = torch.special.entr(probs.mean(dim=0)).sum(dim=1)
     own = torch.special.entr(probs).sum(dim=2).mean(dim=0)
-    np.testing.assert_allclose(answers.entropy_B, whole, atol=1e-12)
+    np.testing.assert_allclose(answers.entropy_B, bag, atol=1e-12)
     np.testing.assert_allclose(answers.information_B, whole - own, atol=1e-12)
     np.testing.assert_allclose(answers.member_probs_BEC, probs.transpose(0, 1), atol=1e-6)
     same = np.repeat(logits[:1], 4, axis=0)
