@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 import types
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
+import start_worker
 from fuzzing import FULL
 from hypothesis import settings
+from nursery import Nursery
 
 from bend_ray.stages import prepare_environment
 
@@ -23,6 +28,32 @@ prepare_environment(None)
 
 # Before the command line chooses one of them.
 settings.register_profile(FULL, settings.get_profile("default"))
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """The session's cluster; ``connect`` starts it as a user's first stage would.
+
+    Its workers are forked from a process that has imported everything: a test that starts ten takes
+    seconds.
+    """
+    import ray
+    from ray._private import parameter
+
+    from bend_ray.stages.cluster import connect
+
+    with (
+        # Not pytest's folder: the path of a socket may have 107 characters.
+        tempfile.TemporaryDirectory(prefix="bn") as folder,
+        Nursery(Path(folder), os.environ) as nursery,
+        pytest.MonkeyPatch.context() as patched,
+    ):
+        forked = partial(parameter.RayParams, setup_worker_path=start_worker.__file__)
+        patched.setattr(parameter, "RayParams", forked)
+        patched.setenv(start_worker.SOCKET, str(nursery.socket))
+        connect(None)
+        yield
+        ray.shutdown()
 
 
 @pytest.fixture

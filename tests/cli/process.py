@@ -1,4 +1,4 @@
-"""Running ``bend`` as its user does: a process of its own, with a cluster of its own."""
+"""Running ``bend`` as its user does: a process of its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,24 +35,30 @@ COSTS = {"cost", "cost_seconds", "store"}
 
 
 class Bend:
-    """``bend`` in a folder of its own."""
+    """``bend`` in a folder of its own.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: the working directory.
+        cluster: what Ray reads to join one; by default each process has its own.
+    """
+
+    def __init__(self, folder: Path, cluster: Mapping[str, str] | None = None) -> None:
         self.folder = folder
+        self._cluster = dict(cluster or {})
         self.config = folder / "tiny.yaml"
         self.config.write_text(TINY)
         self.store = folder / "store"
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """The process, its output captured, in a process group of its own."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        plain = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return subprocess.Popen(
             [sys.executable, "-m", "bend_ray", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=self.folder,
-            env=environment,
+            env=plain | self._cluster,
             start_new_session=True,
         )
 

@@ -1,5 +1,6 @@
 """A run that is killed, in every stage, and run again gives what an undisturbed one gives."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -41,6 +42,8 @@ def test_a_killed_driver_loses_nothing(
     bend: Bend, undisturbed: Finished, stages: tuple[str, ...]
 ) -> None:
     kept: dict[Path, int] = {}
+    for before in itertools.takewhile(lambda stage: stage != stages[0], MOMENTS):
+        shutil.copytree(undisturbed.bend.store / before, bend.store / before)
     for stage in stages:
         reached = MOMENTS[stage]
         process = bend.start(*bend.run_arguments())
@@ -84,19 +87,19 @@ def _wait_gone(processes: list) -> None:
 
 
 def test_a_broken_shard_is_named_and_making_it_again_mends_it(
-    bend: Bend, undisturbed: Finished
+    joining: Bend, undisturbed: Finished
 ) -> None:
     for folder in ("seeds", "autoencoder"):
-        shutil.copytree(undisturbed.bend.store / folder, bend.store / folder)
-    shard = next(bend.store.glob("seeds/*/roots.safetensors")).with_name("shard-00000.parquet")
+        shutil.copytree(undisturbed.bend.store / folder, joining.store / folder)
+    shard = next(joining.store.glob("seeds/*/roots.safetensors")).with_name("shard-00000.parquet")
     whole = pq.read_table(shard)
     shard.write_bytes(shard.read_bytes()[:1000])
-    refused = bend("latents", str(bend.config), "--store", str(bend.store))
+    refused = joining("latents", str(joining.config), "--store", str(joining.store))
     assert refused.returncode == 2
     told = refused.stderr.splitlines()[-1]
     assert f"{shard.parent}: {shard.name} is corrupt" in told
     assert f"delete {shard.parent}" in told
     shutil.rmtree(shard.parent)
-    mended = bend("seeds", str(bend.config), "--store", str(bend.store))
+    mended = joining("seeds", str(joining.config), "--store", str(joining.store))
     assert mended.returncode == 0, mended.stderr
     assert pq.read_table(shard)["theta_000"].equals(whole["theta_000"])

@@ -63,21 +63,22 @@ def test_a_second_run_answers_from_the_store_without_ray(undisturbed: Finished) 
     assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 6
 
 
-def test_a_run_ends_with_its_report_and_repeats_with_theirs(undisturbed: Finished) -> None:
-    bend = undisturbed.bend
-    store = ("--store", str(bend.store))
+def test_a_run_ends_with_its_report_and_repeats_with_theirs(
+    joining: Bend, undisturbed: Finished
+) -> None:
+    made = undisturbed.bend.store
+    store = ("--store", str(made))
     fingerprint = json.loads(undisturbed.stdout)["fingerprints"]["evaluation"]
-    page = bend.store / "report" / fingerprint / "report.html"
+    page = made / "report" / fingerprint / "report.html"
     assert page.exists()
     assert (page.parent / "nll_by_cost.png").exists()
-    events = {path.parent.parent.name for path in bend.store.glob("*/*/events.out.tfevents.*")}
+    events = {path.parent.parent.name for path in made.glob("*/*/events.out.tfevents.*")}
     assert events == {"seeds", "autoencoder", "generator"}
 
     # The run that is there is the first of the two: the other one is made, and both are told of.
-    both = bend("run", str(bend.config), *store, "--repeats", "2", "--json", "both.json")
+    both = joining("run", str(joining.config), *store, "--repeats", "2", "--json", "both.json")
     assert both.returncode == 0, both.stderr
-    assert "starting on this machine" in both.stderr
-    told = json.loads((bend.folder / "both.json").read_text())
+    told = json.loads((joining.folder / "both.json").read_text())
     assert told["repeats"][0] == json.loads(undisturbed.stdout)
     seeds = [each["fingerprints"]["seeds"] for each in told["repeats"]]
     assert seeds[0] != seeds[1]
@@ -85,10 +86,10 @@ def test_a_run_ends_with_its_report_and_repeats_with_theirs(undisturbed: Finishe
     assert "test part, 2 repeats" in both.stdout
     assert "report: " in both.stdout.splitlines()[-1]
 
-    again = bend("report", *store, "--output", "shown")
+    again = joining("report", *store, "--output", "shown")
     assert again.returncode == 0, again.stderr
-    assert "mean of 2 repeats" in (bend.folder / "shown" / "report.html").read_text()
-    compared = bend("compare", str(bend.store), "both.json")
+    assert "mean of 2 repeats" in (joining.folder / "shown" / "report.html").read_text()
+    compared = joining("compare", str(made), "both.json")
     assert compared.returncode == 0, compared.stderr
     assert len([line for line in compared.stdout.splitlines() if "  2  " in line]) == 2
 
@@ -101,14 +102,14 @@ def test_what_the_cluster_can_never_give_is_refused_before_any_work(bend: Bend) 
     assert not (bend.store / "seeds").exists()
 
 
-def test_two_runs_on_one_store_at_once_make_it_once(bend: Bend, undisturbed: Finished) -> None:
-    arguments = ["seeds", str(bend.config), "--store", str(bend.store)]
-    processes = [bend.start(*arguments) for _ in range(2)]
+def test_two_runs_on_one_store_at_once_make_it_once(joining: Bend, undisturbed: Finished) -> None:
+    arguments = ["seeds", str(joining.config), "--store", str(joining.store)]
+    processes = [joining.start(*arguments) for _ in range(2)]
     outcomes = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outcomes
     assert "waiting" in outcomes[0][1] + outcomes[1][1]
-    shards = sorted(bend.store.glob("seeds/*/shard-*.parquet"))
+    shards = sorted(joining.store.glob("seeds/*/shard-*.parquet"))
     assert shards
     for shard in shards:
-        alone = undisturbed.bend.store / shard.relative_to(bend.store)
+        alone = undisturbed.bend.store / shard.relative_to(joining.store)
         assert pq.read_table(shard)["theta_000"].equals(pq.read_table(alone)["theta_000"])
