@@ -23,6 +23,7 @@ from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
 from bend_ray.export.states import member_facts, member_states
+from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_program
 from bend_ray.filesystems import resolve, store_errors, write_atomically
 from bend_ray.masking import masked
 from bend_ray.plan import Plan
@@ -120,6 +121,9 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         scores=None if members else Scores(**{key: said[key] for key in Scores.model_fields}),
     )
     state_K = member_states(config, plan, rows, card.image_shape, len(card.class_names))
+    if members is not None and config.evaluation.temperature_scaling:
+        temperature = fitted_temperature(card, state_K, dataset.validation)
+        card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
 
@@ -160,8 +164,6 @@ def _write_programs(
         _write_onnx(folder, card, state_K)
         written.append(ONNX)
     if "torch-export" in formats:
-        from bend_ray.export.torch_program import BagProgram, write_program
-
         write_program(BagProgram(card, state_K), folder / TORCH)
         written.append(TORCH)
     return written

@@ -14,8 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from bend_ray.classifiers.images import Images
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.votes import fit_temperature
 from bend_ray.export.card import Card
+
+_BATCH = 256
 
 
 class BagProgram(nn.Module):
@@ -75,6 +79,20 @@ class BagProgram(nn.Module):
         names, members = list(state_K), len(self.card.members)
         rows = [one({name: state_K[name][k] for name in names}) for k in range(members)]
         return torch.stack(rows)
+
+
+@torch.no_grad()
+def fitted_temperature(card: Card, state_K: Mapping[str, Tensor], images: Images) -> float:
+    """The temperature at which a bag's NLL on images is least.
+
+    Args:
+        card: of the bag; its own temperature does not matter.
+        state_K: the members' tensors, stacked.
+        images: those of the validation part.
+    """
+    program = BagProgram(card.model_copy(update={"temperature": 1.0}), state_K)
+    parts = [program(part)[0] for part in torch.split(images.pixels_NCHW, _BATCH)]
+    return fit_temperature(torch.cat(parts), images.labels_N)
 
 
 def write_program(program: BagProgram, path: Path) -> None:

@@ -17,6 +17,7 @@ import torch
 from bags import Bagged, MakeBag
 
 from bend_ray.artifacts.store import Store
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
 from bend_ray.export.folder import FORMATS, export_bag
@@ -162,7 +163,11 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     assert card.members == (8, 3)
     assert card.scores is None
     assert card.model_version == f"{bag.plan.evaluation.fingerprint}-n2"
-    expected = bag.logits(pixels)[:2].softmax(-1).mean(dim=0)
+    # A temperature of its own: two members are not as unsure as all of them.
+    validation = bag.config.dataset.load().validation
+    two = bag.logits(validation.pixels_NCHW.numpy())[:2].softmax(-1).mean(dim=0)
+    assert card.temperature == pytest.approx(fit_temperature(two, validation.labels_N), rel=1e-4)
+    expected = apply_temperature(bag.logits(pixels)[:2].softmax(-1).mean(dim=0), card.temperature)
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
     with pytest.raises(ConfigError, match="expected 1 to 3"):
         exported(bag, tmp_path / "more", members=4)
