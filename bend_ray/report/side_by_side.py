@@ -116,7 +116,9 @@ def _label(entry: Entry, own: dict[str, str], shorten: bool) -> str:
     for key, value in own.items():
         kind = re.match(r"{kind: (\w+)\b", value) if shorten else None
         if value != "null":
-            said.append(f"{key.rpartition('.')[2]}={kind[1] if kind else value}")
+            # Two parts of its path: `fraction` alone says little, the whole path is long.
+            knob = ".".join(key.split(".")[-2:])
+            said.append(f"{knob}={kind[1] if kind else value}")
     data = (entry.config or {}).get("dataset", {}).get("kind")
     return ", ".join(said) or (f"{data}, defaults" if data else entry.source)
 

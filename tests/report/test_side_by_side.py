@@ -51,7 +51,7 @@ def test_stores_reports_and_results_are_all_taken(
 @pytest.mark.slow
 def test_runs_are_named_by_what_tells_them_apart(store: Store, other: Store) -> None:
     names = labels(read_entries([store.uri, other.uri]))
-    assert names == ["digits, defaults", "temperature=0.5"]
+    assert names == ["digits, defaults", "samples.temperature=0.5"]
     twice = labels(read_entries([store.uri, store.uri]))
     assert all(store.uri in name for name in twice)
 
