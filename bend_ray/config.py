@@ -161,8 +161,14 @@ class SamplesSection(Spec):
     """From noise to latents."""
     temperature: PositiveFloat = 1.0
     """Multiplier of the sampler's noise; below one more accurate and less diverse."""
+    scale: Annotated[PositiveFloat, Addition()] = 1.0
+    """Multiplier of each drawn model's distance from the mean of its trunk's members.
+
+    A generator draws models nearer to it than members are: above one they differ more from each
+    other and are less accurate alone. Running statistics stay.
+    """
     guidance: Annotated[NonNegativeFloat, Addition()] = 0.0
-    """Move each drawn model on, by so much of its trunk's way from the early tails' mean to the
+    """Then move each model on, by so much of its trunk's way from the early tails' mean to the
     members'; needs seeds.protocol.early_tails.
 
     Where training ends early this is where more of it would lead. Running statistics stay.
@@ -299,6 +305,7 @@ class PipelineConfig(Spec):
             _latent_size_fits,
             _bag_fits,
             _sampler_fits,
+            _scale_knows_the_centre,
             _guidance_knows_the_way,
             _subset_has_a_base,
         ):
@@ -346,6 +353,15 @@ def _sampler_fits(config: PipelineConfig) -> None:
         raise ValueError(
             f"samples.sampler: expected {names} for generator.process {process.kind}, "
             f"got {sampler.kind}"
+        )
+
+
+def _scale_knows_the_centre(config: PipelineConfig) -> None:
+    trunks = config.seeds.protocol.num_trunks
+    if config.samples.scale != 1 and trunks > 1 and not config.generator.conditional:
+        raise ValueError(
+            f"generator.conditional: expected true with samples.scale and {trunks} trunks, as a "
+            "drawn model must know whose mean it moves away from, got false"
         )
 
 

@@ -212,7 +212,8 @@ def test_identity_is_json_and_says_everything_else() -> None:
             section.pop("probes", None)
     # Younger than artifacts that keep their names, and off.
     del dumped["seeds"]["protocol"]["early_tails"]
-    del dumped["samples"]["guidance"], dumped["samples"]["annealing"]
+    for addition in ("scale", "guidance", "annealing"):
+        del dumped["samples"][addition]
     assert whole == dumped
 
 
@@ -227,6 +228,12 @@ def test_identity_is_json_and_says_everything_else() -> None:
 def test_guidance_must_know_the_way(overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_config(None, [*overrides, "samples.guidance=0.5"])
+
+
+def test_scale_must_know_the_centre() -> None:
+    load_config(None, ["samples.scale=2"])
+    with pytest.raises(ConfigError, match="whose mean it moves away from"):
+        load_config(None, ["samples.scale=2", "generator.conditional=false"])
 
 
 def test_training_models_are_what_is_not_held_out() -> None:

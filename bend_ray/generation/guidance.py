@@ -6,32 +6,28 @@ and beyond the better is where more training would lead, if it is far from its e
 Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv
 2406.02507), with the means of two parts of a training for the two models.
 
-Shape letters: N drawn, K members, P parameters, T trunks.
+Shape letters: N drawn, P parameters, T trunks.
 """
 
 from __future__ import annotations
 
-from bend_ray.generation.rivals import trunk_means
-from bend_ray.lazy import torch
+import torch
+from torch import Tensor
 
 
-def ways(theta_KP: torch.Tensor, trunks_K: torch.Tensor, early_TP: torch.Tensor) -> torch.Tensor:
+def ways(centre_TP: Tensor, early_TP: Tensor) -> Tensor:
     """Each trunk's way ``(T, P)``, from the mean of its early checkpoints to that of its members.
 
     Args:
-        theta_KP: members that the generator learns from.
-        trunks_K: of each, below T; a trunk without one has a way of 0.
+        centre_TP: means of the members that the generator learns from; nan for a trunk without.
         early_TP: means of early checkpoints; nan for a trunk without.
+
+    Returns:
+        The ways; 0 for a trunk that lacks one of the two.
     """
-    means_UP, _ = trunk_means(theta_KP, trunks_K)
-    way_TP = torch.zeros_like(early_TP)
-    present_U = torch.unique(trunks_K)
-    way_TP[present_U] = means_UP - early_TP[present_U]
-    return way_TP
+    return torch.nan_to_num(centre_TP - early_TP)
 
 
-def guided(
-    theta_NP: torch.Tensor, trunks_N: torch.Tensor, way_TP: torch.Tensor, guidance: float
-) -> torch.Tensor:
+def guided(theta_NP: Tensor, trunks_N: Tensor, way_TP: Tensor, guidance: float) -> Tensor:
     """Drawn models, each moved on by ``guidance`` of its trunk's way."""
     return theta_NP + guidance * way_TP[trunks_N]

@@ -163,6 +163,8 @@ def _rivals(runs: Sequence[Run]) -> Table:
 def _finished(samples: dict[str, Any]) -> str:
     """A sentence on what was done to drawn models before they voted; runs of old lack the knobs."""
     done = []
+    if (scale := samples.get("scale", 1.0)) != 1.0:
+        done.append(f"moved to {scale:g} times the distance from their trunk's mean")
     if guidance := samples.get("guidance"):
         done.append(
             f"moved on by {guidance:g} of their trunk's way from its early tails to its members, "

@@ -1,6 +1,6 @@
-"""What becomes of decoded models before they are validated: guidance, then annealing.
+"""What becomes of decoded models before they are validated: spread, guidance, then annealing.
 
-Both are off by default. Shape letters: N drawn, P parameters, T trunks.
+The last two are off by default. Shape letters: N drawn, P parameters, T trunks.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bend_ray.artifacts.weights import EARLY, load_weights
 from bend_ray.classifiers.fitting import stretch_marks
 from bend_ray.config import Annealing, PipelineConfig
 from bend_ray.generation.guidance import guided, ways
+from bend_ray.generation.spread import centres, spread_out
 from bend_ray.randomness import generator_for
 from bend_ray.stages.classifiers import Classifiers
 from bend_ray.stages.representations import member_blocks, read_block
@@ -27,12 +28,14 @@ from bend_ray.stages.seeds import read_layout
 
 def without_finish(config: PipelineConfig) -> PipelineConfig:
     """The config of what the generator draws, as it draws it."""
-    off = {"guidance": 0.0, "annealing": Annealing()}
+    off = {"scale": 1.0, "guidance": 0.0, "annealing": Annealing()}
     return config.model_copy(update={"samples": config.samples.model_copy(update=off)})
 
 
 class Finish:
-    """Guidance and annealing of a config's drawn models; guidance holds one vector a trunk.
+    """Spread, guidance and annealing of a config's drawn models.
+
+    The first holds a vector a trunk, the second two.
 
     Args:
         config: of the pipeline.
@@ -55,10 +58,16 @@ class Finish:
     def __call__(
         self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
     ) -> Tensor:
-        """Models ``(N, P)``, each moved on along its trunk's way and trained for a little."""
-        guidance = self.config.samples.guidance
-        if guidance:
-            theta_NP = guided(theta_NP, torch.from_numpy(trunks_N).long(), self._way, guidance)
+        """Models ``(N, P)``, each spread out, moved on along its trunk's way, and trained."""
+        samples, trunks = self.config.samples, torch.from_numpy(trunks_N).long()
+        if samples.scale != 1.0:
+            theta_NP = self._trainable(
+                theta_NP, spread_out(theta_NP, trunks, self._centres, samples.scale)
+            )
+        if samples.guidance:
+            theta_NP = self._trainable(
+                theta_NP, guided(theta_NP, trunks, self._ways, samples.guidance)
+            )
         if self.num_steps:
             streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
             theta_NSP = self.classifiers.fit_members(
@@ -67,22 +76,32 @@ class Finish:
             theta_NP = theta_NSP[:, -1]
         return theta_NP
 
-    @cached_property
-    def _way(self) -> Tensor:
-        """Every trunk's way ``(T, P)``; 0 for running statistics.
+    def _trainable(self, theta_NP: Tensor, moved_NP: Tensor) -> Tensor:
+        """``moved_NP`` with the running statistics of ``theta_NP``.
 
-        They are not learnt, and a variance that is moved on may be negative.
+        A variance that is moved on may be negative.
         """
+        statistics = slice(self.classifiers.layout.num_trainable, None)
+        moved_NP[:, statistics] = theta_NP[:, statistics]
+        return moved_NP
+
+    @cached_property
+    def _centres(self) -> Tensor:
+        """The mean of what the generator learnt from of every trunk, ``(T, P)``."""
         layout, members = read_layout(self.seeds), read_population(self.seeds, theta=False)
         train_K = torch.from_numpy(~members.held_out)
         trunks_K = torch.from_numpy(members.trunk[~members.held_out]).long()
-        way_TP = self._early(layout.size)
+        trunks = self.config.seeds.protocol.num_trunks
+        centre_TP = torch.empty(trunks, layout.size)
         for block in member_blocks(layout, len(train_K)):
-            columns = slice(block.start, block.stop)
             theta_KB = read_block(self.seeds, block)[train_K]
-            way_TP[:, columns] = ways(theta_KB, trunks_K, way_TP[:, columns])
-        way_TP[:, layout.num_trainable :] = 0.0
-        return way_TP
+            centre_TP[:, block.start : block.stop] = centres(theta_KB, trunks_K, trunks)
+        return centre_TP
+
+    @cached_property
+    def _ways(self) -> Tensor:
+        """Every trunk's way ``(T, P)``."""
+        return ways(self._centres, self._early(self._centres.shape[1]))
 
     def _early(self, num_parameters: int) -> Tensor:
         """Means of early checkpoints ``(T, P)``; nan for a trunk that diverged."""

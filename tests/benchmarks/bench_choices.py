@@ -139,8 +139,7 @@ class Split:
     ) -> Tensor:
         """Models moved on by so much of their trunks' way, then trained for a share of a recipe."""
         if guidance:
-            members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
-            way_TP = ways(members, trunks, self.early_RP)
+            way_TP = ways(self.averages(), self.early_RP)
             way_TP[:, self.layout.num_trainable :] = 0.0
             theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
         if annealing:

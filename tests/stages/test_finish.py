@@ -87,6 +87,21 @@ def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
         )
 
 
+def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
+    tiny: MakeConfig, fresh_store: Store
+) -> None:
+    config = tiny(*GUIDED, NETWORK, "samples.scale=2.5")
+    artifact, members = trained(config, fresh_store)
+    spread_NP = finished(config, artifact, members, [4, 0]).numpy()
+    weights = slice(0, seeds.read_layout(artifact).num_trainable)
+    for row, model in enumerate((4, 0)):
+        seen = ~members.held_out & (members.trunk == members.trunk[model])
+        mean_P = members.theta_KP[seen].mean(axis=0)
+        expected_P = members.theta_KP[model].copy()
+        expected_P[weights] = (mean_P + 2.5 * (members.theta_KP[model] - mean_P))[weights]
+        np.testing.assert_allclose(spread_NP[row], expected_P, atol=1e-5)
+
+
 def test_annealing_trains_a_model_the_same_way_in_any_company(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
@@ -102,7 +117,8 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
 
 
 def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> None:
-    config = tiny(*GUIDED, "samples.guidance=1", "samples.annealing.fraction=0.25")
+    off = ("samples.scale=2", "samples.guidance=1", "samples.annealing.fraction=0.25")
+    config = tiny(*GUIDED, *off)
     artifact = plan(config, fresh_store).seeds  # and nothing is read: there is nothing
     theta_NP = torch.ones(2, 3)
     finish = finish_of(without_finish(config), artifact)
@@ -114,7 +130,8 @@ def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> N
 def test_guided_and_annealed_models_go_through_the_pipeline(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
-    config = tiny(*GUIDED, "samples.guidance=0.5", "samples.annealing.fraction=0.1")
+    steps = ("samples.scale=1.5", "samples.guidance=0.5", "samples.annealing.fraction=0.1")
+    config = tiny(*GUIDED, *steps)
     made = make(config, shared_store)
     for artifact in made:
         listed = {file.name for file in artifact.manifest().files}
