@@ -68,7 +68,7 @@ class SeedsSection(Spec):
     protocol: Protocol = Tails(
         trunks=16,
         trunk_fraction=0.25,
-        burn_in_fraction=0.375,
+        early_tails=8,
         tail_fraction=0.046875,
         rate="constant",
     )
@@ -138,18 +138,26 @@ class GeneratorSection(Spec):
     """What each worker is given."""
 
 
+FINISH = 2.6, 0.75, 0.05
+"""Scale, guidance and annealing where nothing else is said and guidance can be."""
+
+
 class Annealing(Spec):
     """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
 
-    fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    """Its length, as a share of the recipe; 0 for none."""
+    fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Its length, as a share of the recipe; 0 for none, null for 0.05 where guidance can be."""
     learning_rate: PositiveFloat | None = None
     """Where the rate begins; null for a quarter of the recipe's highest."""
 
     def stretch(self, recipe: Recipe) -> Stretch:
         """What is trained."""
         rate = self.learning_rate or recipe.optimizer.learning_rate / 4
-        return Stretch(start=0.0, epochs=self.fraction * recipe.epochs, cyclic_rate=rate)
+        epochs = (self.fraction or 0.0) * recipe.epochs
+        return Stretch(start=0.0, epochs=epochs, cyclic_rate=rate)
+
+
+NO_ANNEALING = Annealing(fraction=0.0)
 
 
 class SamplesSection(Spec):
@@ -161,19 +169,21 @@ class SamplesSection(Spec):
     """From noise to latents."""
     temperature: PositiveFloat = 1.0
     """Multiplier of the sampler's noise; below one more accurate and less diverse."""
-    scale: Annotated[PositiveFloat, Addition()] = 1.0
+    scale: Annotated[PositiveFloat | None, Addition(without=1.0)] = None
     """Multiplier of each drawn model's distance from the mean of its trunk's members.
 
     A generator draws models nearer to it than members are: above one they differ more from each
-    other and are less accurate alone. Running statistics stay.
+    other and are less accurate alone. Running statistics stay. Null for 2.6 where guidance can be,
+    else 1.
     """
-    guidance: Annotated[NonNegativeFloat, Addition()] = 0.0
+    guidance: Annotated[NonNegativeFloat | None, Addition(without=0.0)] = None
     """Then move each model on, by so much of its trunk's way from the early tails' mean to the
     members'; needs seeds.protocol.early_tails.
 
-    Where training ends early this is where more of it would lead. Running statistics stay.
+    Where training ends early this is where more of it would lead. Running statistics stay. Null for
+    0.75 where there are early tails and the generator can be asked for a trunk, else 0.
     """
-    annealing: Annotated[Annealing, Addition()] = Annealing()
+    annealing: Annotated[Annealing, Addition(without=NO_ANNEALING)] = Annealing()
     """A short training of every drawn model, after guidance."""
     shard_size: PositiveInt = 24
     """Classifiers drawn at once; one shard."""
@@ -300,6 +310,8 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
+        # Nobody has seen it yet: to whoever asks a config says what is done, and never null.
+        object.__setattr__(self, "samples", _finished(self))
         for check in (
             _populations_fit,
             _latent_size_fits,
@@ -356,9 +368,34 @@ def _sampler_fits(config: PipelineConfig) -> None:
         )
 
 
+def _finished(config: PipelineConfig) -> SamplesSection:
+    """The samples with what is done to drawn models where nothing is said of it."""
+    samples, (scale, guidance, fraction) = config.samples, (1.0, 0.0, 0.0)
+    if _leaves_a_way(config.seeds.protocol) and _trunks_are_known(config):
+        scale, guidance, fraction = FINISH
+    annealing = samples.annealing
+    if annealing.fraction is None:
+        annealing = annealing.model_copy(update={"fraction": fraction})
+    return samples.model_copy(
+        update={
+            "scale": scale if samples.scale is None else samples.scale,
+            "guidance": guidance if samples.guidance is None else samples.guidance,
+            "annealing": annealing,
+        }
+    )
+
+
+def _leaves_a_way(protocol: Protocol) -> bool:
+    return isinstance(protocol, Tails) and protocol.early_tails > 0
+
+
+def _trunks_are_known(config: PipelineConfig) -> bool:
+    return config.seeds.protocol.num_trunks == 1 or config.generator.conditional
+
+
 def _scale_knows_the_centre(config: PipelineConfig) -> None:
     trunks = config.seeds.protocol.num_trunks
-    if config.samples.scale != 1 and trunks > 1 and not config.generator.conditional:
+    if config.samples.scale != 1 and not _trunks_are_known(config):
         raise ValueError(
             f"generator.conditional: expected true with samples.scale and {trunks} trunks, as a "
             "drawn model must know whose mean it moves away from, got false"
@@ -366,15 +403,15 @@ def _scale_knows_the_centre(config: PipelineConfig) -> None:
 
 
 def _guidance_knows_the_way(config: PipelineConfig) -> None:
-    if config.samples.guidance == 0:
+    if not config.samples.guidance:
         return
     protocol = config.seeds.protocol
-    if not isinstance(protocol, Tails) or protocol.early_tails == 0:
+    if not _leaves_a_way(protocol):
         raise ValueError(
             "samples.guidance: expected 0 without early tails, whose mean shows the way, got "
             f"{config.samples.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
         )
-    if protocol.num_trunks > 1 and not config.generator.conditional:
+    if not _trunks_are_known(config):
         raise ValueError(
             f"generator.conditional: expected true with samples.guidance and {protocol.num_trunks} "
             "trunks, as a drawn model must know whose way it goes, got false"
@@ -391,7 +428,7 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
             f"{protocol.kind}, whose members have no base to share, got "
             f"{list(config.parameters.include)}; use trajectory, tails or forks"
         )
-    if protocol.num_trunks > 1 and not config.generator.conditional:
+    if not _trunks_are_known(config):
         raise ValueError(
             f"generator.conditional: expected true with parameters.include and "
             f"{protocol.num_trunks} trunks, as a drawn model must know whose base it has, got false"

@@ -17,6 +17,9 @@ from bend_ray.knobs import knobs
 from bend_ray.masking import masked
 from bend_ray.spec import Spec, variants
 
+UNSAID = {"samples": {"scale": None, "guidance": None, "annealing": {"fraction": None}}}
+"""What is left to the population, whose protocol may be another than the default's."""
+
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What reading YAML raises: also of a date without such a day, and of brackets without end."""
 
@@ -44,7 +47,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return _validated(PipelineConfig(), values)
+    return _validated(_merged(PipelineConfig().model_dump(mode="json"), UNSAID), values)
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
@@ -67,13 +70,13 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = value
-    return _validated(config, values)
+    return _validated(config.model_dump(mode="json"), values)
 
 
-def _validated(config: PipelineConfig, values: Mapping[str, Any]) -> PipelineConfig:
-    """``values`` on top of a config."""
+def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
+    """``values`` on top of a config's."""
     try:
-        return PipelineConfig.model_validate(_merged(config.model_dump(mode="json"), values))
+        return PipelineConfig.model_validate(_merged(base, values))
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it.
         problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}

@@ -38,23 +38,49 @@ class Spec(BaseModel):
 class Addition:
     """Marks a field that came after artifacts had been made: ``Annotated[int, Addition()]``.
 
-    At its default, which does what was done without it, it is no part of a fingerprint: what had
-    been made keeps its name.
+    At the value that does what was done without it, it is no part of a fingerprint: what had been
+    made keeps its name.
+
+    Attributes:
+        without: that value; None for the default.
     """
+
+    without: Any = None
 
 
 def says_nothing(spec: Spec, name: str) -> bool:
-    """Whether a field is an ``Addition`` at its default.
+    """Whether a field is an ``Addition`` at the value that does what was done without it.
 
     >>> class A(Spec):
     ...     old: int = 0
     ...     new: Annotated[int, Addition()] = 0
-    >>> [(says_nothing(a, "old"), says_nothing(a, "new")) for a in (A(), A(new=1))]
-    [(False, True), (False, False)]
+    ...     on: Annotated[int, Addition(without=0)] = 1
+    >>> [[says_nothing(a, name) for name in ("old", "new", "on")] for a in (A(), A(new=1, on=0))]
+    [[False, True, False], [False, False, True]]
     """
     field = type(spec).model_fields[name]
-    added = any(isinstance(mark, Addition) for mark in field.metadata)
-    return added and bool(getattr(spec, name) == field.get_default())
+    for mark in field.metadata:
+        if isinstance(mark, Addition):
+            without = field.get_default() if mark.without is None else mark.without
+            return bool(getattr(spec, name) == without)
+    return False
+
+
+def unsaid(spec: type[Spec]) -> dict[str, Any]:
+    """The additions that a fingerprint leaves out at another value than the default, as JSON.
+
+    >>> class A(Spec):
+    ...     new: Annotated[int, Addition()] = 0
+    ...     on: Annotated[int, Addition(without=0)] = 1
+    >>> unsaid(A)
+    {'on': 0}
+    """
+    return {
+        name: mark.without.model_dump() if isinstance(mark.without, Spec) else mark.without
+        for name, field in spec.model_fields.items()
+        for mark in field.metadata
+        if isinstance(mark, Addition) and mark.without is not None
+    }
 
 
 def variants(annotation: Any) -> tuple[type[Spec], ...]:

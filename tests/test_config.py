@@ -11,6 +11,7 @@ from bend_ray.classifiers.architectures import Architecture
 from bend_ray.classifiers.datasets import Dataset
 from bend_ray.classifiers.protocols import Forks, Independent, Protocol, held_out_ids
 from bend_ray.config import (
+    FINISH,
     AutoencoderSection,
     DeepEnsemble,
     EvaluationSection,
@@ -20,7 +21,7 @@ from bend_ray.config import (
     SeedsSection,
     identity,
 )
-from bend_ray.config_file import load_config
+from bend_ray.config_file import load_config, with_knobs
 from bend_ray.ensemble.bagging import Bagging
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError
@@ -210,17 +211,38 @@ def test_identity_is_json_and_says_everything_else() -> None:
         if isinstance(section, dict):
             section.pop("resources", None)
             section.pop("probes", None)
-    # Younger than artifacts that keep their names, and off.
-    del dumped["seeds"]["protocol"]["early_tails"]
-    for addition in ("scale", "guidance", "annealing"):
-        del dumped["samples"][addition]
     assert whole == dumped
+
+
+def test_what_is_younger_than_artifacts_and_off_leaves_them_their_names() -> None:
+    said = identity(load_config(None, ["seeds.protocol.early_tails=0"]))
+    assert "early_tails" not in said["seeds"]["protocol"]
+    assert not {"scale", "guidance", "annealing"} & said["samples"].keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finish"),
+    [
+        ([], FINISH),
+        (["seeds.protocol={kind: forks}"], (1.0, 0.0, 0.0)),
+        (["seeds.protocol.early_tails=0"], (1.0, 0.0, 0.0)),
+        (["generator.conditional=false"], (1.0, 0.0, 0.0)),
+        (["samples.guidance=0.5"], (FINISH[0], 0.5, FINISH[2])),
+        (["samples={scale: 1, guidance: 0, annealing: {fraction: 0}}"], (1.0, 0.0, 0.0)),
+    ],
+)
+def test_drawn_models_are_finished_where_the_population_allows_it(
+    overrides: list[str], finish: tuple[float, ...]
+) -> None:
+    for config in (load_config(None, overrides), with_knobs(load_config(None, overrides), {})):
+        samples = config.samples
+        assert (samples.scale, samples.guidance, samples.annealing.fraction) == finish
 
 
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        ([], "expected 0 without early tails"),
+        (["seeds.protocol.early_tails=0"], "expected 0 without early tails"),
         (["seeds.protocol={kind: forks}"], "expected 0 without early tails"),
         (["seeds.protocol.early_tails=1", "generator.conditional=false"], "whose way it goes"),
     ],

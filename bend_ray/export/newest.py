@@ -9,10 +9,11 @@ from pydantic import ValidationError
 
 from bend_ray.artifacts.manifest import Manifest
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config import PipelineConfig, SamplesSection
 from bend_ray.errors import StoreError
 from bend_ray.masking import masked
 from bend_ray.plan import plan
+from bend_ray.spec import unsaid
 
 LAST = "evaluation"
 
@@ -56,6 +57,7 @@ def _config(store: Store, newest: Manifest) -> PipelineConfig | None:
                 if before is None:
                     return None
                 waiting.append(before)
+    identity["samples"] = unsaid(SamplesSection) | identity["samples"]
     try:
         return PipelineConfig.model_validate_json(json.dumps(identity))
     except ValidationError:

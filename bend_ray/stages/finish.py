@@ -1,6 +1,6 @@
 """What becomes of decoded models before they are validated: spread, guidance, then annealing.
 
-The last two are off by default. Shape letters: N drawn, P parameters, T trunks.
+Shape letters: N drawn, P parameters, T trunks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import EARLY, load_weights
 from bend_ray.classifiers.fitting import stretch_marks
-from bend_ray.config import Annealing, PipelineConfig
+from bend_ray.config import NO_ANNEALING, PipelineConfig
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.spread import centres, spread_out
 from bend_ray.randomness import generator_for
@@ -28,7 +28,7 @@ from bend_ray.stages.seeds import read_layout
 
 def without_finish(config: PipelineConfig) -> PipelineConfig:
     """The config of what the generator draws, as it draws it."""
-    off = {"scale": 1.0, "guidance": 0.0, "annealing": Annealing()}
+    off = {"scale": 1.0, "guidance": 0.0, "annealing": NO_ANNEALING}
     return config.model_copy(update={"samples": config.samples.model_copy(update=off)})
 
 
@@ -60,7 +60,7 @@ class Finish:
     ) -> Tensor:
         """Models ``(N, P)``, each spread out, moved on along its trunk's way, and trained."""
         samples, trunks = self.config.samples, torch.from_numpy(trunks_N).long()
-        if samples.scale != 1.0:
+        if samples.scale and samples.scale != 1.0:
             theta_NP = self._trainable(
                 theta_NP, spread_out(theta_NP, trunks, self._centres, samples.scale)
             )

@@ -72,7 +72,7 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     # 10 epochs of 20 steps, of which the 16 trunks take a quarter and their tails the rest.
     assert (roots.pieces, roots.seconds) == (1, pytest.approx(50 * 16 * 0.001))
     assert (cohorts.pieces, cohorts.seconds) == (1, pytest.approx(150 * 16 * 0.001, rel=1e-4))
-    assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 16)
+    assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 16 + 16)
     gram, directions, training = works["autoencoder"].phases
     assert gram.work == pytest.approx(3466 * 0.5)
     assert (directions.work, training.work) == (3.0, 1000 * 0.01)

@@ -24,7 +24,13 @@ from bend_ray.stages.seed_trainer import SeedTrainer
 NETWORK = "seeds.architecture={kind: convnet, channels: [4, 4]}"
 TAILS = "kind: tails, trunks: 2, trunk_fraction: 0.25, tail_fraction: 0.05"
 SHORT = ("seeds.recipe.epochs=1", "seeds.held_out=0.4", "autoencoder.model.latent_size=3")
-GUIDED = (*SHORT, f"seeds.protocol={{{TAILS}, early_tails: 2, tails: 3}}")
+GUIDED = (
+    *SHORT,
+    f"seeds.protocol={{{TAILS}, early_tails: 2, tails: 3}}",
+    "samples.scale=1",
+    "samples.guidance=0",
+    "samples.annealing.fraction=0",
+)
 
 
 def trained(config: PipelineConfig, store: Store) -> tuple[Artifact, Population]:
