@@ -138,7 +138,7 @@ class GeneratorSection(Spec):
     """What each worker is given."""
 
 
-FINISH = 2.6, 0.75, 0.05
+FINISH = 2.3, 0.75, 0.05
 """Scale, guidance and annealing where nothing else is said and guidance can be."""
 
 
@@ -173,7 +173,7 @@ class SamplesSection(Spec):
     """Multiplier of each drawn model's distance from the mean of its trunk's members.
 
     A generator draws models nearer to it than members are: above one they differ more from each
-    other and are less accurate alone. Running statistics stay. Null for 2.6 where guidance can be,
+    other and are less accurate alone. Running statistics stay. Null for 2.3 where guidance can be,
     else 1.
     """
     guidance: Annotated[NonNegativeFloat | None, Addition(without=0.0)] = None

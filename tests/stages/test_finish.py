@@ -58,7 +58,7 @@ def finished(
 def test_early_tails_leave_their_mean_and_are_no_members(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
-    none_early = tiny(*SHORT, f"seeds.protocol={{{TAILS}, tails: 5}}")
+    none_early = tiny(*SHORT, f"seeds.protocol={{{TAILS}, early_tails: 0, tails: 5}}")
     _, all_of_them = trained(none_early, fresh_store)
     artifact, members = trained(tiny(*GUIDED), fresh_store)
     means = load_weights(artifact, early_name(0))
