@@ -79,7 +79,7 @@ class Inference:
 
 
 def halve(values: Tensor) -> Tensor:
-    """``nn.MaxPool2d(2)`` without its indices, whose search costs a CPU 1.5 to 8 times as long."""
+    """``nn.MaxPool2d(2)`` without its indices, which cost a CPU 2 to 10 times as long."""
     if values.device.type != "cpu":
         return nn.functional.max_pool2d(values, 2)
     height, width = (size // 2 * 2 for size in values.shape[-2:])
