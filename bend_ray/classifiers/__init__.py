@@ -4,8 +4,9 @@
 or ``load`` and put its name in the union at the bottom of the file. ``parquet`` and ``vision``
 find the images of a data set, ``decoding`` makes pixels of them, ``images`` holds its parts.
 ``protocols`` says which models a population is made of; ``fitting`` trains them, on batches that
-``augmentation`` varies; ``stacking`` evaluates many models of one architecture as one;
-``batchnorm`` recomputes the running statistics of models that no training gave them to.
+``augmentation`` varies; ``stacking`` evaluates many models of one architecture as one, by the
+program that ``inference`` makes of it; ``batchnorm`` recomputes the running statistics of models
+that no training gave them to.
 
 May import torch, torchvision, Pillow and pyarrow; knows neither Ray nor the other rooms.
 """

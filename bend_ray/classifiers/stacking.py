@@ -6,8 +6,9 @@ C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from typing import Literal, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bend_ray.classifiers.dense import is_dense, run_dense
+from bend_ray.classifiers.inference import Inference
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel, or one model after another."""
@@ -129,6 +131,36 @@ class Stack(nn.Module):
             buffer.copy_(state[name])
         return logits_KBC
 
+    def answering(self, theta_KP: Tensor) -> Callable[[Tensor], Tensor]:
+        """These models in evaluation mode, from images ``(B, ...)`` to logits ``(K, B, C)``.
+
+        What ``forward`` computes, up to the rounding of floats; what depends on the models alone
+        is done here, once for all batches.
+        """
+        self.eval()
+        if self._is_dense:
+            return partial(self, theta_KP)
+        program, base = self._inference, self._base
+        shared = program.fold(base, base)
+
+        def one(own: dict[str, Tensor], images: Tensor) -> Tensor:
+            logits_BC: Tensor = functional_call(program.module, shared | own, (images,))
+            return logits_BC
+
+        if self.one_by_one:
+            states = [program.fold(self._layout.unflatten(row), base) for row in theta_KP.unbind()]
+            return lambda images: torch.stack([one(own, _by_pixel(images)) for own in states])
+        state: dict[str, Tensor] = vmap(program.fold, in_dims=(0, None))(
+            self._layout.unflatten(theta_KP), base
+        )
+        return lambda images: vmap(one, in_dims=(0, None), randomness="different")(
+            state, _by_pixel(images) if base else images
+        )
+
+    @cached_property
+    def _inference(self) -> Inference:
+        return Inference(self._module, self._base)
+
     def _loop(
         self,
         theta_KP: Tensor,
@@ -232,16 +264,15 @@ def predict_logits(
         max_elements: bound on models x image elements in flight; by default as many as the
             device computes fastest.
     """
-    stack.eval()
     if max_elements is None:
         on_cpu = images.device.type == "cpu"
         # Convolutions make many numbers of each that comes in.
-        max_elements = (2**18 if stack.one_by_one else 2**20) if on_cpu else 2**24
-    models = min(len(theta_KP), max(1, max_elements // max(1, images[0].numel())))
-    in_flight = 1 if stack.one_by_one else models
-    batch = max(1, max_elements // max(1, in_flight * images[0].numel()))
-    rows = [
-        torch.cat([stack(theta, part) for part in torch.split(images, batch)], dim=1)
-        for theta in torch.split(theta_KP, models)
-    ]
+        max_elements = (2**17 if stack.one_by_one else 2**20) if on_cpu else 2**24
+    most = max(1, max_elements // max(1, images[0].numel()))
+    models = 1 if stack.one_by_one else min(len(theta_KP), most)
+    batches = torch.split(images, max(1, most // max(1, models)))
+    rows = []
+    for theta in torch.split(theta_KP, max(1, models)):
+        answers = stack.answering(theta)
+        rows.append(torch.cat([answers(batch) for batch in batches], dim=1))
     return torch.cat(rows)

@@ -181,9 +181,10 @@ class _Builder:
     def _unrolled(self) -> None:
         """One member after another; what reads the same pixels may run at the same time."""
         logits = [self._one(k) for k in range(len(self))]
-        axis = self.tensor("first_axis", [0], np.int64)
-        rows = [self.node("Unsqueeze", [one, axis], f"{one}.row") for one in logits]
-        self.node("Concat", rows, LOGITS, axis=0)
+        # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
+        rows = self.node("Concat", logits, "rows", axis=0)
+        shape = self.tensor("members", [len(self), -1, len(self.card.class_names)], np.int64)
+        self.node("Reshape", [rows, shape], LOGITS)
 
     def _one(self, k: int) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
