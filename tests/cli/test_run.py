@@ -20,9 +20,7 @@ def test_the_default_run_reaches_what_it_must(bend: Bend) -> None:
     assert generated["accuracy"]["min"] >= 0.90
     for population in (generated, originals):
         assert bag["accuracy"] > population["accuracy"]["mean"]
-    assert bag["accuracy"] > originals["accuracy"]["median"]
-    # Level on this split since labels are smoothed: half of what is drawn is right on 98.19 % too.
-    assert bag["accuracy"] >= generated["accuracy"]["median"]
+        assert bag["accuracy"] > population["accuracy"]["median"]
     assert result["novelty"]["copies"] == 0
     assert result["novelty"]["nearest_ratio"] > 0.3
     assert (bend.folder / "bend-store" / "evaluation").is_dir()
