@@ -2,8 +2,7 @@
 
     uv run python tests/benchmarks/bench_choices.py [FILE] [--set a.b=c ...] [--splits 100 6]
     uv run python tests/benchmarks/bench_choices.py --scale 1 1.6 2 2.5     # wider samples
-    uv run python tests/benchmarks/bench_choices.py --guidance 0 0.5 --annealing 0 0.05 \\
-        --set seeds.protocol.burn_in_fraction=0 --set seeds.protocol.early_tails=8
+    uv run python tests/benchmarks/bench_choices.py --guidance 0 0.75 --annealing 0 0.05
 
 The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
 autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
