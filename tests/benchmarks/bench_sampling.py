@@ -8,8 +8,9 @@ statistics, validation), at the sizes of ``configs/``; and of one ordinary train
 network by the same recipe, alone as everyone trains one and in a cohort of ours, from some of its
 steps. Random weights and images: they do not change how long it takes. One thread.
 
-``--quality`` runs the digits pipeline (Ray, about two minutes) with each sampler on the same
-populations and tells what ``bend run`` does, test figures among it: to compare, not to choose by.
+``--quality`` runs the digits pipeline (Ray, about two minutes), without label smoothing and with
+nothing done to what is drawn, with each sampler on the same populations and tells what ``bend run``
+does, test figures among it: to compare, not to choose by.
 """
 
 from __future__ import annotations
@@ -161,6 +162,18 @@ def of_training(task: str, config: PipelineConfig) -> dict[str, float]:
     return {"alone": whole * timed(alone, 3), "in_cohort": whole * timed(together, 1) / cohort}
 
 
+AS_DRAWN = [
+    part
+    for knob in (
+        "seeds.recipe.label_smoothing=0",
+        "seeds.protocol.early_tails=0",
+        "seeds.protocol.burn_in_fraction=0.375",
+    )
+    for part in ("--set", knob)
+]
+"""Without early tails nothing is done to what a sampler draws."""
+
+
 def quality() -> None:
     """Each sampler's samples and bags, of the same populations."""
     variants = {
@@ -177,7 +190,7 @@ def quality() -> None:
         for name, options in variants.items():
             path = Path(store, f"{name}.json")
             command = [sys.executable, "-m", "bend_ray", "run", "--store", store, "--repeats", "3"]
-            told = [*command, "--json", str(path), *options]
+            told = [*command, "--json", str(path), *AS_DRAWN, *options]
             subprocess.run(told, check=True, stdout=sys.stderr)
             result = json.loads(path.read_text())
             print(json.dumps({"case": "sampler", "sampler": name, "result": result["aggregate"]}))
@@ -200,7 +213,9 @@ def main() -> None:
         config = load_config(str(configs / f"{task}.yaml"), [])
         parts = of_samples(task, config, arguments.rounds)
         training = of_training(task, config)
-        generated = sum(parts[p] for p in ("ddim_50", "decode", "batchnorm", "validation"))
+        # It is that training, for a share of it.
+        parts["annealing"] = (config.samples.annealing.fraction or 0.0) * training["in_cohort"]
+        generated = sum(parts.values()) - parts["ancestral_1000"] - parts["flow_50"]
         line = {
             "case": "sampling",
             "task": task,
