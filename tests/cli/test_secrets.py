@@ -10,6 +10,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import ray
 from object_store import BUCKET, object_store
 from process import Bend
 
@@ -47,6 +48,8 @@ def test_what_is_refused_is_refused_without_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    # The session's cluster may have been joined in this process, as no cluster has in a user's.
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(sys, "argv", ["bend", *command])
     with pytest.raises(SystemExit) as ended:
         main()
