@@ -61,22 +61,21 @@ def test_a_second_run_answers_from_the_store_without_ray(undisturbed: Finished) 
     assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 6
 
 
-def test_a_run_ends_with_its_report_and_repeats_with_theirs(
-    joining: Bend, undisturbed: Finished
-) -> None:
-    made = undisturbed.bend.store
-    store = ("--store", str(made))
+def test_a_run_ends_with_its_report_and_repeats_with_theirs(undisturbed: Finished) -> None:
+    bend = undisturbed.bend
+    store = ("--store", str(bend.store))
     fingerprint = json.loads(undisturbed.stdout)["fingerprints"]["evaluation"]
-    page = made / "report" / fingerprint / "report.html"
+    page = bend.store / "report" / fingerprint / "report.html"
     assert page.exists()
     assert (page.parent / "nll_by_cost.png").exists()
-    events = {path.parent.parent.name for path in made.glob("*/*/events.out.tfevents.*")}
+    events = {path.parent.parent.name for path in bend.store.glob("*/*/events.out.tfevents.*")}
     assert events == {"seeds", "autoencoder", "generator"}
 
     # The run that is there is the first of the two: the other one is made, and both are told of.
-    both = joining("run", str(joining.config), *store, "--repeats", "2", "--json", "both.json")
+    both = bend("run", str(bend.config), *store, "--repeats", "2", "--json", "both.json")
     assert both.returncode == 0, both.stderr
-    told = json.loads((joining.folder / "both.json").read_text())
+    assert "starting on this machine" in both.stderr
+    told = json.loads((bend.folder / "both.json").read_text())
     assert told["repeats"][0] == json.loads(undisturbed.stdout)
     seeds = [each["fingerprints"]["seeds"] for each in told["repeats"]]
     assert seeds[0] != seeds[1]
@@ -84,10 +83,10 @@ def test_a_run_ends_with_its_report_and_repeats_with_theirs(
     assert "test part, 2 repeats" in both.stdout
     assert "report: " in both.stdout.splitlines()[-1]
 
-    again = joining("report", *store, "--output", "shown")
+    again = bend("report", *store, "--output", "shown")
     assert again.returncode == 0, again.stderr
-    assert "mean of 2 repeats" in (joining.folder / "shown" / "report.html").read_text()
-    compared = joining("compare", str(made), "both.json")
+    assert "mean of 2 repeats" in (bend.folder / "shown" / "report.html").read_text()
+    compared = bend("compare", str(bend.store), "both.json")
     assert compared.returncode == 0, compared.stderr
     assert len([line for line in compared.stdout.splitlines() if "  2  " in line]) == 2
 
