@@ -64,14 +64,14 @@ def export(
     """
     from bend_ray.export.folder import export_bag
 
-    config, plan = _chosen(file, overrides, store)
+    config, plan = _chosen(file, overrides, store, members)
     where = output or _default_output(plan, members)
     export_bag(config, plan, where, formats=formats, members=members)  # type: ignore[arg-type]
     click.echo(masked(where))
 
 
 def _chosen(
-    file: Path | None, overrides: tuple[str, ...], store_uri: str
+    file: Path | None, overrides: tuple[str, ...], store_uri: str, members: int | None
 ) -> tuple[PipelineConfig, Plan]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store
@@ -87,6 +87,8 @@ def _chosen(
     manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
     if manifest is not None:
         _tell_whose(manifest, store, newest=not named)
+        if members is not None:
+            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
     return config, chosen
 
 
@@ -237,7 +239,7 @@ def _exported(
     from bend_ray.errors import DataError
     from bend_ray.export.card import read_card
 
-    config, plan = _chosen(file, overrides, store)
+    config, plan = _chosen(file, overrides, store, members)
     where = _default_output(plan, members)
     try:
         read_card(Path(where))

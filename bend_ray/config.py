@@ -139,14 +139,17 @@ class GeneratorSection(Spec):
 
 
 FINISH = 2.3, 0.75, 0.05
-"""Scale, guidance and annealing where nothing else is said and guidance can be."""
+"""Scale, guidance and annealing where nothing is said of them and there can be guidance."""
 
 
 class Annealing(Spec):
     """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
 
     fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Its length, as a share of the recipe; 0 for none, null for 0.05 where guidance can be."""
+    """Its length, as a share of the recipe; 0 for none.
+
+    Null for 0.05 where there are early tails and the generator is conditional, else 0.
+    """
     learning_rate: PositiveFloat | None = None
     """Where the rate begins; null for a quarter of the recipe's highest."""
 
@@ -173,15 +176,15 @@ class SamplesSection(Spec):
     """Multiplier of each drawn model's distance from the mean of its trunk's members.
 
     A generator draws models nearer to it than members are: above one they differ more from each
-    other and are less accurate alone. Running statistics stay. Null for 2.3 where guidance can be,
-    else 1.
+    other and are less accurate alone. Running statistics stay. Null for 2.3 where there are early
+    tails and the generator is conditional, else 1.
     """
     guidance: Annotated[NonNegativeFloat | None, Addition(without=0.0)] = None
     """Then move each model on, by so much of its trunk's way from the early tails' mean to the
     members'; needs seeds.protocol.early_tails.
 
     Where training ends early this is where more of it would lead. Running statistics stay. Null for
-    0.75 where there are early tails and the generator can be asked for a trunk, else 0.
+    0.75 where there are early tails and the generator is conditional, else 0.
     """
     annealing: Annotated[Annealing, Addition(without=NO_ANNEALING)] = Annealing()
     """A short training of every drawn model, after guidance."""

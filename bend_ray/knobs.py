@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from bend_ray.config import PipelineConfig
-from bend_ray.spec import Spec, variants
+from bend_ray.spec import Spec, unsaid, variants
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) ->
             continue
         required = field.is_required()
         value = None if required else field.get_default()
-        if default is not None:
+        # What depends on other knobs has no one default.
+        if default is not None and name not in unsaid(spec):
             value = getattr(default, name)
         path = f"{prefix}{name}"
         meaning = " ".join((field.description or "").split())

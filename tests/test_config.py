@@ -88,9 +88,11 @@ OTHERS = {
     "constant": "cyclic",
     "resnet18": "resnet34",
 }
-OTHER_THAN_NULL = {"dataset.mode": "grey", "seeds.architecture.weights": "IMAGENET1K_V1"} | {
-    f"dataset.{name}": "elsewhere" for name in ("train", "validation", "test", "root")
-}
+OTHER_THAN_NULL = {
+    "dataset.mode": "grey",
+    "samples.annealing.fraction": 0.25,
+    "seeds.architecture.weights": "IMAGENET1K_V1",
+} | {f"dataset.{name}": "elsewhere" for name in ("train", "validation", "test", "root")}
 
 
 def another(value: Any, path: str = "") -> Any:
