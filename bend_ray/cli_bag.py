@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 EXPORTS = "./bend-export"
 
+_first_members = click.option(
+    "--members",
+    type=int,
+    metavar="N",
+    help="Only the first N members of the bag, at a temperature of theirs.",
+)
+
 
 @click.command(short_help="the bag as files that other tools load")
 @config_arguments
@@ -38,12 +45,7 @@ EXPORTS = "./bend-export"
     type=click.Choice(["safetensors", "onnx", "torch-export"]),
     help="Program beside the members' safetensors, which are always there; may be given again.",
 )
-@click.option(
-    "--members",
-    type=int,
-    metavar="N",
-    help="Only the first N members of the bag, at a temperature of theirs.",
-)
+@_first_members
 def export(
     file: Path | None,
     overrides: tuple[str, ...],
@@ -117,12 +119,7 @@ def _default_output(plan: Plan, members: int | None) -> str:
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
-@click.option(
-    "--members",
-    type=int,
-    metavar="N",
-    help="Only the first N members of the bag, at a temperature of theirs.",
-)
+@_first_members
 @click.option(
     "--option",
     "options",

@@ -11,14 +11,11 @@ import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from bend_ray.config import PipelineConfig
+from bend_ray.config import PipelineConfig, SamplesSection
 from bend_ray.errors import ConfigError
 from bend_ray.knobs import knobs
 from bend_ray.masking import masked
 from bend_ray.spec import Spec, variants
-
-UNSAID = {"samples": {"scale": None, "guidance": None, "annealing": {"fraction": None}}}
-"""What is left to the population, whose protocol may be another than the default's."""
 
 _UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
 """What reading YAML raises: also of a date without such a day, and of brackets without end."""
@@ -47,7 +44,10 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return _validated(_merged(PipelineConfig().model_dump(mode="json"), UNSAID), values)
+    default = PipelineConfig().model_dump(mode="json")
+    # A whole config has settled what is left to the population, whose protocol may be another.
+    default["samples"] = SamplesSection().model_dump(mode="json")
+    return _validated(default, values)
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from bend_ray.config import PipelineConfig
-from bend_ray.spec import Spec, unsaid, variants
+from bend_ray.spec import Spec, variants
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    return tuple(_knobs_of(PipelineConfig, PipelineConfig(), "", ""))
+    # The sections' defaults, not those of a whole config: it settles what depends on other knobs.
+    return tuple(_knobs_of(PipelineConfig, None, "", ""))
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:
@@ -50,8 +51,7 @@ def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) ->
             continue
         required = field.is_required()
         value = None if required else field.get_default()
-        # What depends on other knobs has no one default.
-        if default is not None and name not in unsaid(spec):
+        if default is not None:
             value = getattr(default, name)
         path = f"{prefix}{name}"
         meaning = " ".join((field.description or "").split())

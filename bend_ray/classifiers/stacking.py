@@ -269,10 +269,10 @@ def predict_logits(
         # Convolutions make many numbers of each that comes in.
         max_elements = (2**17 if stack.one_by_one else 2**20) if on_cpu else 2**24
     most = max(1, max_elements // max(1, images[0].numel()))
-    models = 1 if stack.one_by_one else min(len(theta_KP), most)
-    batches = torch.split(images, max(1, most // max(1, models)))
+    models = 1 if stack.one_by_one else max(1, min(len(theta_KP), most))
+    batches = torch.split(images, max(1, most // models))
     rows = []
-    for theta in torch.split(theta_KP, max(1, models)):
+    for theta in torch.split(theta_KP, models):
         answers = stack.answering(theta)
         rows.append(torch.cat([answers(batch) for batch in batches], dim=1))
     return torch.cat(rows)

@@ -218,7 +218,6 @@ class _Builder:
     def answers(self, weights_K: Sequence[float]) -> None:
         """From the ballots to the answer of the bag and what is known about it."""
         whole = self.tensor("total", sum(weights_K), np.float64)
-        self.tensor("classes", [-1], np.int64)
         mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
         shares_BC = mean_BC
         if self.card.counts_votes:
@@ -239,7 +238,8 @@ class _Builder:
         """In nats, ``(B,)`` float64."""
         logs = self._log(probs_BC, f"{probs_BC}.log", np.float64)
         products = self.node("Mul", [probs_BC, logs], f"{probs_BC}.log_products")
-        negative = self.node("ReduceSum", [products, "classes"], f"{probs_BC}.sums", keepdims=0)
+        last = self.tensor(f"{probs_BC}.classes", [-1], np.int64)
+        negative = self.node("ReduceSum", [products, last], f"{probs_BC}.sums", keepdims=0)
         return self.node("Neg", [negative], f"{probs_BC}.entropy")
 
     def _double(self, name: str) -> str:

@@ -59,15 +59,7 @@ class Finish:
         self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
     ) -> Tensor:
         """Models ``(N, P)``, each spread out, moved on along its trunk's way, and trained."""
-        samples, trunks = self.config.samples, torch.from_numpy(trunks_N).long()
-        if samples.scale and samples.scale != 1.0:
-            theta_NP = self._trainable(
-                theta_NP, spread_out(theta_NP, trunks, self._centres, samples.scale)
-            )
-        if samples.guidance:
-            theta_NP = self._trainable(
-                theta_NP, guided(theta_NP, trunks, self._ways, samples.guidance)
-            )
+        theta_NP = self._moved(theta_NP, torch.from_numpy(trunks_N).long())
         if self.num_steps:
             streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
             theta_NSP = self.classifiers.fit_members(
@@ -76,13 +68,17 @@ class Finish:
             theta_NP = theta_NSP[:, -1]
         return theta_NP
 
-    def _trainable(self, theta_NP: Tensor, moved_NP: Tensor) -> Tensor:
-        """``moved_NP`` with the running statistics of ``theta_NP``.
-
-        A variance that is moved on may be negative.
-        """
-        statistics = slice(self.classifiers.layout.num_trainable, None)
-        moved_NP[:, statistics] = theta_NP[:, statistics]
+    def _moved(self, theta_NP: Tensor, trunks_N: Tensor) -> Tensor:
+        """Models spread out and guided; their running statistics stay as they are."""
+        samples, moved_NP = self.config.samples, theta_NP
+        if samples.scale and samples.scale != 1.0:
+            moved_NP = spread_out(moved_NP, trunks_N, self._centres, samples.scale)
+        if samples.guidance:
+            moved_NP = guided(moved_NP, trunks_N, self._ways, samples.guidance)
+        if moved_NP is not theta_NP:
+            # A variance that is moved on may be negative.
+            statistics = slice(self.classifiers.layout.num_trainable, None)
+            moved_NP[:, statistics] = theta_NP[:, statistics]
         return moved_NP
 
     @cached_property

@@ -29,6 +29,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
@@ -124,19 +125,26 @@ def torch_uncertainty(modules: list[nn.Module]) -> Ask:
     return answer
 
 
-def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask], str]:
-    """One graph of all members in every form that there is, and what ``bend serve`` takes."""
+def bag_of(
+    modules: list[nn.Module], network: str
+) -> tuple[Card, onnx.ModelProto, dict[str, np.ndarray]]:
+    """The card of a bag of these members, one member's graph, and the members' tensors, stacked."""
     build, (_, *shape), _ = NETWORKS[network]
-    given = card(len(modules), tuple(shape))
     member = member_graph(build(), tuple(shape), NUM_CLASSES)
     states = [module.state_dict() for module in modules]
     names = [tensor.name for tensor in member.graph.input[1:]]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
+    return card(len(modules), tuple(shape)), member, state_K
+
+
+def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask], str]:
+    """One graph of all members in every form that there is, and what ``bend serve`` takes."""
+    given, member, state_K = bag_of(modules, network)
     systems: dict[str, Ask] = {}
     for form in forms(member):
         session = Way(form, 1).session(ballots_program(given, member, state_K, given.weights, form))
         systems[f"onnx_{form}"] = lambda pixels, session=session: ask(session, pixels).mass_BC
-    batch = np.zeros((32, *shape), dtype=np.uint8)
+    batch = np.zeros((32, *given.image_shape), dtype=np.uint8)
     way = fastest(
         ways(forms(member), 1),
         lambda form: ballots_program(given, member, state_K, given.weights, form),

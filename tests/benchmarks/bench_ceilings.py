@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from bench_asking import card, onnx_systems
-from bench_fitting import BATCH, NETWORKS, NUM_CLASSES, Task, normalise, one_by_one, ours
+from bench_asking import bag_of, onnx_systems
+from bench_fitting import BATCH, NETWORKS, Task, normalise, one_by_one, ours
 from bench_shards import committed, parquet, population
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -44,7 +44,6 @@ from bend_ray.artifacts.store import Store
 from bend_ray.classifiers.dense import leaves
 from bend_ray.classifiers.stacking import _by_pixel
 from bend_ray.export.graphs import ballots_program
-from bend_ray.export.layers import member_graph
 
 PRODUCTS = (nn.Conv2d, nn.Linear)
 
@@ -137,12 +136,7 @@ def training(network: str, rounds: int) -> dict[str, object]:
 
 def share_of_products(modules: list[nn.Module], network: str, pixels: np.ndarray) -> float:
     """Of the time that ONNX Runtime's own profile gives to the operators of a bag's graph."""
-    build, (_, *shape), _ = NETWORKS[network]
-    given = card(len(modules), tuple(shape))
-    member = member_graph(build(), tuple(shape), NUM_CLASSES)
-    states = [module.state_dict() for module in modules]
-    names = [tensor.name for tensor in member.graph.input[1:]]
-    state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
+    given, member, state_K = bag_of(modules, network)
     program = ballots_program(given, member, state_K, given.weights, "unrolled")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

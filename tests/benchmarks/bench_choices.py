@@ -44,6 +44,7 @@ from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
+from bend_ray.generation.spread import spread_out
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout
@@ -260,8 +261,11 @@ def figures(
         "held out": split.told(split.theta_KP[held_out_K], split.trunk_K[held_out_K]),
         "trunk averages": split.told(split.recalibrated(averages_TP)),
     }
-    mean_NP = averages_TP[trunk_N] if config.generator.conditional else averages_TP.mean(dim=0)
-    populations = {f"generated x {s:g}": mean_NP + s * (drawn_NP - mean_NP) for s in scales}
+    centre_TP = averages_TP if config.generator.conditional else averages_TP.mean(0, keepdim=True)
+    populations = {
+        f"generated x {scale:g}": spread_out(drawn_NP, trunk_N, centre_TP, scale)
+        for scale in scales
+    }
     if any(any(finish) for finish in finishes):
         populations["averages"] = averages_TP
     for name, theta_NP in populations.items():

@@ -163,13 +163,12 @@ def of_training(task: str, config: PipelineConfig) -> dict[str, float]:
 
 
 AS_DRAWN = [
-    part
-    for knob in (
-        "seeds.recipe.label_smoothing=0",
-        "seeds.protocol.early_tails=0",
-        "seeds.protocol.burn_in_fraction=0.375",
-    )
-    for part in ("--set", knob)
+    "--set",
+    "seeds.recipe.label_smoothing=0",
+    "--set",
+    "seeds.protocol.early_tails=0",
+    "--set",
+    "seeds.protocol.burn_in_fraction=0.375",
 ]
 """Without early tails nothing is done to what a sampler draws."""
 
@@ -215,7 +214,8 @@ def main() -> None:
         training = of_training(task, config)
         # It is that training, for a share of it.
         parts["annealing"] = (config.samples.annealing.fraction or 0.0) * training["in_cohort"]
-        generated = sum(parts.values()) - parts["ancestral_1000"] - parts["flow_50"]
+        done = ("ddim_50", "decode", "annealing", "batchnorm", "validation")
+        generated = sum(parts[part] for part in done)
         line = {
             "case": "sampling",
             "task": task,
