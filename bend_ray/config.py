@@ -188,7 +188,7 @@ class SamplesSection(Spec):
     """
     annealing: Annotated[Annealing, Addition(without=NO_ANNEALING)] = Annealing()
     """A short training of every drawn model, after guidance."""
-    shard_size: PositiveInt = 24
+    shard_size: PositiveInt = 48
     """Classifiers drawn at once; one shard."""
     recalibration_images: NonNegativeInt = 1000
     """Training images from which drawn models, and rivals, get their BatchNorm statistics; 0: none.

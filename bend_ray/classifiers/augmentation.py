@@ -21,6 +21,11 @@ class Augmentation(Spec):
     crop_padding: NonNegativeInt = 0
     """Black pixels put around an image, of which a window of the old size is cut at random."""
 
+    @property
+    def shows_images_as_they_are(self) -> bool:
+        """Whether there is one view of an image, itself."""
+        return not (self.flip or self.crop_padding)
+
     def apply(
         self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
@@ -35,7 +40,7 @@ class Augmentation(Spec):
 
         Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
         """
-        if not (self.flip or self.crop_padding):
+        if self.shows_images_as_they_are:
             return pixels_KBCHW
         batch, (height, width) = pixels_KBCHW.shape[1], pixels_KBCHW.shape[-2:]
         padding, device = self.crop_padding, pixels_KBCHW.device

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from bend_ray.generation.mlp import TimeEmbedding
+from bend_ray.generation.conditioning import ConditionedDenoiser, TimeEmbedding
 
 
 def _halving(inputs: int, outputs: int, kernel: int) -> nn.Module:
@@ -69,7 +69,7 @@ class Conv1dAutoencoder(nn.Module):
         return x_BP
 
 
-class UNet1d(nn.Module):
+class UNet1d(ConditionedDenoiser):
     """Convolutional U over the latent as a signal of one channel, with time and condition."""
 
     def __init__(
@@ -93,13 +93,17 @@ class UNet1d(nn.Module):
         )
         self.out = nn.Conv1d(channels[0] + 1, 1, kernel, padding=kernel // 2)
 
-    def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
-        """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""
+    def context(self, t_B: Tensor, condition_B: Tensor) -> tuple[Tensor, ...]:
+        """What is added to the channels of every level on the way down, ``(B, C, 1)`` each."""
         embedded = self.time(t_B) + self.condition(condition_B)
+        return tuple(embed(embedded)[:, :, None] for embed in self.embed)
+
+    def denoise(self, x_BZ: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """Predictions ``(B, Z)`` of rows with this context."""
         signal = nn.functional.pad(x_BZ, (0, self.padded - self.latent_size))[:, None]
         skips = [signal]
-        for down, embed in zip(self.down, self.embed, strict=True):
-            signal = down(signal) + embed(embedded)[:, :, None]
+        for down, level in zip(self.down, context, strict=True):
+            signal = down(signal) + level
             skips.append(signal)
         skips.pop()
         for up in self.up:

@@ -56,10 +56,13 @@ class Ddpm(Spec):
         return a * eps - b * x0
 
     def split(
-        self, x_t: torch.Tensor, predicted: torch.Tensor, t_B: torch.Tensor
+        self,
+        x_t: torch.Tensor,
+        predicted: torch.Tensor,
+        a: torch.Tensor | float,
+        b: torch.Tensor | float,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The denoiser's prediction as its guess of ``(x0, eps)``."""
-        a, b = self.coefficients(t_B)
+        """The denoiser's prediction as its guess of ``(x0, eps)``, by the time's coefficients."""
         if self.prediction == "eps":
             return (x_t - b * predicted) / a, predicted
         return a * x_t - b * predicted, b * x_t + a * predicted

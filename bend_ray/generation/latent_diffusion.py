@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.diffusion import Process
 from bend_ray.generation.samplers import Sampler
 
 STD_FLOOR = 1e-4
+CONTEXT_ROWS = 4096
+"""Rows whose times and conditions a denoiser is told at once."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +65,9 @@ class LatentScale:
         return cls(state["mean_CZ"], state["std_Z"])
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample_latents(
-    denoiser: nn.Module,
+    denoiser: ConditionedDenoiser,
     process: Process,
     sampler: Sampler,
     scale: LatentScale,
@@ -86,11 +89,10 @@ def sample_latents(
     Returns:
         Latents ``(N, Z)``.
     """
-    denoiser.eval()
+    contexts = _Contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
 
-    def predict(x_NZ: Tensor, t_N: Tensor) -> Tensor:
-        predicted_NZ: Tensor = denoiser(x_NZ, t_N, condition_N)
-        return predicted_NZ
+    def predict(x_NZ: Tensor, t: float) -> Tensor:
+        return denoiser.denoise(x_NZ, contexts.at(t))
 
     def noise() -> Tensor:
         rows = [torch.randn(len(scale.std_Z), generator=generator) for generator in generators]
@@ -99,3 +101,29 @@ def sample_latents(
     # A sampler is paired with its process by the config's validation.
     unit_NZ = sampler.sample(predict, process, noise)  # type: ignore[arg-type]
     return scale.invert(unit_NZ, condition_N)
+
+
+class _Contexts:
+    """What a denoiser is told at each time, computed for many times at once."""
+
+    def __init__(
+        self, denoiser: ConditionedDenoiser, times: list[float], condition_N: Tensor
+    ) -> None:
+        self._denoiser, self._times, self._condition_N = denoiser, times, condition_N
+        self._known: dict[float, tuple[Tensor, ...]] = {}
+
+    def at(self, t: float) -> tuple[Tensor, ...]:
+        """The context of N rows at a time; those that follow are kept for later."""
+        if t not in self._known:
+            self._known = self._from(self._times.index(t))
+        return self._known[t]
+
+    def _from(self, first: int) -> dict[float, tuple[Tensor, ...]]:
+        rows = len(self._condition_N)
+        times = self._times[first : first + max(1, CONTEXT_ROWS // rows)]
+        t_S = torch.tensor(times, device=self._condition_N.device)
+        context = self._denoiser.context(
+            t_S.repeat_interleave(rows), self._condition_N.repeat(len(times))
+        )
+        by_time = zip(*(torch.split(tensor, rows) for tensor in context), strict=True)
+        return dict(zip(times, by_time, strict=True))

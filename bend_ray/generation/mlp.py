@@ -5,10 +5,9 @@ Shape letters: B batch, F features, Z latent, H hidden.
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor, nn
+
+from bend_ray.generation.conditioning import ConditionedDenoiser, TimeEmbedding
 
 
 class ResidualMlp(nn.Module):
@@ -50,25 +49,6 @@ class MlpAutoencoder(nn.Module):
         return x_BF
 
 
-class TimeEmbedding(nn.Module):
-    """Sinusoids of the diffusion time, then a linear map (Vaswani et al. 2017, Ho et al. 2020)."""
-
-    def __init__(self, size: int, frequencies: int = 32) -> None:
-        super().__init__()
-        # Periods from 1/1000 of the whole time up to all of it: neighbouring steps of a
-        # 1,000-step chain are told apart.
-        octaves = torch.linspace(0, math.log(1000), frequencies).exp()
-        self.register_buffer("octaves", octaves, persistent=False)
-        self.project = nn.Sequential(nn.Linear(2 * frequencies, size), nn.SiLU())
-
-    def forward(self, t_B: Tensor) -> Tensor:
-        """Times in [0, 1] to ``(B, size)``."""
-        assert isinstance(self.octaves, Tensor)
-        angles = 2 * math.pi * t_B[:, None] * self.octaves
-        embedded: Tensor = self.project(torch.cat([angles.sin(), angles.cos()], dim=1))
-        return embedded
-
-
 class ModulatedBlock(nn.Module):
     """Residual block whose normalised input is scaled and shifted by the time and condition."""
 
@@ -80,14 +60,18 @@ class ModulatedBlock(nn.Module):
             nn.Linear(hidden, 2 * hidden), nn.SiLU(), nn.Linear(2 * hidden, hidden)
         )
 
-    def forward(self, h_BH: Tensor, embedded_BH: Tensor) -> Tensor:
-        """Hidden state and embedding ``(B, H)`` to the next hidden state."""
+    def modulation(self, embedded_BH: Tensor) -> tuple[Tensor, Tensor]:
+        """Factor and shift ``(B, H)`` by the embedding."""
         scale_BH, shift_BH = self.modulate(embedded_BH).chunk(2, dim=1)
-        y_BH: Tensor = h_BH + self.mlp(self.norm(h_BH) * (1 + scale_BH) + shift_BH)
+        return 1 + scale_BH, shift_BH
+
+    def forward(self, h_BH: Tensor, factor_BH: Tensor, shift_BH: Tensor) -> Tensor:
+        """Hidden state ``(B, H)`` to the next one."""
+        y_BH: Tensor = h_BH + self.mlp(self.norm(h_BH) * factor_BH + shift_BH)
         return y_BH
 
 
-class MlpDenoiser(nn.Module):
+class MlpDenoiser(ConditionedDenoiser):
     """What the process predicts, from a noisy latent, its time and its condition."""
 
     def __init__(self, latent_size: int, num_conditions: int, hidden: int, blocks: int) -> None:
@@ -103,13 +87,24 @@ class MlpDenoiser(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
-        """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""
+    def context(self, t_B: Tensor, condition_B: Tensor) -> tuple[Tensor, ...]:
+        """Embedding, the input's share of the answer, then each block's factor and shift."""
         embedded_BH = self.time(t_B) + self.condition(condition_B)
-        h_BH = self.project_in(x_BZ) + embedded_BH
+        modulations: list[Tensor] = []
         for block in self.blocks:
-            h_BH = block(h_BH, embedded_BH)
+            assert isinstance(block, ModulatedBlock)
+            modulations += block.modulation(embedded_BH)
+        return embedded_BH, self.gate(embedded_BH), *modulations
+
+    def denoise(self, x_BZ: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """Predictions ``(B, Z)`` of rows with this context."""
+        embedded_BH, gate_B1, *modulations = context
+        h_BH = self.project_in(x_BZ) + embedded_BH
+        for block, factor_BH, shift_BH in zip(
+            self.blocks, modulations[::2], modulations[1::2], strict=True
+        ):
+            h_BH = block(h_BH, factor_BH, shift_BH)
         # The input's own share of the answer, by time alone: an eps-prediction is mostly its
         # input, which a narrow network could not pass through.
-        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH)) + self.gate(embedded_BH) * x_BZ
+        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH)) + gate_B1 * x_BZ
         return y_BZ

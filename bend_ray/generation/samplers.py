@@ -1,8 +1,9 @@
 """Samplers: noise in, latents out. The functions carry the papers' names and symbols.
 
-``predict(x, t)`` is the denoiser with its conditions bound; ``noise()`` draws a fresh ``(N, Z)``
-unit Gaussian in which every row has a stream of its own, so that a model does not depend on which
-others are drawn with it. To add a sampler: one function, one spec, and its name in the union.
+``predict(x, t)`` is the denoiser with its conditions bound, at a time that all rows share;
+``noise()`` draws a fresh ``(N, Z)`` unit Gaussian in which every row has a stream of its own, so
+that a model does not depend on which others are drawn with it. To add a sampler: one function, one
+spec with the times at which it asks, and its name in the union.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from bend_ray.lazy import torch
 from bend_ray.optim import Fraction
 from bend_ray.spec import Spec
 
-Predict = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+Predict = Callable[["torch.Tensor", float], "torch.Tensor"]
 Noise = Callable[[], "torch.Tensor"]
 
 
@@ -27,19 +28,25 @@ def ddim(predict: Predict, process: Ddpm, noise: Noise, steps: int, eta: float) 
 
     ``eta=0`` is deterministic given the first noise; ``eta=1`` with all steps is ancestral.
     """
-    alpha_bar = process.alpha_bars()
-    times = torch.linspace(process.timesteps - 1, 0, steps).round().long().tolist()
+    chain = _spaced(process, steps)
+    alpha_bar = [*process.alpha_bars()[chain].tolist(), 1.0]
+    times = [t / process.timesteps for t in chain]
+    a_S1, b_S1 = process.coefficients(torch.tensor(times))
     x = noise()
-    for i, t in enumerate(times):
-        last = i + 1 == len(times)
-        now, before = alpha_bar[t].item(), 1.0 if last else alpha_bar[times[i + 1]].item()
-        t_B = torch.full((len(x),), t / process.timesteps, device=x.device)
-        x0, eps = process.split(x, predict(x, t_B), t_B)
+    for t, a, b, (now, before) in zip(
+        times, a_S1.flatten().tolist(), b_S1.flatten().tolist(), pairwise(alpha_bar), strict=True
+    ):
+        x0, eps = process.split(x, predict(x, t), a, b)
         sigma = eta * ((1 - before) / (1 - now) * (1 - now / before)) ** 0.5
         x = before**0.5 * x0 + (1 - before - sigma**2) ** 0.5 * eps
         if sigma > 0:
             x = x + sigma * noise()
     return x
+
+
+def _spaced(process: Ddpm, steps: int) -> list[int]:
+    """So many steps of the chain, equally spaced from its last to its first."""
+    return torch.linspace(process.timesteps - 1, 0, steps).round().long().tolist()
 
 
 def ancestral(predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
@@ -49,23 +56,25 @@ def ancestral(predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
 
 def euler(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
     """Euler's method along the flow from t = 1 to t = 0."""
-    times = torch.linspace(1.0, 0.0, steps + 1).tolist()
     x = noise()
-    for t, t_next in pairwise(times):
-        x = x + (t_next - t) * predict(x, torch.full((len(x),), t, device=x.device))
+    for t, t_next in pairwise(_grid(steps)):
+        x = x + (t_next - t) * predict(x, t)
     return x
 
 
 def heun(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
     """Heun's second-order method along the flow: two evaluations a step."""
-    times = torch.linspace(1.0, 0.0, steps + 1).tolist()
     x = noise()
-    for t, t_next in pairwise(times):
-        velocity = predict(x, torch.full((len(x),), t, device=x.device))
+    for t, t_next in pairwise(_grid(steps)):
+        velocity = predict(x, t)
         guess = x + (t_next - t) * velocity
-        next_velocity = predict(guess, torch.full((len(x),), t_next, device=x.device))
-        x = x + (t_next - t) * 0.5 * (velocity + next_velocity)
+        x = x + (t_next - t) * 0.5 * (velocity + predict(guess, t_next))
     return x
+
+
+def _grid(steps: int) -> list[float]:
+    """Times from noise to data, ``steps`` intervals."""
+    return torch.linspace(1.0, 0.0, steps + 1).tolist()
 
 
 class Ddim(Spec):
@@ -78,9 +87,16 @@ class Ddim(Spec):
     eta: Fraction = 0.0
     """Fresh noise a step: 0 none, 1 as much as the ancestral chain."""
 
+    def times(self, process: Ddpm) -> list[float]:
+        """Times at which the denoiser is asked, each once, in order."""
+        return [t / process.timesteps for t in _spaced(process, self._steps(process))]
+
     def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
-        return ddim(predict, process, noise, min(self.steps, process.timesteps), self.eta)
+        return ddim(predict, process, noise, self._steps(process), self.eta)
+
+    def _steps(self, process: Ddpm) -> int:
+        return min(self.steps, process.timesteps)
 
 
 class Ancestral(Spec):
@@ -88,6 +104,10 @@ class Ancestral(Spec):
 
     kind: Literal["ancestral"] = "ancestral"
     process: ClassVar[type[Spec]] = Ddpm
+
+    def times(self, process: Ddpm) -> list[float]:
+        """Times at which the denoiser is asked, each once, in order."""
+        return [t / process.timesteps for t in _spaced(process, process.timesteps)]
 
     def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
@@ -102,6 +122,10 @@ class Euler(Spec):
     steps: PositiveInt = 50
     """Evaluations of the denoiser a model."""
 
+    def times(self, process: FlowMatching) -> list[float]:
+        """Times at which the denoiser is asked, each once, in order."""
+        return _grid(self.steps)[:-1]
+
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
         return euler(predict, noise, self.steps)
@@ -114,6 +138,10 @@ class Heun(Spec):
     process: ClassVar[type[Spec]] = FlowMatching
     steps: PositiveInt = 25
     """Steps, of two evaluations each."""
+
+    def times(self, process: FlowMatching) -> list[float]:
+        """Times at which the denoiser is asked, each once, in order."""
+        return _grid(self.steps)
 
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""

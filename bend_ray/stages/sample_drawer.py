@@ -13,7 +13,6 @@ from functools import partial
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from bend_ray.artifacts.cost import Stopwatch, write_cost
 from bend_ray.artifacts.population import Population
@@ -21,6 +20,7 @@ from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.weights import load_roots, load_weights
 from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
+from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.plan import Plan
 from bend_ray.randomness import generator_for, seed_for
@@ -41,7 +41,7 @@ SHARD_BYTES = 512 * 2**20
 
 def load_generator(
     config: PipelineConfig, plan: Plan, weights: str = WEIGHTS
-) -> tuple[nn.Module, LatentScale]:
+) -> tuple[ConditionedDenoiser, LatentScale]:
     """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
     latent_size = config.autoencoder.model.latent_size
     denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)

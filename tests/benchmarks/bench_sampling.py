@@ -52,15 +52,16 @@ TIMED_STEPS = 60
 """Of an ordinary training; all its steps cost the same."""
 
 
-def timed(work: Callable[[], object], rounds: int) -> float:
-    """Median CPU milliseconds; once before, for what the first time allocates."""
-    work()
-    taken = []
-    for _ in range(rounds):
-        started = time.process_time()
-        work()
-        taken.append(1e3 * (time.process_time() - started))
-    return statistics.median(taken)
+def timed(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median CPU milliseconds of each, interleaved; the first time allocates and is left out."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for round_ in range(rounds + 1):
+        for name, work in works.items():
+            started = time.process_time()
+            work()
+            if round_:
+                taken[name].append(1e3 * (time.process_time() - started))
+    return {name: statistics.median(each) for name, each in taken.items()}
 
 
 def random_images(count: int, shape: tuple[int, int, int]) -> Images:
@@ -69,14 +70,15 @@ def random_images(count: int, shape: tuple[int, int, int]) -> Images:
     return Images(pixels, torch.randint(10, (count,)))
 
 
-def of_samples(task: str, config: PipelineConfig, rounds: int) -> dict[str, float]:
-    """CPU milliseconds a generated model, part by part."""
+def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[], object]], int]:
+    """The parts of drawing a shard of models, and of how many."""
     shape, _, num_validation = SIZES[task]
     module = config.seeds.architecture.build(shape, 10)
     layout = ParameterLayout.of(module)
     form = form_for(module, "cpu", config.seeds.architecture.stacks_on_cpu)
     stack = Stack(module, layout, form)
-    members, count = config.seeds.num_models, config.samples.shard_size
+    members = config.seeds.num_models
+    count = min(config.samples.count, config.samples.shard_size)
     train_K = torch.arange(members) % 7 > 0
     theta_KP = 0.05 * torch.rand(members, layout.size)
     grams = GramSum(layout, train_K)
@@ -102,23 +104,22 @@ def of_samples(task: str, config: PipelineConfig, rounds: int) -> dict[str, floa
         return mix(basis.weights(autoencoder.decode(z_NZ)), theta_KP[train_K])
 
     theta_NP = theta_KP[:1].expand(count, -1).contiguous()
-    parts = {
-        name: timed(
-            lambda sampler=sampler, process=process: sample_latents(
-                denoiser, process, sampler, scale, condition_N, generators
-            ),
-            rounds,
+    parts: dict[str, Callable[[], object]] = {
+        name: lambda sampler=sampler, process=process: sample_latents(
+            denoiser, process, sampler, scale, condition_N, generators
         )
         for name, (sampler, process) in samplers.items()
     }
-    parts["decode"] = timed(decode, rounds)
-    parts["batchnorm"] = timed(lambda: recalibrate_batchnorm(stack, theta_NP, recalibrating), 1)
-    parts["validation"] = timed(lambda: predict_logits(stack, theta_NP, validating), 1)
-    return {name: milliseconds / count for name, milliseconds in parts.items()}
+    parts["decode"] = decode
+    parts["batchnorm"] = lambda: recalibrate_batchnorm(stack, theta_NP, recalibrating)
+    parts["validation"] = lambda: predict_logits(stack, theta_NP, validating)
+    return parts, count
 
 
-def of_training(task: str, config: PipelineConfig) -> dict[str, float]:
-    """CPU milliseconds of one whole ordinary training, alone and in a cohort."""
+def of_training(
+    task: str, config: PipelineConfig
+) -> tuple[dict[str, Callable[[], object]], dict[str, float]]:
+    """Steps of ordinary trainings, alone and in a cohort, and their share of a whole one."""
     shape, num_images, _ = SIZES[task]
     recipe, architecture = config.seeds.recipe, config.seeds.architecture
     steps = min(TIMED_STEPS, recipe.num_steps(recipe.epochs, num_images))
@@ -158,8 +159,8 @@ def of_training(task: str, config: PipelineConfig) -> dict[str, float]:
             [torch.Generator().manual_seed(k) for k in range(cohort)],
         )
 
-    whole = recipe.num_steps(recipe.epochs, num_images) / steps
-    return {"alone": whole * timed(alone, 3), "in_cohort": whole * timed(together, 1) / cohort}
+    share = steps / recipe.num_steps(recipe.epochs, num_images)
+    return {"alone": alone, "in_cohort": together}, {"alone": share, "in_cohort": share * cohort}
 
 
 AS_DRAWN = [
@@ -210,8 +211,11 @@ def main() -> None:
     configs = Path(__file__).parents[2] / "configs"
     for task in arguments.tasks:
         config = load_config(str(configs / f"{task}.yaml"), [])
-        parts = of_samples(task, config, arguments.rounds)
-        training = of_training(task, config)
+        drawing, count = of_samples(task, config)
+        trainings, shares = of_training(task, config)
+        took = timed(drawing | trainings, arguments.rounds)
+        parts = {name: took[name] / count for name in drawing}
+        training = {name: took[name] / share for name, share in shares.items()}
         # It is that training, for a share of it.
         parts["annealing"] = (config.samples.annealing.fraction or 0.0) * training["in_cohort"]
         done = ("ddim_50", "decode", "annealing", "batchnorm", "validation")

@@ -59,7 +59,7 @@ def test_splitting_the_target_gives_data_and_noise_back(prediction: str) -> None
     x0, eps = torch.randn(2, 1000, 3, generator=generator())
     a, b = process.coefficients(t_B)
     x_t = a * x0 + b * eps
-    found_x0, found_eps = process.split(x_t, process.target(x0, eps, t_B), t_B)
+    found_x0, found_eps = process.split(x_t, process.target(x0, eps, t_B), a, b)
     torch.testing.assert_close(found_eps, eps, rtol=1e-5, atol=1e-5)
     # At the end of the chain a is 0.006: an eps-prediction's guess of the data divides by it.
     torch.testing.assert_close(a * found_x0, a * x0, rtol=1e-5, atol=1e-5)

@@ -5,8 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 
+from bend_ray.generation import latent_diffusion
+from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.denoisers import ConvDenoiser, MlpDenoiser
 from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process
 from bend_ray.generation.latent_diffusion import STD_FLOOR, LatentScale, sample_latents
@@ -31,7 +33,7 @@ def population(seed: int = 0) -> tuple[Tensor, Tensor]:
     return centre_CZ[condition_K] + residual_KZ, condition_K
 
 
-def shaken(module: nn.Module, seed: int = 0) -> nn.Module:
+def shaken(module: ConditionedDenoiser, seed: int = 0) -> ConditionedDenoiser:
     """A denoiser that says something everywhere, as a trained one would."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -159,6 +161,35 @@ def test_a_sample_does_not_depend_on_its_neighbours(
     torch.testing.assert_close(draw([2])[0], together[2], **tolerance)
     torch.testing.assert_close(draw([4, 3, 2, 1, 0]).flip(0), together, **tolerance)
     assert (together[0] - together[3]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(("process", "sampler"), PAIRS)
+@pytest.mark.parametrize("spec", [MlpDenoiser(hidden=8), ConvDenoiser(channels=(4, 6), kernel=3)])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+def test_what_is_told_many_times_ahead_is_what_the_whole_denoiser_is_told(
+    process: Process,
+    sampler: Sampler,
+    spec: MlpDenoiser | ConvDenoiser,
+    rows: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(latent_diffusion, "CONTEXT_ROWS", rows)
+    scale = LatentScale(torch.zeros(3, LATENT_SIZE), torch.ones(LATENT_SIZE))
+    denoiser = shaken(spec.build(LATENT_SIZE, 3))
+    condition_N = torch.tensor([2, 0, 1])
+
+    def whole(x_NZ: Tensor, t: float) -> Tensor:
+        return denoiser(x_NZ, torch.full((3,), t), condition_N)
+
+    streams = generators(0, 1, 2)
+    with torch.no_grad():
+        expected = sampler.sample(
+            whole,
+            process,  # type: ignore[arg-type]
+            lambda: torch.stack([torch.randn(LATENT_SIZE, generator=g) for g in streams]),
+        )
+    drawn = sample_latents(denoiser, process, sampler, scale, condition_N, generators(0, 1, 2))
+    torch.testing.assert_close(drawn, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_sampling_takes_nothing_from_the_global_generator() -> None:

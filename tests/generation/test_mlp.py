@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from bend_ray.generation.conditioning import TimeEmbedding
 from bend_ray.generation.mlp import (
     MlpAutoencoder,
     MlpDenoiser,
     ModulatedBlock,
     ResidualMlp,
-    TimeEmbedding,
 )
 from bend_ray.optim import Sgd
 
@@ -74,7 +74,9 @@ def test_a_block_without_its_mlp_passes_its_input_on() -> None:
     nn.init.zeros_(block.mlp[2].weight)
     nn.init.zeros_(block.mlp[2].bias)
     h_BH = torch.randn(3, 4, generator=generator())
-    assert torch.equal(block(h_BH, torch.randn(3, 4, generator=generator(1))), h_BH)
+    assert torch.equal(
+        block(h_BH, *block.modulation(torch.randn(3, 4, generator=generator(1)))), h_BH
+    )
 
 
 @pytest.fixture(name="inputs")

@@ -37,7 +37,8 @@ Draw = Callable[[Callable[[], torch.Tensor]], torch.Tensor]
 def best_denoiser(process: Process) -> Predict:
     """What minimises the loss on ``N(MEAN_Z, STD_Z^2)``."""
 
-    def predict(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    def predict(x: torch.Tensor, t: float) -> torch.Tensor:
+        t_B = torch.full((len(x),), t)
         a, b = (c.double() for c in process.coefficients(t_B))
         surprise = (x - a * MEAN_Z) / (a**2 * STD_Z**2 + b**2)
         return process.target(MEAN_Z + a * STD_Z**2 * surprise, b * surprise, t_B)
@@ -123,8 +124,8 @@ def test_ddim_without_eta_depends_on_the_first_noise_alone() -> None:
 def test_one_step_of_ddim_is_the_denoiser_s_guess() -> None:
     process = Ddpm()
     x, predict = stream(3)(), best_denoiser(process)
-    t_B = torch.full((3,), 0.999)
-    guess, _ = process.split(x, predict(x, t_B), t_B)
+    a, b = (c.item() for c in process.coefficients(torch.tensor([0.999])))
+    guess, _ = process.split(x, predict(x, 0.999), a, b)
     drawn = ddim(predict, process, lambda: x, 1, 0.0)
     torch.testing.assert_close(drawn, guess)
 
@@ -137,7 +138,7 @@ def ho_algorithm_2(predict_eps: Predict, process: Ddpm, noises: list[torch.Tenso
     alpha_bar = (1 - betas).cumprod(0)
     x, *fresh = noises
     for t in reversed(range(process.timesteps)):
-        eps = predict_eps(x, torch.full((len(x),), t / process.timesteps))
+        eps = predict_eps(x, t / process.timesteps)
         x = (x - betas[t] / (1 - alpha_bar[t]).sqrt() * eps) / (1 - betas[t]).sqrt()
         if t:
             posterior_variance = betas[t] * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
@@ -163,7 +164,7 @@ def test_each_ancestral_step_adds_the_posterior_variance() -> None:
     calls: list[torch.Tensor] = []
     noises = iter([torch.zeros(1, 1), torch.ones(1, 1), torch.zeros(1, 1)])
 
-    def says_nothing(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    def says_nothing(x: torch.Tensor, t: float) -> torch.Tensor:
         calls.append(x)
         return torch.zeros_like(x)
 
@@ -184,7 +185,7 @@ def test_ddim_takes_no_more_steps_than_the_chain_has() -> None:
     process = Ddpm(timesteps=10)
     calls = 0
 
-    def count(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    def count(x: torch.Tensor, t: float) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return torch.zeros_like(x)
@@ -223,7 +224,7 @@ def test_a_straight_flow_takes_one_step() -> None:
     target = torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64)
     start = stream(1)()
 
-    def straight(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    def straight(x: torch.Tensor, t: float) -> torch.Tensor:
         return start - target
 
     for integrate in (euler, heun):
@@ -235,14 +236,14 @@ def test_denoisers_are_asked_at_times_they_were_trained_on(sampler: Sampler) -> 
     process = sampler.process()
     asked: list[float] = []
 
-    def listen(x: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
-        assert t_B.shape == (len(x),)
-        asked.append(t_B[0].item())
+    def listen(x: torch.Tensor, t: float) -> torch.Tensor:
+        asked.append(t)
         return torch.zeros_like(x)
 
     drawn = sampler.sample(listen, process, stream(2))  # type: ignore[arg-type]
     assert drawn.shape == (2, 3)
     assert min(asked) >= 0
+    assert list(dict.fromkeys(asked)) == sampler.times(process)  # type: ignore[arg-type]
     if isinstance(process, Ddpm):
         assert asked == sorted(set(asked), reverse=True)
         steps = torch.tensor(asked) * process.timesteps

@@ -1,0 +1,51 @@
+"""What a denoiser is told beside the noisy latent: the diffusion time and the condition.
+
+Shape letters: B batch, Z latent.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class TimeEmbedding(nn.Module):
+    """Sinusoids of the diffusion time, then a linear map (Vaswani et al. 2017, Ho et al. 2020)."""
+
+    def __init__(self, size: int, frequencies: int = 32) -> None:
+        super().__init__()
+        # Periods from 1/1000 of the whole time up to all of it: neighbouring steps of a
+        # 1,000-step chain are told apart.
+        octaves = torch.linspace(0, math.log(1000), frequencies).exp()
+        self.register_buffer("octaves", octaves, persistent=False)
+        self.project = nn.Sequential(nn.Linear(2 * frequencies, size), nn.SiLU())
+
+    def forward(self, t_B: Tensor) -> Tensor:
+        """Times in [0, 1] to ``(B, size)``."""
+        assert isinstance(self.octaves, Tensor)
+        angles = 2 * math.pi * t_B[:, None] * self.octaves
+        embedded: Tensor = self.project(torch.cat([angles.sin(), angles.cos()], dim=1))
+        return embedded
+
+
+class ConditionedDenoiser(nn.Module, ABC):
+    """A denoiser in two parts: what it is told does not depend on the latent.
+
+    A sampler knows all its times beforehand: what follows from them is computed once for many
+    steps, half of a small network's work.
+    """
+
+    def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
+        """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""
+        return self.denoise(x_BZ, self.context(t_B, condition_B))
+
+    @abstractmethod
+    def context(self, t_B: Tensor, condition_B: Tensor) -> tuple[Tensor, ...]:
+        """All that follows from time and condition, of every row: tensors ``(B, ...)``."""
+
+    @abstractmethod
+    def denoise(self, x_BZ: Tensor, context: tuple[Tensor, ...]) -> Tensor:
+        """Predictions ``(B, Z)`` of rows with this context."""
