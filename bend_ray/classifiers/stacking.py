@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bend_ray.classifiers.dense import is_dense, run_dense
 from bend_ray.classifiers.inference import Inference
+from bend_ray.classifiers.training_chain import for_training
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel, or one model after another."""
@@ -63,6 +64,7 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self._module = module.requires_grad_(False)
+        self._training_chain = for_training(module)
         self._layout = layout
         self.form = form
         self._base = dict(base or {})
@@ -169,14 +171,15 @@ class Stack(nn.Module):
         shared: bool,
         seeds_K: Sequence[int] | None,
     ) -> Tensor:
-        logits_KBC = []
+        on_cpu, logits_KBC = theta_KP.device.type == "cpu", []
+        module = self._training_chain if self.training and on_cpu else self._module
         # Rows by unbind: its backward is one stack, while an index would pad each to K rows.
         for k, theta_P in enumerate(theta_KP.unbind()):
             state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
             state |= running
             batch = _by_pixel(images if shared else images[k])
             with nullcontext() if seeds_K is None else _seeded(seeds_K[k], batch.device):
-                logits_KBC.append(self._one(state, batch))
+                logits_KBC.append(functional_call(module, self._base | state, (batch,)))
         return torch.stack(logits_KBC)
 
     def _one(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:

@@ -7,11 +7,11 @@
 Systems: ``ours``, ``classifiers.fitting.fit`` in the form that ``form_for`` picks; ``one_by_one``,
 a plain loop over torch modules with torch's optimizers; ``torchensemble``, its VotingClassifier;
 ``sklearn``, BaggingClassifier over MLPClassifier (dense networks only). All train the same network
-with AdamW (scikit-learn: Adam), batches of 50, in one thread. Rounds of all systems are
-interleaved; the median over rounds is told in CPU seconds a model and step. One model at a time
-costs the same however many there are: it trains at most eight of them. With ``--memory`` every
-system trains in a process of its own, and the peak beyond its libraries and data is told. With
-``--processes`` ours in one process and in two is told beside one by one in two, in wall seconds.
+with AdamW (scikit-learn: Adam), batches of 50, in one thread, each system in a process of its own.
+Rounds of all systems are interleaved; the median over rounds is told in CPU seconds a model and
+step. One model at a time costs the same however many there are: it trains at most eight of them.
+With ``--memory`` the peak beyond libraries and data is told. With ``--processes`` ours in one
+process and in two is told beside one by one in two, in wall seconds.
 
 A JSON line a case, with ratios to ``one_by_one``.
 """
@@ -28,7 +28,7 @@ import resource
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 
 import torch
@@ -39,9 +39,12 @@ from bend_ray.classifiers.fitting import fit
 from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Stack, form_for
+from bend_ray.memory import keep_freed_memory
 from bend_ray.parameters.layout import ParameterLayout
 
 BATCH, NUM_CLASSES, RATE = 50, 10, 3e-3
+AT_MOST = 8
+"""Models that one at a time trains: it costs the same however many there are."""
 
 
 def mlp() -> nn.Module:
@@ -122,7 +125,7 @@ def ours(task: Task, models: int) -> int:
     return models
 
 
-def one_by_one(task: Task, models: int, at_most: int = 8) -> int:
+def one_by_one(task: Task, models: int, at_most: int = AT_MOST) -> int:
     """As everyone trains a model; those that were trained are kept, as a population is."""
     models = min(models, at_most)
     population = []
@@ -145,7 +148,7 @@ def torchensemble(task: Task, models: int) -> int:
     """TorchEnsemble's VotingClassifier, its loader over tensors in memory."""
     from torchensemble import VotingClassifier
 
-    models = min(models, 8)
+    models = min(models, AT_MOST)
 
     class Estimator(nn.Module):
         def __init__(self) -> None:
@@ -172,7 +175,7 @@ def sklearn(task: Task, models: int) -> int:
     from sklearn.ensemble import BaggingClassifier
     from sklearn.neural_network import MLPClassifier
 
-    models = min(models, 8)
+    models = min(models, AT_MOST)
     member = MLPClassifier((48, 32), batch_size=BATCH, max_iter=task.epochs, n_iter_no_change=99)
     bag = BaggingClassifier(member, n_estimators=models, n_jobs=1)
     bag.fit(task.inputs.flatten(1).numpy(), task.images.labels_N.numpy())
@@ -189,16 +192,46 @@ def seconds_a_step(system: Callable[[Task, int], int], task: Task, models: int) 
     return (time.process_time() - started) / trained / task.num_steps
 
 
+def serve(name: str, network: str, connection: Connection) -> None:
+    """A process that trains as many models by a system as it is told, until it is told to end."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    if name == "ours":
+        keep_freed_memory()  # as our trainers do
+    task = Task(network)
+    while (models := connection.recv()) is not None:
+        connection.send(seconds_a_step(SYSTEMS[name], task, models))
+
+
+@contextlib.contextmanager
+def processes(names: Sequence[str], network: str) -> Iterator[list[Connection]]:
+    """A process for each, as an allocator's settings are a process's."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in names]
+    children = [
+        context.Process(target=serve, args=(name, network, theirs))
+        for name, (_, theirs) in zip(names, pipes, strict=True)
+    ]
+    for child in children:
+        child.start()
+    mine = [mine for mine, _ in pipes]
+    yield mine
+    for connection, child in zip(mine, children, strict=True):
+        connection.send(None)
+        child.join()
+
+
 def compare(network: str, models: int, rounds: int) -> dict[str, object]:
     """Medians of CPU milliseconds a model and step, and ratios."""
-    task = Task(network)
-    systems = {name: f for name, f in SYSTEMS.items() if name != "sklearn" or network == "mlp"}
+    systems = [name for name in SYSTEMS if name != "sklearn" or network == "mlp"]
     taken: dict[str, list[float]] = {name: [] for name in systems}
-    for round_ in range(rounds + 1):
-        for name, system in systems.items():
-            seconds = seconds_a_step(system, task, models)
-            if round_:  # the first allocates and compiles
-                taken[name].append(seconds)
+    with processes(systems, network) as connections:
+        for round_ in range(rounds + 1):
+            for name, connection in zip(systems, connections, strict=True):
+                connection.send(models)
+                seconds = connection.recv()
+                if round_:  # the first allocates and compiles
+                    taken[name].append(seconds)
     milliseconds = {name: 1e3 * statistics.median(each) for name, each in taken.items()}
     ratios = {f"{name}/ours": value / milliseconds["ours"] for name, value in milliseconds.items()}
     return {
@@ -214,6 +247,8 @@ def compare(network: str, models: int, rounds: int) -> dict[str, object]:
 def peak_megabytes(system: str, network: str, models: int, queue: multiprocessing.Queue) -> None:
     """Peak of this process, and how much of it is beyond its libraries, data and one model."""
     torch.set_num_threads(1)
+    if system == "ours":
+        keep_freed_memory()
     task = Task(network)
     one_by_one(task, 1)  # what the first step of any training loads and allocates
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -246,36 +281,28 @@ def compare_memory(network: str, models: int) -> dict[str, object]:
     }
 
 
-def serve(network: str, connection: Connection) -> None:
-    """A process that trains what it is asked to, until it is told to end."""
-    torch.set_num_threads(1)
-    task = Task(network)
-    while (asked := connection.recv()) is not None:
-        name, models = asked
-        connection.send(SYSTEMS[name](task, models))
-
-
 def compare_processes(network: str, models: int, rounds: int) -> dict[str, object]:
     """Medians of wall milliseconds a model and step, of systems in one process or in two."""
-    context = multiprocessing.get_context("spawn")
-    pipes = [context.Pipe() for _ in range(2)]
-    children = [context.Process(target=serve, args=(network, theirs)) for _, theirs in pipes]
-    for child in children:
-        child.start()
     taken: dict[str, list[float]] = {}
     num_steps = Task(network).num_steps
-    for round_ in range(rounds + 1):
-        for name, processes in (("ours", 1), ("ours", 2), ("one_by_one", 2)):
-            started = time.perf_counter()
-            for mine, _ in pipes[:processes]:
-                mine.send((name, models // processes))
-            trained = sum(mine.recv() for mine, _ in pipes[:processes])
-            seconds = (time.perf_counter() - started) / trained / num_steps
-            if round_:  # the first allocates
-                taken.setdefault(f"{name}, {processes}", []).append(seconds)
-    for (mine, _), child in zip(pipes, children, strict=True):
-        mine.send(None)
-        child.join()
+    systems = ("ours", "ours", "one_by_one", "one_by_one")
+    with processes(systems, network) as (ours, ours_too, theirs, theirs_too):
+        for round_ in range(rounds + 1):
+            for name, asked in (
+                ("ours, 1", [ours]),
+                ("ours, 2", [ours, ours_too]),
+                ("one_by_one, 2", [theirs, theirs_too]),
+            ):
+                share = models // len(asked)
+                trained = share if name.startswith("ours") else min(share, AT_MOST)
+                started = time.perf_counter()
+                for connection in asked:
+                    connection.send(share)
+                for connection in asked:
+                    connection.recv()
+                seconds = (time.perf_counter() - started) / (trained * len(asked)) / num_steps
+                if round_:  # the first allocates
+                    taken.setdefault(name, []).append(seconds)
     milliseconds = {name: 1e3 * statistics.median(each) for name, each in taken.items()}
     best = milliseconds["one_by_one, 2"]
     return {
