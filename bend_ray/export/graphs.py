@@ -8,6 +8,7 @@ Shape letters: K members, B images, C classes, D inputs of a layer, O outputs of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -30,6 +31,10 @@ Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
 Output = tuple[str, int, list[int | str]]
 """Name, ONNX's number of its type, shape."""
+
+CHANNEL_BLOCK = 16
+"""Channels that ONNX Runtime computes at once where a CPU has AVX-512; half of it elsewhere."""
+_CHANNEL_BY_CHANNEL = ("Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 
 _PIXELS = "normalised"
 _MEMBER_LOGITS = "member_logits"
@@ -124,6 +129,30 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.Mod
     )
 
 
+def _first_layer(graph: onnx.GraphProto, state_K: State) -> list[onnx.NodeProto]:
+    """The convolution that all members show the same pixels, and what follows channel by channel.
+
+    Empty where there is none, where members share it, or where its channels are whole blocks.
+    """
+    layer: list[onnx.NodeProto] = []
+    value = INPUT
+    for node in graph.node[:-1]:  # the last one gives the logits
+        readers = sum(value in reader.input for reader in graph.node)
+        wanted = _CHANNEL_BY_CHANNEL if layer else ("Conv",)
+        own = all(name in state_K for name in node.input[1:])
+        if node.op_type not in wanted or node.input[0] != value or readers > 1 or not own:
+            break
+        layer.append(node)
+        value = node.output[0]
+    if not layer or any(a.name == "group" and a.i != 1 for a in layer[0].attribute):
+        return []
+    return layer if _channels(layer[0], state_K) % (CHANNEL_BLOCK // 2) else []
+
+
+def _channels(conv: onnx.NodeProto, state_K: State) -> int:
+    return int(state_K[conv.input[1]].shape[1])
+
+
 class _Builder:
     """A graph that is being written."""
 
@@ -180,30 +209,67 @@ class _Builder:
 
     def _unrolled(self) -> None:
         """One member after another; what reads the same pixels may run at the same time."""
-        logits = [self._one(k) for k in range(len(self))]
+        first = _first_layer(self.member.graph, self.state_K)
+        seen = self._together(first) if first else {INPUT: [_PIXELS] * len(self)}
+        rest = self.member.graph.node[len(first) :]
+        logits = [
+            self._one(k, rest, {name: parts[k] for name, parts in seen.items()})
+            for k in range(len(self))
+        ]
         # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
         rows = self.node("Concat", logits, "rows", axis=0)
         shape = self.tensor("members", [len(self), -1, len(self.card.class_names)], np.int64)
         self.node("Reshape", [rows, shape], LOGITS)
 
-    def _one(self, k: int) -> str:
+    def _together(self, layer: Sequence[onnx.NodeProto]) -> dict[str, list[str]]:
+        """The first layer of some members as one, whose channels are theirs; what each has of it.
+
+        Measured with ONNX Runtime: it computes channels in blocks of 8 or 16, so that LeNets, of 6
+        channels, take 0.7 to 0.8 of their time, from one image to 256. Whole blocks gain nothing.
+        """
+        channels, output = _channels(layer[0], self.state_K), layer[-1].output[0]
+        size = CHANNEL_BLOCK // math.gcd(CHANNEL_BLOCK, channels)
+        for first in range(0, len(self), size):
+            members = range(len(self))[first : first + size]
+            renamed = {INPUT: _PIXELS}
+            for name in (name for node in layer for name in node.input[1:]):
+                tensor_KO = self.state_K[name][members.start : members.stop]
+                renamed[name] = self.tensor(
+                    f"m{first}.{name}", tensor_KO.reshape(-1, *tensor_KO.shape[2:])
+                )
+            for node in layer:
+                self._copy(node, renamed, f"together{first}")
+            parts = [f"m{k}.{output}" for k in members]
+            split = {"axis": 1, "num_outputs": len(members)}
+            self.nodes.append(helper.make_node("Split", [renamed[output]], parts, **split))
+        return {output: [f"m{k}.{output}" for k in range(len(self))]}
+
+    def _one(self, k: int, nodes: Iterable[onnx.NodeProto], seen: Mapping[str, str]) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
-        renamed = {name: name for name in shared} | {INPUT: _PIXELS}
+        renamed = {name: name for name in shared} | dict(seen)
+        nodes = list(nodes)
+        used = {name for node in nodes for name in node.input}
         for name in self.names:
-            renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
-        for node in self.member.graph.node:
-            copy = onnx.NodeProto()
-            copy.CopyFrom(node)
-            copy.name = f"m{k}.{node.name}" if node.name else ""
-            copy.input[:] = [renamed[name] for name in node.input]
-            copy.output[:] = [f"m{k}.{name}" if name else "" for name in node.output]
-            renamed |= dict(zip(node.output, copy.output, strict=True))
-            self.nodes.append(copy)
+            if name in used:
+                renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
+        for node in nodes:
+            self._copy(node, renamed, f"m{k}")
         return f"m{k}.{LOGITS}"
+
+    def _copy(self, node: onnx.NodeProto, renamed: dict[str, str], prefix: str) -> None:
+        """The node on other values; ``renamed`` learns what its own are called."""
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        copy.name = f"{prefix}.{node.name}" if node.name else ""
+        copy.input[:] = [renamed[name] for name in node.input]
+        copy.output[:] = [f"{prefix}.{name}" if name else "" for name in node.output]
+        renamed |= dict(zip(node.output, copy.output, strict=True))
+        self.nodes.append(copy)
 
     def ballots(self, weights_K: Sequence[float]) -> None:
         """From every member's logits to what they say together."""
         weights = self.tensor("weights", weights_K)
+        negative_weights = self.tensor("negative_weights", [-weight for weight in weights_K])
         self.node("ArgMax", [LOGITS], CHOICES, axis=-1, keepdims=0)
         probs_KBC = self.node("Softmax", [LOGITS], MEMBER_PROBABILITIES, axis=-1)
         self._summed(weights, probs_KBC, MASS)
@@ -212,8 +278,7 @@ class _Builder:
         products = self.node("Mul", [probs_KBC, logs_KBC], "products")
         last = self.tensor("last_axis", [-1], np.int64)
         negative_KB = self.node("ReduceSum", [products, last], "negative_entropies", keepdims=0)
-        negative_B = self.node("MatMul", [weights, negative_KB], "negative_entropy")
-        self.node("Neg", [negative_B], MEMBER_ENTROPY)
+        self.node("MatMul", [negative_weights, negative_KB], MEMBER_ENTROPY)
 
     def answers(self, weights_K: Sequence[float]) -> None:
         """From the ballots to the answer of the bag and what is known about it."""
@@ -225,19 +290,22 @@ class _Builder:
             counted = self._summed(exact, self._double(self._one_hot(CHOICES)), "counted")
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
-        self._tempered(shares_BC, np.float64)
+        logs_BC = own_logs_BC = self._log(shares_BC, "log_shares", np.float64)
+        if (cooled_BC := self._tempered(shares_BC, logs_BC, np.float64)) is not None:
+            own_logs_BC = self.node("LogSoftmax", [cooled_BC], "log_probabilities", axis=-1)
         # Never negative but for rounding.
-        self.node("Relu", [self._entropy(PROBABILITIES)], ENTROPY)
+        self.node("Relu", [self._entropy(PROBABILITIES, own_logs_BC)], ENTROPY)
         # Of probabilities that are the members' mean, it is known.
-        same = self.card.temperature == 1.0 and not self.card.counts_votes
-        all_B = ENTROPY if same else self._entropy(mean_BC)
+        if self.card.counts_votes:
+            all_B = self._entropy(mean_BC, self._log(mean_BC, "log_mean", np.float64))
+        else:
+            all_B = self._entropy(mean_BC, logs_BC) if cooled_BC else ENTROPY
         own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
         self.node("Relu", [self.node("Sub", [all_B, own_B], "disagreement")], INFORMATION)
 
-    def _entropy(self, probs_BC: str) -> str:
+    def _entropy(self, probs_BC: str, logs_BC: str) -> str:
         """In nats, ``(B,)`` float64."""
-        logs = self._log(probs_BC, f"{probs_BC}.log", np.float64)
-        products = self.node("Mul", [probs_BC, logs], f"{probs_BC}.log_products")
+        products = self.node("Mul", [probs_BC, logs_BC], f"{probs_BC}.log_products")
         last = self.tensor(f"{probs_BC}.classes", [-1], np.int64)
         negative = self.node("ReduceSum", [products, last], f"{probs_BC}.sums", keepdims=0)
         return self.node("Neg", [negative], f"{probs_BC}.entropy")
@@ -257,14 +325,16 @@ class _Builder:
         least = self.tensor(f"{output}.least", SMALLEST_PROBABILITY, dtype)
         return self.node("Log", [self.node("Max", [probs, least], f"{output}.clipped")], output)
 
-    def _tempered(self, probs_BC: str, dtype: type[np.floating]) -> None:
-        """The bag's shares become its probabilities."""
+    def _tempered(self, probs_BC: str, logs_BC: str | None, dtype: type[np.floating]) -> str | None:
+        """The bag's shares become its probabilities; of what a softmax, if a temperature is set."""
         if self.card.temperature == 1.0:
             self.node("Identity", [probs_BC], PROBABILITIES)
-            return
+            return None
+        logs_BC = logs_BC or self._log(probs_BC, "log_shares", dtype)
         temperature = self.tensor("temperature", self.card.temperature, dtype)
-        cooled = self.node("Div", [self._log(probs_BC, "log_shares", dtype), temperature], "cooled")
+        cooled = self.node("Div", [logs_BC, temperature], "cooled")
         self.node("Softmax", [cooled], PROBABILITIES, axis=-1)
+        return cooled
 
     def vote(self) -> None:
         """From every member's logits to the answer of the bag."""
@@ -276,7 +346,8 @@ class _Builder:
         shares_1K = self.tensor("vote_shares", [self.card.weights])
         mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
         axis = self.tensor("member_axis", [1], np.int64)
-        self._tempered(self.node("Squeeze", [mean_B1C, axis], "shares"), np.float32)
+        shares_BC = self.node("Squeeze", [mean_B1C, axis], "shares")
+        self._tempered(shares_BC, None, np.float32)
 
     def _one_hot(self, choices: str) -> str:
         depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
