@@ -22,12 +22,14 @@ from bend_ray.artifacts.shards import (
     read_columns,
     read_format,
     read_population,
+    read_table,
+    shard_names,
     shard_rows,
     verified,
     write_shard,
 )
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.tables import ROW_TYPES
+from bend_ray.artifacts.tables import ROW_TYPES, theta_from_table
 from bend_ray.errors import CorruptArtifact, StoreError
 
 ARRAYS = [*(name for name in ROW_TYPES if name != "origin"), "theta_KP"]
@@ -98,6 +100,13 @@ def test_what_was_written_comes_back(
     np.testing.assert_array_equal(
         read_columns(artifact, start, stop), expected.theta_KP[:, start:stop]
     )
+    names = shard_names(artifact)
+    some = data.draw(st.integers(1, len(names)))
+    table = read_table(artifact, names[-some:])
+    np.testing.assert_array_equal(
+        theta_from_table(table), np.concatenate([each.theta_KP for each in written[-some:]])
+    )
+    assert table.column("seed").num_chunks == some  # a file is one piece of memory
 
 
 def test_a_store_without_rename_gives_back_what_it_got(artifact: Artifact) -> None:
@@ -218,6 +227,9 @@ def test_a_shard_that_does_not_fit_is_named(
         read_population(artifact)
     assert f"delete {artifact.uri}" in str(caught.value)
     assert "\n" not in str(caught.value)
+    with pytest.raises(CorruptArtifact, match=f"{name} is corrupt: .*{problem}"):
+        read_table(artifact, [name])
+    assert len(read_table(artifact, ["shard-00000.parquet"])) == 3
 
 
 @pytest.mark.slow
@@ -253,8 +265,9 @@ def test_every_bit_of_theta_is_covered_by_a_checksum(tmp_path: Path) -> None:
         damaged = bytearray(whole)
         damaged[place + bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
-        with pytest.raises(CorruptArtifact, match="checksum"):
-            read_population(artifact)
+        for read in (read_population, lambda each: read_table(each, shard_names(each))):
+            with pytest.raises(CorruptArtifact, match="checksum"):
+                read(artifact)
         dataset = pyarrow.dataset.ParquetFileFormat(default_fragment_scan_options=verified())
         with pytest.raises(OSError, match="checksum"):
             pyarrow.dataset.dataset(str(path), format=dataset).to_table()
