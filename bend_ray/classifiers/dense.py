@@ -59,8 +59,14 @@ def leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     if type(module) is not nn.Sequential:
         yield prefix, module
         return
-    for name, child in module.named_children():
+    for name, child in steps(module):
         yield from leaves(child, f"{prefix}.{name}" if prefix else name)
+
+
+def steps(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
+    """Its layers by name, in the order in which they run; one that runs twice is there twice."""
+    inside = chain.named_modules(remove_duplicate=False)
+    return [(name, layer) for name, layer in inside if name and "." not in name]
 
 
 def _is_flatten(layer: nn.Module) -> bool:

@@ -10,6 +10,8 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from bend_ray.classifiers.dense import steps
+
 LANES = 8
 """Numbers that a CPU computes at once."""
 MOST_PADDING = 2
@@ -30,7 +32,7 @@ def for_training(module: nn.Module) -> nn.Module:
     """
     if type(module) is not nn.Sequential:
         return module
-    layers = [(name, for_training(child)) for name, child in module.named_children()]
+    layers = [(name, for_training(child)) for name, child in steps(module)]
     chain = nn.Sequential()
     for name, layer in _padded(_in_place(_pooled_first(layers))):
         chain.add_module(name, layer)

@@ -12,7 +12,8 @@ IMAGE = (2, 3, 3)
 
 
 def chain(bias: bool) -> nn.Module:
-    hidden = nn.Sequential(nn.Linear(18, 6, bias=bias), nn.Tanh(), nn.Linear(6, 5, bias=bias))
+    active = nn.Tanh()  # one module that runs twice
+    hidden = nn.Sequential(nn.Linear(18, 6, bias=bias), active, nn.Linear(6, 5, bias=bias), active)
     return nn.Sequential(nn.Flatten(), hidden, nn.ReLU(), nn.Linear(5, 4))
 
 

@@ -45,6 +45,20 @@ def nested() -> nn.Sequential:
     )
 
 
+def repeated() -> nn.Sequential:
+    active, pool = nn.ReLU(), nn.MaxPool2d(2)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        active,
+        pool,
+        nn.Conv2d(4, 4, 3),
+        active,
+        pool,
+        nn.Flatten(),
+        nn.Linear(16, 3),
+    )
+
+
 def images() -> Tensor:
     generator = torch.Generator().manual_seed(0)
     # Rounded: pools meet ties, and ReLUs exact zeros.
@@ -63,7 +77,7 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in module.named_parameters()}
 
 
-@pytest.mark.parametrize("build", [lambda: lenet(8), nested])
+@pytest.mark.parametrize("build", [lambda: lenet(8), nested, repeated])
 def test_pooling_first_and_in_place_changes_no_bit(build) -> None:
     torch.manual_seed(0)
     module = build()

@@ -52,6 +52,12 @@ def test_unusual_options_of_known_layers() -> None:
     same(nn.Sequential(*layers), (4, 8, 8))
 
 
+def test_a_layer_that_runs_twice() -> None:
+    active = nn.ReLU()
+    layers = [nn.Flatten(), nn.Linear(18, 7), active, nn.Linear(7, 6), active, nn.Linear(6, 5)]
+    assert forms(same(nn.Sequential(*layers), (2, 3, 3))) == ("stacked", "unrolled")
+
+
 @pytest.mark.slow
 def test_anything_else_goes_through_torchs_exporter() -> None:
     model = same(ConvNet(channels=(4,), norm="group").build((3, 8, 8), 5), (3, 8, 8))
