@@ -65,7 +65,6 @@ class LatentScale:
         return cls(state["mean_CZ"], state["std_Z"])
 
 
-@torch.inference_mode()
 def sample_latents(
     denoiser: ConditionedDenoiser,
     process: Process,
@@ -98,9 +97,11 @@ def sample_latents(
         rows = [torch.randn(len(scale.std_Z), generator=generator) for generator in generators]
         return temperature * torch.stack(rows).to(scale.std_Z.device)
 
-    # A sampler is paired with its process by the config's validation.
-    unit_NZ = sampler.sample(predict, process, noise)  # type: ignore[arg-type]
-    return scale.invert(unit_NZ, condition_N)
+    with torch.inference_mode():
+        # A sampler is paired with its process by the config's validation.
+        unit_NZ = sampler.sample(predict, process, noise)  # type: ignore[arg-type]
+    # A clone is an ordinary tensor again, which may be written to.
+    return scale.invert(unit_NZ.clone(), condition_N)
 
 
 class _Contexts:
