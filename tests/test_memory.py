@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set"
+)
+
 SCRIPT = """
 import ctypes, resource, sys
 from bend_ray.memory import keep_freed_memory
@@ -45,13 +49,11 @@ def faults(how: str, **environment: str) -> int:
     return int(told.stdout)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
 def test_memory_that_is_freed_is_used_again_without_a_page_fault() -> None:
     # Pages may be large: even then every round gets its 64 MiB anew.
     assert faults("leave") > 5 * 64 / 2 - 10
     assert faults("keep") < 10
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc's malloc is set")
 def test_settings_of_the_environment_are_left_alone() -> None:
     assert faults("keep", MALLOC_TRIM_THRESHOLD_="0") > 5 * 64 / 2 - 10

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from bend_ray.classifiers.augmentation import Augmentation
 from bend_ray.classifiers.images import Images
 from bend_ray.classifiers.protocols import Recipe, Stretch
 from bend_ray.classifiers.stacking import Stack, is_random
@@ -25,6 +26,9 @@ from bend_ray.randomness import seed_for
 
 NORMALISED_BYTES = 64 * 2**20
 """Images that are kept as floats while models train on them; larger sets stay bytes."""
+
+Inputs = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+"""What K models see of images ``(K, B)``, by generators of their views: ``(K, B, C, H, W)``."""
 
 
 def initial_parameters(
@@ -92,7 +96,7 @@ def fit(
     models = 1 if stack.form == "loop" else len(theta_KP)
     device = theta_KP.device
     train = Images(train.pixels_NCHW.to(device), train.labels_N.to(device))
-    inputs = _inputs(train.pixels_NCHW, normalise, recipe)
+    inputs = _inputs(train.pixels_NCHW, normalise, recipe.augmentation)
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
@@ -151,13 +155,10 @@ def _fit_together(
     return torch.stack(snapshots_SKP)
 
 
-Inputs = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-"""What K models see of images ``(K, B)``, by generators of their views: ``(K, B, C, H, W)``."""
-
-
-def _inputs(pixels_NCHW: Tensor, normalise: Callable[[Tensor], Tensor], recipe: Recipe) -> Inputs:
+def _inputs(
+    pixels_NCHW: Tensor, normalise: Callable[[Tensor], Tensor], augmentation: Augmentation
+) -> Inputs:
     """Normalised views; where every view is the image itself they are normalised once for all."""
-    augmentation = recipe.augmentation
     if augmentation.shows_images_as_they_are and 4 * pixels_NCHW.numel() <= NORMALISED_BYTES:
         normalised_NCHW = normalise(pixels_NCHW)
         return lambda index_KB, generators: _rows(normalised_NCHW, index_KB)

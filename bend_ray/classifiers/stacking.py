@@ -64,7 +64,6 @@ class Stack(nn.Module):
     ) -> None:
         super().__init__()
         self._module = module.requires_grad_(False)
-        self._training_chain = for_training(module)
         self._layout = layout
         self.form = form
         self._base = dict(base or {})
@@ -127,7 +126,8 @@ class Stack(nn.Module):
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}
-        stacked = vmap(self._one, in_dims=(0, None if shared else 0), randomness="different")
+        one = partial(self._one, self._module)
+        stacked = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
         logits_KBC: Tensor = stacked(state, _by_pixel(images) if self._base else images)
         for name, buffer in running.items():
             buffer.copy_(state[name])
@@ -160,6 +160,10 @@ class Stack(nn.Module):
         )
 
     @cached_property
+    def _training_chain(self) -> nn.Module:
+        return for_training(self._module)
+
+    @cached_property
     def _inference(self) -> Inference:
         return Inference(self._module, self._base)
 
@@ -179,11 +183,11 @@ class Stack(nn.Module):
             state |= running
             batch = _by_pixel(images if shared else images[k])
             with nullcontext() if seeds_K is None else _seeded(seeds_K[k], batch.device):
-                logits_KBC.append(functional_call(module, self._base | state, (batch,)))
+                logits_KBC.append(self._one(module, state, batch))
         return torch.stack(logits_KBC)
 
-    def _one(self, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        logits_BC: Tensor = functional_call(self._module, self._base | state, (batch,))
+    def _one(self, module: nn.Module, state: dict[str, Tensor], batch: Tensor) -> Tensor:
+        logits_BC: Tensor = functional_call(module, self._base | state, (batch,))
         return logits_BC
 
     def _state(

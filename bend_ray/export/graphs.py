@@ -38,6 +38,7 @@ _CHANNEL_BY_CHANNEL = ("Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "B
 
 _PIXELS = "normalised"
 _MEMBER_LOGITS = "member_logits"
+_LOG_SHARES, _COOLED = "log_shares", "cooled"
 
 
 def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
@@ -212,8 +213,10 @@ class _Builder:
         first = _first_layer(self.member.graph, self.state_K)
         seen = self._together(first) if first else {INPUT: [_PIXELS] * len(self)}
         rest = self.member.graph.node[len(first) :]
+        read = {name for node in rest for name in node.input}
+        own = [name for name in self.names if name in read]
         logits = [
-            self._one(k, rest, {name: parts[k] for name, parts in seen.items()})
+            self._one(k, rest, own, {name: parts[k] for name, parts in seen.items()})
             for k in range(len(self))
         ]
         # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
@@ -244,14 +247,13 @@ class _Builder:
             self.nodes.append(helper.make_node("Split", [renamed[output]], parts, **split))
         return {output: [f"m{k}.{output}" for k in range(len(self))]}
 
-    def _one(self, k: int, nodes: Iterable[onnx.NodeProto], seen: Mapping[str, str]) -> str:
+    def _one(
+        self, k: int, nodes: Iterable[onnx.NodeProto], own: Iterable[str], seen: Mapping[str, str]
+    ) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
         renamed = {name: name for name in shared} | dict(seen)
-        nodes = list(nodes)
-        used = {name for node in nodes for name in node.input}
-        for name in self.names:
-            if name in used:
-                renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
+        for name in own:
+            renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
         for node in nodes:
             self._copy(node, renamed, f"m{k}")
         return f"m{k}.{LOGITS}"
@@ -290,16 +292,21 @@ class _Builder:
             counted = self._summed(exact, self._double(self._one_hot(CHOICES)), "counted")
             shares_BC = self.node("Div", [counted, whole], "shares")
         self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
-        logs_BC = own_logs_BC = self._log(shares_BC, "log_shares", np.float64)
-        if (cooled_BC := self._tempered(shares_BC, logs_BC, np.float64)) is not None:
-            own_logs_BC = self.node("LogSoftmax", [cooled_BC], "log_probabilities", axis=-1)
+        self._tempered(shares_BC, np.float64)
+        if self.card.temperature == 1.0:
+            logs_BC = own_logs_BC = self._log(shares_BC, _LOG_SHARES, np.float64)
+        else:
+            logs_BC = _LOG_SHARES
+            own_logs_BC = self.node("LogSoftmax", [_COOLED], "log_probabilities", axis=-1)
         # Never negative but for rounding.
         self.node("Relu", [self._entropy(PROBABILITIES, own_logs_BC)], ENTROPY)
         # Of probabilities that are the members' mean, it is known.
         if self.card.counts_votes:
             all_B = self._entropy(mean_BC, self._log(mean_BC, "log_mean", np.float64))
+        elif self.card.temperature != 1.0:
+            all_B = self._entropy(mean_BC, logs_BC)
         else:
-            all_B = self._entropy(mean_BC, logs_BC) if cooled_BC else ENTROPY
+            all_B = ENTROPY
         own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
         self.node("Relu", [self.node("Sub", [all_B, own_B], "disagreement")], INFORMATION)
 
@@ -325,16 +332,14 @@ class _Builder:
         least = self.tensor(f"{output}.least", SMALLEST_PROBABILITY, dtype)
         return self.node("Log", [self.node("Max", [probs, least], f"{output}.clipped")], output)
 
-    def _tempered(self, probs_BC: str, logs_BC: str | None, dtype: type[np.floating]) -> str | None:
-        """The bag's shares become its probabilities; of what a softmax, if a temperature is set."""
+    def _tempered(self, shares_BC: str, dtype: type[np.floating]) -> None:
+        """The bag's shares become its probabilities: where there is a temperature, a softmax."""
         if self.card.temperature == 1.0:
-            self.node("Identity", [probs_BC], PROBABILITIES)
-            return None
-        logs_BC = logs_BC or self._log(probs_BC, "log_shares", dtype)
+            self.node("Identity", [shares_BC], PROBABILITIES)
+            return
         temperature = self.tensor("temperature", self.card.temperature, dtype)
-        cooled = self.node("Div", [logs_BC, temperature], "cooled")
-        self.node("Softmax", [cooled], PROBABILITIES, axis=-1)
-        return cooled
+        self.node("Div", [self._log(shares_BC, _LOG_SHARES, dtype), temperature], _COOLED)
+        self.node("Softmax", [_COOLED], PROBABILITIES, axis=-1)
 
     def vote(self) -> None:
         """From every member's logits to the answer of the bag."""
@@ -346,8 +351,7 @@ class _Builder:
         shares_1K = self.tensor("vote_shares", [self.card.weights])
         mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
         axis = self.tensor("member_axis", [1], np.int64)
-        shares_BC = self.node("Squeeze", [mean_B1C, axis], "shares")
-        self._tempered(shares_BC, None, np.float32)
+        self._tempered(self.node("Squeeze", [mean_B1C, axis], "shares"), np.float32)
 
     def _one_hot(self, choices: str) -> str:
         depth = self.tensor("num_classes", len(self.card.class_names), np.int64)

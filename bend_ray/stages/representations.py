@@ -254,12 +254,12 @@ def _shards(seeds: Artifact) -> ray.data.Dataset:
     names = shard_names(seeds)
     models = sum(file.rows or 0 for file in seeds.manifest().files)
     blocks = -(-4 * models * read_format(seeds).num_parameters // BLOCK_BYTES)
-    shards = [part.tolist() for part in np.array_split(range(len(names)), min(blocks, len(names)))]
+    groups = np.array_split(names, min(blocks, len(names)))
 
     def read(tasks: dict[str, NDArray[np.int64]]) -> pa.Table:
-        (first,), (last,) = tasks["first"], tasks["last"]
-        return read_table(seeds, names[first : last + 1])
+        (group,) = tasks["group"]
+        return read_table(seeds, groups[group].tolist())
 
-    tasks = [{"first": part[0], "last": part[-1]} for part in shards]
+    tasks = [{"group": group} for group in range(len(groups))]
     dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks))
     return dataset.map_batches(read, batch_size=1)

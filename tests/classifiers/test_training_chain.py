@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -78,7 +79,7 @@ def parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("build", [lambda: lenet(8), nested, repeated])
-def test_pooling_first_and_in_place_changes_no_bit(build) -> None:
+def test_pooling_first_and_in_place_changes_no_bit(build: Callable[[], nn.Module]) -> None:
     torch.manual_seed(0)
     module = build()
     logits, gradients = outcome(module, parameters(module))
