@@ -79,11 +79,11 @@ def _chosen(
     from bend_ray.artifacts.store import Store
     from bend_ray.config_file import load_config
     from bend_ray.export.newest import newest_config
-    from bend_ray.plan import plan
+    from bend_ray.plan import identified, plan
 
     store = Store(store_uri)
     named = file is not None or bool(overrides)
-    config = load_config(file, overrides) if named else newest_config(store)
+    config = identified(load_config(file, overrides)) if named else newest_config(store)
     chosen = plan(config, store)
     # What is wrong with it, or that it is missing, is told by whoever reads it.
     manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)

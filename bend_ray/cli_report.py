@@ -39,7 +39,7 @@ def report(
     """
     from bend_ray.artifacts.store import Store
     from bend_ray.config_file import load_config
-    from bend_ray.plan import plan
+    from bend_ray.plan import identified, plan
     from bend_ray.repeats import repeats_of
     from bend_ray.report import runs as stored
     from bend_ray.report.location import default_output, output_directory
@@ -49,7 +49,8 @@ def report(
     if file is None and not overrides and repeats == 1:
         runs = stored.newest(stored.grouped(stored.stored_runs(held)))
     else:
-        plans = [plan(each, held) for each in repeats_of(load_config(file, overrides), repeats)]
+        config = identified(load_config(file, overrides))
+        plans = [plan(each, held) for each in repeats_of(config, repeats)]
         runs = [stored.read_run(held, each.evaluation.fingerprint) for each in plans]
     fingerprints = [run.fingerprint for run in runs]
     where = output_directory(output) if output else default_output(held, fingerprints)

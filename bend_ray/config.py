@@ -36,7 +36,7 @@ from bend_ray.generation.rivals import (
 from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.optim import AdamW, Training
 from bend_ray.resources import ActorResources, Resources, TrainResources
-from bend_ray.spec import Addition, Spec, says_nothing, variants
+from bend_ray.spec import Addition, Spec, is_incidental, says_nothing, variants
 
 MOST_MODELS = 1_000_000
 """Of a population: a driver needs 4 ms of CPU for a piece of work."""
@@ -439,7 +439,7 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
 
 
 def identity(spec: Spec) -> dict[str, Any]:
-    """What decides a spec's result: its JSON without ``Resources``, ``Probes``, unset additions.
+    """What decides a spec's result: its JSON without what is ``Incidental`` and unset additions.
 
     >>> "resources" in identity(SeedsSection())
     False
@@ -447,7 +447,9 @@ def identity(spec: Spec) -> dict[str, Any]:
     return {
         name: _plain(value)
         for name, value in spec
-        if not isinstance(value, Resources | Probes) and not says_nothing(spec, name)
+        if not isinstance(value, Resources | Probes)
+        and not is_incidental(type(spec), name)
+        and not says_nothing(spec, name)
     }
 
 

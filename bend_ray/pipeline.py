@@ -13,7 +13,7 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.log import duration
-from bend_ray.plan import STAGES, Plan, plan
+from bend_ray.plan import STAGES, Plan, identified, plan
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +40,7 @@ def run(
         BendError: what the user can mend; what was finished is kept.
     """
     store = Store(store_uri)
+    config = identified(config)
     artifacts = plan(config, store)
     missing = [s for s in STAGES[: STAGES.index(until) + 1] if not artifacts[s].exists()]
     if not missing:
@@ -152,7 +153,7 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
     Raises:
         BendError: the store cannot be read, or holds a broken artifact.
     """
-    for artifact in plan(config, Store(store_uri)):
+    for artifact in plan(identified(config), Store(store_uri)):
         stage = artifact.stage
         if artifact.exists():
             cost = artifact.manifest().cost

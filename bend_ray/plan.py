@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.classifiers.datasets import Located
 from bend_ray.config import PipelineConfig, identity
 
 STAGE_VERSIONS = {
@@ -47,13 +48,31 @@ class Plan:
         return (getattr(self, field.name) for field in fields(self))
 
 
+def identified(config: PipelineConfig) -> PipelineConfig:
+    """A config whose data set knows what tells its content from any other's.
+
+    Raises:
+        DataError: its files cannot be read.
+    """
+    return config.model_copy(update={"dataset": config.dataset.identified()})
+
+
 def plan(config: PipelineConfig, store: Store) -> Plan:
-    """Where each stage of ``config`` leaves its result in ``store``."""
+    """Where each stage of a config leaves its result in ``store``.
+
+    Args:
+        config: from ``identified``, as the same words may mean other data tomorrow.
+        store: of the artifacts.
+    """
+    given = {"dataset": config.dataset.model_dump(mode="json")}
 
     def artifact(stage: str, decides: dict[str, object], *inputs: Artifact) -> Artifact:
-        return store.artifact(stage, STAGE_VERSIONS[stage], decides, inputs)
+        return store.artifact(stage, STAGE_VERSIONS[stage], decides, inputs, given)
 
-    whole = identity(config)
+    whole, test = identity(config), {}
+    if isinstance(config.dataset, Located):
+        assert config.dataset.content.test is not None, "expected a config from identified()"
+        test = {"test": whole["dataset"]["content"].pop("test")}
     seed = {"seed": config.seed}
     decides = {name: whole[name] for name in ("dataset", "parameters", "seeds")}
     seeds = artifact("seeds", seed | decides)
@@ -61,5 +80,6 @@ def plan(config: PipelineConfig, store: Store) -> Plan:
     latents = artifact("latents", {"latents": whole["latents"]}, seeds, autoencoder)
     generator = artifact("generator", seed | {"generator": whole["generator"]}, latents)
     samples = artifact("samples", seed | {"samples": whole["samples"]}, autoencoder, generator)
-    evaluation = artifact("evaluation", seed | {"evaluation": whole["evaluation"]}, seeds, samples)
+    scored = seed | {"evaluation": whole["evaluation"]} | test
+    evaluation = artifact("evaluation", scored, seeds, samples)
     return Plan(seeds, autoencoder, latents, generator, samples, evaluation)

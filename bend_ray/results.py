@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from bend_ray.ensemble.votes import TEMPERATURE_RANGE, is_at_an_end
 from bend_ray.log import duration
 from bend_ray.masking import masked
 from bend_ray.plan import Plan
@@ -97,7 +98,21 @@ def temperatures(results: Sequence[dict[str, Any]]) -> str:
     if None in found:
         return ""
     ends = dict.fromkeys(f"{end:.2f}" for end in (min(found), max(found)))
-    return _at_temperatures(" to ".join(ends))
+    return _at_temperatures(" to ".join(ends)) + _unfixed(results)
+
+
+def _unfixed(results: Sequence[dict[str, Any]]) -> str:
+    """Whose temperature the validation images do not fix."""
+    bags = [("bag", result["bag"]) for result in results]
+    bags += [item for result in results for item in result["rivals"].items()]
+    names = {name.replace("_", " ") for name, bag in bags if is_at_an_end(bag["temperature"])}
+    if not names:
+        return ""
+    low, high = TEMPERATURE_RANGE
+    return (
+        f" Validation images do not fix that of {', '.join(sorted(names))}: it is at an end of its "
+        f"range, {low:g} to {high:g}."
+    )
 
 
 def _at_temperatures(ours: str) -> str:

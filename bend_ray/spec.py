@@ -34,6 +34,29 @@ class Spec(BaseModel):
     )
 
 
+class Incidental:
+    """Marks a field that changes no result, as where a file is found: no part of an identity."""
+
+
+def is_incidental(spec: type[Spec], name: str) -> bool:
+    """Whether a field is marked as ``Incidental``, as a whole or in a union.
+
+    >>> class A(Spec):
+    ...     root: Annotated[str, Incidental()] | None = None
+    ...     size: int = 0
+    >>> [is_incidental(A, name) for name in ("root", "size")]
+    [True, False]
+    """
+    field = spec.model_fields[name]
+    marks = [*field.metadata]
+    waiting = [field.annotation]
+    while waiting:
+        annotation = waiting.pop()
+        marks += getattr(annotation, "__metadata__", ())
+        waiting += get_args(annotation)
+    return any(isinstance(mark, Incidental) for mark in marks)
+
+
 @dataclass(frozen=True)
 class Addition:
     """Marks a field that came after artifacts had been made: ``Annotated[int, Addition()]``.

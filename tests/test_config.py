@@ -87,12 +87,26 @@ OTHERS = {
     "cyclic": "constant",
     "constant": "cyclic",
     "resnet18": "resnet34",
+    "white": "black",
+    "tell": "refuse",
 }
 OTHER_THAN_NULL = {
     "dataset.mode": "grey",
     "samples.annealing.fraction": 0.25,
     "seeds.architecture.weights": "IMAGENET1K_V1",
-} | {f"dataset.{name}": "elsewhere" for name in ("train", "validation", "test", "root")}
+    "dataset.class_names": ["cat", "dog"],
+} | {
+    f"dataset.{name}": "elsewhere"
+    for name in (
+        *("train", "validation", "test", "root"),
+        *("content.train", "content.validation", "content.test"),
+    )
+}
+
+INCIDENTAL = {
+    f"dataset.{name}" for name in ("train", "validation", "test", "root", "download", "duplicates")
+}
+"""Knobs that say where something is found, or what is told of it."""
 
 
 def another(value: Any, path: str = "") -> Any:
@@ -118,7 +132,8 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
         changed = rival | {name: another(knob.default, knob.path)}
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
     else:
-        base = choosing(section, knob.kind) if knob.kind else FITS_ALL
+        axis = section.removesuffix(".content")
+        base = choosing(axis, knob.kind) if knob.kind else FITS_ALL
         base = [*base, *COMPANIONS.get(knob.path, [])]
         varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
     return [load_config(None, overrides) for overrides in varied]
@@ -130,7 +145,7 @@ def with_latent_size(size: int) -> AutoencoderSection:
 
 def decides(knob: Knob) -> bool:
     of_no_result = {"resources", "probes", "tracking"} & set(knob.path.split("."))
-    return not of_no_result and knob.path not in SECTIONS
+    return not of_no_result and knob.path not in SECTIONS | INCIDENTAL
 
 
 def test_the_default_config_is_valid_and_small() -> None:
@@ -154,6 +169,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.architecture.norm",
         "seeds.protocol.rate",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
+        *("dataset.background", "dataset.duplicates"),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
     }
     inside_training = {
@@ -197,6 +213,17 @@ def test_each_variant_has_its_own_identity(path: str) -> None:
 def test_every_knob_that_decides_a_result_is_in_the_identity(knob: Knob) -> None:
     first, second = map(identity, with_and_without(knob))
     assert first != second
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [knob for knob in knobs() if knob.path in INCIDENTAL],
+    ids=lambda knob: f"{knob.path}-{knob.kind}",
+)
+def test_where_something_is_found_is_no_part_of_the_identity(knob: Knob) -> None:
+    first, second = with_and_without(knob)
+    assert first != second
+    assert identity(first) == identity(second)
 
 
 def test_identity_holds_no_resources_at_any_depth() -> None:

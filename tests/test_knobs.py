@@ -32,7 +32,10 @@ def active(knob: Knob) -> bool:
     *parents, name = knob.path.split(".")
     if parents == ["evaluation", "rivals"]:
         return False
-    place = held(PipelineConfig(), ".".join(parents)) if parents else PipelineConfig()
+    try:
+        place = held(PipelineConfig(), ".".join(parents)) if parents else PipelineConfig()
+    except AttributeError:
+        return False
     return name in type(place).model_fields and knob.kind in ("", getattr(place, "kind", ""))
 
 

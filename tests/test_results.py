@@ -11,6 +11,7 @@ import pytest
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config import PipelineConfig
+from bend_ray.ensemble.votes import TEMPERATURE_RANGE
 from bend_ray.errors import StoreError
 from bend_ray.plan import STAGES, Plan, plan
 from bend_ray.results import result, table
@@ -135,10 +136,19 @@ def test_a_deep_ensemble_that_was_cut_short_says_so() -> None:
 
 def test_temperatures_are_told_where_they_were_fitted() -> None:
     said = whole_result()
-    said["bag"]["temperature"] = 0.814
+    for scores in (said["bag"], *said["rivals"].values()):
+        scores["temperature"] = 0.814
     assert "fitted on validation images" in sections(table(said))[0][-1]
     assert sections(table(said))[0][-1].endswith("the bag's is 0.81.")
     assert "temperature" not in table(whole_result())
+
+
+def test_a_temperature_that_validation_images_do_not_fix_is_told() -> None:
+    said = whole_result()
+    for scores in (said["bag"], *said["rivals"].values()):
+        scores["temperature"] = 0.5
+    said["bag"]["temperature"] = TEMPERATURE_RANGE[0]
+    assert "do not fix that of bag: it is at an end of its range, 0.1 to 100." in table(said)
 
 
 def test_a_rival_whose_nll_is_not_a_number_comes_last() -> None:

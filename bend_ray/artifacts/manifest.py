@@ -86,6 +86,8 @@ class Manifest(_Record):
     fingerprint: str
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     identity: dict[str, Any]
+    given: dict[str, Any] = {}
+    """What was asked for besides and decides nothing, as where the data set was found."""
     inputs: list[ManifestInput]
     compared_with: list[ManifestInput] = []
     """Artifacts whose figures it shows beside those of its inputs."""

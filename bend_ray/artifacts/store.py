@@ -77,6 +77,7 @@ class Store:
         version: int,
         identity: Mapping[str, Any],
         inputs: Sequence[Artifact] = (),
+        given: Mapping[str, Any] | None = None,
     ) -> Artifact:
         """The artifact, made or not, of a stage asked with ``identity`` about ``inputs``.
 
@@ -85,6 +86,7 @@ class Store:
             version: the stage's version; raising it makes every artifact of the stage anew.
             identity: JSON of everything that decides the content (not where it is computed).
             inputs: the artifacts it is made from.
+            given: JSON that its manifest notes, and that decides nothing.
 
         Raises:
             ValueError: ``identity`` holds a NaN.
@@ -98,7 +100,7 @@ class Store:
         }
         canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
         fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-        return Artifact(self, stage, version, identity, tuple(inputs), fingerprint)
+        return Artifact(self, stage, version, identity, tuple(inputs), fingerprint, given)
 
     def directory(self, stage: str, name: str) -> Directory:
         """The directory ``{store}/{stage}/{name}``, there or not."""
@@ -190,6 +192,7 @@ class Artifact(Directory):
         identity: Mapping[str, Any],
         inputs: tuple[Artifact, ...],
         fingerprint: str,
+        given: Mapping[str, Any] | None = None,
     ) -> None:
         where = store.directory(stage, fingerprint)
         super().__init__(where.filesystem, where.path, where.uri)
@@ -199,10 +202,11 @@ class Artifact(Directory):
         self.identity = identity
         self.inputs = inputs
         self.fingerprint = fingerprint
+        self.given = given or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        given = (self.store, self.stage, self.version, self.identity, self.inputs)
-        return Artifact, (*given, self.fingerprint)
+        asked = (self.store, self.stage, self.version, self.identity, self.inputs)
+        return Artifact, (*asked, self.fingerprint, self.given)
 
     def exists(self) -> bool:
         """Whether it is committed: the manifest reads, every file it lists is there, whole.
@@ -277,6 +281,7 @@ class Artifact(Directory):
             stage_version=self.version,
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
+            given=dict(self.given),
             inputs=_named(self.inputs),
             compared_with=_named(compared_with),
             files=self._measured(files, rows or {}),

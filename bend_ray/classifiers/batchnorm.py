@@ -11,9 +11,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bend_ray.classifiers.stacking import Stack
+from bend_ray.errors import DataError
+
+
+@torch.no_grad()
+def check_batches(module: nn.Module, image_shape: tuple[int, int, int], smallest: int) -> None:
+    """Show a network the smallest batch that it will be trained on.
+
+    Args:
+        module: is left as it is.
+        image_shape: channels, height and width.
+        smallest: images of it.
+
+    Raises:
+        DataError: its norms have but one value a channel there, and nothing to divide by.
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    training = module.training
+    device = next(module.parameters()).device
+    try:
+        with torch.random.fork_rng(devices=[]):
+            module.train()(torch.zeros(smallest, *image_shape, device=device))
+    except ValueError as error:
+        raise DataError(
+            f"expected batches that the network's norms can be trained on, got one of {smallest} "
+            f"at {image_shape[1]}x{image_shape[2]} pixels ({str(error).splitlines()[0]}); raise "
+            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger images, "
+            "or a network without BatchNorm"
+        ) from None
+    finally:
+        module.train(training)
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
 
 
 @torch.no_grad()

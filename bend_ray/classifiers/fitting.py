@@ -42,13 +42,12 @@ def initial_parameters(
 
 
 def batch_order(
-    num_images: int, batch_size: int, num_steps: int, bootstrap: bool, generator: torch.Generator
+    batch_sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
 ) -> list[Tensor]:
     """Image indices of each step: a fresh permutation of the (re)sample every epoch.
 
     Args:
-        num_images: N.
-        batch_size: B; an epoch's last batch is what is left.
+        batch_sizes: images of each step of an epoch; they sum to N.
         num_steps: T.
         bootstrap: permute N images drawn with replacement, once, instead of all N.
         generator: the model's own.
@@ -56,6 +55,7 @@ def batch_order(
     Returns:
         T index tensors.
     """
+    num_images = sum(batch_sizes)
     sample = (
         torch.randint(num_images, (num_images,), generator=generator)
         if bootstrap
@@ -64,7 +64,7 @@ def batch_order(
     steps: list[Tensor] = []
     while len(steps) < num_steps:
         epoch = sample[torch.randperm(num_images, generator=generator)]
-        steps.extend(torch.split(epoch, batch_size))
+        steps.extend(torch.split(epoch, list(batch_sizes)))
     return steps[:num_steps]
 
 
@@ -118,8 +118,9 @@ def _fit_together(
     """``fit`` of models that take every step together, on their device."""
     num_images, device = len(labels_N), theta_KP.device
     num_steps = recipe.num_steps(stretch.epochs, num_images)
+    batch_sizes = recipe.batch_sizes(num_images)
     orders = [
-        batch_order(num_images, recipe.batch_size, num_steps, stretch.bootstrap, generator)
+        batch_order(batch_sizes, num_steps, stretch.bootstrap, generator)
         for generator in generators
     ]
     view_generators = [_view_generator(generator) for generator in generators]

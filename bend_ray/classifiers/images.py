@@ -12,15 +12,31 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from bend_ray.errors import DataError
 from bend_ray.lazy import torch
+from bend_ray.spec import Spec
 
 MIN_STD = 1e-6
+
+
+class Decoding(Spec):
+    """How a picture file becomes pixels, in what files leave open; see ``decoding.pixels_of``."""
+
+    background: Literal["white", "black"] = "white"
+    """What transparent parts are laid on; most programs show them on white."""
+    resampling: Literal["bilinear", "box"] = "bilinear"
+    """Filter that resizes, antialiased; box averages whole areas where it shrinks."""
+    pixel_max: Annotated[int, Field(ge=1, le=255)] = 255
+    """Value of white: pixels are scaled from 255 to it."""
+
+
+PLAIN = Decoding()
 
 
 @dataclass(frozen=True)
@@ -54,12 +70,14 @@ class ImageDataset:
         validation: what models and members are chosen by.
         class_names: one name a class; their number is the number of logits.
         load_test: reads the test part when ``test`` is first asked for.
+        decoding: how files of such images are read.
     """
 
     train: Images
     validation: Images
     class_names: tuple[str, ...]
     load_test: Callable[[], Images]
+    decoding: Decoding = PLAIN
 
     @cached_property
     def test(self) -> Images:

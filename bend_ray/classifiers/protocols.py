@@ -36,9 +36,25 @@ class Recipe(Spec):
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Addition()] = 0.0
     """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
 
+    def batch_sizes(self, num_images: int) -> list[int]:
+        """Images of each step of a pass; the last batch is what is left.
+
+        One image that is left alone joins the batch before: BatchNorm cannot normalise it.
+
+        >>> [Recipe(batch_size=4).batch_sizes(count) for count in (8, 9, 10)]
+        [[4, 4], [4, 5], [4, 4, 2]]
+        """
+        sizes = [self.batch_size] * (num_images // self.batch_size)
+        left = num_images % self.batch_size
+        if left == 1 and sizes:
+            sizes[-1] += left
+        elif left:
+            sizes.append(left)
+        return sizes
+
     def num_steps(self, epochs: float, num_images: int) -> int:
-        """Optimizer steps of ``epochs`` passes; the last batch of a pass may be small."""
-        return round(epochs * -(-num_images // self.batch_size))
+        """Optimizer steps of ``epochs`` passes."""
+        return round(epochs * len(self.batch_sizes(num_images)))
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
-"""Labelled images as torchvision finds them: folders of classes, and the sets it knows by name."""
+"""Labelled images of the sets that torchvision knows by name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torchvision.datasets
 from numpy.typing import NDArray
-from PIL import Image
 
-from bend_ray.classifiers.decoding import OpenImage, Source, open_bytes
+from bend_ray.classifiers.decoding import Encoded
+from bend_ray.classifiers.files import Part
+from bend_ray.classifiers.sources import Source
 from bend_ray.errors import DataError
-
-Part = Literal["train", "validation", "test"]
 
 TRAIN_TEST: dict[Part, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
 SPLITS: dict[Part, dict[str, Any]] = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -30,59 +29,12 @@ PARTS: dict[str, dict[Part, dict[str, Any]]] = {
     "Food101": SPLITS,
 }
 """What each set's class takes for each of its parts."""
-
-
-def open_folder(path: Path, class_names: tuple[str, ...] | None = None) -> Source:
-    """The images of ``path/<class>/*``, at any depth below a class.
-
-    Args:
-        path: the folder of one part.
-        class_names: those of the training part; None to take the folders' names in their order.
-
-    Raises:
-        DataError: no such folder, no images in a class, or a class the training part lacks.
-    """
-    require_folder(path)
-    try:
-        folder = torchvision.datasets.ImageFolder(str(path), allow_empty=class_names is not None)
-    except (FileNotFoundError, OSError) as error:
-        raise DataError(
-            f"dataset: expected {path} to hold a folder of images for each class; "
-            f"{str(error).partition(chr(10))[0]}"
-        ) from None
-    names = class_names or tuple(folder.classes)
-    if unknown := [name for name in folder.classes if name not in names]:
-        raise DataError(
-            f"dataset: expected the classes of the training part in {path}, got {unknown[0]} "
-            f"besides; its classes are {', '.join(names[:10])}"
-        )
-    if not folder.samples:
-        raise DataError(f"dataset: expected images in {path}, got none")
-    numbers = np.array([names.index(name) for name in folder.classes], dtype=np.int64)
-    labels_N = numbers[[label for _, label in folder.samples]]
-    return Source(labels_N, names, partial(_read_files, [file for file, _ in folder.samples]))
-
-
-def require_folder(path: Path) -> None:
-    """Refuse what is no folder.
-
-    Raises:
-        DataError: with what was expected there.
-    """
-    if not path.is_dir():
-        raise DataError(
-            f"dataset: expected a folder {path} that holds a folder of images for each class, "
-            "got none; check dataset.root"
-        )
-
-
-def _read_files(files: Sequence[str], rows: NDArray[np.int64]) -> Iterator[tuple[str, OpenImage]]:
-    for row in rows.tolist():
-        yield f"{files[row]} (row {row})", partial(_open_file, files[row])
-
-
-def _open_file(file: str) -> Image.Image:
-    return open_bytes(Path(file).read_bytes())
+SETS_OF_FILES = {
+    "Flowers102": "_image_files",
+    "OxfordIIITPet": "_images",
+    "Food101": "_image_files",
+}
+"""Where those that consist of picture files name them."""
 
 
 def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Source:
@@ -105,7 +57,9 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
         raise DataError(
             f"dataset {name}: expected torchvision's files below {root} ({reason}); {advice}"
         ) from None
-    return Source(_labels(images), _class_names(images), partial(_read_items, name, part, images))
+    where = partial("{} {} row {}".format, name, part)
+    read = partial(_read_items, where, images, getattr(images, SETS_OF_FILES.get(name, ""), None))
+    return Source(_labels(images), _class_names(images), True, read, where)
 
 
 def _labels(images: Any) -> NDArray[np.int64]:
@@ -123,12 +77,11 @@ def _class_names(images: Any) -> tuple[str, ...]:
 
 
 def _read_items(
-    name: str, part: str, images: Any, rows: NDArray[np.int64]
-) -> Iterator[tuple[str, OpenImage]]:
+    where: Callable[[int], str],
+    images: Any,
+    files: Sequence[Path] | None,
+    rows: NDArray[np.int64],
+) -> Iterator[tuple[str, Encoded]]:
     for row in rows.tolist():
-        yield f"{name} {part} row {row}", partial(_item, images, row)
-
-
-def _item(images: Any, row: int) -> Image.Image:
-    image: Image.Image = images[row][0]
-    return image
+        # Torchvision's own way from file to pixels drops transparency and orientation.
+        yield where(row), images[row][0] if files is None else Path(files[row]).read_bytes()

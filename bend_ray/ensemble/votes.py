@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TEMPERATURE_RANGE = (0.1, 100.0)
 """Where a temperature is sought: a bag without a validation error would ask for zero."""
+_NEAR = 1e-3
 _CLOSE = 1e-10
 """A step of so small a share is the last."""
 _MOST_STEPS = 64
@@ -141,6 +142,12 @@ def fit_temperature(probs_NC: Tensor, labels_N: Tensor) -> float:
         if abs(sharpness - before) <= _CLOSE * sharpness:
             break
     return 1 / sharpness
+
+
+def is_at_an_end(temperature: float) -> bool:
+    """Whether a fitted temperature is where its range ends: the examples do not say what it is."""
+    low, high = TEMPERATURE_RANGE
+    return not low * (1 + _NEAR) < temperature < high * (1 - _NEAR)
 
 
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:

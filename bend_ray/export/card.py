@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.classifiers.architectures import Architecture
+from bend_ray.classifiers.images import Decoding
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError
 from bend_ray.filesystems import resolve, store_errors
@@ -53,8 +54,8 @@ class Card(Spec):
     """Of each channel of the training images, on the scale 0 to 255."""
     pixel_std: tuple[PositiveFloat, ...]
     """Its standard deviation."""
-    pixel_max: Annotated[int, Field(ge=1, le=255)] = 255
-    """The brightest value pixels have; pictures, which go to 255, are scaled to it."""
+    decoding: Decoding = Decoding()
+    """How a picture file becomes the pixels that the members were trained on."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """One a class, in the order of the probabilities."""
     vote: Vote

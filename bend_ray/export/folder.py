@@ -16,7 +16,6 @@ from torch import Tensor
 
 from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
-from bend_ray.classifiers.images import ImageDataset
 from bend_ray.config import PipelineConfig
 from bend_ray.ensemble.votes import Vote, WeightedVote
 from bend_ray.errors import ConfigError, StoreError
@@ -34,7 +33,6 @@ GUIDE, ONNX, TORCH = "README.md", "bag.onnx", "bag.pt2"
 _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH})
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
-DARK = 127
 
 
 def export_bag(
@@ -112,7 +110,7 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         image_shape=dataset.image_shape,
         pixel_mean=tuple(mean.flatten().tolist()),
         pixel_std=tuple(std.flatten().tolist()),
-        pixel_max=_pixel_max(dataset),
+        decoding=dataset.decoding,
         class_names=dataset.class_names,
         vote=config.evaluation.vote,
         members=tuple(member_facts(plan, rows)[0]),
@@ -125,12 +123,6 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         temperature = fitted_temperature(card, state_K, dataset.validation)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
-
-
-def _pixel_max(dataset: ImageDataset) -> int:
-    """255, unless the images are clearly on a scale of their own, as digits are on one to 16."""
-    brightest = int(dataset.train.pixels_NCHW.max())
-    return 255 if brightest > DARK else max(1, brightest)
 
 
 def _evaluated(plan: Plan) -> dict[str, Any]:

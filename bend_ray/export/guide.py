@@ -27,6 +27,41 @@ stacked, a leading dimension of {size} each. Nothing here is pickled. Where a fi
 name with `.data` is beside a program, keep the two together.
 """
 
+_PICTURE = """
+## An image file as input
+
+As training and `bend serve` read it, with Pillow and numpy alone: turned as EXIF says, transparency
+laid on {background}, converted, the centred part of the right proportions resized.
+
+```python
+import io
+from pathlib import Path
+import numpy as np
+from PIL import Image, ImageOps
+
+def pixels_of(path):
+    image = Image.open(io.BytesIO(Path(path).read_bytes()))
+    image.load()
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits of grey
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "{background}"), image)
+    image = image.convert("{mode}")
+    if image.size != ({width}, {height}):
+{method}        image = ImageOps.fit(image, ({width}, {height}), method=method)
+    pixels = np.asarray(image).reshape({height}, {width}, {channels}).transpose(2, 0, 1)
+    return np.rint(pixels * ({pixel_max} / 255)).astype(np.uint8)
+```
+"""
+
+_METHODS = {
+    "bilinear": "        method = Image.Resampling.BILINEAR\n",
+    "box": "        shrinks = image.width >= {width} and image.height >= {height}\n"
+    "        method = Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR\n",
+}
+
 _ONNX = """
 ## ONNX
 
@@ -137,9 +172,18 @@ def guide(card: Card, programs: Sequence[str]) -> str:
         classes=", ".join(card.class_names),
         classes_count=len(card.class_names),
         temperature=card.temperature,
-        pixel_max=card.pixel_max,
+        pixel_max=card.decoding.pixel_max,
         **shape,
     )
+    if channels in (1, 3):
+        decoding = card.decoding
+        text += _PICTURE.format(
+            background=decoding.background,
+            mode="L" if channels == 1 else "RGB",
+            method=_METHODS[decoding.resampling].format(**shape),
+            pixel_max=decoding.pixel_max,
+            **shape,
+        )
     if "bag.onnx" in programs:
         text += _ONNX.format(**shape)
     if "bag.pt2" in programs:

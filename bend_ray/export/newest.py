@@ -57,7 +57,10 @@ def _config(store: Store, newest: Manifest) -> PipelineConfig | None:
                 if before is None:
                     return None
                 waiting.append(before)
+    # An input may have been made when the test part was another.
+    identity["dataset"] = newest.given["dataset"]
     identity["samples"] = unsaid(SamplesSection) | identity["samples"]
+    identity.pop("test", None)
     try:
         return PipelineConfig.model_validate_json(json.dumps(identity))
     except ValidationError:

@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 from bend_ray.export.card import Card
-from bend_ray.serve.pictures import pixels_of
+from bend_ray.serve.pictures import MEDIA_TYPES, pixels_of
 from bend_ray.serve.queries import Question, parse_object, pixels_of_json, stop_of
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers
@@ -21,7 +21,6 @@ from bend_ray.serve.voting import Answers
 if TYPE_CHECKING:
     from bend_ray.serve.app import Service
 
-PICTURES = ("image/png", "image/jpeg")
 _QUERY = {"stop_when_decided", "confidence", "member_labels"}
 
 
@@ -93,11 +92,11 @@ async def _pixels(request: Request, card: Card, max_pixels: int) -> NDArray[np.u
         return pixels_of_json(body["pixels"], card)
     if kind == "multipart/form-data":
         return pixels_of(await _upload(request), card, max_pixels)
-    if kind in PICTURES:
+    if kind in MEDIA_TYPES:
         return pixels_of(await request.body(), card, max_pixels)
     raise Refusal(
         415,
-        "Content-Type: expected image/png, image/jpeg, multipart/form-data with a file, or "
+        f"Content-Type: expected {', '.join(MEDIA_TYPES)}, multipart/form-data with a file, or "
         f"application/json, got {kind[:64] or 'none'}",
     )
 
@@ -137,8 +136,7 @@ def _body() -> dict[str, Any]:
     return {
         "required": True,
         "content": {
-            "image/png": {"schema": file},
-            "image/jpeg": {"schema": file},
+            **{kind: {"schema": file} for kind in MEDIA_TYPES},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

@@ -138,10 +138,11 @@ def in_range(array: NDArray[Any], where: str, card: Card) -> NDArray[np.uint8]:
     Raises:
         Refusal: one that is not.
     """
-    if array.size and not (array.min() >= 0 and array.max() <= card.pixel_max):
+    brightest = card.decoding.pixel_max
+    if array.size and not (array.min() >= 0 and array.max() <= brightest):
         raise Refusal(
             422,
-            f"{where}: expected pixels from 0 to {card.pixel_max}, as the training images have "
+            f"{where}: expected pixels from 0 to {brightest}, as the training images have "
             f"them, got {array.min()} to {array.max()}",
         )
     return np.ascontiguousarray(array, dtype=np.uint8)

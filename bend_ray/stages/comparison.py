@@ -277,7 +277,10 @@ class Comparison:
     @cached_property
     def chosen(self) -> list[int]:
         """Which generated classifiers vote, by position."""
-        return self.section.bagging.choose(
+        bagging, drawn = self.section.bagging, len(self.generated)
+        if bagging.size is not None and bagging.size > drawn:  # some that were drawn diverged
+            bagging = bagging.model_copy(update={"size": drawn})
+        return bagging.choose(
             self.generated.val_logits_ENC, self.val_labels_N, self.generated.trunks_E
         )
 

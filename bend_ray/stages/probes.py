@@ -110,8 +110,8 @@ def check_generator(
     floor = _floor(config, plan)
     if not floor.reached(accuracy):
         raise TrainingError(
-            f"generator: collapsed: at step {step} of {steps} none of "
-            f"{config.generator.probes.count} drawn models {floor.missed(accuracy)}; their spread "
+            f"generator: collapsed: at step {step} of {steps} none of {len(accuracy)} "
+            f"drawn models {floor.missed(accuracy)}; their spread "
             f"is {spread:.2g} of the members'; train it for longer, with a lower "
             "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0"
         )
@@ -163,7 +163,7 @@ def _draw(
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
         drawer = SampleDrawer(without_finish(config), plan, shared.load(), weights)
-        ids = range(config.generator.probes.count)
+        ids = range(min(config.generator.probes.count, config.samples.count))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy_N
     return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

@@ -15,6 +15,7 @@ from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_costs
 from bend_ray.artifacts.shards import read_population, shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import ROOTS, early_name
+from bend_ray.classifiers.batchnorm import check_batches
 from bend_ray.classifiers.protocols import Protocol
 from bend_ray.config import PipelineConfig, SeedsSection
 from bend_ray.log import Progress
@@ -30,6 +31,9 @@ from bend_ray.stages.pool import Pool, split
 from bend_ray.stages.seed_trainer import LAYOUT, SeedTrainer
 
 logger = logging.getLogger(__name__)
+
+FEW_IMAGES = 100
+"""To fit a temperature on: its standard error is a few tenths of itself there."""
 
 
 def read_layout(seeds: Artifact) -> ParameterLayout:
@@ -62,7 +66,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = share_dataset(config.dataset)
-            _tell_what_is_shared(Classifiers(config, dataset.load(), "cpu"))
+            _check(config, Classifiers(config, dataset.load(), "cpu"))
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
@@ -79,8 +83,18 @@ def _would_align(protocol: Protocol) -> bool:
     return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
 
 
-def _tell_what_is_shared(classifiers: Classifiers) -> None:
-    """Say what members share; that the architecture fits was told when they were built."""
+def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
+    """Tell what can be known before the work; that images fit was told when networks were built."""
+    dataset = classifiers.dataset
+    sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
+    sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
+    check_batches(classifiers.build(), dataset.image_shape, min(sizes))
+    if config.evaluation.temperature_scaling and len(dataset.validation) < FEW_IMAGES:
+        logger.warning(
+            "seeds        %d validation images hardly fix a temperature; %d or more would, or set "
+            "evaluation.temperature_scaling=false",
+            *(len(dataset.validation), FEW_IMAGES),
+        )
     if classifiers.shares_a_base:
         logger.info(
             "seeds        %d of %d parameters are a member's own, the rest is its trunk's",

@@ -22,7 +22,10 @@ def best_yaml(config: PipelineConfig, told: str, *, mask: bool = False) -> str:
         mask: replace credentials in URIs, for a file others will read.
     """
     values: dict[str, Any] = {}
-    for path, value in settings(config.model_dump(mode="json")).items():
+    whole = config.model_dump(mode="json")
+    # It is to be run on what the data set is by then.
+    whole["dataset"].pop("content", None)
+    for path, value in settings(whole).items():
         *parents, name = path.split(".")
         place = values
         for parent in parents:

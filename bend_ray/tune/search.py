@@ -19,7 +19,7 @@ from bend_ray.config import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.log import LOGGER, duration
 from bend_ray.masking import cause, masked
-from bend_ray.plan import STAGES, plan
+from bend_ray.plan import STAGES, identified, plan
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
@@ -50,6 +50,7 @@ def tune(
             "where it stores into the store; give them in the environment"
         )
     store = Store(store_uri)
+    config = identified(config)
     artifact = study_artifact(config, section, store)
     if artifact.exists():
         LOGGER.info("tune         %s  is made", artifact.fingerprint)

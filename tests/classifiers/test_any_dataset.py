@@ -112,12 +112,15 @@ def test_any_columns(
 
 
 def test_labels_without_end(tmp_path: Path) -> None:
-    # Names for so many classes would not fit into memory.
+    # Names of all classes up to them would not fit into memory.
     path = tmp_path / "train.parquet"
-    for label, arrow in ((2**40, pa.int64()), (2**64 - 1, pa.uint64())):
-        write(path, [(PNG, 0), (PNG, label), (PNG, 1)], label=arrow)
-        with pytest.raises(DataError, match=r"train\.parquet"):
-            spec_of(path, num_validation=1).load()
+    rows = [(PNG, 0), (PNG, 2**40), (PNG, 1), (PNG, 2)]
+    write(path, rows)
+    dataset = spec_of(path, num_validation=1).load()
+    assert dataset.class_names == ("0", "1", "2", str(2**40))
+    write(path, [(PNG, 2**64 - 1), *rows], label=pa.uint64())
+    with pytest.raises(DataError, match=r"train\.parquet"):
+        spec_of(path, num_validation=1).load()
 
 
 @pytest.mark.slow
@@ -163,6 +166,8 @@ def test_images_that_unpack_to_more_than_they_should(tmp_path: Path, content: by
         (folder / part / "a").mkdir(parents=True, exist_ok=True)
         (folder / part / "a" / "0.png").write_bytes(content)
         (folder / part / "a" / "1.png").write_bytes(PNG)
+        (folder / part / "b").mkdir()
+        (folder / part / "b" / "2.png").write_bytes(PNG)
     with pytest.raises(DataError, match=r"0\.png"):
         ImageFolder(root=str(folder), image_size=6, num_validation=1).load()
 

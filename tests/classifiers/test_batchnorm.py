@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.classifiers.architectures import ConvNet
-from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
+from bend_ray.classifiers.architectures import ConvNet, TorchvisionModel
+from bend_ray.classifiers.batchnorm import check_batches, recalibrate_batchnorm
 from bend_ray.classifiers.stacking import Form, Stack
+from bend_ray.errors import DataError
 from bend_ray.parameters.layout import ParameterLayout
 
 NUM_MODELS, NUM_IMAGES, BATCH = 3, 23, 8
@@ -94,3 +95,15 @@ def test_models_without_batchnorm_are_as_they_were() -> None:
     layout = ParameterLayout.of(module)
     theta_KP = torch.randn(2, layout.size)
     assert recalibrate_batchnorm(Stack(module, layout), theta_KP, images()) is theta_KP
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_batches_that_a_norm_cannot_be_trained_on_are_refused(name: str) -> None:
+    module = TorchvisionModel(name=name).build((3, 32, 32), 3)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    with pytest.raises(DataError, match=r"batches .*got one of 1 at 32x32 pixels .*batch_size"):
+        check_batches(module, (3, 32, 32), 1)
+    check_batches(module, (3, 32, 32), 2)
+    check_batches(module, (3, 64, 64), 1)
+    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
+    assert module.training

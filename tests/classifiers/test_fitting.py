@@ -115,7 +115,7 @@ def train_alone(
     inputs = scaled(dtype)(images.pixels_NCHW)
     total = recipe.num_steps(recipe.epochs, NUM_IMAGES)
     batches = batch_order(
-        NUM_IMAGES, recipe.batch_size, total, stretch.bootstrap, generators([seed])[0]
+        recipe.batch_sizes(NUM_IMAGES), total, stretch.bootstrap, generators([seed])[0]
     )
     optimizer = torch_optimizer(recipe, module)
     loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
@@ -334,10 +334,11 @@ def test_a_default_recipe_learns_digits() -> None:
 def test_every_epoch_shows_the_whole_sample_once(
     num_images: int, batch_size: int, num_steps: int, bootstrap: bool, seed: int
 ) -> None:
-    per_epoch = -(-num_images // batch_size)
-    steps = batch_order(
-        num_images, batch_size, num_steps + per_epoch, bootstrap, generators([seed])[0]
-    )
+    sizes = Recipe(batch_size=batch_size).batch_sizes(num_images)
+    per_epoch = len(sizes)
+    assert sum(sizes) == num_images
+    assert min(sizes) > 1 or batch_size == 1 or num_images == 1
+    steps = batch_order(sizes, num_steps + per_epoch, bootstrap, generators([seed])[0])
     assert len(steps) == num_steps + per_epoch
     epochs = [torch.cat(steps[i : i + per_epoch]) for i in range(0, len(steps), per_epoch)]
     sample = sorted(epochs[0].tolist())
@@ -349,18 +350,18 @@ def test_every_epoch_shows_the_whole_sample_once(
 
 
 def test_a_bootstrap_draws_with_replacement_and_epochs_are_shuffled() -> None:
-    steps = batch_order(1000, 1000, 3, True, torch.Generator().manual_seed(0))
+    steps = batch_order([1000], 3, True, torch.Generator().manual_seed(0))
     # A resample holds 1 - 1/e of the images, give or take.
     assert len(set(steps[0].tolist())) == pytest.approx(632, abs=40)
     assert not torch.equal(steps[0], steps[1])
-    other = batch_order(1000, 1000, 1, True, torch.Generator().manual_seed(1))
+    other = batch_order([1000], 1, True, torch.Generator().manual_seed(1))
     assert set(other[0].tolist()) != set(steps[0].tolist())
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_a_longer_training_begins_with_the_shorter_ones_batches(bootstrap: bool) -> None:
-    short = batch_order(23, 5, 7, bootstrap, torch.Generator().manual_seed(0))
-    long = batch_order(23, 5, 20, bootstrap, torch.Generator().manual_seed(0))
+    short = batch_order([5, 5, 5, 5, 3], 7, bootstrap, torch.Generator().manual_seed(0))
+    long = batch_order([5, 5, 5, 5, 3], 20, bootstrap, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(short, long[:7], strict=True))
     assert [len(batch) for batch in long[:6]] == [5, 5, 5, 5, 3, 5]
 

@@ -164,10 +164,17 @@ def test_nothing_is_held_out_of_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("epochs", "num_images", "expected"),
-    [(1, 100, 2), (1, 101, 3), (1, 1, 1), (2.5, 101, 8), (0.0, 100, 0), (0.1, 1000, 2)],
+    [(1, 100, 2), (1, 102, 3), (1, 1, 1), (2.5, 102, 8), (0.0, 100, 0), (0.1, 1000, 2)],
 )
 def test_a_pass_ends_with_a_small_batch(epochs: float, num_images: int, expected: int) -> None:
     assert Recipe(batch_size=50).num_steps(epochs, num_images) == expected
+
+
+@pytest.mark.parametrize(("size", "num_images"), [(50, 101), (2, 3), (50, 51)])
+def test_no_image_is_left_to_a_batch_of_its_own(size: int, num_images: int) -> None:
+    sizes = Recipe(batch_size=size).batch_sizes(num_images)
+    assert sum(sizes) == num_images
+    assert min(sizes) > 1
 
 
 @given(

@@ -145,7 +145,7 @@ def test_the_folder_says_what_it_is(make_bag: MakeBag, tmp_path: Path) -> None:
     assert card.model_version == bag.plan.evaluation.fingerprint
     assert card.members == (2, 6)
     assert card.weights == (0.5, 0.5)
-    assert card.pixel_max == 16
+    assert card.decoding.pixel_max == 16
     assert card.scores is not None
     assert card.scores.accuracy == 0.97
     tensors = safetensors.numpy.load_file(folder / "members.safetensors")

@@ -40,9 +40,9 @@ def bomb(side: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def tiff() -> bytes:
+def tiff_of_16_bits() -> bytes:
     buffer = io.BytesIO()
-    Image.new("L", (8, 8)).save(buffer, "TIFF")
+    Image.new("I;16", (8, 8)).save(buffer, "TIFF")
     return buffer.getvalue()
 
 
@@ -50,12 +50,12 @@ def tiff() -> bytes:
 @pytest.mark.parametrize(
     ("content", "status", "told"),
     [
-        (bomb(5000), 413, "at most 16777216 pixels, got 5000 x 5000"),
-        (bomb(2**30), 413, "at most 16777216 pixels"),
-        (b"no picture", 415, "PNG or JPEG"),
-        (tiff(), 415, "PNG or JPEG"),
-        (picture(ZEROS[0])[:40], 415, "PNG or JPEG"),
-        (b"", 415, "PNG or JPEG"),
+        (bomb(5000), 413, "at most 16,777,216 pixels, got 5000 x 5000"),
+        (bomb(2**30), 413, "at most 16,777,216 pixels"),
+        (b"no picture", 415, "PNG, JPEG, GIF, BMP, WEBP, TIFF, PPM, got: something else"),
+        (tiff_of_16_bits(), 415, "grey or colour of 8 bits"),
+        (picture(ZEROS[0])[:40], 415, "expected an image as PNG"),
+        (b"", 415, "something else"),
     ],
 )
 def test_files(http: TestClient, content: bytes, status: int, told: str) -> None:
