@@ -12,14 +12,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, NoReturn
 
 import pyarrow as pa
 import pyarrow.fs
 
 from bend_ray.errors import DataError, StoreError
-from bend_ray.filesystems import resolve, side_by_side
+from bend_ray.filesystems import patiently, resolve, side_by_side
 from bend_ray.masking import cause, masked, printable
 
 Part = Literal["train", "validation", "test"]
@@ -109,12 +109,14 @@ class Files:
         return [str(file.modified) for file in self.files]
 
     def _etag(self, file: File) -> str:
-        try:
+        def ask() -> str:
             with self.filesystem.open_input_stream(file.path) as stream:
-                told = stream.metadata() or {}
+                return str((stream.metadata() or {}).get("ETag") or file.modified)
+
+        try:
+            return patiently(self.filesystem, ask)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"dataset: cannot read {file.path}: {cause(error)}") from None
-        return str(told.get("ETag") or file.modified)
 
 
 @lru_cache(maxsize=READ_WHOLE_FILES)
@@ -148,7 +150,9 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
     for uri in uris:
         try:
             filesystem, path = resolve(uri)
-            found += _found(filesystem, path, part, endings, f"{key}={masked(uri)}", notes)
+            where = f"{key}={masked(uri)}"
+            find = partial(_found, filesystem, path, part, endings, where, notes)
+            found += patiently(filesystem, find)
         except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
             raise DataError(f"dataset: cannot read {masked(uri)}: {cause(error)}") from None
         filesystems.append(filesystem)
