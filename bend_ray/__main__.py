@@ -1,6 +1,6 @@
 """``python -m bend_ray`` is ``bend``."""
 
-from bend_ray.cli import main
+from bend_ray.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]

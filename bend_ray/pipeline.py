@@ -10,10 +10,10 @@ from importlib import import_module
 
 from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import STAGES, Plan, identified, plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
-from bend_ray.log import duration
-from bend_ray.plan import STAGES, Plan, identified, plan
+from bend_ray.process.log import duration
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ def run(
     started = time.monotonic()
     connect(address, config, missing)
     connecting = time.monotonic() - started
-    tracking = import_module("bend_ray.stages.tracking")
+    tracking = import_module("bend_ray.runtime.tracking")
     with tracking.tracking(config, artifacts.evaluation) as tracker:
         for stage in STAGES[: STAGES.index(until) + 1]:
             if stage in missing:
@@ -74,10 +74,10 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
     artifact = artifacts[stage]
     if artifact.exists():
         return False
-    our_errors = import_module("bend_ray.stages.pool").our_errors
+    our_errors = import_module("bend_ray.runtime.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
-            import_module("bend_ray.stages.cluster").wait_for(config, stage)
+            import_module("bend_ray.runtime.cluster").wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
             try:
                 with our_errors():
@@ -121,11 +121,11 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
         ConfigError: the tracking service's client is not installed.
     """
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.stages import prepare_environment
+    from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(address)
-    import_module("bend_ray.stages.tracking").require_installed(config)
-    cluster = import_module("bend_ray.stages.cluster")
+    import_module("bend_ray.runtime.tracking").require_installed(config)
+    cluster = import_module("bend_ray.runtime.cluster")
     cluster.connect(address)
     cluster.preflight(config, missing)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 
 
 def seed_for(seed: int, *purpose: str | int) -> int:

@@ -15,8 +15,11 @@ import start_worker
 from fuzzing import FULL
 from hypothesis import settings
 from nursery import Nursery
+from tiny import TINY, MakeConfig
 
-from bend_ray.stages import prepare_environment
+from bend_ray.artifacts.store import Store
+from bend_ray.config.reading import load_config
+from bend_ray.runtime.environment import prepare_environment
 
 # Before torch is imported. Two threads under contention are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -40,7 +43,7 @@ def cluster() -> Iterator[None]:
     import ray
     from ray._private import parameter
 
-    from bend_ray.stages.cluster import connect
+    from bend_ray.runtime.cluster import connect
 
     with (
         # Not pytest's folder: the path of a socket may have 107 characters.
@@ -54,6 +57,24 @@ def cluster() -> Iterator[None]:
         connect(None)
         yield
         ray.shutdown()
+
+
+@pytest.fixture
+def tiny() -> MakeConfig:
+    """The tiny config, with overrides of a test's own."""
+    return lambda *overrides: load_config(None, [*TINY, *overrides])
+
+
+@pytest.fixture(scope="session")
+def shared_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store of all tests: what one made, another finds by its fingerprint."""
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture
+def fresh_store(tmp_path: Path) -> Store:
+    """A store of one test."""
+    return Store(str(tmp_path / "store"))
 
 
 @pytest.fixture

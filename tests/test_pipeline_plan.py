@@ -8,8 +8,8 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
-from bend_ray.plan import STAGES, plan
+from bend_ray.config.graph import STAGES, plan
+from bend_ray.config.schema import PipelineConfig
 
 
 @pytest.mark.parametrize("deleted", ["seeds", "latents", "evaluation"])

@@ -79,7 +79,7 @@ def _dotted(function: ast.expr, names: dict[str, str]) -> str:
         return ""
     # Lazily imported modules have the names of eager ones.
     return ".".join([names.get(function.id, function.id), *reversed(parts)]).replace(
-        "bend_ray.lazy.", ""
+        "bend_ray.process.lazy.", ""
     )
 
 
@@ -103,7 +103,7 @@ def test_no_module_unpickles() -> None:
         "from ray import cloudpickle",
         "import ray.cloudpickle as c",
         "import torch as t\nt.load(p)",
-        "from bend_ray.lazy import torch\ntorch.load(p, weights_only=False)",
+        "from bend_ray.process.lazy import torch\ntorch.load(p, weights_only=False)",
         "from torch import load\nload(p, map_location='cpu')",
         "import numpy as np\nnp.load(p, allow_pickle=True)",
         "import yaml\nyaml.load(text, Loader=yaml.Loader)",

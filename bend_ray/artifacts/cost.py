@@ -10,7 +10,7 @@ from types import TracebackType
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.filesystems import side_by_side
+from bend_ray.storage.filesystems import side_by_side
 
 COST_DIRECTORY = "cost"
 """What pieces of an artifact cost, while it is being made."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.fs
 
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.filesystems import (
+from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
     patiently,
     read_bytes,
@@ -22,7 +22,7 @@ from bend_ray.filesystems import (
     write_atomically,
     write_bytes,
 )
-from bend_ray.masking import cause, masked
+from bend_ray.storage.masking import cause, masked
 
 MANIFEST_NAME = "manifest.json"
 PROGRESS_NAME = "progress.json"

@@ -33,7 +33,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from bend_ray.artifacts.directory import LEASE_NAME, Directory
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import read_bytes, store_errors, write_bytes
+from bend_ray.storage.filesystems import read_bytes, store_errors, write_bytes
 
 logger = logging.getLogger(__name__)
 

@@ -36,8 +36,8 @@ from bend_ray.artifacts.tables import (
     table_from_population,
 )
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.filesystems import open_file, patiently, side_by_side
-from bend_ray.masking import cause
+from bend_ray.storage.filesystems import open_file, patiently, side_by_side
+from bend_ray.storage.masking import cause
 
 ROW_GROUP_BYTES = 64 * 2**20
 PAGE_BYTES = 2**18

@@ -27,7 +27,7 @@ from bend_ray.artifacts.manifest import (
     sealed,
 )
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import (
+from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
     is_local_path,
     joined,
@@ -37,7 +37,7 @@ from bend_ray.filesystems import (
     store_errors,
     write_bytes,
 )
-from bend_ray.masking import cause, masked
+from bend_ray.storage.masking import cause, masked
 
 
 class Progress(BaseModel):

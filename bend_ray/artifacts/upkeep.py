@@ -14,8 +14,8 @@ from bend_ray.artifacts.manifest import Manifest
 from bend_ray.artifacts.shards import verify_table
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import BendError, StoreError
-from bend_ray.filesystems import store_errors
-from bend_ray.masking import masked
+from bend_ray.storage.filesystems import store_errors
+from bend_ray.storage.masking import masked
 
 Name = tuple[str, str]
 """Stage and fingerprint."""

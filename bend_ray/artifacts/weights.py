@@ -10,13 +10,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.filesystems import patiently, write_bytes
-from bend_ray.masking import cause
-
-ROOTS = "roots.safetensors"
-"""The seeds' file of whole models, ``theta (R, W)``: what runs start from, and members share."""
-EARLY = "early-"
-"""What the names of the seeds' files of early means begin with."""
+from bend_ray.storage.filesystems import patiently, write_bytes
+from bend_ray.storage.masking import cause
 
 
 def save_weights(
@@ -62,24 +57,3 @@ def load_weights(artifact: Directory, name: str) -> dict[str, Tensor]:
     except SafetensorError as error:
         problem = f"expected a safetensors file, got: {cause(error)}"
         raise artifact.corrupt(name, problem) from error
-
-
-def early_name(index: int) -> str:
-    """The seeds' file of the means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``.
-
-    Those of the runs of one shard.
-
-    >>> early_name(3)
-    'early-00003.safetensors'
-    """
-    return f"{EARLY}{index:05d}.safetensors"
-
-
-def load_roots(seeds: Directory) -> Tensor:
-    """The whole vectors of a population's roots ``(R, W)``.
-
-    Raises:
-        StoreError: it has none.
-        CorruptArtifact: see ``load_weights``.
-    """
-    return load_weights(seeds, ROOTS)["theta"]

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, member_nll, true_log_probs
 from bend_ray.errors import ConfigError
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 # Lazy, because the axis files of this room import these functions at load.
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor

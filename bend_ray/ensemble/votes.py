@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
 from bend_ray.errors import TrainingError
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:

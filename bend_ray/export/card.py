@@ -10,12 +10,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from bend_ray.artifacts.manifest import first_problem
-from bend_ray.classifiers.architectures import Architecture
-from bend_ray.classifiers.images import Decoding
+from bend_ray.data.parts import Decoding
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError
-from bend_ray.filesystems import resolve, store_errors
+from bend_ray.networks.architectures import Architecture
 from bend_ray.spec import Spec
+from bend_ray.storage.filesystems import resolve, store_errors
 
 CARD = "config.json"
 MEMBERS = "members.safetensors"

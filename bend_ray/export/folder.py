@@ -16,16 +16,16 @@ from torch import Tensor
 
 from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.votes import Vote, WeightedVote
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
-from bend_ray.export.states import member_facts, member_states
 from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_program
-from bend_ray.filesystems import resolve, store_errors, write_atomically
-from bend_ray.masking import masked
-from bend_ray.plan import Plan
+from bend_ray.populations.states import member_facts, member_states
+from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
+from bend_ray.storage.masking import masked
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bend_ray.classifiers.architectures import Architecture, ConvNet, Mlp
 from bend_ray.export.card import Card
+from bend_ray.networks.architectures import Architecture, ConvNet, Mlp
 
 _HEAD = """# A bag of {size} classifiers
 

@@ -15,8 +15,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from bend_ray.classifiers.dense import leaves
 from bend_ray.export.graphs import INPUT, IR_VERSION, LOGITS, OPSET
+from bend_ray.networks.dense import leaves
 
 Node = tuple[str, list[str], dict[str, Any]]
 """Operator, names of its tensors beside the running value, attributes."""

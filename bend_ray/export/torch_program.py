@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
-from bend_ray.classifiers.images import Images
+from bend_ray.data.parts import Images
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
 from bend_ray.ensemble.votes import fit_temperature
 from bend_ray.export.card import Card

@@ -25,14 +25,14 @@ from bend_ray.artifacts.cost import Cost, read_cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.fitting import fit, initial_parameters
-from bend_ray.classifiers.images import ImageDataset
-from bend_ray.classifiers.protocols import Stretch
-from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
-from bend_ray.config import PipelineConfig
-from bend_ray.generation.averaging import AveragedSteps
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import ImageDataset
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
+from bend_ray.generation.steps import AveragedSteps
+from bend_ray.networks.fitting import fit, initial_parameters
+from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix
 from bend_ray.parameters.layout import ParameterLayout

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bend_ray.forecast.workload import Work
-from bend_ray.log import duration
+from bend_ray.process.log import duration
 
 PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bend_ray.classifiers.protocols import Independent, Protocol
-from bend_ray.config import DeepEnsemble, PipelineConfig
+from bend_ray.config.schema import DeepEnsemble, PipelineConfig
 from bend_ray.forecast.calibration import Problem, Rates
+from bend_ray.networks.protocols import Independent, Protocol
 
 FLOAT_BYTES = 4
 GRAM_PIECES = 16

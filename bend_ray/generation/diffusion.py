@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 

@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
-from bend_ray.lazy import torch
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 

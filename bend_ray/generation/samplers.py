@@ -15,8 +15,8 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, PositiveInt
 
 from bend_ray.generation.diffusion import Ddpm, FlowMatching
-from bend_ray.lazy import torch
 from bend_ray.optim import Fraction
+from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 Predict = Callable[["torch.Tensor", float], "torch.Tensor"]

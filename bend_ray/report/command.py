@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from bend_ray.config import PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 
 
 def command(config: dict[str, Any], repeats: int = 1) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
-from bend_ray.filesystems import is_local_path, joined, resolve
-from bend_ray.masking import masked
+from bend_ray.storage.filesystems import is_local_path, joined, resolve
+from bend_ray.storage.masking import masked
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"

@@ -14,15 +14,16 @@ import yaml
 from markupsafe import Markup
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.log import moment
-from bend_ray.repeats import Difference
+from bend_ray.process.log import moment
 from bend_ray.report import ink, verdicts
 from bend_ray.report.command import command
 from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
-from bend_ray.report.panels import Chapter, chapters
+from bend_ray.report.panel import Chapter
+from bend_ray.report.panels import chapters
+from bend_ray.report.results import divergences, temperatures, unaffordable
 from bend_ray.report.runs import Run, seeds_of
+from bend_ray.report.statistics import Difference
 from bend_ray.report.verdicts import Card, Row
-from bend_ray.results import divergences, temperatures, unaffordable
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from bend_ray.log import duration
+from bend_ray.process.log import duration
 from bend_ray.report import ink
-from bend_ray.report.panels import Panel
+from bend_ray.report.panel import Panel
 from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import AS_IT_IS, BAG, DEEP_ENSEMBLE, SCALED, Row, named, rows
 

@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from bend_ray.report import ink
-from bend_ray.report.panels import Panel
+from bend_ray.report.panel import Panel
 from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import BAG, named
 

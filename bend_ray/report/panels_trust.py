@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bend_ray.report import ink
-from bend_ray.report.panels import Panel
+from bend_ray.report.panel import Panel
 from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import BAG, named
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import EVIDENCE, STAGE_VERSIONS
 from bend_ray.errors import StoreError
-from bend_ray.masking import masked
-from bend_ray.plan import EVIDENCE, STAGE_VERSIONS
-from bend_ray.results import POPULATIONS, compose
+from bend_ray.report.results import POPULATIONS, compose
+from bend_ray.storage.masking import masked
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,15 @@ from typing import Any
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.filesystems import read_bytes, resolve
-from bend_ray.masking import cause, masked
-from bend_ray.repeats import Difference, differences, mean_and_sd
 from bend_ray.report import ink
 from bend_ray.report.command import different
 from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.page import Cell, Line, Page, Table, difference_cell, spread_text
-from bend_ray.report.panels import Chapter, Panel
+from bend_ray.report.panel import Chapter, Panel
 from bend_ray.report.runs import grouped, stored_runs, without_seeds
+from bend_ray.report.statistics import Difference, differences, mean_and_sd
+from bend_ray.storage.filesystems import read_bytes, resolve
+from bend_ray.storage.masking import cause, masked
 
 COMPARED = ("deep_ensemble", "originals_bag")
 _OWN = 6

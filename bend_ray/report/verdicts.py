@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.repeats import Difference, differences, mean_and_sd, paired
+from bend_ray.report.results import span, temperatures, unaffordable
 from bend_ray.report.runs import Run
-from bend_ray.results import span, temperatures, unaffordable
+from bend_ray.report.statistics import Difference, differences, mean_and_sd, paired
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from typing import Any, Protocol
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -14,29 +14,10 @@ from bend_ray import __version__
 from bend_ray.export.card import Card
 from bend_ray.serve import oip
 from bend_ray.serve.guard import App, Guard
-from bend_ray.serve.meters import CONTENT_TYPE, Meters
+from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.predict import add_predict
-from bend_ray.serve.queries import Question
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Answers
-
-
-class Service(Protocol):
-    """What the interface stands on."""
-
-    settings: ServeSettings
-    meters: Meters
-
-    def card(self) -> Card:
-        """Of the bag that is live.
-
-        Raises:
-            Refusal: none is yet.
-        """
-
-    async def ask(self, card: Card, question: Question) -> Answers:
-        """Put a question, that was checked against ``card``, to its bag."""
+from bend_ray.serve.service import Service
 
 
 def make_app(service: Service, token: str | None = None) -> App:

@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
 from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
-from bend_ray.masking import cause
 from bend_ray.serve.executor import Way, ask, ask_everyone, fastest, ways
 from bend_ray.serve.voting import Answers, Rule, Stop, Tally
+from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""

@@ -15,10 +15,10 @@ from ray.serve.config import HTTPOptions
 
 from bend_ray.errors import ClusterError, ConfigError
 from bend_ray.export.card import Card, read_card
+from bend_ray.runtime import cluster
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.deployment import application
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings
-from bend_ray.stages import cluster
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.classifiers.decoding import FORMATS, Look, UnreadableError
-from bend_ray.classifiers.decoding import pixels_of as decoded
+from bend_ray.data.decoding import FORMATS, Look, UnreadableError
+from bend_ray.data.decoding import pixels_of as decoded
 from bend_ray.export.card import Card
 from bend_ray.serve.refusals import Refusal
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 from fastapi import FastAPI, Query, Request
@@ -16,10 +16,8 @@ from bend_ray.export.card import Card
 from bend_ray.serve.pictures import MEDIA_TYPES, pixels_of
 from bend_ray.serve.queries import Question, parse_object, pixels_of_json, stop_of
 from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.service import Service
 from bend_ray.serve.voting import Answers
-
-if TYPE_CHECKING:
-    from bend_ray.serve.app import Service
 
 _QUERY = {"stop_when_decided", "confidence", "member_labels"}
 

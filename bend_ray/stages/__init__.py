@@ -1,40 +1,13 @@
-"""The Ray floor: one file, one stage, one function, one artifact.
+"""The stages: one file, one stage, one function, one artifact, and the processes that do its work.
 
 Each stage is ``make(config, plan)``: it reads the plan's earlier artifacts and commits its own.
 Work is cut into pieces that are pure functions of the config and an index, so that it does not
 matter which process does a piece, or how often one is killed.
 
-``cluster`` connects and checks resources, ``fit`` is the only distributed training loop,
-``representations`` is how a stage turns classifiers into vectors and back, ``finish`` what is done
-to drawn ones before they vote.
+``seed_trainer``, ``sample_drawer`` and ``scoring`` are what processes run; ``representations`` is
+how a stage turns classifiers into vectors and back, ``finish`` what is done to drawn ones before
+they vote, ``probes`` what stops a generator that collapses.
+
+To add a stage: a file here with ``make``, a section in ``config.schema``, its artifact in
+``config.graph``, its call in ``pipeline``.
 """
-
-from __future__ import annotations
-
-import os
-import secrets
-import sys
-
-
-def prepare_environment(address: str | None) -> None:
-    """Set what Ray reads when it is first imported; what the user has set stays.
-
-    Args:
-        address: the cluster that will be joined; None for a local one of our own.
-    """
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Else a driver under `uv run` makes every worker start through `uv run`, in 10 s and more.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # The old Parquet reader gives its first batch in 0.1-0.4 s, the new one in 2.7-8 s.
-        "RAY_DATA_USE_DATASOURCE_V2": "0",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    own_cluster = address is None and "RAY_ADDRESS" not in os.environ
-    if own_cluster and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # A token that lives as long as this process: nobody else on this host gets in, and
-        # nothing is written to the home directory.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)

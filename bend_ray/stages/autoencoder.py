@@ -7,15 +7,15 @@ from functools import partial
 from torch import nn
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch
+from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.shards import read_population
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
-from bend_ray.plan import Plan
-from bend_ray.stages import cluster
-from bend_ray.stages.events import loss_curve, write_events
-from bend_ray.stages.fit import TRAIN_DIRECTORY, Job, fit
+from bend_ray.runtime import cluster
+from bend_ray.runtime.training import TRAIN_DIRECTORY, Job, fit
 from bend_ray.stages.representations import FILE, fit_representation
 
 WEIGHTS = "autoencoder.safetensors"

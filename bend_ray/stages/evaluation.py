@@ -16,17 +16,19 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_roots
-from bend_ray.classifiers.images import Images
-from bend_ray.classifiers.protocols import Independent
-from bend_ray.config import DeepEnsemble, ParametersSection, PipelineConfig
-from bend_ray.plan import EVIDENCE, STAGES, Plan
-from bend_ray.plan import plan as plan_of
-from bend_ray.stages import cluster, seeds
-from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
-from bend_ray.stages.comparison import Comparison, Members, Prices
-from bend_ray.stages.evidence import evidence, provenance
-from bend_ray.stages.pool import get
+from bend_ray.comparison.comparison import Comparison, Members, Prices
+from bend_ray.comparison.evidence import evidence, provenance
+from bend_ray.config.graph import EVIDENCE, STAGES, Plan
+from bend_ray.config.graph import plan as plan_of
+from bend_ray.config.schema import DeepEnsemble, ParametersSection, PipelineConfig
+from bend_ray.data.parts import Images
+from bend_ray.networks.protocols import Independent
+from bend_ray.populations.members import load_roots
+from bend_ray.populations.networks import Classifiers
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import get
+from bend_ray.runtime.sharing import SharedDataset, share_dataset
+from bend_ray.stages import seeds
 
 logger = logging.getLogger(__name__)
 

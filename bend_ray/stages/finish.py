@@ -15,15 +15,13 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import EARLY, load_weights
-from bend_ray.classifiers.fitting import stretch_marks
-from bend_ray.config import NO_ANNEALING, PipelineConfig
+from bend_ray.config.schema import NO_ANNEALING, PipelineConfig
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.spread import centres, spread_out
+from bend_ray.networks.fitting import stretch_marks
+from bend_ray.populations.members import load_early, member_blocks, read_block, read_layout
+from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for
-from bend_ray.stages.classifiers import Classifiers
-from bend_ray.stages.representations import member_blocks, read_block
-from bend_ray.stages.seeds import read_layout
 
 
 def without_finish(config: PipelineConfig) -> PipelineConfig:
@@ -97,14 +95,4 @@ class Finish:
     @cached_property
     def _ways(self) -> Tensor:
         """Every trunk's way ``(T, P)``."""
-        return ways(self._centres, self._early(self._centres.shape[1]))
-
-    def _early(self, num_parameters: int) -> Tensor:
-        """Means of early checkpoints ``(T, P)``; nan for a trunk that diverged."""
-        trunks = self.config.seeds.protocol.num_trunks
-        early_TP = torch.full((trunks, num_parameters), torch.nan)
-        for file in self.seeds.manifest().files:
-            if file.name.startswith(EARLY):
-                means = load_weights(self.seeds, file.name)
-                early_TP[means["trunk"]] = means["theta"]
-        return early_TP
+        return ways(self._centres, load_early(self.seeds, *self._centres.shape))

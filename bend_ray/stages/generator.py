@@ -12,19 +12,20 @@ import torch
 from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
+from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.shards import verified
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
-from bend_ray.config import GeneratorSection, PipelineConfig
-from bend_ray.filesystems import open_file
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.objectives import Denoising
-from bend_ray.plan import Plan
-from bend_ray.stages import cluster, latents
-from bend_ray.stages.events import loss_curve, write_events
-from bend_ray.stages.fit import TRAIN_DIRECTORY, Fitted, Job, fit, milestone
+from bend_ray.runtime import cluster
+from bend_ray.runtime.training import TRAIN_DIRECTORY, Fitted, Job, fit, milestone
+from bend_ray.stages import latents
 from bend_ray.stages.probes import check_generator
 from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
+from bend_ray.storage.filesystems import open_file
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:

@@ -12,9 +12,9 @@ import torch
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config import PipelineConfig
-from bend_ray.plan import Plan
-from bend_ray.stages import cluster
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.runtime import cluster
 from bend_ray.stages.autoencoder import WEIGHTS
 from bend_ray.stages.representations import load_representation
 

@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.shards import read_population
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.filesystems import open_file, side_by_side
-from bend_ray.plan import Plan
-from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import SharedDataset, share_dataset
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import get
+from bend_ray.runtime.sharing import SharedDataset, share_dataset
 from bend_ray.stages.finish import without_finish
-from bend_ray.stages.pool import get
 from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.storage.filesystems import open_file, side_by_side
 
 LEAST_SPREAD = 0.05
 """Samples with less of the members' spread are reported: they are one model a trunk, nearly."""

@@ -25,7 +25,6 @@ from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
 from bend_ray.artifacts.shards import (
-    read_columns,
     read_format,
     read_population,
     read_table,
@@ -34,18 +33,17 @@ from bend_ray.artifacts.shards import (
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.tables import theta_from_table
 from bend_ray.artifacts.weights import load_weights, save_weights
-from bend_ray.parameters.gram import ColumnBlock, GramSum, PrincipalBasis, column_blocks, mix
-from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.standardize import Moments, Standardizer
-from bend_ray.stages.seeds import read_layout
+from bend_ray.populations.members import (
+    BLOCK_BYTES,
+    member_blocks,
+    read_block,
+    read_layout,
+    training_rows,
+)
 
 FILE = "representation.safetensors"
-BLOCK_BYTES = 64 * 2**20
-"""Parameters read at once: all members, as many columns as fit.
-
-Centred in float64 they take six times as much, which with K x K sums is all that a process of the
-codec holds, whatever the number of parameters.
-"""
 GRAM_TASKS = 16
 """Ranges of columns whose Gram matrices are summed side by side; fixed, as sums depend on it."""
 
@@ -68,7 +66,7 @@ class Principal:
     def fit(cls, seeds: Artifact) -> tuple[Principal, Cost]:
         """One pass over the shards: each task sums the Gram matrices of a range of columns."""
         layout = read_layout(seeds)
-        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
+        train_K = training_rows(seeds)
         blocks = member_blocks(layout, len(train_K))
         per_task = -(-len(blocks) // GRAM_TASKS)
         ranges = [
@@ -115,7 +113,7 @@ class Principal:
 
         The members are read a block of columns at a time; those of a small population stay.
         """
-        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
+        train_K = training_rows(seeds)
         layout = read_layout(seeds)
         blocks = member_blocks(layout, len(train_K))
         read = lru_cache(maxsize=1)(lambda block: read_block(seeds, block)[train_K])
@@ -227,16 +225,6 @@ def fit_representation(
 def load_representation(features: str, artifact: Artifact) -> Representation:
     """What ``fit_representation`` stored."""
     return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
-
-
-def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
-    """Ranges of columns that so many members are read by, ``BLOCK_BYTES`` at once."""
-    return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
-
-
-def read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
-    """Columns ``(K, W)`` of all members."""
-    return torch.from_numpy(read_columns(seeds, block.start, block.stop))
 
 
 def _cost_of(rows: Iterable[dict[str, Any]]) -> Cost:

@@ -17,20 +17,21 @@ from numpy.typing import NDArray
 from bend_ray.artifacts.cost import Stopwatch, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
-from bend_ray.artifacts.weights import load_roots, load_weights
-from bend_ray.classifiers.images import ImageDataset
-from bend_ray.config import PipelineConfig
+from bend_ray.artifacts.weights import load_weights
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import ImageDataset
 from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.plan import Plan
+from bend_ray.populations.divergence import Divergence, finite_rows, note
+from bend_ray.populations.members import load_roots, read_layout, training_trunks
+from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages import autoencoder, cluster
-from bend_ray.stages.classifiers import Classifiers
-from bend_ray.stages.divergence import Divergence, finite_rows, note
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import split
+from bend_ray.stages import autoencoder
 from bend_ray.stages.finish import Finish
-from bend_ray.stages.pool import split
 from bend_ray.stages.representations import load_representation
-from bend_ray.stages.seeds import read_layout, training_trunks
 
 WEIGHTS = "denoiser.safetensors"
 SCALE = "scale.safetensors"

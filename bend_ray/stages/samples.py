@@ -14,15 +14,15 @@ import ray.data
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, read_costs
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import Plan
+from bend_ray.config.graph import plan as plan_of
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.log import Progress
-from bend_ray.plan import Plan
-from bend_ray.plan import plan as plan_of
-from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import SharedDataset, share_dataset
-from bend_ray.stages.divergence import DIRECTORY as DIVERGED
-from bend_ray.stages.divergence import done_shards, left_rows, notes, told
+from bend_ray.populations.divergence import DIRECTORY as DIVERGED
+from bend_ray.populations.divergence import done_shards, left_rows, notes, told
+from bend_ray.process.log import Progress
+from bend_ray.runtime import cluster
+from bend_ray.runtime.sharing import SharedDataset, share_dataset
 from bend_ray.stages.probes import check_samples
 from bend_ray.stages.sample_drawer import SampleDrawer, shards_of
 

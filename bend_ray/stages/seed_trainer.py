@@ -18,19 +18,18 @@ from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import ROOTS, early_name, load_roots, save_weights
-from bend_ray.classifiers.fitting import initial_parameters, stretch_marks
-from bend_ray.classifiers.protocols import Run, Stretch, held_out_ids
-from bend_ray.config import PipelineConfig
+from bend_ray.artifacts.weights import save_weights
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.networks.fitting import initial_parameters, stretch_marks
+from bend_ray.networks.protocols import Run, Stretch, held_out_ids
 from bend_ray.parameters.symmetry import align
+from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
+from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots
+from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages import cluster
-from bend_ray.stages.classifiers import Classifiers, SharedDataset
-from bend_ray.stages.divergence import Divergence, Outcome, all_diverged, finite_rows, note
-from bend_ray.stages.pool import split
-
-LAYOUT = "layout.json"
-"""The population's file of the layout of its vectors."""
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import split
+from bend_ray.runtime.sharing import SharedDataset
 
 
 @dataclass(frozen=True)

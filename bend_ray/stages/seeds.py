@@ -12,47 +12,27 @@ import logging
 import ray
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_costs
-from bend_ray.artifacts.shards import read_population, shard_name
+from bend_ray.artifacts.events import population_progress, write_events
+from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import ROOTS, early_name
-from bend_ray.classifiers.batchnorm import check_batches
-from bend_ray.classifiers.protocols import Protocol
-from bend_ray.config import PipelineConfig, SeedsSection
-from bend_ray.log import Progress
-from bend_ray.masking import cause
-from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.plan import Plan
-from bend_ray.stages import capacity, cluster
-from bend_ray.stages.classifiers import Classifiers, SharedDataset, share_dataset
-from bend_ray.stages.divergence import DIRECTORY as DIVERGED
-from bend_ray.stages.divergence import all_diverged, done_shards, left_rows, notes, told
-from bend_ray.stages.events import population_progress, write_events
-from bend_ray.stages.pool import Pool, split
-from bend_ray.stages.seed_trainer import LAYOUT, SeedTrainer
+from bend_ray.config.graph import Plan
+from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.networks.batchnorm import check_batches
+from bend_ray.networks.protocols import Protocol
+from bend_ray.populations.divergence import DIRECTORY as DIVERGED
+from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, notes, told
+from bend_ray.populations.members import LAYOUT, ROOTS, early_name
+from bend_ray.populations.networks import Classifiers
+from bend_ray.process.log import Progress
+from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime.pool import Pool, split
+from bend_ray.runtime.sharing import SharedDataset, share_dataset
+from bend_ray.stages.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
-
-
-def read_layout(seeds: Artifact) -> ParameterLayout:
-    """The layout of a trained population's vectors.
-
-    Raises:
-        CorruptArtifact: it is none.
-        StoreError: it cannot be read.
-    """
-    try:
-        return ParameterLayout.from_json(seeds.read_json(LAYOUT))
-    except ValueError as error:
-        raise seeds.corrupt(LAYOUT, cause(error)) from error
-
-
-def training_trunks(seeds: Artifact) -> list[int]:
-    """Trunks with a member that the generator learns from: all, unless some diverged."""
-    members = read_population(seeds, theta=False)
-    return sorted(set(members.trunk[~members.held_out].tolist()))
 
 
 def make(config: PipelineConfig, plan: Plan) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import yaml
 
-from bend_ray.config import PipelineConfig
-from bend_ray.masking import masked_json
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.report.command import settings
+from bend_ray.storage.masking import masked_json
 
 BEST = "best.yaml"
 

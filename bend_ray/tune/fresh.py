@@ -10,10 +10,12 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray import pipeline, results
-from bend_ray.config import PipelineConfig
-from bend_ray.log import LOGGER
-from bend_ray.repeats import Difference, paired, repeats_of
+from bend_ray import pipeline
+from bend_ray.config.repeats import repeats_of
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.process.log import LOGGER
+from bend_ray.report import results
+from bend_ray.report.statistics import Difference, paired
 from bend_ray.tune.study import Study
 
 BASE = "base"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from bend_ray.log import duration
-from bend_ray.masking import masked_json
+from bend_ray.process.log import duration
 from bend_ray.report.location import page_uri
 from bend_ray.report.page import Cell, Line, Page, Table
 from bend_ray.report.verdicts import Card
+from bend_ray.storage.masking import masked_json
 from bend_ray.tune import fresh as fresh_splits
 from bend_ray.tune.best import best_yaml
 from bend_ray.tune.fresh import Fresh

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from bend_ray.report import ink
 from bend_ray.report.command import flow
-from bend_ray.report.panels import Chapter, Panel
+from bend_ray.report.panel import Chapter, Panel
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.study import Study
 

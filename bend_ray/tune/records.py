@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.masking import cause
+from bend_ray.storage.masking import cause
 from bend_ray.tune.objectives import Bag
 
 TRIALS = "trials"

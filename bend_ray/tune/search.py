@@ -15,11 +15,11 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import STAGES, identified, plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.log import LOGGER, duration
-from bend_ray.masking import cause, masked
-from bend_ray.plan import STAGES, identified, plan
+from bend_ray.process.log import LOGGER, duration
+from bend_ray.storage.masking import cause, masked
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
@@ -115,8 +115,8 @@ def _run_trials(
     config: PipelineConfig, section: TuneSection, store: Store, artifact: Artifact
 ) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
-    from bend_ray.stages import cluster
-    from bend_ray.stages.classifiers import share_dataset
+    from bend_ray.runtime import cluster
+    from bend_ray.runtime.sharing import share_dataset
     from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Job
 
@@ -150,7 +150,7 @@ def _results(
         ClusterError: it gave up more often than it may.
         StoreError: the store failed.
     """
-    from bend_ray.stages.pool import LOST, died_too_often
+    from bend_ray.runtime.pool import LOST, died_too_often
 
     deaths = 0
     while True:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bend_ray.config import PipelineConfig
-from bend_ray.plan import STAGES
-from bend_ray.resources import ActorResources, Resources, TrainResources
-from bend_ray.stages import capacity, cluster
-from bend_ray.stages.cluster import SPARE_CPUS
+from bend_ray.config.graph import STAGES
+from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime.cluster import SPARE_CPUS
 
 DATA_CPUS = 1
 """What Ray Data must be left on a cluster that was joined, or it waits for ever."""

@@ -22,10 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import read_yaml, with_knobs
+from bend_ray.config.knobs import knobs
+from bend_ray.config.reading import read_yaml, with_knobs
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.knobs import knobs
 from bend_ray.spec import Spec
 from bend_ray.tune.objectives import Nll, Objective
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config import PipelineConfig, identity
+from bend_ray.config.graph import STAGE_VERSIONS, STAGES
+from bend_ray.config.schema import PipelineConfig, identity
 from bend_ray.errors import TrainingError
-from bend_ray.plan import STAGE_VERSIONS, STAGES
 from bend_ray.tune.front import trade_off
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, bag_config, encode, trial_config

@@ -19,16 +19,18 @@ from bend_ray import pipeline
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import with_knobs
+from bend_ray.comparison.validation import BagCurve
+from bend_ray.config.graph import Plan, plan
+from bend_ray.config.reading import with_knobs
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import BendError, StoreError
-from bend_ray.log import LOGGER
-from bend_ray.masking import cause
-from bend_ray.plan import Plan, plan
-from bend_ray.stages import cluster, generator
-from bend_ray.stages.classifiers import SharedDataset, use_shared
-from bend_ray.stages.pool import get
-from bend_ray.stages.validation import BagCurve, bag_curve, milestone_curve
+from bend_ray.process.log import LOGGER
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import get
+from bend_ray.runtime.sharing import SharedDataset, use_shared
+from bend_ray.stages import generator
+from bend_ray.stages.scoring import bag_curve, milestone_curve
+from bend_ray.storage.masking import cause
 from bend_ray.tune.objectives import Bag
 from bend_ray.tune.records import (
     BagRecord,

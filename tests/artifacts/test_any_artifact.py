@@ -22,7 +22,7 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.errors import BendError, CorruptArtifact
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.stages.seeds import LAYOUT, read_layout
+from bend_ray.populations.members import LAYOUT, read_layout
 
 SHARD = "shard-00000.parquet"
 

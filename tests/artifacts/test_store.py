@@ -19,12 +19,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bend_ray import filesystems
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import Directory, to_json
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.errors import CorruptArtifact, StoreError
+from bend_ray.storage import filesystems
 
 
 @pytest.fixture(params=["local", "object"])

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bend_ray.classifiers.datasets import Digits
+from bend_ray.data.datasets import Digits
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.voting import Stop
 

@@ -37,11 +37,11 @@ import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
-from bend_ray.classifiers.architectures import Mlp, TorchvisionModel
-from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import answers_program, ballots_program, forms
 from bend_ray.export.layers import member_graph
+from bend_ray.networks.architectures import Mlp, TorchvisionModel
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way, ask, fastest, ways

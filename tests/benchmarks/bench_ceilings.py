@@ -41,9 +41,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.dense import leaves
-from bend_ray.classifiers.stacking import _by_pixel
 from bend_ray.export.graphs import ballots_program
+from bend_ray.networks.dense import leaves
+from bend_ray.networks.stacking import _by_pixel
 
 PRODUCTS = (nn.Conv2d, nn.Linear)
 

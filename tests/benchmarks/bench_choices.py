@@ -31,20 +31,20 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
-from bend_ray.classifiers.fitting import fit, initial_parameters
-from bend_ray.classifiers.protocols import Stretch, held_out_ids
-from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, nll, score
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.averaging import AveragedSteps
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.spread import spread_out
+from bend_ray.generation.steps import AveragedSteps
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.fitting import fit, initial_parameters
+from bend_ray.networks.protocols import Stretch, held_out_ids
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout

@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 
-from bend_ray.stages import prepare_environment
+from bend_ray.runtime.environment import prepare_environment
 
 prepare_environment(None)  # before ray is imported
 import ray
@@ -38,16 +38,16 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_columns, write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.classifiers.architectures import TorchvisionModel
 from bend_ray.generation.autoencoders import Conv1d, PrincipalMlp
 from bend_ray.generation.objectives import Reconstruction
+from bend_ray.networks.architectures import TorchvisionModel
 from bend_ray.parameters.gram import GramSum, PrincipalBasis
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.stages import cluster
-from bend_ray.stages.pool import split
-from bend_ray.stages.representations import BLOCK_BYTES, Principal
+from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import split
+from bend_ray.stages.representations import Principal
 from bend_ray.stages.samples import SHARD_BYTES
-from bend_ray.stages.seeds import LAYOUT
 
 MODELS, BATCH, DRAWN = 48, 8, 16
 SIZES = (2_000, 30_000, 100_000, 300_000)

@@ -16,7 +16,7 @@ import tempfile
 import time
 from typing import Any
 
-from bend_ray.stages import prepare_environment
+from bend_ray.runtime.environment import prepare_environment
 
 prepare_environment(None)
 
@@ -26,10 +26,11 @@ import ray
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config_file import load_config
+from bend_ray.config.graph import plan
+from bend_ray.config.reading import load_config
 from bend_ray.forecast.calibration import blank_population
-from bend_ray.plan import plan
-from bend_ray.stages import cluster, seeds
+from bend_ray.runtime import cluster
+from bend_ray.stages import seeds
 
 WORKERS = 2
 

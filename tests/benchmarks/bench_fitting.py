@@ -34,13 +34,13 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor, nn
 
-from bend_ray.classifiers.architectures import Mlp
-from bend_ray.classifiers.fitting import fit
-from bend_ray.classifiers.images import Images
-from bend_ray.classifiers.protocols import Recipe, Stretch
-from bend_ray.classifiers.stacking import Stack, form_for
-from bend_ray.memory import keep_freed_memory
+from bend_ray.data.parts import Images
+from bend_ray.networks.architectures import Mlp
+from bend_ray.networks.fitting import fit
+from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.stacking import Stack, form_for
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.process.allocator import keep_freed_memory
 
 BATCH, NUM_CLASSES, RATE = 50, 10, 3e-3
 AT_MOST = 8

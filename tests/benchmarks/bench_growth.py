@@ -31,16 +31,16 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.images import Images
-from bend_ray.classifiers.stacking import Stack, predict_logits
-from bend_ray.config import PipelineConfig
+from bend_ray.comparison.comparison import Comparison, Members, Prices
+from bend_ray.comparison.evidence import evidence
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import Images
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.networks.stacking import Stack, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
-from bend_ray.stages.comparison import Comparison, Members, Prices
-from bend_ray.stages.evidence import evidence
 
 Work = Callable[[], object]
 

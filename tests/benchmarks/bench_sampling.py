@@ -29,16 +29,16 @@ import torch
 from bench_fitting import normalise
 from torch import nn
 
-from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
-from bend_ray.classifiers.fitting import fit
-from bend_ray.classifiers.images import Images
-from bend_ray.classifiers.protocols import Stretch
-from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import Images
 from bend_ray.generation.diffusion import FlowMatching
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.samplers import Ancestral, Ddim, Euler
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.fitting import fit
+from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout
 

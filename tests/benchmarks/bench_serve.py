@@ -38,9 +38,9 @@ def make_bag(folder: Path, kind: str, members: int) -> None:
     """Export a bag of random members."""
     import torch
 
-    from bend_ray.classifiers.architectures import ConvNet, Mlp
     from bend_ray.export.card import Card
     from bend_ray.export.folder import write_bag
+    from bend_ray.networks.architectures import ConvNet, Mlp
 
     architecture = Mlp() if kind == "mlp" else ConvNet()
     shape = SHAPES[kind]
@@ -197,12 +197,12 @@ def memory_mib(name: str) -> float:
 
 
 def start_ray(port: int) -> Any:
-    from bend_ray.stages import prepare_environment
+    from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(None)
     from ray import serve
 
-    from bend_ray.stages import cluster
+    from bend_ray.runtime import cluster
 
     cluster.connect(None)
     quiet = {"log_level": "ERROR", "enable_access_log": False}

@@ -156,13 +156,13 @@ def compare_files(models: int, parameters: int, rounds: int) -> dict[str, object
 
 def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> dict[str, object]:
     """Ray Data beside a plain loop, over the same shards."""
-    from bend_ray.stages import prepare_environment
+    from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(None)
     import psutil
     import ray
 
-    from bend_ray.stages import cluster
+    from bend_ray.runtime import cluster
     from bend_ray.stages.representations import _shards
 
     cluster.connect(None)

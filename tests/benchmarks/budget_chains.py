@@ -17,11 +17,11 @@ import torch
 from budget_specs import Bench, Chains
 from torch import Tensor
 
-from bend_ray.classifiers.batchnorm import recalibrate_batchnorm
-from bend_ray.classifiers.fitting import fit, initial_parameters
-from bend_ray.classifiers.images import ImageDataset, Images
-from bend_ray.classifiers.protocols import Recipe, Stretch
-from bend_ray.classifiers.stacking import Stack, form_for, predict_logits
+from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.fitting import fit, initial_parameters
+from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for, seed_for
 

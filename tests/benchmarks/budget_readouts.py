@@ -16,7 +16,7 @@ from budget_chains import Plan, Task
 from budget_specs import Drawn, Last, Method, Tails
 from torch import Tensor
 
-from bend_ray.classifiers.images import Images
+from bend_ray.data.parts import Images
 from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature

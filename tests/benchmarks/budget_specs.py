@@ -14,9 +14,9 @@ from typing import Annotated, Literal
 import yaml
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.classifiers.architectures import Architecture
-from bend_ray.classifiers.datasets import Dataset, ImageParquet
-from bend_ray.classifiers.protocols import Recipe
+from bend_ray.data.datasets import Dataset, ImageParquet
+from bend_ray.networks.architectures import Architecture
+from bend_ray.networks.protocols import Recipe
 from bend_ray.spec import Spec
 
 

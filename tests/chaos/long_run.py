@@ -27,7 +27,7 @@ from typing import Any
 
 import psutil
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "support"))
 
 CONFIG = """
 seeds:
@@ -63,14 +63,14 @@ def _folder() -> Path:
 @contextmanager
 def own(folder: Path) -> Iterator[tuple[str, Any]]:
     """A cluster of this process, which runs pipelines itself."""
-    from bend_ray.stages import prepare_environment
+    from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(None)
     import ray
 
     from bend_ray import pipeline
-    from bend_ray.config_file import load_config
-    from bend_ray.stages.cluster import connect
+    from bend_ray.config.reading import load_config
+    from bend_ray.runtime.cluster import connect
 
     connect(None)
 

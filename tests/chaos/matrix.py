@@ -34,7 +34,7 @@ from typing import Any
 import psutil
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+sys.path[:0] = [str(HERE), str(HERE.parent / "support")]
 
 import start_worker
 from faults import FAULTS, NOT_APPLICABLE, OWN_CLUSTER, Clock, Fault

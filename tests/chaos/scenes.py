@@ -30,8 +30,8 @@ from processes import kill_all
 
 import bend_ray
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config_file import load_config
-from bend_ray.plan import STAGES, plan
+from bend_ray.config.graph import STAGES, plan
+from bend_ray.config.reading import load_config
 
 CONFIG = """
 seeds:

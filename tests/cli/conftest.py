@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from process import Bend, Finished, figures
+from bend_process import Bend, Finished, figures
 
 AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
 

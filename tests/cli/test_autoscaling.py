@@ -17,10 +17,10 @@ import pytest
 import ray
 import yaml
 from autoscaling import AutoscalingCluster
+from bend_process import Bend, figures
 from object_store import BUCKET, object_store
-from process import Bend, figures
 
-from bend_ray.plan import STAGES
+from bend_ray.config.graph import STAGES
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bend_ray.cli import cli, main
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config
-from bend_ray.knobs import knobs
+from bend_ray.cli.main import cli, main
+from bend_ray.config.knobs import knobs
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import PipelineConfig
 
 SUBMIT = ["submit", "--address", "http://127.0.0.1:9", "--"]
 
@@ -78,7 +78,8 @@ def test_status_of_an_empty_store_is_all_missing(run: Run, tmp_path: Path) -> No
 @pytest.mark.slow
 def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
     code = (
-        "import sys; from bend_ray import pipeline; from bend_ray.config import PipelineConfig;"
+        "import sys; from bend_ray import pipeline;"
+        "from bend_ray.config.schema import PipelineConfig;"
         f"list(pipeline.status(PipelineConfig(), {str(tmp_path)!r}));"
         "print([name for name in ('ray', 'torch', 'sklearn') if name in sys.modules])"
     )
@@ -142,7 +143,7 @@ def test_a_store_that_cannot_be_written_is_refused_before_ray_starts(run: Run) -
 
 def test_a_broken_manifest_is_named(run: Run, tmp_path: Path) -> None:
     from bend_ray.artifacts.store import Store
-    from bend_ray.plan import plan
+    from bend_ray.config.graph import plan
 
     artifact = plan(PipelineConfig(), Store(str(tmp_path))).evaluation
     manifest = Path(artifact.path) / "manifest.json"

@@ -6,8 +6,8 @@ import os
 import signal
 
 import pytest
+from bend_process import Bend, Finished, figures, wait_until
 from object_store import BUCKET, object_store
-from process import Bend, Finished, figures, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.chaos, pytest.mark.timeout(900)]
 

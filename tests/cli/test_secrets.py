@@ -11,10 +11,10 @@ from pathlib import Path
 import boto3
 import pytest
 import ray
+from bend_process import Bend
 from object_store import BUCKET, object_store
-from process import Bend
 
-from bend_ray.cli import main
+from bend_ray.cli.main import main
 
 SECRET = "hunter2PLANTED"
 STORE = f"s3://KEY:{SECRET}@{BUCKET}/runs"

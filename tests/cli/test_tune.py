@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from process import Bend, wait_until
+from bend_process import Bend, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
@@ -71,10 +71,10 @@ def test_two_cpus_are_enough_for_trials_that_need_workers(bend: Bend, space: Pat
     script = f"""
 import ray
 from pathlib import Path
-from bend_ray.stages import prepare_environment
+from bend_ray.runtime.environment import prepare_environment
 prepare_environment(None)
 ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
-from bend_ray.config_file import load_config
+from bend_ray.config.reading import load_config
 from bend_ray.tune.search import tune
 from bend_ray.tune.space import load_section
 config = load_config(Path({str(bend.config)!r}))

@@ -14,7 +14,7 @@ import jsonschema
 import pytest
 import yaml
 
-from bend_ray.config_file import load_config
+from bend_ray.config.reading import load_config
 from bend_ray.serve.deploy_file import check_deploy_config
 
 KUBERAY = Path(__file__).parents[2] / "cluster" / "kuberay"

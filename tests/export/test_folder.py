@@ -17,12 +17,12 @@ import torch
 from bags import Bagged, MakeBag
 
 from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import plan
+from bend_ray.config.newest import newest_config
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
 from bend_ray.export.folder import FORMATS, export_bag
-from bend_ray.export.newest import newest_config
-from bend_ray.plan import plan
 
 MLP = "seeds.architecture={kind: mlp, hidden: [12]}"
 CONVNET = "seeds.architecture={kind: convnet, channels: [4, 6]}"
@@ -232,7 +232,7 @@ def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBa
 
 
 def test_vectors_of_another_network_are_refused(make_bag: MakeBag, tmp_path: Path) -> None:
-    from bend_ray.export.states import member_states
+    from bend_ray.populations.states import member_states
 
     bag = make_bag(MLP)
     with pytest.raises(StoreError, match="expected classifiers of layout"):

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from bend_ray.classifiers.architectures import Mlp
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import MEMBER_PROBABILITIES, ballots_program
 from bend_ray.export.layers import member_graph
+from bend_ray.networks.architectures import Mlp
 
 SHAPE = (2, 9, 9)
 

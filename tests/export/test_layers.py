@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from bend_ray.classifiers.architectures import ConvNet, Mlp
 from bend_ray.export.graphs import forms
 from bend_ray.export.layers import member_graph
+from bend_ray.networks.architectures import ConvNet, Mlp
 
 
 def same(module: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:

@@ -9,22 +9,22 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from bend_ray.classifiers.images import ImageDataset
-from bend_ray.classifiers.protocols import Tails
-from bend_ray.cli import cli
-from bend_ray.config import (
+from bend_ray.cli.main import cli
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import (
     Annealing,
     AutoencoderSection,
     PipelineConfig,
     SamplesSection,
     SeedsSection,
 )
-from bend_ray.config_file import load_config
+from bend_ray.data.parts import ImageDataset
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
 from bend_ray.forecast.prediction import at_rate, predict
 from bend_ray.forecast.workload import Phase, Work, workload
 from bend_ray.generation.autoencoders import PrincipalMlp
+from bend_ray.networks.protocols import Tails
 
 RATES = Rates(
     step=Line(0.0, 0.001),

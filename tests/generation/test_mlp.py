@@ -5,12 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.generation.conditioning import TimeEmbedding
-from bend_ray.generation.mlp import (
-    MlpAutoencoder,
-    MlpDenoiser,
-    ModulatedBlock,
-    ResidualMlp,
-)
+from bend_ray.generation.mlp import MlpAutoencoder, MlpDenoiser, ModulatedBlock, ResidualMlp
 from bend_ray.optim import Sgd
 
 

@@ -6,8 +6,8 @@ import pytest
 from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
-from bend_ray.plan import plan
-from bend_ray.repeats import repeats_of
+from bend_ray.config.graph import plan
+from bend_ray.config.repeats import repeats_of
 from bend_ray.report.runs import Run, read_run
 
 

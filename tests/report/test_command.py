@@ -2,8 +2,8 @@ import shlex
 
 import pytest
 
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.report.command import command, different, overrides
 
 

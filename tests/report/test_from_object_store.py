@@ -8,8 +8,8 @@ from evaluations import commit
 from object_store import BUCKET, object_store
 
 from bend_ray.artifacts.store import Store
-from bend_ray.cli import cli
-from bend_ray.config_file import load_config
+from bend_ray.cli.main import cli
+from bend_ray.config.reading import load_config
 
 STORE = f"s3://{BUCKET}/runs"
 

@@ -16,7 +16,7 @@ from pages import Seen
 from PIL import Image
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config import OriginalsBag
+from bend_ray.config.schema import OriginalsBag
 from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
 from bend_ray.report.runs import Run, read_run
@@ -210,7 +210,7 @@ def test_it_lies_in_the_store_under_a_name_of_its_own(store: Store) -> None:
 
 def test_neither_ray_nor_torch_is_imported(store: Store, tmp_path: Path) -> None:
     code = (
-        "import sys; from bend_ray.cli import cli;"
+        "import sys; from bend_ray.cli.main import cli;"
         f"cli(['report', '--store', {store.uri!r}, '--output', {str(tmp_path)!r}],"
         " standalone_mode=False);"
         "print([name for name in ('ray', 'torch', 'sklearn', 'pandas') if name in sys.modules])"

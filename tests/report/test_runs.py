@@ -5,10 +5,10 @@ from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import EVIDENCE, plan
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.plan import EVIDENCE, plan
+from bend_ray.report.results import result
 from bend_ray.report.runs import Run, grouped, newest, read_run, stored_runs
-from bend_ray.results import result
 
 
 def test_a_run_reads_as_its_own_result(store: Store, repeats: list[Run]) -> None:
@@ -47,7 +47,7 @@ def test_repeats_are_one_group_and_another_config_is_another(tmp_path: Path, sto
 
 @pytest.mark.slow
 def test_where_it_ran_makes_no_other_run(tmp_path: Path) -> None:
-    from bend_ray.config_file import load_config
+    from bend_ray.config.reading import load_config
 
     store = Store(str(tmp_path))
     for override in ("seed=0", "seed=1"):

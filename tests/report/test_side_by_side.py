@@ -5,19 +5,13 @@ import pytest
 from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import plan
 from bend_ray.errors import StoreError
-from bend_ray.plan import plan
 from bend_ray.report.location import output_directory
 from bend_ray.report.page import write_report
+from bend_ray.report.results import result
 from bend_ray.report.runs import Run
-from bend_ray.report.side_by_side import (
-    compared,
-    labels,
-    read_entries,
-    text,
-    write_comparison,
-)
-from bend_ray.results import result
+from bend_ray.report.side_by_side import compared, labels, read_entries, text, write_comparison
 
 
 @pytest.fixture

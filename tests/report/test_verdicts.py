@@ -3,8 +3,8 @@ import statistics
 import numpy as np
 import pytest
 
-from bend_ray.repeats import differences
 from bend_ray.report.runs import Run
+from bend_ray.report.statistics import differences
 from bend_ray.report.verdicts import cards, equivalent, headline, minus, rows
 
 

@@ -16,7 +16,7 @@ from bend_ray.errors import ConfigError
 from bend_ray.serve.deploy_file import check_deploy_config, deploy_config, deploy_text
 from bend_ray.serve.settings import ServeSettings
 
-HERE = Path(__file__).parent
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def test_a_written_config_is_one_that_serve_takes() -> None:
@@ -63,11 +63,11 @@ _UNDER_LOAD = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from serving import Load, free_port
-from bend_ray.stages import prepare_environment
+from bend_ray.runtime.environment import prepare_environment
 prepare_environment(None)
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
-from bend_ray.stages import cluster
+from bend_ray.runtime import cluster
 from bend_ray.serve.deploy_file import deploy_config
 from bend_ray.serve.settings import ServeSettings
 
@@ -123,7 +123,7 @@ def test_bags_and_settings_change_under_load_without_a_failed_request(
     second = export_random(tmp_path, "mlp", "seed=1")
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", _UNDER_LOAD, str(HERE), str(folder), str(second)],
+        [sys.executable, "-c", _UNDER_LOAD, str(SUPPORT), str(folder), str(second)],
         capture_output=True,
         text=True,
         env=environment | {"RAY_AUTH_MODE": "disabled"},

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bend_ray.classifiers.architectures import Mlp
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
 from bend_ray.export.card import Card
+from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.voting import Ballots, Rule, Stop, Tally
 
 

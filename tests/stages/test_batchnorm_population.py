@@ -11,9 +11,9 @@ from tiny import MakeConfig, make
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.images import ImageDataset, Images
-from bend_ray.config import PipelineConfig
-from bend_ray.stages.classifiers import Classifiers
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.populations.networks import Classifiers
 
 CONVNET = "seeds.architecture={kind: convnet, channels: [8, 16]}"
 

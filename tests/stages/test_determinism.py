@@ -14,7 +14,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population, shard_name
 from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.plan import plan
+from bend_ray.config.graph import plan
 from bend_ray.stages import autoencoder, seeds
 
 

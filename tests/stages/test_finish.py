@@ -12,12 +12,13 @@ from tiny import MakeConfig, make
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.weights import early_name, load_weights
-from bend_ray.config import PipelineConfig
-from bend_ray.plan import plan
-from bend_ray.results import result
+from bend_ray.artifacts.weights import load_weights
+from bend_ray.config.graph import plan
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.populations.members import early_name, read_layout
+from bend_ray.populations.networks import Classifiers
+from bend_ray.report.results import result
 from bend_ray.stages import seeds
-from bend_ray.stages.classifiers import Classifiers
 from bend_ray.stages.finish import Finish, without_finish
 from bend_ray.stages.seed_trainer import SeedTrainer
 
@@ -78,7 +79,7 @@ def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
     artifact, members = trained(config, fresh_store)
     early_TP = load_weights(artifact, early_name(0))["theta"].numpy()
     moved_NP = finished(config, artifact, members, [4, 0]).numpy()
-    weights = slice(0, seeds.read_layout(artifact).num_trainable)
+    weights = slice(0, read_layout(artifact).num_trainable)
     for row, model in enumerate((4, 0)):
         trunk = members.trunk[model]
         seen = ~members.held_out & (members.trunk == trunk)
@@ -99,7 +100,7 @@ def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
     config = tiny(*GUIDED, NETWORK, "samples.scale=2.5")
     artifact, members = trained(config, fresh_store)
     spread_NP = finished(config, artifact, members, [4, 0]).numpy()
-    weights = slice(0, seeds.read_layout(artifact).num_trainable)
+    weights = slice(0, read_layout(artifact).num_trainable)
     for row, model in enumerate((4, 0)):
         seen = ~members.held_out & (members.trunk == members.trunk[model])
         mean_P = members.theta_KP[seen].mean(axis=0)

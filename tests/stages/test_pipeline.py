@@ -11,19 +11,19 @@ from tiny import MakeConfig, make
 from bend_ray import pipeline
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.classifiers.images import ImageDataset
+from bend_ray.comparison.comparison import Members
+from bend_ray.config.graph import STAGES
+from bend_ray.config.graph import plan as plan_of
+from bend_ray.data.parts import ImageDataset
 from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
-from bend_ray.plan import STAGES
-from bend_ray.plan import plan as plan_of
-from bend_ray.results import result, table
-from bend_ray.stages.classifiers import Classifiers
-from bend_ray.stages.cluster import preflight
-from bend_ray.stages.comparison import Members
+from bend_ray.populations.members import read_layout
+from bend_ray.populations.networks import Classifiers
+from bend_ray.report.results import result, table
+from bend_ray.runtime.cluster import preflight
 from bend_ray.stages.representations import Principal, Standardised
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
-from bend_ray.stages.seeds import read_layout
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 

@@ -7,8 +7,8 @@ import pytest
 from tiny import MakeConfig
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config_file import load_config
-from bend_ray.plan import plan
+from bend_ray.config.graph import plan
+from bend_ray.config.reading import load_config
 from bend_ray.tune.records import TRIALS
 from bend_ray.tune.search import RAY, tune
 from bend_ray.tune.space import TuneSection

@@ -14,9 +14,10 @@ from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.artifacts.weights import ROOTS, load_weights
-from bend_ray.config import PipelineConfig
-from bend_ray.plan import Plan, plan
+from bend_ray.artifacts.weights import load_weights
+from bend_ray.config.graph import Plan, plan
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.populations.members import ROOTS
 from bend_ray.stages import seeds
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]

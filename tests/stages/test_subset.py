@@ -9,12 +9,12 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.artifacts.weights import load_roots
-from bend_ray.config import ParametersSection
+from bend_ray.config.graph import Plan, plan
+from bend_ray.config.schema import ParametersSection
 from bend_ray.errors import ConfigError
-from bend_ray.plan import Plan, plan
+from bend_ray.populations.members import load_roots
+from bend_ray.populations.networks import Classifiers
 from bend_ray.stages import seeds
-from bend_ray.stages.classifiers import Classifiers
 
 pytestmark = [pytest.mark.ray]
 
@@ -32,7 +32,7 @@ SIZE = 4 * 8 + 8 * 10
 def made(cluster: None, shared_store: Store) -> Plan:
     from tiny import TINY
 
-    from bend_ray.config_file import load_config
+    from bend_ray.config.reading import load_config
 
     return make(load_config(None, [*TINY, *SUBSET]), shared_store)
 

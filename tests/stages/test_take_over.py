@@ -10,10 +10,11 @@ from tiny import MakeConfig
 from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config.graph import Plan, plan
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
-from bend_ray.plan import Plan, plan
-from bend_ray.stages import cluster, seeds
+from bend_ray.runtime import cluster
+from bend_ray.stages import seeds
 
 
 @pytest.mark.parametrize("other_commits", [True, False])

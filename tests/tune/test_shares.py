@@ -2,10 +2,10 @@
 
 import pytest
 
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config
-from bend_ray.plan import STAGES
-from bend_ray.stages.cluster import SPARE_CPUS
+from bend_ray.config.graph import STAGES
+from bend_ray.config.reading import load_config
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.runtime.cluster import SPARE_CPUS
 from bend_ray.tune.shares import DATA_CPUS, Processors, room_for, share_of
 
 CONFIGS = {
@@ -46,7 +46,7 @@ def test_two_cores_of_our_own_run_two_trials_and_a_joined_cluster_of_two_cpus_on
 
 
 def test_a_share_changes_no_result() -> None:
-    from bend_ray.config import identity
+    from bend_ray.config.schema import identity
 
     config = PipelineConfig()
     shared = share_of(config, Processors(64, 0), False, 4)

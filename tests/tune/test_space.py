@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from bend_ray.config import PipelineConfig
-from bend_ray.config_file import load_config, with_knobs
+from bend_ray.config.reading import load_config, with_knobs
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
 from bend_ray.tune.best import best_yaml
 from bend_ray.tune.space import (

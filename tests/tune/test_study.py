@@ -11,7 +11,7 @@ from pages import Seen
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config import PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.tune.fresh import Fresh, said
 from bend_ray.tune.page import write_page

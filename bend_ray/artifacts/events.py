@@ -1,0 +1,98 @@
+"""Training curves as TensorBoard event files in the artifacts: ``tensorboard --logdir STORE``.
+
+An artifact's file is written whole, when its stage is done: an object cannot be appended to.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bend_ray.artifacts.store import Artifact
+from bend_ray.storage.filesystems import open_file, side_by_side
+
+EVENTS = "events.out.tfevents.bend"
+"""TensorBoard knows event files by a part of their name."""
+
+
+class Scalar(NamedTuple):
+    """A point of a curve."""
+
+    tag: str
+    step: int
+    value: float
+    wall_time: float
+    """Seconds since 1970."""
+
+
+def write_events(artifact: Artifact, scalars: Iterable[Scalar]) -> str:
+    """Write curves into an artifact.
+
+    Returns:
+        The file's name, for the commit.
+
+    Raises:
+        StoreError: it cannot be written, or another run has committed the artifact.
+    """
+    artifact.ensure_uncommitted()
+    # Here, and not above: it takes a second to import, of processes that write nothing too.
+    from tensorboardX import SummaryWriter
+
+    with tempfile.TemporaryDirectory(prefix="bend-events-") as folder:
+        with SummaryWriter(folder) as writer:
+            for scalar in scalars:
+                writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.wall_time)
+        (written,) = Path(folder).iterdir()
+        with artifact.open_output(EVENTS) as stream:
+            stream.write(written.read_bytes())
+    return EVENTS
+
+
+def loss_curve(
+    stage: str, curve: Sequence[tuple[int, float]], times: Sequence[float]
+) -> list[Scalar]:
+    """A training's loss by step."""
+    return [
+        Scalar(f"{stage}/loss", step, loss, wall_time)
+        for (step, loss), wall_time in zip(curve, times, strict=True)
+    ]
+
+
+def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scalar]:
+    """How a population grew: models by time, and how well each shard's do on validation images.
+
+    A shard's time is that of its file, so that the curve of a resumed stage is whole.
+
+    Args:
+        artifact: being made, its shards all there.
+        shards: their names.
+
+    Raises:
+        OSError: a shard cannot be read.
+    """
+
+    def read(name: str) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
+        path = artifact.child(name)
+        written = artifact.filesystem.get_file_info(path).mtime.timestamp()
+        with open_file(artifact.filesystem, path) as source:
+            table = pq.read_table(source, columns=["val_accuracy", "val_nll"])
+        accuracy_K, nll_K = (column.to_numpy() for column in table.columns)
+        return written, accuracy_K, nll_K
+
+    found = side_by_side(read, shards)
+    scalars, models = [], 0
+    for wall_time, accuracy, nll in sorted(found, key=lambda shard: shard[0]):
+        models += len(accuracy)
+        for tag, value in (
+            ("models", models),
+            ("val_accuracy", np.mean(accuracy)),
+            ("val_nll", np.mean(nll)),
+        ):
+            scalars.append(Scalar(f"{artifact.stage}/{tag}", models, float(value), wall_time))
+    return scalars

@@ -1,0 +1,248 @@
+"""The commands that hand a finished bag on: ``bend export`` and ``bend serve``."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bend_ray.cli.options import config_arguments, store_option
+from bend_ray.process import log
+from bend_ray.storage.masking import masked
+
+if TYPE_CHECKING:
+    from bend_ray.artifacts.manifest import Manifest
+    from bend_ray.artifacts.store import Store
+    from bend_ray.config.graph import Plan
+    from bend_ray.config.schema import PipelineConfig
+
+EXPORTS = "./bend-export"
+
+_first_members = click.option(
+    "--members",
+    type=int,
+    metavar="N",
+    help="Only the first N members of the bag, at a temperature of theirs.",
+)
+
+
+@click.command(short_help="the bag as files that other tools load")
+@config_arguments
+@store_option
+@click.option(
+    "--output",
+    metavar="URI",
+    help=f"Folder to write, on a disk or in an object store; default {EXPORTS}/VERSION.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    default=("onnx",),
+    show_default=True,
+    type=click.Choice(["safetensors", "onnx", "torch-export"]),
+    help="Program beside the members' safetensors, which are always there; may be given again.",
+)
+@_first_members
+def export(
+    file: Path | None,
+    overrides: tuple[str, ...],
+    store: str,
+    output: str | None,
+    formats: tuple[str, ...],
+    members: int | None,
+) -> None:
+    """Write the bag that an evaluation chose as a folder, and print where.
+
+    Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
+    members.safetensors, one program a format (uint8 images in, probabilities out) and a README that
+    shows how to load them without bend_ray.
+
+    \b
+      bend export
+      bend export --format onnx --format torch-export --output s3://bucket/bags/digits
+    """
+    from bend_ray.export.folder import export_bag
+
+    config, plan = _chosen(file, overrides, store, members)
+    where = output or _default_output(plan, members)
+    export_bag(config, plan, where, formats=formats, members=members)  # type: ignore[arg-type]
+    click.echo(masked(where))
+
+
+def _chosen(
+    file: Path | None, overrides: tuple[str, ...], store_uri: str, members: int | None
+) -> tuple[PipelineConfig, Plan]:
+    """The config that was named, or that of the store's newest evaluation."""
+    from bend_ray.artifacts.store import Store
+    from bend_ray.config.graph import identified, plan
+    from bend_ray.config.newest import newest_config
+    from bend_ray.config.reading import load_config
+
+    store = Store(store_uri)
+    named = file is not None or bool(overrides)
+    config = identified(load_config(file, overrides)) if named else newest_config(store)
+    chosen = plan(config, store)
+    # What is wrong with it, or that it is missing, is told by whoever reads it.
+    manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
+    if manifest is not None:
+        _tell_whose(manifest, store, newest=not named)
+        if members is not None:
+            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
+    return config, chosen
+
+
+def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
+    bag = manifest.metrics["bag"]
+    log.LOGGER.info(
+        "bag          %s members, %.2f %% on the test part: evaluation %s of %s, made %s%s",
+        bag["size"],
+        100 * bag["accuracy"],
+        manifest.fingerprint,
+        masked(store.uri),
+        log.moment(manifest.created),
+        ", the newest" if newest else "",
+    )
+
+
+def _default_output(plan: Plan, members: int | None) -> str:
+    from bend_ray.export.card import version_of
+
+    return f"{EXPORTS}/{version_of(plan.evaluation.fingerprint, members)}"
+
+
+@click.command(short_help="answer questions about images over HTTP")
+@config_arguments
+@store_option
+@click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@_first_members
+@click.option(
+    "--option",
+    "options",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="How it is served, as in --option stop_when_decided=true; may be given again.",
+)
+@click.option(
+    "--config-only",
+    is_flag=True,
+    help=f"Print a Serve config for `serve deploy` or a RayService instead; without --export, "
+    f"the bag is exported to {EXPORTS}/VERSION for it.",
+)
+def serve(
+    file: Path | None,
+    overrides: tuple[str, ...],
+    store: str,
+    folder: str | None,
+    host: str,
+    port: int,
+    members: int | None,
+    options: tuple[str, ...],
+    config_only: bool,
+) -> None:
+    """Serve a bag over HTTP on this machine, until interrupted.
+
+    Without FILE, --set and --export it is the newest evaluation's of the store. Answers /predict,
+    the Open Inference Protocol v2 below /v2, a page to draw on at / and /metrics. With
+    BEND_SERVE_TOKEN in the environment, requests must bear it.
+
+    \b
+      bend serve
+      bend serve --export ./bend-export/bf9345ebcce8 --option stop_when_decided=true
+      bend serve --config-only > serve.yaml && serve deploy serve.yaml
+    """
+    started = time.monotonic()
+    _prepare_serving()
+    from bend_ray.serve.settings import parse_settings
+
+    settings = parse_settings(_parsed(options))
+    if folder is not None:
+        _refuse_beside_export(click.get_current_context())
+    exported = folder or _exported(file, overrides, store, members)
+    if config_only:
+        from bend_ray.errors import ConfigError
+        from bend_ray.export.card import read_card
+        from bend_ray.serve.deploy_file import deploy_config, deploy_text
+
+        if masked(exported) != exported:
+            raise ConfigError(
+                f"--export {masked(exported)}: expected a URI without credentials, as the config "
+                "shows it; give them to the replicas, in their environment"
+            )
+        if "://" in exported:
+            where = exported
+        else:
+            where = str(Path(exported).resolve())
+            read_card(Path(where))
+        click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
+        return
+    from bend_ray.serve import local
+
+    path = Path(exported).resolve()
+    local.loadable(path)
+    url = local.start(str(path), local.token_settings(settings), host, port)
+    click.echo(local.welcome(url, path, time.monotonic() - started))
+    local.wait(settings.name)
+
+
+def _refuse_beside_export(context: click.Context) -> None:
+    """Which bag --export says alone."""
+    from bend_ray.errors import ConfigError
+
+    options = {"file": "FILE", "overrides": "--set", "store": "--store", "members": "--members"}
+    given = [
+        option
+        for name, option in options.items()
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if given:
+        raise ConfigError(
+            f"--export: expected no {given[0]} beside it, it names the bag alone; "
+            "leave one of them out"
+        )
+
+
+def _prepare_serving() -> None:
+    # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.runtime.environment import prepare_environment
+
+    prepare_environment(None)
+
+
+def _parsed(options: tuple[str, ...]) -> dict[str, object]:
+    from bend_ray.config.reading import parse_yaml
+    from bend_ray.errors import ConfigError
+
+    parsed: dict[str, object] = {}
+    for option in options:
+        name, separator, text = option.partition("=")
+        if not separator:
+            raise ConfigError(f"--option {option}: expected NAME=VALUE")
+        try:
+            parsed[name] = parse_yaml(text)
+        except ConfigError as error:
+            raise ConfigError(f"--option {option}: {error}") from None
+    return parsed
+
+
+def _exported(
+    file: Path | None, overrides: tuple[str, ...], store: str, members: int | None
+) -> str:
+    """Where the bag is exported to; exports it where it is not yet."""
+    from bend_ray.errors import DataError
+    from bend_ray.export.card import read_card
+
+    config, plan = _chosen(file, overrides, store, members)
+    where = _default_output(plan, members)
+    try:
+        read_card(Path(where))
+    except DataError:
+        from bend_ray.export.folder import export_bag
+
+        log.LOGGER.info("export       to %s", where)
+        export_bag(config, plan, where, formats=("onnx",), members=members)
+    return where

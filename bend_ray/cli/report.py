@@ -1,0 +1,105 @@
+"""The commands that show what was evaluated: ``report`` and ``compare``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bend_ray.cli.options import config_arguments, repeats_option, store_option
+from bend_ray.errors import BendError
+from bend_ray.process import log
+
+if TYPE_CHECKING:
+    from bend_ray.config.graph import Plan
+
+
+@click.command(short_help="pictures and an honest table, in one HTML file")
+@config_arguments
+@store_option
+@repeats_option
+@click.option(
+    "--output",
+    metavar="DIR",
+    help="Folder or URI to write to; default: report/ in the store, a folder a run.",
+)
+def report(
+    file: Path | None, overrides: tuple[str, ...], store: str, repeats: int, output: str | None
+) -> None:
+    """Write report.html, a PNG of each figure and report.json, from a committed evaluation alone.
+
+    Without FILE, --set and --repeats it is of the newest run in the store, with all repeats of it
+    that are there. Needs no Ray and no GPU. Prints where the page is.
+
+    \b
+      bend report
+      bend report --store s3://bucket/runs --output ./for-a-colleague
+      bend report configs/digits.yaml --repeats 5
+    """
+    from bend_ray.artifacts.store import Store
+    from bend_ray.config.graph import identified, plan
+    from bend_ray.config.reading import load_config
+    from bend_ray.config.repeats import repeats_of
+    from bend_ray.report import runs as stored
+    from bend_ray.report.location import default_output, output_directory
+    from bend_ray.report.page import write_report
+
+    held = Store(store)
+    if file is None and not overrides and repeats == 1:
+        runs = stored.newest(stored.grouped(stored.stored_runs(held)))
+    else:
+        config = identified(load_config(file, overrides))
+        plans = [plan(each, held) for each in repeats_of(config, repeats)]
+        runs = [stored.read_run(held, each.evaluation.fingerprint) for each in plans]
+    fingerprints = [run.fingerprint for run in runs]
+    where = output_directory(output) if output else default_output(held, fingerprints)
+    click.echo(write_report(runs, where))
+
+
+@click.command(short_help="several runs side by side: one table, one figure")
+@click.argument("sources", nargs=-1, required=True, metavar="STORE_OR_REPORT...")
+@click.option(
+    "--output",
+    default="./bend-compare",
+    show_default=True,
+    metavar="DIR",
+    help="Folder or URI to write compare.html, compare.png and compare.json to.",
+)
+def compare(sources: tuple[str, ...], output: str) -> None:
+    """Put several runs side by side: configs, data sets, repeats.
+
+    Of a store it takes every run, runs that differ by their seeds alone as repeats of one; of a
+    report (its folder or file) or a result of `bend run --json` that one.
+
+    \b
+      bend compare ./bend-store
+      bend compare s3://bucket/mnist s3://bucket/cifar ./for-a-colleague result.json
+    """
+    from bend_ray.report import results, side_by_side
+    from bend_ray.report.location import output_directory
+
+    entries = side_by_side.read_entries(sources)
+    page = side_by_side.compared(entries)
+    click.echo("\n\n".join("\n".join(results.aligned(part)) for part in side_by_side.text(page)))
+    click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
+
+
+def report_if_missing(store_uri: str, plans: list[Plan]) -> str | None:
+    """Where the report of a run is; the run's figures stand whether it can be written or not."""
+    from bend_ray.artifacts.store import Store
+    from bend_ray.report.location import default_output, written
+
+    store = Store(store_uri)
+    fingerprints = [plan.evaluation.fingerprint for plan in plans]
+    output = default_output(store, fingerprints)
+    try:
+        if (page := written(output)) is not None:
+            return page
+        from bend_ray.report.page import write_report
+        from bend_ray.report.runs import read_run
+
+        return write_report([read_run(store, each) for each in fingerprints], output)
+    except BendError as error:
+        log.LOGGER.warning("report       not written: %s", error)
+        return None

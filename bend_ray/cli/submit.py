@@ -1,0 +1,162 @@
+"""The command that hands another command to a cluster: ``bend submit``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from bend_ray.errors import ConfigError
+from bend_ray.storage.filesystems import is_local_path
+from bend_ray.storage.masking import masked
+
+if TYPE_CHECKING:
+    from bend_ray.runtime.jobs import Jobs
+
+
+@click.command(
+    short_help="run a command on a cluster, as a job",
+    # What comes after the command's name is the command's.
+    context_settings={"allow_interspersed_args": False},
+)
+@click.option(
+    "--address",
+    required=True,
+    metavar="URL",
+    help="The cluster's dashboard, as in http://127.0.0.1:8265.",
+)
+@click.option("--follow", is_flag=True, help="Show what the job prints; exit as it does.")
+@click.option(
+    "--env",
+    "variables",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="A variable of the job's environment, by default with its value here. Whoever may see the "
+    "dashboard sees it: give secrets to the cluster's machines instead.",
+)
+@click.option(
+    "--send-package",
+    is_flag=True,
+    help="Send this bend_ray too, for a cluster whose image has what it needs but not itself.",
+)
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@click.pass_context
+def submit(
+    context: click.Context,
+    address: str,
+    follow: bool,
+    variables: tuple[str, ...],
+    send_package: bool,
+    command: tuple[str, ...],
+) -> None:
+    """Run a bend command on a Ray cluster, as a job that goes on without this machine.
+
+    What would be refused here is refused before anything is sent. The job is sent the config file
+    that the command names; stores and data stay where they are. Prints the job's id, or with
+    --follow what the job prints, and exits as the job does. Ctrl-C stops following, not the job.
+
+    \b
+      bend submit --address http://127.0.0.1:8265 -- run --store s3://bucket/runs
+      bend submit --address http://127.0.0.1:8265 --follow -- \\
+          run configs/cifar10.yaml --store s3://bucket/runs --set seeds.resources.gpus=0.25
+    """
+    files = _checked(context, command)
+    environment = dict(map(_variable, variables))
+    # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.runtime.environment import prepare_environment
+
+    prepare_environment(address)
+    from bend_ray.runtime.jobs import Jobs
+
+    jobs = Jobs(address)
+    job = jobs.submit(command, files, environment, send_package)
+    if not follow:
+        click.echo(job)
+        click.echo(_what_next(address, job), err=True)
+        return
+    click.echo(f"job {job}", err=True)
+    sys.exit(_followed(jobs, job))
+
+
+def _followed(jobs: Jobs, job: str) -> int:
+    """The job's exit code, after showing all that it printed."""
+    try:
+        jobs.follow(job, lambda text: click.echo(text, nl=False))
+        return jobs.exit_code(job)
+    except KeyboardInterrupt:
+        click.echo(f"\nbend: the job goes on. {_what_next(jobs.address, job)}", err=True)
+        return 130
+
+
+def _what_next(address: str, job: str) -> str:
+    address = masked(address)
+    return (
+        f"Follow it:  ray job logs --address {address} --follow {job}\n"
+        f"Stop it:    ray job stop --address {address} {job}"
+    )
+
+
+def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
+    """The files that a command names, after everything that can be refused has been.
+
+    Raises:
+        ConfigError: a command that makes no sense as a job, or a config that means nothing.
+        click.ClickException: a command line that ``bend`` itself would refuse.
+    """
+    from bend_ray.config.reading import load_config
+
+    group = context.find_root().command
+    assert isinstance(group, click.Group)
+    if [masked(part) for part in command] != list(command):
+        raise ConfigError(
+            "expected a command without credentials, as whoever may see the dashboard sees it, "
+            f"got {masked(' '.join(command))}; give them to the cluster's machines, in their "
+            "environment"
+        )
+    name, *arguments = command
+    known = group.get_command(context, name)
+    # Commands that run stages: those that join a cluster.
+    runnable = [
+        each for each in group.list_commands(context) if _joins(group.get_command(context, each))
+    ]
+    if known is None or name not in runnable:
+        raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
+    given = known.make_context(name, list(arguments)).params
+    load_config(given["file"], given["overrides"])
+    _refuse_what_stays_there(given)
+    return [given["file"]] if given["file"] else []
+
+
+def _joins(command: click.Command | None) -> bool:
+    return command is not None and any(
+        parameter.name == "address" and not parameter.required for parameter in command.params
+    )
+
+
+def _refuse_what_stays_there(given: dict[str, Any]) -> None:
+    """Refuse options that would put a result where nobody looks for it."""
+    store = given["store"]
+    if is_local_path(store) and not Path(store).is_absolute():
+        raise ConfigError(
+            f"--store {store}: expected a place that every machine of the cluster reaches, "
+            "s3://, gs://, abfs:// or the absolute path of a disk they share"
+        )
+    if given["address"] is not None:
+        raise ConfigError("expected --address before --: the job runs on that cluster")
+    if given.get("json_path") not in (None, "-"):
+        raise ConfigError(
+            f"--json {given['json_path']}: expected -, as the file would be written on the "
+            "cluster; the report in the store has the same figures"
+        )
+
+
+def _variable(given: str) -> tuple[str, str]:
+    name, separator, value = given.partition("=")
+    if separator:
+        return name, value
+    if name not in os.environ:
+        raise ConfigError(f"--env {name}: expected it in this environment, or {name}=VALUE")
+    return name, os.environ[name]

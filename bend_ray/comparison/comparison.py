@@ -1,0 +1,359 @@
+"""The comparison: what populations, and bags of their members, answer on the test part.
+
+Shape letters: E members, N images, C classes, P parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bend_ray.artifacts.population import Population
+from bend_ray.config.schema import (
+    BestOriginal,
+    DeepEnsemble,
+    EvaluationSection,
+    OriginalsBag,
+    Rival,
+    TrunkBag,
+)
+from bend_ray.ensemble.metrics import (
+    disagreement,
+    error_iou,
+    member_accuracy,
+    member_nll,
+    q_statistic,
+    score,
+)
+from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.generation.rivals import WeightSpaceRival, round_robin
+from bend_ray.populations.networks import Classifiers
+from bend_ray.randomness import generator_for
+
+
+@dataclass(frozen=True)
+class Prices:
+    """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
+
+    Attributes:
+        bag: seeds, autoencoder, latents, generator and samples together.
+        samples: the samples stage alone.
+        seeds: the whole trained population.
+        roots: what its members have in common, part of ``seeds``.
+        trained: members of the trained population, held out or not.
+        ordinary: one ordinary training; None where none was done.
+    """
+
+    bag: float
+    samples: float
+    seeds: float
+    roots: float
+    trained: int
+    ordinary: float | None
+
+    def originals(self, count: int) -> float:
+        """``count`` members of the trained population, and all roots."""
+        return (self.seeds - self.roots) * count / self.trained + self.roots
+
+
+@dataclass(frozen=True)
+class Members:
+    """Classifiers and what they answer on the validation and the test part."""
+
+    theta_EP: Tensor
+    trunks_E: Tensor
+    val_logits_ENC: Tensor
+    test_logits_ENC: Tensor
+
+    @classmethod
+    def of(cls, population: Population, classifiers: Classifiers) -> Members:
+        """A stored population, asked."""
+        theta_EP = torch.from_numpy(population.theta_KP)
+        return cls.ask(theta_EP, torch.from_numpy(population.trunk).long(), classifiers)
+
+    @classmethod
+    def ask(cls, theta_EP: Tensor, trunks_E: Tensor, classifiers: Classifiers) -> Members:
+        """Vectors, asked."""
+        dataset = classifiers.dataset
+        parts = (dataset.validation, dataset.test)
+        trunks = trunks_E.tolist()
+        answers = (classifiers.logits(theta_EP, part, trunks) for part in parts)
+        return cls(theta_EP, trunks_E, *answers)
+
+    def select(self, indices: list[int]) -> Members:
+        """Some of them, in the order given."""
+        return Members(
+            self.theta_EP[indices],
+            self.trunks_E[indices],
+            self.val_logits_ENC[indices],
+            self.test_logits_ENC[indices],
+        )
+
+    def predictions(self) -> Tensor:
+        """Each member's class for each test image, ``(E, N)``."""
+        return self.test_logits_ENC.argmax(dim=-1)
+
+    def __len__(self) -> int:
+        return len(self.trunks_E)
+
+
+@dataclass(frozen=True)
+class Voters:
+    """Who votes in a bag, and what they cost from scratch.
+
+    Attributes:
+        members: in the order in which they joined.
+        fixed_seconds: what the first of them needs, and all share.
+        member_seconds: of each of them.
+    """
+
+    members: Members
+    fixed_seconds: float
+    member_seconds: float
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.fixed_seconds + self.member_seconds * len(self.members)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a bag says of the test part.
+
+    Attributes:
+        plain_NC: by the vote.
+        temperature: fitted on the validation part.
+        at_temperature: whether the bag answers at it.
+    """
+
+    plain_NC: Tensor
+    temperature: float
+    at_temperature: bool
+
+    @cached_property
+    def scaled(self) -> Tensor:
+        """At the temperature, ``(N, C)``."""
+        return apply_temperature(self.plain_NC, self.temperature)
+
+    @property
+    def answers(self) -> Tensor:
+        """As they are scored, ``(N, C)``."""
+        return self.scaled if self.at_temperature else self.plain_NC
+
+
+class Comparison:
+    """Everything the evaluation says.
+
+    Args:
+        section: which members vote, how, and against whom.
+        seed: of the rivals' randomness.
+        classifiers: data and executor.
+        originals: the trained members the generator learnt from.
+        held_out: the trained members it never saw.
+        generated: what it drew.
+        ordinary: a deep ensemble's members, if one was trained.
+        prices: what all of these cost.
+    """
+
+    def __init__(
+        self,
+        section: EvaluationSection,
+        seed: int,
+        classifiers: Classifiers,
+        *,
+        originals: Members,
+        held_out: Members,
+        generated: Members,
+        ordinary: Members | None,
+        prices: Prices,
+    ) -> None:
+        self.section = section
+        self.seed = seed
+        self.classifiers = classifiers
+        self.originals = originals
+        self.held_out = held_out
+        self.generated = generated
+        self.ordinary = ordinary
+        self.prices = prices
+        dataset = classifiers.dataset
+        self.val_labels_N = dataset.validation.labels_N
+        self.test_labels_N = dataset.test.labels_N
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures, as JSON."""
+        novelties = {
+            name: asdict(self._novelty(members)) if len(members) else None
+            for name, members in (("generated", self.generated), ("held_out", self.held_out))
+        }
+        return {
+            "bag": {
+                **self._told(self.bag_votes, self.bag.members),
+                "cost_seconds": self.prices.bag,
+                "members": self.chosen,
+            },
+            "generated": {"accuracy": self._spread(self.generated)},
+            "originals": {"accuracy": self._spread(self.originals)},
+            "held_out": {"accuracy": self._spread(self.held_out)},
+            "rivals": {
+                name: {
+                    **self._told(self.rival_votes[name], voters.members),
+                    "cost_seconds": voters.seconds,
+                }
+                for name, voters in self.rivals.items()
+            },
+            "diversity": {
+                "generated": self._diversity(self.generated),
+                "originals": self._diversity(self.originals),
+                "held_out": self._diversity(self.held_out),
+            },
+            "novelty": {**(novelties["generated"] or {}), "held_out": novelties["held_out"]},
+            "prices": self._prices(),
+        }
+
+    def _told(self, votes: Votes, members: Members) -> dict[str, Any]:
+        """How a bag of all of ``members`` scores on the test part."""
+        told = {**asdict(score(votes.answers, self.test_labels_N)), "size": len(members)}
+        return told | ({"temperature": votes.temperature} if votes.at_temperature else {})
+
+    def vote(self, members: Members) -> Votes:
+        """What all of ``members`` say together."""
+        val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
+        val_NC, test_NC = (
+            self.section.vote.combine(logits, val_nll_E)
+            for logits in (members.val_logits_ENC, members.test_logits_ENC)
+        )
+        temperature = fit_temperature(val_NC, self.val_labels_N)
+        return Votes(test_NC, temperature, self.section.temperature_scaling)
+
+    @cached_property
+    def bag_votes(self) -> Votes:
+        """What the bag of generated classifiers says."""
+        return self.vote(self.bag.members)
+
+    @cached_property
+    def rival_votes(self) -> dict[str, Votes]:
+        """What each rival says, by name."""
+        return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
+
+    def _spread(self, members: Members) -> dict[str, float] | None:
+        if not len(members):
+            return None
+        accuracy_E = member_accuracy(members.test_logits_ENC, self.test_labels_N)
+        return {
+            "mean": accuracy_E.mean().item(),
+            "median": accuracy_E.quantile(0.5).item(),
+            "min": accuracy_E.min().item(),
+            "max": accuracy_E.max().item(),
+            "std": accuracy_E.std(correction=0).item(),
+        }
+
+    def _diversity(self, members: Members) -> dict[str, float] | None:
+        if len(members) < 2:
+            return None
+        predictions_EN = members.predictions()
+        return {
+            "disagreement": disagreement(predictions_EN),
+            "error_iou": error_iou(predictions_EN, self.test_labels_N),
+            "q_statistic": q_statistic(predictions_EN, self.test_labels_N),
+        }
+
+    def _novelty(self, members: Members) -> Any:
+        return novelty(
+            members.theta_EP,
+            members.trunks_E,
+            members.predictions(),
+            self.originals.theta_EP,
+            self.originals.trunks_E,
+            self.originals.predictions(),
+        )
+
+    @cached_property
+    def chosen(self) -> list[int]:
+        """Which generated classifiers vote, by position."""
+        bagging, drawn = self.section.bagging, len(self.generated)
+        if bagging.size is not None and bagging.size > drawn:  # some that were drawn diverged
+            bagging = bagging.model_copy(update={"size": drawn})
+        return bagging.choose(
+            self.generated.val_logits_ENC, self.val_labels_N, self.generated.trunks_E
+        )
+
+    @cached_property
+    def bag(self) -> Voters:
+        """The bag of generated classifiers."""
+        prices, drawn = self.prices, len(self.generated)
+        members = self.generated.select(self.chosen)
+        if sorted(self.chosen) == list(range(drawn)):
+            return Voters(members, prices.bag - prices.samples, prices.samples / drawn)
+        # To choose among all of them, all must be drawn.
+        return Voters(members, prices.bag, 0.0)
+
+    @cached_property
+    def rivals(self) -> dict[str, Voters]:
+        """The rivals by name; those drawn for the comparison without their parameters."""
+        return {rival.kind: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
+
+    def _rival(self, rival: Rival, size: int) -> Voters:
+        """Who votes for a rival, and what it costs from scratch."""
+        originals, prices = self.originals, self.prices
+        member_seconds = prices.originals(1) - prices.roots
+        if isinstance(rival, OriginalsBag):
+            chosen = round_robin(originals.trunks_E, min(size, len(originals))).tolist()
+            return Voters(originals.select(chosen), prices.roots, member_seconds)
+        if isinstance(rival, TrunkBag):
+            trunks = len(torch.unique(originals.trunks_E))
+            chosen = round_robin(originals.trunks_E, trunks).tolist()
+            return Voters(originals.select(chosen), prices.roots, member_seconds)
+        if isinstance(rival, BestOriginal):
+            best = int(member_nll(originals.val_logits_ENC, self.val_labels_N).argmin())
+            return Voters(originals.select([best]), prices.originals(len(originals)), 0.0)
+        if isinstance(rival, DeepEnsemble):
+            assert self.ordinary is not None
+            assert prices.ordinary is not None
+            members = self.ordinary.select(list(range(min(size, len(self.ordinary)))))
+            return Voters(members, 0.0, prices.ordinary)
+        started = time.process_time()
+        members = self._drawn(rival, size)
+        drawing = time.process_time() - started
+        return Voters(members, prices.originals(len(originals)), drawing / len(members))
+
+    def _drawn(self, rival: WeightSpaceRival, size: int) -> Members:
+        """Members a rival draws around the originals, asked."""
+        theta_EP, trunks_E = rival.draw(
+            self.originals.theta_EP,
+            self.originals.trunks_E,
+            size,
+            generator_for(self.seed, "rival", rival.kind),
+        )
+        # As the generated members were: an average of running statistics is of no one model.
+        theta_EP = self.classifiers.recalibrate(theta_EP, trunks_E.tolist())
+        members = Members.ask(theta_EP, trunks_E, self.classifiers)
+        # Nobody asks for the parameters again, and they may be large.
+        return replace(members, theta_EP=theta_EP.new_empty(len(theta_EP), 0))
+
+    def _prices(self) -> dict[str, Any]:
+        """Seconds a model: the next generated one, each with all before it, an ordinary one."""
+        prices, drawn = self.prices, len(self.generated)
+        told: dict[str, Any] = {
+            "per_model": {
+                "marginal_seconds": prices.samples / drawn,
+                "amortised_seconds": prices.bag / drawn,
+                "ordinary_seconds": prices.ordinary,
+            }
+        }
+        if self.ordinary is not None and prices.ordinary:
+            affordable = max(1, int(prices.bag / prices.ordinary))
+            size = min(affordable, len(self.ordinary))
+            members = self.ordinary.select(list(range(size)))
+            told["equal_cost_deep_ensemble"] = {
+                "affordable": affordable,
+                **self._told(self.vote(members), members),
+                "cost_seconds": prices.ordinary * size,
+            }
+        return told

@@ -1,0 +1,146 @@
+"""Validation: what bags of drawn classifiers are worth on validation images, by their size.
+
+A search looks at this, and never at the test part. Where members are chosen or weighted, or a
+temperature is fitted, by validation images, it is done on one half of them and scored on the
+other, and the other way round: else the search would reward choosing by what it is scored on.
+Where members vote as they come, a size is scored as the mean over several orders: which trunks
+come first is chance, and with fewer members than trunks it would decide (measured: on the digits a
+search by the one order there is finds that two members are best).
+
+Shape letters: E members, N images, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from bend_ray.config.schema import EvaluationSection, PipelineConfig
+from bend_ray.ensemble.bagging import All, Bagging
+from bend_ray.ensemble.curves import prefix_curve
+from bend_ray.ensemble.metrics import member_nll
+from bend_ray.errors import TrainingError
+from bend_ray.populations.networks import Classifiers
+from bend_ray.randomness import generator_for
+
+FOLDS = 2
+ORDERS = 20
+"""Over which bags of members that vote as they come are averaged."""
+
+
+@dataclass(frozen=True)
+class BagCurve:
+    """Bags of the first members in voting order, by size.
+
+    Attributes:
+        sizes: of the bags.
+        accuracy: on validation images, fractions of 1.
+        nll: on validation images, nats.
+        member_flops: floating-point operations of one member's answer to one image.
+    """
+
+    sizes: list[int]
+    accuracy: list[float]
+    nll: list[float]
+    member_flops: int
+
+
+def validation_curve(
+    config: PipelineConfig,
+    classifiers: Classifiers,
+    theta_EP: Tensor,
+    trunks_E: Tensor,
+    sizes: Sequence[int],
+) -> BagCurve:
+    """Bags of the first of some models, scored on validation images.
+
+    Args:
+        config: of the pipeline.
+        classifiers: of the config.
+        theta_EP: the models.
+        trunks_E: whose each is.
+        sizes: of the bags, rising; those above E are left out.
+
+    Raises:
+        TrainingError: E is below the smallest size.
+    """
+    # Fewer than the largest bag may be left of what was drawn.
+    sizes = [size for size in sizes if size <= len(theta_EP)]
+    if not sizes:
+        raise TrainingError(
+            f"expected as many classifiers as a bag has, got {len(theta_EP)} that did not diverge; "
+            "train the generator for longer"
+        )
+    validation = classifiers.dataset.validation
+    logits_ENC = classifiers.logits(theta_EP, validation, trunks_E.tolist())
+    accuracy, nll = cross_fitted_curve(
+        config.evaluation, logits_ENC, validation.labels_N, trunks_E, sizes
+    )
+    return BagCurve(list(sizes), accuracy, nll, _member_flops(classifiers))
+
+
+def cross_fitted_curve(
+    section: EvaluationSection,
+    logits_ENC: Tensor,
+    labels_N: Tensor,
+    trunks_E: Tensor,
+    sizes: Sequence[int],
+) -> tuple[list[float], list[float]]:
+    """Accuracy and NLL by size; what is fitted is so on the half that is not scored.
+
+    Args:
+        section: who votes and how; its ``bagging.size`` is not looked at.
+        logits_ENC: of all members.
+        labels_N: true classes; an image's place says which half it belongs to.
+        trunks_E: whose each member is.
+        sizes: rising, from 1 to E.
+    """
+    fold_N = torch.arange(len(labels_N)) % FOLDS
+    sums = [[0.0] * len(sizes), [0.0] * len(sizes)]
+    for fold in range(FOLDS):
+        scored, chosen_by = fold_N == fold, fold_N != fold
+        seen_ENC, seen_labels = logits_ENC[:, chosen_by], labels_N[chosen_by]
+        curves = prefix_curve(
+            logits_ENC[:, scored],
+            labels_N[scored],
+            member_nll(seen_ENC, seen_labels),
+            section.vote,
+            sizes,
+            _orders(section.bagging, seen_ENC, seen_labels, trunks_E),
+            (seen_ENC, seen_labels) if section.temperature_scaling else None,
+        )
+        share = scored.double().mean().item()
+        for total, curve in zip(sums, curves, strict=True):
+            total[:] = [a + share * b for a, b in zip(total, curve, strict=True)]
+    accuracy, nll = sums
+    return accuracy, nll
+
+
+def _orders(
+    bagging: Bagging, logits_ENC: Tensor, labels_N: Tensor, trunks_E: Tensor
+) -> list[list[int]]:
+    """Voting orders: of members that are chosen the one chosen, else several, trunks in turn."""
+    whole = bagging.model_copy(update={"size": None})
+    if not isinstance(bagging, All):
+        return [whole.choose(logits_ENC, labels_N, trunks_E)]
+    found = []
+    for draw in range(ORDERS):
+        dealt_E = torch.randperm(len(trunks_E), generator=generator_for(0, "orders", draw))
+        order = whole.choose(logits_ENC[dealt_E], labels_N, trunks_E[dealt_E])
+        found.append(dealt_E[order].tolist())
+    return found
+
+
+def _member_flops(classifiers: Classifiers) -> int:
+    """Counted, not timed: the same on a busy machine."""
+    dataset = classifiers.dataset
+    image = dataset.normalise(dataset.validation.pixels_NCHW[:1])
+    with torch.random.fork_rng(devices=[]):
+        network = classifiers.build().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
+    return int(counter.get_total_flops())

@@ -1,0 +1,70 @@
+"""What there is to set: every knob of the pipeline, with its path, default and meaning."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.spec import Spec, variants
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One thing to set.
+
+    Attributes:
+        path: its key, as in ``--set path=value``.
+        default: its value when nothing is said.
+        help: its meaning.
+        kind: the variant it belongs to, where the section has several; else empty.
+        required: it has no default and must be set.
+    """
+
+    path: str
+    default: Any
+    help: str
+    kind: str = ""
+    required: bool = False
+
+
+@cache
+def knobs() -> tuple[Knob, ...]:
+    """Every knob, in the order of the config."""
+    # The sections' defaults, not those of a whole config: it settles what depends on other knobs.
+    return tuple(_knobs_of(PipelineConfig, None, "", ""))
+
+
+def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:
+    """The knobs of one class.
+
+    Args:
+        spec: the class.
+        default: what the default config holds in its place, if that is of this class.
+        prefix: the path of its fields.
+        kind: the variant it is part of.
+    """
+    for name, field in spec.model_fields.items():
+        if name == "kind":
+            continue
+        required = field.is_required()
+        value = None if required else field.get_default()
+        if default is not None:
+            value = getattr(default, name)
+        path = f"{prefix}{name}"
+        meaning = " ".join((field.description or "").split())
+        yield Knob(path, _plain(value), meaning, kind, required)
+        for variant in variants(field.annotation):
+            tag = variant.model_fields["kind"].default if "kind" in variant.model_fields else kind
+            held = value if isinstance(value, variant) else None
+            yield from _knobs_of(variant, held, f"{path}.", tag)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return getattr(value, "kind", None)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,276 @@
+"""Reading a config: YAML by hand, ``--set a.b=c`` on top, every problem in one line."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from bend_ray.config.knobs import knobs
+from bend_ray.config.schema import PipelineConfig, SamplesSection
+from bend_ray.errors import ConfigError
+from bend_ray.spec import Spec, variants
+from bend_ray.storage.masking import masked
+
+_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading YAML raises: also of a date without such a day, and of brackets without end."""
+
+MAX_BYTES = 2**20
+"""Of a config file; the largest of ours has 2 kB."""
+LARGEST = 2**63
+"""Integers are below; larger ones would be printed by the page, or not at all."""
+QUOTED = 200
+"""Characters of a wrong value that a message repeats."""
+
+_NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
+_PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """The config of a YAML (or JSON) file and ``a.b=c`` overrides.
+
+    Args:
+        path: the file; None for the default config.
+        overrides: each ``key.path=value``, the value as YAML.
+
+    Raises:
+        ConfigError: one line with every problem found.
+    """
+    values = read_yaml(Path(path)) if path is not None else {}
+    for override in overrides:
+        _apply(values, override)
+    default = PipelineConfig().model_dump(mode="json")
+    # A whole config has settled what is left to the population, whose protocol may be another.
+    default["samples"] = SamplesSection().model_dump(mode="json")
+    return _validated(default, values)
+
+
+def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
+    """A config with some knobs set otherwise.
+
+    Args:
+        config: the others are as in this one.
+        point: value by ``key.path``; another ``kind`` of a section starts afresh.
+
+    Raises:
+        ConfigError: one line with every problem found.
+
+    >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
+    96
+    """
+    values: dict[str, Any] = {}
+    for key, value in point.items():
+        *parents, name = key.split(".")
+        place = values
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[name] = value
+    return _validated(config.model_dump(mode="json"), values)
+
+
+def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
+    """``values`` on top of a config's."""
+    try:
+        return PipelineConfig.model_validate(_merged(base, values))
+    except ValidationError as error:
+        # A union of plain types is complained about once a member: the first says it.
+        problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}
+        lines = [_explain(path, details) for path, details in problems.items()]
+        raise _refusal("; ".join(reversed(lines))) from None
+
+
+def _refusal(message: str) -> ConfigError:
+    """The error, in one line and without credentials, whatever it quotes."""
+    return ConfigError(masked(" ".join(message.split())))
+
+
+class _Loader(yaml.SafeLoader):
+    """Without aliases: a few lines of them stand for more values than fit into memory."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias: Any = self.get_event()  # type: ignore[no-untyped-call]
+            raise yaml.composer.ComposerError(
+                None, None, f"an alias, *{alias.anchor}; write the value out", alias.start_mark
+            )
+        return super().compose_node(parent, index)
+
+
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        ConfigError: it is none, has an alias or a huge number in it, or is nested too deeply.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+        _check_integers(value)
+    except _UNREADABLE as error:
+        raise _refusal(f"expected YAML, got: {error}") from None
+    return value
+
+
+def _check_integers(value: Any) -> None:
+    if isinstance(value, int) and not -LARGEST < value < LARGEST:
+        raise ValueError(f"an integer of {value.bit_length()} bits; integers have 63 at most")
+    if isinstance(value, Mapping):
+        value = [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set):
+        for each in value:
+            _check_integers(each)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping a YAML (or JSON) file holds.
+
+    Raises:
+        ConfigError: it cannot be read, is too large, or holds something else.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise _refusal(f"expected a config file of at most {MAX_BYTES:,} bytes")
+        values = parse_yaml(content.decode())
+    except OSError as error:
+        raise _refusal(f"{path}: expected a config file, got: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(f"{path}: expected YAML, got: {error}") from None
+    except ConfigError as error:
+        raise _refusal(f"{path}: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise _refusal(f"{path}: expected a mapping of sections, got {type(values).__name__}")
+    return values
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    """Set one ``a.b=c`` in ``values``, making mappings on the way."""
+    key, separator, text = override.partition("=")
+    if not separator or not all(key.split(".")):
+        told = "expected a.b=value, as in --set samples.count=96"
+        raise _refusal(f"--set {_shortened(override)}: {told}")
+    try:
+        value = parse_yaml(text)
+    except ConfigError:
+        told = f"expected a YAML value after =, got {_shortened(text)}"
+        raise _refusal(f"--set {_shortened(override)}: {told}") from None
+    *parents, name = key.split(".")
+    place = values
+    for parent in parents:
+        below = place.setdefault(parent, {})
+        if not isinstance(below, dict):
+            told = f"expected {parent} to be a section, got {_shortened(repr(below))}"
+            raise _refusal(f"--set {_shortened(override)}: {told}")
+        place = below
+    place[name] = value
+
+
+def _merged(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` on top of ``default``, section by section; another ``kind`` starts afresh.
+
+    >>> _merged({"a": {"kind": "x", "b": 1, "c": 2}}, {"a": {"b": 3}})
+    {'a': {'kind': 'x', 'b': 3, 'c': 2}}
+    >>> _merged({"a": {"kind": "x", "b": 1}}, {"a": {"kind": "y"}})
+    {'a': {'kind': 'y'}}
+    """
+    merged = dict(default)
+    for name, value in values.items():
+        held = default.get(name)
+        if isinstance(held, Mapping) and isinstance(value, Mapping):
+            same_kind = value.get("kind", held.get("kind")) == held.get("kind")
+            merged[name] = _merged(held, value) if same_kind else value
+        else:
+            merged[name] = value
+    return merged
+
+
+def _explain(path: str, details: ErrorDetails) -> str:
+    """One problem as ``path: what was expected``, with a hint for a key that does not exist."""
+    message = details["msg"].removeprefix("Value error, ")
+    if details["type"] == "extra_forbidden":
+        message = f"no such key; {_hint(path)}"
+    elif details["type"] in _NOT_A_SECTION:
+        got = _shortened(repr(details["input"]))
+        message = f"expected a section with keys such as {', '.join(_keys(path))}, got {got}"
+    elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
+        message += f", got {_shortened(repr(details['input']))}"
+    return f"{path}: {message}" if path else message
+
+
+def _key_path(location: tuple[int | str, ...]) -> str:
+    """A pydantic location as the user wrote it, without the members of unions that it names.
+
+    >>> _key_path(("seeds", "protocol", "forks", "forks"))
+    'seeds.protocol.forks'
+    >>> _key_path(("autoencoder", "resources", "workers", "constrained-int"))
+    'autoencoder.resources.workers'
+    """
+    written: list[str] = []
+    specs: tuple[type[Spec], ...] = (PipelineConfig,)
+    for part in location:
+        tried = tuple(s for s in specs if len(specs) > 1 and _kind(s) == part)
+        if tried:
+            specs = tried
+        elif specs or not _is_plain_type(part):
+            written.append(str(part))
+            specs = specs if isinstance(part, int) else _specs_at(specs, part)
+    return ".".join(written)
+
+
+def _specs_at(specs: tuple[type[Spec], ...], key: str) -> tuple[type[Spec], ...]:
+    """What the key of a section may hold: none for a leaf or a key that does not exist."""
+    field = specs[0].model_fields.get(key) if specs else None
+    return variants(field.annotation) if field else ()
+
+
+def _kind(spec: type[Spec]) -> Any:
+    return spec.model_fields["kind"].default
+
+
+def _is_plain_type(part: int | str) -> bool:
+    return isinstance(part, str) and ("[" in part or part in _PLAIN_TYPES)
+
+
+def _keys(path: str) -> list[str]:
+    """The keys of a section, each once; ``kind`` first where it has variants."""
+    section = _section(path.split("."))
+    depth = len(section)
+    inside = [knob for knob in knobs() if knob.path.split(".")[:-1][:depth] == section]
+    own = [knob.path.split(".")[depth:] for knob in inside]
+    varies = any(knob.kind and len(key) == 1 for knob, key in zip(inside, own, strict=True))
+    return list(dict.fromkeys([*(["kind"] if varies else []), *(key[0] for key in own)]))
+
+
+def _section(parts: Sequence[str]) -> list[str]:
+    """Where knobs are listed: the items of a list share those of the list."""
+    return [part for part in parts if not part.isdigit()]
+
+
+def _hint(path: str) -> str:
+    """What may have been meant by a key that does not exist."""
+    *parents, name = path.split(".")
+    section = _section(parents)
+    beside = [knob for knob in knobs() if knob.path.split(".")[:-1] == section]
+    names = [knob.path.split(".")[-1] for knob in beside]
+    if name in names:
+        owners = [knob.kind for knob, own in zip(beside, names, strict=True) if own == name]
+        return f"it belongs to kind {' or '.join(owners)}"
+    close = difflib.get_close_matches(name, sorted(set(names)), n=1)
+    if close:
+        return f"did you mean {'.'.join([*parents, *close])}?"
+    return "`bend config` lists every key"

@@ -1,0 +1,461 @@
+"""PipelineConfig: one section a stage, in order; every knob has one home.
+
+``PipelineConfig()`` is the default run. The docstring under a field is its help text
+(``bend config``); ``config_file`` reads a config from YAML, ``knobs`` lists what there is to set.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.data.datasets import Dataset, Digits
+from bend_ray.ensemble.bagging import All, Bagging
+from bend_ray.ensemble.votes import SoftVote, Vote
+from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
+from bend_ray.generation.denoisers import Denoiser, MlpDenoiser
+from bend_ray.generation.diffusion import Ddpm, Process
+from bend_ray.generation.rivals import (
+    Gaussian,
+    MultiSwag,
+    Noise,
+    TrunkAverages,
+    WeightAverage,
+    WeightSpaceRival,
+)
+from bend_ray.generation.samplers import Ddim, Sampler
+from bend_ray.networks.architectures import Architecture, Mlp
+from bend_ray.networks.protocols import Protocol, Recipe, Stretch, Tails
+from bend_ray.optim import AdamW, Training
+from bend_ray.spec import Addition, Spec, is_incidental, says_nothing, variants
+
+MOST_MODELS = 1_000_000
+"""Of a population: a driver needs 4 ms of CPU for a piece of work."""
+
+
+class ParametersSection(Spec):
+    """Which parameters are a classifier's own."""
+
+    include: Annotated[tuple[str, ...], Field(min_length=1)] = ("*",)
+    """Patterns over names of parameters and running statistics, as in [layer4.1.bn*, fc.*].
+
+    What matches is trained from a base, stored and generated; the rest stays the base's, stored
+    once for each trunk. A norm whose running statistics do not match keeps the base's.
+    """
+
+    @property
+    def all_own(self) -> bool:
+        """Whether classifiers share nothing."""
+        return "*" in self.include
+
+
+class SeedsSection(Spec):
+    """The trained population."""
+
+    architecture: Architecture = Mlp()
+    """The base classifier."""
+    recipe: Recipe = Recipe(epochs=10, optimizer=AdamW(learning_rate=0.02), label_smoothing=0.1)
+    """How one base classifier is ordinarily trained."""
+    protocol: Protocol = Tails(
+        trunks=16,
+        trunk_fraction=0.25,
+        early_tails=8,
+        tail_fraction=0.046875,
+        rate="constant",
+    )
+    """Which models the population is made of."""
+    held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
+    """Share of every trunk's members the generator never sees, for the novelty table."""
+    cohort_size: PositiveInt = 32
+    """Models trained at once; a cohort is one shard."""
+    resources: ActorResources = ActorResources()
+    """What each actor is given."""
+
+    @property
+    def num_models(self) -> int:
+        """Members of the population."""
+        return self.protocol.num_trunks * self.protocol.members_per_trunk
+
+
+class AutoencoderSection(Spec):
+    """The map between parameters and latents."""
+
+    model: Autoencoder = PrincipalMlp(latent_size=96)
+    """The network, and what it is given of a classifier."""
+    training: Training = Training(steps=1000)
+    """How it is trained."""
+    resources: TrainResources = TrainResources()
+    """What each worker is given."""
+
+
+class LatentsSection(Spec):
+    """The population, encoded."""
+
+    resources: Resources = Resources()
+    """What the encoding process is given."""
+
+
+class Probes(Spec):
+    """Classifiers drawn while the generator is trained, to see whether it draws any that work.
+
+    They decide whether a run goes on, never what it makes.
+    """
+
+    count: NonNegativeInt = 8
+    """Classifiers drawn, and asked about validation images; 0 for none."""
+    at: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """Share of the training after which they are drawn."""
+    floor: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Share of the training members' lead over chance that one drawn model at least must keep.
+
+    Asked of the probes and again of all samples; 0 asks nothing.
+    """
+
+
+class GeneratorSection(Spec):
+    """The diffusion model over latents."""
+
+    denoiser: Denoiser = MlpDenoiser()
+    """The network."""
+    process: Process = Ddpm()
+    """How latents become noise and what the network predicts."""
+    conditional: bool = True
+    """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
+    training: Training = Training(steps=750)
+    """How it is trained."""
+    probes: Probes = Probes()
+    """What stops a generator that collapses; changes no result and no fingerprint."""
+    resources: TrainResources = TrainResources()
+    """What each worker is given."""
+
+
+FINISH = 2.3, 0.75, 0.05
+"""Scale, guidance and annealing where nothing is said of them and there can be guidance."""
+
+
+class Annealing(Spec):
+    """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
+
+    fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
+    """Its length, as a share of the recipe; 0 for none.
+
+    Null for 0.05 where there are early tails and the generator is conditional, else 0.
+    """
+    learning_rate: PositiveFloat | None = None
+    """Where the rate begins; null for a quarter of the recipe's highest."""
+
+    def stretch(self, recipe: Recipe) -> Stretch:
+        """What is trained."""
+        rate = self.learning_rate or recipe.optimizer.learning_rate / 4
+        epochs = (self.fraction or 0.0) * recipe.epochs
+        return Stretch(start=0.0, epochs=epochs, cyclic_rate=rate)
+
+
+NO_ANNEALING = Annealing(fraction=0.0)
+
+
+class SamplesSection(Spec):
+    """The generated population."""
+
+    count: PositiveInt = 48
+    """Classifiers drawn, the trunks in turn."""
+    sampler: Sampler = Ddim()
+    """From noise to latents."""
+    temperature: PositiveFloat = 1.0
+    """Multiplier of the sampler's noise; below one more accurate and less diverse."""
+    scale: Annotated[PositiveFloat | None, Addition(without=1.0)] = None
+    """Multiplier of each drawn model's distance from the mean of its trunk's members.
+
+    A generator draws models nearer to it than members are: above one they differ more from each
+    other and are less accurate alone. Running statistics stay. Null for 2.3 where there are early
+    tails and the generator is conditional, else 1.
+    """
+    guidance: Annotated[NonNegativeFloat | None, Addition(without=0.0)] = None
+    """Then move each model on, by so much of its trunk's way from the early tails' mean to the
+    members'; needs seeds.protocol.early_tails.
+
+    Where training ends early this is where more of it would lead. Running statistics stay. Null for
+    0.75 where there are early tails and the generator is conditional, else 0.
+    """
+    annealing: Annotated[Annealing, Addition(without=NO_ANNEALING)] = Annealing()
+    """A short training of every drawn model, after guidance."""
+    shard_size: PositiveInt = 48
+    """Classifiers drawn at once; one shard."""
+    recalibration_images: NonNegativeInt = 1000
+    """Training images from which drawn models, and rivals, get their BatchNorm statistics; 0: none.
+
+    Generated running statistics give outliers. Architectures without BatchNorm ignore this.
+    """
+    resources: ActorResources = ActorResources()
+    """What each actor is given."""
+
+
+class OriginalsBag(Spec):
+    """As many trained members as the bag has, the trunks in turn."""
+
+    kind: Literal["originals_bag"] = "originals_bag"
+
+
+class TrunkBag(Spec):
+    """One trained member of each trunk."""
+
+    kind: Literal["trunk_bag"] = "trunk_bag"
+
+
+class BestOriginal(Spec):
+    """The single trained member of lowest validation NLL."""
+
+    kind: Literal["best_original"] = "best_original"
+
+
+class DeepEnsemble(Spec):
+    """Ordinary independent trainings, as many as the bag has; trained for the comparison.
+
+    Their cost is shown, as is how many of them our own cost would have paid for.
+    """
+
+    kind: Literal["deep_ensemble"] = "deep_ensemble"
+    size: PositiveInt | None = None
+    """Members; null for as many as the bag has."""
+
+
+Rival = Annotated[
+    OriginalsBag | TrunkBag | BestOriginal | DeepEnsemble | WeightSpaceRival,
+    Field(discriminator="kind"),
+]
+
+
+class EvaluationSection(Spec):
+    """The bag, its rivals, and what they cost; the only stage that opens the test part."""
+
+    bagging: Bagging = All()
+    """Which generated classifiers vote; chosen on validation images."""
+    vote: Vote = SoftVote()
+    """How their answers become one."""
+    temperature_scaling: Annotated[bool, Addition()] = False
+    """Score every bag at a temperature that was fitted to its votes on validation images.
+
+    Ours and its rivals alike, and a search's bags (fitted on the half that is not scored); an
+    exported or served bag has ours. The most probable class stays. For label smoothing, which
+    leaves votes too unsure.
+    """
+    rivals: tuple[Rival, ...] = (
+        OriginalsBag(),
+        TrunkBag(),
+        BestOriginal(),
+        DeepEnsemble(),
+        WeightAverage(),
+        TrunkAverages(),
+        Noise(),
+        Gaussian(),
+        MultiSwag(),
+    )
+    """What the bag is compared with; each kind once."""
+    resources: Resources = Resources()
+    """What the evaluating process is given."""
+
+    @model_validator(mode="after")
+    def _each_kind_once(self) -> EvaluationSection:
+        kinds = [rival.kind for rival in self.rivals]
+        if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
+            raise ValueError(f"expected each kind of rival once, got {', '.join(twice)} again")
+        return self
+
+
+class PipelineConfig(Spec):
+    """A whole run, from seed models to the evaluated bag."""
+
+    seed: NonNegativeInt = 0
+    """Seed of everything but the data set's split, which has its own."""
+    dataset: Dataset = Digits()
+    """The images."""
+    parameters: ParametersSection = ParametersSection()
+    """What of a classifier is its own; all by default."""
+    seeds: SeedsSection = SeedsSection()
+    """Stage 1: train the population."""
+    autoencoder: AutoencoderSection = AutoencoderSection()
+    """Stage 2: learn latents of its parameters."""
+    latents: LatentsSection = LatentsSection()
+    """Stage 3: encode it."""
+    generator: GeneratorSection = GeneratorSection()
+    """Stage 4: learn to draw latents."""
+    samples: SamplesSection = SamplesSection()
+    """Stage 5: draw classifiers."""
+    evaluation: EvaluationSection = EvaluationSection(temperature_scaling=True)
+    """Stage 6: let them vote."""
+    tracking: Literal["mlflow", "wandb"] | None = None
+    """Service that is also told of curves and figures; set it up by its own environment variables.
+
+    Changes no fingerprint.
+    """
+
+    @property
+    def num_training_models(self) -> int:
+        """Members the generator learns from."""
+        protocol = self.seeds.protocol
+        per_trunk = protocol.members_per_trunk
+        held_out = round(self.seeds.held_out * per_trunk)
+        return protocol.num_trunks * (per_trunk - held_out)
+
+    @property
+    def num_conditions(self) -> int:
+        """Trunks the denoiser is told apart, or one for all."""
+        return self.seeds.protocol.num_trunks if self.generator.conditional else 1
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> PipelineConfig:
+        # Nobody has seen it yet: to whoever asks a config says what is done, and never null.
+        object.__setattr__(self, "samples", _finished(self))
+        for check in (
+            _populations_fit,
+            _latent_size_fits,
+            _bag_fits,
+            _sampler_fits,
+            _scale_knows_the_centre,
+            _guidance_knows_the_way,
+            _subset_has_a_base,
+        ):
+            check(self)
+        return self
+
+
+def _populations_fit(config: PipelineConfig) -> None:
+    rivals = config.evaluation.rivals
+    ensemble = max((r.size or 0 for r in rivals if isinstance(r, DeepEnsemble)), default=0)
+    for path, count in (
+        ("seeds.protocol", config.seeds.num_models),
+        ("samples.count", config.samples.count),
+        ("generator.probes.count", config.generator.probes.count),
+        ("evaluation.rivals", ensemble),
+    ):
+        if count > MOST_MODELS:
+            raise ValueError(f"{path}: expected at most {MOST_MODELS:,} models, got {count:,}")
+
+
+def _latent_size_fits(config: PipelineConfig) -> None:
+    latent_size, models = config.autoencoder.model.latent_size, config.num_training_models
+    if latent_size >= models:
+        raise ValueError(
+            f"autoencoder.model.latent_size: expected fewer than the {models} models the "
+            f"generator learns from, so that it cannot store them one by one, got {latent_size}; "
+            "lower it or train more seeds"
+        )
+
+
+def _bag_fits(config: PipelineConfig) -> None:
+    size = config.evaluation.bagging.size
+    if size is not None and size > config.samples.count:
+        raise ValueError(
+            f"evaluation.bagging.size: expected at most samples.count = {config.samples.count}, "
+            f"got {size}; lower it or draw more samples"
+        )
+
+
+def _sampler_fits(config: PipelineConfig) -> None:
+    sampler, process = config.samples.sampler, config.generator.process
+    if not isinstance(process, sampler.process):
+        fitting = [cls for cls in variants(Sampler) if cls.process is type(process)]  # type: ignore[attr-defined]
+        names = " or ".join(cls.model_fields["kind"].default for cls in fitting)
+        raise ValueError(
+            f"samples.sampler: expected {names} for generator.process {process.kind}, "
+            f"got {sampler.kind}"
+        )
+
+
+def _finished(config: PipelineConfig) -> SamplesSection:
+    """The samples with what is done to drawn models where nothing is said of it."""
+    samples, (scale, guidance, fraction) = config.samples, (1.0, 0.0, 0.0)
+    if _leaves_a_way(config.seeds.protocol) and _trunks_are_known(config):
+        scale, guidance, fraction = FINISH
+    annealing = samples.annealing
+    if annealing.fraction is None:
+        annealing = annealing.model_copy(update={"fraction": fraction})
+    return samples.model_copy(
+        update={
+            "scale": scale if samples.scale is None else samples.scale,
+            "guidance": guidance if samples.guidance is None else samples.guidance,
+            "annealing": annealing,
+        }
+    )
+
+
+def _leaves_a_way(protocol: Protocol) -> bool:
+    return isinstance(protocol, Tails) and protocol.early_tails > 0
+
+
+def _trunks_are_known(config: PipelineConfig) -> bool:
+    return config.seeds.protocol.num_trunks == 1 or config.generator.conditional
+
+
+def _scale_knows_the_centre(config: PipelineConfig) -> None:
+    trunks = config.seeds.protocol.num_trunks
+    if config.samples.scale != 1 and not _trunks_are_known(config):
+        raise ValueError(
+            f"generator.conditional: expected true with samples.scale and {trunks} trunks, as a "
+            "drawn model must know whose mean it moves away from, got false"
+        )
+
+
+def _guidance_knows_the_way(config: PipelineConfig) -> None:
+    if not config.samples.guidance:
+        return
+    protocol = config.seeds.protocol
+    if not _leaves_a_way(protocol):
+        raise ValueError(
+            "samples.guidance: expected 0 without early tails, whose mean shows the way, got "
+            f"{config.samples.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
+        )
+    if not _trunks_are_known(config):
+        raise ValueError(
+            f"generator.conditional: expected true with samples.guidance and {protocol.num_trunks} "
+            "trunks, as a drawn model must know whose way it goes, got false"
+        )
+
+
+def _subset_has_a_base(config: PipelineConfig) -> None:
+    if config.parameters.all_own:
+        return
+    protocol = config.seeds.protocol
+    if not protocol.branches:
+        raise ValueError(
+            "parameters.include: expected all parameters (*) for seeds.protocol "
+            f"{protocol.kind}, whose members have no base to share, got "
+            f"{list(config.parameters.include)}; use trajectory, tails or forks"
+        )
+    if not _trunks_are_known(config):
+        raise ValueError(
+            f"generator.conditional: expected true with parameters.include and "
+            f"{protocol.num_trunks} trunks, as a drawn model must know whose base it has, got false"
+        )
+
+
+def identity(spec: Spec) -> dict[str, Any]:
+    """What decides a spec's result: its JSON without what is ``Incidental`` and unset additions.
+
+    >>> "resources" in identity(SeedsSection())
+    False
+    """
+    return {
+        name: _plain(value)
+        for name, value in spec
+        if not isinstance(value, Resources | Probes)
+        and not is_incidental(type(spec), name)
+        and not says_nothing(spec, name)
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return identity(value)
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return value

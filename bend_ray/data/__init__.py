@@ -1,0 +1,10 @@
+"""Labelled examples: from files and URIs to parts in memory.
+
+``datasets`` is the axis: to add a data set, one class with ``load`` and its name in the union at
+the bottom. ``files`` says which files are a part and tells their content apart, ``parquet``,
+``folders`` and ``vision`` open them as ``sources``, whose classes are names; ``decoding`` makes
+pixels of an image file, for training and serving alike; ``parts`` holds what is read;
+``augmentation`` varies it.
+
+May import numpy, pyarrow, Pillow, torch and torchvision; knows neither Ray nor networks.
+"""

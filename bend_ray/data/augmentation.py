@@ -1,0 +1,67 @@
+"""Augmentation: what a model sees of an image differs from epoch to epoch.
+
+Shape letters: K models, B images a batch, M = K B, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import NonNegativeInt
+
+from bend_ray.process.lazy import torch
+from bend_ray.spec import Spec
+
+
+class Augmentation(Spec):
+    """Random views of the training images; every model draws its own."""
+
+    flip: bool = False
+    """Mirror every other image, left to right, at random."""
+    crop_padding: NonNegativeInt = 0
+    """Black pixels put around an image, of which a window of the old size is cut at random."""
+
+    @property
+    def shows_images_as_they_are(self) -> bool:
+        """Whether there is one view of an image, itself."""
+        return not (self.flip or self.crop_padding)
+
+    def apply(
+        self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
+        """A random view of each image, on the pixels' device.
+
+        Args:
+            pixels_KBCHW: a batch for each model.
+            generators: one a model, on the CPU.
+
+        Returns:
+            Pixels of the same shape.
+
+        Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
+        """
+        if self.shows_images_as_they_are:
+            return pixels_KBCHW
+        batch, (height, width) = pixels_KBCHW.shape[1], pixels_KBCHW.shape[-2:]
+        padding, device = self.crop_padding, pixels_KBCHW.device
+        # Of every model, from its own generator: mirrored or not, first row, first column.
+        bounds = (2 if self.flip else 1, 2 * padding + 1, 2 * padding + 1)
+        drawn_K = [
+            torch.stack([torch.randint(bound, (batch,), generator=g) for bound in bounds])
+            for g in generators
+        ]
+        flip_M, top_M, left_M = torch.stack(drawn_K, dim=1).flatten(1).to(device)
+        columns_W = torch.arange(width, device=device)
+        columns_MW = torch.where(flip_M[:, None] == 1, columns_W.flip(0), columns_W)
+        columns_MW = columns_MW + left_M[:, None]
+        rows_MH = torch.arange(height, device=device) + top_M[:, None]
+        padded = torch.nn.functional.pad(pixels_KBCHW.flatten(0, 1), [padding] * 4)
+        images_M = torch.arange(len(padded), device=device)
+        channels_C = torch.arange(padded.shape[1], device=device)
+        views_MCHW = padded[
+            images_M[:, None, None, None],
+            channels_C[None, :, None, None],
+            rows_MH[:, None, :, None],
+            columns_MW[:, None, None, :],
+        ]
+        return views_MCHW.view_as(pixels_KBCHW)

@@ -1,0 +1,384 @@
+"""Data sets: ``dataset.load() -> ImageDataset`` with a training, a validation and a test part.
+
+The parts are made once from the spec's own seed, so every stage on every machine sees the same
+ones. Channel statistics come from the training part alone, and the test part is not read before
+``.test`` is asked for: only the evaluation does. To add a data set: one class, and its name in
+the union below.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+
+from bend_ray.data.parts import Decoding, ImageDataset, Images, split_rows
+from bend_ray.errors import DataError
+from bend_ray.spec import Incidental, Spec
+from bend_ray.storage.masking import masked
+
+if TYPE_CHECKING:
+    from bend_ray.data.decoding import Look
+    from bend_ray.data.files import Files, Part
+    from bend_ray.data.sources import Source
+
+NUM_DIGITS = 1797
+
+
+class LabelledImages(Spec):
+    """What a data set does."""
+
+    def load(self) -> ImageDataset:
+        """Its parts.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+        raise NotImplementedError
+
+    def identified(self) -> Self:
+        """The same data set, with what tells its content from any other's.
+
+        Raises:
+            DataError: its files cannot be read.
+        """
+        return self
+
+
+class Digits(LabelledImages):
+    """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, 10 classes, embedded.
+
+    Source: E. Alpaydin & C. Kaynak (1998), UCI Optical Recognition of Handwritten Digits.
+    """
+
+    kind: Literal["digits"] = "digits"
+    num_train: PositiveInt = 1000
+    """Training images."""
+    num_validation: PositiveInt = 300
+    """Validation images; the rest is the test part."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+
+    @model_validator(mode="after")
+    def _some_are_left(self) -> Digits:
+        if self.num_train + self.num_validation >= NUM_DIGITS:
+            raise ValueError(
+                f"expected num_train + num_validation below the {NUM_DIGITS} images of digits, so "
+                f"that some are left for the test, got {self.num_train + self.num_validation}"
+            )
+        return self
+
+    def load(self) -> ImageDataset:
+        """The parts of one seeded shuffle."""
+        pixels, labels = _read_digits()
+        num_seen = self.num_train + self.num_validation
+        # The parts as published figures have them: the training images come first.
+        order = np.random.default_rng(self.split_seed).permutation(len(labels))
+        cuts = np.split(order, [self.num_train, num_seen])
+
+        train, validation = (Images.of_arrays(pixels[cut], labels[cut]) for cut in cuts[:2])
+        return ImageDataset(
+            train,
+            validation,
+            tuple("0123456789"),
+            partial(_read_digits_at, cuts[2]),
+            # As they were made: 4x4 areas of scans, light on dark.
+            Decoding(background="black", resampling="box", pixel_max=16),
+        )
+
+
+class ImageFiles(LabelledImages):
+    """What all data sets of image files have in common: their parts, their size and mode.
+
+    A variant says where its parts are: ``_open`` and ``_known_parts``.
+    """
+
+    num_train: PositiveInt | None = None
+    """Training images, drawn at random; null for all that are left."""
+    num_validation: PositiveInt = 5000
+    """Validation images, drawn from the training part where the data set has no such part."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+    image_size: PositiveInt | None = None
+    """Height and width to resize the central square of each image to; null: all are of one size."""
+    mode: Literal["grey", "rgb"] | None = None
+    """What to convert images to, grey or rgb; null where all are the one or the other."""
+    background: Literal["white", "black"] = "white"
+    """What transparent parts of images are laid on."""
+    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
+    """What to do where two parts have an image file in common."""
+
+    def _open(self, part: Part) -> Source:
+        """The images of a part, not decoded."""
+        raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts to open before any training."""
+        raise NotImplementedError
+
+    def load(self) -> ImageDataset:
+        """Training and validation part, decoded; the test part when it is asked for.
+
+        Of the test part labels, classes and headers are read at once, and no pixels: what is
+        wrong with them is told before the training.
+
+        Raises:
+            DataError: files that are missing or broken, or images that do not fit together.
+        """
+        from bend_ray.data.decoding import decode
+        from bend_ray.data.sources import by_name, check_classes
+
+        # So that the test part is later what it is now.
+        known = self.identified()
+        sources = {part: known._open(part) for part in known._known_parts()}
+        train = sources["train"]
+        sources = {
+            part: by_name(source, part, train.class_names, train.named)
+            for part, source in sources.items()
+        }
+        check_classes(sources)
+        num_validation = 0 if "validation" in sources else self.num_validation
+        train_rows, validation_rows = split_rows(
+            len(train.labels_N), self.num_train, num_validation, self.split_seed
+        )
+        rows = np.concatenate([train_rows, validation_rows])
+        pixels, digests = decode(sources["train"], rows, self._look())
+        labels, cut = sources["train"].labels_N[rows], len(train_rows)
+        look = self._look(pixels.shape[1:])
+        parts = {"train": digests[:cut], "validation": digests[cut:]}
+        validation = Images.of_arrays(pixels[cut:], labels[cut:])
+        if "validation" in sources:
+            whole, parts["validation"] = decode(
+                sources["validation"], np.arange(len(sources["validation"].labels_N)), look
+            )
+            validation = Images.of_arrays(whole, sources["validation"].labels_N)
+        if "test" in sources:
+            _survey(sources["test"], look, parts, self.duplicates == "refuse")
+        names = train.class_names
+        load_test = partial(_read_test, known, look, names, train.named)
+        return ImageDataset(
+            Images.of_arrays(pixels[:cut], labels[:cut]),
+            validation,
+            names,
+            load_test,
+            look.decoding,
+        )
+
+    def _look(self, shape: tuple[int, ...] | None = None) -> Look:
+        from bend_ray.data.decoding import Look
+
+        size = None if self.image_size is None else (self.image_size, self.image_size)
+        return Look(size, self.mode, Decoding(background=self.background), shape)
+
+
+def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: bool) -> None:
+    """Read the headers of the test part, and tell of what parts have in common."""
+    from bend_ray.data.decoding import survey
+    from bend_ray.data.files import READ_WHOLE_BYTES
+    from bend_ray.data.sources import check_overlap
+
+    if test.num_bytes <= READ_WHOLE_BYTES:
+        digests = digests | {"test": survey(test, look)}
+    check_overlap(digests, refuse)
+
+
+def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Images:
+    """The test part, as large and of the same mode and classes as the training part."""
+    from bend_ray.data.decoding import decode
+    from bend_ray.data.sources import by_name
+
+    source = by_name(spec._open("test"), "test", class_names, named)
+    pixels, _ = decode(source, np.arange(len(source.labels_N)), look)
+    return Images.of_arrays(pixels, source.labels_N)
+
+
+def _location(uri: str) -> str:
+    # What decides a population is written down in its manifest.
+    if masked(uri) != uri:
+        raise ValueError(
+            f"expected a URI without credentials, got {masked(uri)}; give them by the "
+            "environment (AWS_ACCESS_KEY_ID, GOOGLE_APPLICATION_CREDENTIALS)"
+        )
+    return uri
+
+
+Uri = Annotated[str, AfterValidator(_location), Incidental()]
+Uris = Annotated[Uri | Annotated[tuple[Uri, ...], Field(min_length=1)], Incidental()]
+
+
+class Content(Spec):
+    """What tells the files of a data set from any others: a digest a part."""
+
+    train: str | None = None
+    """Of the training part."""
+    validation: str | None = None
+    """Of the validation part, where it is not drawn from the training part."""
+    test: str | None = None
+    """Of the test part; decides the evaluation alone."""
+
+
+class Located(ImageFiles):
+    """Images in files whose place is a setting, and whose content is their identity."""
+
+    content: Content = Content()
+    """Digests of the files, noted when they are first read; of those given, others are refused."""
+
+    def _files(self, part: Part) -> Files:
+        """The files of a part."""
+        raise NotImplementedError
+
+    def _read(self, files: Files) -> Source:
+        """The images in files of a part."""
+        raise NotImplementedError
+
+    def identified(self) -> Self:
+        """The same data set, with the digests of what is there now, unless it has some."""
+        given = self.content.model_dump(exclude_none=True)
+        unknown = set(self._known_parts()) - set(given)
+        digests = {part: self._digest(self._files(part)) for part in unknown}
+        return self.model_copy(update={"content": Content(**given, **digests)})
+
+    def _digest(self, files: Files) -> str:
+        return files.digest()
+
+    def _open(self, part: Part) -> Source:
+        files = self._files(part)
+        expected = getattr(self.content, part)
+        if expected is not None and (found := self._digest(files)) != expected:
+            raise DataError(
+                f"dataset.content.{part}: expected files of digest {expected}, got {found}: they "
+                "have changed since they were first read; run again to begin anew with them"
+            )
+        return self._read(files)
+
+
+class ImageParquet(Located):
+    """Parquet files of encoded images and classes, as Hugging Face lays them out."""
+
+    kind: Literal["image_parquet"] = "image_parquet"
+    train: Uris
+    """Training images: Parquet files, a folder of them, a pattern (data/train-*.parquet), or a list
+    of these; paths, s3:// or gs://. Of a folder with files of several parts its own are taken."""
+    test: Uris
+    """Test images, likewise."""
+    validation: Uris | None = None
+    """Validation images, likewise; null to draw them from the training part."""
+    image_column: str = "image"
+    """Column of the images, struct<bytes, path>."""
+    label_column: str = "label"
+    """Column of the classes: numbers, or names."""
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """What classes 0, 1, ... are called in files that do not say it."""
+
+    def _files(self, part: Part) -> Files:
+        from bend_ray.data.files import find_files
+        from bend_ray.data.parquet import ENDINGS
+
+        uris = getattr(self, part)
+        return find_files(
+            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
+        )
+
+    def _read(self, files: Files) -> Source:
+        from bend_ray.data.parquet import Columns, open_parquet
+
+        columns = Columns(self.image_column, self.label_column, self.class_names)
+        return open_parquet(files, columns)
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        return ("train", "test") if self.validation is None else ("train", "validation", "test")
+
+
+class ImageFolder(Located):
+    """Folders of image files: root/train/<class>/*.png and root/test/<class>/*.png."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    root: Uri
+    """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
+
+    def _files(self, part: Part) -> Files:
+        from bend_ray.data.folders import find_folder, part_folders
+
+        return find_folder(part_folders(self.root)[part])
+
+    def _read(self, files: Files) -> Source:
+        from bend_ray.data.folders import open_folder
+
+        return open_folder(files)
+
+    def _digest(self, files: Files) -> str:
+        return files.digest(named=True)
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        from bend_ray.data.folders import part_folders
+
+        return tuple(part_folders(self.root))
+
+
+class Torchvision(ImageFiles):
+    """A classification set that torchvision knows by name."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: Literal[
+        "MNIST",
+        "FashionMNIST",
+        "CIFAR10",
+        "CIFAR100",
+        "STL10",
+        "Flowers102",
+        "OxfordIIITPet",
+        "Food101",
+    ] = "CIFAR10"
+    """Which set; images of the last three differ in size and need image_size."""
+    root: Uri = "~/.cache/bend_ray"
+    """Folder of torchvision's files."""
+    download: Annotated[bool, Incidental()] = False
+    """Download what is not in root."""
+
+    def _open(self, part: Part) -> Source:
+        from bend_ray.data.vision import open_torchvision
+
+        return open_torchvision(self.name, part, Path(self.root).expanduser(), self.download)
+
+    def _look(self, shape: tuple[int, ...] | None = None) -> Look:
+        from bend_ray.data.vision import SETS_OF_FILES
+
+        look = super()._look(shape)
+        # Of such a set a few images may be grey, which torchvision makes colour as well.
+        mixed = self.mode is None and self.name in SETS_OF_FILES
+        return replace(look, mode="rgb") if mixed else look
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        from bend_ray.data.vision import PARTS
+
+        # The test part is whole where the others are, and is left closed.
+        return tuple(part for part in PARTS[self.name] if part != "test")
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
+
+    Read by path: importing sklearn costs every actor more seconds than training a model.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if package is None or not package.submodule_search_locations:
+        raise DataError("digits: expected scikit-learn to be installed: pip install scikit-learn")
+    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    if not path.exists():
+        raise DataError(f"digits: expected scikit-learn's file {path.name} in {path.parent}")
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
+
+
+def _read_digits_at(rows: NDArray[np.int64]) -> Images:
+    pixels, labels = _read_digits()
+    return Images.of_arrays(pixels[rows], labels[rows])
+
+
+Dataset = Annotated[Digits | ImageParquet | ImageFolder | Torchvision, Field(discriminator="kind")]

@@ -1,0 +1,280 @@
+"""An image file becomes pixels in one way, whoever reads it, or an error that says why not.
+
+Training, evaluation and serving call ``pixels_of``; what they may differ in stands in a
+``Decoding``, which an exported bag has in its card. Images are untrusted: only formats whose
+decoders are part of Pillow itself are opened, and one that claims more pixels than it may is
+refused before it is decoded.
+
+Shape letters: M images of a source that are wanted, C channels, H rows, W columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from bend_ray.data.parts import PLAIN, Decoding
+from bend_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from bend_ray.data.sources import Source
+
+Mode = Literal["grey", "rgb"]
+Encoded = bytes | Image.Image
+"""An image file, or what a library has made of one."""
+
+# Not EPS, for one, which Pillow has Ghostscript interpret.
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+MAX_PIXELS = 2**26
+"""An image of 8192 x 8192; Pillow itself only warns, and at more."""
+
+_PILLOW = {"grey": "L", "rgb": "RGB"}
+_MODES: dict[str, Mode] = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "rgb", "RGBA": "rgb"}
+_MODES |= {"P": "rgb", "PA": "rgb", "RGBX": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
+# Of other formats nobody knows where in the 16 bits the brightness stands.
+_DEEP = {("PNG", "I;16"), ("PNG", "I"), ("PPM", "I")}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+class UnreadableError(ValueError):
+    """An image that cannot be used; the message is one line and names no file.
+
+    Attributes:
+        too_large: it has more pixels than it may.
+    """
+
+    def __init__(self, message: str, too_large: bool = False) -> None:
+        super().__init__(message)
+        self.too_large = too_large
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the pixels of one data set have in common.
+
+    Attributes:
+        size: width and height to bring images to; None to take them as they are.
+        mode: grey or colour to convert them to; None to take them as they are.
+        decoding: what else there is to know.
+        shape: ``(C, H, W)`` that earlier images had, where there were any.
+    """
+
+    size: tuple[int, int] | None = None
+    mode: Mode | None = None
+    decoding: Decoding = PLAIN
+    shape: tuple[int, ...] | None = None
+
+
+def pixels_of(encoded: Encoded, look: Look, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """The pixels ``(C, H, W)`` of an image, as a person sees it.
+
+    In this order: turned as its EXIF orientation says; 16 bits of grey cut to the upper 8;
+    transparency laid on the background; converted to grey (ITU-R 601 luma) or colour; the largest
+    centred part of the wanted proportions resized; scaled to ``pixel_max``. Of an animation it is
+    the first frame; colour profiles are not applied.
+
+    Args:
+        encoded: the image.
+        look: what is made of it.
+        max_pixels: a larger image is refused by its header; None for ``MAX_PIXELS``.
+
+    Raises:
+        UnreadableError: it cannot be decoded, is too large, or has another depth.
+    """
+    image = _loaded(encoded, max_pixels or MAX_PIXELS)
+    channels = _channels(image, look.mode)
+    image = _opaque(_upright(image), look.decoding.background).convert(_PILLOW[channels])
+    if look.size is not None and image.size != look.size:
+        image = ImageOps.fit(image, look.size, method=_filter(image, look))
+    pixels = np.asarray(image)
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if look.decoding.pixel_max != 255:
+        pixels = np.rint(pixels * (look.decoding.pixel_max / 255)).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _filter(image: Image.Image, look: Look) -> Image.Resampling:
+    assert look.size is not None
+    shrinks = image.width >= look.size[0] and image.height >= look.size[1]
+    box = look.decoding.resampling == "box" and shrinks
+    return Image.Resampling.BOX if box else Image.Resampling.BILINEAR
+
+
+def _channels(image: Image.Image, wanted: Mode | None) -> Mode:
+    found: Mode | None = _MODES.get(image.mode)
+    if (image.format, image.mode) in _DEEP:
+        found = "grey"
+    if found is None:
+        raise UnreadableError(
+            f"expected grey or colour of 8 bits, got Pillow's mode {image.mode}; convert it, for "
+            "example to PNG of 8 bits"
+        )
+    return wanted or found
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # EXIF that does not parse says nothing.
+    with suppress(Exception):
+        return ImageOps.exif_transpose(image)
+    return image
+
+
+def _opaque(image: Image.Image, background: str) -> Image.Image:
+    if image.mode.startswith("I"):
+        image = _upper_half(image)
+    if "A" in image.mode or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return image
+
+
+def _upper_half(image: Image.Image) -> Image.Image:
+    """16 bits of grey as 8, with the one value that may stand for transparent."""
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if "transparency" in image.info:
+        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
+        grey = Image.merge("LA", [grey, Image.fromarray(opaque)])
+    return grey
+
+
+def open_image(encoded: Encoded, max_pixels: int) -> Image.Image:
+    """An image of which only the header is read.
+
+    Raises:
+        UnreadableError: it is none, or too large.
+    """
+    if isinstance(encoded, Image.Image):
+        return encoded
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise _too_large(max_pixels, "more") from None
+    except Exception as error:
+        raise _unreadable(error) from None
+    if image.width * image.height > max_pixels:
+        raise _too_large(max_pixels, f"{image.width} x {image.height}")
+    return image
+
+
+def _loaded(encoded: Encoded, max_pixels: int) -> Image.Image:
+    image = open_image(encoded, max_pixels)
+    try:
+        image.load()
+    except Exception as error:
+        # Pillow raises whatever the parser of a broken image raises: SyntaxError, struct.error.
+        raise _unreadable(error) from None
+    return image
+
+
+def _unreadable(error: Exception) -> UnreadableError:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):  # it quotes a buffer's address
+        reason = "something else"
+    return UnreadableError(f"expected an image as {', '.join(FORMATS)}, got: {reason}")
+
+
+def _too_large(max_pixels: int, got: str) -> UnreadableError:
+    return UnreadableError(f"expected at most {max_pixels:,} pixels, got {got}", too_large=True)
+
+
+def decode(
+    source: Source, rows_M: NDArray[np.int64], look: Look
+) -> tuple[NDArray[np.uint8], list[bytes]]:
+    """The wanted images of a source, in the order of ``rows_M``.
+
+    Returns:
+        Pixels ``(M, C, H, W)``, and what tells one image file from another.
+
+    Raises:
+        DataError: an image that cannot be decoded, or is not like the first.
+    """
+    order_M = np.argsort(rows_M)
+    pixels_MCHW = np.empty((0, 0, 0, 0), dtype=np.uint8)
+    digests = [b""] * len(rows_M)
+    shape, first = look.shape, "the training images"
+    for slot, (where, encoded) in zip(order_M, source.read(rows_M[order_M]), strict=True):
+        pixels_CHW = _decoded(where, encoded, look)
+        shape, first = (pixels_CHW.shape, where) if shape is None else (shape, first)
+        _check_alike(shape, first, pixels_CHW.shape, where)
+        if not len(pixels_MCHW):
+            pixels_MCHW = np.empty((len(rows_M), *shape), dtype=np.uint8)
+        pixels_MCHW[slot], digests[slot] = pixels_CHW, _digest(encoded)
+    return pixels_MCHW, digests
+
+
+def survey(source: Source, look: Look) -> list[bytes]:
+    """What tells each image file of a source from others; of images only headers are decoded.
+
+    Raises:
+        DataError: an image that is none, or not like those that were decoded.
+    """
+    digests = []
+    for where, encoded in source.read(np.arange(len(source.labels_N))):
+        shape = _shape_of_header(where, encoded, look)
+        assert look.shape is not None
+        _check_alike(look.shape, "the training images", shape, where)
+        digests.append(_digest(encoded))
+    return digests
+
+
+def _shape_of_header(where: str, encoded: Encoded, look: Look) -> tuple[int, ...]:
+    try:
+        image = open_image(encoded, MAX_PIXELS)
+        channels = 1 if _channels(image, look.mode) == "grey" else 3
+    except UnreadableError as error:
+        raise _named(where, error) from None
+    width, height = look.size or image.size
+    # Asked only where it matters: a PNG is decoded to tell it. Of a TIFF Pillow has heeded it.
+    asked = look.size is None and width != height and image.format != "TIFF"
+    if asked and _orientation(image) in _SIDEWAYS:
+        width, height = height, width
+    return channels, height, width
+
+
+def _orientation(image: Image.Image) -> int:
+    with suppress(Exception):
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return 1
+
+
+def _digest(encoded: Encoded) -> bytes:
+    content = encoded if isinstance(encoded, bytes) else encoded.tobytes()
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
+def _decoded(where: str, encoded: Encoded, look: Look) -> NDArray[np.uint8]:
+    try:
+        return pixels_of(encoded, look)
+    except UnreadableError as error:
+        raise _named(where, error) from None
+
+
+def _named(where: str, error: UnreadableError) -> DataError:
+    advice = "shrink or remove it" if error.too_large else "replace or remove it"
+    return DataError(f"dataset: cannot use {where}: {error}; {advice}")
+
+
+def _check_alike(expected: tuple[int, ...], first: str, got: tuple[int, ...], where: str) -> None:
+    if expected == got:
+        return
+    channels = {1: "grey", 3: "colour"}
+    if expected[0] != got[0]:
+        raise DataError(
+            f"dataset: expected images of one mode, got {channels[expected[0]]} ({first}) and "
+            f"{channels[got[0]]} ({where}); set dataset.mode to grey or rgb to convert them"
+        )
+    raise DataError(
+        f"dataset: expected images of one size, got {expected[2]} x {expected[1]} ({first}) and "
+        f"{got[2]} x {got[1]} ({where}); set dataset.image_size to resize them"
+    )

@@ -1,0 +1,279 @@
+"""Which files are a part of a data set, and what tells the same files from others.
+
+A part is a file, a folder, a pattern (``data/train-*.parquet``) or a list of these, on any file
+system. What begins with ``_`` or ``.`` below a folder never counts: tools leave it behind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import lru_cache, partial
+from typing import Literal, NoReturn
+
+import pyarrow as pa
+import pyarrow.fs
+
+from bend_ray.errors import DataError, StoreError
+from bend_ray.storage.filesystems import patiently, resolve, side_by_side
+from bend_ray.storage.masking import cause, masked, printable
+
+Part = Literal["train", "validation", "test"]
+
+SPELLINGS: dict[Part, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
+"""How a part is called in names of files and folders, as Hugging Face's ``datasets`` reads them."""
+
+READ_WHOLE_BYTES = 2**30
+"""Parts up to this size are told apart by their content, larger ones by what a listing says."""
+READ_WHOLE_FILES = 20_000
+MOST_ETAGS = 1_000
+_CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a part.
+
+    Attributes:
+        path: on its filesystem.
+        name: below the folder that was asked for.
+        size: bytes.
+        modified: when, in nanoseconds since 1970.
+    """
+
+    path: str
+    name: str
+    size: int
+    modified: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a part, in order.
+
+    Attributes:
+        filesystem: they are on.
+        files: one at least.
+        notes: what a user may want to know of how they were chosen.
+    """
+
+    filesystem: pyarrow.fs.FileSystem
+    files: tuple[File, ...]
+    notes: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[File]:
+        return iter(self.files)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all together."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def is_read_whole(self) -> bool:
+        """Whether reading all of it once more costs little."""
+        return self.num_bytes <= READ_WHOLE_BYTES and len(self.files) <= READ_WHOLE_FILES
+
+    def digest(self, named: bool = False) -> str:
+        """What tells these files from any others, in 16 hex digits.
+
+        The content of a local part of at most 1 GiB and 20,000 files; else sizes, and ETags or
+        times of change.
+
+        Args:
+            named: whether the files' names mean something.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        whole = hashlib.sha256()
+        for file, version in zip(self.files, self._versions(), strict=True):
+            name = file.name if named else ""
+            whole.update(f"{name}\0{file.size}\0{version}\n".encode("utf-8", "surrogateescape"))
+        return whole.hexdigest()[:16]
+
+    def _versions(self) -> Sequence[str]:
+        if self.filesystem.type_name == "local":
+            if self.is_read_whole:
+                return side_by_side(_content_digest, self.files)
+        elif len(self.files) <= MOST_ETAGS:
+            return side_by_side(self._etag, self.files)
+        return [str(file.modified) for file in self.files]
+
+    def _etag(self, file: File) -> str:
+        def ask() -> str:
+            with self.filesystem.open_input_stream(file.path) as stream:
+                return str((stream.metadata() or {}).get("ETag") or file.modified)
+
+        try:
+            return patiently(self.filesystem, ask)
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"dataset: cannot read {file.path}: {cause(error)}") from None
+
+
+@lru_cache(maxsize=READ_WHOLE_FILES)
+def _content_digest(file: File) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open(file.path, "rb") as stream:
+            while chunk := stream.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise DataError(f"dataset: cannot read {file.path}: {error.strerror}") from None
+    return digest.hexdigest()
+
+
+def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], key: str) -> Files:
+    """The files of a part.
+
+    Args:
+        uris: files, folders, or patterns with ``*``, ``?``, ``[]`` and ``**``; in this order.
+        part: where names below a folder say of which part a file is, those of this one are taken
+            alone; None: names say nothing.
+        endings: that names must have below a folder, in lower case.
+        key: of the config that gave the URIs.
+
+    Raises:
+        DataError: nothing is there, it cannot be read, or it is of other parts.
+    """
+    found: list[File] = []
+    notes: list[str] = []
+    filesystems: list[pyarrow.fs.FileSystem] = []
+    for uri in uris:
+        try:
+            filesystem, path = resolve(uri)
+            where = f"{key}={masked(uri)}"
+            find = partial(_found, filesystem, path, part, endings, where, notes)
+            found += patiently(filesystem, find)
+        except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
+            raise DataError(f"dataset: cannot read {masked(uri)}: {cause(error)}") from None
+        filesystems.append(filesystem)
+        if not filesystem.equals(filesystems[0]):
+            raise DataError(
+                f"{key}: expected all files of a part in one place, got {masked(uris[0])} and "
+                f"{masked(uri)}"
+            )
+    if twice := [path for path, n in Counter(file.path for file in found).items() if n > 1]:
+        raise DataError(f"{key}: expected each file once, got {printable(twice[0])} twice")
+    return Files(filesystems[0], tuple(found), tuple(notes))
+
+
+def _found(
+    filesystem: pyarrow.fs.FileSystem,
+    path: str,
+    part: Part | None,
+    endings: Sequence[str],
+    where: str,
+    notes: list[str],
+) -> list[File]:
+    info = filesystem.get_file_info(path)
+    if info.is_file:
+        return [_file(info, path.rpartition("/")[0])]
+    root, pattern = (path, None) if info.type != pyarrow.fs.FileType.NotFound else _split(path)
+    selector = pyarrow.fs.FileSelector(root, allow_not_found=True, recursive=True)
+    infos = [info for info in filesystem.get_file_info(selector) if info.is_file]
+    below = sorted((_file(info, root) for info in infos), key=lambda file: file.name)
+    if pattern is not None:
+        chosen = [file for file in below if _matches(file.name.split("/"), pattern)]
+    else:
+        counted = _counted(below, endings, where, notes)
+        chosen = counted if part is None else _of_part(counted, part, where, notes)
+    if not chosen:
+        _refuse_nothing(where, endings)
+    return chosen
+
+
+def _refuse_nothing(where: str, endings: Sequence[str]) -> NoReturn:
+    raise DataError(
+        f"dataset: expected a file, a pattern, or a folder of files that end in "
+        f"{', '.join(endings)} at {where}, got none; check the dataset section"
+    )
+
+
+def _file(info: pyarrow.fs.FileInfo, root: str) -> File:
+    name = info.path.removeprefix(root).lstrip("/")
+    return File(info.path, name, info.size or 0, info.mtime_ns or 0)
+
+
+def _split(path: str) -> tuple[str, list[str] | None]:
+    """A path that has a pattern in it: the folder before, and the pattern's components."""
+    components = path.split("/")
+    for index, component in enumerate(components):
+        if re.search(r"[*?\[]", component):
+            return "/".join(components[:index]) or "/", components[index:]
+    return path, None
+
+
+def _matches(name: list[str], pattern: list[str]) -> bool:
+    """Whether components of a name match those of a pattern; ``**`` stands for any number.
+
+    >>> _matches(["a", "b.png"], ["**", "*.png"]), _matches(["a", "b.png"], ["*.png"])
+    (True, False)
+    """
+    if not pattern or not name:
+        return not name and all(component == "**" for component in pattern)
+    if pattern[0] == "**":
+        here = not is_left_over(name[0]) and _matches(name[1:], pattern)
+        return here or _matches(name, pattern[1:])
+    hidden = is_left_over(name[0]) and not is_left_over(pattern[0])
+    return not hidden and fnmatchcase(name[0], pattern[0]) and _matches(name[1:], pattern[1:])
+
+
+def is_left_over(component: str) -> bool:
+    """Whether tools leave files or folders of such a name behind."""
+    return component.startswith(("_", ".")) or component.lower() in ("thumbs.db", "desktop.ini")
+
+
+def _counted(
+    files: Sequence[File], endings: Sequence[str], where: str, notes: list[str]
+) -> list[File]:
+    """Those that count; what else is there is noted, but for what nobody would miss."""
+    visible = [f for f in files if not any(map(is_left_over, f.name.split("/")))]
+    counted = [f for f in visible if f.name.lower().endswith(tuple(endings))]
+    others = Counter(_ending(file.name) for file in visible if file not in set(counted))
+    if others:
+        told = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
+        notes.append(f"left out of {where}: files that do not end in {', '.join(endings)}: {told}")
+    return counted
+
+
+def _ending(name: str) -> str:
+    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
+    return f".{ending.lower()}" if dot and stem else "no ending"
+
+
+def _of_part(files: list[File], part: Part, where: str, notes: list[str]) -> list[File]:
+    parts = {file: part_named(file.name) for file in files}
+    if not any(parts.values()):
+        return files
+    chosen = [file for file in files if parts[file] == part]
+    if not chosen:
+        others = sorted({str(named) for named in parts.values() if named})
+        raise DataError(
+            f"dataset: expected files of the {part} part at {where}, got files named for "
+            f"{' and '.join(others)}; name them by a pattern, such as {part}-*"
+        )
+    if len(chosen) < len(files):
+        notes.append(
+            f"{len(chosen)} of {len(files)} files at {where} are named for the {part} part"
+        )
+    return chosen
+
+
+def part_named(name: str) -> Part | None:
+    """The one part that a name speaks of.
+
+    >>> [part_named(n) for n in ("train-00000-of-2.parquet", "data/val/1.png", "train_test.csv")]
+    ['train', 'validation', None]
+    """
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    parts = [part for part, spellings in SPELLINGS.items() if words.intersection(spellings)]
+    return parts[0] if len(parts) == 1 else None

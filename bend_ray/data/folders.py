@@ -1,0 +1,109 @@
+"""Folders of image files, one a class, on any file system."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+from numpy.typing import NDArray
+
+from bend_ray.data.decoding import Encoded
+from bend_ray.data.files import SPELLINGS, File, Files, Part, find_files, is_left_over
+from bend_ray.data.sources import Source, listed
+from bend_ray.errors import DataError, StoreError
+from bend_ray.storage.filesystems import joined, resolve
+from bend_ray.storage.masking import cause, masked, printable
+
+ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp"),
+    *(".tif", ".tiff", ".ppm", ".pgm", ".pbm"),
+)
+
+
+def part_folders(root: str) -> dict[Part, str]:
+    """The folder of each part that there is below a root, by any of the part's names.
+
+    Raises:
+        DataError: the root cannot be read, lacks a training or a test part, or has one twice.
+    """
+    try:
+        filesystem, path = resolve(root)
+        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset: cannot read {masked(root)}: {cause(error)}") from None
+    names = [entry.base_name for entry in entries if not entry.is_file]
+    folders: dict[Part, str] = {}
+    for part, spellings in SPELLINGS.items():
+        found = [name for name in names if name.lower() in spellings]
+        if len(found) > 1:
+            raise DataError(
+                f"dataset: expected one folder of the {part} part below {masked(root)}, got "
+                f"{' and '.join(found)}; remove or rename all but one"
+            )
+        if found:
+            folders[part] = joined(root, found[0])
+    for needed in ("train", "test"):
+        if needed not in folders:
+            raise DataError(
+                f"dataset: expected folders train and test in {masked(root)}, each with a folder "
+                f"of images for each class, got {listed(sorted(names)) or 'none'}; check "
+                "dataset.root"
+            )
+    return folders
+
+
+def find_folder(uri: str) -> Files:
+    """The image files of one part, ``uri/<class>/*``, at any depth below a class.
+
+    Raises:
+        DataError: there are none, or they cannot be read.
+    """
+    found = find_files([uri], None, ENDINGS, "dataset.root")
+    inside = tuple(file for file in found if "/" in file.name)
+    notes = [*found.notes]
+    if strays := len(found.files) - len(inside):
+        notes.append(f"left out of {masked(uri)}: {strays} images in no class's folder")
+    if not inside:
+        raise DataError(
+            f"dataset: expected {masked(uri)} to hold a folder of images for each class, got "
+            f"{len(found.files)} images in no folder"
+        )
+    if empty := _empty(found.filesystem, uri, {_class_of(file) for file in inside}):
+        notes.append(f"folders without an image in {masked(uri)} are no classes: {listed(empty)}")
+    return Files(found.filesystem, inside, tuple(notes))
+
+
+def _empty(filesystem: pyarrow.fs.FileSystem, uri: str, classes: set[str]) -> list[str]:
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(resolve(uri)[1]))
+    folders = sorted(entry.base_name for entry in entries if not entry.is_file)
+    return [name for name in folders if name not in classes and not is_left_over(name)]
+
+
+def _class_of(file: File) -> str:
+    return file.name.partition("/")[0]
+
+
+def open_folder(files: Files) -> Source:
+    """The images of one part, whose classes are the names of their folders."""
+    names = sorted({_class_of(file) for file in files})
+    index = {name: label for label, name in enumerate(names)}
+    labels_N = np.array([index[_class_of(file)] for file in files], dtype=np.int64)
+
+    def where(row: int) -> str:
+        return f"{printable(files.files[row].path)} (row {row})"
+
+    read = partial(_read_files, files)
+    return Source(labels_N, tuple(names), True, read, where, files.num_bytes, files.notes)
+
+
+def _read_files(files: Files, rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+    for row in rows.tolist():
+        path = files.files[row].path
+        try:
+            with files.filesystem.open_input_stream(path) as stream:
+                yield f"{printable(path)} (row {row})", stream.read()
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"dataset: cannot read {printable(path)}: {cause(error)}") from None

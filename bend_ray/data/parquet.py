@@ -1,0 +1,270 @@
+"""Labelled images in Parquet as Hugging Face lays it out, on any file system.
+
+A column ``struct<bytes, path>`` holds encoded images. A column of integers, texts or truth values
+holds their classes; what integers are called stands in the schema's metadata.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bend_ray.data.decoding import Encoded
+from bend_ray.data.files import Files
+from bend_ray.data.sources import Source, listed, numbered
+from bend_ray.errors import DataError
+from bend_ray.storage.masking import cause, printable
+
+ENDINGS = (".parquet", ".parq", ".pq")
+MOST_IMAGES = 2**26
+"""In a file; a few bytes can say that they are more than memory could hold labels of."""
+BATCH_BYTES = 8 * 2**20
+"""Of a column in memory at a time."""
+BUFFER_BYTES = 4 * 2**20
+MOST_BATCH_ROWS = 256
+
+
+@dataclass(frozen=True)
+class Columns:
+    """What is where in the files.
+
+    Attributes:
+        image: column of the images.
+        label: column of the classes.
+        class_names: of labels 0, 1, ... in files that do not name them.
+    """
+
+    image: str = "image"
+    label: str = "label"
+    class_names: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """A file's: ``codes_N`` are indices into ``names``, or numbers where there are none."""
+
+    codes_N: NDArray[np.int64]
+    names: tuple[str, ...] | None
+
+
+def open_parquet(files: Files, columns: Columns) -> Source:
+    """The images of one part.
+
+    Args:
+        files: of the part; each may number its classes in its own way, where it names them.
+        columns: where images and labels are.
+
+    Raises:
+        DataError: files that cannot be read or have other columns, labels that are missing or
+            out of range, or of which some files alone have names.
+    """
+    labels = [_read_labels(files.filesystem, file.path, columns) for file in files]
+    paths = [file.path for file in files]
+    starts = [0, *accumulate(len(each.codes_N) for each in labels)]
+
+    def where(row: int) -> str:
+        file = int(np.searchsorted(starts, row, side="right")) - 1
+        return _row(paths[file], row - starts[file])
+
+    if not starts[-1]:
+        raise DataError(f"dataset: expected images in {paths[0]}, got none")
+    named = [each.names is not None for each in labels]
+    if len(set(named)) > 1:
+        raise DataError(
+            f"dataset: expected all files of a part to name their classes, or none: "
+            f"{paths[named.index(True)]} does, {paths[named.index(False)]} does not; write them "
+            "again alike, or give dataset.class_names"
+        )
+    if named[0]:
+        codes_N, names = _merged(labels)
+    else:
+        codes_N, names = numbered(np.concatenate([each.codes_N for each in labels]), where)
+    read = partial(_read_images, files.filesystem, paths, columns.image)
+    return Source(codes_N, names, named[0], read, where, files.num_bytes, files.notes)
+
+
+def _merged(labels: Sequence[_Labels]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Files' classes by name, in the order in which files first name them."""
+    index: dict[str, int] = {}
+    codes = []
+    for each in labels:
+        own = [index.setdefault(name, len(index)) for name in each.names or ()]
+        codes.append(np.array(own, dtype=np.int64)[each.codes_N])
+    return np.concatenate(codes), tuple(index)
+
+
+def _row(path: str, row: int) -> str:
+    return f"{printable(path)} row {row}"
+
+
+@contextmanager
+def _file(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with (
+            filesystem.open_input_file(path) as stream,
+            # Else whole row groups are read ahead, and kept.
+            pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+        ):
+            yield file
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise DataError(
+            f"dataset: cannot read {printable(path)} as Parquet: {cause(error)}"
+        ) from None
+
+
+def _read_labels(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns) -> _Labels:
+    with _file(filesystem, path) as file:
+        _check_schema(file.schema_arrow, path, columns)
+        if file.metadata.num_rows > MOST_IMAGES:
+            raise DataError(
+                f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
+                f"{file.metadata.num_rows:,}"
+            )
+        column = file.read([columns.label]).column(columns.label)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise DataError(
+                f"dataset: expected a label, {_row(path, row)} has none; remove the row"
+            )
+        if not pa.types.is_integer(column.type):
+            return _texts(column)
+        codes_N = column.cast(pa.int64()).to_numpy()
+        names = _class_names(file.schema_arrow, columns.label) or columns.class_names
+    if names is None:
+        return _Labels(codes_N, None)
+    if len(set(names)) < len(names):
+        raise DataError(f"dataset: expected classes of different names, {path} has one twice")
+    wrong = np.flatnonzero((codes_N < 0) | (codes_N >= len(names)))
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(
+            f"dataset: expected labels from 0 to {len(names) - 1} ({listed(names)}), "
+            f"{_row(path, row)} has {codes_N[row]}; remove what is not labelled, or name all "
+            "classes"
+        )
+    return _Labels(codes_N, names)
+
+
+def _texts(column: pa.ChunkedArray) -> _Labels:
+    """Labels that are names: texts, and truth values as ``false`` and ``true``."""
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
+    found = encoded.dictionary.to_pylist()
+    # In an order of the names' own, whichever row comes first.
+    order = sorted(range(len(found)), key=found.__getitem__)
+    rank = np.empty(len(found), dtype=np.int64)
+    rank[order] = np.arange(len(found))
+    return _Labels(rank[encoded.indices.to_numpy()], tuple(found[i] for i in order))
+
+
+def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
+    missing = [name for name in (columns.image, columns.label) if name not in schema.names]
+    if missing:
+        raise DataError(
+            f"dataset: expected columns {columns.image} and {columns.label} in {path}, got "
+            f"{', '.join(schema.names)}; set dataset.image_column and dataset.label_column"
+        )
+    image, label = schema.field(columns.image).type, schema.field(columns.label).type
+    if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+        raise DataError(
+            f"dataset: expected column {columns.image} of {path} to be struct<bytes, path>, "
+            f"got {image}"
+        )
+    if not _holds_classes(label):
+        raise DataError(
+            f"dataset: expected column {columns.label} of {path} to hold classes as integers or "
+            f"texts, got {label}"
+        )
+
+
+def _holds_classes(label: pa.DataType) -> bool:
+    if pa.types.is_dictionary(label):
+        label = label.value_type
+        return bool(pa.types.is_string(label) or pa.types.is_large_string(label))
+    checks = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
+    return any(check(label) for check in checks) or bool(pa.types.is_boolean(label))
+
+
+def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+    """``info.features.<label>.names`` of the Hugging Face metadata, where it is there."""
+    try:
+        told = json.loads((schema.metadata or {})[b"huggingface"])
+        names = told["info"]["features"][label]["names"]
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return tuple(map(str, names)) if isinstance(names, list) and names else None
+
+
+def _read_images(
+    filesystem: pyarrow.fs.FileSystem,
+    paths: Sequence[str],
+    column: str,
+    rows: NDArray[np.int64],
+) -> Iterator[tuple[str, Encoded]]:
+    """The encoded images of ascending ``rows``, counted over all files; a batch in memory."""
+    offset = 0
+    for path in paths:
+        with _file(filesystem, path) as file:
+            num_rows = file.metadata.num_rows
+            wanted = _between(rows, offset, num_rows)
+            yield from _file_images(file, path, column, wanted)
+        offset += num_rows
+
+
+def _between(rows: NDArray[np.int64], start: int, count: int) -> NDArray[np.int64]:
+    """Those of ascending ``rows`` in ``[start, start + count)``, counted from ``start``."""
+    first, last = np.searchsorted(rows, [start, start + count])
+    return rows[first:last] - start
+
+
+def _file_images(
+    file: pq.ParquetFile, path: str, column: str, rows: NDArray[np.int64]
+) -> Iterator[tuple[str, Encoded]]:
+    first = 0
+    for group in range(file.num_row_groups):
+        count = file.metadata.row_group(group).num_rows
+        wanted, start = _between(rows, first, count), 0
+        batches = file.iter_batches(
+            _batch_rows(file, group, column),
+            row_groups=[group],
+            columns=[column],
+            use_threads=False,
+        )
+        for batch in batches if len(wanted) else ():
+            for row in _between(wanted, start, len(batch)).tolist():
+                yield _image(batch.column(0)[row].as_py(), _row(path, first + start + row))
+            start += len(batch)
+        first += count
+
+
+def _batch_rows(file: pq.ParquetFile, group: int, column: str) -> int:
+    """As many rows as take about ``BATCH_BYTES``."""
+    metadata = file.metadata.row_group(group)
+    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+    inside = [c for c in chunks if c.path_in_schema.startswith(f"{column}.")]
+    row_bytes = sum(c.total_uncompressed_size for c in inside) / max(1, metadata.num_rows)
+    return max(1, min(MOST_BATCH_ROWS, int(BATCH_BYTES / max(1.0, row_bytes))))
+
+
+def _image(value: dict[str, object] | None, where: str) -> tuple[str, Encoded]:
+    value = value or {}
+    if value.get("path"):
+        where += f" ({printable(str(value['path']))})"
+    content = value.get("bytes")
+    if not isinstance(content, bytes):
+        raise DataError(
+            f"dataset: expected the image itself in {where}, got none; files that only "
+            "name their images must be written again with the images embedded"
+        )
+    return where, content

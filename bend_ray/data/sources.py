@@ -1,0 +1,161 @@
+"""Labelled images that are not decoded yet, with classes that are names.
+
+Files of one data set may number their classes differently. ``by_name`` gives every part the
+classes of the training part; nothing is ever matched by its position.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bend_ray.data.decoding import Encoded
+from bend_ray.data.files import Part
+from bend_ray.errors import DataError
+from bend_ray.storage.masking import printable
+
+logger = logging.getLogger(__name__)
+
+ReadRows = Callable[[NDArray[np.int64]], Iterator[tuple[str, Encoded]]]
+SHOWN = 10
+"""Names that a message lists."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One part of a data set.
+
+    Attributes:
+        labels_N: the class of each image, an index into ``class_names``.
+        class_names: one a class, each once.
+        named: whether the files name their classes; else the names are their numbers.
+        read: ascending rows to (where the image is, in words; the image) for each.
+        where: a row in words.
+        num_bytes: of the files.
+        notes: on how the files were chosen.
+    """
+
+    labels_N: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    named: bool
+    read: ReadRows
+    where: Callable[[int], str]
+    num_bytes: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def numbered(
+    labels_N: NDArray[np.int64], where: Callable[[int], str]
+) -> tuple[NDArray[np.int64], tuple[str, ...]]:
+    """Labels that are numbers as indices, and the numbers as names, in their order.
+
+    Raises:
+        DataError: a negative one, by which data sets say that an image is not labelled.
+    """
+    negative = np.flatnonzero(labels_N < 0)
+    if len(negative):
+        row = int(negative[0])
+        raise DataError(
+            f"dataset: expected labels from 0 on, {where(row)} has {labels_N[row]}; remove "
+            "images that are not labelled"
+        )
+    numbers, codes_N = np.unique(labels_N, return_inverse=True)
+    return codes_N.astype(np.int64), tuple(map(str, numbers.tolist()))
+
+
+def by_name(source: Source, part: str, class_names: Sequence[str], named: bool) -> Source:
+    """A part whose labels are indices into the training part's classes.
+
+    Args:
+        source: the part.
+        part: its name.
+        class_names: of the training part.
+        named: whether those are names, and no numbers.
+
+    Raises:
+        DataError: the part has images of a class that the training part lacks, or one of the
+            two names its classes and the other numbers them.
+    """
+    if source.named != named:
+        kinds = {True: "names", False: "numbers alone"}
+        raise DataError(
+            f"dataset: expected the {part} part to give its classes as {kinds[named]}, as the "
+            f"training part does, got {kinds[source.named]}; name them in both, or give "
+            "dataset.class_names"
+        )
+    index = {name: label for label, name in enumerate(class_names)}
+    label_of = np.array([index.get(name, -1) for name in source.class_names], dtype=np.int64)
+    labels_N = label_of[source.labels_N]
+    unknown = np.flatnonzero(labels_N < 0)
+    if len(unknown):
+        row = int(unknown[0])
+        raise DataError(
+            f"dataset: expected the classes of the training part in the {part} part, got "
+            f"{printable(source.class_names[source.labels_N[row]])} besides "
+            f"({source.where(row)}); the training part's are {listed(class_names)}"
+        )
+    return replace(source, labels_N=labels_N, class_names=tuple(class_names), named=named)
+
+
+def check_classes(parts: Mapping[Part, Source]) -> None:
+    """Tell of each part's files, which numbers became which classes, and which parts lack one.
+
+    Args:
+        parts: by name, ``train`` among them, all with the same classes.
+
+    Raises:
+        DataError: all training images are of one class.
+    """
+    train = parts["train"]
+    names = train.class_names
+    if len(np.unique(train.labels_N)) < 2:
+        raise DataError(
+            "dataset: expected images of two classes at least, those of the training part are "
+            f"all {printable(names[train.labels_N[0]])}; check the labels"
+        )
+    if not train.named and names != tuple(map(str, range(len(names)))):
+        logger.info("%-12s labels %s are the classes", "dataset", listed(names))
+    for part, source in parts.items():
+        for note in source.notes:
+            logger.info("%-12s %s", "dataset", printable(note))
+        counts = np.bincount(source.labels_N, minlength=len(names))
+        if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
+            logger.warning(
+                "%-12s the %s part has no image of %d of %d classes: %s",
+                *("dataset", part, len(missing), len(names), listed(missing)),
+            )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(map(printable, names[:SHOWN]))
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
+
+
+def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
+    """Tell of images that two parts have in common.
+
+    Args:
+        digests: of each part's images.
+        refuse: raise instead.
+
+    Raises:
+        DataError: there are some, and ``refuse``.
+    """
+    for (one, its), (other, others) in combinations(digests.items(), 2):
+        both = Counter(others) & Counter(dict.fromkeys(its, len(others)))
+        if not (count := both.total()):
+            continue
+        message = f"{count} of {len(others)} images of the {other} part are in the {one} part too"
+        if refuse:
+            raise DataError(
+                f"dataset: expected parts without an image in common, {message}; remove them, "
+                "or set dataset.duplicates to tell"
+            )
+        logger.warning("%-12s %s; figures on them tell of memory", "dataset", message)

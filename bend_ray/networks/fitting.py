@@ -1,0 +1,233 @@
+"""Fit a cohort of models at once: one optimizer over their stacked parameters.
+
+Every elementwise optimizer treats the rows of a ``(K, P)`` tensor as K optimizers, and the sum of
+the models' losses has each model's own gradient in its row. Each model draws its start, its
+bootstrap resample, its batches and its views of the images from generators of its own, so that a
+model does not depend on who else is in its cohort. Running statistics of BatchNorm stand at the
+end of a row: they are carried along and kept with every snapshot, but no optimizer sees them.
+
+Shape letters: K models, P parameters, Q buffers, N images, B images a batch, T steps, S snapshots.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from bend_ray.data.augmentation import Augmentation
+from bend_ray.data.parts import Images
+from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.stacking import Stack, is_random
+from bend_ray.optim import Cosine
+from bend_ray.randomness import seed_for
+
+NORMALISED_BYTES = 64 * 2**20
+"""Images that are kept as floats while models train on them; larger sets stay bytes."""
+
+Inputs = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
+"""What K models see of images ``(K, B)``, by generators of their views: ``(K, B, C, H, W)``."""
+
+
+def initial_parameters(
+    build: Callable[[], nn.Module], flatten: Callable[[dict[str, Tensor]], Tensor], seed: int
+) -> Tensor:
+    """Parameters ``(P,)`` of a fresh module, drawn under ``seed``; global state is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed: it would seed the GPUs' generators too, and nobody puts them back.
+        torch.default_generator.manual_seed(seed)
+        return flatten(dict(build().state_dict()))
+
+
+def batch_order(
+    batch_sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Image indices of each step: a fresh permutation of the (re)sample every epoch.
+
+    Args:
+        batch_sizes: images of each step of an epoch; they sum to N.
+        num_steps: T.
+        bootstrap: permute N images drawn with replacement, once, instead of all N.
+        generator: the model's own.
+
+    Returns:
+        T index tensors.
+    """
+    num_images = sum(batch_sizes)
+    sample = (
+        torch.randint(num_images, (num_images,), generator=generator)
+        if bootstrap
+        else torch.arange(num_images)
+    )
+    steps: list[Tensor] = []
+    while len(steps) < num_steps:
+        epoch = sample[torch.randperm(num_images, generator=generator)]
+        steps.extend(torch.split(epoch, list(batch_sizes)))
+    return steps[:num_steps]
+
+
+def fit(
+    stack: Stack,
+    theta_KP: Tensor,
+    train: Images,
+    normalise: Callable[[Tensor], Tensor],
+    recipe: Recipe,
+    stretch: Stretch,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Train K models through one stretch of the recipe.
+
+    Args:
+        stack: the models' architecture.
+        theta_KP: where each model starts; its device is where the training runs.
+        train: training images.
+        normalise: pixels to network inputs.
+        recipe: the whole training of which the stretch is a part.
+        stretch: which epochs, at which rate, on which sample.
+        generators: one a model.
+
+    Returns:
+        Parameters ``(S, K, P)`` at the stretch's snapshots.
+    """
+    # Models that run one after another are trained one after another too: to the same end, with
+    # one model's activations and moments in memory, and in the caches, instead of K.
+    models = 1 if stack.form == "loop" else len(theta_KP)
+    device = theta_KP.device
+    train = Images(train.pixels_NCHW.to(device), train.labels_N.to(device))
+    inputs = _inputs(train.pixels_NCHW, normalise, recipe.augmentation)
+    theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
+    for first in range(0, len(theta_KP), models):
+        rows = slice(first, first + models)
+        theta_SKP[:, rows] = _fit_together(
+            stack, theta_KP[rows], inputs, train.labels_N, recipe, stretch, generators[rows]
+        )
+    return theta_SKP
+
+
+def _fit_together(
+    stack: Stack,
+    theta_KP: Tensor,
+    inputs: Inputs,
+    labels_N: Tensor,
+    recipe: Recipe,
+    stretch: Stretch,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """``fit`` of models that take every step together, on their device."""
+    num_images, device = len(labels_N), theta_KP.device
+    num_steps = recipe.num_steps(stretch.epochs, num_images)
+    batch_sizes = recipe.batch_sizes(num_images)
+    orders = [
+        batch_order(batch_sizes, num_steps, stretch.bootstrap, generator)
+        for generator in generators
+    ]
+    view_generators = [_view_generator(generator) for generator in generators]
+    marks = stretch_marks(recipe, stretch, num_images)
+    trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
+    buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
+    optimizer = recipe.optimizer.build([trained])
+    rate = _rate_factor(recipe, stretch, num_images)
+    dropout_seeds = _dropout_seeds(stack, generators)
+    snapshots_SKP = [theta_KP.clone()] * marks.count(0)
+    stack.train()
+    for step, batches in enumerate(zip(*orders, strict=True)):
+        index_KB = torch.stack(batches).to(device)
+        logits_KBC = stack(
+            trained,
+            inputs(index_KB, view_generators),
+            buffers_KQ=buffers_KQ,
+            shared=False,
+            seeds_K=dropout_seeds(step),
+        )
+        loss = nn.functional.cross_entropy(
+            logits_KBC.flatten(0, 1),
+            labels_N[index_KB.flatten()],
+            reduction="sum",
+            label_smoothing=recipe.label_smoothing,
+        )
+        # The sum over models of each one's mean loss: a row's gradient is its model's own.
+        (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
+        optimizer.step(rate(step))
+        if marks.count(step + 1):
+            now_KP = torch.cat([trained.detach(), buffers_KQ], dim=1)
+            snapshots_SKP += [now_KP] * marks.count(step + 1)
+    return torch.stack(snapshots_SKP)
+
+
+def _inputs(
+    pixels_NCHW: Tensor, normalise: Callable[[Tensor], Tensor], augmentation: Augmentation
+) -> Inputs:
+    """Normalised views; where every view is the image itself they are normalised once for all."""
+    if augmentation.shows_images_as_they_are and 4 * pixels_NCHW.numel() <= NORMALISED_BYTES:
+        normalised_NCHW = normalise(pixels_NCHW)
+        return lambda index_KB, generators: _rows(normalised_NCHW, index_KB)
+    return lambda index_KB, generators: normalise(
+        augmentation.apply(_rows(pixels_NCHW, index_KB), generators)
+    )
+
+
+def _rows(images_NCHW: Tensor, index_KB: Tensor) -> Tensor:
+    # Twice as fast as indexing by the whole index: a row is copied at once.
+    rows = images_NCHW.index_select(0, index_KB.flatten())
+    return rows.view(*index_KB.shape, *images_NCHW.shape[1:])
+
+
+def _view_generator(generator: torch.Generator) -> torch.Generator:
+    """A model's generator of views: apart from its batches, of which it draws all beforehand."""
+    return torch.Generator().manual_seed(seed_for(generator.initial_seed(), "views"))
+
+
+def _dropout_seeds(
+    stack: Stack, generators: Sequence[torch.Generator]
+) -> Callable[[int], list[int] | None]:
+    """Seeds of each model's dropout at a step, from the model's own generator."""
+    if not is_random(stack):
+        return lambda step: None
+    first = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
+    return lambda step: [seed + step for seed in first]
+
+
+def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:
+    """Multiplier of the recipe's learning rate at each step of the stretch."""
+    if stretch.constant_rate is not None:
+        constant = stretch.constant_rate / recipe.optimizer.learning_rate
+        return lambda step: constant
+    if stretch.cyclic_rate is not None:
+        peak = stretch.cyclic_rate / recipe.optimizer.learning_rate
+        ends = stretch_marks(recipe, stretch, num_images)
+        return lambda step: peak * Cosine().factor(_cycle_progress(step, ends))
+    first = recipe.num_steps(stretch.start, num_images)
+    total = recipe.num_steps(recipe.epochs, num_images)
+    return lambda step: recipe.schedule.factor(min(1.0, (first + step) / total))
+
+
+def _cycle_progress(step: int, ends: Sequence[int]) -> float:
+    """How much of its cycle has passed at a step, where cycles end after these steps.
+
+    >>> [_cycle_progress(step, [2, 6]) for step in range(6)]
+    [0.0, 0.5, 0.0, 0.25, 0.5, 0.75]
+    """
+    cycle = bisect_right(ends, step)
+    start = ends[cycle - 1] if cycle else 0
+    return (step - start) / (ends[cycle] - start)
+
+
+def stretch_marks(recipe: Recipe, stretch: Stretch, num_images: int) -> list[int]:
+    """Steps of a stretch after which a snapshot is taken."""
+    num_steps = recipe.num_steps(stretch.epochs, num_images)
+    burn_in = recipe.num_steps(stretch.burn_in, num_images)
+    return snapshot_steps(num_steps, stretch.snapshots, burn_in)
+
+
+def snapshot_steps(num_steps: int, snapshots: int, burn_in: int = 0) -> list[int]:
+    """Steps after which a snapshot is taken: equally spaced after ``burn_in``, the last at the end.
+
+    >>> snapshot_steps(10, 4)
+    [2, 5, 8, 10]
+    >>> snapshot_steps(10, 2, burn_in=4)
+    [7, 10]
+    """
+    spaced = num_steps - burn_in
+    return [burn_in + round((s + 1) * spaced / snapshots) for s in range(snapshots)]

@@ -1,0 +1,375 @@
+"""Protocols: which models a population is made of, and how each one is trained.
+
+A population is trained in two phases. **Roots** come first: what several members start from
+(trunks, a base) or are aligned to. **Runs** follow in cohorts; a run leaves one member or more.
+A cohort is trained at once, is written as one shard, and depends on nothing but the config, its
+index and the roots. To add a protocol: one class, and its name in the union at the bottom.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from bend_ray.data.augmentation import Augmentation
+from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
+from bend_ray.process.lazy import torch
+from bend_ray.spec import Addition, Spec
+
+
+class Recipe(Spec):
+    """How one base classifier is ordinarily trained, from start to end."""
+
+    epochs: PositiveInt = 20
+    """Passes over the training images."""
+    batch_size: PositiveInt = 50
+    """Images a step."""
+    optimizer: Optimizer = AdamW()
+    """What turns gradients into steps."""
+    schedule: Schedule = Cosine()
+    """The learning rate over the training."""
+    augmentation: Augmentation = Augmentation()
+    """How training images are varied; as they are by default."""
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Addition()] = 0.0
+    """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
+
+    def batch_sizes(self, num_images: int) -> list[int]:
+        """Images of each step of a pass; the last batch is what is left.
+
+        One image that is left alone joins the batch before: BatchNorm cannot normalise it.
+
+        >>> [Recipe(batch_size=4).batch_sizes(count) for count in (8, 9, 10)]
+        [[4, 4], [4, 5], [4, 4, 2]]
+        """
+        sizes = [self.batch_size] * (num_images // self.batch_size)
+        left = num_images % self.batch_size
+        if left == 1 and sizes:
+            sizes[-1] += left
+        elif left:
+            sizes.append(left)
+        return sizes
+
+    def num_steps(self, epochs: float, num_images: int) -> int:
+        """Optimizer steps of ``epochs`` passes."""
+        return round(epochs * len(self.batch_sizes(num_images)))
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """A part of a training, in epochs of its recipe.
+
+    Attributes:
+        start: epochs already done when it begins.
+        epochs: epochs it takes.
+        constant_rate: a learning rate that replaces the recipe's schedule.
+        cyclic_rate: likewise, a learning rate from which half a cosine falls to zero at every
+            snapshot, to begin again; a burn-in is part of the first of these cycles.
+        bootstrap: train on as many images drawn with replacement, once for each run.
+        snapshots: checkpoints it leaves, equally spaced; the last is its end.
+        burn_in: epochs before the first snapshot's part begins.
+        early: so many of the snapshots, the first, are no members: their mean alone is kept.
+    """
+
+    start: float
+    epochs: float
+    constant_rate: float | None = None
+    cyclic_rate: float | None = None
+    bootstrap: bool = False
+    snapshots: int = 1
+    burn_in: float = 0.0
+    early: int = 0
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a population, before it is trained.
+
+    Attributes:
+        model_id: its index in the population.
+        trunk: the root it starts from, 0 where members start from scratch.
+        fork: its run's index among those of that root.
+        snapshot: which checkpoint of its run it is, from 0, early ones not counted.
+    """
+
+    model_id: int
+    trunk: int
+    fork: int
+    snapshot: int = 0
+
+
+Run = tuple[Member, ...]
+
+
+def _checkpoints(roots: int, checkpoints: int) -> list[Run]:
+    """One run a root, leaving so many checkpoints."""
+    return [
+        tuple(
+            Member(model_id=root * checkpoints + c, trunk=root, fork=0, snapshot=c)
+            for c in range(checkpoints)
+        )
+        for root in range(roots)
+    ]
+
+
+class Forks(Spec):
+    """Trunks trained apart for a short common part, each continued many times.
+
+    Members of one trunk share its basin, so a generator can learn them; trunks differ, so a bag
+    of them gains. Without the bootstrap forks barely differ.
+    """
+
+    kind: Literal["forks"] = "forks"
+    trunks: PositiveInt = 8
+    """Independent starts."""
+    forks: PositiveInt = 20
+    """Members continued from each trunk."""
+    trunk_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.05
+    """Share of the training that the forks of a trunk have in common."""
+    bootstrap: bool = True
+    """Train each fork on its own resample of the training images."""
+    align: bool = True
+    """Permute the hidden units of every trunk to match the first trunk's."""
+
+    @property
+    def num_roots(self) -> int:
+        """The trunks."""
+        return self.trunks
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart."""
+        return self.trunks
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Forks of a trunk."""
+        return self.forks
+
+    @property
+    def branches(self) -> bool:
+        """Members continue their trunk."""
+        return True
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The common part."""
+        return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """The rest of the recipe."""
+        start = self.trunk_fraction * recipe.epochs
+        return Stretch(start=start, epochs=recipe.epochs - start, bootstrap=self.bootstrap)
+
+    def runs(self) -> list[Run]:
+        """One run a fork, trunk after trunk."""
+        return [
+            (Member(model_id=trunk * self.forks + fork, trunk=trunk, fork=fork),)
+            for trunk in range(self.trunks)
+            for fork in range(self.forks)
+        ]
+
+
+class Trajectory(Spec):
+    """The papers' protocol: a trained base, fine-tuned at a constant rate, checkpoint by step.
+
+    It works at once and gains little by bagging: the checkpoints nearly agree.
+    Source: Wang et al. 2024, "Neural Network Diffusion" (arXiv 2402.13144), section 3.1.
+    """
+
+    kind: Literal["trajectory"] = "trajectory"
+    bases: PositiveInt = 1
+    """Independent bases, each with its own trajectory."""
+    checkpoints: PositiveInt = 128
+    """Checkpoints taken along each trajectory, equally spaced."""
+    epochs: PositiveFloat = 20.0
+    """Passes over the training images in which they are taken."""
+    learning_rate: PositiveFloat = 3e-3
+    """Constant learning rate of the fine-tuning."""
+    align: bool = True
+    """Permute the hidden units of every base to match the first one's."""
+
+    @property
+    def num_roots(self) -> int:
+        """The bases."""
+        return self.bases
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart: the bases."""
+        return self.bases
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Checkpoints of a base."""
+        return self.checkpoints
+
+    @property
+    def branches(self) -> bool:
+        """Members continue their base."""
+        return True
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The whole recipe."""
+        return Stretch(start=0.0, epochs=recipe.epochs)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """Fine-tuning beyond the recipe's end."""
+        return Stretch(
+            start=recipe.epochs,
+            epochs=self.epochs,
+            constant_rate=self.learning_rate,
+            snapshots=self.checkpoints,
+        )
+
+    def runs(self) -> list[Run]:
+        """One run a base, leaving all its checkpoints."""
+        return _checkpoints(self.bases, self.checkpoints)
+
+
+class Tails(Spec):
+    """Trunks trained most of the way, then short tails of a few epochs, a checkpoint at each end.
+
+    The cheapest population: a tail costs a small share of a training and begins where the one
+    before it ended. With a ``trunk_fraction`` of 0 tails are the whole training: a snapshot
+    ensemble. A trunk's mean is a stochastic weight average (SWA).
+
+    Source: Garipov et al. 2018 (arXiv 1802.10026), fast geometric ensembling; Huang et al. 2017
+    (arXiv 1704.00109), snapshot ensembles; Izmailov et al. 2018 (arXiv 1803.05407), SWA.
+    """
+
+    kind: Literal["tails"] = "tails"
+    trunks: PositiveInt = 4
+    """Independent starts."""
+    tails: PositiveInt = 8
+    """Members of each trunk, one after another."""
+    trunk_fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Share of the recipe, with its schedule, that comes before the first tail."""
+    tail_fraction: PositiveFloat = 0.0625
+    """Length of a tail, as a share of the recipe; all of them may end beyond the recipe's end."""
+    burn_in_fraction: NonNegativeFloat = 0.0
+    """Share of the recipe, at the tails' rate, that comes before the first tail and leaves none."""
+    early_tails: Annotated[NonNegativeInt, Addition()] = 0
+    """Tails of each trunk, as long, before those that are its members; they are none.
+
+    Only their mean is kept, for samples.guidance. They may take the place of a burn-in.
+    """
+    rate: Literal["cyclic", "constant"] = "cyclic"
+    """Fall by half a cosine to zero in every tail, as in FGE, or stay constant, as in SWA."""
+    learning_rate: PositiveFloat | None = None
+    """Learning rate at which a tail begins; null for the recipe's highest."""
+    align: bool = True
+    """Permute the hidden units of every trunk to match the first trunk's."""
+
+    @property
+    def num_roots(self) -> int:
+        """The trunks."""
+        return self.trunks
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart."""
+        return self.trunks
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Tails of a trunk."""
+        return self.tails
+
+    @property
+    def branches(self) -> bool:
+        """Members continue their trunk."""
+        return True
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The recipe up to the first tail."""
+        return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """All tails of a trunk, in one go."""
+        rate = self.learning_rate or recipe.optimizer.learning_rate
+        tails = self.early_tails + self.tails
+        fraction = self.burn_in_fraction + tails * self.tail_fraction
+        return Stretch(
+            start=self.trunk_fraction * recipe.epochs,
+            epochs=fraction * recipe.epochs,
+            constant_rate=rate if self.rate == "constant" else None,
+            cyclic_rate=rate if self.rate == "cyclic" else None,
+            snapshots=tails,
+            burn_in=self.burn_in_fraction * recipe.epochs,
+            early=self.early_tails,
+        )
+
+    def runs(self) -> list[Run]:
+        """One run a trunk, leaving its tails' ends, the early ones not."""
+        return _checkpoints(self.trunks, self.tails)
+
+
+class Independent(Spec):
+    """Ordinary trainings from independent starts: a deep ensemble (Lakshminarayanan et al. 2017).
+
+    Unaligned they cannot be learnt by a generator at all, aligned only poorly.
+    """
+
+    kind: Literal["independent"] = "independent"
+    models: PositiveInt = 128
+    """Independent trainings."""
+    bootstrap: bool = False
+    """Train each model on its own resample of the training images."""
+    align: bool = True
+    """Permute the hidden units of every model to match those of a reference model."""
+
+    @property
+    def num_roots(self) -> int:
+        """The reference model, where there is one."""
+        return int(self.align)
+
+    @property
+    def num_trunks(self) -> int:
+        """One: no two members share a start."""
+        return 1
+
+    @property
+    def members_per_trunk(self) -> int:
+        """All models."""
+        return self.models
+
+    @property
+    def branches(self) -> bool:
+        """Members start from scratch; the root is only what they are aligned to."""
+        return False
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The whole recipe."""
+        return Stretch(start=0.0, epochs=recipe.epochs)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """The whole recipe."""
+        return Stretch(start=0.0, epochs=recipe.epochs, bootstrap=self.bootstrap)
+
+    def runs(self) -> list[Run]:
+        """One run a model."""
+        return [(Member(model_id=m, trunk=0, fork=m),) for m in range(self.models)]
+
+
+Protocol = Annotated[Forks | Trajectory | Tails | Independent, Field(discriminator="kind")]
+
+
+def held_out_ids(runs: Sequence[Run], share: float, generator: torch.Generator) -> frozenset[int]:
+    """Members the generator never sees: about the same share of every trunk, at random.
+
+    Args:
+        runs: the population.
+        share: of the members, in [0, 1).
+        generator: draws which.
+    """
+    by_trunk: dict[int, list[int]] = {}
+    for run in runs:
+        for member in run:
+            by_trunk.setdefault(member.trunk, []).append(member.model_id)
+    chosen: set[int] = set()
+    for ids in by_trunk.values():
+        order = torch.randperm(len(ids), generator=generator).tolist()
+        chosen.update(ids[i] for i in order[: round(share * len(ids))])
+    return frozenset(chosen)

@@ -1,0 +1,145 @@
+"""What becomes of a training that diverges: tried again once with another seed, else left out.
+
+A model has diverged where its parameters or its validation NLL are not finite. That depends on the
+config and the model alone, so however many actors there are, the same ones do. A piece of work that
+had such models says so in a note beside its shard, which the commit takes into the manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from bend_ray.artifacts.shards import complete_shards, shard_name
+from bend_ray.artifacts.store import Artifact
+from bend_ray.errors import TrainingError
+from bend_ray.storage.filesystems import side_by_side
+
+DIRECTORY = "diverged"
+"""What pieces of an artifact say of it, while it is being made."""
+
+Outcome = Literal["retrained", "dropped"]
+
+logger = logging.getLogger(__name__)
+
+
+class Divergence(BaseModel):
+    """A model, or a run of models, that diverged.
+
+    Attributes:
+        kind: what it was: a root, a run from a root or from scratch, or a drawn model.
+        trunk: whose it is.
+        fork: which run of that trunk; -1 for a root.
+        seed: of the attempt that diverged, the second where there were two.
+        outcome: whether another seed did well, or it is left out.
+        models: ``model_id`` of the models that are left out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["root", "run", "sample"]
+    trunk: int
+    fork: int = -1
+    seed: int
+    outcome: Outcome
+    models: tuple[int, ...] = ()
+
+
+def finite_rows(*columns: Tensor) -> Tensor:
+    """Of tensors ``(K, ...)``, which of the K rows hold finite numbers only: ``(K,)``."""
+    found = columns[0].isfinite().flatten(1).all(dim=1)
+    for column in columns[1:]:
+        found = found & column.isfinite().reshape(len(column), -1).all(dim=1)
+    return found
+
+
+def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
+    """Say which models of a piece diverged; nothing where none did.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    if diverged:
+        told = [each.model_dump() for each in diverged]
+        artifact.write_note(f"{DIRECTORY}/{name}.json", told)
+
+
+def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
+    """What the pieces of an artifact that is being made say, by the piece's name.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    names = [file.name for file in artifact.list_files(f"{DIRECTORY}/")]
+    found = side_by_side(artifact.read_note, names)
+    pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
+    return {
+        piece: [Divergence.model_validate(each) for each in told]
+        for piece, told in zip(pieces, found, strict=True)
+    }
+
+
+def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
+    """Models by shard, those left out subtracted, as far as notes say; a shard may have none.
+
+    Args:
+        artifact: being made.
+        planned: shard index -> models it would hold if none diverged.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    told = notes(artifact)
+    return {
+        index: rows - sum(len(each.models) for each in told.get(shard_name(index), ()))
+        for index, rows in planned.items()
+    }
+
+
+def done_shards(artifact: Artifact, planned: Mapping[int, int]) -> set[int]:
+    """Which shards need not be made again: they are whole, or nothing of them is left.
+
+    Args:
+        artifact: being made.
+        planned: as in ``left_rows``.
+
+    Raises:
+        StoreError: the store cannot be read.
+    """
+    rows = left_rows(artifact, planned)
+    empty = {index for index, left in rows.items() if left == 0}
+    return complete_shards(artifact, rows) | empty
+
+
+def told(stage: str, diverged: Iterable[Divergence], models: int) -> list[dict[str, object]]:
+    """All that diverged, for the manifest; what became of it also goes to the log.
+
+    Args:
+        stage: whose models they are.
+        diverged: in any order.
+        models: how many there would be if none had.
+    """
+    found = sorted(diverged, key=lambda each: (each.kind, each.trunk, each.fork, each.models))
+    again = sum(each.outcome == "retrained" for each in found)
+    dropped = [model for each in found for model in each.models]
+    if again:
+        logger.warning("%-12s %d trainings diverged and did well with another seed", stage, again)
+    if dropped:
+        shown = ", ".join(map(str, dropped[:5])) + (", ..." if len(dropped) > 5 else "")
+        logger.warning(
+            "%-12s %d of %d models diverged and are left out: %s",
+            *(stage, len(dropped), models, shown),
+        )
+    return [each.model_dump(mode="json") for each in found]
+
+
+def all_diverged(what: str) -> TrainingError:
+    """The error where nothing is left of ``what``."""
+    return TrainingError(
+        f"seeds: expected finite parameters, {what} diverged, also with other seeds; "
+        "lower seeds.recipe.optimizer.learning_rate"
+    )

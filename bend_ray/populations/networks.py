@@ -1,0 +1,181 @@
+"""The base classifiers of a config on one device: their data, their layout, and all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.ensemble.metrics import member_accuracy, member_nll
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.fitting import fit
+from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.randomness import generator_for
+
+
+class Classifiers:
+    """What every stage needs to turn vectors into answers.
+
+    Args:
+        config: of the pipeline.
+        dataset: of the config, loaded.
+        device: where models run.
+        load_roots: gives the trunks' whole vectors ``(R, W)``, asked where members share a base.
+
+    Attributes:
+        whole: the layout ``(W,)`` of all of a model.
+        layout: the layout ``(P,)`` of what is a member's own: a row of a population.
+        stack: whole models.
+    """
+
+    def __init__(
+        self,
+        config: PipelineConfig,
+        dataset: ImageDataset,
+        device: str,
+        load_roots: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.config = config
+        self.architecture = config.seeds.architecture
+        self.dataset = dataset
+        self.device = device
+        module = self.build()
+        self.whole = ParameterLayout.of(module)
+        self.layout = ParameterLayout.of(module, config.parameters.include)
+        self._module = module.to(device)
+        self._form = form_for(module, device, self.architecture.stacks_on_cpu)
+        self.stack = Stack(self._module, self.whole, self._form)
+        self._load_roots = load_roots
+        self._stacks: dict[int, Stack] = {}
+
+    def build(self) -> torch.nn.Module:
+        """A fresh module; its parameters come from torch's global generator."""
+        return self.architecture.build(self.dataset.image_shape, len(self.dataset.class_names))
+
+    @property
+    def shares_a_base(self) -> bool:
+        """Whether a member's vector is only a part of it."""
+        return self.layout.size < self.whole.size
+
+    def own(self, theta_RW: Tensor) -> Tensor:
+        """Of whole models, what is a member's own: ``(R, P)``."""
+        return self.layout.flatten(self.whole.unflatten(theta_RW))
+
+    def stack_of(self, trunk: int) -> Stack:
+        """The members of a trunk, on its base; -1: on the mean of the trunks' bases."""
+        if not self.shares_a_base:
+            return self.stack
+        if not self._stacks:
+            assert self._load_roots is not None
+            roots_RW = self._load_roots().to(self.device)
+            finite_R = roots_RW.isfinite().all(dim=1)
+            bases_RW = [*roots_RW, roots_RW[finite_R].mean(dim=0)]
+            self._stacks = {i: self._on_base(base_W) for i, base_W in enumerate(bases_RW)}
+            self._stacks[-1] = self._stacks.pop(len(roots_RW))
+        return self._stacks[trunk]
+
+    def _on_base(self, theta_W: Tensor) -> Stack:
+        own = {entry.name for entry in self.layout.entries}
+        state = self.whole.unflatten(theta_W)
+        base = {name: tensor for name, tensor in state.items() if name not in own}
+        return Stack(self._module, self.layout, self._form, base)
+
+    def logits(
+        self, theta_KP: Tensor, images: Images, trunks_K: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
+        inputs = self.dataset.normalise(images.pixels_NCHW.to(self.device))
+        return self._by_trunk(
+            lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
+        )
+
+    def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
+        """Models that were not trained, with BatchNorm's statistics of their own.
+
+        The statistics are those of ``samples.recalibration_images`` training images, the same
+        ones for every model; no validation or test image is looked at.
+        """
+        train, count = self.dataset.train, self.config.samples.recalibration_images
+        if count == 0 or self.layout.num_trainable == self.layout.size:
+            return theta_KP
+        generator = generator_for(self.config.seed, "recalibration")
+        chosen = torch.randperm(len(train), generator=generator)[:count]
+        inputs = self.dataset.normalise(train.pixels_NCHW[chosen].to(self.device))
+        return self._by_trunk(
+            lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
+        )
+
+    def validate(
+        self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Accuracy and NLL ``(K,)`` of each model on the validation part."""
+        logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
+        labels_N = self.dataset.validation.labels_N
+        return member_accuracy(logits_KNC, labels_N), member_nll(logits_KNC, labels_N)
+
+    def fit(
+        self,
+        stack: Stack,
+        start_KP: Tensor,
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(S, K, P)`` on the CPU of one stack's models, each with its generator."""
+        return fit(
+            stack,
+            start_KP.to(self.device),
+            self.dataset.train,
+            self.dataset.normalise,
+            self.config.seeds.recipe,
+            stretch,
+            generators,
+        ).cpu()
+
+    def fit_members(
+        self,
+        start_KP: Tensor,
+        trunks_K: Sequence[int],
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+    ) -> Tensor:
+        """Snapshots ``(K, S, P)`` of members; those that share a base are fitted together."""
+        groups = members_by_trunk(trunks_K if self.shares_a_base else [0] * len(trunks_K))
+        fitted: dict[int, Tensor] = {}
+        for trunk, rows in groups.items():
+            stack, start = self.stack_of(trunk), start_KP[rows]
+            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in rows])
+            fitted |= dict(zip(rows, theta_SKP.unbind(dim=1), strict=True))
+        return torch.stack([fitted[row] for row in range(len(trunks_K))])
+
+    def _by_trunk(
+        self,
+        work: Callable[[Stack, Tensor], Tensor],
+        theta_KP: Tensor,
+        trunks_K: Sequence[int] | None,
+    ) -> Tensor:
+        """What ``work`` gives of each model ``(K, ...)``, on the CPU; a trunk's at a time."""
+        theta_KP = theta_KP.to(self.device)
+        if not self.shares_a_base:
+            return work(self.stack, theta_KP).cpu()
+        assert trunks_K is not None
+        rows_by_trunk = members_by_trunk(trunks_K) or {0: []}
+        parts = [work(self.stack_of(t), theta_KP[rows]) for t, rows in rows_by_trunk.items()]
+        order = torch.tensor([row for rows in rows_by_trunk.values() for row in rows]).argsort()
+        return torch.cat(parts).cpu()[order]
+
+
+def members_by_trunk(trunks_K: Sequence[int]) -> dict[int, list[int]]:
+    """Which members each trunk has.
+
+    >>> members_by_trunk([2, 0, 2])
+    {2: [0, 2], 0: [1]}
+    """
+    rows: dict[int, list[int]] = {}
+    for row, trunk in enumerate(trunks_K):
+        rows.setdefault(int(trunk), []).append(row)
+    return rows

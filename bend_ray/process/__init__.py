@@ -1,0 +1,1 @@
+"""What every process of ours does: logging, interrupts, memory, and libraries imported late."""

@@ -1,0 +1,228 @@
+"""What a cluster has, and whether it can ever give what a stage asks for.
+
+Nodes that are there are looked at. What they cannot give, an autoscaler may: it is asked by a
+placement group, and says within seconds whether one of its node types fits.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+
+from bend_ray.config.resources import Resources
+from bend_ray.process.log import duration
+
+logger = logging.getLogger(__name__)
+
+VERDICT_SECONDS = 30.0
+"""How long an autoscaler may take to say what it thinks; it looks every 5 s by default."""
+POLL_SECONDS = 0.5
+REMIND_SECONDS = 10.0
+
+_COUNTED = ("CPU", "GPU")
+_ACCELERATOR = "accelerator_type:"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a stage asks for: processes that there must be at the same time.
+
+    Attributes:
+        stage: whose they are.
+        resources: of one, which must fit on one node.
+        processes: how many.
+    """
+
+    stage: str
+    resources: Resources
+    processes: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.processes} x ({_described(bundle(self.resources), self.resources.labels)})"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node's resources, as Ray names them, and its labels."""
+
+    resources: Mapping[str, float]
+    labels: Mapping[str, str]
+
+    def __str__(self) -> str:
+        own = {k: v for k, v in self.labels.items() if not k.startswith("ray.io/")}
+        return _described(self.resources, own)
+
+    def room(self, resources: Resources) -> int:
+        """Processes that it holds when it is empty."""
+        if not all(selects(v, self.labels.get(k)) for k, v in resources.labels.items()):
+            return 0
+        asked = bundle(resources).items()
+        return min(int(self.resources.get(k, 0.0) / amount + 1e-9) for k, amount in asked)
+
+
+def nodes() -> list[Node]:
+    """Nodes that are there, busy or not."""
+    return [Node(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
+
+
+def room(resources: Resources) -> int:
+    """Processes that all nodes hold when they are empty."""
+    return sum(node.room(resources) for node in nodes())
+
+
+def bundle(resources: Resources) -> dict[str, float]:
+    """What one process takes, as Ray counts it."""
+    taken = {"CPU": resources.cpus}
+    if resources.gpus:
+        taken["GPU"] = resources.gpus
+    if resources.accelerator:
+        taken[f"{_ACCELERATOR}{resources.accelerator}"] = 0.001
+    return taken
+
+
+def selects(selector: str, label: str | None) -> bool:
+    """Whether a node with this label, or without it, is selected.
+
+    >>> selects("spot", "spot"), selects("!spot", None), selects("in(a, b)", "b")
+    (True, True, True)
+    >>> selects("spot", None), selects("!in(a, b)", "b")
+    (False, False)
+    """
+    negated, wanted = selector.startswith("!"), selector.removeprefix("!")
+    listed = wanted.removeprefix("in(").removesuffix(")") if wanted.startswith("in(") else wanted
+    return (label in [each.strip() for each in listed.split(",")]) != negated
+
+
+def grows() -> bool:
+    """Whether an autoscaler looks after the cluster."""
+    return bool(_status().autoscaling_state.autoscaler_state_version)
+
+
+def can_grow_to(requests: Sequence[Request]) -> list[bool]:
+    """Whether the autoscaler can ever give each; it may start a node of each kind that it can give.
+
+    One after another, as stages ask: together they might be too many for what they fit on.
+    """
+    if not requests or not grows():
+        return [False] * len(requests)
+    verdicts: dict[str, bool] = {}
+    for request in requests:
+        if str(request) not in verdicts:
+            verdicts[str(request)] = _may_be(request)
+    return [verdicts[str(request)] for request in requests]
+
+
+def _may_be(request: Request) -> bool:
+    group = _asked(request)
+    try:
+        return _verdict(group)
+    finally:
+        remove_placement_group(group)
+
+
+def wait_for(request: Request) -> bool:
+    """Wait until the cluster has grown to what is asked for; says meanwhile for what.
+
+    Returns:
+        Whether it has; False where the autoscaler says that it never will.
+    """
+    if room(request.resources) >= request.processes:
+        return True
+    group, started, told = _asked(request), time.monotonic(), -REMIND_SECONDS
+    try:
+        if not (grows() and _verdict(group)):
+            return False
+        while not group.wait(0):
+            if time.monotonic() - told >= REMIND_SECONDS:
+                told = time.monotonic()
+                logger.info("%-12s waiting for %s: %s", request.stage, request, situation())
+            time.sleep(POLL_SECONDS)
+            if _is_infeasible(group, _status()):
+                return False
+    finally:
+        remove_placement_group(group)
+    logger.info(
+        "%-12s the cluster has grown to it in %s",
+        request.stage,
+        duration(time.monotonic() - started),
+    )
+    return True
+
+
+def situation() -> str:
+    """What the cluster has, and what it is starting or could not start, in one line."""
+    state = _status().autoscaling_state
+    starting = Counter(each.ray_node_type_name for each in state.pending_instances)
+    for asked in state.pending_instance_requests:
+        starting[asked.ray_node_type_name] += asked.count
+    failed = Counter(each.ray_node_type_name for each in state.failed_instance_requests)
+    said = [f"the cluster has {counted(nodes())}"]
+    for what, names in (("starting", starting), ("failed to start", failed)):
+        if names:
+            said.append(f"{what}: {', '.join(f'{n} {name}' for name, n in names.items())}")
+    return "; ".join(said)
+
+
+def counted(found: Iterable[Node]) -> str:
+    """Nodes in words, alike ones together."""
+    alike = Counter(map(str, found))
+    return ", ".join(f"{n} x ({node})" for node, n in alike.items()) or "no nodes"
+
+
+def _described(resources: Mapping[str, float], labels: Mapping[str, str]) -> str:
+    amounts = [f"{resources.get(name, 0.0):g} {name}" for name in _COUNTED]
+    kinds = [k.removeprefix(_ACCELERATOR) for k in resources if k.startswith(_ACCELERATOR)]
+    return ", ".join([*amounts, *kinds, *(f"{k}={v}" for k, v in labels.items())])
+
+
+def _asked(request: Request) -> PlacementGroup:
+    bundles = [bundle(request.resources)] * request.processes
+    selectors = [dict(request.resources.labels)] * request.processes
+    return placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
+
+
+def _verdict(group: PlacementGroup) -> bool:
+    """Whether the autoscaler, having seen a placement group, has not called it infeasible.
+
+    One that says nothing for long is busy: it gets the benefit of the doubt, and waiting is told.
+    """
+    deadline, noticed = time.monotonic() + VERDICT_SECONDS, None
+    while time.monotonic() < deadline:
+        if group.wait(0):
+            return True
+        status = _status()
+        demand = status.cluster_resource_state
+        if noticed is None and _names(group, demand.pending_gang_resource_requests):
+            noticed = demand.cluster_resource_state_version
+        seen = status.autoscaling_state.last_seen_cluster_resource_state_version
+        if noticed is not None and seen >= noticed:
+            return not _is_infeasible(group, status)
+        time.sleep(POLL_SECONDS)
+    return True
+
+
+def _is_infeasible(group: PlacementGroup, status: Any) -> bool:
+    return _names(group, status.autoscaling_state.infeasible_gang_resource_requests)
+
+
+def _names(group: PlacementGroup, gangs: Iterable[Any]) -> bool:
+    return any(gang.details.startswith(group.id.hex()) for gang in gangs)
+
+
+def _status() -> Any:
+    """What the autoscaler and the cluster say of each other.
+
+    ``ray.autoscaler.v2.sdk.get_cluster_status`` leaves out what the autoscaler calls infeasible.
+    """
+    client = ray._raylet.GcsClient(ray.get_runtime_context().gcs_address)
+    reply = GetClusterStatusReply()
+    reply.ParseFromString(client.get_cluster_status(timeout_s=10))
+    return reply

@@ -1,0 +1,276 @@
+"""Connecting to a cluster, and refusing at once what it can never give."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+import ray.data
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.config.schema import DeepEnsemble, PipelineConfig
+from bend_ray.errors import ClusterError
+from bend_ray.process.allocator import keep_freed_memory
+from bend_ray.runtime import capacity
+from bend_ray.runtime.capacity import Request
+from bend_ray.storage.masking import masked
+
+logger = logging.getLogger(__name__)
+
+# Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
+SPARE_CPUS = 2
+MOST_ACTORS = 1000
+OBJECT_STORE_BYTES = 400 * 2**20
+PROBE_SECONDS = 10.0
+
+_own = False
+
+
+def _keep_stdout_for_results() -> None:
+    """Have Ray show on stderr, and only if asked to, what workers print and what befalls nodes.
+
+    It writes both to stdout, the latter even where ``log_to_driver`` is off.
+    """
+    worker = ray._private.worker
+    show = getattr(worker, "print_to_stdstream", None)
+    if show is None:  # private, so another Ray may have none
+        return
+
+    def to_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            show(data | {"is_err": True}, ignore_prefix)
+
+    worker.print_to_stdstream = to_stderr
+
+
+def _keep_credentials_out_of_job_metadata() -> None:
+    """Have Ray note the command line of this driver, which names the store, masked.
+
+    It shows it in its dashboard, and writes it into its logs.
+    """
+    utils = ray._private.utils
+    entrypoint = getattr(utils, "get_entrypoint_name", None)
+    if entrypoint is not None:  # private, so another Ray may have none
+        utils.get_entrypoint_name = lambda: masked(entrypoint())
+
+
+def connect(address: str | None) -> None:
+    """Join the cluster at ``address``, or start one on this machine.
+
+    Args:
+        address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
+
+    Raises:
+        ClusterError: no cluster answers there.
+    """
+    if ray.is_initialized():
+        return
+    _keep_stdout_for_results()
+    _keep_credentials_out_of_job_metadata()
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {
+        "log_to_driver": logger.isEnabledFor(logging.DEBUG),
+        "logging_level": logging.WARNING,
+        "namespace": "bend",
+    }
+    if address is None:
+        _start(quiet)
+        return
+    _probe(address)
+    try:
+        ray.init(address=address, **quiet)
+        _set_up_data()
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise _no_answer(address, error) from None
+
+
+def _start(quiet: dict[str, Any]) -> None:
+    global _own
+    logger.info("ray          starting on this machine")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
+            object_store_memory=OBJECT_STORE_BYTES,
+            include_dashboard=True,  # Ray Train asks its State API
+            **quiet,
+        )
+    except Exception as error:  # Ray raises nothing narrower when a process of it is too slow.
+        reason = str(error).strip().partition("\n")[0]
+        raise ClusterError(
+            f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
+            "of memory: run again, or give --address of a cluster"
+        ) from error
+    _own = True
+    _set_up_data()
+
+
+def _probe(address: str) -> None:
+    """Fail within seconds where nothing listens: Ray itself tries for minutes."""
+    host, separator, port = address.removeprefix("ray://").rpartition(":")
+    if not separator or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
+    except OSError as error:
+        raise _no_answer(address, error) from None
+
+
+def _no_answer(address: str, error: Exception) -> ClusterError:
+    reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return ClusterError(
+        f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
+        "address, or leave it out to start one on this machine"
+    )
+
+
+def _set_up_data() -> None:
+    """Make Ray Data quiet, and its errors ours: stages say what is going on."""
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(
+        logging.CRITICAL
+    )
+    # It also warns that its progress bars are off, which is what the lines below ask for.
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # Its own wrapping loses what was wrapped on the way to the driver.
+    context.raise_original_map_exception = True
+
+
+def is_own() -> bool:
+    """Whether ``connect`` started the cluster: one machine, this one, and this process its head."""
+    return _own
+
+
+def settle_in(*, own: bool) -> None:
+    """Make this worker process one that may run stages, as the process that connected does.
+
+    Args:
+        own: what ``is_own`` says there.
+    """
+    global _own
+    _own = own
+    _set_up_data()
+
+
+def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
+    """What stages ask for, in their order."""
+    asked = []
+    for stage in stages:
+        asked.append(_request(config, stage))
+        # The deep ensemble is trained by the evaluation, as seeds are.
+        if stage == "evaluation" and "seeds" not in stages and _trains_an_ensemble(config):
+            asked.append(_request(config, "seeds"))
+    return asked
+
+
+def _request(config: PipelineConfig, stage: str) -> Request:
+    resources = getattr(config, stage).resources
+    workers = resources.workers if isinstance(resources, TrainResources) else 1
+    return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
+
+
+def _trains_an_ensemble(config: PipelineConfig) -> bool:
+    return any(isinstance(rival, DeepEnsemble) for rival in config.evaluation.rivals)
+
+
+def preflight(config: PipelineConfig, stages: Sequence[str]) -> None:
+    """Refuse at once what a stage that is to run would wait for for ever.
+
+    Raises:
+        ClusterError: with what was asked and what there is, or could be.
+    """
+    asked = requests(config, stages)
+    missing = [each for each in asked if capacity.room(each.resources) < each.processes]
+    can_be = [False] * len(missing) if is_own() else capacity.can_grow_to(missing)
+    never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
+    if never:
+        for line in _comparison(asked, never):
+            logger.error(line)
+        raise _never(never[0])
+
+
+def wait_for(config: PipelineConfig, stage: str) -> None:
+    """Wait until the cluster has room for a stage, where it grows to what is asked of it.
+
+    Raises:
+        ClusterError: it never will.
+    """
+    request = _request(config, stage)
+    if not capacity.wait_for(request):
+        raise _never(request)
+
+
+def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:
+    """The table of what is asked and what exists."""
+    width = max(len(str(each)) for each in asked)
+    verdicts = ["never" if each in never else "yes" for each in asked]
+    pairs = zip(asked, verdicts, strict=True)
+    rows = [f"{each.stage:<12} {each!s:<{width}}  {verdict}" for each, verdict in pairs]
+    return [f"{'asked for':<{width + 13}}  fits", *rows, f"there is     {capacity.situation()}"]
+
+
+def _never(request: Request) -> ClusterError:
+    has = capacity.counted(capacity.nodes())
+    more = "" if is_own() or not capacity.grows() else ", and no node type it can add fits"
+    return ClusterError(
+        f"{request.stage}.resources: the cluster can never give this: asked for {request}, it has "
+        f"{has}{more}; lower {request.stage}.resources or give --address of a larger cluster"
+    )
+
+
+def num_actors(resources: ActorResources, pieces: int) -> int:
+    """How many processes share out ``pieces`` of work.
+
+    No more than can run at once, where that is known; a cluster that grows is asked for as many
+    GPU processes as there are pieces.
+    """
+    if resources.workers is not None:
+        return min(resources.workers, pieces)
+    if resources.gpus and not is_own() and capacity.grows():
+        return min(pieces, MOST_ACTORS)
+    there = capacity.room(resources)
+    if is_own():  # It declares more CPUs than there are cores.
+        cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
+        there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
+    return max(1, min(there, pieces))
+
+
+def options(resources: Resources) -> dict[str, object]:
+    """What ``.options(...)`` of a task or actor takes."""
+    said: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    if resources.accelerator:
+        said["accelerator_type"] = resources.accelerator
+    if resources.labels:
+        said["label_selector"] = dict(resources.labels)
+    if getattr(resources, "placement", "pack") == "spread":
+        said["scheduling_strategy"] = "SPREAD"
+    return said
+
+
+def settle(resources: Resources) -> str:
+    """Set up this worker process for computing: one thread a CPU, memory; returns its device.
+
+    Two torch threads on one contended core are 40 times slower than one.
+    """
+    import torch
+
+    torch.set_num_threads(max(1, int(resources.cpus)))
+    keep_freed_memory()
+    return "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
+
+
+def total(costs: Sequence[Cost], wall_seconds: float) -> Cost:
+    """The cost of pieces done side by side in ``wall_seconds``."""
+    summed = sum(costs, Cost())
+    return Cost(
+        cpu_seconds=summed.cpu_seconds, gpu_seconds=summed.gpu_seconds, wall_seconds=wall_seconds
+    )

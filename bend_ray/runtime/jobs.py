@@ -1,0 +1,173 @@
+"""``bend`` as a job on a cluster: handed in, followed, and told how it ended.
+
+Ray Jobs starts the job's driver on the cluster's head, where it goes on whatever becomes of the
+machine that handed it in. It is given the files that the command line names and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import requests
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+import bend_ray
+from bend_ray.errors import ClusterError, ConfigError
+from bend_ray.storage.masking import masked
+
+RECONNECT_SECONDS = 2.0
+MOST_RECONNECTS = 30
+STARTING_SECONDS = 60.0
+_NOT_YET = "No available agent to submit job"
+"""What Ray says while the head's agent is starting."""
+
+
+class Jobs:
+    """A cluster's jobs.
+
+    Args:
+        address: of its dashboard, ``http://host:port``.
+
+    Raises:
+        ClusterError: nobody answers there, or the token is not the cluster's.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        # Ray would let these overrule the address that was given.
+        for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+            os.environ.pop(name, None)
+        for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):
+            logging.getLogger(f"ray{name}").setLevel(logging.WARNING)
+        with self._cluster_errors():
+            self._client = JobSubmissionClient(address)
+
+    def submit(
+        self,
+        arguments: Sequence[str],
+        files: Sequence[Path] = (),
+        environment: Mapping[str, str] | None = None,
+        send_package: bool = False,
+    ) -> str:
+        """Start ``bend ARGUMENTS`` on the cluster; its id.
+
+        Args:
+            arguments: of the command; a file among them is one of ``files``.
+            files: relative to this folder, to be there in the job's folder under the same name.
+            environment: variables of the job; they can be read in the cluster's dashboard.
+            send_package: send this bend_ray too, to a cluster whose image has none.
+        """
+        with tempfile.TemporaryDirectory(prefix="bend-job-") as folder:
+            runtime: dict[str, Any] = {"env_vars": dict(environment or {})}
+            if files or send_package:
+                _gather(Path(folder), files, send_package)
+                runtime["working_dir"] = folder
+            return self._submitted(
+                entrypoint=shlex.join(["python", "-m", "bend_ray", *arguments]),
+                runtime_env=runtime,
+                metadata={"bend": arguments[0], "bend_version": bend_ray.__version__},
+            )
+
+    def _submitted(self, **job: Any) -> str:
+        """The id of a job that was handed in; a cluster that has just started gets time."""
+        deadline = time.monotonic() + STARTING_SECONDS
+        while True:
+            try:
+                with self._cluster_errors():
+                    submitted: str = self._client.submit_job(**job)
+                return submitted
+            except ClusterError as error:
+                if _NOT_YET not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(RECONNECT_SECONDS)
+
+    def follow(self, job: str, show: Callable[[str], None]) -> None:
+        """Show what a job prints, from its start, until it ends; survives a lost connection.
+
+        Raises:
+            ClusterError: the cluster stays away.
+        """
+        asyncio.run(self._follow(job, show))
+
+    async def _follow(self, job: str, show: Callable[[str], None]) -> None:
+        shown = lost = 0
+        while True:
+            at = 0
+            try:
+                # Each connection gives the whole log from its start.
+                async for text in self._client.tail_job_logs(job):
+                    new = text[max(0, shown - at) :]
+                    at += len(text)
+                    if new:
+                        show(new)
+                        shown, lost = at, 0
+                if self.has_ended(job):
+                    return
+            except (RuntimeError, OSError, ClusterError) as error:
+                if lost == MOST_RECONNECTS:
+                    raise self._unreachable(error) from None
+            lost += 1
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    def has_ended(self, job: str) -> bool:
+        """Whether a job runs no more."""
+        with self._cluster_errors():
+            ended: bool = self._client.get_job_status(job).is_terminal()
+        return ended
+
+    def exit_code(self, job: str) -> int:
+        """Of a job that has ended; 130 for one that was stopped, as of an interrupted command."""
+        with self._cluster_errors():
+            details = self._client.get_job_info(job)
+        if details.status == JobStatus.STOPPED:
+            return 130
+        if details.status == JobStatus.SUCCEEDED:
+            return 0
+        code = details.driver_exit_code
+        if code is None:  # It never came to a driver: say why, no log does.
+            raise ClusterError(f"job {job} could not start: {details.message}")
+        return int(code)
+
+    @contextmanager
+    def _cluster_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except AuthenticationError:
+            raise ClusterError(
+                f"--address {masked(self.address)}: the cluster asks for its token: put that into "
+                "~/.ray/auth_token, or into RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
+            ) from None
+        except (requests.RequestException, ConnectionError, RuntimeError, ValueError) as error:
+            raise self._unreachable(error) from None
+
+    def _unreachable(self, error: Exception) -> ClusterError:
+        reason = masked((str(error).strip().splitlines() or [type(error).__name__])[0])
+        return ClusterError(
+            f"--address {masked(self.address)}: expected the dashboard of a Ray cluster, as in "
+            f"http://127.0.0.1:8265, got: {reason}"
+        )
+
+
+def _gather(folder: Path, files: Sequence[Path], package: bool) -> None:
+    """The job's folder: named files, and perhaps bend_ray; neither stores nor data."""
+    for file in files:
+        target = folder / file
+        if file.is_absolute() or ".." in file.parts:
+            raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+    if package:
+        source = Path(bend_ray.__file__).parent
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, folder / source.name, ignore=skip)

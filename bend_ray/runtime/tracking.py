@@ -1,0 +1,171 @@
+"""Tracking: every run also told to MLflow or Weights & Biases, through Ray's own integrations.
+
+One tracking run a ``bend run``, with all stages of it, also those that were there before. Where to
+is what the services' own environment says (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
+WANDB_PROJECT, WANDB_MODE, ...). What is tracked changes no artifact: a service that fails
+after the start is told of and the run goes on.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from bend_ray.artifacts.store import Artifact
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.errors import ConfigError
+from bend_ray.storage.masking import cause, masked_json
+
+logger = logging.getLogger(__name__)
+
+PROJECT = "bend_ray"
+"""Experiment or project where the environment names none."""
+
+
+class Service(Protocol):
+    """Where curves and figures go."""
+
+    def curve(self, name: str, points: list[tuple[int, float]]) -> None:
+        """A training's loss by step."""
+
+    def figures(self, values: dict[str, float]) -> None:
+        """Figures that are known once."""
+
+    def close(self, succeeded: bool) -> None:
+        """End the tracking run."""
+
+
+class _MLflow:
+    def __init__(self, name: str, config: dict[str, Any]) -> None:
+        from ray.air.integrations.mlflow import setup_mlflow
+
+        self._mlflow = setup_mlflow(
+            config=config,
+            experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
+            run_name=name,
+            create_experiment_if_not_exists=True,
+            rank_zero_only=False,
+        )
+
+    def curve(self, name: str, points: list[tuple[int, float]]) -> None:
+        for step, value in points:
+            self._mlflow.log_metric(name, value, step=step)
+
+    def figures(self, values: dict[str, float]) -> None:
+        self._mlflow.log_metrics(values)
+
+    def close(self, succeeded: bool) -> None:
+        self._mlflow.end_run("FINISHED" if succeeded else "FAILED")
+
+
+class _Wandb:
+    def __init__(self, name: str, config: dict[str, Any]) -> None:
+        from ray.air.integrations.wandb import setup_wandb
+
+        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        self._run = setup_wandb(config=config, project=project, name=name, rank_zero_only=False)
+
+    def curve(self, name: str, points: list[tuple[int, float]]) -> None:
+        step_name = f"{name}_step"
+        self._run.define_metric(name, step_metric=step_name)
+        for step, value in points:
+            self._run.log({name: value, step_name: step})
+
+    def figures(self, values: dict[str, float]) -> None:
+        self._run.summary.update(values)
+
+    def close(self, succeeded: bool) -> None:
+        self._run.finish(exit_code=0 if succeeded else 1)
+
+
+_SERVICES: dict[str, type[_MLflow] | type[_Wandb]] = {"mlflow": _MLflow, "wandb": _Wandb}
+
+
+def require_installed(config: PipelineConfig) -> None:
+    """Refuse, before any work, to track with what is not installed.
+
+    Raises:
+        ConfigError: with what to install.
+    """
+    name = config.tracking
+    if name is not None and importlib.util.find_spec(name) is None:
+        raise ConfigError(
+            f"tracking: expected the package {name} for tracking={name}, got none: "
+            f"pip install 'bend-ray[{name}]', or leave tracking out"
+        )
+
+
+class Tracker:
+    """Tells a service of stages; without one, nobody."""
+
+    def __init__(self, service: Service | None) -> None:
+        self._service = service
+
+    def stage(self, artifact: Artifact) -> None:
+        """Tell of a committed stage: its loss curve, its cost, its figures."""
+        if self._service is None:
+            return
+        manifest = artifact.manifest()
+        metrics = dict(manifest.metrics)
+        curve = metrics.pop("loss", None)
+        told = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
+        with _told(artifact.stage):
+            if curve is not None:
+                self._service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
+            self._service.figures(told)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Around calls of a service: whatever its client raises is told, and costs no work."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("tracking     %s was not told: %s", what, cause(error))
+
+
+@contextmanager
+def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
+    """A tracker for one run of the pipeline.
+
+    Args:
+        config: of the run; ``config.tracking`` names the service.
+        evaluation: whose fingerprint names the tracking run.
+
+    Raises:
+        ConfigError: the service cannot be reached or does not take us.
+    """
+    if config.tracking is None:
+        yield Tracker(None)
+        return
+    name = f"{evaluation.fingerprint}-seed{config.seed}"
+    try:
+        service = _SERVICES[config.tracking](name, masked_json(config.model_dump(mode="json")))
+    except Exception as error:  # Their clients raise anything; it is the user's to mend.
+        raise ConfigError(
+            f"tracking: expected {config.tracking} to start a run, got: {cause(error)}; mend its "
+            "settings in the environment, or leave tracking out"
+        ) from error
+    succeeded = False
+    try:
+        yield Tracker(service)
+        succeeded = True
+    finally:
+        with _told("the end"):
+            service.close(succeeded)
+
+
+def _flat(prefix: str, value: Any) -> dict[str, float]:
+    """Numbers of nested mappings by ``a/b/c``; what is null or no number is left out."""
+    if isinstance(value, dict):
+        found: dict[str, float] = {}
+        for key, each in value.items():
+            found |= _flat(f"{prefix}/{key}", each)
+        return found
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return {prefix: float(value)} if is_number else {}

@@ -1,0 +1,1 @@
+"""Bytes at URIs: ``filesystems``, one call for every cloud; ``masking``, what people may see."""

@@ -1,0 +1,271 @@
+"""One storage call for every cloud: a URI becomes a pyarrow filesystem and a path on it.
+
+Two kinds of store differ in when a file can be seen: a local file is visible before it is
+closed, an object only when it is closed, and objects cannot be renamed. ``write_atomically``
+hides the difference: what is under the final name is whole.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+import pyarrow as pa
+import pyarrow.fs
+
+from bend_ray.errors import StoreError
+from bend_ray.storage.masking import cause, masked
+
+TEMPORARY_SUFFIX = ".tmp"
+WHOLE_BYTES = 8 * 2**20
+"""Objects up to this are read in one request, even where a part of them is wanted."""
+FIRST_PAUSE_SECONDS = 0.1
+LAST_PAUSE_SECONDS = 3.2
+
+MOST_REQUESTS = 16
+"""Small files asked for at the same time."""
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
+_OBJECT_STORES = ("s3", "gcs", "abfs")
+_PASSING = (
+    "AWS Error INTERNAL_FAILURE",
+    "AWS Error NETWORK_CONNECTION",
+    "AWS Error SLOW_DOWN",
+    "AWS Error UNKNOWN (HTTP status 503)",
+    "AWS Error SERVICE_UNAVAILABLE",
+)
+"""What a store says that may be well in a moment; Ray Data asks again after the same."""
+
+
+def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+    """The filesystem and the path on it that a local path or a URI names.
+
+    Args:
+        uri: a local path (``~`` and relative paths are made absolute), or ``file://``,
+            ``s3://``, ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
+
+    Raises:
+        StoreError: an empty or malformed URI, another scheme, or a store that cannot be reached.
+    """
+    if is_local_path(uri):
+        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
+    expected = f"expected a path or {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
+    scheme, _, rest = uri.partition(":")
+    if scheme.lower() not in _SCHEMES:
+        raise StoreError(f"{expected}; got {masked(uri)!r}")
+    if not rest.startswith("//") and scheme != "file":
+        meant = f"{scheme}://{rest.lstrip('/')}"
+        raise StoreError(f"{expected}; got {masked(uri)!r}: did you mean {masked(meant)!r}?")
+    try:
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(uri))
+    except (OSError, pa.ArrowException) as error:
+        # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
+        raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
+    if not path.strip("/") and filesystem.type_name in _OBJECT_STORES:
+        raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
+    return filesystem, path
+
+
+def _tuned(uri: str) -> str:
+    """The URI, with a small object uploaded in one request; a multipart upload takes three."""
+    if not uri.lower().startswith("s3:") or "allow_delayed_open=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
+
+
+def is_local_path(uri: str) -> bool:
+    """Whether a store is named by a plain path.
+
+    >>> is_local_path("runs:2"), is_local_path("s3:/bucket")
+    (True, False)
+    """
+    scheme, separator, _ = uri.partition(":")
+    return bool(uri) and "://" not in uri and not (separator and scheme.lower() in _SCHEMES)
+
+
+def joined(uri: str, *names: str) -> str:
+    """A path or URI below another, in front of the other's query.
+
+    >>> joined("s3://bucket/runs/?region=eu-west-1", "seeds", "0123456789ab")
+    's3://bucket/runs/seeds/0123456789ab?region=eu-west-1'
+    """
+    if is_local_path(uri):
+        return "/".join([uri.rstrip("/"), *names])
+    location, question, query = uri.partition("?")
+    return "/".join([location.rstrip("/"), *names]) + question + query
+
+
+@contextmanager
+def store_errors(doing: str, path: str) -> Iterator[None]:
+    """Turns an ``OSError`` of the block into a ``StoreError`` that says what failed and where."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(f"cannot {doing} {masked(path)}: {cause(error)}") from error
+
+
+def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
+    """The content of a file, ``None`` where there is none.
+
+    Raises:
+        StoreError: the file is there and cannot be read.
+    """
+
+    def read() -> bytes:
+        with filesystem.open_input_stream(path) as stream:
+            return bytes(stream.read())
+
+    with store_errors("read", path):
+        try:
+            return patiently(filesystem, read)
+        except FileNotFoundError:
+            return None
+
+
+def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
+    """A file to be read at any place; a small object is read whole, in one request.
+
+    Raises:
+        OSError: it is not there, or cannot be read.
+    """
+    if filesystem.type_name == "local":
+        return filesystem.open_input_file(path)
+
+    def read() -> pa.NativeFile:
+        file = filesystem.open_input_file(path)
+        if file.size() > WHOLE_BYTES:
+            return file
+        with file:
+            return pa.BufferReader(file.read_buffer())
+
+    return patiently(filesystem, read)
+
+
+def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
+    """What ``work`` gives of each item, in their order; for many small files of an object store.
+
+    Raises:
+        Exception: the first that ``work`` raises.
+    """
+    with ThreadPoolExecutor(MOST_REQUESTS, thread_name_prefix="store") as pool:
+        return list(pool.map(work, items))
+
+
+def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
+    """What ``ask`` gives; asks again an object store that is busy, or away for half a minute.
+
+    pyarrow does so itself, but of one that is away for six seconds only, and not where the refusal
+    is longer than what was asked for: then it finds no room for it, and calls that an internal
+    failure.
+
+    Args:
+        filesystem: of the store; one on a disk is not asked again.
+        ask: reads, or writes what is the same whoever writes it: another run may have taken over
+            meanwhile.
+
+    Raises:
+        OSError: raised by ``ask``.
+        StoreError: the same.
+    """
+    pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
+    while True:
+        try:
+            return ask()
+        except (OSError, StoreError) as error:
+            if not 0.0 < pause <= LAST_PAUSE_SECONDS or not any(p in str(error) for p in _PASSING):
+                raise
+        time.sleep(pause)
+        pause *= 2
+
+
+def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+    """Writes a whole file atomically.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    with write_atomically(filesystem, path) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """An output stream whose content is under ``path`` whole, or not at all.
+
+    Parent directories are made. Locally the bytes go to a temporary sibling that is renamed;
+    elsewhere straight to the object, which is deleted if the block fails. Of a local file only
+    ``make_durable`` says that it outlives a power failure.
+
+    Raises:
+        StoreError: any ``OSError`` while opening, writing, closing or renaming.
+    """
+    is_local = filesystem.type_name == "local"
+    stream_to = _renamed_when_whole if is_local else _visible_when_closed
+    with store_errors("write", path):
+        if filesystem.type_name not in _OBJECT_STORES:
+            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        with stream_to(filesystem, path) as stream:
+            yield stream
+
+
+@contextmanager
+def _renamed_when_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    directory, _, name = path.rpartition("/")
+    temporary = f"{directory}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    try:
+        with filesystem.open_output_stream(temporary) as stream:
+            yield stream
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+@contextmanager
+def _visible_when_closed(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    stream = filesystem.open_output_stream(path)
+    try:
+        yield stream
+        stream.close()
+    except BaseException:
+        # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
+        # makes what was written so far visible.
+        with suppress(OSError):
+            stream.close()
+        with suppress(OSError):
+            filesystem.delete_file(path)
+        raise
+
+
+def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> None:
+    """Have files and their names on the disk before anything that is written later.
+
+    Nothing to do where a file is visible once it is stored. Not for every file: a disk takes up to
+    half a second for it (measured), and what is not committed can be made again.
+
+    Raises:
+        StoreError: a file is not there, or the disk refuses.
+    """
+    if filesystem.type_name != "local":
+        return
+    for path in [*paths, *sorted({path.rpartition("/")[0] for path in paths})]:
+        with store_errors("sync", path):
+            _sync(path)
+
+
+def _sync(path: str) -> None:
+    # pyarrow's streams have no fileno.
+    descriptor = os.open(path or "/", os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

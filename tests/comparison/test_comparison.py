@@ -1,0 +1,142 @@
+"""The comparison on classifiers whose parameters are their answers; needs no Ray."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from answers import PRICES, Answers, C, N, members
+
+from bend_ray.comparison.comparison import Comparison, Members
+from bend_ray.config.schema import (
+    BestOriginal,
+    DeepEnsemble,
+    EvaluationSection,
+    OriginalsBag,
+    TrunkBag,
+)
+from bend_ray.ensemble.bagging import TopK
+from bend_ray.ensemble.metrics import member_nll, nll
+from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
+from bend_ray.generation.rivals import Gaussian, WeightAverage
+
+
+def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:
+    arguments: dict[str, Any] = {
+        "originals": members(6, 1),
+        "held_out": members(2, 2),
+        "generated": members(4, 3),
+        "ordinary": members(4, 4),
+        "prices": PRICES,
+    }
+    arguments.update(changes)
+    return Comparison(section, 0, Answers(), **arguments).metrics()  # type: ignore[arg-type]
+
+
+def section(*rivals: Any, **changes: Any) -> EvaluationSection:
+    return EvaluationSection(rivals=rivals, **changes)
+
+
+def test_the_bag_is_the_mean_of_its_members_probabilities() -> None:
+    said = compare(section())
+    probs = members(4, 3).test_logits_ENC.softmax(-1).mean(0)
+    labels = torch.arange(N, 2 * N) % C
+    assert said["bag"]["accuracy"] == pytest.approx(
+        (probs.argmax(-1) == labels).double().mean().item()
+    )
+    assert said["bag"]["nll"] == pytest.approx(
+        -probs[torch.arange(N), labels].log().mean().item(), rel=1e-5
+    )
+    assert said["bag"]["size"] == 4
+    assert said["bag"]["cost_seconds"] == 20.0
+
+
+def test_members_are_chosen_on_validation_images_alone() -> None:
+    generated = members(4, 3)
+    nll = member_nll(generated.val_logits_ENC, torch.arange(N) % C)
+    said = compare(section(bagging=TopK(size=2)))
+    assert said["bag"]["members"] == nll.argsort()[:2].tolist()
+    spoilt = replace(generated, test_logits_ENC=-generated.test_logits_ENC)
+    blind = compare(section(bagging=TopK(size=2)), generated=spoilt)
+    assert blind["bag"]["members"] == said["bag"]["members"]
+    assert blind["bag"]["nll"] != said["bag"]["nll"]
+
+
+def test_every_bag_is_scored_at_a_temperature_of_its_own_fitted_on_validation_images() -> None:
+    labels = torch.arange(2 * N) % C
+    # Else who only guesses is best at the highest temperature there is.
+    right = torch.nn.functional.one_hot(labels).flatten()
+
+    def knowing(count: int, seed: int) -> Members:
+        guessing = members(count, seed)
+        return Members.ask(guessing.theta_EP + right, guessing.trunks_E, Answers())  # type: ignore[arg-type]
+
+    rivals, drawn = (OriginalsBag(), DeepEnsemble(), WeightAverage()), knowing(4, 3)
+    all_know = {"originals": knowing(6, 1), "generated": drawn, "ordinary": knowing(4, 4)}
+    as_voted = compare(section(*rivals), **all_know)
+    said = compare(section(*rivals, temperature_scaling=True), **all_know)
+    val_NC, test_NC = (
+        logits.double().softmax(-1).mean(0)
+        for logits in (drawn.val_logits_ENC, drawn.test_logits_ENC)
+    )
+    temperature = fit_temperature(val_NC, labels[:N])
+    assert said["bag"]["temperature"] == pytest.approx(temperature)
+    expected = nll(apply_temperature(test_NC, temperature), labels[N:])
+    assert said["bag"]["nll"] == pytest.approx(expected)
+    assert said["bag"]["accuracy"] == as_voted["bag"]["accuracy"]
+    told = {each["temperature"] for each in (said["bag"], *said["rivals"].values())}
+    assert len(told) == 1 + len(rivals)
+    assert said["prices"]["equal_cost_deep_ensemble"]["temperature"] in told
+    assert "temperature" not in as_voted["bag"]
+
+
+def test_every_rival_has_its_size_and_pays_for_what_it_needs() -> None:
+    rivals = (OriginalsBag(), TrunkBag(), BestOriginal(), DeepEnsemble(), WeightAverage())
+    said = compare(section(*rivals))["rivals"]
+    assert {name: rival["size"] for name, rival in said.items()} == {
+        "originals_bag": 4,
+        "trunk_bag": 2,
+        "best_original": 1,
+        "deep_ensemble": 4,
+        "weight_average": 1,
+    }
+    # Members cost a share of seeds without roots; the roots are always paid for.
+    assert said["originals_bag"]["cost_seconds"] == pytest.approx(8 * 4 / 8 + 2)
+    assert said["trunk_bag"]["cost_seconds"] == pytest.approx(8 * 2 / 8 + 2)
+    assert said["best_original"]["cost_seconds"] == pytest.approx(8 * 6 / 8 + 2)
+    assert said["deep_ensemble"]["cost_seconds"] == pytest.approx(4 * 1.5)
+    assert said["weight_average"]["cost_seconds"] >= 8 * 6 / 8 + 2
+
+
+def test_the_deep_ensemble_at_equal_cost_has_the_members_our_cost_pays_for() -> None:
+    cheap = replace(PRICES, bag=4.6)
+    equal = compare(section(DeepEnsemble()), prices=cheap)["prices"]["equal_cost_deep_ensemble"]
+    assert (equal["affordable"], equal["size"]) == (3, 3)
+    assert equal["cost_seconds"] == pytest.approx(4.5)
+    capped = compare(section(DeepEnsemble()))["prices"]["equal_cost_deep_ensemble"]
+    assert (capped["affordable"], capped["size"]) == (13, 4)
+
+
+def test_a_rivals_draws_are_the_same_every_time() -> None:
+    first, second = (compare(section(Gaussian()))["rivals"]["gaussian"] for _ in range(2))
+    assert {**first, "cost_seconds": 0} == {**second, "cost_seconds": 0}
+
+
+def test_without_held_out_members_their_rows_are_empty() -> None:
+    said = compare(section(), held_out=members(2, 2).select([]), ordinary=None)
+    assert said["held_out"]["accuracy"] is None
+    assert said["novelty"]["held_out"] is None
+    assert said["diversity"]["held_out"] is None
+    assert "equal_cost_deep_ensemble" not in said["prices"]
+
+
+def test_one_more_model_costs_its_drawing_and_all_cost_what_led_to_them() -> None:
+    told = compare(section())["prices"]["per_model"]
+    assert told == {"marginal_seconds": 0.25, "amortised_seconds": 5.0, "ordinary_seconds": 1.5}
+
+
+def test_the_soft_vote_of_one_member_is_that_member() -> None:
+    alone = members(1, 5)
+    said = compare(section(vote=SoftVote()), generated=alone)
+    assert said["bag"]["accuracy"] == said["generated"]["accuracy"]["mean"]
+    assert said["diversity"]["generated"] is None

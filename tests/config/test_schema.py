@@ -1,0 +1,358 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from bend_ray.config.knobs import Knob, knobs
+from bend_ray.config.reading import load_config, with_knobs
+from bend_ray.config.resources import Resources, TrainResources
+from bend_ray.config.schema import (
+    FINISH,
+    AutoencoderSection,
+    DeepEnsemble,
+    EvaluationSection,
+    PipelineConfig,
+    Rival,
+    SamplesSection,
+    SeedsSection,
+    identity,
+)
+from bend_ray.data.datasets import Dataset
+from bend_ray.ensemble.bagging import Bagging
+from bend_ray.ensemble.votes import Vote
+from bend_ray.errors import ConfigError
+from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
+from bend_ray.generation.denoisers import Denoiser
+from bend_ray.generation.diffusion import FlowMatching, Process
+from bend_ray.generation.rivals import Gaussian
+from bend_ray.generation.samplers import Euler, Sampler
+from bend_ray.networks.architectures import Architecture
+from bend_ray.networks.protocols import Forks, Independent, Protocol, held_out_ids
+from bend_ray.optim import Optimizer, Schedule
+from bend_ray.randomness import generator_for
+from bend_ray.spec import Spec, variants
+
+AXES = {
+    "dataset": Dataset,
+    "seeds.architecture": Architecture,
+    "seeds.recipe.optimizer": Optimizer,
+    "seeds.recipe.schedule": Schedule,
+    "seeds.protocol": Protocol,
+    "autoencoder.model": Autoencoder,
+    "generator.denoiser": Denoiser,
+    "generator.process": Process,
+    "samples.sampler": Sampler,
+    "evaluation.bagging": Bagging,
+    "evaluation.vote": Vote,
+    "evaluation.rivals": Rival,
+}
+
+FITS_ALL = ["autoencoder.model.latent_size=8"]
+"""Below the training models of every protocol's defaults."""
+
+COMPANIONS = {
+    "samples.sampler.kind=euler": ["generator.process.kind=flow"],
+    "samples.sampler.kind=heun": ["generator.process.kind=flow"],
+    "generator.process.kind=flow": ["samples.sampler.kind=euler"],
+    "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
+    "dataset.kind=image_folder": ["dataset.root=images"],
+    "samples.guidance": ["seeds.protocol.early_tails=8"],
+}
+"""What else a variant, or a knob, asks for."""
+
+SECTIONS = {
+    knob.path for knob in knobs() if any(k.path.startswith(f"{knob.path}.") for k in knobs())
+}
+
+
+def kind_of(variant: type[Spec]) -> str:
+    return str(variant.model_fields["kind"].default)
+
+
+def choosing(path: str, kind: str) -> list[str]:
+    """Overrides that put a variant in place, with what it asks for."""
+    override = f"{path}.kind={kind}"
+    return [*FITS_ALL, override, *COMPANIONS.get(override, [])]
+
+
+OTHERS = {
+    "v": "eps",
+    "eps": "v",
+    "CIFAR10": "MNIST",
+    "batch": "group",
+    "cyclic": "constant",
+    "constant": "cyclic",
+    "resnet18": "resnet34",
+    "white": "black",
+    "tell": "refuse",
+}
+OTHER_THAN_NULL = {
+    "dataset.mode": "grey",
+    "samples.annealing.fraction": 0.25,
+    "seeds.architecture.weights": "IMAGENET1K_V1",
+    "dataset.class_names": ["cat", "dog"],
+} | {
+    f"dataset.{name}": "elsewhere"
+    for name in (
+        *("train", "validation", "test", "root"),
+        *("content.train", "content.validation", "content.test"),
+    )
+}
+
+INCIDENTAL = {
+    f"dataset.{name}" for name in ("train", "validation", "test", "root", "download", "duplicates")
+}
+"""Knobs that say where something is found, or what is told of it."""
+
+
+def another(value: Any, path: str = "") -> Any:
+    """A value that is valid where the first is."""
+    if value is None:
+        return OTHER_THAN_NULL.get(path, 3)
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 2 if value < 100 else value - 30
+    if isinstance(value, float):
+        return value / 2 if value else 0.25
+    if isinstance(value, list):
+        return [another(value[0]), *value[1:]]
+    return OTHERS.get(value, f"another-{value}")
+
+
+def with_and_without(knob: Knob) -> list[PipelineConfig]:
+    """Two configs that differ in one knob alone."""
+    section, _, name = knob.path.rpartition(".")
+    if section == "evaluation.rivals":
+        rival = {"kind": knob.kind}
+        changed = rival | {name: another(knob.default, knob.path)}
+        varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
+    else:
+        axis = section.removesuffix(".content")
+        base = choosing(axis, knob.kind) if knob.kind else FITS_ALL
+        base = [*base, *COMPANIONS.get(knob.path, [])]
+        varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
+    return [load_config(None, overrides) for overrides in varied]
+
+
+def with_latent_size(size: int) -> AutoencoderSection:
+    return AutoencoderSection(model=PrincipalMlp(latent_size=size))
+
+
+def decides(knob: Knob) -> bool:
+    of_no_result = {"resources", "probes", "tracking"} & set(knob.path.split("."))
+    return not of_no_result and knob.path not in SECTIONS | INCIDENTAL
+
+
+def test_the_default_config_is_valid_and_small() -> None:
+    config = PipelineConfig()
+    assert config.seeds.num_models == 128
+    assert config.num_training_models == 112
+    assert config.autoencoder.model.latent_size < config.num_training_models
+
+
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES.keys())
+def test_kinds_of_an_axis_are_unique(axis: Any) -> None:
+    kinds = [kind_of(variant) for variant in variants(axis)]
+    assert len(kinds) == len(set(kinds))
+
+
+def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
+    in_config = {knob.path for knob in knobs() if isinstance(knob.default, str)}
+    leaves = {
+        "generator.process.prediction",
+        "seeds.architecture.name",
+        "seeds.architecture.norm",
+        "seeds.protocol.rate",
+        *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
+        *("dataset.background", "dataset.duplicates"),
+        *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
+    }
+    inside_training = {
+        f"{stage}.training.{axis}"
+        for stage in ("autoencoder", "generator")
+        for axis in ("optimizer", "schedule")
+    }
+    assert in_config - leaves - inside_training == AXES.keys() - {"evaluation.rivals"}
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        (path, kind_of(variant))
+        for path, axis in AXES.items()
+        if path != "evaluation.rivals"
+        for variant in variants(axis)
+    ],
+)
+def test_every_variant_can_be_chosen_with_its_defaults(path: str, kind: str) -> None:
+    place: Any = load_config(None, choosing(path, kind))
+    for name in path.split("."):
+        place = getattr(place, name)
+    assert place.kind == kind
+
+
+@pytest.mark.parametrize("path", [path for path in AXES if path != "evaluation.rivals"])
+def test_each_variant_has_its_own_identity(path: str) -> None:
+    identities = {
+        json.dumps(identity(load_config(None, choosing(path, kind_of(variant)))))
+        for variant in variants(AXES[path])
+    }
+    assert len(identities) == len(variants(AXES[path]))
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [knob for knob in knobs() if decides(knob)],
+    ids=lambda knob: f"{knob.path}-{knob.kind}",
+)
+def test_every_knob_that_decides_a_result_is_in_the_identity(knob: Knob) -> None:
+    first, second = map(identity, with_and_without(knob))
+    assert first != second
+
+
+@pytest.mark.parametrize(
+    "knob",
+    [knob for knob in knobs() if knob.path in INCIDENTAL],
+    ids=lambda knob: f"{knob.path}-{knob.kind}",
+)
+def test_where_something_is_found_is_no_part_of_the_identity(knob: Knob) -> None:
+    first, second = with_and_without(knob)
+    assert first != second
+    assert identity(first) == identity(second)
+
+
+def test_identity_holds_no_resources_at_any_depth() -> None:
+    text = json.dumps(identity(PipelineConfig()))
+    assert "resources" not in text
+    assert "cpus" not in text
+
+
+def test_identity_is_json_and_says_everything_else() -> None:
+    whole = identity(PipelineConfig())
+    assert json.loads(json.dumps(whole, allow_nan=False)) == whole
+    dumped = PipelineConfig().model_dump(mode="json")
+    for section in dumped.values():
+        if isinstance(section, dict):
+            section.pop("resources", None)
+            section.pop("probes", None)
+    assert whole == dumped
+
+
+def test_what_is_younger_than_artifacts_and_off_leaves_them_their_names() -> None:
+    said = identity(load_config(None, ["seeds.protocol.early_tails=0"]))
+    assert "early_tails" not in said["seeds"]["protocol"]
+    assert not {"scale", "guidance", "annealing"} & said["samples"].keys()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "finish"),
+    [
+        ([], FINISH),
+        (["seeds.protocol={kind: forks}"], (1.0, 0.0, 0.0)),
+        (["seeds.protocol.early_tails=0"], (1.0, 0.0, 0.0)),
+        (["generator.conditional=false"], (1.0, 0.0, 0.0)),
+        (["samples.guidance=0.5"], (FINISH[0], 0.5, FINISH[2])),
+        (["samples={scale: 1, guidance: 0, annealing: {fraction: 0}}"], (1.0, 0.0, 0.0)),
+    ],
+)
+def test_drawn_models_are_finished_where_the_population_allows_it(
+    overrides: list[str], finish: tuple[float, ...]
+) -> None:
+    for config in (load_config(None, overrides), with_knobs(load_config(None, overrides), {})):
+        samples = config.samples
+        assert (samples.scale, samples.guidance, samples.annealing.fraction) == finish
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["seeds.protocol.early_tails=0"], "expected 0 without early tails"),
+        (["seeds.protocol={kind: forks}"], "expected 0 without early tails"),
+        (["seeds.protocol.early_tails=1", "generator.conditional=false"], "whose way it goes"),
+    ],
+)
+def test_guidance_must_know_the_way(overrides: list[str], problem: str) -> None:
+    with pytest.raises(ConfigError, match=problem):
+        load_config(None, [*overrides, "samples.guidance=0.5"])
+
+
+def test_scale_must_know_the_centre() -> None:
+    load_config(None, ["samples.scale=2"])
+    with pytest.raises(ConfigError, match="whose mean it moves away from"):
+        load_config(None, ["samples.scale=2", "generator.conditional=false"])
+
+
+def test_training_models_are_what_is_not_held_out() -> None:
+    for protocol in (Forks(trunks=3, forks=7), Independent(models=33)):
+        section = SeedsSection(protocol=protocol, held_out=0.3)
+        config = PipelineConfig(seeds=section, autoencoder=with_latent_size(2))
+        held_out = held_out_ids(protocol.runs(), 0.3, generator_for(0, "held out"))
+        assert config.num_training_models == section.num_models - len(held_out)
+
+
+def test_a_latent_per_model_is_refused() -> None:
+    PipelineConfig(autoencoder=with_latent_size(111))
+    with pytest.raises(ValidationError, match="fewer than the 112 models"):
+        PipelineConfig(autoencoder=with_latent_size(112))
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_every_number_is_finite(value: float) -> None:
+    with pytest.raises(ValidationError):
+        PipelineConfig(samples=SamplesSection(temperature=value))
+    with pytest.raises(ValidationError):
+        PipelineConfig(evaluation=EvaluationSection(rivals=(Gaussian(scale=value),)))
+
+
+def test_sampler_and_process_are_one_pair() -> None:
+    with pytest.raises(ValidationError, match="expected ddim or ancestral"):
+        PipelineConfig(samples=SamplesSection(sampler=Euler()))
+    flow = PipelineConfig().generator.model_copy(update={"process": FlowMatching()})
+    with pytest.raises(ValidationError, match="expected euler or heun"):
+        PipelineConfig(generator=flow)
+    PipelineConfig(generator=flow, samples=SamplesSection(sampler=Euler()))
+
+
+def test_a_rival_can_be_named_once() -> None:
+    with pytest.raises(ValidationError, match="got gaussian again"):
+        EvaluationSection(rivals=(Gaussian(), DeepEnsemble(), Gaussian(scale=0.5)))
+    assert EvaluationSection(rivals=()).rivals == ()
+    default = Counter(rival.kind for rival in EvaluationSection().rivals)
+    assert default == Counter(kind_of(variant) for variant in variants(Rival))
+
+
+@pytest.mark.parametrize("workers", [2, (1, 4), (3, 3)])
+def test_workers_are_a_number_or_a_range(workers: Any) -> None:
+    assert TrainResources(workers=workers).workers == workers
+
+
+@pytest.mark.parametrize("workers", [0, (0, 2), (4, 1), (1, 2, 3), (1,)])
+def test_workers_that_mean_nothing_are_refused(workers: Any) -> None:
+    with pytest.raises(ValidationError, match="workers"):
+        TrainResources(workers=workers)
+
+
+def test_a_config_is_frozen_and_hashable() -> None:
+    config = PipelineConfig()
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1  # type: ignore[misc]
+    assert hash(config) == hash(PipelineConfig())
+    assert config != PipelineConfig(seed=1)
+
+
+@pytest.mark.parametrize("label", ["spot", "!spot", "in(spot, on-demand)", "!in(a,b)"])
+def test_labels_are_what_ray_selects_nodes_by(label: str) -> None:
+    resources = Resources(labels={"market": label})
+    assert resources.labels == {"market": label}
+    assert hash(resources) == hash(Resources(labels={"market": label}))
+
+
+@pytest.mark.parametrize("labels", [{"market": "in(a"}, {"mar ket": "spot"}, {"market": ""}])
+def test_what_no_label_can_be_is_refused(labels: dict[str, str]) -> None:
+    with pytest.raises(ValidationError, match="expected "):
+        Resources(labels=labels)

@@ -1,0 +1,233 @@
+from __future__ import annotations
+
+import copy
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import STAGES, Plan, plan
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.ensemble.votes import TEMPERATURE_RANGE
+from bend_ray.errors import StoreError
+from bend_ray.populations.divergence import Divergence
+from bend_ray.report.results import result, table
+
+SCORES = {"accuracy": 0.9512, "nll": 0.16543, "brier": 0.0721, "ece": 0.0134, "size": 48}
+SPREAD = {"mean": 0.91, "median": 0.92, "min": 0.85, "max": 0.94, "std": 0.01}
+DIVERSITY = {"disagreement": 0.061, "error_iou": 0.31, "q_statistic": 0.97}
+NOVELTY = {
+    "nearest_ratio": 1.02,
+    "spread": 0.81,
+    "within_trunk_disagreement": 0.023,
+    "functional_distance": 0.031,
+    "copies": 0.0,
+}
+
+
+def metrics() -> dict[str, Any]:
+    """What an evaluation commits, of the shape that stages.comparison gives it."""
+    return {
+        "bag": {**SCORES, "cost_seconds": 12.0, "members": [0, 1]},
+        "generated": {"accuracy": SPREAD},
+        "originals": {"accuracy": SPREAD},
+        "held_out": {"accuracy": SPREAD},
+        "rivals": {
+            "gaussian": {**SCORES, "nll": 0.3, "cost_seconds": 9.0},
+            "deep_ensemble": {**SCORES, "nll": 0.1, "cost_seconds": 123.4},
+        },
+        "diversity": {"generated": DIVERSITY, "originals": DIVERSITY, "held_out": DIVERSITY},
+        "novelty": {**NOVELTY, "held_out": NOVELTY},
+        "prices": {
+            "per_model": {
+                "marginal_seconds": 0.0123,
+                "amortised_seconds": 0.25,
+                "ordinary_seconds": 2.5,
+            },
+            "equal_cost_deep_ensemble": {
+                **SCORES,
+                "affordable": 4,
+                "size": 4,
+                "cost_seconds": 10.0,
+            },
+        },
+    }
+
+
+def whole_result() -> dict[str, Any]:
+    said = metrics()
+    prices = said.pop("prices")
+    spent = {"cpu_seconds": 1.25, "gpu_seconds": 0.0, "wall_seconds": 75.0}
+    return {
+        **said,
+        "diverged": {key: {"dropped": 0, "retrained": 0} for key in ("seeds", "samples")},
+        "cost": {**dict.fromkeys(STAGES, spent), **prices},
+        "store": "/store",
+        "fingerprints": dict.fromkeys(STAGES, "0123456789ab"),
+    }
+
+
+def poor_result() -> dict[str, Any]:
+    """A result of a run without held-out members, deep ensemble or pairs to compare."""
+    poor = whole_result()
+    poor["held_out"]["accuracy"] = None
+    poor["diversity"] = {"generated": None, "originals": None, "held_out": None}
+    poor["novelty"] = {**NOVELTY, "spread": None, "held_out": None}
+    poor["cost"]["per_model"]["ordinary_seconds"] = None
+    del poor["cost"]["equal_cost_deep_ensemble"]
+    del poor["rivals"]["deep_ensemble"]
+    return poor
+
+
+def sections(text: str) -> list[list[str]]:
+    return [section.splitlines() for section in text.split("\n\n")]
+
+
+def cells(line: str) -> list[str]:
+    return re.split(r" {2,}", line)
+
+
+def cell_ends(line: str) -> list[int]:
+    return [found.end() for found in re.finditer(r"\S+(?: \S+)*", line)]
+
+
+@pytest.mark.parametrize("said", [whole_result(), poor_result()], ids=["whole", "poor"])
+def test_figures_stand_under_their_headings(said: dict[str, Any]) -> None:
+    tables = sections(table(said))
+    assert [cells(lines[0])[0] for lines in tables] == [
+        "test part",
+        "single members",
+        "novelty",
+        "cost",
+    ]
+    for header, *rows in tables:
+        assert rows
+        for row in rows:
+            assert row == row.rstrip()
+            assert not row.startswith(" ")
+            assert set(cell_ends(row)[1:]) <= set(cell_ends(header)[1:])
+
+
+def test_the_bag_comes_first_and_rivals_by_nll() -> None:
+    bags = sections(table(whole_result()))[0]
+    assert [cells(line)[0] for line in bags[1:]] == [
+        "bag of generated",
+        "deep ensemble",
+        "gaussian",
+        "deep ensemble, equal cost",
+    ]
+    assert cells(bags[1]) == [
+        "bag of generated",
+        *("95.12 %", "0.1654", "0.0721", "1.34 %", "48", "12.0"),
+    ]
+
+
+def test_a_deep_ensemble_that_was_cut_short_says_so() -> None:
+    said = whole_result()
+    said["cost"]["equal_cost_deep_ensemble"]["affordable"] = 9
+    *rows, note = sections(table(said))[0]
+    assert "equal cost" not in "\n".join(rows)
+    assert "would have trained 9 ordinary models; the deep ensemble has 4" in note
+
+
+def test_temperatures_are_told_where_they_were_fitted() -> None:
+    said = whole_result()
+    for scores in (said["bag"], *said["rivals"].values()):
+        scores["temperature"] = 0.814
+    assert "fitted on validation images" in sections(table(said))[0][-1]
+    assert sections(table(said))[0][-1].endswith("the bag's is 0.81.")
+    assert "temperature" not in table(whole_result())
+
+
+def test_a_temperature_that_validation_images_do_not_fix_is_told() -> None:
+    said = whole_result()
+    for scores in (said["bag"], *said["rivals"].values()):
+        scores["temperature"] = 0.5
+    said["bag"]["temperature"] = TEMPERATURE_RANGE[0]
+    assert "do not fix that of bag: it is at an end of its range, 0.1 to 100." in table(said)
+
+
+def test_a_rival_whose_nll_is_not_a_number_comes_last() -> None:
+    said = whole_result()
+    said["rivals"] = {"noise": {**said["rivals"]["gaussian"], "nll": None}, **said["rivals"]}
+    bags = sections(table(said))[0]
+    assert [cells(line)[0] for line in bags[2:5]] == ["deep ensemble", "gaussian", "noise"]
+    assert cells(bags[4])[2] == "-"
+
+
+def test_what_is_not_known_is_a_dash_and_what_is_not_there_no_row() -> None:
+    bags, members, novelty, cost = sections(table(poor_result()))
+    assert "deep ensemble" not in "\n".join(bags)
+    assert [cells(line)[0] for line in members[1:]] == ["generated", "originals"]
+    assert cells(members[1])[5:] == ["-", "-", "-"]
+    assert [cells(line)[0] for line in novelty[1:]] == ["generated"]
+    assert cells(novelty[1])[2] == "-"
+    assert cells(cost[-1]) == ["one ordinary model", "-"]
+
+
+def test_the_table_leaves_the_result_as_it_was() -> None:
+    said = whole_result()
+    kept = copy.deepcopy(said)
+    table(said)
+    assert said == kept
+
+
+def test_costs_are_shown_stage_by_stage() -> None:
+    lines = sections(table(whole_result()))[3]
+    assert [cells(line)[0] for line in lines[1:7]] == list(STAGES)
+    assert cells(lines[1]) == ["seeds", "1.2", "0.0", "1m15s"]
+    assert cells(lines[7]) == ["one more generated model", "0.0123"]
+
+
+def test_what_diverged_is_counted_and_told_at_the_end(tmp_path: Path) -> None:
+    made = plan(PipelineConfig(), Store(str(tmp_path)))
+    diverged = [
+        Divergence(kind="run", trunk=0, fork=1, seed=7, outcome="dropped", models=(3, 4)),
+        Divergence(kind="root", trunk=1, seed=9, outcome="retrained"),
+    ]
+    for artifact in made:
+        said = metrics() if artifact.stage == "evaluation" else {}
+        if artifact.stage == "seeds":
+            said["diverged"] = [each.model_dump(mode="json") for each in diverged]
+        artifact.commit(files=[], metrics=said, cost=Cost())
+    told = result(made)
+    assert told["diverged"]["seeds"] == {"dropped": 2, "retrained": 1}
+    assert told["diverged"]["samples"] == {"dropped": 0, "retrained": 0}
+    assert sections(table(told))[-1] == [
+        "seeds: 2 diverged and left out",
+        "seeds: 1 diverged and trained again with another seed",
+    ]
+
+
+@pytest.fixture(name="committed")
+def make_committed(tmp_path: Path) -> Plan:
+    made = plan(PipelineConfig(), Store(str(tmp_path)))
+    for number, artifact in enumerate(made, start=1):
+        said = metrics() if artifact.stage == "evaluation" else {}
+        artifact.commit(files=[], metrics=said, cost=Cost(cpu_seconds=number, wall_seconds=1.0))
+    return made
+
+
+def test_a_result_is_the_evaluation_with_costs_and_names(committed: Plan, tmp_path: Path) -> None:
+    said = result(committed)
+    assert json.loads(json.dumps(said)) == said
+    assert said["bag"]["accuracy"] == 0.9512
+    assert "prices" not in said
+    assert said["cost"]["per_model"] == metrics()["prices"]["per_model"]
+    assert [said["cost"][stage]["cpu_seconds"] for stage in STAGES] == [1, 2, 3, 4, 5, 6]
+    assert said["store"] == str(tmp_path)
+    assert said["fingerprints"] == {stage: committed[stage].fingerprint for stage in STAGES}
+    assert table(said).startswith("test part")
+
+
+def test_a_result_can_be_asked_for_again(committed: Plan) -> None:
+    assert result(committed) == result(committed)
+
+
+def test_there_is_no_result_before_the_evaluation(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="to be committed"):
+        result(plan(PipelineConfig(), Store(str(tmp_path))))

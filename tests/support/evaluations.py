@@ -1,0 +1,58 @@
+"""Committed evaluations to report on, made without Ray or training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from answers import PRICES, Answers, members
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Store
+from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.evidence import evidence, provenance
+from bend_ray.config.graph import EVIDENCE, STAGES, Plan, plan
+from bend_ray.config.schema import (
+    BestOriginal,
+    DeepEnsemble,
+    EvaluationSection,
+    OriginalsBag,
+    PipelineConfig,
+    TrunkBag,
+)
+from bend_ray.generation.rivals import Gaussian, WeightAverage
+
+SECTION = EvaluationSection(
+    rivals=(
+        OriginalsBag(),
+        TrunkBag(),
+        BestOriginal(),
+        DeepEnsemble(),
+        WeightAverage(),
+        Gaussian(),
+    )
+)
+CONFIG = PipelineConfig(evaluation=SECTION)
+
+
+def commit(config: PipelineConfig, store: Store, **changes: Any) -> Plan:
+    """The artifacts of a config, its evaluation that of invented answers."""
+    made = plan(config, store)
+    for number, stage in enumerate(STAGES[:-1], start=1):
+        cost = Cost(cpu_seconds=number, wall_seconds=2.0 * number)
+        if not made[stage].exists():
+            made[stage].commit(files=[], metrics={}, cost=cost)
+    base = 10 * config.seed
+    arguments: dict[str, Any] = {
+        "originals": members(6, base + 1),
+        "held_out": members(2, base + 2),
+        "generated": members(4, base + 3),
+        "ordinary": members(4, base + 4),
+        "prices": PRICES,
+        **changes,
+    }
+    compared = Comparison(config.evaluation, config.seed, Answers(), **arguments)  # type: ignore[arg-type]
+    made.evaluation.write_json(EVIDENCE, provenance(config, made) | evidence(compared))
+    made.evaluation.commit(
+        files=[EVIDENCE], metrics=compared.metrics(), cost=Cost(cpu_seconds=1.0, wall_seconds=3.0)
+    )
+    return made
