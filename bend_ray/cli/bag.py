@@ -95,11 +95,13 @@ def _chosen(
 
 
 def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
-    bag = manifest.metrics["bag"]
+    from bend_ray.report.evaluation import Evaluation
+
+    bag = Evaluation.of(manifest).bag
     log.LOGGER.info(
         "bag          %s members, %.2f %% on the test part: evaluation %s of %s, made %s%s",
-        bag["size"],
-        100 * bag["accuracy"],
+        bag.size,
+        100 * (bag.accuracy or 0.0),
         manifest.fingerprint,
         masked(store.uri),
         log.moment(manifest.created),

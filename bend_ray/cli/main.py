@@ -124,20 +124,20 @@ def run(
 
 def _tell(plans: list[Plan], json_path: str | None) -> None:
     """Print a run's result, or that of its repeats, and write it where it was asked for."""
-    from bend_ray.report import results
+    from bend_ray.report.evaluation import Result
+    from bend_ray.report.results import repeats_table, table
     from bend_ray.report.statistics import aggregate
 
-    told = [results.result(plan) for plan in plans]
-    together = aggregate(told) if len(told) > 1 else None
-    value = told[0] if together is None else {"repeats": told, "aggregate": together}
-    text = json.dumps(value, indent=2)
+    results = [Result.of(plan) for plan in plans]
+    said = [result.as_json() for result in results]
+    whole = said[0] if len(said) == 1 else {"repeats": said, "aggregate": aggregate(results)}
+    text = json.dumps(whole, indent=2)
     if json_path == "-":
         click.echo(text)
         return
     if json_path:
         write_file("--json", Path(json_path), f"{text}\n")
-    table = results.table(told[0]) if together is None else results.repeats_table(together)
-    click.echo(table)
+    click.echo(table(results[0]) if len(results) == 1 else repeats_table(results))
 
 
 def _stage_command(stage: str, does: str) -> None:

@@ -35,10 +35,22 @@ from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import WeightSpaceRival, round_robin
 from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for
+from bend_ray.report.evaluation import (
+    BagScores,
+    Diversity,
+    DiversityScores,
+    Evaluation,
+    ModelPrices,
+    Novelty,
+    NoveltyScores,
+    PopulationScores,
+    Prices,
+    Spread,
+)
 
 
 @dataclass(frozen=True)
-class Prices:
+class StageCosts:
     """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
 
     Attributes:
@@ -172,7 +184,7 @@ class Comparison:
         held_out: Members,
         generated: Members,
         ordinary: Members | None,
-        prices: Prices,
+        prices: StageCosts,
     ) -> None:
         self.section = section
         self.seed = seed
@@ -186,41 +198,39 @@ class Comparison:
         self.val_labels_N = dataset.validation.labels_N
         self.test_labels_N = dataset.test.labels_N
 
-    def metrics(self) -> dict[str, Any]:
-        """The figures, as JSON."""
-        novelties = {
-            name: asdict(self._novelty(members)) if len(members) else None
-            for name, members in (("generated", self.generated), ("held_out", self.held_out))
+    def evaluation(self) -> Evaluation:
+        """The figures."""
+        populations = {
+            "generated": self.generated,
+            "originals": self.originals,
+            "held_out": self.held_out,
         }
-        return {
-            "bag": {
-                **self._told(self.bag_votes, self.bag.members),
-                "cost_seconds": self.prices.bag,
-                "members": self.chosen,
-            },
-            "generated": {"accuracy": self._spread(self.generated)},
-            "originals": {"accuracy": self._spread(self.originals)},
-            "held_out": {"accuracy": self._spread(self.held_out)},
-            "rivals": {
-                name: {
-                    **self._told(self.rival_votes[name], voters.members),
-                    "cost_seconds": voters.seconds,
-                }
+        held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
+        return Evaluation(
+            bag=self._scores(
+                self.bag_votes,
+                self.bag,
+                members=tuple(self.chosen),
+                cost_seconds=self.prices.bag,
+            ),
+            rivals={
+                name: self._scores(self.rival_votes[name], voters)
                 for name, voters in self.rivals.items()
             },
-            "diversity": {
-                "generated": self._diversity(self.generated),
-                "originals": self._diversity(self.originals),
-                "held_out": self._diversity(self.held_out),
-            },
-            "novelty": {**(novelties["generated"] or {}), "held_out": novelties["held_out"]},
-            "prices": self._prices(),
-        }
+            diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
+            novelty=Novelty(**self._novelty(self.generated), held_out=held_out),
+            prices=self._model_costs(),
+            **{n: PopulationScores(accuracy=self._spread(m)) for n, m in populations.items()},
+        )
 
-    def _told(self, votes: Votes, members: Members) -> dict[str, Any]:
-        """How a bag of all of ``members`` scores on the test part."""
-        told = {**asdict(score(votes.answers, self.test_labels_N)), "size": len(members)}
-        return told | ({"temperature": votes.temperature} if votes.at_temperature else {})
+    def _scores(self, votes: Votes, voters: Voters, **more: Any) -> BagScores:
+        """How a bag scores on the test part."""
+        return BagScores(
+            **asdict(score(votes.answers, self.test_labels_N)),
+            size=len(voters.members),
+            temperature=votes.temperature if votes.at_temperature else None,
+            **{"cost_seconds": voters.seconds, **more},
+        )
 
     def vote(self, members: Members) -> Votes:
         """What all of ``members`` say together."""
@@ -242,30 +252,30 @@ class Comparison:
         """What each rival says, by name."""
         return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
 
-    def _spread(self, members: Members) -> dict[str, float] | None:
+    def _spread(self, members: Members) -> Spread | None:
         if not len(members):
             return None
         accuracy_E = member_accuracy(members.test_logits_ENC, self.test_labels_N)
-        return {
-            "mean": accuracy_E.mean().item(),
-            "median": accuracy_E.quantile(0.5).item(),
-            "min": accuracy_E.min().item(),
-            "max": accuracy_E.max().item(),
-            "std": accuracy_E.std(correction=0).item(),
-        }
+        return Spread(
+            mean=accuracy_E.mean().item(),
+            median=accuracy_E.quantile(0.5).item(),
+            min=accuracy_E.min().item(),
+            max=accuracy_E.max().item(),
+            std=accuracy_E.std(correction=0).item(),
+        )
 
-    def _diversity(self, members: Members) -> dict[str, float] | None:
+    def _diversity(self, members: Members) -> DiversityScores | None:
         if len(members) < 2:
             return None
         predictions_EN = members.predictions()
-        return {
-            "disagreement": disagreement(predictions_EN),
-            "error_iou": error_iou(predictions_EN, self.test_labels_N),
-            "q_statistic": q_statistic(predictions_EN, self.test_labels_N),
-        }
+        return DiversityScores(
+            disagreement=disagreement(predictions_EN),
+            error_iou=error_iou(predictions_EN, self.test_labels_N),
+            q_statistic=q_statistic(predictions_EN, self.test_labels_N),
+        )
 
-    def _novelty(self, members: Members) -> Any:
-        return novelty(
+    def _novelty(self, members: Members) -> dict[str, Any]:
+        found = novelty(
             members.theta_EP,
             members.trunks_E,
             members.predictions(),
@@ -273,6 +283,7 @@ class Comparison:
             self.originals.trunks_E,
             self.originals.predictions(),
         )
+        return asdict(found)
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -337,23 +348,18 @@ class Comparison:
         # Nobody asks for the parameters again, and they may be large.
         return replace(members, theta_EP=theta_EP.new_empty(len(theta_EP), 0))
 
-    def _prices(self) -> dict[str, Any]:
+    def _model_costs(self) -> Prices:
         """Seconds a model: the next generated one, each with all before it, an ordinary one."""
         prices, drawn = self.prices, len(self.generated)
-        told: dict[str, Any] = {
-            "per_model": {
-                "marginal_seconds": prices.samples / drawn,
-                "amortised_seconds": prices.bag / drawn,
-                "ordinary_seconds": prices.ordinary,
-            }
-        }
+        per_model = ModelPrices(
+            marginal_seconds=prices.samples / drawn,
+            amortised_seconds=prices.bag / drawn,
+            ordinary_seconds=prices.ordinary,
+        )
+        equal = None
         if self.ordinary is not None and prices.ordinary:
             affordable = max(1, int(prices.bag / prices.ordinary))
-            size = min(affordable, len(self.ordinary))
-            members = self.ordinary.select(list(range(size)))
-            told["equal_cost_deep_ensemble"] = {
-                "affordable": affordable,
-                **self._told(self.vote(members), members),
-                "cost_seconds": prices.ordinary * size,
-            }
-        return told
+            members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
+            voters = Voters(members, 0.0, prices.ordinary)
+            equal = self._scores(self.vote(members), voters, affordable=affordable)
+        return Prices(per_model=per_model, equal_cost_deep_ensemble=equal)

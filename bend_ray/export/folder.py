@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow.fs
 import safetensors.torch
@@ -24,6 +24,7 @@ from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain
 from bend_ray.export.guide import guide
 from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_program
 from bend_ray.populations.states import member_facts, member_states
+from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked
 
@@ -91,8 +92,8 @@ def write_bag(
 
 def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card, dict[str, Tensor]]:
     """What votes, and how: the card, and the tensors it is about."""
-    said = _evaluated(plan)
-    voters: list[int] = said["members"]
+    bag = _evaluated(plan)
+    voters = list(bag.members or ())
     if members is not None and not 1 <= members <= len(voters):
         raise ConfigError(
             f"--members {members}: expected 1 to {len(voters)}, as many as the bag has"
@@ -115,8 +116,8 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         vote=config.evaluation.vote,
         members=tuple(member_facts(plan, rows)[0]),
         weights=tuple(shares.values()),
-        temperature=said.get("temperature") or 1.0,
-        scores=None if members else Scores(**{key: said[key] for key in Scores.model_fields}),
+        temperature=bag.temperature or 1.0,
+        scores=None if members else Scores(**bag.model_dump(include=set(Scores.model_fields))),
     )
     state_K = member_states(config, plan, rows, card.image_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
@@ -125,15 +126,14 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
     return card, state_K
 
 
-def _evaluated(plan: Plan) -> dict[str, Any]:
+def _evaluated(plan: Plan) -> BagScores:
     if not plan.evaluation.exists():
         raise StoreError(
             f"expected evaluation {plan.evaluation.fingerprint} in "
             f"{masked(plan.evaluation.store.uri)}, got none; run `bend run` with the same config "
             "and --store first"
         )
-    said: dict[str, Any] = plan.evaluation.manifest().metrics["bag"]
-    return said
+    return Evaluation.of(plan.evaluation.manifest()).bag
 
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:

@@ -104,7 +104,7 @@ def write_report(runs: Sequence[Run], output: Directory) -> str:
     data = {
         "report": 1,
         "config": runs[0].config,
-        "results": [run.result for run in runs],
+        "results": [run.result.as_json() for run in runs],
         "versions": runs[0].versions,
         "created": max(run.created for run in runs),
     }
@@ -137,8 +137,8 @@ def _unbroken(text: str) -> str:
 
 
 def _rivals(runs: Sequence[Run]) -> Table:
-    too_few = unaffordable([run.result for run in runs])
-    scaled = temperatures([run.result for run in runs])
+    evaluations = [run.evaluation for run in runs]
+    too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
     told = (_note(len(runs)), scaled, too_few, _finished(runs[0].config["samples"]))
     both = not scaled
     return Table(
@@ -254,14 +254,14 @@ def _made(runs: Sequence[Run]) -> dict[str, str]:
         if in_a_row or "split_seed" not in first.config["dataset"]
         else [command(run.config) for run in runs]
     )
-    stores = sorted({run.result["store"] for run in runs})
+    stores = sorted({run.result.store for run in runs})
     return {
         "sentence": f"Store {', '.join(stores)}; made again, or found there, by",
         "command": "\n".join(commands),
         "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items()),
         "config": yaml.safe_dump(first.config, sort_keys=False),
         "artifacts": "\n\n".join(
-            "\n".join(f"{s:<12} {name}" for s, name in run.result["fingerprints"].items())
+            "\n".join(f"{s:<12} {name}" for s, name in run.result.fingerprints.items())
             for run in runs
         ),
     }

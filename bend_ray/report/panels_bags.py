@@ -111,7 +111,7 @@ def _size_axis(place: Axes, largest: int) -> None:
 
 def _bag_names(runs: Sequence[Run]) -> list[str]:
     """Our bag first, as the legend names them."""
-    return [BAG, *runs[0].result["rivals"]]
+    return [BAG, *runs[0].evaluation.rivals]
 
 
 def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
@@ -132,11 +132,11 @@ def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
 def _points(runs: Sequence[Run], score: str) -> list[tuple[str, int, float, float]]:
     """Rivals of one model: name, size, cost and score."""
     found = []
-    for name in runs[0].result["rivals"]:
-        scores = [run.result["rivals"][name] for run in runs]
-        known = [each[score] for each in scores if each[score] is not None]
-        if scores[0]["size"] == 1 and known:
-            cost = statistics.fmean(each["cost_seconds"] for each in scores)
+    for name in runs[0].evaluation.rivals:
+        scores = [run.evaluation.rivals[name] for run in runs]
+        known = [value for each in scores if (value := getattr(each, score)) is not None]
+        if scores[0].size == 1 and known:
+            cost = statistics.fmean(each.cost_seconds for each in scores)
             found.append((name, 1, cost, statistics.fmean(known)))
     return found
 
@@ -202,7 +202,7 @@ def _equivalent(place: Axes, level: int, row: Row) -> None:
 
 def _time_spent(runs: Sequence[Run]) -> Panel:
     """Wall and processor seconds of every stage."""
-    stages = list(runs[0].result["fingerprints"])
+    stages = list(runs[0].result.fingerprints)
     cost: dict[str, dict[str, float]] = {
         stage: {key: _cost(runs, stage, key) for key in ("wall", "cpu", "gpu")} for stage in stages
     }
@@ -248,4 +248,4 @@ def _bars(
 
 
 def _cost(runs: Sequence[Run], stage: str, kind: str) -> float:
-    return statistics.fmean(run.result["cost"][stage][f"{kind}_seconds"] for run in runs)
+    return statistics.fmean(getattr(run.result.costs[stage], f"{kind}_seconds") for run in runs)

@@ -44,7 +44,10 @@ def _accuracies(runs: Sequence[Run]) -> Panel:
     edges = _edges(np.concatenate(list(told.values())), images)
     for name, accuracy in told.items():
         _histogram(place, accuracy, edges, name)
-    scores = {name: statistics.fmean(_bag(run, name)["accuracy"] for run in runs) for name in bags}
+    scores = {
+        name: statistics.fmean(run.evaluation.scores(name).accuracy or 0.0 for run in runs)
+        for name in bags
+    }
     for name, score in scores.items():
         look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
         place.axvline(score, **look, label=named(name))
@@ -70,11 +73,6 @@ def _edges(accuracy: NDArray[np.float64], images: int) -> NDArray[np.float64]:
     step = max(1, int(np.ceil((high - low + 1) / 24)))
     edges: NDArray[np.float64] = np.arange(low - 0.5, high + step + 0.5, step) / images
     return edges
-
-
-def _bag(run: Run, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = run.result[BAG] if name == BAG else run.result["rivals"][name]
-    return found
 
 
 def _diversity(runs: Sequence[Run]) -> Panel:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import EVIDENCE, STAGE_VERSIONS
 from bend_ray.errors import StoreError
-from bend_ray.report.results import POPULATIONS, compose
+from bend_ray.report.evaluation import Diverged, Evaluation, Result
 from bend_ray.storage.masking import masked
 
 
@@ -18,14 +19,14 @@ class Run:
     """One committed evaluation.
 
     Attributes:
-        result: as ``bend run --json`` writes it.
+        result: of the run.
         config: the whole resolved config, without credentials.
         evidence: what the pictures show.
         versions: of Python and the libraries that made it.
         created: when, ISO 8601.
     """
 
-    result: dict[str, Any]
+    result: Result
     config: dict[str, Any]
     evidence: dict[str, Any]
     versions: dict[str, str]
@@ -34,7 +35,12 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """Of the evaluation."""
-        return str(self.result["fingerprints"]["evaluation"])
+        return self.result.fingerprints["evaluation"]
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """What it says."""
+        return self.result.evaluation
 
 
 def read_run(store: Store, fingerprint: str) -> Run:
@@ -58,14 +64,14 @@ def read_run(store: Store, fingerprint: str) -> Run:
         )
     evidence = where.read_json(EVIDENCE)
     config, stages = evidence.pop("config"), evidence.pop("stages")
-    costs = {stage: said["cost"] for stage, said in stages.items()}
+    costs = {stage: Cost.model_validate(said["cost"]) for stage, said in stages.items()}
     fingerprints = {stage: said["fingerprint"] for stage, said in stages.items()}
-    result = compose(
-        manifest.metrics,
-        costs | {"evaluation": manifest.cost.model_dump()},
-        fingerprints | {"evaluation": fingerprint},
-        {stage: stages[stage].get("diverged", []) for stage in POPULATIONS},
-        store.uri,
+    result = Result(
+        evaluation=Evaluation.of(manifest),
+        diverged={s: Diverged.of(stages[s].get("diverged", [])) for s in ("seeds", "samples")},
+        costs=costs | {"evaluation": manifest.cost},
+        store=masked(store.uri),
+        fingerprints=fingerprints | {"evaluation": fingerprint},
     )
     return Run(result, config, evidence, manifest.versions, manifest.created)
 

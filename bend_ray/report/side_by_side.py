@@ -13,6 +13,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
 from bend_ray.report import ink
 from bend_ray.report.command import different
+from bend_ray.report.evaluation import Result
 from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.page import Cell, Line, Page, Table, difference_cell, spread_text
 from bend_ray.report.panel import Chapter, Panel
@@ -38,7 +39,7 @@ class Entry:
     """
 
     source: str
-    results: list[dict[str, Any]]
+    results: list[Result]
     config: dict[str, Any] | None
 
 
@@ -83,9 +84,8 @@ def _parse(source: str, content: bytes) -> Entry:
     try:
         said = json.loads(content)
         config = said.get("config")
-        results = said.get("results") or said.get("repeats") or [said]
-        for result in results:
-            _ = result["bag"]["accuracy"], result["rivals"], result["fingerprints"]
+        found = said.get("results") or said.get("repeats") or [said]
+        results = [Result.from_json(each) for each in found]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{source}: expected {JSON_NAME} or a result of bend run --json, got {cause(error)}"
@@ -146,7 +146,7 @@ def write_comparison(entries: Sequence[Entry], page: Page, output: Directory) ->
         StoreError: it cannot be written.
     """
     data = [
-        {"label": label, "source": entry.source, "results": entry.results}
+        {"label": label, "source": entry.source, "results": [r.as_json() for r in entry.results]}
         for label, entry in zip(labels(entries), entries, strict=True)
     ]
     page.write(output, data, "compare.html", "compare.json")
@@ -167,8 +167,7 @@ def _headline(entries: Sequence[Entry]) -> str:
         verdicts = [
             found["nll"].verdict
             for entry in entries
-            if len(entry.results) > 1 and rival in entry.results[0]["rivals"]
-            if "nll" in (found := differences(entry.results, rival))
+            if len(entry.results) > 1 and "nll" in (found := _against(entry.results, rival))
         ]
         if verdicts:
             counts = {word: verdicts.count(word) for word in ("win", "tie", "loss")}
@@ -193,21 +192,30 @@ def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
 
 def _line(entry: Entry, name: str) -> Line:
     results = entry.results
-    bags = [result["bag"] for result in results]
-    medians = [result["generated"]["accuracy"]["median"] for result in results]
+    bags = [result.evaluation.bag for result in results]
+    spreads = [result.evaluation.generated.accuracy for result in results]
+    medians = [None if spread is None else spread.median for spread in spreads]
     cells = [
         Cell(name),
         Cell(str(len(results))),
-        Cell(str(bags[0]["size"])),
-        Cell(spread_text(mean_and_sd([bag["accuracy"] for bag in bags]), 100, 2)),
-        Cell(spread_text(mean_and_sd([bag["nll"] for bag in bags]), 1, 4)),
+        Cell(str(bags[0].size)),
+        Cell(spread_text(mean_and_sd([bag.accuracy for bag in bags]), 100, 2)),
+        Cell(spread_text(mean_and_sd([bag.nll for bag in bags]), 1, 4)),
         Cell(spread_text(mean_and_sd(medians), 100, 2)),
     ]
     for rival in COMPARED:
-        found = differences(results, rival) if rival in results[0]["rivals"] else {}
+        found = _against(results, rival)
         cells += [_minus(found.get("accuracy"), 100, 2), _minus(found.get("nll"), 1, 4)]
-    cost, _ = mean_and_sd([bag["cost_seconds"] for bag in bags])
+    cost, _ = mean_and_sd([bag.cost_seconds for bag in bags])
     return Line([*cells, Cell("-" if cost is None else f"{cost:.1f}")])
+
+
+def _against(results: Sequence[Result], rival: str) -> dict[str, Difference]:
+    """The bag minus a rival; nothing where it was none."""
+    evaluations = [result.evaluation for result in results]
+    if rival not in evaluations[0].rivals:
+        return {}
+    return differences([e.bag for e in evaluations], [e.rivals[rival] for e in evaluations])
 
 
 def _minus(difference: Difference | None, scale: float, digits: int) -> Cell:
@@ -223,8 +231,9 @@ def _figure(entries: Sequence[Entry], names: Sequence[str]) -> Panel:
     for level, (entry, name) in enumerate(zip(entries, names, strict=True)):
         parts = []
         for shift, bag in enumerate(("bag", *COMPARED)):
-            scores = [r["bag"] if bag == "bag" else r["rivals"].get(bag) for r in entry.results]
-            mean, sd = mean_and_sd([each["nll"] for each in scores if each])
+            evaluations = [result.evaluation for result in entry.results]
+            scores = [e.scores(bag) for e in evaluations if bag == "bag" or bag in e.rivals]
+            mean, sd = mean_and_sd([each.nll for each in scores])
             if mean is None:
                 continue
             look = {key: ink.LOOKS[bag][key] for key in ("color", "marker")}

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bend_ray.report.evaluation import BagScores, Result
+
 TIE_ERRORS = 2.0
 """A difference of at most so many standard errors is a tie."""
 
@@ -51,37 +53,31 @@ class Difference:
         }
 
 
-def aggregate(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def aggregate(results: Sequence[Result]) -> dict[str, Any]:
     """Repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
 
     Beside every rival's figures stand ``bag_minus_it``: paired differences in accuracy and NLL,
     their standard errors and a verdict.
 
     Args:
-        results: of at least two repeats, as ``results.result`` gives them.
+        results: of at least two repeats.
     """
-    said: dict[str, Any] = {"repeats": len(results), **_spreads(results)}
-    for name, rival in said["rivals"].items():
-        rival["bag_minus_it"] = {
-            score: paired.as_json() for score, paired in differences(results, name).items()
-        }
-    return said
+    evaluations = [result.evaluation for result in results]
+    spreads: dict[str, Any] = _spreads([result.as_json() for result in results])
+    for name, rival in spreads["rivals"].items():
+        found = differences([e.bag for e in evaluations], [e.rivals[name] for e in evaluations])
+        rival["bag_minus_it"] = {score: each.as_json() for score, each in found.items()}
+    return {"repeats": len(results), **spreads}
 
 
-def differences(results: Sequence[dict[str, Any]], rival: str) -> dict[str, Difference]:
-    """The bag minus a rival in accuracy and NLL, paired by repeat; scores that are null are out."""
-    return paired(
-        [result["bag"] for result in results], [result["rivals"][rival] for result in results]
-    )
-
-
-def paired(
-    bags: Sequence[dict[str, Any]], rivals: Sequence[dict[str, Any]]
-) -> dict[str, Difference]:
-    """As ``differences``, of the scores themselves."""
+def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[str, Difference]:
+    """Bags minus rivals in accuracy and NLL, paired by repeat; scores that are None are out."""
     said = {}
     for score, higher_is_better in (("accuracy", True), ("nll", False)):
-        pairs = [(bag[score], rival[score]) for bag, rival in zip(bags, rivals, strict=True)]
+        pairs = [
+            (getattr(bag, score), getattr(rival, score))
+            for bag, rival in zip(bags, rivals, strict=True)
+        ]
         minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
         if minus:
             error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.report.results import span, temperatures, unaffordable
+from bend_ray.report.evaluation import BagScores
+from bend_ray.report.results import spaced, span, temperatures, unaffordable
 from bend_ray.report.runs import Run
-from bend_ray.report.statistics import Difference, differences, mean_and_sd, paired
+from bend_ray.report.statistics import Difference, differences, mean_and_sd
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
-EQUAL_COST = "equal_cost_deep_ensemble"
 AS_IT_IS, SCALED = "as voted", "after scaling"
 
 
@@ -74,9 +74,9 @@ def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
     if untrained or name == DEEP_ENSEMBLE:
         return {}
     curves = [each[DEEP_ENSEMBLE]["curve"] for each in bags]
-    scores = _scores(runs[0].result, name)
-    if scores["nll"] is not None and not temperatures([run.result for run in runs]):
-        nll = _mean(_scores(run.result, name)["nll"] for run in runs)
+    as_voted = [run.evaluation.scores(name).nll for run in runs]
+    if None not in as_voted and not temperatures([run.evaluation for run in runs]):
+        nll = _mean(as_voted)
         found[AS_IT_IS] = equivalent(nll, *_mean_curve([c["nll"]["mean"] for c in curves], curves))
     nll = _mean(each[name]["scaled"]["nll"] for each in bags)
     found[SCALED] = equivalent(nll, *_mean_curve([c["scaled_nll"] for c in curves], curves))
@@ -92,7 +92,8 @@ def _mean_curve(
 def minus(runs: Sequence[Run], rival: str) -> dict[str, Difference]:
     """The bag minus a rival: paired by repeat, or by test image where there is one repeat."""
     if len(runs) > 1:
-        return differences([run.result for run in runs], rival)
+        ours, theirs = ([run.evaluation.scores(n) for run in runs] for n in (BAG, rival))
+        return differences(ours, theirs)
     told = runs[0].evidence["bags"][rival]["bag_minus_it"]
     images = runs[0].evidence["images"]["test"]
     found = {}
@@ -120,53 +121,50 @@ class Row:
 
 def rows(runs: Sequence[Run]) -> list[Row]:
     """The bag and its rivals by NLL, the lowest first; what has none comes last."""
-    said = [_row(runs, name) for name in (BAG, *runs[0].result["rivals"])]
+    said = [_row(runs, name) for name in (BAG, *runs[0].evaluation.rivals)]
     said += _equal_cost(runs)
     return sorted(said, key=lambda row: (row.nll[0] is None, row.nll[0]))
 
 
 def _row(runs: Sequence[Run], name: str) -> Row:
-    scores = [_scores(run.result, name) for run in runs]
-
-    def spread(key: str) -> tuple[float | None, float | None]:
-        return mean_and_sd([each[key] for each in scores])
-
     return Row(
         name=named(name),
-        size=span([each["size"] for each in scores]),
-        accuracy=spread("accuracy"),
-        nll=spread("nll"),
         scaled_nll=mean_and_sd([run.evidence["bags"][name]["scaled"]["nll"] for run in runs]),
-        ece=spread("ece"),
-        cost_seconds=spread("cost_seconds")[0],
         equivalents=equivalents(runs, name),
         minus={} if name == BAG else minus(runs, name),
+        **_columns([run.evaluation.scores(name) for run in runs]),
     )
+
+
+def _columns(scores: Sequence[BagScores]) -> dict[str, Any]:
+    """What a row says of scores alone."""
+
+    def spread(key: str) -> tuple[float | None, float | None]:
+        return mean_and_sd([getattr(each, key) for each in scores])
+
+    return {
+        "size": span([each.size for each in scores]),
+        "accuracy": spread("accuracy"),
+        "nll": spread("nll"),
+        "ece": spread("ece"),
+        "cost_seconds": spread("cost_seconds")[0],
+    }
 
 
 def _equal_cost(runs: Sequence[Run]) -> list[Row]:
     """As many members of the deep ensemble as the bag's cost would have trained, if it has them."""
-    scores = [run.result["cost"].get(EQUAL_COST) for run in runs]
-    if None in scores or unaffordable([run.result for run in runs]):
+    found = [run.evaluation.prices.equal_cost_deep_ensemble for run in runs]
+    scores = [each for each in found if each is not None]
+    if len(scores) < len(runs) or unaffordable([run.evaluation for run in runs]):
         return []
-    bags = [run.result[BAG] for run in runs]
     row = Row(
         name="deep ensemble, equal cost",
-        size=span([each["size"] for each in scores]),
-        accuracy=mean_and_sd([each["accuracy"] for each in scores]),
-        nll=mean_and_sd([each["nll"] for each in scores]),
         scaled_nll=(None, None),
-        ece=mean_and_sd([each["ece"] for each in scores]),
-        cost_seconds=mean_and_sd([each["cost_seconds"] for each in scores])[0],
         equivalents={},
-        minus=paired(bags, scores),
+        minus=differences([run.evaluation.bag for run in runs], scores),
+        **_columns(scores),
     )
     return [row]
-
-
-def _scores(result: dict[str, Any], name: str) -> dict[str, Any]:
-    scores: dict[str, Any] = result[BAG] if name == BAG else result["rivals"][name]
-    return scores
 
 
 def named(name: str) -> str:
@@ -182,7 +180,7 @@ def named(name: str) -> str:
         "multiswag": "MultiSWAG",
         "gaussian": "Gaussian",
     }
-    return special.get(name, name.replace("_", " "))
+    return special.get(name, spaced(name))
 
 
 @dataclass(frozen=True)
@@ -196,9 +194,9 @@ class Card:
 
 def headline(runs: Sequence[Run]) -> str:
     """The answer in two or three sentences."""
-    size = runs[0].result[BAG]["size"]
+    size = runs[0].evaluation.bag.size
     images = runs[0].evidence["images"]["test"]
-    accuracy = _mean(run.result[BAG]["accuracy"] for run in runs)
+    accuracy = _mean(run.evaluation.bag.accuracy for run in runs)
     repeats = f" (mean of {len(runs)} repeats)" if len(runs) > 1 else ""
     parts = [
         f"{size} classifiers drawn from noise, voting, are right on "
@@ -212,7 +210,7 @@ def headline(runs: Sequence[Run]) -> str:
 def cards(runs: Sequence[Run]) -> list[Card]:
     """The three numbers of the headline."""
     gain = _gain(runs)
-    median = _mean(run.result["generated"]["accuracy"]["median"] for run in runs)
+    median = _mean(_median(run) for run in runs)
     said = [
         Card(
             f"{100 * gain.mean:+.2f} points",
@@ -220,9 +218,9 @@ def cards(runs: Sequence[Run]) -> list[Card]:
             f"accuracy of the median generated model: {100 * median:.2f} %",
         )
     ]
-    if DEEP_ENSEMBLE in runs[0].result["rivals"]:
+    if DEEP_ENSEMBLE in runs[0].evaluation.rivals:
         against = minus(runs, DEEP_ENSEMBLE)
-        size = runs[0].result["rivals"][DEEP_ENSEMBLE]["size"]
+        size = runs[0].evaluation.rivals[DEEP_ENSEMBLE].size
         said.append(
             Card(
                 " · ".join(_signed(score, each) for score, each in against.items()),
@@ -234,10 +232,17 @@ def cards(runs: Sequence[Run]) -> list[Card]:
 
 
 def _gain(runs: Sequence[Run]) -> Difference:
-    gains = [r.result[BAG]["accuracy"] - r.result["generated"]["accuracy"]["median"] for r in runs]
+    gains = [(run.evaluation.bag.accuracy or 0.0) - _median(run) for run in runs]
     mean, sd = mean_and_sd(gains)
     assert mean is not None
     return Difference(mean, None if sd is None else sd / len(gains) ** 0.5, True, len(gains))
+
+
+def _median(run: Run) -> float:
+    """Accuracy of the median generated model."""
+    accuracy = run.evaluation.generated.accuracy
+    assert accuracy is not None
+    return accuracy.median
 
 
 def _against_median(runs: Sequence[Run]) -> str:
@@ -250,9 +255,9 @@ def _against_median(runs: Sequence[Run]) -> str:
 
 
 def _against_deep_ensemble(runs: Sequence[Run]) -> str:
-    if DEEP_ENSEMBLE not in runs[0].result["rivals"]:
+    if DEEP_ENSEMBLE not in runs[0].evaluation.rivals:
         return "No deep ensemble was trained to compare it with."
-    size = runs[0].result["rivals"][DEEP_ENSEMBLE]["size"]
+    size = runs[0].evaluation.rivals[DEEP_ENSEMBLE].size
     verbs = {"win": "wins", "loss": "loses", "tie": "ties"}
     said = [
         f"{verbs[each.verdict]} in {_unit(score)[0]} ({_signed(score, each)})"
@@ -262,10 +267,10 @@ def _against_deep_ensemble(runs: Sequence[Run]) -> str:
 
 
 def _cost_card(runs: Sequence[Run]) -> Card:
-    per_model = [run.result["cost"]["per_model"] for run in runs]
-    marginal = _mean(each["marginal_seconds"] for each in per_model)
-    amortised = _mean(each["amortised_seconds"] for each in per_model)
-    ordinary = [each["ordinary_seconds"] for each in per_model]
+    per_model = [run.evaluation.prices.per_model for run in runs]
+    marginal = _mean(each.marginal_seconds for each in per_model)
+    amortised = _mean(each.amortised_seconds for each in per_model)
+    ordinary = [each.ordinary_seconds for each in per_model]
     if None in ordinary:
         note = f"{seconds(amortised)} with everything before it"
         return Card(seconds(marginal), "one more member", note)

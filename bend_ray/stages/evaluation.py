@@ -16,7 +16,7 @@ from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.comparison.comparison import Comparison, Members, Prices
+from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Plan
 from bend_ray.config.graph import plan as plan_of
@@ -25,6 +25,7 @@ from bend_ray.data.parts import Images
 from bend_ray.networks.protocols import Independent
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
+from bend_ray.report.evaluation import Evaluation
 from bend_ray.runtime import cluster
 from bend_ray.runtime.pool import get
 from bend_ray.runtime.sharing import SharedDataset, share_dataset
@@ -43,12 +44,12 @@ def make(config: PipelineConfig, plan: Plan) -> None:
         dataset = share_dataset(config.dataset)
         test = ray.put(dataset.load().test)
         evaluate = ray.remote(max_retries=3, **cluster.options(resources))(_evaluate)
-        metrics, shown, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
+        found, shown, cost = get(evaluate.remote(config, plan, ordinary, dataset, test))
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, plan) | shown)
     artifact.commit(
         files=[EVIDENCE],
-        metrics=metrics,
+        metrics=found.model_dump(),
         cost=cluster.total([cost], watch.cost.wall_seconds),
         compared_with=[ordinary] if ordinary else [],
     )
@@ -79,7 +80,7 @@ def _evaluate(
     ordinary: Artifact | None,
     shared: SharedDataset,
     test: Images,
-) -> tuple[dict[str, Any], dict[str, Any], Cost]:
+) -> tuple[Evaluation, dict[str, Any], Cost]:
     """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = cluster.settle(config.evaluation.resources)
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
@@ -100,17 +101,17 @@ def _evaluate(
             else None,
             prices=_prices(plan, ordinary),
         )
-        metrics, shown = comparison.metrics(), evidence(comparison)
-    return metrics, shown, watch.cost
+        found, shown = comparison.evaluation(), evidence(comparison)
+    return found, shown, watch.cost
 
 
-def _prices(plan: Plan, ordinary: Artifact | None) -> Prices:
+def _prices(plan: Plan, ordinary: Artifact | None) -> StageCosts:
     made = {stage: plan[stage].manifest() for stage in STAGES_OF_THE_BAG}
     seeds_made = made["seeds"]
     ordinary_made = ordinary.manifest() if ordinary else None
     cpu_seconds = seeds_made.cost.cpu_seconds
     root_share = seeds_made.metrics["root_cpu_seconds"] / cpu_seconds if cpu_seconds else 0.0
-    return Prices(
+    return StageCosts(
         bag=sum(manifest.cost.seconds for manifest in made.values()),
         samples=made["samples"].cost.seconds,
         seeds=seeds_made.cost.seconds,

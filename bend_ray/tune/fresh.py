@@ -6,6 +6,7 @@ once.
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +15,8 @@ from bend_ray import pipeline
 from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.log import LOGGER
-from bend_ray.report import results
-from bend_ray.report.statistics import Difference, paired
+from bend_ray.report.evaluation import Result
+from bend_ray.report.statistics import Difference, differences
 from bend_ray.tune.study import Study
 
 BASE = "base"
@@ -26,22 +27,24 @@ class Fresh:
     """Winner and base on the same splits.
 
     Attributes:
-        winner: results of ``bend run``, one a split.
+        winner: a result a split.
         base: those of the config as it was given.
     """
 
-    winner: list[dict[str, Any]]
-    base: list[dict[str, Any]]
+    winner: list[Result]
+    base: list[Result]
 
     @property
     def differences(self) -> dict[str, Difference]:
         """The winner's bag minus the base's, in accuracy and NLL, paired by split."""
-        return paired([run["bag"] for run in self.winner], [run["bag"] for run in self.base])
+        ours, theirs = ([r.evaluation.bag for r in each] for each in (self.winner, self.base))
+        return differences(ours, theirs)
 
     def as_json(self) -> dict[str, Any]:
         """Both, and what lies between them."""
         minus = {score: each.as_json() for score, each in self.differences.items()}
-        return {"winner": self.winner, "base": self.base, "winner_minus_base": minus}
+        winner, base = ([r.as_json() for r in each] for each in (self.winner, self.base))
+        return {"winner": winner, "base": base, "winner_minus_base": minus}
 
 
 def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | None) -> Fresh:
@@ -51,7 +54,7 @@ def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | No
         BendError: as ``pipeline.run``.
     """
     winner = study.config_of(*study.winner)
-    runs: dict[str, list[dict[str, Any]]] = {}
+    runs: dict[str, list[Result]] = {}
     pairs = zip(_fresh(winner, splits), _fresh(study.config, splits), strict=True)
     for number, pair in enumerate(pairs, start=1):
         for name, config in zip(("winner", BASE), pair, strict=True):
@@ -59,7 +62,7 @@ def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | No
                 "fresh        split %d of %d, seed %d: %s", number, splits, config.seed, name
             )
             made = pipeline.run(config, store_uri, address=address)
-            runs.setdefault(name, []).append(results.result(made))
+            runs.setdefault(name, []).append(Result.of(made))
     return Fresh(runs["winner"], runs[BASE])
 
 
@@ -71,9 +74,10 @@ def said(fresh: Fresh) -> list[str]:
     """What came out, a line a sentence."""
     lines = []
     for name, runs in (("winner", fresh.winner), ("config as given", fresh.base)):
-        accuracy = statistics.fmean(run["bag"]["accuracy"] for run in runs)
-        nll = statistics.fmean(run["bag"]["nll"] for run in runs)
-        cost = statistics.fmean(run["bag"]["cost_seconds"] for run in runs)
+        bags = [run.evaluation.bag for run in runs]
+        accuracy = statistics.fmean(bag.accuracy or 0.0 for bag in bags)
+        nll = statistics.fmean(math.inf if bag.nll is None else bag.nll for bag in bags)
+        cost = statistics.fmean(bag.cost_seconds for bag in bags)
         lines.append(
             f"{name}: test accuracy {100 * accuracy:.2f} %, NLL {nll:.4f}, cost {cost:.1f} s"
         )

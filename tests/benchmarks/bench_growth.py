@@ -31,7 +31,7 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.comparison import Comparison, Members, Prices
+from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.parts import Images
@@ -136,7 +136,7 @@ class Guessers:
 def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
     """The bag, its rivals by default and the evidence of the report; without asking anyone."""
     classifiers, section = Guessers(images), PipelineConfig().evaluation
-    prices = Prices(bag=9.0, samples=1.0, seeds=5.0, roots=1.0, trained=models, ordinary=1.0)
+    prices = StageCosts(bag=9.0, samples=1.0, seeds=5.0, roots=1.0, trained=models, ordinary=1.0)
 
     def members(count: int) -> Members:
         return Members.ask(torch.randn(count, parameters), torch.arange(count) % 8, classifiers)
@@ -150,7 +150,7 @@ def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
 
     def work() -> None:
         comparison = Comparison(section, 0, classifiers, **populations, prices=prices)
-        comparison.metrics()
+        comparison.evaluation()
         evidence(comparison)
 
     return work

@@ -30,7 +30,7 @@ def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:
         "prices": PRICES,
     }
     arguments.update(changes)
-    return Comparison(section, 0, Answers(), **arguments).metrics()  # type: ignore[arg-type]
+    return Comparison(section, 0, Answers(), **arguments).evaluation().model_dump(mode="json")  # type: ignore[arg-type]
 
 
 def section(*rivals: Any, **changes: Any) -> EvaluationSection:

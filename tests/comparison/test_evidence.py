@@ -44,7 +44,7 @@ def test_evidence_is_json_and_names_what_the_comparison_names() -> None:
 
 def test_a_curve_ends_at_the_scores_and_at_the_cost_of_the_whole() -> None:
     compared = comparison()
-    said, metrics = evidence(compared)["bags"], compared.metrics()
+    said, metrics = evidence(compared)["bags"], compared.evaluation().model_dump()
     for name, scores in {"bag": metrics["bag"], **metrics["rivals"]}.items():
         curve, cost = said[name]["curve"], said[name]["cost"]
         seconds = cost["fixed"] + scores["size"] * cost["member"]
@@ -82,7 +82,7 @@ def test_temperature_is_fitted_on_validation_images() -> None:
 @pytest.mark.slow
 def test_where_bags_are_scored_at_temperatures_so_are_their_curves_and_differences() -> None:
     compared = comparison(section=EvaluationSection(rivals=RIVALS, temperature_scaling=True))
-    said, metrics = evidence(compared)["bags"], compared.metrics()
+    said, metrics = evidence(compared)["bags"], compared.evaluation().model_dump()
     bag, ensemble = said["bag"], said["deep_ensemble"]
     assert bag["curve"]["nll"]["mean"][-1] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
     assert bag["scaled"]["nll"] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)

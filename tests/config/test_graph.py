@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from bend_ray.artifacts.store import Store
+from bend_ray.config import graph as plan_module
 from bend_ray.config.graph import STAGES, plan
 from bend_ray.config.knobs import Knob, knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.config import graph as plan_module
 
 VALUES_OF_NO_RESULT = {
     "cpus": 2.5,

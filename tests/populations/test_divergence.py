@@ -18,7 +18,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.populations.divergence import Divergence, done_shards, finite_rows, left_rows, note
 from bend_ray.populations.members import load_roots
-from bend_ray.report.results import result
+from bend_ray.report.evaluation import Result
 from bend_ray.stages import sample_drawer, seeds
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
@@ -126,7 +126,7 @@ def test_a_population_that_partly_diverges_still_makes_a_bag(
     assert alone.model_id.tolist() == trained.model_id.tolist()
     np.testing.assert_array_equal(alone.theta_KP, trained.theta_KP)
     assert set(drawn.trunk.tolist()) <= set(trained.trunk.tolist())
-    assert result(artifacts)["bag"]["size"] == 6
+    assert Result.of(artifacts).evaluation.bag.size == 6
     assert f"{12 - len(trained)} of 12 models diverged and are left out" in caplog.text
     with pytest.raises(TrainingError, match=r"autoencoder\.model\.latent_size = 6 .*diverged"):
         make(tiny(ABSURD), fresh_store, "autoencoder")

@@ -17,6 +17,7 @@ from PIL import Image
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import OriginalsBag
+from bend_ray.report.evaluation import Diverged, Result
 from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
 from bend_ray.report.runs import Run, read_run
@@ -107,7 +108,7 @@ def test_it_says_what_was_found_and_how_to_make_it_again(page: Seen, repeats: li
 
 def test_the_data_beside_it_holds_every_result(folder: Path, repeats: list[Run]) -> None:
     told = json.loads((folder / "report.json").read_text())
-    assert told["results"] == [run.result for run in repeats]
+    assert told["results"] == [run.result.as_json() for run in repeats]
     assert told["config"]["seed"] == 0
 
 
@@ -120,17 +121,18 @@ def test_a_single_run_says_that_it_has_no_spread(repeats: list[Run]) -> None:
 
 def test_models_that_diverged_are_told_below_the_table(repeats: list[Run]) -> None:
     run = repeats[1]
-    counts = {"seeds": {"dropped": 2, "retrained": 0}, "samples": {"dropped": 0, "retrained": 0}}
-    lost = replace(run, result=run.result | {"diverged": counts})
+    counts = {"seeds": Diverged(dropped=2), "samples": Diverged()}
+    lost = replace(run, result=run.result.model_copy(update={"diverged": counts}))
     (table,) = report([repeats[0], lost]).tables
     assert table.note.endswith(" Seed 1, seeds: 2 diverged and left out.")
 
 
 def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats: list[Run]) -> None:
     def costing(run: Run, affordable: int) -> Run:
-        scores = {**run.result["bag"], "affordable": affordable, "size": 4}
-        cost = run.result["cost"] | {"equal_cost_deep_ensemble": scores}
-        return replace(run, result=run.result | {"cost": cost})
+        said = run.result.as_json()
+        scores = {**said["bag"], "affordable": affordable, "size": 4}
+        said["cost"]["equal_cost_deep_ensemble"] = scores
+        return replace(run, result=Result.from_json(said))
 
     names = [row.cells[0].text for row in report([costing(repeats[0], 4)]).tables[0].rows]
     assert "deep ensemble, equal cost" in names

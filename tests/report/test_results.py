@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-import copy
 import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import NOVELTY, metrics, whole_result
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
@@ -15,60 +15,8 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.votes import TEMPERATURE_RANGE
 from bend_ray.errors import StoreError
 from bend_ray.populations.divergence import Divergence
-from bend_ray.report.results import result, table
-
-SCORES = {"accuracy": 0.9512, "nll": 0.16543, "brier": 0.0721, "ece": 0.0134, "size": 48}
-SPREAD = {"mean": 0.91, "median": 0.92, "min": 0.85, "max": 0.94, "std": 0.01}
-DIVERSITY = {"disagreement": 0.061, "error_iou": 0.31, "q_statistic": 0.97}
-NOVELTY = {
-    "nearest_ratio": 1.02,
-    "spread": 0.81,
-    "within_trunk_disagreement": 0.023,
-    "functional_distance": 0.031,
-    "copies": 0.0,
-}
-
-
-def metrics() -> dict[str, Any]:
-    """What an evaluation commits, of the shape that stages.comparison gives it."""
-    return {
-        "bag": {**SCORES, "cost_seconds": 12.0, "members": [0, 1]},
-        "generated": {"accuracy": SPREAD},
-        "originals": {"accuracy": SPREAD},
-        "held_out": {"accuracy": SPREAD},
-        "rivals": {
-            "gaussian": {**SCORES, "nll": 0.3, "cost_seconds": 9.0},
-            "deep_ensemble": {**SCORES, "nll": 0.1, "cost_seconds": 123.4},
-        },
-        "diversity": {"generated": DIVERSITY, "originals": DIVERSITY, "held_out": DIVERSITY},
-        "novelty": {**NOVELTY, "held_out": NOVELTY},
-        "prices": {
-            "per_model": {
-                "marginal_seconds": 0.0123,
-                "amortised_seconds": 0.25,
-                "ordinary_seconds": 2.5,
-            },
-            "equal_cost_deep_ensemble": {
-                **SCORES,
-                "affordable": 4,
-                "size": 4,
-                "cost_seconds": 10.0,
-            },
-        },
-    }
-
-
-def whole_result() -> dict[str, Any]:
-    said = metrics()
-    prices = said.pop("prices")
-    spent = {"cpu_seconds": 1.25, "gpu_seconds": 0.0, "wall_seconds": 75.0}
-    return {
-        **said,
-        "diverged": {key: {"dropped": 0, "retrained": 0} for key in ("seeds", "samples")},
-        "cost": {**dict.fromkeys(STAGES, spent), **prices},
-        "store": "/store",
-        "fingerprints": dict.fromkeys(STAGES, "0123456789ab"),
-    }
+from bend_ray.report.evaluation import Result
+from bend_ray.report.results import table as table_of
 
 
 def poor_result() -> dict[str, Any]:
@@ -81,6 +29,15 @@ def poor_result() -> dict[str, Any]:
     del poor["cost"]["equal_cost_deep_ensemble"]
     del poor["rivals"]["deep_ensemble"]
     return poor
+
+
+def table(said: dict[str, Any]) -> str:
+    """Of what ``bend run --json`` writes."""
+    return table_of(Result.from_json(said))
+
+
+def result(made: Plan) -> dict[str, Any]:
+    return Result.of(made).as_json()
 
 
 def sections(text: str) -> list[list[str]]:
@@ -169,11 +126,21 @@ def test_what_is_not_known_is_a_dash_and_what_is_not_there_no_row() -> None:
     assert cells(cost[-1]) == ["one ordinary model", "-"]
 
 
-def test_the_table_leaves_the_result_as_it_was() -> None:
-    said = whole_result()
-    kept = copy.deepcopy(said)
-    table(said)
-    assert said == kept
+@pytest.mark.parametrize("said", [whole_result(), poor_result()], ids=["whole", "poor"])
+def test_the_json_of_a_result_reads_as_it_was_written(said: dict[str, Any]) -> None:
+    assert Result.from_json(said).as_json() == said
+    kept = json.loads(json.dumps(said))
+    assert Result.from_json(kept) == Result.from_json(said)
+
+
+@pytest.mark.parametrize("key", ["bag", "rivals", "cost", "fingerprints", "novelty"])
+def test_json_that_is_no_result_is_refused_in_one_line(key: str) -> None:
+    for said in (
+        {k: v for k, v in whole_result().items() if k != key},
+        {**whole_result(), key: 3},
+    ):
+        with pytest.raises(ValueError, match=r"^[^\n]+$"):
+            Result.from_json(said)
 
 
 def test_costs_are_shown_stage_by_stage() -> None:

@@ -7,12 +7,12 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import EVIDENCE, plan
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.report.results import result
+from bend_ray.report.evaluation import Result
 from bend_ray.report.runs import Run, grouped, newest, read_run, stored_runs
 
 
 def test_a_run_reads_as_its_own_result(store: Store, repeats: list[Run]) -> None:
-    assert repeats[0].result == result(plan(CONFIG, store))
+    assert repeats[0].result == Result.of(plan(CONFIG, store))
     assert repeats[0].config == CONFIG.model_dump(mode="json")
 
 
@@ -20,7 +20,7 @@ def test_a_run_reads_as_its_own_result(store: Store, repeats: list[Run]) -> None
 def test_the_evaluation_alone_is_enough(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
     made = commit(CONFIG, store)
-    before = result(made)
+    before = Result.of(made)
     for stage in ("seeds", "autoencoder", "latents", "generator", "samples"):
         Path(made[stage].path, "manifest.json").unlink()
     assert read_run(store, made.evaluation.fingerprint).result == before

@@ -7,9 +7,9 @@ from evaluations import CONFIG, commit
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import plan
 from bend_ray.errors import StoreError
+from bend_ray.report.evaluation import Result
 from bend_ray.report.location import output_directory
 from bend_ray.report.page import write_report
-from bend_ray.report.results import result
 from bend_ray.report.runs import Run
 from bend_ray.report.side_by_side import compared, labels, read_entries, text, write_comparison
 
@@ -29,7 +29,7 @@ def test_stores_reports_and_results_are_all_taken(
 ) -> None:
     where = tmp_path / "report"
     page = write_report(repeats[:2], output_directory(str(where)))
-    told = result(plan(CONFIG, store))
+    told = Result.of(plan(CONFIG, store)).as_json()
     (tmp_path / "one.json").write_text(json.dumps(told))
     (tmp_path / "two.json").write_text(json.dumps({"repeats": [told, told], "aggregate": {}}))
     sources = [

@@ -1,23 +1,25 @@
 import pytest
+from figures import whole_result
 from scipy.stats import ttest_rel
-from test_results import poor_result, whole_result
+from test_results import poor_result
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import plan
 from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.report.evaluation import Result
 from bend_ray.report.results import repeats_table
 from bend_ray.report.statistics import Difference, aggregate, differences
 
 
-def results() -> list:
+def results() -> list[Result]:
     told = []
     for accuracy, rival in ((0.95, 0.94), (0.97, 0.95), (0.96, 0.96)):
         said = whole_result()
         said["bag"] = {**said["bag"], "accuracy": accuracy, "nll": 1 - accuracy}
         gaussian = said["rivals"]["gaussian"]
         said["rivals"]["gaussian"] = {**gaussian, "accuracy": rival, "nll": 1 - rival}
-        told.append(said)
+        told.append(Result.from_json(said))
     return told
 
 
@@ -44,7 +46,9 @@ def test_an_aggregate_has_the_shape_of_a_result_with_mean_and_sd() -> None:
 
 
 def test_differences_are_those_of_a_paired_t_test() -> None:
-    found = differences(results(), "gaussian")["accuracy"]
+    evaluations = [result.evaluation for result in results()]
+    pairs = [e.bag for e in evaluations], [e.rivals["gaussian"] for e in evaluations]
+    found = differences(*pairs)["accuracy"]
     t = ttest_rel([0.95, 0.97, 0.96], [0.94, 0.95, 0.96]).statistic
     assert found.mean / found.standard_error == pytest.approx(t)
     assert aggregate(results())["rivals"]["gaussian"]["bag_minus_it"]["accuracy"] == {
@@ -74,13 +78,13 @@ def test_within_two_standard_errors_or_of_two_repeats_it_is_a_tie(
 
 def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:
     poor = {**poor_result(), "rivals": whole_result()["rivals"]}
-    said = aggregate([whole_result(), poor])
+    said = aggregate([Result.from_json(each) for each in (whole_result(), poor)])
     assert said["held_out"]["accuracy"]["mean"]["mean"] == 0.91
     assert said["novelty"]["spread"] == {"mean": 0.81, "sd": None}
 
 
 def test_the_table_of_repeats_ranks_rivals_and_says_who_won() -> None:
-    bags, members, note = repeats_table(aggregate(results())).split("\n\n")
+    bags, members, note = repeats_table(results()).split("\n\n")
     assert "within 2 standard errors, or of only two repeats" in note
     lines = bags.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == [

@@ -42,7 +42,7 @@ def test_rows_are_ranked_by_nll_and_hold_the_spread_of_repeats(repeats: list[Run
     told = rows(repeats)
     assert [row.nll[0] for row in told] == sorted(row.nll[0] for row in told)
     ours = next(row for row in told if row.name == "bag of generated")
-    accuracies = [run.result["bag"]["accuracy"] for run in repeats]
+    accuracies = [run.evaluation.bag.accuracy for run in repeats]
     assert ours.accuracy == pytest.approx(
         (statistics.fmean(accuracies), statistics.stdev(accuracies))
     )
@@ -54,13 +54,13 @@ def test_rows_are_ranked_by_nll_and_hold_the_spread_of_repeats(repeats: list[Run
 
 
 def test_differences_are_over_repeats_or_over_images(repeats: list[Run]) -> None:
-    results = [run.result for run in repeats]
-    assert minus(repeats, "gaussian") == differences(results, "gaussian")
+    evaluations = [run.evaluation for run in repeats]
+    pairs = [e.bag for e in evaluations], [e.rivals["gaussian"] for e in evaluations]
+    assert minus(repeats, "gaussian") == differences(*pairs)
     told = repeats[0].evidence["bags"]["gaussian"]["bag_minus_it"]["nll"]
     alone = minus(repeats[:1], "gaussian")["nll"]
     assert (alone.mean, alone.standard_error) == (told["mean"], told["standard_error"])
-    scores = repeats[0].result
-    expected = scores["bag"]["nll"] - scores["rivals"]["gaussian"]["nll"]
+    expected = evaluations[0].bag.nll - evaluations[0].rivals["gaussian"].nll
     assert alone.mean == pytest.approx(expected, rel=1e-4)
 
 

@@ -17,7 +17,7 @@ from bend_ray.config.graph import plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
-from bend_ray.report.results import result
+from bend_ray.report.evaluation import Result
 from bend_ray.stages import seeds
 from bend_ray.stages.finish import Finish, without_finish
 from bend_ray.stages.seed_trainer import SeedTrainer
@@ -145,7 +145,7 @@ def test_guided_and_annealed_models_go_through_the_pipeline(
         assert {file.name for file in artifact.list_files()} == listed
     assert Path(made.seeds.child(early_name(0))).is_file()
     assert read_population(made.samples).step.tolist() == [2] * 6
-    told = result(made)
+    told = Result.of(made).as_json()
     # Four of six members are learnt from, of ten checkpoints.
     assert told["rivals"]["originals_bag"]["size"] == 4
     assert told["cost"]["per_model"]["marginal_seconds"] > 0

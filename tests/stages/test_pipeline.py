@@ -19,7 +19,8 @@ from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.populations.members import read_layout
 from bend_ray.populations.networks import Classifiers
-from bend_ray.report.results import result, table
+from bend_ray.report.evaluation import Result
+from bend_ray.report.results import table
 from bend_ray.runtime.cluster import preflight
 from bend_ray.stages.representations import Principal, Standardised
 from bend_ray.stages.sample_drawer import SampleDrawer
@@ -40,7 +41,7 @@ def test_the_whole_pipeline_leaves_committed_artifacts_and_nothing_else(
     assert generated.model_id.tolist() == list(range(6))
     assert generated.trunk.tolist() == [0, 1, 0, 1, 0, 1]
     assert np.isfinite(generated.theta_KP).all()
-    shown = table(result(plan))
+    shown = table(Result.of(plan))
     assert "bag of generated" in shown
     assert "originals bag" in shown
 
@@ -95,7 +96,7 @@ def test_the_papers_variants_run_end_to_end(tiny: MakeConfig, shared_store: Stor
         "samples.sampler={kind: ancestral}",
     )
     plan = make(config, shared_store)
-    metrics = result(plan)
+    metrics = Result.of(plan).as_json()
     assert 0 <= metrics["bag"]["accuracy"] <= 1
     assert read_population(plan.samples).trunk.tolist() == [0] * 6
     assert metrics["novelty"]["spread"] > 0

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.comparison import Members, Prices
+from bend_ray.comparison.comparison import Members, StageCosts
 from bend_ray.data.parts import Images
 
 N, C = 12, 3
-PRICES = Prices(bag=20.0, samples=1.0, seeds=10.0, roots=2.0, trained=8, ordinary=1.5)
+PRICES = StageCosts(bag=20.0, samples=1.0, seeds=10.0, roots=2.0, trained=8, ordinary=1.5)
 
 
 class Answers:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from figures import metrics
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost
@@ -86,7 +87,8 @@ def store_bag(root: Path, config: PipelineConfig, members: list[int] | None = No
         files = [shard] if artifact.stage == "samples" else []
         chosen = list(range(count)) if members is None else members
         if artifact.stage == "evaluation":
-            said = {"bag": {**SCORES, "size": len(chosen), "members": chosen}}
+            said = metrics()
+            said["bag"] |= {**SCORES, "size": len(chosen), "members": chosen}
         rows = dict.fromkeys(files, count)
         artifact.commit(files=files, rows=rows, metrics=said, cost=Cost())
     return Bagged(config, artifacts, theta_EP, chosen, val_nll_E.double())

@@ -53,6 +53,8 @@ def commit(config: PipelineConfig, store: Store, **changes: Any) -> Plan:
     compared = Comparison(config.evaluation, config.seed, Answers(), **arguments)  # type: ignore[arg-type]
     made.evaluation.write_json(EVIDENCE, provenance(config, made) | evidence(compared))
     made.evaluation.commit(
-        files=[EVIDENCE], metrics=compared.metrics(), cost=Cost(cpu_seconds=1.0, wall_seconds=3.0)
+        files=[EVIDENCE],
+        metrics=compared.evaluation().model_dump(),
+        cost=Cost(cpu_seconds=1.0, wall_seconds=3.0),
     )
     return made

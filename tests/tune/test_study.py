@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from figures import whole_result
 from pages import Seen
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError, TrainingError
+from bend_ray.report.evaluation import Result
 from bend_ray.tune.fresh import Fresh, said
 from bend_ray.tune.page import write_page
 from bend_ray.tune.records import (
@@ -142,7 +144,9 @@ def test_a_record_comes_back_as_it_was(study: Study) -> None:
 
 
 def bag(nll: float) -> dict[str, Any]:
-    return {"bag": {"accuracy": 0.95, "nll": nll, "cost_seconds": 20.0}}
+    said = whole_result()
+    said["bag"] |= {"accuracy": 0.95, "nll": nll, "cost_seconds": 20.0}
+    return Result.from_json(said)
 
 
 @pytest.mark.slow

@@ -1,0 +1,248 @@
+"""The result of a run as a type: made by the evaluation, parsed at the manifest, then attributes.
+
+Its JSON is what ``bend run --json`` prints. A figure that was not finite is null there, and None
+here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.manifest import Manifest, first_problem
+from bend_ray.config.graph import STAGES, Plan
+from bend_ray.errors import StoreError
+from bend_ray.storage.masking import masked
+
+Figure = float | None
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class BagScores(_Record):
+    """A bag on the test part: fractions of 1, nats and seconds."""
+
+    accuracy: Figure
+    nll: Figure
+    brier: Figure
+    ece: Figure
+    size: int
+    """Members that vote."""
+    temperature: Figure = None
+    """At which it is scored; None where votes are scored as they are."""
+    cost_seconds: float
+    """Of all of it from scratch: GPU seconds where one was used, else CPU seconds."""
+    members: tuple[int, ...] | None = None
+    """Of the bag of generated classifiers, their places in the population, in voting order."""
+    affordable: int | None = None
+    """Of the deep ensemble of equal cost, members that our cost would have trained."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = handler(self)
+        optional = ("temperature", "members", "affordable")
+        return {k: v for k, v in said.items() if v is not None or k not in optional}
+
+
+class Spread(_Record):
+    """A score over the models of a population."""
+
+    mean: float
+    median: float
+    min: float
+    max: float
+    std: float
+
+
+class PopulationScores(_Record):
+    """Single models on the test part; None for a population without any."""
+
+    accuracy: Spread | None
+
+
+class DiversityScores(_Record):
+    """How two models of a population differ, mean over pairs; see ``ensemble.metrics``."""
+
+    disagreement: Figure
+    error_iou: Figure
+    q_statistic: Figure
+
+
+class Diversity(_Record):
+    """Of each population; None below two models."""
+
+    generated: DiversityScores | None
+    originals: DiversityScores | None
+    held_out: DiversityScores | None
+
+
+class NoveltyScores(_Record):
+    """How models stand to those the generator learnt from; see ``ensemble.novelty``."""
+
+    nearest_ratio: Figure
+    spread: Figure
+    within_trunk_disagreement: Figure
+    functional_distance: Figure
+    copies: Figure
+
+
+class Novelty(NoveltyScores):
+    """Of the generated models, and of the held-out ones as a measure."""
+
+    held_out: NoveltyScores | None
+
+
+class ModelPrices(_Record):
+    """Seconds a model."""
+
+    marginal_seconds: float
+    """One more generated model."""
+    amortised_seconds: float
+    """A generated model with all before it."""
+    ordinary_seconds: float | None
+    """One ordinary training; None where none was done."""
+
+
+class Prices(_Record):
+    """What models cost, and what our cost would have bought."""
+
+    per_model: ModelPrices
+    equal_cost_deep_ensemble: BagScores | None = None
+    """As many members of the deep ensemble as the bag's cost would have trained, if it has them."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        said: dict[str, Any] = handler(self)
+        return {k: v for k, v in said.items() if v is not None}
+
+
+class Evaluation(_Record):
+    """What an evaluation says, all on the test part."""
+
+    bag: BagScores
+    """Of generated classifiers."""
+    generated: PopulationScores
+    originals: PopulationScores
+    """The trained models that the generator learnt from."""
+    held_out: PopulationScores
+    """The trained models that it never saw."""
+    rivals: dict[str, BagScores]
+    """By kind."""
+    diversity: Diversity
+    novelty: Novelty
+    prices: Prices
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> Evaluation:
+        """What a committed evaluation says.
+
+        Raises:
+            StoreError: another version of bend_ray made it.
+        """
+        try:
+            return cls.model_validate(manifest.metrics)
+        except ValidationError as error:
+            raise StoreError(
+                f"expected evaluation {manifest.fingerprint} to be of this version of bend_ray, "
+                f"got: {first_problem(error)}; run `bend run` again"
+            ) from None
+
+    def scores(self, name: str) -> BagScores:
+        """Of ``bag``, or of a rival."""
+        return self.bag if name == "bag" else self.rivals[name]
+
+    def population(self, name: str) -> PopulationScores:
+        """Of ``generated``, ``originals`` or ``held_out``."""
+        scores: PopulationScores = getattr(self, name)
+        return scores
+
+
+class Diverged(_Record):
+    """Of a stage's models, those left out, and trainings that did well with another seed."""
+
+    dropped: int = 0
+    retrained: int = 0
+
+    @classmethod
+    def of(cls, noted: Sequence[Mapping[str, Any]]) -> Diverged:
+        """Counted from what the stage's manifest notes."""
+        return cls(
+            dropped=sum(len(each["models"]) for each in noted),
+            retrained=sum(each["outcome"] == "retrained" for each in noted),
+        )
+
+
+class Result(_Record):
+    """The result of a run: its evaluation, and what it was made of."""
+
+    evaluation: Evaluation
+    diverged: dict[str, Diverged]
+    """Of the stages that make models."""
+    costs: dict[str, Cost]
+    """Of every stage."""
+    store: str
+    fingerprints: dict[str, str]
+    """Of every stage's artifact."""
+
+    @classmethod
+    def of(cls, plan: Plan) -> Result:
+        """Of committed artifacts.
+
+        Raises:
+            StoreError: one is missing, or of another version.
+        """
+        made = {stage: plan[stage].manifest() for stage in STAGES}
+        return cls(
+            evaluation=Evaluation.of(made["evaluation"]),
+            diverged={
+                stage: Diverged.of(made[stage].metrics.get("diverged", []))
+                for stage in ("seeds", "samples")
+            },
+            costs={stage: manifest.cost for stage, manifest in made.items()},
+            store=masked(plan.evaluation.store.uri),
+            fingerprints={stage: manifest.fingerprint for stage, manifest in made.items()},
+        )
+
+    def as_json(self) -> dict[str, Any]:
+        """What ``bend run --json`` prints."""
+        said = self.evaluation.model_dump(mode="json")
+        prices = said.pop("prices")
+        whole = self.model_dump(mode="json", exclude={"evaluation", "costs"})
+        costs = {stage: cost.model_dump() for stage, cost in self.costs.items()}
+        return {
+            **said,
+            "diverged": whole["diverged"],
+            "cost": {**costs, **prices},
+            "store": whole["store"],
+            "fingerprints": whole["fingerprints"],
+        }
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Result:
+        """What ``as_json`` wrote.
+
+        Raises:
+            ValueError: it is something else; the message is one line.
+        """
+        try:
+            cost = dict(said["cost"])
+            prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
+            own = {name: said[name] for name in ("diverged", "store", "fingerprints")}
+            names = Evaluation.model_fields.keys() - {"prices"}
+            evaluation = {name: said[name] for name in names} | {"prices": prices}
+            return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})
+        except ValidationError as error:
+            raise ValueError(first_problem(error)) from None
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no {error}") from None
