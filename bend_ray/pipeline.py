@@ -6,14 +6,18 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
+from typing import TYPE_CHECKING
 
 from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, Plan, identified, plan
+from bend_ray.config.graph import ORDINARY, Plan, identified, ordinary, plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.process.log import duration
+
+if TYPE_CHECKING:
+    from bend_ray.runtime.interface import Runtime
+    from bend_ray.runtime.on_ray import RayRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -24,14 +28,16 @@ def run(
     *,
     until: str = "evaluation",
     address: str | None = None,
+    local: bool = False,
 ) -> Plan:
-    """Make what is missing up to a stage, on a Ray cluster; with nothing missing, no Ray.
+    """Make what is missing up to a stage; with nothing missing, without Ray.
 
     Args:
         config: what to make.
         store_uri: where artifacts live.
         until: the last stage wanted.
         address: the cluster to join; None for RAY_ADDRESS, else one of our own.
+        local: do the work in this process, without Ray.
 
     Returns:
         The artifacts, committed up to ``until``.
@@ -42,28 +48,31 @@ def run(
     store = Store(store_uri)
     config = identified(config)
     artifacts = plan(config, store)
-    missing = [s for s in STAGES[: STAGES.index(until) + 1] if not artifacts[s].exists()]
+    steps = artifacts.steps(until)
+    missing = [step for step in steps if not artifacts[step].exists()]
     if not missing:
         logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
         return artifacts
     store.ensure_writable()
     started = time.monotonic()
-    connect(address, config, missing)
+    runtime: Runtime = _here(config) if local else connect(address, config, missing)
     connecting = time.monotonic() - started
-    tracking = import_module("bend_ray.runtime.tracking")
-    with tracking.tracking(config, artifacts.evaluation) as tracker:
-        for stage in STAGES[: STAGES.index(until) + 1]:
-            if stage in missing:
-                make_stage(stage, config, artifacts)
-            tracker.stage(artifacts[stage])
+    from bend_ray.runtime.tracking import tracking
+
+    with tracking(config, artifacts.evaluation) as tracker:
+        for step in steps:
+            if step in missing:
+                make_stage(step, config, artifacts, runtime)
+            if step != ORDINARY:
+                tracker.stage(artifacts[step])
     _tell_where_time_went(artifacts, missing, connecting, time.monotonic() - started)
     return artifacts
 
 
-def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
+def make_stage(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> bool:
     """Make one stage's artifact unless it is there, or wait until another run has.
 
-    Needs a connected cluster and the stages before it.
+    Needs the stages before it.
 
     Returns:
         Whether this call made it.
@@ -74,14 +83,13 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
     artifact = artifacts[stage]
     if artifact.exists():
         return False
-    our_errors = import_module("bend_ray.runtime.pool").our_errors
     with lease(artifact, logger.info) as mine:
         if mine:
-            import_module("bend_ray.runtime.cluster").wait_for(config, stage)
+            runtime.wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
             try:
-                with our_errors():
-                    import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+                with runtime.errors():
+                    _make(stage, config, artifacts, runtime)
             except StoreError:
                 # Stopped for long, this run loses the stage to another, which then commits it.
                 if not artifact.exists():
@@ -97,6 +105,25 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Plan) -> bool:
     return mine
 
 
+def _make(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> None:
+    from bend_ray.stages import autoencoder, evaluation, generator, latents, samples, seeds
+
+    if stage == ORDINARY:
+        others = ordinary(config)
+        assert others is not None
+        seeds.make(others, plan(others, artifacts.seeds.store), runtime)
+        return
+    makers = {
+        "seeds": seeds.make,
+        "autoencoder": autoencoder.make,
+        "latents": latents.make,
+        "generator": generator.make,
+        "samples": samples.make,
+        "evaluation": evaluation.make,
+    }
+    makers[stage](config, artifacts, runtime)
+
+
 def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole: float) -> None:
     costs = {stage: plan[stage].manifest().cost for stage in made}
     stages = ", ".join(f"{stage} {duration(cost.wall_seconds)}" for stage, cost in costs.items())
@@ -108,7 +135,7 @@ def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole:
     )
 
 
-def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> None:
+def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> RayRuntime:
     """Connect to Ray and refuse at once what the cluster can never give a missing stage.
 
     Args:
@@ -124,10 +151,21 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
     from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(address)
-    import_module("bend_ray.runtime.tracking").require_installed(config)
-    cluster = import_module("bend_ray.runtime.cluster")
-    cluster.connect(address)
-    cluster.preflight(config, missing)
+    from bend_ray.runtime import cluster, tracking
+    from bend_ray.runtime.on_ray import RayRuntime
+
+    tracking.require_installed(config)
+    own = cluster.connect(address)
+    cluster.preflight(config, missing, own)
+    return RayRuntime(own)
+
+
+def _here(config: PipelineConfig) -> Runtime:
+    from bend_ray.runtime import tracking
+    from bend_ray.runtime.local import LocalRuntime
+
+    tracking.require_installed(config)
+    return LocalRuntime()
 
 
 @dataclass(frozen=True)

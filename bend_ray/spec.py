@@ -7,7 +7,6 @@ Variants of one kind are specs that differ in the literal ``kind``; an axis is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt
@@ -55,55 +54,6 @@ def is_incidental(spec: type[Spec], name: str) -> bool:
         marks += getattr(annotation, "__metadata__", ())
         waiting += get_args(annotation)
     return any(isinstance(mark, Incidental) for mark in marks)
-
-
-@dataclass(frozen=True)
-class Addition:
-    """Marks a field that came after artifacts had been made: ``Annotated[int, Addition()]``.
-
-    At the value that does what was done without it, it is no part of a fingerprint: what had been
-    made keeps its name.
-
-    Attributes:
-        without: that value; None for the default.
-    """
-
-    without: Any = None
-
-
-def says_nothing(spec: Spec, name: str) -> bool:
-    """Whether a field is an ``Addition`` at the value that does what was done without it.
-
-    >>> class A(Spec):
-    ...     old: int = 0
-    ...     new: Annotated[int, Addition()] = 0
-    ...     on: Annotated[int, Addition(without=0)] = 1
-    >>> [[says_nothing(a, name) for name in ("old", "new", "on")] for a in (A(), A(new=1, on=0))]
-    [[False, True, False], [False, False, True]]
-    """
-    field = type(spec).model_fields[name]
-    for mark in field.metadata:
-        if isinstance(mark, Addition):
-            without = field.get_default() if mark.without is None else mark.without
-            return bool(getattr(spec, name) == without)
-    return False
-
-
-def unsaid(spec: type[Spec]) -> dict[str, Any]:
-    """The additions that a fingerprint leaves out at another value than the default, as JSON.
-
-    >>> class A(Spec):
-    ...     new: Annotated[int, Addition()] = 0
-    ...     on: Annotated[int, Addition(without=0)] = 1
-    >>> unsaid(A)
-    {'on': 0}
-    """
-    return {
-        name: mark.without.model_dump() if isinstance(mark.without, Spec) else mark.without
-        for name, field in spec.model_fields.items()
-        for mark in field.metadata
-        if isinstance(mark, Addition) and mark.without is not None
-    }
 
 
 def variants(annotation: Any) -> tuple[type[Spec], ...]:

@@ -12,14 +12,15 @@ from bend_ray.config.graph import STAGES, plan
 from bend_ray.config.schema import PipelineConfig
 
 
-@pytest.mark.parametrize("deleted", ["seeds", "latents", "evaluation"])
+@pytest.mark.parametrize("deleted", ["seeds", "latents", "ordinary", "evaluation"])
 def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: str
 ) -> None:
     config, store = PipelineConfig(), Store(str(tmp_path))
-    for artifact in plan(config, store):
-        if artifact.stage != deleted:
-            artifact.commit(files=[], metrics={}, cost=Cost())
+    made = plan(config, store)
+    for step in made.steps("evaluation"):
+        if step != deleted:
+            made[step].commit(files=[], metrics={}, cost=Cost())
     wanted: list[str] = []
 
     class WouldStartRayError(Exception):
@@ -37,8 +38,9 @@ def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
 
 def test_with_nothing_missing_nothing_is_started(tmp_path: Path) -> None:
     config, store = PipelineConfig(), Store(str(tmp_path))
-    for artifact in plan(config, store):
-        artifact.commit(files=[], metrics={}, cost=Cost())
+    planned = plan(config, store)
+    for step in planned.steps("evaluation"):
+        planned[step].commit(files=[], metrics={}, cost=Cost())
     made = pipeline.run(config, store.uri)
     assert [artifact.stage for artifact in made] == list(STAGES)
 

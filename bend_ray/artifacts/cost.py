@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from types import TracebackType
 
@@ -40,6 +40,12 @@ class Cost(BaseModel):
             gpu_seconds=self.gpu_seconds + other.gpu_seconds,
             wall_seconds=self.wall_seconds + other.wall_seconds,
         )
+
+
+def cost_of_pieces(costs: Sequence[Cost], wall_seconds: float) -> Cost:
+    """The cost of pieces done side by side in ``wall_seconds``."""
+    summed = sum(costs, Cost())
+    return summed.model_copy(update={"wall_seconds": wall_seconds})
 
 
 def write_cost(artifact: Directory, name: str, cost: Cost) -> None:

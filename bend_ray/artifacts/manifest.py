@@ -87,10 +87,8 @@ class Manifest(_Record):
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     identity: dict[str, Any]
     given: dict[str, Any] = {}
-    """What was asked for besides and decides nothing, as where the data set was found."""
+    """What decides nothing: the config as it was asked for, with where the data set was found."""
     inputs: list[ManifestInput]
-    compared_with: list[ManifestInput] = []
-    """Artifacts whose figures it shows beside those of its inputs."""
     files: list[ManifestFile]
     metrics: dict[str, Any]
     cost: Cost

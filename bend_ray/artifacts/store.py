@@ -260,7 +260,6 @@ class Artifact(Directory):
         metrics: Mapping[str, Any],
         cost: Cost,
         rows: Mapping[str, int] | None = None,
-        compared_with: Sequence[Artifact] = (),
     ) -> Artifact:
         """Writes the manifest: from now on the artifact exists, and is not written to any more.
 
@@ -269,7 +268,6 @@ class Artifact(Directory):
             metrics: JSON; NaN and infinities are recorded as null.
             cost: of everything that went into making it.
             rows: file name -> rows, for files that have them.
-            compared_with: artifacts whose figures it shows, though no input is made from them.
 
         Raises:
             StoreError: a file is missing, the manifest cannot be written, or another run has
@@ -283,7 +281,6 @@ class Artifact(Directory):
             identity=dict(self.identity),
             given=dict(self.given),
             inputs=_named(self.inputs),
-            compared_with=_named(compared_with),
             files=self._measured(files, rows or {}),
             metrics=dict(metrics),
             cost=cost,

@@ -129,7 +129,7 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
     while waiting:
         manifest = waiting.pop()
         needed.add((manifest.stage, manifest.fingerprint))
-        for given in [*manifest.inputs, *manifest.compared_with]:
+        for given in manifest.inputs:
             if (given.stage, given.fingerprint) not in needed:
                 before = store.manifest(given.stage, given.fingerprint)
                 waiting += [before] if before is not None else []

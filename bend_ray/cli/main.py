@@ -22,6 +22,7 @@ from bend_ray.cli.options import (
     Command,
     address_option,
     config_arguments,
+    local_option,
     repeats_option,
     store_option,
     write_file,
@@ -72,7 +73,7 @@ def cli(verbose: bool) -> None:
 
 def run_options(command: Command) -> Command:
     """Everything a command that runs stages takes."""
-    return config_arguments(store_option(address_option(command)))
+    return config_arguments(store_option(address_option(local_option(command))))
 
 
 @cli.command(short_help="the whole pipeline; prints how the bag does against its rivals")
@@ -89,6 +90,7 @@ def run(
     overrides: tuple[str, ...],
     store: str,
     address: str | None,
+    local: bool,
     json_path: str | None,
     repeats: int,
 ) -> None:
@@ -115,7 +117,7 @@ def run(
     for number, config in enumerate(configs, start=1):
         if repeats > 1:
             log.LOGGER.info("repeat       %d of %d, seed %d", number, repeats, config.seed)
-        plans.append(pipeline.run(config, store, address=address))
+        plans.append(pipeline.run(config, store, address=address, local=local))
     _tell(plans, json_path)
     page = report_if_missing(store, plans)
     if page is not None:
@@ -144,12 +146,17 @@ def _stage_command(stage: str, does: str) -> None:
     @cli.command(name=stage, help=f"Run the pipeline up to {stage}: {does}.", short_help=does)
     @run_options
     def command(
-        file: Path | None, overrides: tuple[str, ...], store: str, address: str | None
+        file: Path | None,
+        overrides: tuple[str, ...],
+        store: str,
+        address: str | None,
+        local: bool,
     ) -> None:
         from bend_ray import pipeline
         from bend_ray.config.reading import load_config
 
-        plan = pipeline.run(load_config(file, overrides), store, until=stage, address=address)
+        config = load_config(file, overrides)
+        plan = pipeline.run(config, store, until=stage, address=address, local=local)
         click.echo(plan[stage].path)
 
 

@@ -47,6 +47,15 @@ def address_option(command: Command) -> Command:
     )(command)
 
 
+def local_option(command: Command) -> Command:
+    """--local: without a cluster."""
+    return click.option(
+        "--local",
+        is_flag=True,
+        help="Work in this process, without Ray: small jobs start at once; results are the same.",
+    )(command)
+
+
 def write_file(option: str, path: Path, text: str) -> None:
     """Write what an option names.
 

@@ -87,7 +87,7 @@ class Members:
     def of(cls, population: Population, classifiers: Classifiers) -> Members:
         """A stored population, asked."""
         theta_EP = torch.from_numpy(population.theta_KP)
-        return cls.ask(theta_EP, torch.from_numpy(population.trunk).long(), classifiers)
+        return cls.ask(theta_EP, torch.tensor(population.trunk).long(), classifiers)
 
     @classmethod
     def ask(cls, theta_EP: Tensor, trunks_E: Tensor, classifiers: Classifiers) -> Members:

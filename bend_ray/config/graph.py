@@ -7,23 +7,28 @@ status``, a second ``bend run``) needs neither Ray nor torch.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from typing import Any
 
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.schema import PipelineConfig, identity
+from bend_ray.config.schema import DeepEnsemble, ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import Located
+from bend_ray.networks.protocols import Independent
 
 STAGE_VERSIONS = {
-    "seeds": 1,
+    "seeds": 2,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 1,
-    "evaluation": 2,
+    "samples": 2,
+    "evaluation": 3,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
 STAGES = tuple(STAGE_VERSIONS)
+
+ORDINARY = "ordinary"
+"""The deep ensemble's population: made by the stage of seeds, before the evaluation."""
 
 EVIDENCE = "evidence.json"
 """The evaluation's file of all that its report is drawn from."""
@@ -39,13 +44,37 @@ class Plan:
     generator: Artifact
     samples: Artifact
     evaluation: Artifact
+    ordinary: Artifact | None
+    """The deep ensemble's population; None where it is no rival."""
 
     def __getitem__(self, stage: str) -> Artifact:
         artifact: Artifact = getattr(self, stage)
         return artifact
 
     def __iter__(self) -> Iterator[Artifact]:
-        return (getattr(self, field.name) for field in fields(self))
+        """One a stage, in order."""
+        return (self[stage] for stage in STAGES)
+
+    def steps(self, until: str) -> list[str]:
+        """What is made up to a stage, in order: stages, and what the evaluation needs besides."""
+        stages = list(STAGES[: STAGES.index(until) + 1])
+        if until == "evaluation" and self.ordinary is not None:
+            stages.insert(-1, ORDINARY)
+        return stages
+
+
+def ordinary(config: PipelineConfig) -> PipelineConfig | None:
+    """The config whose seeds are the deep ensemble: ordinary independent trainings.
+
+    None where it is no rival.
+    """
+    rival = next((r for r in config.evaluation.rivals if isinstance(r, DeepEnsemble)), None)
+    if rival is None:
+        return None
+    size = rival.size or config.evaluation.bagging.size or config.samples.count
+    protocol = Independent(models=size, bootstrap=False, align=False)
+    section = config.seeds.model_copy(update={"protocol": protocol, "held_out": 0.0})
+    return config.model_copy(update={"parameters": ParametersSection(), "seeds": section})
 
 
 def identified(config: PipelineConfig) -> PipelineConfig:
@@ -64,22 +93,33 @@ def plan(config: PipelineConfig, store: Store) -> Plan:
         config: from ``identified``, as the same words may mean other data tomorrow.
         store: of the artifacts.
     """
-    given = {"dataset": config.dataset.model_dump(mode="json")}
+    as_asked = {"config": config.model_dump(mode="json")}
 
     def artifact(stage: str, decides: dict[str, object], *inputs: Artifact) -> Artifact:
+        given = as_asked if stage == "evaluation" else {}
         return store.artifact(stage, STAGE_VERSIONS[stage], decides, inputs, given)
 
     whole, test = identity(config), {}
+    whole["samples"]["finish"] = identity(config.finish)
     if isinstance(config.dataset, Located):
         assert config.dataset.content.test is not None, "expected a config from identified()"
         test = {"test": whole["dataset"]["content"].pop("test")}
     seed = {"seed": config.seed}
-    decides = {name: whole[name] for name in ("dataset", "parameters", "seeds")}
-    seeds = artifact("seeds", seed | decides)
+
+    def population(whole: dict[str, Any]) -> Artifact:
+        names = ("dataset", "parameters", "seeds")
+        return artifact("seeds", seed | {name: whole[name] for name in names})
+
+    seeds = population(whole)
     autoencoder = artifact("autoencoder", seed | {"autoencoder": whole["autoencoder"]}, seeds)
     latents = artifact("latents", {"latents": whole["latents"]}, seeds, autoencoder)
     generator = artifact("generator", seed | {"generator": whole["generator"]}, latents)
     samples = artifact("samples", seed | {"samples": whole["samples"]}, autoencoder, generator)
     scored = seed | {"evaluation": whole["evaluation"]} | test
-    evaluation = artifact("evaluation", scored, seeds, samples)
-    return Plan(seeds, autoencoder, latents, generator, samples, evaluation)
+    others = ordinary(config)
+    ensemble = (
+        None if others is None else population(identity(others) | {"dataset": whole["dataset"]})
+    )
+    rivals = [] if ensemble is None else [ensemble]
+    evaluation = artifact("evaluation", scored, seeds, samples, *rivals)
+    return Plan(seeds, autoencoder, latents, generator, samples, evaluation, ensemble)

@@ -33,7 +33,6 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    # The sections' defaults, not those of a whole config: it settles what depends on other knobs.
     return tuple(_knobs_of(PipelineConfig, None, "", ""))
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bend_ray.config.knobs import knobs
-from bend_ray.config.schema import PipelineConfig, SamplesSection
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
 from bend_ray.spec import Spec, variants
 from bend_ray.storage.masking import masked
@@ -44,10 +44,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    default = PipelineConfig().model_dump(mode="json")
-    # A whole config has settled what is left to the population, whose protocol may be another.
-    default["samples"] = SamplesSection().model_dump(mode="json")
-    return _validated(default, values)
+    return _validated(PipelineConfig().model_dump(mode="json"), values)
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:

@@ -36,7 +36,7 @@ from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Protocol, Recipe, Stretch, Tails
 from bend_ray.optim import AdamW, Training
-from bend_ray.spec import Addition, Spec, is_incidental, says_nothing, variants
+from bend_ray.spec import Spec, is_incidental, variants
 
 MOST_MODELS = 1_000_000
 """Of a population: a driver needs 4 ms of CPU for a piece of work."""
@@ -138,29 +138,40 @@ class GeneratorSection(Spec):
     """What each worker is given."""
 
 
-FINISH = 2.3, 0.75, 0.05
-"""Scale, guidance and annealing where nothing is said of them and there can be guidance."""
-
-
 class Annealing(Spec):
     """A short training of every drawn model, at a rate that falls by half a cosine to zero."""
 
-    fraction: Annotated[float, Field(ge=0.0, le=1.0)] | None = None
-    """Its length, as a share of the recipe; 0 for none.
-
-    Null for 0.05 where there are early tails and the generator is conditional, else 0.
-    """
+    fraction: Annotated[float, Field(ge=0.0, le=1.0)] = 0.05
+    """Its length, as a share of the recipe; 0 for none."""
     learning_rate: PositiveFloat | None = None
     """Where the rate begins; null for a quarter of the recipe's highest."""
 
     def stretch(self, recipe: Recipe) -> Stretch:
         """What is trained."""
         rate = self.learning_rate or recipe.optimizer.learning_rate / 4
-        epochs = (self.fraction or 0.0) * recipe.epochs
-        return Stretch(start=0.0, epochs=epochs, cyclic_rate=rate)
+        return Stretch(start=0.0, epochs=self.fraction * recipe.epochs, cyclic_rate=rate)
 
 
-NO_ANNEALING = Annealing(fraction=0.0)
+class Finish(Spec):
+    """What is done to drawn models before they are validated, in this order."""
+
+    scale: PositiveFloat = 2.3
+    """Multiplier of each model's distance from the mean of its trunk's members.
+
+    A generator draws models nearer to it than members are: above one they differ more from each
+    other and are less accurate alone. Running statistics stay.
+    """
+    guidance: NonNegativeFloat = 0.75
+    """Then move each model on, by so much of its trunk's way from the early tails' mean to the
+    members'; needs seeds.protocol.early_tails.
+
+    Where training ends early this is where more of it would lead. Running statistics stay.
+    """
+    annealing: Annealing = Annealing()
+    """Then train it for a little."""
+
+
+AS_DRAWN = Finish(scale=1.0, guidance=0.0, annealing=Annealing(fraction=0.0))
 
 
 class SamplesSection(Spec):
@@ -172,22 +183,11 @@ class SamplesSection(Spec):
     """From noise to latents."""
     temperature: PositiveFloat = 1.0
     """Multiplier of the sampler's noise; below one more accurate and less diverse."""
-    scale: Annotated[PositiveFloat | None, Addition(without=1.0)] = None
-    """Multiplier of each drawn model's distance from the mean of its trunk's members.
+    finish: Finish | Literal["auto"] | None = "auto"
+    """What is done to drawn models; null for nothing.
 
-    A generator draws models nearer to it than members are: above one they differ more from each
-    other and are less accurate alone. Running statistics stay. Null for 2.3 where there are early
-    tails and the generator is conditional, else 1.
+    auto: its defaults where there are early tails and the generator is conditional, else nothing.
     """
-    guidance: Annotated[NonNegativeFloat | None, Addition(without=0.0)] = None
-    """Then move each model on, by so much of its trunk's way from the early tails' mean to the
-    members'; needs seeds.protocol.early_tails.
-
-    Where training ends early this is where more of it would lead. Running statistics stay. Null for
-    0.75 where there are early tails and the generator is conditional, else 0.
-    """
-    annealing: Annotated[Annealing, Addition(without=NO_ANNEALING)] = Annealing()
-    """A short training of every drawn model, after guidance."""
     shard_size: PositiveInt = 48
     """Classifiers drawn at once; one shard."""
     recalibration_images: NonNegativeInt = 1000
@@ -241,7 +241,7 @@ class EvaluationSection(Spec):
     """Which generated classifiers vote; chosen on validation images."""
     vote: Vote = SoftVote()
     """How their answers become one."""
-    temperature_scaling: Annotated[bool, Addition()] = False
+    temperature_scaling: bool = True
     """Score every bag at a temperature that was fitted to its votes on validation images.
 
     Ours and its rivals alike, and a search's bags (fitted on the half that is not scored); an
@@ -290,7 +290,7 @@ class PipelineConfig(Spec):
     """Stage 4: learn to draw latents."""
     samples: SamplesSection = SamplesSection()
     """Stage 5: draw classifiers."""
-    evaluation: EvaluationSection = EvaluationSection(temperature_scaling=True)
+    evaluation: EvaluationSection = EvaluationSection()
     """Stage 6: let them vote."""
     tracking: Literal["mlflow", "wandb"] | None = None
     """Service that is also told of curves and figures; set it up by its own environment variables.
@@ -311,17 +311,23 @@ class PipelineConfig(Spec):
         """Trunks the denoiser is told apart, or one for all."""
         return self.seeds.protocol.num_trunks if self.generator.conditional else 1
 
+    @property
+    def finish(self) -> Finish:
+        """What is done to drawn models, ``auto`` resolved."""
+        finish = self.samples.finish
+        if finish == "auto":
+            knows_the_way = _leaves_a_way(self.seeds.protocol) and _trunks_are_known(self)
+            return Finish() if knows_the_way else AS_DRAWN
+        return finish or AS_DRAWN
+
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        # Nobody has seen it yet: to whoever asks a config says what is done, and never null.
-        object.__setattr__(self, "samples", _finished(self))
         for check in (
             _populations_fit,
             _latent_size_fits,
             _bag_fits,
             _sampler_fits,
-            _scale_knows_the_centre,
-            _guidance_knows_the_way,
+            _finish_fits,
             _subset_has_a_base,
         ):
             check(self)
@@ -371,23 +377,6 @@ def _sampler_fits(config: PipelineConfig) -> None:
         )
 
 
-def _finished(config: PipelineConfig) -> SamplesSection:
-    """The samples with what is done to drawn models where nothing is said of it."""
-    samples, (scale, guidance, fraction) = config.samples, (1.0, 0.0, 0.0)
-    if _leaves_a_way(config.seeds.protocol) and _trunks_are_known(config):
-        scale, guidance, fraction = FINISH
-    annealing = samples.annealing
-    if annealing.fraction is None:
-        annealing = annealing.model_copy(update={"fraction": fraction})
-    return samples.model_copy(
-        update={
-            "scale": scale if samples.scale is None else samples.scale,
-            "guidance": guidance if samples.guidance is None else samples.guidance,
-            "annealing": annealing,
-        }
-    )
-
-
 def _leaves_a_way(protocol: Protocol) -> bool:
     return isinstance(protocol, Tails) and protocol.early_tails > 0
 
@@ -396,28 +385,17 @@ def _trunks_are_known(config: PipelineConfig) -> bool:
     return config.seeds.protocol.num_trunks == 1 or config.generator.conditional
 
 
-def _scale_knows_the_centre(config: PipelineConfig) -> None:
-    trunks = config.seeds.protocol.num_trunks
-    if config.samples.scale != 1 and not _trunks_are_known(config):
+def _finish_fits(config: PipelineConfig) -> None:
+    finish, trunks = config.finish, config.seeds.protocol.num_trunks
+    if finish.guidance and not _leaves_a_way(config.seeds.protocol):
         raise ValueError(
-            f"generator.conditional: expected true with samples.scale and {trunks} trunks, as a "
-            "drawn model must know whose mean it moves away from, got false"
+            "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
+            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
         )
-
-
-def _guidance_knows_the_way(config: PipelineConfig) -> None:
-    if not config.samples.guidance:
-        return
-    protocol = config.seeds.protocol
-    if not _leaves_a_way(protocol):
+    if (finish.guidance or finish.scale != 1) and not _trunks_are_known(config):
         raise ValueError(
-            "samples.guidance: expected 0 without early tails, whose mean shows the way, got "
-            f"{config.samples.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
-        )
-    if not _trunks_are_known(config):
-        raise ValueError(
-            f"generator.conditional: expected true with samples.guidance and {protocol.num_trunks} "
-            "trunks, as a drawn model must know whose way it goes, got false"
+            f"generator.conditional: expected true with samples.finish and {trunks} trunks, as a "
+            "drawn model must know whose mean it moves away from, and whose way it goes, got false"
         )
 
 
@@ -439,7 +417,7 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
 
 
 def identity(spec: Spec) -> dict[str, Any]:
-    """What decides a spec's result: its JSON without what is ``Incidental`` and unset additions.
+    """What decides a spec's result: its JSON without what is ``Incidental``.
 
     >>> "resources" in identity(SeedsSection())
     False
@@ -447,9 +425,7 @@ def identity(spec: Spec) -> dict[str, Any]:
     return {
         name: _plain(value)
         for name, value in spec
-        if not isinstance(value, Resources | Probes)
-        and not is_incidental(type(spec), name)
-        and not says_nothing(spec, name)
+        if not isinstance(value, Resources | Probes) and not is_incidental(type(spec), name)
     }
 
 

@@ -160,7 +160,9 @@ def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator
     seconds = _drawing(together, problem, rates)
     seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
     recipe = config.seeds.recipe
-    annealing = recipe.num_steps(section.annealing.stretch(recipe).epochs, problem.train_images)
+    annealing = recipe.num_steps(
+        config.finish.annealing.stretch(recipe).epochs, problem.train_images
+    )
     if annealing:
         seconds += rates.setup(together) + annealing * rates.step(together)
     yield Phase("shards", -(-section.count // together), seconds, rates.piece)

@@ -17,7 +17,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from bend_ray.data.augmentation import Augmentation
 from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
 from bend_ray.process.lazy import torch
-from bend_ray.spec import Addition, Spec
+from bend_ray.spec import Spec
 
 
 class Recipe(Spec):
@@ -33,7 +33,7 @@ class Recipe(Spec):
     """The learning rate over the training."""
     augmentation: Augmentation = Augmentation()
     """How training images are varied; as they are by default."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0), Addition()] = 0.0
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
 
     def batch_sizes(self, num_images: int) -> list[int]:
@@ -250,10 +250,10 @@ class Tails(Spec):
     """Length of a tail, as a share of the recipe; all of them may end beyond the recipe's end."""
     burn_in_fraction: NonNegativeFloat = 0.0
     """Share of the recipe, at the tails' rate, that comes before the first tail and leaves none."""
-    early_tails: Annotated[NonNegativeInt, Addition()] = 0
+    early_tails: NonNegativeInt = 0
     """Tails of each trunk, as long, before those that are its members; they are none.
 
-    Only their mean is kept, for samples.guidance. They may take the place of a burn-in.
+    Only their mean is kept, for samples.finish.guidance. They may take the place of a burn-in.
     """
     rate: Literal["cyclic", "constant"] = "cyclic"
     """Fall by half a cosine to zero in every tail, as in FGE, or stay constant, as in SWA."""

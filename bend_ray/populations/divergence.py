@@ -64,8 +64,8 @@ def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
         StoreError: it cannot be written.
     """
     if diverged:
-        told = [each.model_dump() for each in diverged]
-        artifact.write_note(f"{DIRECTORY}/{name}.json", told)
+        rows = [each.model_dump() for each in diverged]
+        artifact.write_note(f"{DIRECTORY}/{name}.json", rows)
 
 
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
@@ -78,8 +78,8 @@ def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
     found = side_by_side(artifact.read_note, names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
     return {
-        piece: [Divergence.model_validate(each) for each in told]
-        for piece, told in zip(pieces, found, strict=True)
+        piece: [Divergence.model_validate(each) for each in rows]
+        for piece, rows in zip(pieces, found, strict=True)
     }
 
 
@@ -93,9 +93,9 @@ def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
     Raises:
         StoreError: the store cannot be read.
     """
-    told = notes(artifact)
+    found = notes(artifact)
     return {
-        index: rows - sum(len(each.models) for each in told.get(shard_name(index), ()))
+        index: rows - sum(len(each.models) for each in found.get(shard_name(index), ()))
         for index, rows in planned.items()
     }
 
@@ -115,7 +115,7 @@ def done_shards(artifact: Artifact, planned: Mapping[int, int]) -> set[int]:
     return complete_shards(artifact, rows) | empty
 
 
-def told(stage: str, diverged: Iterable[Divergence], models: int) -> list[dict[str, object]]:
+def noted(stage: str, diverged: Iterable[Divergence], models: int) -> list[dict[str, object]]:
     """All that diverged, for the manifest; what became of it also goes to the log.
 
     Args:

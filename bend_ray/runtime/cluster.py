@@ -11,11 +11,10 @@ from typing import Any
 import ray
 import ray.data
 
-from bend_ray.artifacts.cost import Cost
+from bend_ray.config.graph import ORDINARY
 from bend_ray.config.resources import ActorResources, Resources, TrainResources
-from bend_ray.config.schema import DeepEnsemble, PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
-from bend_ray.process.allocator import keep_freed_memory
 from bend_ray.runtime import capacity
 from bend_ray.runtime.capacity import Request
 from bend_ray.storage.masking import masked
@@ -28,7 +27,8 @@ MOST_ACTORS = 1000
 OBJECT_STORE_BYTES = 400 * 2**20
 PROBE_SECONDS = 10.0
 
-_own = False
+_started_here = False
+"""Whether the cluster that this process is connected to was started by it."""
 
 
 def _keep_stdout_for_results() -> None:
@@ -59,17 +59,21 @@ def _keep_credentials_out_of_job_metadata() -> None:
         utils.get_entrypoint_name = lambda: masked(entrypoint())
 
 
-def connect(address: str | None) -> None:
+def connect(address: str | None) -> bool:
     """Join the cluster at ``address``, or start one on this machine.
 
     Args:
         address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
 
+    Returns:
+        Whether the cluster is our own: one machine, this one, and this process its head.
+
     Raises:
         ClusterError: no cluster answers there.
     """
+    global _started_here
     if ray.is_initialized():
-        return
+        return _started_here
     _keep_stdout_for_results()
     _keep_credentials_out_of_job_metadata()
     address = address or os.environ.get("RAY_ADDRESS")
@@ -80,17 +84,19 @@ def connect(address: str | None) -> None:
     }
     if address is None:
         _start(quiet)
-        return
+        _started_here = True
+        return True
     _probe(address)
     try:
         ray.init(address=address, **quiet)
-        _set_up_data()
+        set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise _no_answer(address, error) from None
+    _started_here = False
+    return False
 
 
 def _start(quiet: dict[str, Any]) -> None:
-    global _own
     logger.info("ray          starting on this machine")
     try:
         ray.init(
@@ -106,8 +112,7 @@ def _start(quiet: dict[str, Any]) -> None:
             f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
             "of memory: run again, or give --address of a cluster"
         ) from error
-    _own = True
-    _set_up_data()
+    set_up_data()
 
 
 def _probe(address: str) -> None:
@@ -129,8 +134,11 @@ def _no_answer(address: str, error: Exception) -> ClusterError:
     )
 
 
-def _set_up_data() -> None:
-    """Make Ray Data quiet, and its errors ours: stages say what is going on."""
+def set_up_data() -> None:
+    """Make Ray Data quiet and its order that of its parts: stages say what is going on.
+
+    For every process that runs stages: the one that connected, and workers that do.
+    """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
     logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(
@@ -143,46 +151,21 @@ def _set_up_data() -> None:
     context.print_on_execution_start = False
     # Its own wrapping loses what was wrapped on the way to the driver.
     context.raise_original_map_exception = True
-
-
-def is_own() -> bool:
-    """Whether ``connect`` started the cluster: one machine, this one, and this process its head."""
-    return _own
-
-
-def settle_in(*, own: bool) -> None:
-    """Make this worker process one that may run stages, as the process that connected does.
-
-    Args:
-        own: what ``is_own`` says there.
-    """
-    global _own
-    _own = own
-    _set_up_data()
+    context.execution_options.preserve_order = True
 
 
 def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
     """What stages ask for, in their order."""
-    asked = []
-    for stage in stages:
-        asked.append(_request(config, stage))
-        # The deep ensemble is trained by the evaluation, as seeds are.
-        if stage == "evaluation" and "seeds" not in stages and _trains_an_ensemble(config):
-            asked.append(_request(config, "seeds"))
-    return asked
+    return [_request(config, stage) for stage in stages]
 
 
 def _request(config: PipelineConfig, stage: str) -> Request:
-    resources = getattr(config, stage).resources
+    resources = getattr(config, "seeds" if stage == ORDINARY else stage).resources
     workers = resources.workers if isinstance(resources, TrainResources) else 1
     return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
 
 
-def _trains_an_ensemble(config: PipelineConfig) -> bool:
-    return any(isinstance(rival, DeepEnsemble) for rival in config.evaluation.rivals)
-
-
-def preflight(config: PipelineConfig, stages: Sequence[str]) -> None:
+def preflight(config: PipelineConfig, stages: Sequence[str], own: bool) -> None:
     """Refuse at once what a stage that is to run would wait for for ever.
 
     Raises:
@@ -190,15 +173,15 @@ def preflight(config: PipelineConfig, stages: Sequence[str]) -> None:
     """
     asked = requests(config, stages)
     missing = [each for each in asked if capacity.room(each.resources) < each.processes]
-    can_be = [False] * len(missing) if is_own() else capacity.can_grow_to(missing)
+    can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
     never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
     if never:
         for line in _comparison(asked, never):
             logger.error(line)
-        raise _never(never[0])
+        raise _never(never[0], own)
 
 
-def wait_for(config: PipelineConfig, stage: str) -> None:
+def wait_for(config: PipelineConfig, stage: str, own: bool) -> None:
     """Wait until the cluster has room for a stage, where it grows to what is asked of it.
 
     Raises:
@@ -206,7 +189,7 @@ def wait_for(config: PipelineConfig, stage: str) -> None:
     """
     request = _request(config, stage)
     if not capacity.wait_for(request):
-        raise _never(request)
+        raise _never(request, own)
 
 
 def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:
@@ -218,16 +201,16 @@ def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]
     return [f"{'asked for':<{width + 13}}  fits", *rows, f"there is     {capacity.situation()}"]
 
 
-def _never(request: Request) -> ClusterError:
+def _never(request: Request, own: bool) -> ClusterError:
     has = capacity.counted(capacity.nodes())
-    more = "" if is_own() or not capacity.grows() else ", and no node type it can add fits"
+    more = "" if own or not capacity.grows() else ", and no node type it can add fits"
     return ClusterError(
         f"{request.stage}.resources: the cluster can never give this: asked for {request}, it has "
         f"{has}{more}; lower {request.stage}.resources or give --address of a larger cluster"
     )
 
 
-def num_actors(resources: ActorResources, pieces: int) -> int:
+def num_actors(resources: ActorResources, pieces: int, own: bool) -> int:
     """How many processes share out ``pieces`` of work.
 
     No more than can run at once, where that is known; a cluster that grows is asked for as many
@@ -235,10 +218,10 @@ def num_actors(resources: ActorResources, pieces: int) -> int:
     """
     if resources.workers is not None:
         return min(resources.workers, pieces)
-    if resources.gpus and not is_own() and capacity.grows():
+    if resources.gpus and not own and capacity.grows():
         return min(pieces, MOST_ACTORS)
     there = capacity.room(resources)
-    if is_own():  # It declares more CPUs than there are cores.
+    if own:  # It declares more CPUs than there are cores.
         cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
         there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
     return max(1, min(there, pieces))
@@ -254,23 +237,3 @@ def options(resources: Resources) -> dict[str, object]:
     if getattr(resources, "placement", "pack") == "spread":
         said["scheduling_strategy"] = "SPREAD"
     return said
-
-
-def settle(resources: Resources) -> str:
-    """Set up this worker process for computing: one thread a CPU, memory; returns its device.
-
-    Two torch threads on one contended core are 40 times slower than one.
-    """
-    import torch
-
-    torch.set_num_threads(max(1, int(resources.cpus)))
-    keep_freed_memory()
-    return "cuda" if resources.gpus and torch.cuda.is_available() else "cpu"
-
-
-def total(costs: Sequence[Cost], wall_seconds: float) -> Cost:
-    """The cost of pieces done side by side in ``wall_seconds``."""
-    summed = sum(costs, Cost())
-    return Cost(
-        cpu_seconds=summed.cpu_seconds, gpu_seconds=summed.gpu_seconds, wall_seconds=wall_seconds
-    )

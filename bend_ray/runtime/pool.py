@@ -44,11 +44,6 @@ _CLUSTERS_OWN = (
 T = TypeVar("T")
 
 
-def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
-    """Consecutive pieces of ``size``; the last may be smaller."""
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
 class Pool:
     """Actors that share out pieces of work; one that dies is replaced and its piece done again.
 

@@ -1,10 +1,7 @@
-"""The one distributed training loop: autoencoder and denoiser are fitted by it.
+"""Ray Train around the loop: workers on any nodes, replaced when they die.
 
-The population is small beside what it was made from, so every worker holds all its rows and a
-step's batch is drawn alike on all of them; each computes its part and gradients are averaged.
-Batches and noise come from generators of (seed, step), and checkpoints lie in the artifact itself:
-a training that was killed and resumed computes, to the bit, what an undisturbed one would, and more
-workers compute it up to the order of sums (and a statistic of the batch, see ``Reconstruction``).
+Nobody replaces Ray Train's controller but we, be it dead or at a loss because one of its own
+helpers is.
 """
 
 from __future__ import annotations
@@ -12,84 +9,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 import ray.data
 import ray.train
 import ray.train.torch
-import torch
-import torch.distributed
-from torch import Tensor, nn
+from torch import nn
 
-from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
-from bend_ray.config.resources import TrainResources
 from bend_ray.errors import BendError, StoreError, TrainingError
-from bend_ray.generation.steps import AveragedSteps
-from bend_ray.optim import Training
 from bend_ray.process.log import Progress
-from bend_ray.randomness import generator_for, seed_for
-from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime import capacity
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Job, Team, columns_of, train
 from bend_ray.runtime.pool import LOST
 
 logger = logging.getLogger(__name__)
 
-TRAIN_DIRECTORY = "train"
-"""What a training leaves in its artifact until the commit."""
-CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 PROGRESS_SECONDS = 1.0
-ABANDON_SECONDS = 5.0
-"""How long an interrupted process waits for the end of a step."""
-CURVE_POINTS = 100
 MOST_CONTROLLER_DEATHS = 2
 _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One training, as its workers need it.
-
-    Attributes:
-        stage: whose it is.
-        build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
-        training: how.
-        resources: of a worker.
-        seed: of the run.
-        artifact: being made; progress and weights go there.
-        weights: the file for the kept module's averaged weights.
-        until: the step to pause at, None for the end. A paused training leaves a checkpoint, from
-            which another ``fit`` goes on, and its averaged weights so far as ``milestone(until)``.
-    """
-
-    stage: str
-    build: Callable[[], nn.Module]
-    training: Training
-    resources: TrainResources
-    seed: int
-    artifact: Artifact
-    weights: str
-    until: int | None = None
-
-
-def milestone(step: int) -> str:
-    """The file of the averaged weights at a step where the training was paused."""
-    return f"{TRAIN_DIRECTORY}/milestone-{step:08d}.safetensors"
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """What a training tells about itself: loss by step, when, and cost over all its attempts."""
-
-    curve: list[tuple[int, float]]
-    times: list[float]
-    """Of the curve's points, seconds since 1970."""
-    cost: Cost
 
 
 def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
@@ -104,14 +44,10 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
             often than they may.
         ray.exceptions.RayError: the controller's process died so often, one of ``pool.LOST``.
     """
-    # On one machine a single worker without a GPU is best off in this process: starting Ray
-    # Train's own processes takes 25 s on two cores, ten times as long as the training.
-    resources = job.resources
-    in_process = resources.workers == 1 and not resources.gpus and cluster.is_own()
     deaths = 0
     while True:
         try:
-            result = _watched(_trainer(job, dataset, in_process), job, in_process)
+            result = _watched(_trainer(job, dataset), job)
         except _OF_THE_CONTROLLER as error:
             # Ray Train replaces workers that die; nobody replaces its controller but we, be it dead
             # or at a loss because one of its own helpers is.
@@ -129,7 +65,7 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
             return fitted
 
 
-def _trainer(job: Job, dataset: ray.data.Dataset, in_process: bool) -> ray.train.torch.TorchTrainer:
+def _trainer(job: Job, dataset: ray.data.Dataset) -> ray.train.torch.TorchTrainer:
     resources = job.resources
     return ray.train.torch.TorchTrainer(
         _train,
@@ -137,7 +73,7 @@ def _trainer(job: Job, dataset: ray.data.Dataset, in_process: bool) -> ray.train
         datasets={"train": dataset.materialize()},
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=0 if in_process else resources.workers,
+            num_workers=resources.workers,
             use_gpu=resources.gpus > 0,
             resources_per_worker=capacity.bundle(resources),
             placement_strategy=resources.placement.upper(),
@@ -154,34 +90,22 @@ def _trainer(job: Job, dataset: ray.data.Dataset, in_process: bool) -> ray.train
     )
 
 
-_abandoned = threading.Event()
-"""Set when nobody waits for this process's training any more: it ends at its next step."""
-
-
-def _watched(trainer: ray.train.torch.TorchTrainer, job: Job, in_process: bool) -> Any:
+def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
     """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
     The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
     after its end.
     """
-    _abandoned.clear()
     outcome: Future[Any] = Future()
 
-    def train() -> None:
+    def fitting() -> None:
         try:
             outcome.set_result(trainer.fit())
         except BaseException as error:
             outcome.set_exception(error)
 
-    thread = threading.Thread(target=train, daemon=True, name=job.stage)
-    thread.start()
-    try:
-        return _awaited(outcome, job)
-    except BaseException:
-        # The end of Python would unwind the thread through torch's frames, which abort then.
-        _abandoned.set()
-        thread.join(ABANDON_SECONDS if in_process else 0.0)
-        raise
+    threading.Thread(target=fitting, daemon=True, name=job.stage).start()
+    return _awaited(outcome, job)
 
 
 def _awaited(outcome: Future[Any], job: Job) -> Any:
@@ -213,172 +137,24 @@ def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
 
 
 def _train(config: dict[str, Any]) -> Fitted:
-    """The loop every worker runs."""
+    """What every worker of Ray Train runs."""
     job: Job = config["job"]
-    worker = _Worker(job)
-    training = job.training
-    last = training.steps if job.until is None else job.until
-    for step in range(worker.first_step, last):
-        if _abandoned.is_set():
-            raise TrainingError(f"{job.stage}: given up at step {step}")
-        loss = worker.step(step)
-        done = step + 1
-        if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
-            worker.record(done, loss)
-        if done % training.checkpoint_every == 0 and done < training.steps:
-            worker.checkpoint(done)
-    if last == training.steps:
-        return worker.finish(job.weights)
-    # A checkpoint further on, of a training that was not paused here, must not be put back.
-    if worker.first_step > last:
-        return worker.fitted()
-    # Whoever was killed between the two has left the checkpoint alone.
-    if worker.first_step < last:
-        worker.checkpoint(last)
-    return worker.finish(milestone(last))
+    context = ray.train.get_context()
+    batches = ray.train.get_dataset_shard("train").iter_batches(
+        batch_size=None, batch_format="pyarrow"
+    )
+    told = -PROGRESS_SECONDS
 
-
-class _Worker:
-    """One process of the training: its rows, its replica, and what a checkpoint must hold."""
-
-    def __init__(self, job: Job) -> None:
-        context = ray.train.get_context()
-        self.job = job
-        self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = cluster.settle(job.resources)
-        self.started = time.process_time(), time.perf_counter()
-        self.rows = _gather(ray.train.get_dataset_shard("train"), self.device)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
-            self.objective = job.build().to(self.device)
-        self.steps = AveragedSteps(self.objective, job.training)
-        self.curve: list[tuple[int, float]] = []
-        self.times: list[float] = []
-        self.spent = Cost()
-        self.first_step = 0
-        self.reported = time.monotonic()
-        if any(file.name == CHECKPOINT for file in job.artifact.list_files(TRAIN_DIRECTORY)):
-            self._restore(load_weights(job.artifact, CHECKPOINT))
-        self.model = (
-            ray.train.torch.prepare_model(self.objective, move_to_device=False)
-            if self.world > 1
-            else self.objective
-        )
-
-    def step(self, step: int) -> Tensor:
-        """One optimizer step; returns the loss on this worker's part of the batch."""
-        batch, share = self._batch(step)
-        loss: Tensor = self.model(batch)
-        # Parts may differ by a row: weighted so that the workers' mean is the batch's mean.
-        (loss * share).backward()  # type: ignore[no-untyped-call]
-        self.steps.step(step)
-        return loss.detach()
-
-    def _batch(self, step: int) -> tuple[dict[str, Tensor], float]:
-        """This worker's part of a step's batch, and the part's size in equal shares."""
-        generator = generator_for(self.job.seed, self.job.stage, self.job.training.seed, step)
-        num_rows = len(self.rows["features"])
-        index_B = torch.randperm(num_rows, generator=generator)[: self.job.training.batch_size]
-        batch = {name: column[index_B.to(self.device)] for name, column in self.rows.items()}
-        draw: Callable[..., dict[str, Tensor]] = self.objective.draw  # type: ignore[assignment]
-        noise = {
-            name: drawn.to(self.device)
-            for name, drawn in draw(batch["features"].shape, generator).items()
-        }
-        part = {name: column[self.rank :: self.world] for name, column in (batch | noise).items()}
-        return part, len(part["features"]) * self.world / len(index_B)
-
-    def record(self, done: int, loss: Tensor) -> None:
-        """Note the loss and say how far the training has come."""
-        value = float(loss)
-        if not torch.isfinite(loss):
-            raise self._diverged(f"loss, got {value} at step {done}")
-        self.curve.append((done, value))
-        self.times.append(time.time())
-        if self.rank == 0 and time.monotonic() - self.reported > PROGRESS_SECONDS:
-            self.reported = time.monotonic()
+    def progress(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
             with suppress(StoreError):
-                self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+                job.artifact.report_progress(done, job.training.steps, "steps")
 
-    def _diverged(self, expected: str) -> TrainingError:
-        return TrainingError(
-            f"{self.job.stage}: expected a finite {expected}; lower "
-            f"{self.job.stage}.training.optimizer.learning_rate"
-        )
+    def replicated(module: nn.Module) -> nn.Module:
+        model: nn.Module = ray.train.torch.prepare_model(module, move_to_device=False)
+        return model
 
-    def checkpoint(self, done: int) -> None:
-        """Store a checkpoint from which any number of workers can go on."""
-        spent = self._cost()
-        if self.rank > 0:
-            return
-        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
-        for name, kept in self.steps.optimizer.state().items():
-            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
-        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
-        tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
-        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
-        tensors["done"] = torch.tensor(done)
-        save_weights(self.job.artifact, CHECKPOINT, tensors)
-
-    def finish(self, file: str) -> Fitted:
-        """Store the averaged weights of what is kept.
-
-        Raises:
-            TrainingError: the last steps made them infinite or not a number.
-        """
-        if not all(average.isfinite().all() for average in self.steps.average):
-            raise self._diverged("average of the weights, got another")
-        self.steps.settle()
-        fitted = self.fitted()
-        if self.rank == 0:
-            kept: nn.Module = self.objective.kept  # type: ignore[assignment]
-            save_weights(self.job.artifact, file, kept.state_dict())
-        return fitted
-
-    def fitted(self) -> Fitted:
-        """What the training tells so far."""
-        return Fitted(self.curve, self.times, self._cost())
-
-    def _cost(self) -> Cost:
-        """Of all workers and attempts so far."""
-        cpu, wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
-        gpu = wall * self.job.resources.gpus if self.device == "cuda" else 0.0
-        seconds = torch.tensor([cpu, gpu], dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            torch.distributed.all_reduce(seconds)
-        cpu, gpu = seconds.tolist()
-        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
-
-    def _restore(self, state: dict[str, Tensor]) -> None:
-        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        self.objective.load_state_dict(model)
-        for i, average in enumerate(self.steps.average):
-            average.copy_(state[f"average.{i}"])
-        self.steps.optimizer.load(
-            {
-                name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
-                for name, kept in self.steps.optimizer.state().items()
-            }
-        )
-        self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
-        # A checkpoint of an earlier bend-ray does not say when its points were made.
-        now = torch.full((len(self.curve),), time.time(), dtype=torch.float64)
-        self.times = state.get("times", now).tolist()
-        cpu, gpu, wall = state["spent"].tolist()
-        self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
-        self.first_step = int(state["done"])
-
-
-def _gather(shard: ray.data.DataIterator, device: str) -> dict[str, Tensor]:
-    """All rows as tensors, in the order of the population: Ray Data's order is anybody's."""
-    batches = list(shard.iter_batches(batch_size=None, batch_format="numpy"))
-    columns = {
-        name: torch.from_numpy(np.concatenate([batch[name] for batch in batches]))
-        for name in ("model_id", "trunk", "features")
-    }
-    order = columns.pop("model_id").argsort()
-    return {
-        "features": columns["features"][order].float().to(device),
-        "condition": columns["trunk"][order].long().to(device),
-    }
+    team = Team(context.get_world_rank(), context.get_world_size(), replicated, progress)
+    return train(job, columns_of(pa.concat_tables(list(batches))), team)

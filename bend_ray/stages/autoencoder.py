@@ -6,22 +6,22 @@ from functools import partial
 
 from torch import nn
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch
+from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
-from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
-from bend_ray.runtime import cluster
-from bend_ray.runtime.training import TRAIN_DIRECTORY, Job, fit
+from bend_ray.populations.members import training_rows
+from bend_ray.runtime.interface import Runtime
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, Job
 from bend_ray.stages.representations import FILE, fit_representation
 
 WEIGHTS = "autoencoder.safetensors"
 
 
-def make(config: PipelineConfig, plan: Plan) -> None:
+def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
     """Fit the representation and the autoencoder on the training members, and commit both.
 
     Raises:
@@ -30,8 +30,10 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     artifact, section = plan.autoencoder, config.autoencoder
     _check_enough_are_left(config, plan)
     with Stopwatch() as watch:
-        representation, fit_cost = fit_representation(section.model.features, plan.seeds, artifact)
-        fitted = fit(
+        representation, fit_cost = fit_representation(
+            section.model.features, plan.seeds, artifact, runtime
+        )
+        fitted = runtime.train(
             Job(
                 stage="autoencoder",
                 build=partial(build_objective, section.model, representation.num_features),
@@ -41,13 +43,13 @@ def make(config: PipelineConfig, plan: Plan) -> None:
                 artifact=artifact,
                 weights=WEIGHTS,
             ),
-            representation.dataset(plan.seeds, training_only=True),
+            representation.rows(plan.seeds, training_only=True),
         )
     events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
     artifact.commit(
         files=[FILE, WEIGHTS, events],
         metrics={"num_features": representation.num_features, "loss": fitted.curve},
-        cost=cluster.total([fit_cost, fitted.cost], watch.cost.wall_seconds),
+        cost=cost_of_pieces([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
     artifact.discard(COST_DIRECTORY)
@@ -56,7 +58,7 @@ def make(config: PipelineConfig, plan: Plan) -> None:
 def _check_enough_are_left(config: PipelineConfig, plan: Plan) -> None:
     """What the config promises of its models, of those that did not diverge."""
     latent_size = config.autoencoder.model.latent_size
-    learnt = int((~read_population(plan.seeds, theta=False).held_out).sum())
+    learnt = int(training_rows(plan.seeds).sum())
     if latent_size >= learnt:
         raise TrainingError(
             f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "

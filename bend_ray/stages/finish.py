@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.config.schema import NO_ANNEALING, PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.spread import centres, spread_out
 from bend_ray.networks.fitting import stretch_marks
@@ -26,11 +26,11 @@ from bend_ray.randomness import generator_for
 
 def without_finish(config: PipelineConfig) -> PipelineConfig:
     """The config of what the generator draws, as it draws it."""
-    off = {"scale": 1.0, "guidance": 0.0, "annealing": NO_ANNEALING}
-    return config.model_copy(update={"samples": config.samples.model_copy(update=off)})
+    samples = config.samples.model_copy(update={"finish": None})
+    return config.model_copy(update={"samples": samples})
 
 
-class Finish:
+class Finisher:
     """Spread, guidance and annealing of a config's drawn models.
 
     The first holds a vector a trunk, the second two.
@@ -45,7 +45,8 @@ class Finish:
         self.config = config
         self.seeds = seeds
         self.classifiers = classifiers
-        self.stretch = config.samples.annealing.stretch(config.seeds.recipe)
+        self.finish = config.finish
+        self.stretch = self.finish.annealing.stretch(config.seeds.recipe)
 
     @property
     def num_steps(self) -> int:
@@ -68,11 +69,11 @@ class Finish:
 
     def _moved(self, theta_NP: Tensor, trunks_N: Tensor) -> Tensor:
         """Models spread out and guided; their running statistics stay as they are."""
-        samples, moved_NP = self.config.samples, theta_NP
-        if samples.scale and samples.scale != 1.0:
-            moved_NP = spread_out(moved_NP, trunks_N, self._centres, samples.scale)
-        if samples.guidance:
-            moved_NP = guided(moved_NP, trunks_N, self._ways, samples.guidance)
+        finish, moved_NP = self.finish, theta_NP
+        if finish.scale != 1.0:
+            moved_NP = spread_out(moved_NP, trunks_N, self._centres, finish.scale)
+        if finish.guidance:
+            moved_NP = guided(moved_NP, trunks_N, self._ways, finish.guidance)
         if moved_NP is not theta_NP:
             # A variance that is moved on may be negative.
             statistics = slice(self.classifiers.layout.num_trainable, None)

@@ -6,29 +6,30 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute
 import pyarrow.parquet as pq
-import ray.data
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import Cost, Stopwatch
+from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
-from bend_ray.artifacts.shards import verified
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Plan
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.objectives import Denoising
-from bend_ray.runtime import cluster
-from bend_ray.runtime.training import TRAIN_DIRECTORY, Fitted, Job, fit, milestone
+from bend_ray.runtime.interface import Rows, Runtime, vectors
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Job, milestone
 from bend_ray.stages import latents
 from bend_ray.stages.probes import check_generator
 from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
 from bend_ray.storage.filesystems import open_file
 
 
-def make(config: PipelineConfig, plan: Plan) -> None:
+def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
     """Fit the denoiser on the training members' latents, and commit it.
 
     Raises:
@@ -36,8 +37,8 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     """
     artifact = plan.generator
     with Stopwatch() as watch:
-        probed, probe_cost = _probe(config, plan)
-        fitted = _fit(config, plan)
+        probed, probe_cost = _probe(config, plan, runtime)
+        fitted = _fit(config, plan, runtime)
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
@@ -46,22 +47,24 @@ def make(config: PipelineConfig, plan: Plan) -> None:
             "loss": fitted.curve,
             "probes": probed,
         },
-        cost=cluster.total([fitted.cost, probe_cost], watch.cost.wall_seconds),
+        cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
 
 
-def _probe(config: PipelineConfig, plan: Plan) -> tuple[dict[str, Any] | None, Cost]:
+def _probe(
+    config: PipelineConfig, plan: Plan, runtime: Runtime
+) -> tuple[dict[str, Any] | None, Cost]:
     """Stop at ``generator.probes.at`` of the training and see what it draws."""
     probes, steps = config.generator.probes, config.generator.training.steps
     step = round(probes.at * steps)
     if probes.count == 0 or not 0 < step < steps:
         return None, Cost()
-    weights = train_until(config, plan, step)
-    return check_generator(config, plan, weights, step) if weights else (None, Cost())
+    weights = train_until(config, plan, runtime, step)
+    return check_generator(config, plan, runtime, weights, step) if weights else (None, Cost())
 
 
-def train_until(config: PipelineConfig, plan: Plan, step: int) -> str | None:
+def train_until(config: PipelineConfig, plan: Plan, runtime: Runtime, step: int) -> str | None:
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
     Returns:
@@ -70,7 +73,7 @@ def train_until(config: PipelineConfig, plan: Plan, step: int) -> str | None:
     """
     file = milestone(step)
     if not _has(plan.generator, file):
-        _fit(config, plan, until=step)
+        _fit(config, plan, runtime, until=step)
     return file if _has(plan.generator, file) else None
 
 
@@ -78,12 +81,12 @@ def _has(artifact: Artifact, file: str) -> bool:
     return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
 
 
-def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted:
+def _fit(config: PipelineConfig, plan: Plan, runtime: Runtime, until: int | None = None) -> Fitted:
     section = config.generator
     scale = _fit_scale(config, plan)
     save_weights(plan.generator, SCALE, scale.state())
     latent_size = config.autoencoder.model.latent_size
-    return fit(
+    return runtime.train(
         Job(
             stage="generator",
             build=partial(build_objective, section, latent_size, config.num_conditions),
@@ -94,7 +97,7 @@ def _fit(config: PipelineConfig, plan: Plan, until: int | None = None) -> Fitted
             weights=WEIGHTS,
             until=until,
         ),
-        _dataset(plan.latents, scale, section.conditional),
+        Rows(1, lambda _: _unit_rows(plan.latents, scale, section.conditional)),
     )
 
 
@@ -103,34 +106,36 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
 
 
-def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
-    with open_file(plan.latents.filesystem, plan.latents.child(latents.FILE)) as source:
-        table = pq.read_table(source, page_checksum_verification=True)
-    keep = ~table.column("held_out").to_numpy()
-    latents_KZ = np.concatenate([c.to_numpy_ndarray() for c in table.column("latent").chunks])
-    condition_K = torch.from_numpy(table.column("trunk").to_numpy()[keep].astype(np.int64))
-    if not config.generator.conditional:
-        condition_K = torch.zeros_like(condition_K)
-    z_KZ = torch.from_numpy(np.array(latents_KZ[keep]))
-    return LatentScale.fit(z_KZ, condition_K, config.num_conditions)
-
-
-def _dataset(latents_artifact: Artifact, scale: LatentScale, conditional: bool) -> ray.data.Dataset:
-    """Training rows ``model_id, trunk, features``: unit residuals, the trunk as condition."""
-
-    def unit(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        keep = ~batch["held_out"]
-        trunk_K = batch["trunk"][keep] * int(conditional)
-        z_KZ = torch.tensor(batch["latent"][keep])
-        x_KZ = scale.apply(z_KZ, torch.tensor(trunk_K, dtype=torch.int64))
-        return {
-            "model_id": batch["model_id"][keep],
-            "trunk": trunk_K,
-            "features": x_KZ.numpy(),
-        }
-
+def _read(latents_artifact: Artifact) -> tuple[pa.Table, NDArray[np.float32]]:
+    """The training members' rows, and their latents ``(K, Z)``."""
     path = latents_artifact.child(latents.FILE)
-    rows = ray.data.read_parquet(
-        path, filesystem=latents_artifact.filesystem, fragment_scan_options=verified()
+    with open_file(latents_artifact.filesystem, path) as source:
+        table = pq.read_table(source, page_checksum_verification=True)
+    table = table.filter(pa.compute.invert(table.column("held_out")))
+    chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
+    return table, np.concatenate(chunks)
+
+
+def _conditions(table: pa.Table, conditional: bool) -> Tensor:
+    """Which trunk each row is told to be of."""
+    return torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64)) * int(conditional)
+
+
+def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
+    table, latents_KZ = _read(plan.latents)
+    condition_K = _conditions(table, config.generator.conditional)
+    return LatentScale.fit(torch.tensor(latents_KZ), condition_K, config.num_conditions)
+
+
+def _unit_rows(latents_artifact: Artifact, scale: LatentScale, conditional: bool) -> pa.Table:
+    """Training rows ``model_id, trunk, features``: unit residuals, the trunk as condition."""
+    table, latents_KZ = _read(latents_artifact)
+    condition_K = _conditions(table, conditional)
+    x_KZ = scale.apply(torch.tensor(latents_KZ), condition_K)
+    return pa.table(
+        {
+            "model_id": table.column("model_id"),
+            "trunk": condition_K.numpy(),
+            "features": vectors(x_KZ.numpy()),
+        }
     )
-    return rows.map_batches(unit, batch_size=None)

@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
@@ -24,9 +23,7 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import get
-from bend_ray.runtime.sharing import SharedDataset, share_dataset
+from bend_ray.runtime.interface import Runtime, Shared
 from bend_ray.stages.finish import without_finish
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.storage.filesystems import open_file, side_by_side
@@ -88,13 +85,14 @@ class Floor:
 
 
 def check_generator(
-    config: PipelineConfig, plan: Plan, weights: str, step: int
+    config: PipelineConfig, plan: Plan, runtime: Runtime, weights: str, step: int
 ) -> tuple[dict[str, Any], Cost]:
     """Draw a few classifiers with the weights of a milestone.
 
     Args:
         config: of the pipeline.
         plan: committed up to the latents.
+        runtime: where they are drawn.
         weights: the milestone's file.
         step: how far the training is.
 
@@ -104,10 +102,11 @@ def check_generator(
     Raises:
         TrainingError: none of them works.
     """
-    dataset, steps = share_dataset(config.dataset), config.generator.training.steps
-    task = ray.remote(max_retries=3, **cluster.options(config.samples.resources))(_draw)
-    spread, accuracy, cost = get(task.remote(config, plan, weights, dataset))
-    floor = _floor(config, plan)
+    dataset, steps = runtime.share(config.dataset), config.generator.training.steps
+    spread, accuracy, cost = runtime.run(
+        _draw, config, plan, weights, dataset, resources=config.samples.resources
+    )
+    floor = _floor(config, plan, dataset)
     if not floor.reached(accuracy):
         raise TrainingError(
             f"generator: collapsed: at step {step} of {steps} none of {len(accuracy)} "
@@ -128,14 +127,16 @@ def check_generator(
     return told, cost
 
 
-def check_samples(config: PipelineConfig, plan: Plan, shards: Sequence[str]) -> None:
+def check_samples(
+    config: PipelineConfig, plan: Plan, runtime: Runtime, shards: Sequence[str]
+) -> None:
     """Look at all that were drawn, before they are committed.
 
     Raises:
         TrainingError: none of them works.
     """
     accuracy = np.concatenate(side_by_side(partial(_accuracy, plan), shards)).tolist()
-    floor = _floor(config, plan)
+    floor = _floor(config, plan, runtime.share(config.dataset))
     if not floor.reached(accuracy):
         raise TrainingError(
             f"samples: the generator collapsed: none of {len(accuracy)} drawn models "
@@ -149,20 +150,20 @@ def _accuracy(plan: Plan, shard: str) -> NDArray[np.float32]:
     return column
 
 
-def _floor(config: PipelineConfig, plan: Plan) -> Floor:
+def _floor(config: PipelineConfig, plan: Plan, dataset: Shared) -> Floor:
     members = read_population(plan.seeds, theta=False)
-    labels_N = share_dataset(config.dataset).load().validation.labels_N.numpy()
+    labels_N = dataset.load().validation.labels_N.numpy()
     learnt = members.val_accuracy[~members.held_out]
     return Floor.of(learnt, labels_N, config.generator.probes.floor)
 
 
 def _draw(
-    config: PipelineConfig, plan: Plan, weights: str, shared: SharedDataset
+    config: PipelineConfig, plan: Plan, weights: str, shared: Shared
 ) -> tuple[float, list[float], Cost]:
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
-        drawer = SampleDrawer(without_finish(config), plan, shared.load(), weights)
+        drawer = SampleDrawer(without_finish(config), plan, shared, weights)
         ids = range(min(config.generator.probes.count, config.samples.count))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy_N

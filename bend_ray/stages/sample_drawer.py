@@ -20,17 +20,17 @@ from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Plan
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset
 from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.populations.divergence import Divergence, finite_rows, note
 from bend_ray.populations.members import load_roots, read_layout, training_trunks
 from bend_ray.populations.networks import Classifiers
+from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import split
+from bend_ray.runtime.interface import Shared
+from bend_ray.runtime.pieces import split
 from bend_ray.stages import autoencoder
-from bend_ray.stages.finish import Finish
+from bend_ray.stages.finish import Finisher
 from bend_ray.stages.representations import load_representation
 
 WEIGHTS = "denoiser.safetensors"
@@ -82,7 +82,7 @@ class SampleDrawer:
     Args:
         config: of the pipeline.
         plan: of its artifacts.
-        dataset: of the config, loaded.
+        dataset: of the config.
         weights: the generator's, committed or at a milestone.
     """
 
@@ -90,16 +90,16 @@ class SampleDrawer:
         self,
         config: PipelineConfig,
         plan: Plan,
-        dataset: ImageDataset,
+        dataset: Shared,
         weights: str = WEIGHTS,
     ) -> None:
         self.config = config
         self.artifact = plan.samples
-        self.device = cluster.settle(config.samples.resources)
+        self.device = settle(config.samples.resources.cpus, config.samples.resources.gpus)
         self.classifiers = Classifiers(
-            config, dataset, self.device, partial(load_roots, plan.seeds)
+            config, dataset.load(), self.device, partial(load_roots, plan.seeds)
         )
-        self.finish = Finish(config, plan.seeds, self.classifiers)
+        self.finish = Finisher(config, plan.seeds, self.classifiers)
         self.shards = shards_of(config, plan)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
         self.denoiser, self.scale = load_generator(config, plan, weights)

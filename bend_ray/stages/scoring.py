@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import ray
 import torch
 
 from bend_ray.artifacts.shards import read_population
@@ -14,57 +13,58 @@ from bend_ray.config.graph import Plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
-from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import get
-from bend_ray.runtime.sharing import SharedDataset, share_dataset
+from bend_ray.process.computing import settle
+from bend_ray.runtime.interface import Runtime, Shared
 from bend_ray.stages.sample_drawer import SampleDrawer
 
 
-def bag_curve(config: PipelineConfig, plan: Plan, sizes: Sequence[int]) -> BagCurve:
+def bag_curve(
+    config: PipelineConfig, plan: Plan, runtime: Runtime, sizes: Sequence[int]
+) -> BagCurve:
     """Of the committed samples.
 
     Raises:
         TrainingError: fewer classifiers are left than the smallest bag has.
     """
-    task = ray.remote(max_retries=3, **cluster.options(config.evaluation.resources))(_of_samples)
-    curve: BagCurve = get(task.remote(config, plan, sizes, share_dataset(config.dataset)))
-    return curve
+    dataset = runtime.share(config.dataset)
+    resources = config.evaluation.resources
+    return runtime.run(_of_samples, config, plan, sizes, dataset, resources=resources)
 
 
 def milestone_curve(
-    config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int]
+    config: PipelineConfig, plan: Plan, runtime: Runtime, weights: str, sizes: Sequence[int]
 ) -> BagCurve:
     """Of as many classifiers as the largest size, drawn by a generator still being trained.
 
     Args:
         config: of the pipeline.
         plan: committed up to the latents.
+        runtime: where they are drawn.
         weights: the file that ``generator.train_until`` named.
         sizes: of the bags, rising.
 
     Raises:
         TrainingError: of what is drawn, less is finite than the smallest bag has.
     """
-    task = ray.remote(max_retries=3, **cluster.options(config.samples.resources))(_of_milestone)
-    dataset = share_dataset(config.dataset)
-    curve: BagCurve = get(task.remote(config, plan, weights, sizes, dataset))
-    return curve
+    dataset = runtime.share(config.dataset)
+    resources = config.samples.resources
+    return runtime.run(_of_milestone, config, plan, weights, sizes, dataset, resources=resources)
 
 
 def _of_samples(
-    config: PipelineConfig, plan: Plan, sizes: Sequence[int], shared: SharedDataset
+    config: PipelineConfig, plan: Plan, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
-    device = cluster.settle(config.evaluation.resources)
+    device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
     classifiers = Classifiers(config, shared.load(), device, partial(load_roots, plan.seeds))
     drawn = read_population(plan.samples)
-    theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.from_numpy(drawn.trunk).long()
+    theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.tensor(drawn.trunk).long()
     return validation_curve(config, classifiers, theta_EP, trunks_E, sizes)
 
 
 def _of_milestone(
-    config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int], shared: SharedDataset
+    config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
-    drawer = SampleDrawer(config, plan, shared.load(), weights)
+    drawer = SampleDrawer(config, plan, shared, weights)
     drawn = drawer.classifiers_of(range(max(sizes)))
     trunks_E = torch.from_numpy(drawn.trunks_N).long()
     return validation_curve(config, drawer.classifiers, drawn.theta_NP, trunks_E, sizes)

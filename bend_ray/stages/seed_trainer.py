@@ -26,10 +26,10 @@ from bend_ray.parameters.symmetry import align
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots
 from bend_ray.populations.networks import Classifiers
+from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import split
-from bend_ray.runtime.sharing import SharedDataset
+from bend_ray.runtime.interface import Shared
+from bend_ray.runtime.pieces import split
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ class SeedTrainer:
         dataset: of the config.
     """
 
-    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: SharedDataset) -> None:
+    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: Shared) -> None:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
-        self.device = cluster.settle(self.section.resources)
+        self.device = settle(self.section.resources.cpus, self.section.resources.gpus)
         self.classifiers = Classifiers(
             config, dataset.load(), self.device, partial(load_roots, artifact)
         )

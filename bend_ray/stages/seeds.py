@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 
-import ray
-
-from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, read_costs
+from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, cost_of_pieces, read_costs
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
@@ -20,13 +18,12 @@ from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.networks.batchnorm import check_batches
 from bend_ray.networks.protocols import Protocol
 from bend_ray.populations.divergence import DIRECTORY as DIVERGED
-from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, notes, told
+from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.log import Progress
-from bend_ray.runtime import capacity, cluster
-from bend_ray.runtime.pool import Pool, split
-from bend_ray.runtime.sharing import SharedDataset, share_dataset
+from bend_ray.runtime.interface import Runtime, Workers
+from bend_ray.runtime.pieces import split
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
@@ -35,7 +32,7 @@ FEW_IMAGES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
 
 
-def make(config: PipelineConfig, plan: Plan) -> None:
+def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
     """Train the population of ``config.seeds`` and commit it."""
     artifact, section = plan.seeds, config.seeds
     cohorts = split(section.protocol.runs(), section.cohort_size)
@@ -45,12 +42,16 @@ def make(config: PipelineConfig, plan: Plan) -> None:
     with Stopwatch() as watch, Progress("seeds", sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
-            dataset = share_dataset(config.dataset)
+            dataset = runtime.share(config.dataset)
             _check(config, Classifiers(config, dataset.load(), "cpu"))
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
-            with _trainers(config, artifact, dataset, len(missing)) as trainers:
+            with runtime.workers(
+                *(SeedTrainer, config, artifact, dataset),
+                resources=section.resources,
+                pieces=len(missing),
+            ) as trainers:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
                 for index, _ in trainers.run("train_cohort", missing):
                     done.add(index)
@@ -83,17 +84,7 @@ def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
         )
 
 
-def _trainers(
-    config: PipelineConfig, artifact: Artifact, dataset: SharedDataset, pieces: int
-) -> Pool:
-    """As many ``SeedTrainer`` as the resources say and the pieces need."""
-    resources = config.seeds.resources
-    trainer = ray.remote(**cluster.options(resources))(SeedTrainer)
-    size = cluster.num_actors(resources, pieces)
-    return Pool(lambda: trainer.remote(config, artifact, dataset), size, capacity.situation)
-
-
-def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: Pool) -> None:
+def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: Workers) -> None:
     """Train what the runs start from, unless an earlier attempt did."""
     if num_roots == 0 or any(file.name == ROOTS for file in artifact.list_files()):
         return
@@ -122,10 +113,10 @@ def _commit(
         rows=dict(zip(shards, left.values(), strict=True)),
         metrics={
             "models": sum(left.values()),
-            "diverged": told("seeds", diverged, sum(rows.values())),
+            "diverged": noted("seeds", diverged, sum(rows.values())),
             "root_cpu_seconds": root_cost.cpu_seconds,
         },
-        cost=cluster.total(list(costs.values()), wall_seconds),
+        cost=cost_of_pieces(list(costs.values()), wall_seconds),
     )
     artifact.discard(COST_DIRECTORY)
     artifact.discard(DIVERGED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost, Stopwatch
@@ -25,6 +25,9 @@ from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
 from bend_ray.tune.state import RAY, can_go_on, refuse_strangers
 from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
+
+if TYPE_CHECKING:
+    from bend_ray.runtime.on_ray import RayRuntime
 
 _ATTEMPTS = 2
 """Of a trial whose process died, and of Ray Tune itself."""
@@ -58,10 +61,10 @@ def tune(
     refuse_strangers(artifact)
     store.ensure_writable()
     _prepare_tune()
-    pipeline.connect(address, config, STAGES[:-1])
+    runtime = pipeline.connect(address, config, STAGES[:-1])
     with lease(artifact, LOGGER.info) as mine:
         if mine:
-            _search(config, section, store, artifact)
+            _search(config, section, store, artifact, runtime)
     return read_study(config, section, artifact)
 
 
@@ -80,10 +83,16 @@ def _prepare_tune() -> None:
         os.environ.setdefault(name, value)
 
 
-def _search(config: PipelineConfig, section: TuneSection, store: Store, artifact: Artifact) -> None:
+def _search(
+    config: PipelineConfig,
+    section: TuneSection,
+    store: Store,
+    artifact: Artifact,
+    runtime: RayRuntime,
+) -> None:
     """Run all trials and commit the study."""
     with Stopwatch() as watch:
-        trials = _ended(artifact, _run_trials(config, section, store, artifact))
+        trials = _ended(artifact, _run_trials(config, section, store, artifact, runtime))
     costs = _costs(config, section, store, trials)
     cost = Cost(
         cpu_seconds=costs.cpu_seconds,
@@ -112,23 +121,25 @@ def _search(config: PipelineConfig, section: TuneSection, store: Store, artifact
 
 
 def _run_trials(
-    config: PipelineConfig, section: TuneSection, store: Store, artifact: Artifact
+    config: PipelineConfig,
+    section: TuneSection,
+    store: Store,
+    artifact: Artifact,
+    runtime: RayRuntime,
 ) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
-    from bend_ray.runtime import cluster
-    from bend_ray.runtime.sharing import share_dataset
     from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Job
 
     _quiet()
-    have, own = Processors.of_cluster(), cluster.is_own()
+    have, own = Processors.of_cluster(), runtime.own
     room = min(room_for(config, have, own), section.trials)
     job = Job(
         config=share_of(config, have, own, room),
         section=section,
         store_uri=store.uri,
         study=artifact,
-        dataset=share_dataset(config.dataset),
+        dataset=runtime.share(config.dataset),
         own_cluster=own,
     )
     LOGGER.info("tune         %d trials, %d at once", section.trials, room)

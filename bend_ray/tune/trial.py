@@ -26,8 +26,8 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import BendError, StoreError
 from bend_ray.process.log import LOGGER
 from bend_ray.runtime import cluster
+from bend_ray.runtime.on_ray import InStore, RayRuntime
 from bend_ray.runtime.pool import get
-from bend_ray.runtime.sharing import SharedDataset, use_shared
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import bag_curve, milestone_curve
 from bend_ray.storage.masking import cause
@@ -66,14 +66,14 @@ class Job:
         store_uri: where artifacts are.
         study: where records are.
         dataset: of the config, shared by the driver.
-        own_cluster: what ``cluster.is_own`` says in the driver.
+        own_cluster: whether the driver started the cluster.
     """
 
     config: PipelineConfig
     section: TuneSection
     store_uri: str
     study: Directory
-    dataset: SharedDataset
+    dataset: InStore
     own_cluster: bool
 
 
@@ -85,13 +85,13 @@ class StageWorker:
     """
 
     def __init__(self, job: Job) -> None:
-        cluster.settle_in(own=job.own_cluster)
-        use_shared(job.config.dataset, job.dataset)
+        cluster.set_up_data()
+        self.runtime = RayRuntime(job.own_cluster, (job.config.dataset, job.dataset))
         self.job = job
 
     def make(self, stage: str, config: PipelineConfig) -> bool:
         """Make a stage's artifact; whether this call made it."""
-        return pipeline.make_stage(stage, config, self._plan(config))
+        return pipeline.make_stage(stage, config, self._plan(config), self.runtime)
 
     def milestone(self, config: PipelineConfig, step: int, sizes: list[int]) -> BagCurve | None:
         """Train the generator to a step, and what its bags are worth then.
@@ -101,12 +101,14 @@ class StageWorker:
         found = self._plan(config)
         # Held until the bag is scored: whoever commits the generator removes the milestones.
         with lease(found.generator, LOGGER.info) as mine:
-            weights = generator.train_until(config, found, step) if mine else None
-            return None if weights is None else milestone_curve(config, found, weights, sizes)
+            weights = generator.train_until(config, found, self.runtime, step) if mine else None
+            if weights is None:
+                return None
+            return milestone_curve(config, found, self.runtime, weights, sizes)
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""
-        return bag_curve(config, self._plan(config), sizes)
+        return bag_curve(config, self._plan(config), self.runtime, sizes)
 
     def _plan(self, config: PipelineConfig) -> Plan:
         return plan(config, Store(self.job.store_uri))

@@ -94,18 +94,6 @@ def test_what_a_kept_evaluation_was_made_from_stays(store: Store) -> None:
     assert len(everything) == 3
 
 
-def test_a_population_that_a_kept_evaluation_shows_stays(store: Store) -> None:
-    ensemble = store.artifact("seeds", 1, {"seed": 9})
-    ensemble.commit(files=[], metrics={}, cost=Cost())
-    evaluation = run(store, 0)[-1]
-    (found,) = unneeded(store, STAGES, older_than=AT_ONCE)
-    assert found.where.path == ensemble.path
-    evaluation.discard("manifest.json")
-    evaluation.commit(files=["evidence.json"], metrics={}, cost=Cost(), compared_with=[ensemble])
-    assert unneeded(store, STAGES, older_than=AT_ONCE) == []
-    assert len(unneeded(store, STAGES, keep=0, older_than=AT_ONCE)) == 4
-
-
 def test_what_was_never_committed_goes_when_it_is_old(store: Store) -> None:
     half = store.artifact("seeds", 1, {"seed": 5})
     write_shard(half, 0, population())

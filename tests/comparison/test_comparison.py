@@ -34,7 +34,7 @@ def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:
 
 
 def section(*rivals: Any, **changes: Any) -> EvaluationSection:
-    return EvaluationSection(rivals=rivals, **changes)
+    return EvaluationSection(**{"rivals": rivals, "temperature_scaling": False, **changes})
 
 
 def test_the_bag_is_the_mean_of_its_members_probabilities() -> None:

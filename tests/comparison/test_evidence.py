@@ -29,7 +29,7 @@ def comparison(**changes: Any) -> Comparison:
         "ordinary": members(5, 4),
         "prices": PRICES,
     }
-    section = changes.pop("section", EvaluationSection(rivals=RIVALS))
+    section = changes.pop("section", EvaluationSection(rivals=RIVALS, temperature_scaling=False))
     arguments.update(changes)
     return Comparison(section, 0, Answers(), **arguments)  # type: ignore[arg-type]
 
@@ -58,7 +58,9 @@ def test_a_curve_ends_at_the_scores_and_at_the_cost_of_the_whole() -> None:
 
 
 def test_a_bag_chosen_among_all_pays_for_all() -> None:
-    chosen = comparison(section=EvaluationSection(rivals=(), bagging=TopK(size=2)))
+    chosen = comparison(
+        section=EvaluationSection(rivals=(), bagging=TopK(size=2), temperature_scaling=False)
+    )
     assert evidence(chosen)["bags"]["bag"]["cost"] == {"fixed": PRICES.bag, "member": 0.0}
 
 
@@ -115,7 +117,7 @@ def test_distances_are_those_of_the_novelty_block() -> None:
 
 
 def test_without_held_out_members_or_deep_ensemble_their_rows_are_empty() -> None:
-    section = EvaluationSection(rivals=(OriginalsBag(),))
+    section = EvaluationSection(rivals=(OriginalsBag(),), temperature_scaling=False)
     said = evidence(comparison(section=section, held_out=members(2, 2).select([]), ordinary=None))
     assert said["populations"]["held_out"]["accuracy"] == []
     assert said["populations"]["held_out"]["plane"] == []

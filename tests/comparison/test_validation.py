@@ -24,7 +24,9 @@ def test_the_whole_bag_is_scored_as_it_votes(
     guesses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     logits, labels, trunks = guesses
-    _, by_size = cross_fitted_curve(EvaluationSection(rivals=()), logits, labels, trunks, [1, E])
+    _, by_size = cross_fitted_curve(
+        EvaluationSection(rivals=(), temperature_scaling=False), logits, labels, trunks, [1, E]
+    )
     whole = SoftVote().combine(logits, member_nll(logits, labels))
     assert by_size[-1] == pytest.approx(nll(whole, labels))
     # One member is any of them: a mean over orders that put different ones first.
@@ -38,7 +40,7 @@ def test_choosing_the_luckiest_is_not_rewarded(
     guesses: tuple[torch.Tensor, torch.Tensor, torch.Tensor], vote: SoftVote | WeightedVote
 ) -> None:
     logits, labels, trunks = guesses
-    section = EvaluationSection(bagging=TopK(), vote=vote, rivals=())
+    section = EvaluationSection(bagging=TopK(), vote=vote, rivals=(), temperature_scaling=False)
     _, by_size = cross_fitted_curve(section, logits, labels, trunks, [1])
     alone = member_nll(logits, labels)
     naive = alone.min().item()
@@ -64,7 +66,7 @@ def test_a_size_depends_on_no_larger_one(
     guesses: tuple[torch.Tensor, torch.Tensor, torch.Tensor],
 ) -> None:
     for bagging in (All(), TopK(), All(size=3)):
-        section = EvaluationSection(bagging=bagging, rivals=())
+        section = EvaluationSection(bagging=bagging, rivals=(), temperature_scaling=False)
         few = cross_fitted_curve(section, *guesses, [2, 4])
         more = cross_fitted_curve(section, *guesses, [2, 4, 16])
         assert few[1] == pytest.approx(more[1][:2])

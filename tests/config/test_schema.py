@@ -11,10 +11,11 @@ from bend_ray.config.knobs import Knob, knobs
 from bend_ray.config.reading import load_config, with_knobs
 from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import (
-    FINISH,
+    AS_DRAWN,
     AutoencoderSection,
     DeepEnsemble,
     EvaluationSection,
+    Finish,
     PipelineConfig,
     Rival,
     SamplesSection,
@@ -60,7 +61,6 @@ COMPANIONS = {
     "generator.process.kind=flow": ["samples.sampler.kind=euler"],
     "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
     "dataset.kind=image_folder": ["dataset.root=images"],
-    "samples.guidance": ["seeds.protocol.early_tails=8"],
 }
 """What else a variant, or a knob, asks for."""
 
@@ -89,10 +89,10 @@ OTHERS = {
     "resnet18": "resnet34",
     "white": "black",
     "tell": "refuse",
+    "auto": None,
 }
 OTHER_THAN_NULL = {
     "dataset.mode": "grey",
-    "samples.annealing.fraction": 0.25,
     "seeds.architecture.weights": "IMAGENET1K_V1",
     "dataset.class_names": ["cat", "dog"],
 } | {
@@ -243,29 +243,29 @@ def test_identity_is_json_and_says_everything_else() -> None:
     assert whole == dumped
 
 
-def test_what_is_younger_than_artifacts_and_off_leaves_them_their_names() -> None:
-    said = identity(load_config(None, ["seeds.protocol.early_tails=0"]))
-    assert "early_tails" not in said["seeds"]["protocol"]
-    assert not {"scale", "guidance", "annealing"} & said["samples"].keys()
-
-
 @pytest.mark.parametrize(
     ("overrides", "finish"),
     [
-        ([], FINISH),
-        (["seeds.protocol={kind: forks}"], (1.0, 0.0, 0.0)),
-        (["seeds.protocol.early_tails=0"], (1.0, 0.0, 0.0)),
-        (["generator.conditional=false"], (1.0, 0.0, 0.0)),
-        (["samples.guidance=0.5"], (FINISH[0], 0.5, FINISH[2])),
-        (["samples={scale: 1, guidance: 0, annealing: {fraction: 0}}"], (1.0, 0.0, 0.0)),
+        ([], Finish()),
+        (["samples.finish=auto"], Finish()),
+        (["samples.finish=null"], AS_DRAWN),
+        (["seeds.protocol={kind: forks}"], AS_DRAWN),
+        (["seeds.protocol.early_tails=0"], AS_DRAWN),
+        (["generator.conditional=false"], AS_DRAWN),
+        (["samples.finish.guidance=0.5"], Finish(guidance=0.5)),
+        (["samples.finish={scale: 1, guidance: 0, annealing: {fraction: 0}}"], AS_DRAWN),
     ],
 )
 def test_drawn_models_are_finished_where_the_population_allows_it(
-    overrides: list[str], finish: tuple[float, ...]
+    overrides: list[str], finish: Finish
 ) -> None:
     for config in (load_config(None, overrides), with_knobs(load_config(None, overrides), {})):
-        samples = config.samples
-        assert (samples.scale, samples.guidance, samples.annealing.fraction) == finish
+        assert config.finish == finish
+
+
+def test_what_is_said_of_a_finish_is_kept_as_it_was_said() -> None:
+    assert PipelineConfig().samples.finish == "auto"
+    assert load_config(None, ["samples.finish=null"]).samples.finish is None
 
 
 @pytest.mark.parametrize(
@@ -278,13 +278,14 @@ def test_drawn_models_are_finished_where_the_population_allows_it(
 )
 def test_guidance_must_know_the_way(overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
-        load_config(None, [*overrides, "samples.guidance=0.5"])
+        load_config(None, [*overrides, "samples.finish.guidance=0.5"])
 
 
 def test_scale_must_know_the_centre() -> None:
-    load_config(None, ["samples.scale=2"])
+    finish = "samples.finish={scale: 2, guidance: 0}"
+    load_config(None, [finish])
     with pytest.raises(ConfigError, match="whose mean it moves away from"):
-        load_config(None, ["samples.scale=2", "generator.conditional=false"])
+        load_config(None, [finish, "generator.conditional=false"])
 
 
 def test_training_models_are_what_is_not_held_out() -> None:

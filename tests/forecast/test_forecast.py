@@ -14,6 +14,7 @@ from bend_ray.config.reading import load_config
 from bend_ray.config.schema import (
     Annealing,
     AutoencoderSection,
+    Finish,
     PipelineConfig,
     SamplesSection,
     SeedsSection,
@@ -98,7 +99,8 @@ def test_tails_are_counted_by_the_runs_that_leave_them() -> None:
 
 def test_early_tails_and_annealing_are_counted() -> None:
     tails = Tails(trunks=4, tails=5, early_tails=5, trunk_fraction=0.5, tail_fraction=0.05)
-    samples = SamplesSection(count=6, shard_size=3, annealing=Annealing(fraction=0.1))
+    finish = Finish(annealing=Annealing(fraction=0.1))
+    samples = SamplesSection(count=6, shard_size=3, finish=finish)
     config = PipelineConfig(
         seeds=SeedsSection(protocol=tails),
         autoencoder=AutoencoderSection(model=PrincipalMlp(latent_size=8)),

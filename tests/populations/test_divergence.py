@@ -1,6 +1,7 @@
 """Models that diverge: tried again once, else left out of all that follows, and told of."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,11 @@ from bend_ray.config.graph import plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.populations.divergence import Divergence, done_shards, finite_rows, left_rows, note
-from bend_ray.populations.members import load_roots
+from bend_ray.populations.members import load_roots, training_trunks
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import sample_drawer, seeds
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 SCRATCH = "seeds.protocol={kind: independent, models: 8, align: false}"
 ABSURD = "seeds.recipe.optimizer={kind: sgd, learning_rate: 40, momentum: 0.9}"
@@ -107,7 +106,7 @@ def test_a_trunk_that_diverges_takes_its_forks_with_it(
     roots = [(each.trunk, each.outcome) for each in told if each.kind == "root"]
     assert roots == [(0, "dropped"), (1, "retrained")]
     assert [each.models for each in told if each.kind == "run"] == [(i,) for i in range(6)]
-    assert seeds.training_trunks(artifact) == [1, 2]
+    assert training_trunks(artifact) == [1, 2]
 
 
 def test_a_population_that_partly_diverges_still_makes_a_bag(
@@ -160,8 +159,7 @@ def test_a_drawn_model_that_is_not_finite_is_left_out(
     config = tiny()
     made = make(config, shared_store, "samples")
     again = Store(fresh_store.uri).artifact("samples", 1, {})
-    ours = type(made)(**{a.stage: a for a in made if a.stage != "samples"} | {"samples": again})
-    drawer = SampleDrawer(config, ours, config.dataset.load())
+    drawer = SampleDrawer(config, replace(made, samples=again), config.dataset)
     spoil(2)
     drawer.draw(0)
     spoil(1)

@@ -143,11 +143,10 @@ def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats:
 
 def test_what_was_done_to_drawn_models_is_told_below_the_table(repeats: list[Run]) -> None:
     run = repeats[0]
-    off = {"scale": 1.0, "guidance": 0.0, "annealing": {"fraction": 0.0, "learning_rate": None}}
-    config = run.config | {"samples": run.config["samples"] | off}
+    config = run.config | {"samples": run.config["samples"] | {"finish": None}}
     assert "Generated models were" not in report([replace(run, config=config)]).tables[0].note
-    finish = off | {"scale": 2.0, "guidance": 0.5, "annealing": {"fraction": 0.05}}
-    config = run.config | {"samples": run.config["samples"] | finish}
+    finish = {"scale": 2.0, "guidance": 0.5, "annealing": {"fraction": 0.05}}
+    config = run.config | {"samples": run.config["samples"] | {"finish": finish}}
     (table,) = report([replace(run, config=config)]).tables
     assert "moved to 2 times the distance from their trunk's mean" in table.note
     assert "then moved on by 0.5 of their trunk's way" in table.note

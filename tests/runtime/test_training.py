@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from tiny import own_processes
@@ -20,28 +21,30 @@ from bend_ray.config.schema import GeneratorSection
 from bend_ray.errors import TrainingError
 from bend_ray.generation.denoisers import MlpDenoiser
 from bend_ray.optim import AdamW, Constant, Training
+from bend_ray.runtime.interface import Rows, Runtime, vectors
+from bend_ray.runtime.local import LocalRuntime
+from bend_ray.runtime.loop import Job
 from bend_ray.stages.generator import build_objective
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+on_ray = pytest.mark.usefixtures("cluster")
 
 WEIGHTS = "weights.safetensors"
 SECTION = GeneratorSection(denoiser=MlpDenoiser(hidden=16, blocks=1))
 TRAINING = Training(steps=120, batch_size=8, checkpoint_every=20)
 
 
+def rows_of(number: int) -> pa.Table:
+    values = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
+    ids = np.arange(13)
+    return pa.table({"model_id": ids, "trunk": ids % 2, "features": vectors(values)})
+
+
 def fit_denoiser(
-    path: Path, training: Training = TRAINING, workers: object = 1, until: int | None = None
+    path: Path, training: Training = TRAINING, workers: object = 0, until: int | None = None
 ) -> Artifact:
-    import ray.data
-
-    from bend_ray.runtime.training import Job, fit
-
-    rows = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
-    dataset = ray.data.from_items(
-        [{"model_id": i, "trunk": i % 2, "features": row} for i, row in enumerate(rows)]
-    )
+    """In this process, or by so many workers of Ray Train."""
     artifact = Store(str(path)).artifact("generator", 1, {})
-    resources = TrainResources(workers=workers)
+    resources = TrainResources(workers=workers or 1)
     job = Job(
         "generator",
         partial(build_objective, SECTION, 5, 2),
@@ -52,14 +55,19 @@ def fit_denoiser(
         WEIGHTS,
         until,
     )
-    fitted = fit(job, dataset)
+    runtime: Runtime = LocalRuntime()
+    if workers:
+        from bend_ray.runtime.on_ray import RayRuntime
+
+        runtime = RayRuntime(own=False)
+    fitted = runtime.train(job, Rows(1, rows_of))
     assert fitted.curve[-1][0] >= (until or training.steps) - 1
     assert fitted.cost.cpu_seconds > 0
     return artifact
 
 
 @pytest.fixture(scope="module")
-def alone(cluster: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     """What one worker, in this process, makes of it undisturbed."""
     return load_weights(fit_denoiser(tmp_path_factory.mktemp("alone")), WEIGHTS)
 
@@ -75,7 +83,7 @@ def assert_close(
 def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     tmp_path: Path, alone: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bend_ray.runtime.training import CHECKPOINT, _Worker
+    from bend_ray.runtime.loop import CHECKPOINT, _Worker
 
     checkpoint = _Worker.checkpoint
 
@@ -100,7 +108,7 @@ def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
 def test_a_training_that_was_paused_goes_on_to_the_same_bits(
     tmp_path: Path, alone: dict[str, torch.Tensor]
 ) -> None:
-    from bend_ray.runtime.training import milestone
+    from bend_ray.runtime.loop import milestone
 
     # Milestones need not be checkpoints; one that was passed is not put back.
     for until in (30, 70, 50):
@@ -120,7 +128,7 @@ def test_a_training_that_was_paused_goes_on_to_the_same_bits(
 def test_a_pause_that_was_cut_short_leaves_its_milestone_when_it_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bend_ray.runtime.training import _Worker, milestone
+    from bend_ray.runtime.loop import _Worker, milestone
 
     def killed(worker: _Worker, file: str) -> None:
         raise KeyboardInterrupt
@@ -134,6 +142,8 @@ def test_a_pause_that_was_cut_short_leaves_its_milestone_when_it_is_made_again(
     assert_close(load_weights(again, milestone(50)), undisturbed)
 
 
+@on_ray
+@pytest.mark.ray
 @pytest.mark.slow
 def test_two_workers_one_of_them_killed_compute_what_one_does(
     tmp_path: Path, alone: dict[str, torch.Tensor]
@@ -146,6 +156,8 @@ def test_two_workers_one_of_them_killed_compute_what_one_does(
     assert_close(load_weights(artifact, WEIGHTS), alone, tolerance=2e-4)
 
 
+@on_ray
+@pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.chaos
 def test_a_range_of_workers_trains_on_as_many_as_there_are(
@@ -185,6 +197,7 @@ def test_a_loss_that_is_not_finite_is_refused_with_advice(tmp_path: Path) -> Non
         fit_denoiser(tmp_path, wild)
 
 
+@pytest.mark.ray
 @pytest.mark.parametrize("failures", [2, 3])
 def test_a_controller_that_fails_is_replaced_but_not_for_ever(
     monkeypatch: pytest.MonkeyPatch, failures: int

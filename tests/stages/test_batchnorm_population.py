@@ -80,8 +80,6 @@ def test_without_batchnorm_or_switched_off_nothing_changes(
     assert classifiers.recalibrate(theta_KP) is theta_KP
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
 def test_a_batchnorm_population_goes_through_the_pipeline(
     tiny: MakeConfig, shared_store: Store
 ) -> None:

@@ -15,6 +15,7 @@ from bend_ray.artifacts.shards import read_population, shard_name
 from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import plan
+from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.stages import autoencoder, seeds
 
 
@@ -66,7 +67,7 @@ def test_eight_actors_and_two_train_workers_give_what_one_of_each_gives(
     )
     one = tiny("seeds.cohort_size=2")
     alone = make(one, Store(str(tmp_path / "one")))
-    together = make(many, Store(str(tmp_path / "many")))
+    together = make(many, Store(str(tmp_path / "many")), runtime=RayRuntime(own=False))
     assert alone.evaluation.fingerprint == together.evaluation.fingerprint
     np.testing.assert_array_equal(
         read_population(alone.seeds).theta_KP, read_population(together.seeds).theta_KP

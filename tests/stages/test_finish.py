@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from tiny import MakeConfig, make
 
@@ -19,7 +18,7 @@ from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import seeds
-from bend_ray.stages.finish import Finish, without_finish
+from bend_ray.stages.finish import Finisher, without_finish
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 NETWORK = "seeds.architecture={kind: convnet, channels: [4, 4]}"
@@ -28,9 +27,7 @@ SHORT = ("seeds.recipe.epochs=1", "seeds.held_out=0.4", "autoencoder.model.laten
 GUIDED = (
     *SHORT,
     f"seeds.protocol={{{TAILS}, early_tails: 2, tails: 3}}",
-    "samples.scale=1",
-    "samples.guidance=0",
-    "samples.annealing.fraction=0",
+    "samples.finish={scale: 1, guidance: 0, annealing: {fraction: 0}}",
 )
 
 
@@ -44,8 +41,8 @@ def trained(config: PipelineConfig, store: Store) -> tuple[Artifact, Population]
     return artifact, read_population(artifact)
 
 
-def finish_of(config: PipelineConfig, artifact: Artifact) -> Finish:
-    return Finish(config, artifact, Classifiers(config, config.dataset.load(), "cpu"))
+def finish_of(config: PipelineConfig, artifact: Artifact) -> Finisher:
+    return Finisher(config, artifact, Classifiers(config, config.dataset.load(), "cpu"))
 
 
 def finished(
@@ -75,7 +72,7 @@ def test_early_tails_leave_their_mean_and_are_no_members(
 def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
-    config = tiny(*GUIDED, NETWORK, "samples.guidance=0.5")
+    config = tiny(*GUIDED, NETWORK, "samples.finish.guidance=0.5")
     artifact, members = trained(config, fresh_store)
     early_TP = load_weights(artifact, early_name(0))["theta"].numpy()
     moved_NP = finished(config, artifact, members, [4, 0]).numpy()
@@ -97,7 +94,7 @@ def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
 def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
-    config = tiny(*GUIDED, NETWORK, "samples.scale=2.5")
+    config = tiny(*GUIDED, NETWORK, "samples.finish.scale=2.5")
     artifact, members = trained(config, fresh_store)
     spread_NP = finished(config, artifact, members, [4, 0]).numpy()
     weights = slice(0, read_layout(artifact).num_trainable)
@@ -112,7 +109,7 @@ def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
 def test_annealing_trains_a_model_the_same_way_in_any_company(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
-    config = tiny(*GUIDED, NETWORK, "samples.annealing.fraction=0.25")
+    config = tiny(*GUIDED, NETWORK, "samples.finish.annealing.fraction=0.25")
     artifact, members = trained(config, fresh_store)
     together_NP = finished(config, artifact, members, [0, 3])
     assert torch.equal(finished(config, artifact, members, [3]), together_NP[1:])
@@ -124,21 +121,18 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
 
 
 def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> None:
-    off = ("samples.scale=2", "samples.guidance=1", "samples.annealing.fraction=0.25")
-    config = tiny(*GUIDED, *off)
+    config = tiny(*GUIDED, "samples.finish={scale: 2, guidance: 1}")
     artifact = plan(config, fresh_store).seeds  # and nothing is read: there is nothing
     theta_NP = torch.ones(2, 3)
     finish = finish_of(without_finish(config), artifact)
     assert finish(theta_NP, np.zeros(2, dtype=np.int32), [0, 1]) is theta_NP
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
 def test_guided_and_annealed_models_go_through_the_pipeline(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
-    steps = ("samples.scale=1.5", "samples.guidance=0.5", "samples.annealing.fraction=0.1")
-    config = tiny(*GUIDED, *steps)
+    finish = "samples.finish={scale: 1.5, guidance: 0.5, annealing: {fraction: 0.1}}"
+    config = tiny(*GUIDED, finish)
     made = make(config, shared_store)
     for artifact in made:
         listed = {file.name for file in artifact.manifest().files}

@@ -1,10 +1,9 @@
-"""The stages together, on one cluster: variants, streaming representations, new populations."""
+"""The stages together, here and on a cluster: variants, representations, new populations."""
 
 import dataclasses
 
 import numpy as np
 import pytest
-import ray
 import torch
 from tiny import MakeConfig, make
 
@@ -14,6 +13,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.comparison.comparison import Members
 from bend_ray.config.graph import STAGES
 from bend_ray.config.graph import plan as plan_of
+from bend_ray.config.resources import Resources
 from bend_ray.data.parts import ImageDataset
 from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
@@ -21,12 +21,11 @@ from bend_ray.populations.members import read_layout
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
-from bend_ray.runtime.cluster import preflight
+from bend_ray.runtime.interface import from_vectors
+from bend_ray.runtime.local import LocalRuntime
 from bend_ray.stages.representations import Principal, Standardised
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def test_the_whole_pipeline_leaves_committed_artifacts_and_nothing_else(
@@ -60,7 +59,7 @@ def test_the_principal_representation_decodes_training_members_exactly(
 ) -> None:
 
     plan = make(tiny(), shared_store, "seeds")
-    representation, _ = Principal.fit(plan.seeds)
+    representation, _ = Principal.fit(plan.seeds, LocalRuntime())
     members = read_population(plan.seeds)
     coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
     decoded = representation.decoder(plan.seeds)(coefficients)
@@ -72,17 +71,17 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
 ) -> None:
 
     plan = make(tiny(), shared_store, "seeds")
-    representation, _ = Standardised.fit(plan.seeds)
+    representation, _ = Standardised.fit(plan.seeds, LocalRuntime())
     members = read_population(plan.seeds)
     theta = torch.from_numpy(members.theta_KP)
     moments = Moments.empty(theta.shape[1])
     moments.update(theta[torch.from_numpy(~members.held_out)])
     expected = Standardizer.fit(moments, read_layout(plan.seeds))
-    rows = representation.dataset(plan.seeds, training_only=False).to_pandas()
-    rows = rows.sort_values("model_id")
-    streamed = np.stack(list(rows["features"]))
+    rows = representation.rows(plan.seeds, training_only=False)
+    table = LocalRuntime().table(rows, Resources())
+    streamed = from_vectors(table.column("features"))
     np.testing.assert_allclose(streamed, expected.apply(theta), rtol=1e-4, atol=1e-5)
-    assert rows["held_out"].tolist() == members.held_out.tolist()
+    assert table.column("held_out").to_pylist() == members.held_out.tolist()
 
 
 @pytest.mark.slow
@@ -126,26 +125,59 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     trainer = SeedTrainer(config, again.seeds, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
-    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), dataset).draw(0)
+    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), config.dataset).draw(0)
     with pytest.raises(TestOpenedError):
         Members.of(read_population(plan.seeds), Classifiers(config, dataset, "cpu"))
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_gives_what_this_process_gives(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+) -> None:
+    config = tiny("evaluation.rivals=[{kind: deep_ensemble}, {kind: gaussian}]")
+    from bend_ray.runtime.on_ray import RayRuntime
+
+    here, there = make(config, shared_store), make(config, fresh_store, runtime=RayRuntime(True))
+    assert [a.fingerprint for a in here] == [a.fingerprint for a in there]
+    for stage in ("seeds", "samples", "ordinary"):
+        ours, theirs = (read_population(made[stage]) for made in (here, there))
+        np.testing.assert_array_equal(ours.theta_KP, theirs.theta_KP)
+        np.testing.assert_array_equal(ours.val_nll, theirs.val_nll)
+    for stage in ("autoencoder", "generator"):
+        files = [f.name for f in here[stage].manifest().files if f.name.endswith(".safetensors")]
+        assert files
+        for name in files:
+            assert here[stage].read_bytes(name) == there[stage].read_bytes(name)
+    ours, theirs = (Result.of(made).as_json() for made in (here, there))
+    assert ours["bag"]["nll"] == theirs["bag"]["nll"]
+    assert ours["rivals"]["gaussian"]["nll"] == theirs["rivals"]["gaussian"]["nll"]
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_store: Store) -> None:
     config = tiny("samples.temperature=1.0e+38")
     with pytest.raises(TrainingError, match=r"^samples: expected finite parameters, all 6"):
         pipeline.run(config, shared_store.uri, until="samples")
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
+    from bend_ray.runtime.cluster import preflight
 
     config = tiny("latents.resources.cpus=1000")
     with pytest.raises(ClusterError, match=r"latents\.resources.*asked for 1 x \(1000 CPU"):
-        preflight(config, STAGES)
-    preflight(tiny(), STAGES)
+        preflight(config, STAGES, own=True)
+    preflight(tiny(), STAGES, own=True)
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
 def test_ray_leaves_stdout_to_results(capsys: pytest.CaptureFixture[str]) -> None:
+    import ray
+
     lost = {"lines": ["a node is gone"], "pid": "raylet", "is_err": False}
     ray._private.worker.print_to_stdstream(lost, ignore_prefix=False)
     assert capsys.readouterr().out == ""

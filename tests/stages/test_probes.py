@@ -9,6 +9,7 @@ from tiny import MakeConfig, make
 from bend_ray.artifacts.shards import read_population, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import TrainingError
+from bend_ray.runtime.local import LocalRuntime
 from bend_ray.stages.probes import Floor, check_samples
 
 WILD = "generator.training.optimizer.learning_rate=3"
@@ -33,13 +34,11 @@ def test_nothing_is_asked_of_a_generator_where_members_know_nothing(
     assert not floor.reached([])
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
 def test_a_generator_that_collapses_is_stopped_half_way(
     tiny: MakeConfig, shared_store: Store, caplog: pytest.LogCaptureFixture
 ) -> None:
     strict = "generator.probes.floor=0.9"
-    at = "collapsed: at step 100 of 200 none of 8 drawn models comes up to"
+    at = "collapsed: at step 100 of 200 none of 6 drawn models comes up to"
     with pytest.raises(TrainingError, match=at):
         make(tiny(WILD, strict), shared_store, "generator")
     # What so wild a training gives is chance: without a floor it is there for whoever wants it.
@@ -48,12 +47,10 @@ def test_a_generator_that_collapses_is_stopped_half_way(
     assert "what it draws lies far from all members" in caplog.text
     # Nobody can wish for models that are not finite.
     wilder, nothing = "generator.training.optimizer.learning_rate=30", "generator.probes.floor=0"
-    with pytest.raises(TrainingError, match="none of 8 drawn models is finite"):
+    with pytest.raises(TrainingError, match="none of 6 drawn models is finite"):
         make(tiny(wilder, nothing), shared_store, "generator")
 
 
-@pytest.mark.ray
-@pytest.mark.usefixtures("cluster")
 def test_samples_of_which_none_works_are_refused(
     tiny: MakeConfig, shared_store: Store, fresh_store: Store
 ) -> None:
@@ -63,5 +60,5 @@ def test_samples_of_which_none_works_are_refused(
     worse = replace(population, val_accuracy=np.array([0.1, 0.05]), origin="generated")
     shard = write_shard(plan.samples, 0, worse)
     with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 2 drawn"):
-        check_samples(tiny(), plan, [shard])
-    check_samples(tiny("generator.probes.floor=0"), plan, [shard])
+        check_samples(tiny(), plan, LocalRuntime(), [shard])
+    check_samples(tiny("generator.probes.floor=0"), plan, LocalRuntime(), [shard])

@@ -4,27 +4,27 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from tiny import MakeConfig, make, own_processes
 
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Plan, plan
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.populations.members import ROOTS
-from bend_ray.stages import seeds
+from bend_ray.populations.members import LAYOUT, ROOTS
+from bend_ray.runtime.on_ray import RayRuntime
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
 
 
 def train(config: PipelineConfig, store: Store) -> Population:
-    return read_population(make(config, store, "seeds").seeds)
+    """By actors."""
+    return read_population(make(config, store, "seeds", RayRuntime(own=True)).seeds)
 
 
 def assert_equal(a: Population, b: Population) -> None:
@@ -33,18 +33,15 @@ def assert_equal(a: Population, b: Population) -> None:
     np.testing.assert_array_equal(a.theta_KP, b.theta_KP)
 
 
-def test_one_or_three_actors_train_the_same_population(
-    tiny: MakeConfig, shared_store: Store, fresh_store: Store
+def test_one_or_three_actors_train_the_same_population_as_this_process(
+    tiny: MakeConfig, shared_store: Store, fresh_store: Store, tmp_path: Path
 ) -> None:
     alone = train(tiny("seeds.resources.workers=1"), shared_store)
     together = train(tiny("seeds.resources.workers=3"), fresh_store)
     assert_equal(alone, together)
-    # And so does a process with pixels of its own, not those of the object store.
-    config, own = tiny("seeds.resources.workers=1"), plan(tiny("seed=1"), fresh_store).seeds
-    trainer = seeds.SeedTrainer(config, own, config.dataset)
-    trainer.store_roots([trainer.train_roots(0)])
-    shared_roots = load_weights(plan(config, shared_store).seeds, ROOTS)["theta"]
-    assert torch.equal(load_weights(own, ROOTS)["theta"], shared_roots)
+    # And so does this process.
+    here = read_population(make(tiny(), Store(str(tmp_path / "here")), "seeds").seeds)
+    assert_equal(alone, here)
     assert alone.trunk.tolist() == [0] * 6 + [1] * 6
     assert alone.held_out.sum() == 2
     assert (alone.fit_seconds > 0).all()
@@ -81,7 +78,7 @@ def test_shards_of_an_earlier_attempt_are_kept(
 ) -> None:
     config = tiny()
     made, again = make(config, shared_store, "seeds").seeds, plan(config, fresh_store).seeds
-    kept = ["shard-00000.parquet", "shard-00002.parquet", ROOTS, seeds.LAYOUT]
+    kept = ["shard-00000.parquet", "shard-00002.parquet", ROOTS, LAYOUT]
     for name in kept:
         with again.open_output(name) as stream:
             stream.write(made.read_bytes(name))
@@ -106,7 +103,7 @@ def test_other_protocols_leave_working_classifiers(
     tiny: MakeConfig, shared_store: Store, overrides: list[str], models: int
 ) -> None:
     config = tiny(*overrides, "autoencoder.model.latent_size=4")
-    population = train(config, shared_store)
+    population = read_population(make(config, shared_store, "seeds").seeds)
     assert population.model_id.tolist() == list(range(models))
     assert (population.val_accuracy > 0.7).all()
     assert len(np.unique(population.theta_KP, axis=0)) == models

@@ -9,14 +9,11 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Plan
 from bend_ray.config.schema import ParametersSection
 from bend_ray.errors import ConfigError
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
-from bend_ray.stages import seeds
-
-pytestmark = [pytest.mark.ray]
 
 SUBSET = (
     "seeds.architecture={kind: convnet, channels: [6, 8]}",
@@ -29,7 +26,7 @@ SIZE = 4 * 8 + 8 * 10
 
 
 @pytest.fixture(scope="module")
-def made(cluster: None, shared_store: Store) -> Plan:
+def made(shared_store: Store) -> Plan:
     from tiny import TINY
 
     from bend_ray.config.reading import load_config
@@ -72,14 +69,13 @@ def test_rivals_share_the_bases_and_the_deep_ensemble_does_not(made: Plan) -> No
 
 def test_the_same_population_whoever_trains_it(tiny: MakeConfig, fresh_store: Store, made: Plan):
     config = tiny(*SUBSET, "seeds.cohort_size=7", "seeds.resources.workers=2")
-    again = plan(config, fresh_store)
-    seeds.make(config, again)
+    again = make(config, fresh_store, "seeds")
     one, other = (read_population(p.seeds).theta_KP for p in (made, again))
     torch.testing.assert_close(torch.from_numpy(one), torch.from_numpy(other))
 
 
 def test_a_pattern_that_matches_nothing_is_refused_before_any_training(
-    cluster: None, tiny: MakeConfig, fresh_store: Store
+    tiny: MakeConfig, fresh_store: Store
 ) -> None:
     config = tiny(*SUBSET, "parameters.include=[hed.*]")
     with pytest.raises(ConfigError, match=r"'hed\.\*'.*closest: head\."):

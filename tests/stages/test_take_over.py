@@ -13,7 +13,8 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import Plan, plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
-from bend_ray.runtime import cluster
+from bend_ray.runtime.interface import Runtime
+from bend_ray.runtime.local import LocalRuntime
 from bend_ray.stages import seeds
 
 
@@ -24,17 +25,16 @@ def test_a_stage_that_another_run_committed_is_gone_on_with(
     config = tiny()
     made = plan(config, Store(str(tmp_path)))
 
-    def make(config: PipelineConfig, artifacts: Plan) -> None:
+    def make(config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> None:
         if other_commits:
             artifacts.seeds.commit(files=[], metrics={"by": "another"}, cost=Cost())
             artifacts.seeds.ensure_uncommitted()
         raise StoreError("expected a file, got none")
 
-    monkeypatch.setattr(cluster, "wait_for", lambda config, stage: None)
     monkeypatch.setattr(seeds, "make", make)
     if other_commits:
-        pipeline.make_stage("seeds", config, made)
+        pipeline.make_stage("seeds", config, made, LocalRuntime())
         assert made.seeds.manifest().metrics == {"by": "another"}
     else:
         with pytest.raises(StoreError, match="expected a file"):
-            pipeline.make_stage("seeds", config, made)
+            pipeline.make_stage("seeds", config, made, LocalRuntime())

@@ -22,6 +22,7 @@ from bend_ray.config.schema import (
 from bend_ray.generation.rivals import Gaussian, WeightAverage
 
 SECTION = EvaluationSection(
+    temperature_scaling=False,
     rivals=(
         OriginalsBag(),
         TrunkBag(),
@@ -29,7 +30,7 @@ SECTION = EvaluationSection(
         DeepEnsemble(),
         WeightAverage(),
         Gaussian(),
-    )
+    ),
 )
 CONFIG = PipelineConfig(evaluation=SECTION)
 

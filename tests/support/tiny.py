@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 
 import psutil
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import STAGES, Plan, plan
+from bend_ray.config.graph import Plan, plan
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.pipeline import make_stage
+from bend_ray.runtime.interface import Runtime
+from bend_ray.runtime.local import LocalRuntime
 
 TINY = (
     "seeds.recipe.epochs=4",
@@ -40,12 +42,16 @@ TINY = (
 MakeConfig = Callable[..., PipelineConfig]
 
 
-def make(config: PipelineConfig, store: Store, until: str = "evaluation") -> Plan:
-    """The artifacts of a config, made up to a stage where they are missing."""
+def make(
+    config: PipelineConfig,
+    store: Store,
+    until: str = "evaluation",
+    runtime: Runtime | None = None,
+) -> Plan:
+    """The artifacts of a config, made up to a stage; here, or where a runtime does the work."""
     artifacts = plan(config, store)
-    for stage in STAGES[: STAGES.index(until) + 1]:
-        if not artifacts[stage].exists():
-            import_module(f"bend_ray.stages.{stage}").make(config, artifacts)
+    for step in artifacts.steps(until):
+        make_stage(step, config, artifacts, runtime or LocalRuntime())
     return artifacts
 
 

@@ -1,0 +1,121 @@
+"""What a stage asks of whoever runs its work: in this process, or on a cluster.
+
+Work comes in pieces that are pure functions of what they are given, so that the same bits come out
+wherever they are done, in whatever order, and however often one is done again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from bend_ray.config.resources import ActorResources, Resources
+    from bend_ray.config.schema import PipelineConfig
+    from bend_ray.data.datasets import Dataset
+    from bend_ray.data.parts import ImageDataset
+    from bend_ray.runtime.loop import Fitted, Job
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table that is made in parts.
+
+    Attributes:
+        parts: how many.
+        part: a number below to its rows.
+    """
+
+    parts: int
+    part: Callable[[int], pa.Table]
+
+    def map(self, work: Callable[[pa.Table], pa.Table]) -> Rows:
+        """The rows that ``work`` makes of each part's."""
+        return Rows(self.parts, partial(_mapped, work, self.part))
+
+
+def _mapped(
+    work: Callable[[pa.Table], pa.Table], part: Callable[[int], pa.Table], number: int
+) -> pa.Table:
+    return work(part(number))
+
+
+def vectors(rows_KF: NDArray[np.float32]) -> pa.FixedSizeListArray:
+    """A column of vectors of one length."""
+    flat = np.ascontiguousarray(rows_KF).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat), rows_KF.shape[1])
+
+
+def from_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """``(K, F)``, the inverse of ``vectors``."""
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    width = column.type.list_size
+    values: NDArray[np.float32] = np.concatenate(chunks or [np.empty(0, np.float32)])
+    return values.reshape(-1, width)
+
+
+class Shared(Protocol):
+    """A data set that was read once."""
+
+    def load(self) -> ImageDataset:
+        """It, without reading it again."""
+
+
+class Workers(Protocol):
+    """Processes that share out pieces of work."""
+
+    def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
+        """Call a method of a worker with each piece; yields the piece and what came, as they end.
+
+        Args:
+            method: its name; calling it twice with a piece must do no harm.
+            pieces: in the order to begin them.
+        """
+
+
+class Runtime(Protocol):
+    """Where the work of stages is done."""
+
+    def share(self, dataset: Dataset) -> Shared:
+        """A data set, read by this process, for all that work.
+
+        Raises:
+            DataError: as ``dataset.load``.
+        """
+
+    def workers(
+        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+    ) -> AbstractContextManager[Workers]:
+        """As many ``worker(*arguments)`` as the resources allow and the pieces need."""
+
+    def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
+        """What ``work(*arguments)`` returns, done by one process."""
+
+    def table(self, rows: Rows, resources: Resources) -> pa.Table:
+        """All rows, in the order of their parts."""
+
+    def train(self, job: Job, rows: Rows) -> Fitted:
+        """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
+
+        Raises:
+            TrainingError: the training diverged or kept failing.
+        """
+
+    def wait_for(self, config: PipelineConfig, stage: str) -> None:
+        """Wait until there is room for a stage.
+
+        Raises:
+            ClusterError: there never will be.
+        """
+
+    def errors(self) -> AbstractContextManager[None]:
+        """Around work: errors of workers come out as they were raised."""

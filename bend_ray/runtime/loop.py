@@ -1,0 +1,260 @@
+"""The one training loop: autoencoder and denoiser are fitted by it, here or by Ray Train's workers.
+
+The population is small beside what it was made from, so every worker holds all its rows and a
+step's batch is drawn alike on all of them; each computes its part and gradients are averaged.
+Batches and noise come from generators of (seed, step), and checkpoints lie in the artifact itself:
+a training that was killed and resumed computes, to the bit, what an undisturbed one would, and more
+workers compute it up to the order of sums (and a statistic of the batch, see ``Reconstruction``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.config.resources import TrainResources
+from bend_ray.errors import TrainingError
+from bend_ray.generation.steps import AveragedSteps
+from bend_ray.optim import Training
+from bend_ray.process.computing import settle
+from bend_ray.randomness import generator_for, seed_for
+from bend_ray.runtime.interface import from_vectors
+
+TRAIN_DIRECTORY = "train"
+"""What a training leaves in its artifact until the commit."""
+CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
+CURVE_POINTS = 100
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, as its workers need it.
+
+    Attributes:
+        stage: whose it is.
+        build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
+        training: how.
+        resources: of a worker.
+        seed: of the run.
+        artifact: being made; progress and weights go there.
+        weights: the file for the kept module's averaged weights.
+        until: the step to pause at, None for the end. A paused training leaves a checkpoint, from
+            which another ``fit`` goes on, and its averaged weights so far as ``milestone(until)``.
+    """
+
+    stage: str
+    build: Callable[[], nn.Module]
+    training: Training
+    resources: TrainResources
+    seed: int
+    artifact: Artifact
+    weights: str
+    until: int | None = None
+
+
+def milestone(step: int) -> str:
+    """The file of the averaged weights at a step where the training was paused."""
+    return f"{TRAIN_DIRECTORY}/milestone-{step:08d}.safetensors"
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What a training tells about itself: loss by step, when, and cost over all its attempts."""
+
+    curve: list[tuple[int, float]]
+    times: list[float]
+    """Of the curve's points, seconds since 1970."""
+    cost: Cost
+
+
+@dataclass(frozen=True)
+class Team:
+    """Who trains together, and what this one of them can do.
+
+    Attributes:
+        rank: of this process.
+        world: how many there are.
+        replicated: makes a module whose gradients are the mean over all; asked of more than one.
+        progress: is told how many steps are done, in the first process.
+    """
+
+    rank: int = 0
+    world: int = 1
+    replicated: Callable[[nn.Module], nn.Module] = lambda module: module
+    progress: Callable[[int], None] = lambda done: None
+
+
+def columns_of(rows: pa.Table) -> dict[str, Tensor]:
+    """All rows as tensors ``features`` and ``condition``, in the order of the population."""
+    order = np.argsort(rows.column("model_id").to_numpy())
+    features = from_vectors(rows.column("features"))[order]
+    condition = rows.column("trunk").to_numpy()[order]
+    return {
+        "features": torch.from_numpy(features).float(),
+        "condition": torch.from_numpy(condition).long(),
+    }
+
+
+def train(job: Job, columns: dict[str, Tensor], team: Team) -> Fitted:
+    """What every process of a team does.
+
+    Args:
+        job: what is trained.
+        columns: from ``columns_of``.
+        team: its others.
+
+    Raises:
+        TrainingError: it diverged.
+    """
+    worker = _Worker(job, columns, team)
+    training = job.training
+    last = training.steps if job.until is None else job.until
+    for step in range(worker.first_step, last):
+        loss = worker.step(step)
+        done = step + 1
+        if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
+            worker.record(done, loss)
+        if done % training.checkpoint_every == 0 and done < training.steps:
+            worker.checkpoint(done)
+    if last == training.steps:
+        return worker.finish(job.weights)
+    # A checkpoint further on, of a training that was not paused here, must not be put back.
+    if worker.first_step > last:
+        return worker.fitted()
+    # Whoever was killed between the two has left the checkpoint alone.
+    if worker.first_step < last:
+        worker.checkpoint(last)
+    return worker.finish(milestone(last))
+
+
+class _Worker:
+    """One process of the training: its rows, its replica, and what a checkpoint must hold."""
+
+    def __init__(self, job: Job, columns: dict[str, Tensor], team: Team) -> None:
+        self.job = job
+        self.team = team
+        self.device = settle(job.resources.cpus, job.resources.gpus)
+        self.started = time.process_time(), time.perf_counter()
+        self.rows = {name: column.to(self.device) for name, column in columns.items()}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
+            self.objective = job.build().to(self.device)
+        self.steps = AveragedSteps(self.objective, job.training)
+        self.curve: list[tuple[int, float]] = []
+        self.times: list[float] = []
+        self.spent = Cost()
+        self.first_step = 0
+        if any(file.name == CHECKPOINT for file in job.artifact.list_files(TRAIN_DIRECTORY)):
+            self._restore(load_weights(job.artifact, CHECKPOINT))
+        self.model = team.replicated(self.objective) if team.world > 1 else self.objective
+
+    def step(self, step: int) -> Tensor:
+        """One optimizer step; returns the loss on this worker's part of the batch."""
+        batch, share = self._batch(step)
+        loss: Tensor = self.model(batch)
+        # Parts may differ by a row: weighted so that the workers' mean is the batch's mean.
+        (loss * share).backward()  # type: ignore[no-untyped-call]
+        self.steps.step(step)
+        return loss.detach()
+
+    def _batch(self, step: int) -> tuple[dict[str, Tensor], float]:
+        """This worker's part of a step's batch, and the part's size in equal shares."""
+        generator = generator_for(self.job.seed, self.job.stage, self.job.training.seed, step)
+        num_rows = len(self.rows["features"])
+        index_B = torch.randperm(num_rows, generator=generator)[: self.job.training.batch_size]
+        batch = {name: column[index_B.to(self.device)] for name, column in self.rows.items()}
+        draw: Callable[..., dict[str, Tensor]] = self.objective.draw  # type: ignore[assignment]
+        noise = {
+            name: drawn.to(self.device)
+            for name, drawn in draw(batch["features"].shape, generator).items()
+        }
+        rank, world = self.team.rank, self.team.world
+        part = {name: column[rank::world] for name, column in (batch | noise).items()}
+        return part, len(part["features"]) * world / len(index_B)
+
+    def record(self, done: int, loss: Tensor) -> None:
+        """Note the loss and say how far the training has come."""
+        value = float(loss)
+        if not torch.isfinite(loss):
+            raise self._diverged(f"loss, got {value} at step {done}")
+        self.curve.append((done, value))
+        self.times.append(time.time())
+        if self.team.rank == 0:
+            self.team.progress(done)
+
+    def _diverged(self, expected: str) -> TrainingError:
+        return TrainingError(
+            f"{self.job.stage}: expected a finite {expected}; lower "
+            f"{self.job.stage}.training.optimizer.learning_rate"
+        )
+
+    def checkpoint(self, done: int) -> None:
+        """Store a checkpoint from which any number of workers can go on."""
+        spent = self._cost()
+        if self.team.rank > 0:
+            return
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
+        for name, kept in self.steps.optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
+        tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
+        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
+        tensors["done"] = torch.tensor(done)
+        save_weights(self.job.artifact, CHECKPOINT, tensors)
+
+    def finish(self, file: str) -> Fitted:
+        """Store the averaged weights of what is kept.
+
+        Raises:
+            TrainingError: the last steps made them infinite or not a number.
+        """
+        if not all(average.isfinite().all() for average in self.steps.average):
+            raise self._diverged("average of the weights, got another")
+        self.steps.settle()
+        fitted = self.fitted()
+        if self.team.rank == 0:
+            kept: nn.Module = self.objective.kept  # type: ignore[assignment]
+            save_weights(self.job.artifact, file, kept.state_dict())
+        return fitted
+
+    def fitted(self) -> Fitted:
+        """What the training tells so far."""
+        return Fitted(self.curve, self.times, self._cost())
+
+    def _cost(self) -> Cost:
+        """Of all workers and attempts so far."""
+        cpu, wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
+        gpu = wall * self.job.resources.gpus if self.device == "cuda" else 0.0
+        seconds = torch.tensor([cpu, gpu], dtype=torch.float64, device=self.device)
+        if self.team.world > 1:
+            torch.distributed.all_reduce(seconds)
+        cpu, gpu = seconds.tolist()
+        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        self.objective.load_state_dict(model)
+        for i, average in enumerate(self.steps.average):
+            average.copy_(state[f"average.{i}"])
+        self.steps.optimizer.load(
+            {
+                name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
+                for name, kept in self.steps.optimizer.state().items()
+            }
+        )
+        self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
+        self.times = state["times"].tolist()
+        cpu, gpu, wall = state["spent"].tolist()
+        self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+        self.first_step = int(state["done"])

@@ -1,0 +1,117 @@
+"""Work done on a Ray cluster: pieces by actors, tables by Ray Data, trainings by Ray Train."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import ray
+import ray.cloudpickle
+import ray.data
+
+from bend_ray.config.resources import ActorResources, Resources
+from bend_ray.data.datasets import Dataset
+from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime.interface import Rows, Workers
+from bend_ray.runtime.local import train_here
+from bend_ray.runtime.loop import Fitted, Job
+from bend_ray.runtime.pool import Pool, get, our_errors
+from bend_ray.runtime.reading import load_told
+from bend_ray.runtime.training import fit
+
+if TYPE_CHECKING:
+    from bend_ray.config.schema import PipelineConfig
+    from bend_ray.data.parts import ImageDataset
+
+T = TypeVar("T")
+TASK_RETRIES = 3
+
+
+@dataclass(frozen=True)
+class InStore:
+    """A data set in the object store, for any process to load without copying it.
+
+    It travels as bytes: of a reference among the arguments of an actor Ray warns that it may be
+    lost before the actor is started again, but the process that shared it holds it.
+    """
+
+    reference: bytes
+
+    def load(self) -> ImageDataset:
+        """The data set, its pixels in the object store."""
+        return get(pickle.loads(self.reference))  # type: ignore[no-any-return]  # noqa: S301
+
+
+class RayRuntime:
+    """See ``interface.Runtime``.
+
+    Args:
+        own: whether the cluster is this machine alone, and this process its head.
+        shared: a data set that another process of the job has shared, and outlives this one.
+    """
+
+    def __init__(self, own: bool, shared: tuple[Dataset, InStore] | None = None) -> None:
+        self.own = own
+        self._shared = shared
+        self._held: list[ray.ObjectRef] = []
+
+    def share(self, dataset: Dataset) -> InStore:
+        """The data set, read and decoded by this process, once; the latest is remembered."""
+        if self._shared is None or self._shared[0] != dataset:
+            # Whoever put an object there must hold it.
+            self._held = [ray.put(load_told(dataset))]
+            self._shared = dataset, InStore(ray.cloudpickle.dumps(self._held[0]))
+        return self._shared[1]
+
+    @contextmanager
+    def workers(
+        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+    ) -> Iterator[Workers]:
+        """Actors; one that dies is replaced."""
+        actor = ray.remote(**cluster.options(resources))(worker)
+        size = cluster.num_actors(resources, pieces, self.own)
+        with Pool(lambda: actor.remote(*arguments), size, capacity.situation) as pool:
+            yield pool
+
+    def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
+        """A task, tried again when its process dies."""
+        task = ray.remote(max_retries=TASK_RETRIES, **cluster.options(resources))(work)
+        result: T = get(task.remote(*arguments))
+        return result
+
+    def table(self, rows: Rows, resources: Resources) -> pa.Table:
+        """Streamed by Ray Data, a task a part."""
+        blocks = _dataset(rows, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+        return pa.concat_tables(list(blocks))
+
+    def train(self, job: Job, rows: Rows) -> Fitted:
+        """By Ray Train; on one machine a single worker without a GPU is this process.
+
+        Ray Train's own processes take 25 s to start on two cores, ten times what the training does.
+        """
+        resources = job.resources
+        if self.own and resources.workers == 1 and not resources.gpus:
+            return train_here(job, self.table(rows, Resources()))
+        return fit(job, _dataset(rows, Resources()))
+
+    def wait_for(self, config: PipelineConfig, stage: str) -> None:
+        """Where the cluster grows to what is asked of it."""
+        cluster.wait_for(config, stage, self.own)
+
+    def errors(self) -> AbstractContextManager[None]:
+        """A worker's come out as themselves, however deep Ray has wrapped them."""
+        return our_errors()
+
+
+def _dataset(rows: Rows, resources: Resources) -> ray.data.Dataset:
+    def make(batch: pa.Table) -> pa.Table:
+        return rows.part(batch.column("part")[0].as_py())
+
+    parts = [{"part": number} for number in range(rows.parts)]
+    return ray.data.from_items(parts, override_num_blocks=rows.parts).map_batches(
+        make, batch_size=1, batch_format="pyarrow", **cluster.options(resources)
+    )
