@@ -7,9 +7,16 @@ Variants of one kind are specs that differ in the literal ``kind``; an axis is t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, PositiveInt
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    PositiveInt,
+    model_validator,
+)
 
 
 def _odd(value: int) -> int:
@@ -31,6 +38,25 @@ class Spec(BaseModel):
         use_attribute_docstrings=True,
         validate_default=True,
     )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_no_subclass(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        # It would pass for its parent, and find the parent's artifacts in a store.
+        if isinstance(value, cls) and type(value) is not cls:
+            raise ValueError(
+                f"expected {cls.__name__} itself, got a subclass of it, {type(value).__name__}; "
+                "a class of your own has a kind of its own, and its name in the union"
+            )
+        return handler(value)
+
+    @property
+    def own_type(self) -> str | None:
+        """The name of a class that passes for its parent, as it has no kind of its own."""
+        cls = type(self)
+        if "kind" in cls.model_fields and "kind" not in cls.__annotations__:
+            return f"{cls.__module__}.{cls.__qualname__}"
+        return None
 
 
 class Incidental:

@@ -422,7 +422,8 @@ def identity(spec: Spec) -> dict[str, Any]:
     >>> "resources" in identity(SeedsSection())
     False
     """
-    return {
+    own_type = {} if spec.own_type is None else {"type": spec.own_type}
+    return own_type | {
         name: _plain(value)
         for name, value in spec
         if not isinstance(value, Resources | Probes) and not is_incidental(type(spec), name)

@@ -31,7 +31,7 @@ from bend_ray.generation.denoisers import Denoiser
 from bend_ray.generation.diffusion import FlowMatching, Process
 from bend_ray.generation.rivals import Gaussian
 from bend_ray.generation.samplers import Euler, Sampler
-from bend_ray.networks.architectures import Architecture
+from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Forks, Independent, Protocol, held_out_ids
 from bend_ray.optim import Optimizer, Schedule
 from bend_ray.randomness import generator_for
@@ -169,7 +169,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.architecture.norm",
         "seeds.protocol.rate",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
-        *("dataset.background", "dataset.duplicates"),
+        *("dataset.background", "dataset.duplicates", "samples.finish"),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
     }
     inside_training = {
@@ -224,6 +224,33 @@ def test_where_something_is_found_is_no_part_of_the_identity(knob: Knob) -> None
     first, second = with_and_without(knob)
     assert first != second
     assert identity(first) == identity(second)
+
+
+class Wider(Mlp):
+    """Another network, under the name of ours."""
+
+    def build(self, image_shape: Any, num_classes: int) -> Any:
+        return super().build(image_shape, num_classes + 1)
+
+
+def test_a_spec_that_is_no_member_of_its_union_is_refused() -> None:
+    with pytest.raises(ValidationError, match="expected Mlp itself, got a subclass of it, Wider"):
+        SeedsSection(architecture=Wider())
+    for spec in (SeedsSection, EvaluationSection):
+
+        class Another(spec):  # type: ignore[misc, valid-type]
+            pass
+
+        with pytest.raises(ValidationError, match="itself, got a subclass of it"):
+            PipelineConfig.model_validate({spec.__name__[:-7].lower(): Another()})
+
+
+def test_a_class_of_another_behaviour_has_another_identity() -> None:
+    assert identity(Wider()) != identity(Mlp())
+    # Validation can be gone around.
+    config = PipelineConfig()
+    seeds = config.seeds.model_copy(update={"architecture": Wider()})
+    assert identity(config.model_copy(update={"seeds": seeds})) != identity(config)
 
 
 def test_identity_holds_no_resources_at_any_depth() -> None:
