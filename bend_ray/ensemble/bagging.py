@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, member_nll, true_log_probs
+from bend_ray.ensemble.metrics import member_nll, true_log_probs
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
-from bend_ray.ensemble.votes import Vote, WeightedVote, apply_temperature, fit_temperature
+from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+from bend_ray.ensemble.votes import Vote, apply_temperature, fit_temperature
 from bend_ray.errors import TrainingError
 
 BAND = (0.1, 0.9)
@@ -89,17 +90,17 @@ def size_curve(
         TrainingError: a voting member's logits are not finite.
     """
     check_examples(logits_ENC.shape[1:-1], labels_N)
-    weight_E = _weights(vote, val_nll_E)
+    weight_E = vote.weights(val_nll_E)
     voters = weight_E.nonzero().flatten()
     sizes = sizes_up_to(len(voters))
     orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
-    temperature_S = _temperatures(calibrated_on, val_nll_E, weight_E, vote, sizes, orders)
+    temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
     hits_DS = torch.zeros(num_draws, len(sizes), dtype=torch.float64)
     nats_DS = torch.zeros_like(hits_DS)
     width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
     for start in range(0, len(labels_N), width):
         part = slice(start, start + width)
-        ballots_ENC = _ballots(logits_ENC[:, part], val_nll_E, weight_E, vote)
+        ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
         for draw, order in enumerate(orders):
             bags = _running(ballots_ENC[order], weight_E[order], sizes)
             scored = _scored(bags, labels_N[part], temperature_S)
@@ -135,9 +136,9 @@ def prefix_curve(
         TrainingError: a voting member's logits are not finite.
     """
     check_examples(logits_ENC.shape[1:-1], labels_N)
-    weight_E = _weights(vote, val_nll_E)
-    ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
-    temperature_S = _temperatures(calibrated_on, val_nll_E, weight_E, vote, sizes, orders)
+    weight_E = vote.weights(val_nll_E)
+    ballots_ENC = _ballots(logits_ENC, weight_E, vote)
+    temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
     bags = (_running(ballots_ENC[order], weight_E[order], sizes) for order in orders)
     scored = [_scored(each, labels_N, temperature_S) for each in bags]
     hits_S, nats_S = (torch.stack(each).mean(dim=0) for each in zip(*scored, strict=True))
@@ -146,19 +147,11 @@ def prefix_curve(
     return (hits_S / len(labels_N)).tolist(), (nats_S / len(labels_N)).tolist()
 
 
-def _weights(vote: Vote, val_nll_E: Tensor) -> Tensor:
-    if isinstance(vote, WeightedVote):
-        return vote.weights(val_nll_E)
-    return torch.ones(len(val_nll_E), dtype=torch.float64)
-
-
-def _ballots(logits_ENC: Tensor, val_nll_E: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
-    """What each member says when it votes alone, times its weight."""
+def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
+    """What each member says, times its weight."""
     ballots_ENC = torch.zeros(logits_ENC.shape, dtype=torch.float64)
     for member in weight_E.nonzero().flatten().tolist():
-        alone = slice(member, member + 1)
-        answer_NC = vote.combine(logits_ENC[alone], val_nll_E[alone])
-        ballots_ENC[member] = answer_NC * weight_E[member]
+        ballots_ENC[member] = vote.ballots(logits_ENC[member]) * weight_E[member]
     return ballots_ENC
 
 
@@ -173,7 +166,6 @@ def _running(ballots_ENC: Tensor, weight_E: Tensor, sizes: Sequence[int]) -> Ite
 
 def _temperatures(
     calibrated_on: Calibration | None,
-    val_nll_E: Tensor,
     weight_E: Tensor,
     vote: Vote,
     sizes: Sequence[int],
@@ -183,7 +175,7 @@ def _temperatures(
     if calibrated_on is None:
         return [1.0] * len(sizes)
     logits_ENC, labels_N = calibrated_on
-    ballots_ENC = _ballots(logits_ENC, val_nll_E, weight_E, vote)
+    ballots_ENC = _ballots(logits_ENC, weight_E, vote)
     chosen = orders[:_FITTED_ORDERS]
     bags = (list(_running(ballots_ENC[order], weight_E[order], sizes)) for order in chosen)
     labels = labels_N.repeat(len(chosen))

@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-SMALLEST_PROBABILITY = 2.0**-126
-"""The smallest normal float32: no example costs more than 87.3 nats, whatever the dtype."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
+from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 
 @dataclass(frozen=True)

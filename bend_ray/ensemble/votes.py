@@ -6,11 +6,12 @@ Shape letters: E members, N examples, C classes. Probabilities come out as float
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, check_examples
+from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import TrainingError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
@@ -27,25 +28,57 @@ _MOST_STEPS = 64
 """Enough to halve the interval to that share."""
 
 
-class SoftVote(Spec):
+class _Vote(Spec):
+    """A weighted mean of what the members say, each a row of C numbers that sum to 1."""
+
+    counts_votes: ClassVar[bool] = False
+    """Whether a member says its most probable class alone, or its softmax probabilities."""
+    meaning: ClassVar[str]
+    """What the bag's answer is, as an exported bag's README says it."""
+
+    def weights(self, val_nll_E: Tensor) -> Tensor:
+        """Weights of the members, (E,) float64 on any scale; here 1 each, whose sums are exact.
+
+        Args:
+            val_nll_E: each member's mean validation NLL, in nats.
+        """
+        return torch.ones(len(val_nll_E), dtype=torch.float64)
+
+    def ballots(self, logits: Tensor) -> Tensor:
+        """What members say: logits (..., C) to float64 rows of the same shape that sum to 1."""
+        if not self.counts_votes:
+            return torch.softmax(logits.double(), dim=-1)
+        choice = logits.argmax(dim=-1, keepdim=True)
+        return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, choice, 1.0)
+
+    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
+        """Combine logits into the bag's probs_NC.
+
+        Raises:
+            TrainingError: if the logits of a member with a vote are not finite.
+        """
+        _check_members(logits_ENC, val_nll_E)
+        weight_E = self.weights(val_nll_E)
+        _check_finite(logits_ENC, weight_E)
+        probs_NC = torch.zeros(logits_ENC.shape[1:], dtype=torch.float64, device=logits_ENC.device)
+        # A member at a time: what all of them say would be the largest thing in memory.
+        for logits_NC, weight in zip(logits_ENC, weight_E.tolist(), strict=True):
+            if weight > 0:
+                probs_NC.add_(self.ballots(logits_NC), alpha=weight)
+        return probs_NC.div_(weight_E.sum())
+
+
+class SoftVote(_Vote):
     """Mean of the members' softmax probabilities, as in a deep ensemble.
 
     Source: ``sklearn.ensemble.VotingClassifier(voting="soft")``; Lakshminarayanan et al., 2017.
     """
 
     kind: Literal["soft"] = "soft"
-
-    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
-        """Combine logits into probs_NC; every member counts the same.
-
-        Raises:
-            TrainingError: if a member's logits are not finite.
-        """
-        equal_E = torch.full_like(val_nll_E, 1 / len(val_nll_E), dtype=torch.float64)
-        return _average_softmax(logits_ENC, equal_E)
+    meaning: ClassVar[str] = "the mean of their probabilities"
 
 
-class MajorityVote(Spec):
+class MajorityVote(_Vote):
     """Share of the members whose most probable class it is.
 
     Ties go to the lowest class, among a member's equal logits and (through argmax) among equal
@@ -55,22 +88,11 @@ class MajorityVote(Spec):
     """
 
     kind: Literal["majority"] = "majority"
-
-    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
-        """Combine logits into probs_NC, the vote shares.
-
-        Raises:
-            TrainingError: if a member's logits are not finite.
-        """
-        _check_members(logits_ENC, val_nll_E)
-        _check_finite(logits_ENC, torch.ones_like(val_nll_E))
-        votes_NE = logits_ENC.argmax(dim=-1).T
-        ones_NE = torch.ones_like(votes_NE, dtype=torch.float64)
-        counts_NC = ones_NE.new_zeros(logits_ENC.shape[1:]).scatter_add_(1, votes_NE, ones_NE)
-        return counts_NC / len(logits_ENC)
+    counts_votes: ClassVar[bool] = True
+    meaning: ClassVar[str] = "the share of them that choose a class"
 
 
-class WeightedVote(Spec):
+class WeightedVote(_Vote):
     """Mean of the softmax probabilities, weighted by each member's validation likelihood.
 
     The weight is proportional to ``exp(-sharpness * nll)``, nll being the member's mean
@@ -78,6 +100,7 @@ class WeightedVote(Spec):
     """
 
     kind: Literal["weighted"] = "weighted"
+    meaning: ClassVar[str] = "the mean of their probabilities, weighted by validation likelihood"
     sharpness: float = Field(default=10.0, ge=0.0, allow_inf_nan=False)
     """How many validation examples' worth of evidence decide the weights.
 
@@ -99,14 +122,6 @@ class WeightedVote(Spec):
             )
         evidence_E = -self.sharpness * val_nll_E.double()
         return evidence_E.masked_fill(~finite_E, -math.inf).softmax(dim=0)
-
-    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
-        """Combine logits into probs_NC by the weights that val_nll_E gives.
-
-        Raises:
-            TrainingError: if the logits of a member with a vote are not finite.
-        """
-        return _average_softmax(logits_ENC, self.weights(val_nll_E))
 
 
 def fit_temperature(probs_NC: Tensor, labels_N: Tensor) -> float:
@@ -153,7 +168,7 @@ def is_at_an_end(temperature: float) -> bool:
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:
     """Soften (T > 1) or sharpen (T < 1) probabilities: softmax of log probabilities over T.
 
-    Probabilities are clipped at ``metrics.SMALLEST_PROBABILITY`` first. Keeps the most probable
+    Probabilities are clipped at ``rule.SMALLEST_PROBABILITY`` first. Keeps the most probable
     class; T = 1 gives the probabilities back.
     """
     return torch.softmax(_log(probs_NC) / temperature, dim=1)
@@ -161,18 +176,6 @@ def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:
 
 def _log(probs_NC: Tensor) -> Tensor:
     return probs_NC.double().clamp(min=SMALLEST_PROBABILITY).log()
-
-
-def _average_softmax(logits_ENC: Tensor, weights_E: Tensor) -> Tensor:
-    """Average of the softmax over the members that have a weight, probs_NC."""
-    _check_members(logits_ENC, weights_E)
-    _check_finite(logits_ENC, weights_E)
-    probs_NC = torch.zeros(logits_ENC.shape[1:], dtype=torch.float64, device=logits_ENC.device)
-    # A member at a time: the probabilities of all of them would be the largest thing in memory.
-    for logits_NC, weight in zip(logits_ENC, weights_E.tolist(), strict=True):
-        if weight > 0:
-            probs_NC.add_(torch.softmax(logits_NC.double(), dim=1), alpha=weight)
-    return probs_NC
 
 
 def _check_members(logits_ENC: Tensor, per_member_E: Tensor) -> None:

@@ -11,6 +11,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_v
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.parts import Decoding
+from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError
 from bend_ray.networks.architectures import Architecture
@@ -86,9 +87,9 @@ class Card(Spec):
         return self
 
     @property
-    def counts_votes(self) -> bool:
-        """Whether a member votes for one class, not with its probabilities."""
-        return self.vote.kind == "majority"
+    def rule(self) -> Rule:
+        """How the members' answers are weighed."""
+        return Rule(self.weights, self.vote.counts_votes, self.temperature)
 
 
 def version_of(fingerprint: str, members: int | None) -> str:

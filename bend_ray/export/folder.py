@@ -18,7 +18,7 @@ from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Plan
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.votes import Vote, WeightedVote
+from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
 from bend_ray.export.guide import guide
@@ -138,14 +138,12 @@ def _evaluated(plan: Plan) -> BagScores:
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:
     """Each member's share of the vote, in voting order; who has none is left out."""
-    if isinstance(vote, WeightedVote):
-        weights = vote.weights(val_nll_E).tolist()
-    else:
-        weights = [1 / len(voters)] * len(voters)
-    shares: Counter[int] = Counter()
-    for voter, weight in zip(voters, weights, strict=True):
-        shares[voter] += weight  # a greedy bag may choose a member twice
-    return {voter: share for voter, share in shares.items() if share > 0}
+    weight_E = vote.weights(val_nll_E)
+    whole = float(weight_E.sum())
+    weights: Counter[int] = Counter()
+    for voter, weight in zip(voters, weight_E.tolist(), strict=True):
+        weights[voter] += weight  # a greedy bag may choose a member twice
+    return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
 def _write_programs(

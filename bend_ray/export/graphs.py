@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.export.card import Card
 
 IR_VERSION, OPSET = 10, 20
@@ -24,8 +25,6 @@ INPUT, LOGITS = "images", "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
 MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
 LABELS, ENTROPY, INFORMATION = "labels", "entropy", "information"
-SMALLEST_PROBABILITY = 2.0**-126
-"""As ``ensemble.metrics`` clips before a logarithm."""
 
 Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
@@ -287,7 +286,7 @@ class _Builder:
         whole = self.tensor("total", sum(weights_K), np.float64)
         mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
         shares_BC = mean_BC
-        if self.card.counts_votes:
+        if self.card.rule.counts_votes:
             exact = self.tensor("exact_weights", weights_K, np.float64)
             counted = self._summed(exact, self._double(self._one_hot(CHOICES)), "counted")
             shares_BC = self.node("Div", [counted, whole], "shares")
@@ -301,7 +300,7 @@ class _Builder:
         # Never negative but for rounding.
         self.node("Relu", [self._entropy(PROBABILITIES, own_logs_BC)], ENTROPY)
         # Of probabilities that are the members' mean, it is known.
-        if self.card.counts_votes:
+        if self.card.rule.counts_votes:
             all_B = self._entropy(mean_BC, self._log(mean_BC, "log_mean", np.float64))
         elif self.card.temperature != 1.0:
             all_B = self._entropy(mean_BC, logs_BC)
@@ -345,7 +344,7 @@ class _Builder:
         """From every member's logits to the answer of the bag."""
         logits_BKC = self.node("Transpose", [LOGITS], _MEMBER_LOGITS, perm=[1, 0, 2])
         ballots = self.node("Softmax", [logits_BKC], MEMBER_PROBABILITIES, axis=-1)
-        if self.card.counts_votes:
+        if self.card.rule.counts_votes:
             choices = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
             ballots = self._one_hot(choices)
         shares_1K = self.tensor("vote_shares", [self.card.weights])

@@ -146,12 +146,6 @@ _NORMS = {
 _OTHER = """# The module that bend_ray's {kind} builds, with as many inputs and logits:
 network = build(card["architecture"])  # {architecture}"""
 
-_VOTES = {
-    "soft": "the mean of their probabilities",
-    "majority": "the share of them that choose a class",
-    "weighted": "the mean of their probabilities, weighted by validation likelihood",
-}
-
 
 def guide(card: Card, programs: Sequence[str]) -> str:
     """The README's text.
@@ -167,7 +161,7 @@ def guide(card: Card, programs: Sequence[str]) -> str:
         version=card.model_version,
         bend_ray=card.bend_ray,
         created=card.created,
-        vote=_VOTES[card.vote.kind],
+        vote=card.vote.meaning,
         scores=_scores(card),
         classes=", ".join(card.class_names),
         classes_count=len(card.class_names),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from bend_ray.data.parts import Images
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.ensemble.votes import fit_temperature
 from bend_ray.export.card import Card
 
@@ -58,7 +58,7 @@ class BagProgram(nn.Module):
         logits_BKC = self._logits(state_K, inputs).transpose(0, 1)
         probs_BKC = logits_BKC.softmax(dim=-1)
         ballots_BKC = probs_BKC
-        if self.card.counts_votes:
+        if self.card.rule.counts_votes:
             choice_BK = logits_BKC.argmax(dim=-1)
             ballots_BKC = nn.functional.one_hot(choice_BK, logits_BKC.shape[-1]).to(probs_BKC.dtype)
         mean_BC = torch.einsum("k,bkc->bc", self.vote_shares, ballots_BKC)

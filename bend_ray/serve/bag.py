@@ -20,7 +20,7 @@ from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
 from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
 from bend_ray.serve.executor import Way, ask, ask_everyone, fastest, ways
-from bend_ray.serve.voting import Answers, Rule, Stop, Tally
+from bend_ray.serve.voting import Answers, Stop, Tally
 from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
@@ -63,7 +63,7 @@ class Bag:
         self.way = way
         self.groups = tuple(groups)
         self.whole = whole
-        self.rule = Rule.of(card)
+        self.rule = card.rule
 
     @classmethod
     def load(cls, folder: Path, *, groups: int = 4, threads: int = 1, batch: int = 32) -> Bag:
@@ -90,7 +90,7 @@ class Bag:
     @classmethod
     def _loaded(cls, folder: Path, card: Card, groups: int, threads: int, batch: int) -> Bag:
         state_K, member = _read(folder, card)
-        weights_K = Rule.of(card).weights_E.tolist()
+        weights_K = card.rule.sums_exactly
 
         def graph(rows: slice, form: Form) -> onnx.ModelProto:
             part = {name: tensor[rows] for name, tensor in state_K.items()}

@@ -6,21 +6,17 @@ sums over groups of members are float64, and sums of whole votes are exact.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.export.card import Card
+from bend_ray.ensemble.rule import SMALLEST_PROBABILITY, Rule
 
 Floats = NDArray[np.float64]
 
-SMALLEST_PROBABILITY = 2.0**-126
-"""As ``ensemble.metrics`` clips before a logarithm."""
 _SLACK = 1e-5
 """More than sums of softmaxes in float32 can be off, as a share of the whole vote."""
 
@@ -36,32 +32,6 @@ class Stop:
 
     decided: bool = False
     confidence: float | None = None
-
-
-@dataclass(frozen=True)
-class Rule:
-    """How answers are weighed.
-
-    Attributes:
-        weights_E: each member's weight: whole numbers where votes are counted, so that sums of
-            them are exact.
-        counts_votes: whether a member votes for one class, or with its probabilities.
-        temperature: divides the log of the bag's probabilities.
-    """
-
-    weights_E: Floats
-    counts_votes: bool
-    temperature: float
-
-    @classmethod
-    def of(cls, card: Card) -> Rule:
-        """The rule of an exported bag."""
-        weights = np.array(card.weights)
-        if card.counts_votes:
-            shares = [Fraction(weight).limit_denominator(2**16) for weight in card.weights]
-            whole = math.lcm(*(share.denominator for share in shares))
-            weights = np.array([float(share * whole) for share in shares])
-        return cls(weights, card.counts_votes, card.temperature)
 
 
 @dataclass(frozen=True)
@@ -134,8 +104,9 @@ class Tally:
     def __init__(
         self, rule: Rule, num_images: int, num_classes: int, *, keep_members: bool = False
     ) -> None:
-        members = len(rule.weights_E)
         self.rule = rule
+        self.weights_E: Floats = np.array(rule.sums_exactly)
+        members = len(self.weights_E)
         self.mass_BC = np.zeros((num_images, num_classes))
         self.mean_BC = np.zeros((num_images, num_classes))
         self.member_entropy_B = np.zeros(num_images)
@@ -156,7 +127,7 @@ class Tally:
             rows_B: which images, each once.
         """
         members = slice(first, first + len(said.choices_EB))
-        weights_E = self.rule.weights_E[members]
+        weights_E = self.weights_E[members]
         choices_BE = said.choices_EB.T
         hard, classes = self.rule.counts_votes, self.mass_BC.shape[1]
         self.mass_BC[rows_B] += (
@@ -177,7 +148,7 @@ class Tally:
         are counted this is exact, ties included; where probabilities are averaged a sliver of the
         vote is left for rounding.
         """
-        total = self.rule.weights_E.sum()
+        total = self.weights_E.sum()
         left_B1 = (total - self.seen_B)[:, None]
         leader_B1 = self.mass_BC.argmax(axis=1)[:, None]
         lead_BC = np.take_along_axis(self.mass_BC, leader_B1, axis=1) - self.mass_BC

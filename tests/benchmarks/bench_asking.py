@@ -37,6 +37,7 @@ import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
+from bend_ray.ensemble.rule import Rule
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import answers_program, ballots_program, forms
 from bend_ray.export.layers import member_graph
@@ -45,7 +46,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way, ask, fastest, ways
-from bend_ray.serve.voting import Ballots, Rule, Stop, Tally
+from bend_ray.serve.voting import Ballots, Stop, Tally
 
 OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")
 """What a member of ``--shared`` owns."""
@@ -80,7 +81,7 @@ def mean_softmax(logits_KBC: Tensor) -> np.ndarray:
 
 def in_full(ballots: Callable[[np.ndarray], Ballots], members: int) -> Ask:
     """All that ``auto`` says, counted in Python from what the members say."""
-    rule = Rule(np.full(members, 1 / members), counts_votes=False, temperature=1.0)
+    rule = Rule((1 / members,) * members)
 
     def answer(pixels: np.ndarray) -> np.ndarray:
         tally = Tally(rule, len(pixels), NUM_CLASSES)

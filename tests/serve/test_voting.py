@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
 from bend_ray.export.card import Card
 from bend_ray.networks.architectures import Mlp
-from bend_ray.serve.voting import Ballots, Rule, Stop, Tally
+from bend_ray.serve.voting import Ballots, Stop, Tally
 
 
 def card(vote: Vote, weights: list[float], classes: int, temperature: float = 1.0) -> Card:
@@ -47,7 +48,9 @@ def random_logits(seed: int, members: int, images: int, classes: int) -> np.ndar
 def ballots(rule: Rule, first: int, logits_EBC: np.ndarray) -> Ballots:
     """What members from ``first`` on say, in float64."""
     probs_EBC = torch.from_numpy(logits_EBC).double().softmax(dim=-1)
-    weights_E = torch.from_numpy(rule.weights_E[first : first + len(logits_EBC)])
+    weights_E = torch.tensor(
+        rule.sums_exactly[first : first + len(logits_EBC)], dtype=torch.float64
+    )
     entropy_EB = torch.special.entr(probs_EBC).sum(dim=-1)
     return Ballots(
         torch.einsum("e,ebc->bc", weights_E, probs_EBC).numpy(),
@@ -72,8 +75,8 @@ def counted(rule: Rule, logits_EBC: np.ndarray, **options: Any) -> Tally:
 def test_the_whole_bag_answers_as_the_pipeline_votes(vote: Vote, temperature: float) -> None:
     logits = random_logits(1, 6, 40, 5)
     nll = torch.linspace(0.1, 0.5, 6).double()
-    weights = vote.weights(nll).tolist() if isinstance(vote, WeightedVote) else equal(6)
-    answers = counted(Rule.of(card(vote, weights, 5, temperature)), logits).answers()
+    weights = (vote.weights(nll) / vote.weights(nll).sum()).tolist()
+    answers = counted(card(vote, weights, 5, temperature).rule, logits).answers()
     expected = vote.combine(torch.from_numpy(logits), nll)
     if temperature != 1.0:
         expected = apply_temperature(expected, temperature)
@@ -86,7 +89,7 @@ def test_the_whole_bag_answers_as_the_pipeline_votes(vote: Vote, temperature: fl
 @pytest.mark.parametrize("temperature", [1.0, 0.4])
 def test_uncertainty_is_of_the_bag_and_disagreement_of_its_members(temperature: float) -> None:
     logits = random_logits(2, 4, 10, 3)
-    rule = Rule.of(card(SoftVote(), equal(4), 3, temperature))
+    rule = card(SoftVote(), equal(4), 3, temperature).rule
     answers = counted(rule, logits, keep_members=True).answers()
     probs = torch.from_numpy(logits).double().softmax(-1)
     tempered = apply_temperature(probs.mean(dim=0), temperature)
@@ -97,7 +100,7 @@ def test_uncertainty_is_of_the_bag_and_disagreement_of_its_members(temperature: 
     np.testing.assert_allclose(answers.information_B, whole - own, atol=1e-12)
     np.testing.assert_allclose(answers.member_probs_BEC, probs.transpose(0, 1), atol=1e-6)
     same = np.repeat(logits[:1], 4, axis=0)
-    agreed = counted(Rule.of(card(SoftVote(), equal(4), 3)), same).answers()
+    agreed = counted(card(SoftVote(), equal(4), 3).rule, same).answers()
     np.testing.assert_allclose(agreed.information_B, 0.0, atol=1e-12)
 
 
@@ -116,7 +119,7 @@ def test_counted_votes_are_decided_exactly_when_no_rest_changes_the_label(
     asked = data.draw(st.integers(1, len(copies)))
     votes = data.draw(st.lists(st.integers(0, classes - 1), min_size=asked, max_size=asked))
     weights = [count / sum(copies) for count in copies]
-    rule = Rule.of(card(MajorityVote(), weights, classes))
+    rule = card(MajorityVote(), weights, classes).rule
     tally = Tally(rule, 1, classes)
     one_hot = np.eye(classes, dtype=np.float32)
     tally.add(0, ballots(rule, 0, one_hot[votes][:, None]), np.arange(1))
@@ -135,7 +138,7 @@ def test_averaged_votes_are_decided_exactly_when_the_worst_rest_keeps_the_label(
     generator = np.random.default_rng(seed)
     weights = generator.dirichlet(np.ones(members)).tolist() if weighted else equal(members)
     vote: Vote = WeightedVote() if weighted else SoftVote()
-    rule = Rule.of(card(vote, weights, classes))
+    rule = card(vote, weights, classes).rule
     logits = random_logits(seed, members, 1, classes)
     asked = int(generator.integers(1, members + 1))
     tally = Tally(rule, 1, classes)
@@ -161,7 +164,7 @@ def test_averaged_votes_are_decided_exactly_when_the_worst_rest_keeps_the_label(
 @given(st.integers(0, 10**6), st.sampled_from([SoftVote(), MajorityVote()]))
 def test_what_is_decided_is_the_whole_bags_label(seed: int, vote: Vote) -> None:
     members, images = 12, 30
-    rule = Rule.of(card(vote, equal(members), 4))
+    rule = card(vote, equal(members), 4).rule
     logits = random_logits(seed, members, images, 4)
     labels = counted(rule, logits).answers().labels_B
     tally = Tally(rule, images, 4)
@@ -173,7 +176,7 @@ def test_what_is_decided_is_the_whole_bags_label(seed: int, vote: Vote) -> None:
 
 
 def test_a_confidence_stops_only_those_who_asked_for_it() -> None:
-    rule = Rule.of(card(SoftVote(), equal(4), 2))
+    rule = card(SoftVote(), equal(4), 2).rule
     tally = Tally(rule, 3, 2)
     logits = np.array([[[2.0, 0.0]] * 3], dtype=np.float32)  # 0.88
     tally.add(0, ballots(rule, 0, logits), np.arange(3))
