@@ -31,10 +31,11 @@ _DIGITS = 6
 
 
 def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
-    """The config, and the stages before the evaluation: name, cost, and what diverged in them."""
+    """The config, its finish resolved, and the stages before: cost, and what diverged in them."""
     made = {stage: plan[stage] for stage in STAGES if stage != "evaluation"}
     return {
         "config": masked_json(config.model_dump(mode="json")),
+        "finish": config.finish.model_dump(mode="json"),
         "stages": {
             stage: {
                 "fingerprint": artifact.fingerprint,

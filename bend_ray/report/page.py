@@ -14,7 +14,6 @@ import yaml
 from markupsafe import Markup
 
 from bend_ray.artifacts.directory import Directory
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.log import moment
 from bend_ray.report import ink, verdicts
 from bend_ray.report.command import command
@@ -140,7 +139,7 @@ def _unbroken(text: str) -> str:
 def _rivals(runs: Sequence[Run]) -> Table:
     evaluations = [run.evaluation for run in runs]
     too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
-    told = (_note(len(runs)), scaled, too_few, _finished(runs[0].config))
+    told = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
     both = not scaled
     return Table(
         title="The bag and its rivals, the best NLL first",
@@ -162,17 +161,17 @@ def _rivals(runs: Sequence[Run]) -> Table:
     )
 
 
-def _finished(config: dict[str, Any]) -> str:
+def _finished(finish: dict[str, Any]) -> str:
     """A sentence on what was done to drawn models before they voted."""
-    finish, done = PipelineConfig.model_validate(config).finish, []
-    if finish.scale != 1.0:
-        done.append(f"moved to {finish.scale:g} times the distance from their trunk's mean")
-    if finish.guidance:
+    done = []
+    if finish["scale"] != 1.0:
+        done.append(f"moved to {finish['scale']:g} times the distance from their trunk's mean")
+    if finish["guidance"]:
         done.append(
-            f"moved on by {finish.guidance:g} of their trunk's way from its early tails to its "
+            f"moved on by {finish['guidance']:g} of their trunk's way from its early tails to its "
             "members, which their spread includes"
         )
-    if fraction := finish.annealing.fraction:
+    if fraction := finish["annealing"]["fraction"]:
         done.append(
             f"trained for {100 * fraction:g} % of an ordinary training, which their cost includes"
         )

@@ -16,7 +16,7 @@ from pages import Seen
 from PIL import Image
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.schema import OriginalsBag
+from bend_ray.config.schema import AS_DRAWN, OriginalsBag
 from bend_ray.report.evaluation import Diverged, Result
 from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
@@ -143,11 +143,11 @@ def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats:
 
 def test_what_was_done_to_drawn_models_is_told_below_the_table(repeats: list[Run]) -> None:
     run = repeats[0]
-    config = run.config | {"samples": run.config["samples"] | {"finish": None}}
-    assert "Generated models were" not in report([replace(run, config=config)]).tables[0].note
+    finish = AS_DRAWN.model_dump()
+    bare = replace(run, evidence=run.evidence | {"finish": finish})
+    assert "Generated models were" not in report([bare]).tables[0].note
     finish = {"scale": 2.0, "guidance": 0.5, "annealing": {"fraction": 0.05}}
-    config = run.config | {"samples": run.config["samples"] | {"finish": finish}}
-    (table,) = report([replace(run, config=config)]).tables
+    (table,) = report([replace(run, evidence=run.evidence | {"finish": finish})]).tables
     assert "moved to 2 times the distance from their trunk's mean" in table.note
     assert "then moved on by 0.5 of their trunk's way" in table.note
     assert "then trained for 5 % of an ordinary training" in table.note
