@@ -1,5 +1,6 @@
 """Samplers: noise in, latents out. The functions carry the papers' names and symbols.
 
+``times`` fall from noise to data; a spec's own are the only ones its function asks at.
 ``predict(x, t)`` is the denoiser with its conditions bound, at a time that all rows share;
 ``noise()`` draws a fresh ``(N, Z)`` unit Gaussian in which every row has a stream of its own, so
 that a model does not depend on which others are drawn with it. To add a sampler: one function, one
@@ -8,7 +9,7 @@ spec with the times at which it asks, and its name in the union.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal
 
@@ -23,14 +24,16 @@ Predict = Callable[["torch.Tensor", float], "torch.Tensor"]
 Noise = Callable[[], "torch.Tensor"]
 
 
-def ddim(predict: Predict, process: Ddpm, noise: Noise, steps: int, eta: float) -> torch.Tensor:
+def ddim(
+    predict: Predict, process: Ddpm, noise: Noise, times: Sequence[float], eta: float
+) -> torch.Tensor:
     """Denoising diffusion implicit sampling (Song et al. 2021, arXiv 2010.02502, equation 12).
 
-    ``eta=0`` is deterministic given the first noise; ``eta=1`` with all steps is ancestral.
+    ``eta=0`` is deterministic given the first noise; ``eta=1`` with all times is ancestral
+    sampling (Ho et al. 2020, algorithm 2, with the posterior variance).
     """
-    chain = _spaced(process, steps)
+    chain = [round(t * process.timesteps) for t in times]
     alpha_bar = [*process.alpha_bars()[chain].tolist(), 1.0]
-    times = [t / process.timesteps for t in chain]
     a_S1, b_S1 = process.coefficients(torch.tensor(times))
     x = noise()
     for t, a, b, (now, before) in zip(
@@ -44,32 +47,28 @@ def ddim(predict: Predict, process: Ddpm, noise: Noise, steps: int, eta: float) 
     return x
 
 
-def _spaced(process: Ddpm, steps: int) -> list[int]:
-    """So many steps of the chain, equally spaced from its last to its first."""
-    return torch.linspace(process.timesteps - 1, 0, steps).round().long().tolist()
-
-
-def ancestral(predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
-    """The whole chain backwards (Ho et al. 2020, algorithm 2, with the posterior variance)."""
-    return ddim(predict, process, noise, steps=process.timesteps, eta=1.0)
-
-
-def euler(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
-    """Euler's method along the flow from t = 1 to t = 0."""
+def euler(predict: Predict, noise: Noise, times: Sequence[float]) -> torch.Tensor:
+    """Euler's method along the flow, to t = 0."""
     x = noise()
-    for t, t_next in pairwise(_grid(steps)):
+    for t, t_next in pairwise([*times, 0.0]):
         x = x + (t_next - t) * predict(x, t)
     return x
 
 
-def heun(predict: Predict, noise: Noise, steps: int) -> torch.Tensor:
-    """Heun's second-order method along the flow: two evaluations a step."""
+def heun(predict: Predict, noise: Noise, times: Sequence[float]) -> torch.Tensor:
+    """Heun's second-order method along the flow: two evaluations a step, the last at t = 0."""
     x = noise()
-    for t, t_next in pairwise(_grid(steps)):
+    for t, t_next in pairwise(times):
         velocity = predict(x, t)
         guess = x + (t_next - t) * velocity
         x = x + (t_next - t) * 0.5 * (velocity + predict(guess, t_next))
     return x
+
+
+def _chain(process: Ddpm, steps: int) -> list[float]:
+    """So many times of the chain, equally spaced from its last to its first."""
+    chain_S = torch.linspace(process.timesteps - 1, 0, min(steps, process.timesteps)).round()
+    return [step / process.timesteps for step in chain_S.tolist()]
 
 
 def _grid(steps: int) -> list[float]:
@@ -89,14 +88,11 @@ class Ddim(Spec):
 
     def times(self, process: Ddpm) -> list[float]:
         """Times at which the denoiser is asked, each once, in order."""
-        return [t / process.timesteps for t in _spaced(process, self._steps(process))]
+        return _chain(process, self.steps)
 
     def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
-        return ddim(predict, process, noise, self._steps(process), self.eta)
-
-    def _steps(self, process: Ddpm) -> int:
-        return min(self.steps, process.timesteps)
+        return ddim(predict, process, noise, self.times(process), self.eta)
 
 
 class Ancestral(Spec):
@@ -107,11 +103,11 @@ class Ancestral(Spec):
 
     def times(self, process: Ddpm) -> list[float]:
         """Times at which the denoiser is asked, each once, in order."""
-        return [t / process.timesteps for t in _spaced(process, process.timesteps)]
+        return _chain(process, process.timesteps)
 
     def sample(self, predict: Predict, process: Ddpm, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
-        return ancestral(predict, process, noise)
+        return ddim(predict, process, noise, self.times(process), eta=1.0)
 
 
 class Euler(Spec):
@@ -128,7 +124,7 @@ class Euler(Spec):
 
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
-        return euler(predict, noise, self.steps)
+        return euler(predict, noise, self.times(process))
 
 
 class Heun(Spec):
@@ -145,7 +141,7 @@ class Heun(Spec):
 
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> torch.Tensor:
         """Latents ``(N, Z)``."""
-        return heun(predict, noise, self.steps)
+        return heun(predict, noise, self.times(process))
 
 
 Sampler = Annotated[Ddim | Ancestral | Euler | Heun, Field(discriminator="kind")]

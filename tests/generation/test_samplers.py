@@ -22,7 +22,6 @@ from bend_ray.generation.samplers import (
     Heun,
     Predict,
     Sampler,
-    ancestral,
     ddim,
     euler,
     heun,
@@ -69,7 +68,7 @@ def stream(rows: int, seed: int = 0) -> Callable[[], torch.Tensor]:
 
 def draw_ddim(process: Ddpm, steps: int, eta: float) -> Draw:
     predict = best_denoiser(process)
-    return lambda noise: ddim(predict, process, noise, steps, eta)
+    return lambda noise: ddim(predict, process, noise, Ddim(steps=steps).times(process), eta)
 
 
 @pytest.mark.slow
@@ -113,11 +112,13 @@ def test_monte_carlo_agrees_with_the_exact_moments() -> None:
 
 
 def test_ddim_without_eta_depends_on_the_first_noise_alone() -> None:
-    process = Ddpm()
+    process, sampler = Ddpm(), Ddim(steps=10, eta=0.0)
     first = stream(3)()
     noises = iter([first])
-    once = ddim(best_denoiser(process), process, lambda: next(noises), 10, 0.0)
-    again = ddim(best_denoiser(process), process, lambda: first, 10, 0.0)
+    once = ddim(
+        best_denoiser(process), process, lambda: next(noises), Ddim(steps=10).times(process), 0.0
+    )
+    again = sampler.sample(best_denoiser(process), process, lambda: first)
     assert torch.equal(once, again)
 
 
@@ -126,7 +127,7 @@ def test_one_step_of_ddim_is_the_denoiser_s_guess() -> None:
     x, predict = stream(3)(), best_denoiser(process)
     a, b = (c.item() for c in process.coefficients(torch.tensor([0.999])))
     guess, _ = process.split(x, predict(x, 0.999), a, b)
-    drawn = ddim(predict, process, lambda: x, 1, 0.0)
+    drawn = ddim(predict, process, lambda: x, [0.999], 0.0)
     torch.testing.assert_close(drawn, guess)
 
 
@@ -152,7 +153,7 @@ def test_ancestral_is_the_papers_chain_with_the_posterior_variance() -> None:
     noises = [draw() for _ in range(40)]
     expected = ho_algorithm_2(best_denoiser(process), process, noises)
     fed = iter(noises)
-    drawn = ancestral(best_denoiser(process), process, lambda: next(fed))
+    drawn = Ancestral().sample(best_denoiser(process), process, lambda: next(fed))
     torch.testing.assert_close(drawn, expected, rtol=1e-5, atol=1e-5)
     assert next(fed, None) is None
 
@@ -168,7 +169,7 @@ def test_each_ancestral_step_adds_the_posterior_variance() -> None:
         calls.append(x)
         return torch.zeros_like(x)
 
-    ancestral(says_nothing, process, lambda: next(noises))
+    Ancestral().sample(says_nothing, process, lambda: next(noises))
     posterior_variance = betas[2] * (1 - alpha_bar[1]) / (1 - alpha_bar[2])
     assert calls[1].item() ** 2 == pytest.approx(posterior_variance, rel=1e-5)
 
@@ -176,9 +177,8 @@ def test_each_ancestral_step_adds_the_posterior_variance() -> None:
 def test_ancestral_is_ddim_with_all_steps_and_all_noise() -> None:
     process = Ddpm(timesteps=60)
     predict = best_denoiser(process)
-    whole = ancestral(predict, process, stream(4))
-    assert torch.equal(whole, ddim(predict, process, stream(4), 60, 1.0))
-    assert torch.equal(whole, Ancestral().sample(predict, process, stream(4)))
+    whole = Ancestral().sample(predict, process, stream(4))
+    assert torch.equal(whole, Ddim(steps=60, eta=1.0).sample(predict, process, stream(4)))
 
 
 def test_ddim_takes_no_more_steps_than_the_chain_has() -> None:
@@ -195,25 +195,29 @@ def test_ddim_takes_no_more_steps_than_the_chain_has() -> None:
 
 
 @pytest.mark.parametrize(
-    ("integrate", "steps", "tolerance"),
-    [(euler, 50, 0.04), (euler, 1000, 0.002), (heun, 25, 0.001), (heun, 500, 1e-5)],
+    ("sampler", "tolerance"),
+    [
+        (Euler(steps=50), 0.04),
+        (Euler(steps=1000), 0.002),
+        (Heun(steps=25), 0.001),
+        (Heun(steps=500), 1e-5),
+    ],
 )
-def test_flows_carry_noise_to_the_gaussian(
-    integrate: Callable[..., torch.Tensor], steps: int, tolerance: float
-) -> None:
-    draw = partial(integrate, best_denoiser(FlowMatching()), steps=steps)
+def test_flows_carry_noise_to_the_gaussian(sampler: Euler | Heun, tolerance: float) -> None:
+    process = FlowMatching()
+    draw = partial(sampler.sample, best_denoiser(process), process)
     mean_Z, std_Z = moments(draw, 1)
     torch.testing.assert_close(mean_Z, MEAN_Z, rtol=0, atol=1e-5)
     torch.testing.assert_close(std_Z, STD_Z, rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize(("integrate", "order"), [(euler, 1), (heun, 2)])
+@pytest.mark.parametrize(("sampler", "order"), [(Euler, 1), (Heun, 2)])
 def test_doubling_the_steps_of_a_flow_shows_its_order(
-    integrate: Callable[..., torch.Tensor], order: int
+    sampler: type[Euler | Heun], order: int
 ) -> None:
-    errors = []
+    errors, process = [], FlowMatching()
     for steps in (20, 40, 80):
-        draw = partial(integrate, best_denoiser(FlowMatching()), steps=steps)
+        draw = partial(sampler(steps=steps).sample, best_denoiser(process), process)
         errors.append((moments(draw, 1)[1] / STD_Z - 1).abs())
     for fewer, more in pairwise(errors):
         # At least the order: where mean and noise are symmetric Heun gains one more.
@@ -227,8 +231,8 @@ def test_a_straight_flow_takes_one_step() -> None:
     def straight(x: torch.Tensor, t: float) -> torch.Tensor:
         return start - target
 
-    for integrate in (euler, heun):
-        torch.testing.assert_close(integrate(straight, lambda: start, 1), target)
+    for integrate, times in ((euler, [1.0]), (heun, [1.0, 0.0])):
+        torch.testing.assert_close(integrate(straight, lambda: start, times), target)
 
 
 @pytest.mark.parametrize("sampler", [Ddim(eta=1.0), Ancestral(), Euler(), Heun()])
