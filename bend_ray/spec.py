@@ -15,8 +15,10 @@ from pydantic import (
     ConfigDict,
     ModelWrapValidatorHandler,
     PositiveInt,
+    ValidationError,
     model_validator,
 )
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 def _odd(value: int) -> int:
@@ -50,6 +52,21 @@ class Spec(BaseModel):
             )
         return handler(value)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _true_is_no_number(cls, given: Any) -> Any:
+        # To pydantic true is 1, as it is to Python.
+        if isinstance(given, dict):
+            refused = PydanticCustomError("boolean", "Input should be no boolean")
+            wrong = [
+                InitErrorDetails(type=refused, loc=(name,), input=given[name])
+                for name, field in cls.model_fields.items()
+                if _holds_boolean(given.get(name)) and not {bool, Any} & _leaves(field.annotation)
+            ]
+            if wrong:
+                raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return given
+
     @property
     def own_type(self) -> str | None:
         """The name of a class that passes for its parent, as it has no kind of its own."""
@@ -57,6 +74,19 @@ class Spec(BaseModel):
         if "kind" in cls.model_fields and "kind" not in cls.__annotations__:
             return f"{cls.__module__}.{cls.__qualname__}"
         return None
+
+
+def _holds_boolean(value: Any) -> bool:
+    """Whether a value is one, or a list with one in it; sections look after themselves."""
+    if isinstance(value, list | tuple):
+        return any(map(_holds_boolean, value))
+    return isinstance(value, bool)
+
+
+def _leaves(annotation: Any) -> set[Any]:
+    """The types in an annotation that hold no others."""
+    arguments = get_args(annotation)
+    return set().union(*map(_leaves, arguments)) if arguments else {annotation}
 
 
 class Incidental:

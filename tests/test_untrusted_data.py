@@ -26,9 +26,9 @@ BANNED_CALLS = {
 NEEDS = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 KNOWN = {
     # A reference to an object that this cluster holds: from process to process, never stored.
-    ("stages/classifiers.py", "ray.cloudpickle"),
-    ("stages/classifiers.py", "ray.cloudpickle.loads"),
-    ("stages/classifiers.py", "ray.cloudpickle.dumps"),
+    ("runtime/on_ray.py", "ray.cloudpickle"),
+    ("runtime/on_ray.py", "ray.cloudpickle.loads"),
+    ("runtime/on_ray.py", "ray.cloudpickle.dumps"),
 }
 
 

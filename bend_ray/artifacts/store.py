@@ -29,8 +29,6 @@ from bend_ray.artifacts.manifest import (
 from bend_ray.errors import StoreError
 from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
-    is_local_path,
-    joined,
     make_durable,
     read_bytes,
     resolve,
@@ -38,6 +36,7 @@ from bend_ray.storage.filesystems import (
     write_bytes,
 )
 from bend_ray.storage.masking import cause, masked
+from bend_ray.storage.uris import canonical, joined
 
 
 class Progress(BaseModel):
@@ -62,7 +61,7 @@ class Store:
 
     def __init__(self, uri: str) -> None:
         self.filesystem, self.path = resolve(uri)
-        self.uri = self.path if is_local_path(uri) else uri
+        self.uri = canonical(uri)
 
     def __repr__(self) -> str:
         return f"Store({masked(self.uri)!r})"

@@ -11,6 +11,7 @@ import click
 from bend_ray.cli.options import config_arguments, store_option
 from bend_ray.process import log
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import canonical, is_local_path
 
 if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
@@ -164,31 +165,45 @@ def serve(
     settings = parse_settings(_parsed(options))
     if folder is not None:
         _refuse_beside_export(click.get_current_context())
-    exported = folder or _exported(file, overrides, store, members)
+    where = canonical(folder or _exported(file, overrides, store, members))
     if config_only:
-        from bend_ray.errors import ConfigError
-        from bend_ray.export.card import read_card
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
-        if masked(exported) != exported:
-            raise ConfigError(
-                f"--export {masked(exported)}: expected a URI without credentials, as the config "
-                "shows it; give them to the replicas, in their environment"
-            )
-        if "://" in exported:
-            where = exported
-        else:
-            where = str(Path(exported).resolve())
-            read_card(Path(where))
+        _check_shown(where)
         click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
         return
     from bend_ray.serve import local
 
-    path = Path(exported).resolve()
+    path = _folder_here(where)
     local.loadable(path)
     url = local.start(str(path), local.token_settings(settings), host, port)
     click.echo(local.welcome(url, path, time.monotonic() - started))
     local.wait(settings.name)
+
+
+def _check_shown(export: str) -> None:
+    """Refuse an export that a Serve config must not, or need not, name."""
+    from bend_ray.errors import ConfigError
+    from bend_ray.export.card import read_card
+
+    if masked(export) != export:
+        raise ConfigError(
+            f"--export {masked(export)}: expected a URI without credentials, as the config "
+            "shows it; give them to the replicas, in their environment"
+        )
+    if is_local_path(export):
+        read_card(Path(export))
+
+
+def _folder_here(export: str) -> Path:
+    from bend_ray.errors import ConfigError
+
+    if not is_local_path(export):
+        raise ConfigError(
+            f"--export {masked(export)}: expected a folder of this machine; copy it here, or let a "
+            "cluster serve it: --config-only"
+        )
+    return Path(export).resolve()
 
 
 def _refuse_beside_export(context: click.Context) -> None:
@@ -216,7 +231,7 @@ def _prepare_serving() -> None:
 
 
 def _parsed(options: tuple[str, ...]) -> dict[str, object]:
-    from bend_ray.config.reading import parse_yaml
+    from bend_ray.config.yaml_text import parse_yaml
     from bend_ray.errors import ConfigError
 
     parsed: dict[str, object] = {}

@@ -1,7 +1,7 @@
 """The command ``bend``: results on stdout, progress and logs on stderr.
 
-Exit codes: 0; 2 with one line for what the user can mend; 130 when interrupted. A traceback is
-a bug of ours.
+Exit codes: 0; 2 with one line for what the user can mend; 130 when interrupted; 141 when nobody
+reads stdout any more, as of other Unix tools. A traceback is a bug of ours.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ from bend_ray.cli.store import store_group
 from bend_ray.cli.submit import submit
 from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
-from bend_ray.process import log
+from bend_ray.process import log, streams
+from bend_ray.process.environment import forget_empty
 from bend_ray.process.interrupts import persistent_interrupts
 from bend_ray.storage.masking import masked, printable
 
@@ -194,17 +195,25 @@ def status(file: Path | None, overrides: tuple[str, ...], store: str) -> None:
 
 @cli.command(short_help="the resolved config, and what every knob means")
 @config_arguments
-def config(file: Path | None, overrides: tuple[str, ...]) -> None:
+@click.option("--schema", is_flag=True, help="Print a JSON Schema of FILE instead, for editors.")
+def config(file: Path | None, overrides: tuple[str, ...], schema: bool) -> None:
     """Print the resolved config as JSON on stdout, and what every knob means on stderr.
 
     \b
       bend config > resolved.json
       bend config --set samples.count=96 2> knobs.txt
+      bend config --schema > bend.schema.json
     """
-    from bend_ray.config.knobs import knobs
+    from bend_ray.config.knobs import json_schema, knobs
     from bend_ray.config.reading import load_config
 
-    click.echo(load_config(file, overrides).model_dump_json(indent=2))
+    if schema:
+        if file is not None or overrides:
+            raise click.UsageError("--schema: expected no FILE and no --set beside it")
+        click.echo(json.dumps(json_schema(), indent=2))
+        return
+    # In ASCII, for a terminal of any encoding.
+    click.echo(json.dumps(load_config(file, overrides).model_dump(mode="json"), indent=2))
     for knob in knobs():
         variant = f" [{knob.kind}]" if knob.kind else ""
         default = "" if knob.default is None else f" (default {json.dumps(knob.default)})"
@@ -214,7 +223,9 @@ def config(file: Path | None, overrides: tuple[str, ...]) -> None:
 
 def main() -> NoReturn:
     """Run the command line; never returns."""
+    forget_empty()
     try:
+        streams.prepare()
         with persistent_interrupts():
             cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bend_ray.errors import ConfigError
-from bend_ray.storage.filesystems import is_local_path
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import is_local_path
 
 if TYPE_CHECKING:
     from bend_ray.runtime.jobs import Jobs

@@ -1,4 +1,4 @@
-"""What there is to set: every knob of the pipeline, with its path, default and meaning."""
+"""What there is to set: every knob, with its path, default and meaning; the same as JSON Schema."""
 
 from __future__ import annotations
 
@@ -67,3 +67,28 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
+
+
+_LEFT_OUT = frozenset({"default", "discriminator", "title"})
+"""Defaults are those of a section's kind, where a whole config may have its own."""
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (2020-12) of a config file, which says only what differs from the default."""
+    schema = _sparse(PipelineConfig.model_json_schema())
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "bend", **schema}
+
+
+def _sparse(schema: Any) -> Any:
+    if isinstance(schema, list):
+        return [_sparse(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {}
+    for key, value in schema.items():
+        if key in ("properties", "$defs"):  # its keys are names
+            found[key] = {name: _sparse(each) for name, each in value.items()}
+        elif key not in _LEFT_OUT:
+            # Several kinds may fit: a file need not name the default's.
+            found["anyOf" if key == "oneOf" else key] = _sparse(value)
+    return found

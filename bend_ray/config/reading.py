@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from bend_ray.config.knobs import knobs
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.errors import ConfigError
+from bend_ray.config.yaml_text import UNREADABLE, parsed, read_yaml, reason, refusal
 from bend_ray.spec import Spec, variants
-from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import names_variable
 
-_UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
-"""What reading YAML raises: also of a date without such a day, and of brackets without end."""
-
-MAX_BYTES = 2**20
-"""Of a config file; the largest of ours has 2 kB."""
-LARGEST = 2**63
-"""Integers are below; larger ones would be printed by the page, or not at all."""
 QUOTED = 200
 """Characters of a wrong value that a message repeats."""
 
@@ -72,87 +64,36 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
 
 def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
     """``values`` on top of a config's."""
+    if named := list(_variables(values, "")):
+        raise refusal("; ".join(named))
     try:
         return PipelineConfig.model_validate(_merged(base, values))
     except ValidationError as error:
-        # A union of plain types is complained about once a member: the first says it.
+        # A union of plain types is complained about once a member: the first says it, and what is
+        # wrong inside of a section says more than that it is no word.
         problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}
-        lines = [_explain(path, details) for path, details in problems.items()]
-        raise _refusal("; ".join(reversed(lines))) from None
+        lines = [
+            _explain(path, details)
+            for path, details in problems.items()
+            if not any(other.startswith(f"{path}.") for other in problems)
+        ]
+        raise refusal("; ".join(reversed(lines))) from None
 
 
-def _refusal(message: str) -> ConfigError:
-    """The error, in one line and without credentials, whatever it quotes."""
-    return ConfigError(masked(" ".join(message.split())))
+def _variables(value: Any, path: str) -> Iterator[str]:
+    """A complaint for each text that names a variable of the environment.
 
-
-class _Loader(yaml.SafeLoader):
-    """Without aliases: a few lines of them stand for more values than fit into memory."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            alias: Any = self.get_event()  # type: ignore[no-untyped-call]
-            raise yaml.composer.ComposerError(
-                None, None, f"an alias, *{alias.anchor}; write the value out", alias.start_mark
-            )
-        return super().compose_node(parent, index)
-
-
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        ConfigError: it is none, has an alias or a huge number in it, or is nested too deeply.
+    A run is named by the text of its config, so what a variable says would not count.
     """
-    try:
-        loader = _Loader(text)
-        try:
-            value = loader.get_single_data()
-        finally:
-            loader.dispose()
-        _check_integers(value)
-    except _UNREADABLE as error:
-        raise _refusal(f"expected YAML, got: {error}") from None
-    return value
-
-
-def _check_integers(value: Any) -> None:
-    if isinstance(value, int) and not -LARGEST < value < LARGEST:
-        raise ValueError(f"an integer of {value.bit_length()} bits; integers have 63 at most")
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set):
-        for each in value:
-            _check_integers(each)
+    if isinstance(value, str) and names_variable(value):
+        yield f"{path}: variables are not expanded: write out {_shortened(value)}"
+    elif isinstance(value, Mapping | list):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _variables(each, f"{path}.{key}" if path else str(key))
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping a YAML (or JSON) file holds.
-
-    Raises:
-        ConfigError: it cannot be read, is too large, or holds something else.
-    """
-    try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise _refusal(f"expected a config file of at most {MAX_BYTES:,} bytes")
-        values = parse_yaml(content.decode())
-    except OSError as error:
-        raise _refusal(f"{path}: expected a config file, got: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise _refusal(f"{path}: expected YAML, got: {error}") from None
-    except ConfigError as error:
-        raise _refusal(f"{path}: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise _refusal(f"{path}: expected a mapping of sections, got {type(values).__name__}")
-    return values
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -160,19 +101,19 @@ def _apply(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
         told = "expected a.b=value, as in --set samples.count=96"
-        raise _refusal(f"--set {_shortened(override)}: {told}")
+        raise refusal(f"--set {_shortened(override)}: {told}")
     try:
-        value = parse_yaml(text)
-    except ConfigError:
-        told = f"expected a YAML value after =, got {_shortened(text)}"
-        raise _refusal(f"--set {_shortened(override)}: {told}") from None
+        value = parsed(text)
+    except UNREADABLE as error:
+        told = f"expected a YAML value after =, got {reason(error) or _shortened(text)}"
+        raise refusal(f"--set {_shortened(override)}: {told}") from None
     *parents, name = key.split(".")
     place = values
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
             told = f"expected {parent} to be a section, got {_shortened(repr(below))}"
-            raise _refusal(f"--set {_shortened(override)}: {told}")
+            raise refusal(f"--set {_shortened(override)}: {told}")
         place = below
     place[name] = value
 
@@ -204,6 +145,8 @@ def _explain(path: str, details: ErrorDetails) -> str:
     elif details["type"] in _NOT_A_SECTION:
         got = _shortened(repr(details["input"]))
         message = f"expected a section with keys such as {', '.join(_keys(path))}, got {got}"
+    elif details["type"] == "string_type" and isinstance(details["input"], int | float):
+        message += f", got {details['input']!r}; write it in quotes"
     elif ", got " not in message and not isinstance(details["input"], Mapping | Spec):
         message += f", got {_shortened(repr(details['input']))}"
     return f"{path}: {message}" if path else message
@@ -216,14 +159,16 @@ def _key_path(location: tuple[int | str, ...]) -> str:
     'seeds.protocol.forks'
     >>> _key_path(("autoencoder", "resources", "workers", "constrained-int"))
     'autoencoder.resources.workers'
+    >>> _key_path(("samples", "finish", "Finish", "scale"))
+    'samples.finish.scale'
     """
     written: list[str] = []
     specs: tuple[type[Spec], ...] = (PipelineConfig,)
     for part in location:
-        tried = tuple(s for s in specs if len(specs) > 1 and _kind(s) == part)
+        tried = tuple(s for s in specs if part in (_kind(s), s.__name__))
         if tried:
             specs = tried
-        elif specs or not _is_plain_type(part):
+        elif not _is_plain_type(part, specs):
             written.append(str(part))
             specs = specs if isinstance(part, int) else _specs_at(specs, part)
     return ".".join(written)
@@ -236,11 +181,12 @@ def _specs_at(specs: tuple[type[Spec], ...], key: str) -> tuple[type[Spec], ...]
 
 
 def _kind(spec: type[Spec]) -> Any:
-    return spec.model_fields["kind"].default
+    return spec.model_fields["kind"].default if "kind" in spec.model_fields else None
 
 
-def _is_plain_type(part: int | str) -> bool:
-    return isinstance(part, str) and ("[" in part or part in _PLAIN_TYPES)
+def _is_plain_type(part: int | str, specs: tuple[type[Spec], ...]) -> bool:
+    """Whether a part names a type of a union; a section's own key may have such a name."""
+    return isinstance(part, str) and ("[" in part or (not specs and part in _PLAIN_TYPES))
 
 
 def _keys(path: str) -> list[str]:

@@ -14,8 +14,9 @@ from bend_ray.data.decoding import Encoded
 from bend_ray.data.files import SPELLINGS, File, Files, Part, find_files, is_left_over
 from bend_ray.data.sources import Source, listed
 from bend_ray.errors import DataError, StoreError
-from bend_ray.storage.filesystems import joined, resolve
+from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import cause, masked, printable
+from bend_ray.storage.uris import joined
 
 ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp"),

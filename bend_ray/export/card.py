@@ -22,6 +22,11 @@ CARD = "config.json"
 MEMBERS = "members.safetensors"
 MEMBER_ONNX = "member.onnx"
 """One member, without its parameters."""
+IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
+"""Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
+
+Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
+"""
 FORMAT_VERSION: Literal[1] = 1
 MOST_NUMBERS = 3 * 2**26
 """Of an image: three channels of 8192 x 8192."""
@@ -35,6 +40,17 @@ class Scores(Spec):
     brier: float | None
     ece: float | None
     """As ``ensemble.metrics.Scores``; null where a figure was not finite."""
+
+
+class OnnxNeeds(Spec):
+    """What can read the ONNX programs."""
+
+    ir_version: PositiveInt = IR_VERSION
+    """Of the file format."""
+    opset: PositiveInt = OPSET
+    """Of the operators."""
+    onnxruntime: str = ONNXRUNTIME
+    """The oldest ONNX Runtime."""
 
 
 class Card(Spec):
@@ -67,6 +83,8 @@ class Card(Spec):
     """Each member's share of the vote; they sum to 1."""
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again."""
+    onnx: OnnxNeeds = OnnxNeeds()
+    """What the ONNX programs need, where they were asked for."""
     scores: Scores | None = None
     """Of the whole bag on the test part; null for a part of the bag, which was not evaluated."""
 

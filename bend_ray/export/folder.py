@@ -26,7 +26,7 @@ from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_
 from bend_ray.populations.states import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
-from bend_ray.storage.masking import masked
+from bend_ray.storage.masking import masked, utf8
 
 Format = Literal["safetensors", "onnx", "torch-export"]
 FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")
@@ -112,7 +112,7 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         pixel_mean=tuple(mean.flatten().tolist()),
         pixel_std=tuple(std.flatten().tolist()),
         decoding=dataset.decoding,
-        class_names=dataset.class_names,
+        class_names=tuple(map(utf8, dataset.class_names)),
         vote=config.evaluation.vote,
         members=tuple(member_facts(plan, rows)[0]),
         weights=tuple(shares.values()),

@@ -18,9 +18,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
-from bend_ray.export.card import Card
+from bend_ray.export.card import IR_VERSION, OPSET, Card
 
-IR_VERSION, OPSET = 10, 20
 INPUT, LOGITS = "images", "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
 MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"

@@ -73,6 +73,9 @@ images = np.zeros((1, {channels}, {height}, {width}), np.uint8)  # your images
 probabilities, member_probabilities = session.run(None, {{"images": images}})
 ```
 
+Needs ONNX Runtime {onnxruntime} or later, or another runtime that knows IR version {ir_version} and
+opset {opset}.
+
 `member.onnx` is one member's graph with its tensors as inputs: what `bend serve` builds from.
 """
 
@@ -179,7 +182,7 @@ def guide(card: Card, programs: Sequence[str]) -> str:
             **shape,
         )
     if "bag.onnx" in programs:
-        text += _ONNX.format(**shape)
+        text += _ONNX.format(**shape, **card.onnx.model_dump())
     if "bag.pt2" in programs:
         text += _TORCH.format(**shape)
     return text + _SAFETENSORS.format(build=_build(card), **shape)

@@ -15,7 +15,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from bend_ray.export.graphs import INPUT, IR_VERSION, LOGITS, OPSET
+from bend_ray.export.card import IR_VERSION, OPSET
+from bend_ray.export.graphs import INPUT, LOGITS
 from bend_ray.networks.dense import leaves
 
 Node = tuple[str, list[str], dict[str, Any]]
@@ -130,9 +131,10 @@ def _traced(
     )
     assert program is not None
     graph = program.model_proto.graph
-    state = module.state_dict()
-    shared = [tensor for tensor in graph.initializer if tensor.name not in state]
-    used = [tensor.name for tensor in graph.initializer if tensor.name in state]
+    # A buffer of whole numbers, as Swin's indices, is every member's.
+    own = {name for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    shared = [tensor for tensor in graph.initializer if tensor.name not in own]
+    used = [tensor.name for tensor in graph.initializer if tensor.name in own]
     return _model(list(graph.node), used, module, image_shape, num_classes, shared)
 
 

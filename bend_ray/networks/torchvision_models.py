@@ -218,7 +218,7 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
                 "seeds.architecture.weights"
             ) from error
         return downloaded
-    path = Path(weights)
+    path = Path(weights).expanduser()
     if not path.is_file():
         names = ", ".join(known.__members__)
         raise ConfigError(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
+
+from bend_ray.process.environment import variable
 
 # Of glibc's malloc.h, which knows these by number.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -21,7 +22,7 @@ def keep_freed_memory() -> None:
     once: the next step gets every page anew, an eighth of a small CNN's time (measured). The
     environment's own settings of malloc are left alone, and so are other allocators and systems.
     """
-    if any(name in os.environ for name in _ENVIRONMENT):
+    if any(map(variable, _ENVIRONMENT)):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt

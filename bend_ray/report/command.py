@@ -6,9 +6,8 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-import yaml
-
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.yaml_text import flow
 
 
 def command(config: dict[str, Any], repeats: int = 1) -> str:
@@ -57,9 +56,3 @@ def _different(default: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]
             yield from _different(default.get(key), each, f"{path}.{key}" if path else key)
     elif default != value:
         yield path, value
-
-
-def flow(value: Any) -> str:
-    """YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6)
-    return text.removesuffix("\n").removesuffix("\n...")

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
-from bend_ray.storage.filesystems import is_local_path, joined, resolve
+from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import canonical, joined
 
 HTML_NAME = "report.html"
 JSON_NAME = "report.json"
@@ -35,7 +36,7 @@ def output_directory(uri: str) -> Directory:
         StoreError: the URI means nothing.
     """
     filesystem, path = resolve(uri)
-    return Directory(filesystem, path, path if is_local_path(uri) else uri)
+    return Directory(filesystem, path, canonical(uri))
 
 
 def written(output: Directory) -> str | None:

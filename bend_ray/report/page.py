@@ -10,10 +10,10 @@ from itertools import pairwise
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from bend_ray.artifacts.directory import Directory
+from bend_ray.config.yaml_text import block
 from bend_ray.process.log import moment
 from bend_ray.report import ink, verdicts
 from bend_ray.report.command import command
@@ -259,7 +259,7 @@ def _made(runs: Sequence[Run]) -> dict[str, str]:
         "sentence": f"Store {', '.join(stores)}; made again, or found there, by",
         "command": "\n".join(commands),
         "versions": ", ".join(f"{name} {version}" for name, version in first.versions.items()),
-        "config": yaml.safe_dump(first.config, sort_keys=False),
+        "config": block(first.config),
         "artifacts": "\n\n".join(
             "\n".join(f"{s:<12} {name}" for s, name in run.result.fingerprints.items())
             for run in runs

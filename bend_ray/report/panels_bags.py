@@ -130,10 +130,10 @@ def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
 
 
 def _points(runs: Sequence[Run], score: str) -> list[tuple[str, int, float, float]]:
-    """Rivals of one model: name, size, cost and score."""
+    """Bags of one model: name, size, cost and score."""
     found = []
-    for name in runs[0].evaluation.rivals:
-        scores = [run.evaluation.rivals[name] for run in runs]
+    for name in _bag_names(runs):
+        scores = [({BAG: run.evaluation.bag} | run.evaluation.rivals)[name] for run in runs]
         known = [value for each in scores if (value := getattr(each, score)) is not None]
         if scores[0].size == 1 and known:
             cost = statistics.fmean(each.cost_seconds for each in scores)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -15,9 +15,13 @@ from bend_ray.config.graph import ORDINARY
 from bend_ray.config.resources import ActorResources, Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
+from bend_ray.process.cores import usable_cores
+from bend_ray.process.environment import variable
 from bend_ray.runtime import capacity
+from bend_ray.runtime.address import check_address, no_answer
 from bend_ray.runtime.capacity import Request
-from bend_ray.storage.masking import masked
+from bend_ray.runtime.environment import cluster_to_join
+from bend_ray.storage.masking import masked, utf8
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +29,9 @@ logger = logging.getLogger(__name__)
 SPARE_CPUS = 2
 MOST_ACTORS = 1000
 OBJECT_STORE_BYTES = 400 * 2**20
-PROBE_SECONDS = 10.0
+SHORT = "/tmp"  # noqa: S108 - where Ray is without TMPDIR
+LONGEST_FOLDER = 103 - len("/ray/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
+"""Bytes in the path of it: a socket's path has 103 at most on macOS, on Linux 107."""
 
 _started_here = False
 """Whether the cluster that this process is connected to was started by it."""
@@ -56,7 +62,7 @@ def _keep_credentials_out_of_job_metadata() -> None:
     utils = ray._private.utils
     entrypoint = getattr(utils, "get_entrypoint_name", None)
     if entrypoint is not None:  # private, so another Ray may have none
-        utils.get_entrypoint_name = lambda: masked(entrypoint())
+        utils.get_entrypoint_name = lambda: utf8(masked(entrypoint()))
 
 
 def connect(address: str | None) -> bool:
@@ -76,22 +82,23 @@ def connect(address: str | None) -> bool:
         return _started_here
     _keep_stdout_for_results()
     _keep_credentials_out_of_job_metadata()
-    address = address or os.environ.get("RAY_ADDRESS")
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
         "logging_level": logging.WARNING,
         "namespace": "bend",
     }
-    if address is None:
+    join = cluster_to_join(address)
+    if join is None:
         _start(quiet)
         _started_here = True
         return True
-    _probe(address)
+    named = f"--address {join}" if address else f"RAY_ADDRESS={join}"
+    check_address(join, named)
     try:
-        ray.init(address=address, **quiet)
+        ray.init(address=join, **quiet)
         set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise _no_answer(address, error) from None
+        raise no_answer(named, str(error) or type(error).__name__) from None
     _started_here = False
     return False
 
@@ -99,13 +106,14 @@ def connect(address: str | None) -> bool:
 def _start(quiet: dict[str, Any]) -> None:
     logger.info("ray          starting on this machine")
     try:
-        ray.init(
-            address="local",
-            num_cpus=(os.cpu_count() or 1) + SPARE_CPUS,
-            object_store_memory=OBJECT_STORE_BYTES,
-            include_dashboard=True,  # Ray Train asks its State API
-            **quiet,
-        )
+        with _short_paths():
+            ray.init(
+                address="local",
+                num_cpus=usable_cores() + SPARE_CPUS,
+                object_store_memory=OBJECT_STORE_BYTES,
+                include_dashboard=True,  # Ray Train asks its State API
+                **quiet,
+            )
     except Exception as error:  # Ray raises nothing narrower when a process of it is too slow.
         reason = str(error).strip().partition("\n")[0]
         raise ClusterError(
@@ -115,23 +123,22 @@ def _start(quiet: dict[str, Any]) -> None:
     set_up_data()
 
 
-def _probe(address: str) -> None:
-    """Fail within seconds where nothing listens: Ray itself tries for minutes."""
-    host, separator, port = address.removeprefix("ray://").rpartition(":")
-    if not separator or not port.isdigit():
+@contextmanager
+def _short_paths() -> Iterator[None]:
+    """Within, a folder for temporary files in whose path there is room for one of a socket.
+
+    Batch systems make long ones.
+    """
+    named = {name: path for name in ("RAY_TMPDIR", "TMPDIR") if (path := variable(name))}
+    if all(len(os.fsencode(path)) <= LONGEST_FOLDER for path in named.values()):
+        yield
         return
+    logger.info("ray          uses %s: the path of %s is too long", SHORT, " and ".join(named))
+    os.environ.update(dict.fromkeys(named, SHORT))
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=PROBE_SECONDS).close()
-    except OSError as error:
-        raise _no_answer(address, error) from None
-
-
-def _no_answer(address: str, error: Exception) -> ClusterError:
-    reason = str(error).strip().partition("\n")[0] or type(error).__name__
-    return ClusterError(
-        f"--address {address}: expected a Ray cluster to answer, got: {reason}; check the "
-        "address, or leave it out to start one on this machine"
-    )
+        yield
+    finally:
+        os.environ.update(named)
 
 
 def set_up_data() -> None:

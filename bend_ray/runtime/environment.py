@@ -1,10 +1,18 @@
-"""What Ray reads in its environment when it is first imported."""
+"""What Ray reads in its environment when it is first imported, and which cluster is meant."""
 
 from __future__ import annotations
 
 import os
 import secrets
 import sys
+
+from bend_ray.process.environment import set_defaults, variable
+
+
+def cluster_to_join(address: str | None) -> str | None:
+    """The address given, else RAY_ADDRESS; None for a cluster of our own, which is ``local``."""
+    found = address or variable("RAY_ADDRESS")
+    return None if found == "local" else found
 
 
 def prepare_environment(address: str | None) -> None:
@@ -21,10 +29,9 @@ def prepare_environment(address: str | None) -> None:
         "RAY_DATA_USE_DATASOURCE_V2": "0",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
-    own_cluster = address is None and "RAY_ADDRESS" not in os.environ
-    if own_cluster and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    set_defaults(defaults)
+    own_cluster = cluster_to_join(address) is None
+    if own_cluster and variable("RAY_AUTH_MODE") is None and "ray" not in sys.modules:
         # A token that lives as long as this process: nobody else on this host gets in, and
         # nothing is written to the home directory.
         os.environ["RAY_AUTH_MODE"] = "token"

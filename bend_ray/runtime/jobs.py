@@ -24,6 +24,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bend_ray
 from bend_ray.errors import ClusterError, ConfigError
+from bend_ray.runtime.address import ANSWER_SECONDS, CONNECT_SECONDS, UNAUTHENTICATED
 from bend_ray.storage.masking import masked
 
 RECONNECT_SECONDS = 2.0
@@ -51,6 +52,11 @@ class Jobs:
         for name in ("", ".dashboard.modules.dashboard_sdk", ".dashboard.modules.job.sdk"):
             logging.getLogger(f"ray{name}").setLevel(logging.WARNING)
         with self._cluster_errors():
+            if not address.startswith(("http://", "https://")):
+                # To Ray it would be the address of a cluster, which it looks for for minutes.
+                raise ValueError("no http:// or https://")
+            # Ray waits for an answer for ever.
+            requests.get(f"{address}/api/version", timeout=(CONNECT_SECONDS, ANSWER_SECONDS))
             self._client = JobSubmissionClient(address)
 
     def submit(
@@ -144,10 +150,7 @@ class Jobs:
         try:
             yield
         except AuthenticationError:
-            raise ClusterError(
-                f"--address {masked(self.address)}: the cluster asks for its token: put that into "
-                "~/.ray/auth_token, or into RAY_AUTH_TOKEN, and set RAY_AUTH_MODE=token"
-            ) from None
+            raise ClusterError(f"--address {masked(self.address)}: {UNAUTHENTICATED}") from None
         except (requests.RequestException, ConnectionError, RuntimeError, ValueError) as error:
             raise self._unreachable(error) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -43,7 +42,7 @@ class InStore:
 
     def load(self) -> ImageDataset:
         """The data set, its pixels in the object store."""
-        return get(pickle.loads(self.reference))  # type: ignore[no-any-return]  # noqa: S301
+        return get(ray.cloudpickle.loads(self.reference))  # type: ignore[no-any-return]
 
 
 class RayRuntime:

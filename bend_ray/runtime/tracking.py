@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from typing import Any, Protocol
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
+from bend_ray.process.environment import variable
 from bend_ray.storage.masking import cause, masked_json
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ class _MLflow:
 
         self._mlflow = setup_mlflow(
             config=config,
-            experiment_name=os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT),
+            experiment_name=variable("MLFLOW_EXPERIMENT_NAME") or PROJECT,
             run_name=name,
             create_experiment_if_not_exists=True,
             rank_zero_only=False,
@@ -67,7 +67,7 @@ class _Wandb:
     def __init__(self, name: str, config: dict[str, Any]) -> None:
         from ray.air.integrations.wandb import setup_wandb
 
-        project = os.environ.get("WANDB_PROJECT", PROJECT)
+        project = variable("WANDB_PROJECT") or PROJECT
         self._run = setup_wandb(config=config, project=project, name=name, rank_zero_only=False)
 
     def curve(self, name: str, points: list[tuple[int, float]]) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +20,7 @@ from ray.util import metrics
 
 from bend_ray.errors import ConfigError
 from bend_ray.export.card import Card, fetch_bag
+from bend_ray.process.environment import variable
 from bend_ray.serve.app import make_app
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.batches import answer_batch
@@ -54,7 +54,7 @@ class BagDeployment:
 
     def __init__(self, args: dict[str, Any]) -> None:
         self.settings = parse_settings(args)
-        self.token = os.environ.get(TOKEN_VARIABLE) or None
+        self.token = variable(TOKEN_VARIABLE)
         if self.settings.require_token and self.token is None:
             raise ConfigError(f"expected {TOKEN_VARIABLE} in the environment of every replica")
         self.meters = Meters(_ray_metrics())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import signal
 import socket
 import threading
@@ -15,6 +14,7 @@ from ray.serve.config import HTTPOptions
 
 from bend_ray.errors import ClusterError, ConfigError
 from bend_ray.export.card import Card, read_card
+from bend_ray.process.environment import variable
 from bend_ray.runtime import cluster
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.deployment import application
@@ -123,7 +123,7 @@ def token_settings(settings: ServeSettings) -> ServeSettings:
 
 
 def _token() -> str | None:
-    return os.environ.get(TOKEN_VARIABLE) or None
+    return variable(TOKEN_VARIABLE)
 
 
 def _check_address(host: str, port: int) -> None:

@@ -20,6 +20,7 @@ import pyarrow.fs
 
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import cause, masked
+from bend_ray.storage.uris import canonical, is_local_path
 
 TEMPORARY_SUFFIX = ".tmp"
 WHOLE_BYTES = 8 * 2**20
@@ -33,7 +34,6 @@ MOST_REQUESTS = 16
 T = TypeVar("T")
 U = TypeVar("U")
 
-_SCHEMES = ("file", "s3", "gs", "gcs", "abfs", "abfss")
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _PASSING = (
     "AWS Error INTERNAL_FAILURE",
@@ -55,52 +55,24 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Raises:
         StoreError: an empty or malformed URI, another scheme, or a store that cannot be reached.
     """
-    if is_local_path(uri):
-        return pyarrow.fs.LocalFileSystem(), os.path.abspath(os.path.expanduser(uri))
-    expected = f"expected a path or {', '.join(f'{scheme}://' for scheme in _SCHEMES)}"
-    scheme, _, rest = uri.partition(":")
-    if scheme.lower() not in _SCHEMES:
-        raise StoreError(f"{expected}; got {masked(uri)!r}")
-    if not rest.startswith("//") and scheme != "file":
-        meant = f"{scheme}://{rest.lstrip('/')}"
-        raise StoreError(f"{expected}; got {masked(uri)!r}: did you mean {masked(meant)!r}?")
+    place = canonical(uri)
+    if is_local_path(place):
+        return pyarrow.fs.LocalFileSystem(), place
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(uri))
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(place))
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
-    if not path.strip("/") and filesystem.type_name in _OBJECT_STORES:
+    if not path.strip("/"):
         raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
-    return filesystem, path
+    return filesystem, path.strip("/")
 
 
 def _tuned(uri: str) -> str:
     """The URI, with a small object uploaded in one request; a multipart upload takes three."""
-    if not uri.lower().startswith("s3:") or "allow_delayed_open=" in uri:
+    if not uri.startswith("s3:") or "allow_delayed_open=" in uri:
         return uri
     return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
-
-
-def is_local_path(uri: str) -> bool:
-    """Whether a store is named by a plain path.
-
-    >>> is_local_path("runs:2"), is_local_path("s3:/bucket")
-    (True, False)
-    """
-    scheme, separator, _ = uri.partition(":")
-    return bool(uri) and "://" not in uri and not (separator and scheme.lower() in _SCHEMES)
-
-
-def joined(uri: str, *names: str) -> str:
-    """A path or URI below another, in front of the other's query.
-
-    >>> joined("s3://bucket/runs/?region=eu-west-1", "seeds", "0123456789ab")
-    's3://bucket/runs/seeds/0123456789ab?region=eu-west-1'
-    """
-    if is_local_path(uri):
-        return "/".join([uri.rstrip("/"), *names])
-    location, question, query = uri.partition("?")
-    return "/".join([location.rstrip("/"), *names]) + question + query
 
 
 @contextmanager

@@ -7,7 +7,11 @@ from typing import Any
 from urllib.parse import unquote
 
 _HARMLESS_PARAMETERS = frozenset(
-    {"region", "scheme", "endpoint_override", "anonymous", "retry_limit_seconds"}
+    {
+        *("region", "scheme", "endpoint_override", "anonymous", "retry_limit_seconds"),
+        *("allow_bucket_creation", "allow_bucket_deletion", "allow_delayed_open", "project_id"),
+        *("tls_ca_file_path", "tls_ca_dir_path", "tls_verify_certificates", "smart_defaults"),
+    }
 )
 
 
@@ -17,6 +21,8 @@ def masked(text: str) -> str:
     >>> masked("s3://KEY:SECRET@bucket/runs?region=us-east-1&session_token=SECRET")
     's3://***@bucket/runs?region=us-east-1&session_token=***'
     """
+    if text.startswith("/") and ":/" not in text:
+        return text  # a plain path may hold ? and =
     # An unescaped "/", "?" or "#" ends the authority, so with a password mask to the last "@".
     # A path that was taken for a URI, or the other way round, has one slash.
     text = re.sub(r"(?<=\w)(://?)[^/?#\s@]*:\S*@", r"\1***@", text)
@@ -58,3 +64,12 @@ def printable(text: str) -> str:
     'a\\x1b[2Jb é'
     """
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def utf8(text: str) -> str:
+    r"""A text that came from a file's name, as UTF-8 can hold it.
+
+    >>> utf8("caf\udce9")
+    'caf\\udce9'
+    """
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.yaml_text import block
 from bend_ray.report.command import settings
 from bend_ray.storage.masking import masked_json
 
@@ -32,4 +31,4 @@ def best_yaml(config: PipelineConfig, told: str, *, mask: bool = False) -> str:
             place = place.setdefault(parent, {})
         place[name] = value
     head = "".join(f"# {line}\n" for line in told.splitlines())
-    return head + yaml.safe_dump(masked_json(values) if mask else values, sort_keys=False)
+    return head + block(masked_json(values) if mask else values)

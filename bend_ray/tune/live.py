@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.live import Live as RichLive
 from rich.table import Table
 
+from bend_ray.config.yaml_text import flow
 from bend_ray.errors import StoreError
 from bend_ray.process.log import LOGGER, duration
-from bend_ray.report.command import flow
 from bend_ray.tune.space import TuneSection
 from bend_ray.tune.trial import FAILED, OBJECTIVE, PROBLEM, PROGRESS
 

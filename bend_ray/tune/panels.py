@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
+from bend_ray.config.yaml_text import flow
 from bend_ray.report import ink
-from bend_ray.report.command import flow
 from bend_ray.report.panel import Chapter, Panel
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.study import Study

@@ -7,7 +7,6 @@ Tune will have it pickled: search in a store that only you can write.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +17,10 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import STAGES, identified, plan
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
+from bend_ray.process.environment import set_defaults
 from bend_ray.process.log import LOGGER, duration
 from bend_ray.storage.masking import cause, masked
+from bend_ray.storage.uris import canonical
 from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
@@ -47,7 +48,7 @@ def tune(
     Raises:
         BendError: what the user can mend; what was finished is kept.
     """
-    if masked(store_uri) != store_uri:
+    if masked(canonical(store_uri)) != canonical(store_uri):
         raise ConfigError(
             f"--store {masked(store_uri)}: expected a URI without credentials, as Ray Tune writes "
             "where it stores into the store; give them in the environment"
@@ -79,8 +80,7 @@ def _prepare_tune() -> None:
         # A table of ours says how it goes.
         "RAY_AIR_NEW_OUTPUT": "0",
     }
-    for name, value in defaults.items():
-        os.environ.setdefault(name, value)
+    set_defaults(defaults)
 
 
 def _search(

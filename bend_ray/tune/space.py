@@ -23,8 +23,9 @@ from pydantic import (
 )
 
 from bend_ray.config.knobs import knobs
-from bend_ray.config.reading import read_yaml, with_knobs
+from bend_ray.config.reading import with_knobs
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.yaml_text import read_yaml
 from bend_ray.errors import ConfigError
 from bend_ray.spec import Spec
 from bend_ray.tune.objectives import Nll, Objective

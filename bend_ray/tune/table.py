@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bend_ray.report.command import flow
+from bend_ray.config.yaml_text import flow
 from bend_ray.report.results import aligned
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.study import Study

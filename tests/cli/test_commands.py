@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bend_ray.cli.main import cli, main
-from bend_ray.config.knobs import knobs
+from bend_ray.config.knobs import json_schema, knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 
@@ -68,6 +68,18 @@ def test_config_prints_json_that_loads_and_explains_every_knob(run: Run, tmp_pat
     assert any(line.startswith("samples.count: Classifiers drawn") for line in explained)
 
 
+def test_the_schema_is_all_that_is_printed(run: Run) -> None:
+    done = run("config", "--schema")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == json_schema()
+    assert run("config", "--schema", "--set", "seed=1").returncode == 2
+
+
+def test_an_empty_variable_is_none(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "")
+    assert "in /x," not in run("report", "--store", "~/x").stderr
+
+
 def test_status_of_an_empty_store_is_all_missing(run: Run, tmp_path: Path) -> None:
     done = run("status", "--store", str(tmp_path / "store"))
     assert done.returncode == 0
@@ -118,6 +130,10 @@ def test_status_needs_neither_ray_nor_torch(tmp_path: Path) -> None:
         ([*SUBMIT, "run", "--store", "s3://b/r", "--set", "a.b=1"], "a: no such key"),
         ([*SUBMIT, "run", "--store", "/shared", "--json", "x.json"], "--json x.json: expected -"),
         ([*SUBMIT, "run", "--store", "/shared"], "expected the dashboard of a Ray cluster"),
+        (
+            ["submit", "--address", "127.0.0.1:9", "--", "run", "--store", "/shared"],
+            "expected the dashboard of a Ray cluster, as in http://127.0.0.1:8265, got: no http://",
+        ),
         (["compare"], "Missing argument 'STORE_OR_REPORT...'"),
     ],
 )

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+from jsonschema import Draft202012Validator
 
-from bend_ray.config.knobs import Knob, knobs
+from bend_ray.config.knobs import Knob, json_schema, knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig, Rival
+from bend_ray.config.yaml_text import parse_yaml, read_yaml
 from bend_ray.generation.samplers import Sampler
 from bend_ray.spec import variants
 
@@ -93,3 +97,53 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.root", "image_folder"),
     }
     assert all(knob.default is None for knob in knobs() if knob.required)
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+
+
+def complaints(values: Any) -> list[str]:
+    return [error.json_path for error in Draft202012Validator(json_schema()).iter_errors(values)]
+
+
+def test_the_schema_is_one_and_tells_what_knobs_mean() -> None:
+    schema = json_schema()
+    Draft202012Validator.check_schema(schema)
+    count = schema["$defs"]["SamplesSection"]["properties"]["count"]
+    assert count == {
+        "type": "integer",
+        "exclusiveMinimum": 0,
+        "description": "Classifiers drawn, the trunks in turn.",
+    }
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_the_schema_takes_every_shipped_config(path: Path) -> None:
+    assert complaints(read_yaml(path)) == []
+
+
+def test_the_schema_takes_the_resolved_config_and_each_default_alone() -> None:
+    jsonschema.validate(PipelineConfig().model_dump(mode="json"), json_schema())
+    for knob in knobs():
+        if active(knob) and knob.path not in SECTIONS:
+            values: Any = knob.default
+            for name in reversed(knob.path.split(".")):
+                values = {name: values}
+            assert complaints(values) == [], knob.path
+
+
+@pytest.mark.parametrize(
+    ("text", "where"),
+    [
+        ("smaples: {count: 3}", "$"),
+        ("samples: {cuont: 3}", "$.samples"),
+        ("seed: true", "$.seed"),
+        ("seed: yes", "$.seed"),
+        ("samples: {count: 0}", "$.samples.count"),
+        ("samples: {sampler: {kind: ddpm}}", "$.samples.sampler"),
+        ("dataset: {kind: image_folder}", "$.dataset"),
+        ("samples: 5", "$.samples"),
+    ],
+)
+def test_the_schema_refuses_what_we_refuse(text: str, where: str) -> None:
+    assert complaints(parse_yaml(text)) == [where]

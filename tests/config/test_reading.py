@@ -101,6 +101,30 @@ def test_the_value_of_an_override_is_yaml() -> None:
     assert config.evaluation.bagging.size is None
 
 
+def test_what_yaml_1_1_reads_otherwise_is_read_as_it_is_meant() -> None:
+    config = load_config(
+        None,
+        [
+            "seed=1e3",
+            "samples.count=1_000",
+            "autoencoder.training.steps=0x10",
+            "samples.temperature=1e-1",
+            "generator.conditional=yes",
+            "seeds.protocol.align=off",
+            "seeds.resources={accelerator: no, labels: {zone: on, since: 2026-01-31}}",
+        ],
+    )
+    assert (config.seed, config.samples.count, config.autoencoder.training.steps) == (
+        1000,
+        1000,
+        16,
+    )
+    assert (config.samples.temperature, config.generator.conditional) == (0.1, True)
+    assert config.seeds.protocol.align is False
+    assert config.seeds.resources.accelerator == "no"
+    assert config.seeds.resources.labels == {"zone": "on", "since": "2026-01-31"}
+
+
 def test_another_kind_starts_from_its_own_defaults() -> None:
     config = load_config(None, ["generator.denoiser.kind=conv1d"])
     assert config.generator.denoiser == ConvDenoiser()
@@ -190,12 +214,27 @@ REFUSED = {
     "generator.process flow, got ddim",
     "evaluation.rivals=[{kind: noise}, {kind: trunk_bag}, {kind: noise}]": "evaluation: expected "
     "each kind of rival once, got noise again",
+    # What YAML 1.1 would take for a number, or for a text.
+    "samples.count=true": "samples.count: Input should be no boolean, got True",
+    "samples.temperature=false": "samples.temperature: Input should be no boolean, got False",
+    "seeds.architecture.hidden=[8, true]": "seeds.architecture.hidden: Input should be no boolean",
+    "samples.count=yes": "samples.count: Input should be a valid integer, unable to parse string",
+    "samples.count=1:30": "unable to parse string as an integer, got '1:30'",
+    "samples.count=0b11": "unable to parse string as an integer, got '0b11'",
+    "seeds.resources.accelerator=1": "valid string, got 1; write it in quotes",
+    "seeds.resources.labels={a: true}": "valid string, got True; write it in quotes",
+    # Variables, which a shell would have put in.
+    "dataset={kind: image_folder, root: $DATA/set}": "dataset.root: variables are not expanded: "
+    "write out $DATA/set",
+    "parameters.include=['fc.*', '${A}']": "parameters.include.1: variables are not expanded",
     # What is no override.
     "samples.count": "--set samples.count: expected a.b=value, as in --set samples.count=96",
     "=3": "--set =3: expected a.b=value",
     "samples..count=3": "--set samples..count=3: expected a.b=value",
     "samples.count=[1": "--set samples.count=[1: expected a YAML value after =, got [1",
-    "samples.count=2001-99-99": "expected a YAML value after =, got 2001-99-99",
+    "samples.count=010": "expected a YAML value after =, got 010, which is octal to some readers "
+    "and decimal to others; write 10, or '010' for text",
+    "samples={count: 1, count: 2}": "got the key count twice, in line 1; keep one",
     "samples.count=!!int many": "expected a YAML value after =",
     "samples.count=!!python/name:os.system": "expected a YAML value after =",
 }
@@ -238,7 +277,11 @@ def test_a_key_or_value_of_several_lines_is_quoted_in_one() -> None:
         ("samples: {count: 3", "expected YAML, got: while parsing a flow mapping"),
         ("a: b: c", "expected YAML, got: mapping values are not allowed here"),
         ("samples:\n\t- 3", "expected YAML, got: while scanning"),
-        ("seed: 2001-99-99", "expected YAML, got: month must be in 1..12"),
+        (
+            "seed: 1\nseeds:\n  cohort_size: 2\nseed: 3",
+            "expected YAML, got: the key seed twice, in line 1 and in line 4; keep one",
+        ),
+        ("seed: !!timestamp 2001-01-01", "expected YAML, got: could not determine a constructor"),
         ("a: 1\n---\nb: 2", "expected YAML, got: expected a single document"),
         ("- samples\n- count", "expected a mapping of sections, got list"),
         ("samples", "expected a mapping of sections, got str"),

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from bend_ray.data.datasets import Digits, ImageFolder, ImageParquet
 from bend_ray.data.decoding import Look, UnreadableError, pixels_of
 from bend_ray.data.parts import Decoding, ImageDataset
+from bend_ray.ensemble.votes import SoftVote
 from bend_ray.export.guide import guide
 from bend_ray.serve import pictures
 
@@ -99,7 +100,7 @@ def card_of(dataset: ImageDataset) -> Any:
         decoding=dataset.decoding,
         class_names=dataset.class_names,
         members=[0],
-        vote=SimpleNamespace(kind="soft"),
+        vote=SoftVote(),
         scores=None,
         architecture=SimpleNamespace(kind="other", model_dump_json=lambda: "{}"),
     )

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from bags import Bagged, MakeBag
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import plan
 from bend_ray.config.newest import newest_config
+from bend_ray.data.datasets import Digits
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
@@ -26,6 +28,7 @@ from bend_ray.export.folder import FORMATS, export_bag
 
 MLP = "seeds.architecture={kind: mlp, hidden: [12]}"
 CONVNET = "seeds.architecture={kind: convnet, channels: [4, 6]}"
+GROUPED = "seeds.architecture={kind: convnet, channels: [4], norm: group}"
 WEIGHTED = "evaluation.vote={kind: weighted, sharpness: 5.0}"
 MAJORITY = "evaluation.vote={kind: majority}"
 
@@ -152,6 +155,37 @@ def test_the_folder_says_what_it_is(make_bag: MakeBag, tmp_path: Path) -> None:
     module = bag.config.seeds.architecture.build((1, 8, 8), 10)
     assert set(tensors) == {n for n, t in module.state_dict().items() if t.is_floating_point()}
     assert all(len(tensor) == 2 for tensor in tensors.values())
+
+
+def test_a_class_whose_folder_is_not_utf_8_has_a_name(
+    make_bag: MakeBag, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = Digits.load
+    names = ("caf\udce9", *"123456789")
+    monkeypatch.setattr(Digits, "load", lambda self: replace(load(self), class_names=names))
+    folder = exported(make_bag(MLP), tmp_path / "out")
+    assert read_card(folder).class_names[0] == "caf\\udce9"
+    assert "Classes: caf\\udce9, 1, 2" in (folder / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", [MLP, CONVNET, GROUPED])
+def test_programs_need_no_more_than_the_folder_says(
+    make_bag: MakeBag, tmp_path: Path, network: str
+) -> None:
+    folder = exported(make_bag(network), tmp_path / "out")
+    needs = read_card(folder).onnx
+    for name in ("bag.onnx", "member.onnx"):
+        model = onnx.load_model(str(folder / name))
+        onnx.checker.check_model(model, full_check=True)
+        assert (model.ir_version, model.opset_import) == (
+            needs.ir_version,
+            [onnx.helper.make_opsetid("", needs.opset)],
+        )
+        assert onnx.helper.find_min_ir_version_for(model.opset_import) == needs.ir_version
+    said = " ".join((folder / "README.md").read_text().split())
+    assert f"Needs ONNX Runtime {needs.onnxruntime} or later" in said
+    assert f"IR version {needs.ir_version} and opset {needs.opset}." in said
 
 
 def test_a_smaller_bag_is_its_first_members_and_says_so(

@@ -62,3 +62,21 @@ def test_a_layer_that_runs_twice() -> None:
 def test_anything_else_goes_through_torchs_exporter() -> None:
     model = same(ConvNet(channels=(4,), norm="group").build((3, 8, 8), 5), (3, 8, 8))
     assert forms(model) == ("unrolled",)
+
+
+class Indexed(nn.Module):
+    """Whose state holds indices, as Swin's does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("order", torch.tensor([2, 0, 1]))
+        self.head = nn.Linear(3, 5)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(images.flatten(1)[:, self.order])
+
+
+@pytest.mark.slow
+def test_a_buffer_of_whole_numbers_is_a_part_of_the_graph() -> None:
+    model = same(Indexed(), (3, 1, 1))
+    assert [given.name for given in model.graph.input] == ["images", "head.weight", "head.bias"]

@@ -6,17 +6,25 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from answers import members
 from evaluations import CONFIG, commit
+from fuzzing import fuzzed
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pages import Seen
 from PIL import Image
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.schema import AS_DRAWN, OriginalsBag
+from bend_ray.config.repeats import repeats_of
+from bend_ray.config.schema import AS_DRAWN, DeepEnsemble, EvaluationSection, OriginalsBag
+from bend_ray.ensemble.bagging import All, GreedyForward, TopK
+from bend_ray.report import results
 from bend_ray.report.evaluation import Diverged, Result
 from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
@@ -195,6 +203,56 @@ def test_a_poor_run_has_the_figures_it_can_have(tmp_path: Path) -> None:
     names = {panel.name for chapter in page.chapters for panel in chapter.panels}
     assert names == FIGURES - {"deep_ensemble_equivalent"}
     assert "No deep ensemble was trained" in page.headline
+
+
+SIZES = st.sampled_from([1, 2, 5])
+
+
+@given(
+    generated=SIZES,
+    originals=SIZES,
+    held_out=st.sampled_from([0, 1, 3]),
+    ordinary=st.none() | SIZES,
+    rivals=st.sets(st.sampled_from(CONFIG.evaluation.rivals)),
+    bagging=st.sampled_from([All(), All(size=1), GreedyForward(size=1), TopK(size=1)]),
+    scaled=st.booleans(),
+    repeats=st.integers(1, 2),
+)
+@example(1, 1, 0, None, set(), All(), False, 1)
+@fuzzed(10)
+def test_any_evaluation_has_a_table_and_a_report(
+    tmp_path: Path,
+    generated: int,
+    originals: int,
+    held_out: int,
+    ordinary: int | None,
+    rivals: set[Any],
+    bagging: Any,
+    scaled: bool,
+    repeats: int,
+) -> None:
+    told = tuple(rival for rival in CONFIG.evaluation.rivals if rival in rivals)
+    if ordinary is None:
+        told = tuple(rival for rival in told if not isinstance(rival, DeepEnsemble))
+    section = EvaluationSection(rivals=told, bagging=bagging, temperature_scaling=scaled)
+    runs = []
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        store = Store(folder)
+        for config in repeats_of(CONFIG.model_copy(update={"evaluation": section}), repeats):
+            made = commit(
+                config,
+                store,
+                generated=members(generated, 1),
+                originals=members(originals, 2),
+                held_out=members(held_out or 1, 3).select([*range(held_out)]),
+                ordinary=None if ordinary is None else members(ordinary, 4),
+            )
+            runs.append(read_run(store, made.evaluation.fingerprint))
+    page = report(runs)
+    names = {panel.name for chapter in page.chapters for panel in chapter.panels}
+    assert FIGURES - {"deep_ensemble_equivalent"} <= names
+    assert len(page.tables[0].rows) == 1 + len(told)
+    assert results.table(runs[0].result).count("bag of generated") == 1
 
 
 def test_it_lies_in_the_store_under_a_name_of_its_own(store: Store) -> None:

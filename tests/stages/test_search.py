@@ -1,6 +1,5 @@
 """A search on the session's cluster: what its trials share, and what it leaves."""
 
-import os
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ from tiny import MakeConfig
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import plan
 from bend_ray.config.reading import load_config
+from bend_ray.process.cores import usable_cores
 from bend_ray.tune.records import TRIALS
 from bend_ray.tune.search import RAY, tune
 from bend_ray.tune.space import TuneSection
@@ -107,7 +107,7 @@ def test_a_trial_behind_the_others_is_stopped_at_a_milestone(
         }
     )
     # One at a time, the one that learns first: ASHA judges by who has come so far.
-    one_by_one = f"evaluation.resources.cpus={os.cpu_count()}"
+    one_by_one = f"evaluation.resources.cpus={usable_cores()}"
     study = tune(tiny("generator.training.steps=300", one_by_one), section, store.uri)
     assert {trial.status for trial in study.trials} <= {"done", "stopped"}
     stopped = [trial for trial in study.trials if trial.status == "stopped"]

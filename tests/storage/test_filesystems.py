@@ -9,7 +9,6 @@ import pytest
 
 from bend_ray.errors import StoreError
 from bend_ray.storage.filesystems import (
-    joined,
     patiently,
     read_bytes,
     resolve,
@@ -18,6 +17,7 @@ from bend_ray.storage.filesystems import (
     write_bytes,
 )
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import joined
 
 _S3, _ = resolve("s3://KEY:SECRET@bucket/runs?region=us-east-1")
 Place = tuple[pyarrow.fs.FileSystem, str]

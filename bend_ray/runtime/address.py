@@ -1,0 +1,153 @@
+"""A cluster's address: what may be one, and whether Ray answers there.
+
+Ray itself tries for up to fourteen minutes, whatever answers.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from typing import Any, Literal
+
+import grpc
+import ray
+from ray.exceptions import AuthenticationError
+
+from bend_ray.errors import ClusterError
+
+CONNECT_SECONDS = 4.0
+ANSWER_SECONDS = 10.0
+"""Until an answer to a question that takes a healthy cluster a millisecond."""
+
+Service = Literal["cluster", "client"]
+"""What listens at a cluster's own port, or at Ray Client's, whose addresses begin ``ray://``."""
+_MEANT = {"cluster": "{}, the cluster's own port", "client": "ray://{}, as of Ray Client's port"}
+UNAUTHENTICATED = (
+    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN, and "
+    "set RAY_AUTH_MODE=token"
+)
+_ANOTHER, _TOKEN_REFUSED = "something that is not Ray", "a refusal of the token"
+_HOST_PORT = "HOST:PORT as in 10.0.0.1:6379, ray://HOST:PORT as in ray://10.0.0.1:10001, or auto"
+
+
+def check_address(address: str, named: str) -> None:
+    """Refuse within seconds an address at which no cluster can be joined.
+
+    Args:
+        address: ``host:port``, ``ray://host:port`` or ``auto``.
+        named: how it was given, for the message.
+
+    Raises:
+        ClusterError: nothing answers there, or something else than what the address says.
+    """
+    if address == "auto":
+        found = _running_here()
+        if found is None:
+            return
+        address, named = found, f"{named}, which is {found}"
+    scheme, separator, _ = address.rpartition("://")
+    host_port = address.removeprefix("ray://")
+    host, _, port = host_port.rpartition(":")
+    is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16
+    if (separator and scheme != "ray") or not (host and is_port):
+        hint = "; http:// is a dashboard's, for `bend submit`" if scheme.startswith("http") else ""
+        raise ClusterError(f"{named}: expected {_HOST_PORT}{hint}")
+    _check_connection(host.strip("[]"), int(port), named)
+    asked: Service = "client" if separator else "cluster"
+    _check_service(host_port, asked, named)
+
+
+def no_answer(named: str, got: str) -> ClusterError:
+    """That no cluster answers, with what did."""
+    reason = got.strip().partition("\n")[0]
+    return ClusterError(
+        f"{named}: expected a Ray cluster to answer, got: {reason}; check the address, or leave it "
+        "out to start one on this machine"
+    )
+
+
+def _running_here() -> str | None:
+    """The address of the cluster that was last started on this machine, running or not."""
+    look_up = getattr(ray._private.services, "get_ray_address_from_environment", None)
+    if look_up is None:  # private, so another Ray may have none
+        return None
+    try:
+        found: str | None = look_up("auto", None)
+    except ConnectionError:
+        return None
+    return found
+
+
+def _check_connection(host: str, port: int, named: str) -> None:
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(named, str(error) or type(error).__name__) from None
+
+
+def _check_service(host_port: str, asked: Service, named: str) -> None:
+    """Ask what listens whether it is what the address says."""
+    try:
+        from ray._private.grpc_utils import init_grpc_channel
+    except ImportError:  # private, so another Ray may have none
+        return
+    try:
+        # With Ray's certificates, and with the token that there is.
+        opened = init_grpc_channel(host_port, [("grpc.enable_http_proxy", 0)])
+    except (RuntimeError, AuthenticationError) as error:
+        raise no_answer(named, f"no question: {error}") from None
+    with opened as channel:
+        answer = _answer(channel, asked)
+        if answer == _ANOTHER:
+            other: Service = "cluster" if asked == "client" else "client"
+            if _answer(channel, other) != _ANOTHER:
+                raise ClusterError(f"{named}: did you mean {_MEANT[other].format(host_port)}?")
+    if answer == _TOKEN_REFUSED:
+        raise ClusterError(f"{named}: {UNAUTHENTICATED}")
+    if answer is not None:
+        raise no_answer(
+            named,
+            f"{answer}; a cluster's port is 6379 unless it was started with another, 8265 is its "
+            "dashboard's, for `bend submit`",
+        )
+
+
+def _answer(channel: Any, service: Service) -> str | None:
+    """What comes instead of a service's answer; None if it is that."""
+    try:
+        _ask(channel, service)
+    except grpc.RpcError as error:
+        details = str(error.details())
+        if "HTTP/2" in details or "http2 header" in details:
+            return "a web server"
+        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return f"nothing ({details})"
+        # Others come from the service itself.
+        refusals = {
+            grpc.StatusCode.UNIMPLEMENTED: _ANOTHER,
+            grpc.StatusCode.UNAUTHENTICATED: _TOKEN_REFUSED,
+        }
+        return refusals.get(error.code())
+    return None
+
+
+def _ask(channel: Any, service: Service) -> None:
+    """Put a question that costs nothing.
+
+    Raises:
+        grpc.RpcError: no answer, or a refusal.
+    """
+    from ray.core.generated import (
+        gcs_service_pb2,
+        gcs_service_pb2_grpc,
+        ray_client_pb2,
+        ray_client_pb2_grpc,
+    )
+
+    if service == "cluster":
+        gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
+            gcs_service_pb2.GetInternalConfigRequest(), timeout=ANSWER_SECONDS
+        )
+    else:
+        ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
+        ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(ping, timeout=ANSWER_SECONDS)
