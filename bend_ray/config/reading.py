@@ -165,7 +165,8 @@ def _key_path(location: tuple[int | str, ...]) -> str:
     written: list[str] = []
     specs: tuple[type[Spec], ...] = (PipelineConfig,)
     for part in location:
-        tried = tuple(s for s in specs if part in (_kind(s), s.__name__))
+        several = len(specs) > 1
+        tried = tuple(s for s in specs if part == (_kind(s) if several else s.__name__))
         if tried:
             specs = tried
         elif not _is_plain_type(part, specs):
@@ -181,7 +182,7 @@ def _specs_at(specs: tuple[type[Spec], ...], key: str) -> tuple[type[Spec], ...]
 
 
 def _kind(spec: type[Spec]) -> Any:
-    return spec.model_fields["kind"].default if "kind" in spec.model_fields else None
+    return spec.model_fields["kind"].default
 
 
 def _is_plain_type(part: int | str, specs: tuple[type[Spec], ...]) -> bool:
