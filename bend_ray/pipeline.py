@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import ORDINARY, Plan, identified, ordinary, plan
+from bend_ray.config.graph import ORDINARY, Graph, graph_of, identified, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.process.log import duration
@@ -29,7 +29,7 @@ def run(
     until: str = "evaluation",
     address: str | None = None,
     local: bool = False,
-) -> Plan:
+) -> Graph:
     """Make what is missing up to a stage; with nothing missing, without Ray.
 
     Args:
@@ -47,7 +47,7 @@ def run(
     """
     store = Store(store_uri)
     config = identified(config)
-    artifacts = plan(config, store)
+    artifacts = graph_of(config, store)
     steps = artifacts.steps(until)
     missing = [step for step in steps if not artifacts[step].exists()]
     if not missing:
@@ -69,7 +69,7 @@ def run(
     return artifacts
 
 
-def make_stage(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> bool:
+def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> bool:
     """Make one stage's artifact unless it is there, or wait until another run has.
 
     Needs the stages before it.
@@ -105,13 +105,13 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Run
     return mine
 
 
-def _make(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> None:
+def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
     from bend_ray.stages import autoencoder, evaluation, generator, latents, samples, seeds
 
     if stage == ORDINARY:
         others = ordinary(config)
         assert others is not None
-        seeds.make(others, plan(others, artifacts.seeds.store), runtime)
+        seeds.make(others, graph_of(others, artifacts.seeds.store), runtime)
         return
     makers = {
         "seeds": seeds.make,
@@ -124,8 +124,8 @@ def _make(stage: str, config: PipelineConfig, artifacts: Plan, runtime: Runtime)
     makers[stage](config, artifacts, runtime)
 
 
-def _tell_where_time_went(plan: Plan, made: list[str], connecting: float, whole: float) -> None:
-    costs = {stage: plan[stage].manifest().cost for stage in made}
+def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whole: float) -> None:
+    costs = {stage: graph[stage].manifest().cost for stage in made}
     stages = ", ".join(f"{stage} {duration(cost.wall_seconds)}" for stage, cost in costs.items())
     computing = duration(sum(cost.cpu_seconds for cost in costs.values()))
     logger.info(
@@ -191,7 +191,7 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
     Raises:
         BendError: the store cannot be read, or holds a broken artifact.
     """
-    for artifact in plan(identified(config), Store(store_uri)):
+    for artifact in graph_of(identified(config), Store(store_uri)):
         stage = artifact.stage
         if artifact.exists():
             cost = artifact.manifest().cost

@@ -16,7 +16,7 @@ from bend_ray.storage.uris import canonical, is_local_path
 if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import Plan
+    from bend_ray.config.graph import Graph
     from bend_ray.config.schema import PipelineConfig
 
 EXPORTS = "./bend-export"
@@ -67,25 +67,25 @@ def export(
     """
     from bend_ray.export.folder import export_bag
 
-    config, plan = _chosen(file, overrides, store, members)
-    where = output or _default_output(plan, members)
-    export_bag(config, plan, where, formats=formats, members=members)  # type: ignore[arg-type]
+    config, graph = _chosen(file, overrides, store, members)
+    where = output or _default_output(graph, members)
+    export_bag(config, graph, where, formats=formats, members=members)  # type: ignore[arg-type]
     click.echo(masked(where))
 
 
 def _chosen(
     file: Path | None, overrides: tuple[str, ...], store_uri: str, members: int | None
-) -> tuple[PipelineConfig, Plan]:
+) -> tuple[PipelineConfig, Graph]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import identified, plan
+    from bend_ray.config.graph import graph_of, identified
     from bend_ray.config.newest import newest_config
     from bend_ray.config.reading import load_config
 
     store = Store(store_uri)
     named = file is not None or bool(overrides)
     config = identified(load_config(file, overrides)) if named else newest_config(store)
-    chosen = plan(config, store)
+    chosen = graph_of(config, store)
     # What is wrong with it, or that it is missing, is told by whoever reads it.
     manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
     if manifest is not None:
@@ -110,10 +110,10 @@ def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
     )
 
 
-def _default_output(plan: Plan, members: int | None) -> str:
+def _default_output(graph: Graph, members: int | None) -> str:
     from bend_ray.export.card import version_of
 
-    return f"{EXPORTS}/{version_of(plan.evaluation.fingerprint, members)}"
+    return f"{EXPORTS}/{version_of(graph.evaluation.fingerprint, members)}"
 
 
 @click.command(short_help="answer questions about images over HTTP")
@@ -253,13 +253,13 @@ def _exported(
     from bend_ray.errors import DataError
     from bend_ray.export.card import read_card
 
-    config, plan = _chosen(file, overrides, store, members)
-    where = _default_output(plan, members)
+    config, graph = _chosen(file, overrides, store, members)
+    where = _default_output(graph, members)
     try:
         read_card(Path(where))
     except DataError:
         from bend_ray.export.folder import export_bag
 
         log.LOGGER.info("export       to %s", where)
-        export_bag(config, plan, where, formats=("onnx",), members=members)
+        export_bag(config, graph, where, formats=("onnx",), members=members)
     return where

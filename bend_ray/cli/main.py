@@ -38,7 +38,7 @@ from bend_ray.process.interrupts import persistent_interrupts
 from bend_ray.storage.masking import masked, printable
 
 if TYPE_CHECKING:
-    from bend_ray.config.graph import Plan
+    from bend_ray.config.graph import Graph
 
 
 class PipelineGroup(click.Group):
@@ -114,26 +114,30 @@ def run(
         write_file(
             "--json", Path(str(json_path)), ""
         )  # so that a wrong path is told before the work
-    plans = []
+    graphs = []
     for number, config in enumerate(configs, start=1):
         if repeats > 1:
             log.LOGGER.info("repeat       %d of %d, seed %d", number, repeats, config.seed)
-        plans.append(pipeline.run(config, store, address=address, local=local))
-    _tell(plans, json_path)
-    page = report_if_missing(store, plans)
+        graphs.append(pipeline.run(config, store, address=address, local=local))
+    _tell(graphs, json_path)
+    page = report_if_missing(store, graphs)
     if page is not None:
         click.echo(f"report: {page}", err=json_path == "-")
 
 
-def _tell(plans: list[Plan], json_path: str | None) -> None:
+def _tell(graphs: list[Graph], json_path: str | None) -> None:
     """Print a run's result, or that of its repeats, and write it where it was asked for."""
     from bend_ray.report.evaluation import Result
     from bend_ray.report.results import repeats_table, table
     from bend_ray.report.statistics import aggregate
 
-    results = [Result.of(plan) for plan in plans]
-    said = [result.as_json() for result in results]
-    whole = said[0] if len(said) == 1 else {"repeats": said, "aggregate": aggregate(results)}
+    results = [Result.of(graph) for graph in graphs]
+    results_json = [result.as_json() for result in results]
+    whole = (
+        results_json[0]
+        if len(results_json) == 1
+        else {"repeats": results_json, "aggregate": aggregate(results)}
+    )
     text = json.dumps(whole, indent=2)
     if json_path == "-":
         click.echo(text)
@@ -157,8 +161,8 @@ def _stage_command(stage: str, does: str) -> None:
         from bend_ray.config.reading import load_config
 
         config = load_config(file, overrides)
-        plan = pipeline.run(config, store, until=stage, address=address, local=local)
-        click.echo(plan[stage].path)
+        graph = pipeline.run(config, store, until=stage, address=address, local=local)
+        click.echo(graph[stage].path)
 
 
 for _stage, _does in {

@@ -12,7 +12,7 @@ from bend_ray.errors import BendError
 from bend_ray.process import log
 
 if TYPE_CHECKING:
-    from bend_ray.config.graph import Plan
+    from bend_ray.config.graph import Graph
 
 
 @click.command(short_help="pictures and an honest table, in one HTML file")
@@ -38,7 +38,7 @@ def report(
       bend report configs/digits.yaml --repeats 5
     """
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import identified, plan
+    from bend_ray.config.graph import graph_of, identified
     from bend_ray.config.reading import load_config
     from bend_ray.config.repeats import repeats_of
     from bend_ray.report import runs as stored
@@ -50,8 +50,8 @@ def report(
         runs = stored.newest(stored.grouped(stored.stored_runs(held)))
     else:
         config = identified(load_config(file, overrides))
-        plans = [plan(each, held) for each in repeats_of(config, repeats)]
-        runs = [stored.read_run(held, each.evaluation.fingerprint) for each in plans]
+        graphs = [graph_of(each, held) for each in repeats_of(config, repeats)]
+        runs = [stored.read_run(held, each.evaluation.fingerprint) for each in graphs]
     fingerprints = [run.fingerprint for run in runs]
     where = output_directory(output) if output else default_output(held, fingerprints)
     click.echo(write_report(runs, where))
@@ -85,13 +85,13 @@ def compare(sources: tuple[str, ...], output: str) -> None:
     click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
 
 
-def report_if_missing(store_uri: str, plans: list[Plan]) -> str | None:
+def report_if_missing(store_uri: str, graphs: list[Graph]) -> str | None:
     """Where the report of a run is; the run's figures stand whether it can be written or not."""
     from bend_ray.artifacts.store import Store
     from bend_ray.report.location import default_output, written
 
     store = Store(store_uri)
-    fingerprints = [plan.evaluation.fingerprint for plan in plans]
+    fingerprints = [graph.evaluation.fingerprint for graph in graphs]
     output = default_output(store, fingerprints)
     try:
         if (page := written(output)) is not None:

@@ -74,17 +74,17 @@ def tune(
     from bend_ray.tune.page import write_page
     from bend_ray.tune.search import tune as search
     from bend_ray.tune.space import load_section
-    from bend_ray.tune.study import told
+    from bend_ray.tune.study import summary
     from bend_ray.tune.table import table
 
     config = load_config(file, overrides)
     section = load_section(space, config, trials)
     study = search(config, section, store, address=address)
-    lines = told(study)
+    lines = summary(study)
     click.echo(f"{table(study)}\n\n" + "\n".join(lines))
     write_file("--best", Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
     compared = None
     if fresh:
         compared = fresh_splits.on_fresh_splits(study, store, fresh, address)
-        click.echo("\n" + "\n".join(fresh_splits.said(compared)))
+        click.echo("\n" + "\n".join(fresh_splits.sentences(compared)))
     click.echo(f"best:   {best}\nreport: {write_page(study, compared)}")

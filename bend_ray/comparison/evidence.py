@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.comparison.comparison import Comparison, Members, Voters, Votes
-from bend_ray.config.graph import STAGES, Plan
+from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
 from bend_ray.ensemble.metrics import ece, member_accuracy, member_nll, nll
@@ -30,9 +30,9 @@ DEEP_ENSEMBLE = "deep_ensemble"
 _DIGITS = 6
 
 
-def provenance(config: PipelineConfig, plan: Plan) -> dict[str, Any]:
+def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
     """The config, its finish resolved, and the stages before: cost, and what diverged in them."""
-    made = {stage: plan[stage] for stage in STAGES if stage != "evaluation"}
+    made = {stage: graph[stage] for stage in STAGES if stage != "evaluation"}
     return {
         "config": masked_json(config.model_dump(mode="json")),
         "finish": config.finish.model_dump(mode="json"),
@@ -60,7 +60,7 @@ def evidence(comparison: Comparison) -> dict[str, Any]:
     space = _weight_space(populations)
     for name, columns in space.pop("populations").items():
         rows[name] |= columns
-    said = {
+    shown = {
         "images": {
             "validation": len(comparison.val_labels_N),
             "test": len(comparison.test_labels_N),
@@ -70,7 +70,7 @@ def evidence(comparison: Comparison) -> dict[str, Any]:
         **space,
         "bags": _bags(comparison),
     }
-    return _rounded(said)  # type: ignore[no-any-return]
+    return _rounded(shown)  # type: ignore[no-any-return]
 
 
 def _rows(members: Members, comparison: Comparison) -> dict[str, Any]:

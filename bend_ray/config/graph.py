@@ -1,4 +1,4 @@
-"""Plan: which artifact each stage of a config makes, and from which others.
+"""Graph: which artifact each stage of a config makes, and from which others.
 
 This is the pipeline's graph, kept apart from the stages so that asking what is there (``bend
 status``, a second ``bend run``) needs neither Ray nor torch.
@@ -35,7 +35,7 @@ EVIDENCE = "evidence.json"
 
 
 @dataclass(frozen=True)
-class Plan:
+class Graph:
     """The artifacts of one config in one store, made or not."""
 
     seeds: Artifact
@@ -86,7 +86,7 @@ def identified(config: PipelineConfig) -> PipelineConfig:
     return config.model_copy(update={"dataset": config.dataset.identified()})
 
 
-def plan(config: PipelineConfig, store: Store) -> Plan:
+def graph_of(config: PipelineConfig, store: Store) -> Graph:
     """Where each stage of a config leaves its result in ``store``.
 
     Args:
@@ -122,4 +122,4 @@ def plan(config: PipelineConfig, store: Store) -> Plan:
     )
     rivals = [] if ensemble is None else [ensemble]
     evaluation = artifact("evaluation", scored, seeds, samples, *rivals)
-    return Plan(seeds, autoencoder, latents, generator, samples, evaluation, ensemble)
+    return Graph(seeds, autoencoder, latents, generator, samples, evaluation, ensemble)

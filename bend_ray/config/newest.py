@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from bend_ray.artifacts.manifest import Manifest
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
@@ -29,7 +29,7 @@ def newest_config(store: Store) -> PipelineConfig:
         )
     newest = evaluations[-1]
     config = _config(newest)
-    if config is None or plan(config, store).evaluation.fingerprint != newest.fingerprint:
+    if config is None or graph_of(config, store).evaluation.fingerprint != newest.fingerprint:
         raise StoreError(
             f"expected evaluation {newest.fingerprint} of {masked(store.uri)} to be of this "
             "version of bend_ray, it is of another; run `bend run` again, or name its config"

@@ -100,20 +100,20 @@ def _apply(values: dict[str, Any], override: str) -> None:
     """Set one ``a.b=c`` in ``values``, making mappings on the way."""
     key, separator, text = override.partition("=")
     if not separator or not all(key.split(".")):
-        told = "expected a.b=value, as in --set samples.count=96"
-        raise refusal(f"--set {_shortened(override)}: {told}")
+        message = "expected a.b=value, as in --set samples.count=96"
+        raise refusal(f"--set {_shortened(override)}: {message}")
     try:
         value = parsed(text)
     except UNREADABLE as error:
-        told = f"expected a YAML value after =, got {reason(error) or _shortened(text)}"
-        raise refusal(f"--set {_shortened(override)}: {told}") from None
+        message = f"expected a YAML value after =, got {reason(error) or _shortened(text)}"
+        raise refusal(f"--set {_shortened(override)}: {message}") from None
     *parents, name = key.split(".")
     place = values
     for parent in parents:
         below = place.setdefault(parent, {})
         if not isinstance(below, dict):
-            told = f"expected {parent} to be a section, got {_shortened(repr(below))}"
-            raise refusal(f"--set {_shortened(override)}: {told}")
+            message = f"expected {parent} to be a section, got {_shortened(repr(below))}"
+            raise refusal(f"--set {_shortened(override)}: {message}")
         place = below
     place[name] = value
 

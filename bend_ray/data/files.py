@@ -240,8 +240,10 @@ def _counted(
     counted = [f for f in visible if f.name.lower().endswith(tuple(endings))]
     others = Counter(_ending(file.name) for file in visible if file not in set(counted))
     if others:
-        told = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
-        notes.append(f"left out of {where}: files that do not end in {', '.join(endings)}: {told}")
+        numbers = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
+        notes.append(
+            f"left out of {where}: files that do not end in {', '.join(endings)}: {numbers}"
+        )
     return counted
 
 

@@ -199,8 +199,8 @@ def _holds_classes(label: pa.DataType) -> bool:
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """``info.features.<label>.names`` of the Hugging Face metadata, where it is there."""
     try:
-        told = json.loads((schema.metadata or {})[b"huggingface"])
-        names = told["info"]["features"][label]["names"]
+        description = json.loads((schema.metadata or {})[b"huggingface"])
+        names = description["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError, RecursionError):
         return None
     return tuple(map(str, names)) if isinstance(names, list) and names else None

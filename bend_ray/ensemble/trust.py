@@ -85,7 +85,7 @@ def entropy(probs_NC: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """A mean of differences image by image, and its standard error over the images."""
 
     mean: float
@@ -94,7 +94,7 @@ class Difference:
 
 def differences(
     ours_NC: Tensor, theirs_NC: Tensor, labels_N: Tensor
-) -> tuple[Difference, Difference]:
+) -> tuple[PairedDifference, PairedDifference]:
     """Our accuracy and our NLL minus theirs, paired by image."""
     check_examples(ours_NC.shape[:-1], labels_N)
     right_N, nats_N = (
@@ -109,7 +109,7 @@ def _each(probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
     return right_N, -true_N.clamp(min=SMALLEST_PROBABILITY).log()
 
 
-def _difference(each_N: Tensor) -> Difference:
+def _difference(each_N: Tensor) -> PairedDifference:
     # One image has no spread; nan becomes null where it is stored.
     error = each_N.std() / len(each_N) ** 0.5 if len(each_N) > 1 else each_N.new_tensor(torch.nan)
-    return Difference(each_N.mean().item(), error.item())
+    return PairedDifference(each_N.mean().item(), error.item())

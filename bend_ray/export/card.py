@@ -15,6 +15,7 @@ from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError
 from bend_ray.networks.architectures import Architecture
+from bend_ray.report.evaluation import BagScores
 from bend_ray.spec import Spec
 from bend_ray.storage.filesystems import resolve, store_errors
 
@@ -32,7 +33,7 @@ MOST_NUMBERS = 3 * 2**26
 """Of an image: three channels of 8192 x 8192."""
 
 
-class Scores(Spec):
+class TestScores(Spec):
     """What the whole bag scored on the test part, in fractions of 1 and nats."""
 
     accuracy: float | None
@@ -40,6 +41,11 @@ class Scores(Spec):
     brier: float | None
     ece: float | None
     """As ``ensemble.metrics.Scores``; null where a figure was not finite."""
+
+    @classmethod
+    def of(cls, bag: BagScores) -> TestScores:
+        """What an evaluation says of its bag."""
+        return cls(accuracy=bag.accuracy, nll=bag.nll, brier=bag.brier, ece=bag.ece)
 
 
 class OnnxNeeds(Spec):
@@ -85,7 +91,7 @@ class Card(Spec):
     """Divides the log of the bag's probabilities, which are then normalised again."""
     onnx: OnnxNeeds = OnnxNeeds()
     """What the ONNX programs need, where they were asked for."""
-    scores: Scores | None = None
+    scores: TestScores | None = None
     """Of the whole bag on the test part; null for a part of the bag, which was not evaluated."""
 
     @model_validator(mode="after")

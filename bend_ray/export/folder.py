@@ -16,11 +16,11 @@ from torch import Tensor
 
 from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, Scores, plain, version_of
+from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, plain, version_of
 from bend_ray.export.guide import guide
 from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_program
 from bend_ray.populations.states import member_facts, member_states
@@ -38,7 +38,7 @@ INLINE_BYTES = 2**30
 
 def export_bag(
     config: PipelineConfig,
-    plan: Plan,
+    graph: Graph,
     output: str,
     *,
     formats: Sequence[Format] = ("onnx",),
@@ -48,7 +48,7 @@ def export_bag(
 
     Args:
         config: of the pipeline.
-        plan: its artifacts.
+        graph: its artifacts.
         output: a folder or URI; new, empty, or an earlier export, which is replaced.
         formats: programs to write beside the members' tensors.
         members: take the first so many of the bag alone; None for all.
@@ -62,7 +62,7 @@ def export_bag(
     """
     filesystem, path = resolve(output)
     _refuse_strangers(filesystem, path, output)
-    card, state_K = _bag(config, plan, members)
+    card, state_K = _bag(config, graph, members)
     with tempfile.TemporaryDirectory() as scratch:
         write_bag(Path(scratch), card, state_K, formats)
         _publish(Path(scratch), filesystem, path)
@@ -90,21 +90,23 @@ def write_bag(
     (folder / CARD).write_bytes(to_json(plain(card)))
 
 
-def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card, dict[str, Tensor]]:
+def _bag(
+    config: PipelineConfig, graph: Graph, members: int | None
+) -> tuple[Card, dict[str, Tensor]]:
     """What votes, and how: the card, and the tensors it is about."""
-    bag = _evaluated(plan)
+    bag = _evaluated(graph)
     voters = list(bag.members or ())
     if members is not None and not 1 <= members <= len(voters):
         raise ConfigError(
             f"--members {members}: expected 1 to {len(voters)}, as many as the bag has"
         )
-    _, val_nll_E = member_facts(plan, voters[:members])
+    _, val_nll_E = member_facts(graph, voters[:members])
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
     mean, std = dataset.channel_statistics
     card = Card(
-        model_version=version_of(plan.evaluation.fingerprint, members),
+        model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
@@ -114,26 +116,26 @@ def _bag(config: PipelineConfig, plan: Plan, members: int | None) -> tuple[Card,
         decoding=dataset.decoding,
         class_names=tuple(map(utf8, dataset.class_names)),
         vote=config.evaluation.vote,
-        members=tuple(member_facts(plan, rows)[0]),
+        members=tuple(member_facts(graph, rows)[0]),
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
-        scores=None if members else Scores(**bag.model_dump(include=set(Scores.model_fields))),
+        scores=None if members else TestScores.of(bag),
     )
-    state_K = member_states(config, plan, rows, card.image_shape, len(card.class_names))
+    state_K = member_states(config, graph, rows, card.image_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
         temperature = fitted_temperature(card, state_K, dataset.validation)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
 
-def _evaluated(plan: Plan) -> BagScores:
-    if not plan.evaluation.exists():
+def _evaluated(graph: Graph) -> BagScores:
+    if not graph.evaluation.exists():
         raise StoreError(
-            f"expected evaluation {plan.evaluation.fingerprint} in "
-            f"{masked(plan.evaluation.store.uri)}, got none; run `bend run` with the same config "
+            f"expected evaluation {graph.evaluation.fingerprint} in "
+            f"{masked(graph.evaluation.store.uri)}, got none; run `bend run` with the same config "
             "and --store first"
         )
-    return Evaluation.of(plan.evaluation.manifest()).bag
+    return Evaluation.of(graph.evaluation.manifest()).bag
 
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:

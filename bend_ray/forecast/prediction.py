@@ -1,4 +1,4 @@
-"""The table of ``bend plan``: what each stage takes on so many machines, and what it waits for."""
+"""The table of ``bend graph``: what each stage takes on so many machines, and what it waits for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
-class Prediction:
+class Forecast:
     """What a run takes on so many machines of one processor each.
 
     Attributes:
@@ -32,12 +32,12 @@ class Prediction:
         return sum(self.walls.values())
 
 
-def predict(works: Sequence[Work], nodes: int) -> Prediction:
+def predict(works: Sequence[Work], nodes: int) -> Forecast:
     """The run on ``nodes`` machines."""
     phases = [(phase, work.stage) for work in works for phase in work.phases]
     longest, stage = max(phases, key=lambda each: each[0].wall(nodes))
     walls = {work.stage: work.wall(nodes) for work in works}
-    return Prediction(nodes, walls, f"{stage}: {longest.bound(nodes)}")
+    return Forecast(nodes, walls, f"{stage}: {longest.bound(nodes)}")
 
 
 def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[Work]:
@@ -53,7 +53,7 @@ def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[
     return [scaled(work) for work in works]
 
 
-def rows(works: Sequence[Work], predictions: Sequence[Prediction]) -> list[tuple[str, ...]]:
+def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[str, ...]]:
     """The table: a line a stage, their sum, processor hours and the bottleneck."""
     head = ("", "computing", "stored", *(f"{p.nodes} x" for p in predictions))
     body = [
@@ -75,7 +75,7 @@ def rows(works: Sequence[Work], predictions: Sequence[Prediction]) -> list[tuple
     return [head, *body, total, ("processor hours, if all are held", "", "", *held)]
 
 
-def as_json(works: Sequence[Work], predictions: Sequence[Prediction]) -> dict[str, Any]:
+def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str, Any]:
     """The same as data, in seconds and bytes."""
     return {
         "stages": {

@@ -14,7 +14,7 @@ from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
     from bend_ray.generation.conv1d import UNet1d
-    from bend_ray.generation.mlp import MlpDenoiser as MlpDenoiserModule
+    from bend_ray.generation.mlp import ModulatedMlp
 
 
 class MlpDenoiser(Spec):
@@ -26,11 +26,11 @@ class MlpDenoiser(Spec):
     blocks: PositiveInt = 2
     """Residual blocks."""
 
-    def build(self, latent_size: int, num_conditions: int) -> MlpDenoiserModule:
+    def build(self, latent_size: int, num_conditions: int) -> ModulatedMlp:
         """The module for latents of ``latent_size``."""
-        from bend_ray.generation.mlp import MlpDenoiser as Module
+        from bend_ray.generation.mlp import ModulatedMlp
 
-        return Module(latent_size, num_conditions, self.hidden, self.blocks)
+        return ModulatedMlp(latent_size, num_conditions, self.hidden, self.blocks)
 
 
 class ConvDenoiser(Spec):

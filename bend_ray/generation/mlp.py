@@ -71,7 +71,7 @@ class ModulatedBlock(nn.Module):
         return y_BH
 
 
-class MlpDenoiser(ConditionedDenoiser):
+class ModulatedMlp(ConditionedDenoiser):
     """What the process predicts, from a noisy latent, its time and its condition."""
 
     def __init__(self, latent_size: int, num_conditions: int, hidden: int, blocks: int) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.parameters.layout import ParameterLayout
@@ -21,7 +21,7 @@ from bend_ray.populations.members import load_roots
 
 def member_states(
     config: PipelineConfig,
-    plan: Plan,
+    graph: Graph,
     rows: Sequence[int],
     image_shape: tuple[int, int, int],
     num_classes: int,
@@ -30,7 +30,7 @@ def member_states(
 
     Args:
         config: of the pipeline.
-        plan: its artifacts, committed up to the samples.
+        graph: its artifacts, committed up to the samples.
         rows: which members, by their place in the population (``bag.members`` of an evaluation).
         image_shape: channels, height and width.
         num_classes: of the data set.
@@ -44,10 +44,10 @@ def member_states(
     module = config.seeds.architecture.build(image_shape, num_classes)
     whole = ParameterLayout.of(module)
     layout = ParameterLayout.of(module, config.parameters.include)
-    population = read_population(plan.samples)
+    population = read_population(graph.samples)
     if population.layout_digest != layout.digest:
         raise StoreError(
-            f"expected classifiers of layout {layout.digest}, {plan.samples!r} holds those of "
+            f"expected classifiers of layout {layout.digest}, {graph.samples!r} holds those of "
             f"{population.layout_digest}; run `bend run` again with this version"
         )
     chosen = population.select(np.asarray(rows, dtype=np.intp))
@@ -55,13 +55,13 @@ def member_states(
     if layout.size == whole.size:
         return own
     # The rest is that of the trunk a member descends from.
-    roots_RW = load_roots(plan.seeds)
+    roots_RW = load_roots(graph.seeds)
     return whole.unflatten(roots_RW[torch.from_numpy(chosen.trunk).long()]) | own
 
 
-def member_facts(plan: Plan, rows: Sequence[int]) -> tuple[list[int], Tensor]:
+def member_facts(graph: Graph, rows: Sequence[int]) -> tuple[list[int], Tensor]:
     """Ids, and validation NLL ``(K,)`` in float64, of some members of the generated population."""
-    population = read_population(plan.samples, theta=False)
+    population = read_population(graph.samples, theta=False)
     chosen = np.asarray(rows, dtype=np.intp)
     val_nll_K = torch.from_numpy(population.val_nll[chosen]).double()
     return population.model_id[chosen].tolist(), val_nll_K

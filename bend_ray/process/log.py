@@ -54,7 +54,7 @@ def moment(created: str) -> str:
     return created.replace("T", " ").replace("+00:00", " UTC")
 
 
-class Progress:
+class ProgressLine:
     """One stage's progress line, with rate and time to go.
 
     Args:
@@ -76,7 +76,7 @@ class Progress:
         self._last_print = -float("inf")
         self._last_line = ""
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressLine:
         return self
 
     def __exit__(

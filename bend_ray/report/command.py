@@ -38,15 +38,16 @@ def settings(config: dict[str, Any]) -> dict[str, Any]:
 def different(configs: list[dict[str, Any]]) -> list[dict[str, str]]:
     """What each config sets otherwise than the default, where they are not all alike."""
     default = PipelineConfig().model_dump(mode="json")
-    told = [
+    settings = [
         {path: flow(value) for path, value in _different(default, config, "")} for config in configs
     ]
     alike = {
         path
-        for path in set().union(*told)
-        if len({each.get(path) for each in told}) == 1 and all(path in each for each in told)
+        for path in set().union(*settings)
+        if len({each.get(path) for each in settings}) == 1
+        and all(path in each for each in settings)
     }
-    return [{path: v for path, v in each.items() if path not in alike} for each in told]
+    return [{path: v for path, v in each.items() if path not in alike} for each in settings]
 
 
 def _different(default: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from pydantic import (
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import Manifest, first_problem
-from bend_ray.config.graph import STAGES, Plan
+from bend_ray.config.graph import STAGES, Graph
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
 
@@ -50,9 +50,9 @@ class BagScores(_Record):
 
     @model_serializer(mode="wrap")
     def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        said: dict[str, Any] = handler(self)
+        fields: dict[str, Any] = handler(self)
         optional = ("temperature", "members", "affordable")
-        return {k: v for k, v in said.items() if v is not None or k not in optional}
+        return {k: v for k, v in fields.items() if v is not None or k not in optional}
 
 
 class Spread(_Record):
@@ -123,8 +123,8 @@ class Prices(_Record):
 
     @model_serializer(mode="wrap")
     def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        said: dict[str, Any] = handler(self)
-        return {k: v for k, v in said.items() if v is not None}
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if v is not None}
 
 
 class Evaluation(_Record):
@@ -196,13 +196,13 @@ class Result(_Record):
     """Of every stage's artifact."""
 
     @classmethod
-    def of(cls, plan: Plan) -> Result:
+    def of(cls, graph: Graph) -> Result:
         """Of committed artifacts.
 
         Raises:
             StoreError: one is missing, or of another version.
         """
-        made = {stage: plan[stage].manifest() for stage in STAGES}
+        made = {stage: graph[stage].manifest() for stage in STAGES}
         return cls(
             evaluation=Evaluation.of(made["evaluation"]),
             diverged={
@@ -210,18 +210,18 @@ class Result(_Record):
                 for stage in ("seeds", "samples")
             },
             costs={stage: manifest.cost for stage, manifest in made.items()},
-            store=masked(plan.evaluation.store.uri),
+            store=masked(graph.evaluation.store.uri),
             fingerprints={stage: manifest.fingerprint for stage, manifest in made.items()},
         )
 
     def as_json(self) -> dict[str, Any]:
         """What ``bend run --json`` prints."""
-        said = self.evaluation.model_dump(mode="json")
-        prices = said.pop("prices")
+        fields = self.evaluation.model_dump(mode="json")
+        prices = fields.pop("prices")
         whole = self.model_dump(mode="json", exclude={"evaluation", "costs"})
         costs = {stage: cost.model_dump() for stage, cost in self.costs.items()}
         return {
-            **said,
+            **fields,
             "diverged": whole["diverged"],
             "cost": {**costs, **prices},
             "store": whole["store"],
@@ -229,18 +229,18 @@ class Result(_Record):
         }
 
     @classmethod
-    def from_json(cls, said: Mapping[str, Any]) -> Result:
+    def from_json(cls, fields: Mapping[str, Any]) -> Result:
         """What ``as_json`` wrote.
 
         Raises:
             ValueError: it is something else; the message is one line.
         """
         try:
-            cost = dict(said["cost"])
+            cost = dict(fields["cost"])
             prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
-            own = {name: said[name] for name in ("diverged", "store", "fingerprints")}
+            own = {name: fields[name] for name in ("diverged", "store", "fingerprints")}
             names = Evaluation.model_fields.keys() - {"prices"}
-            evaluation = {name: said[name] for name in names} | {"prices": prices}
+            evaluation = {name: fields[name] for name in names} | {"prices": prices}
             return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None

@@ -22,8 +22,8 @@ from bend_ray.report.panel import Chapter
 from bend_ray.report.panels import chapters
 from bend_ray.report.results import divergences, temperatures, unaffordable
 from bend_ray.report.runs import Run, seeds_of
-from bend_ray.report.statistics import Difference
-from bend_ray.report.verdicts import Card, Row
+from bend_ray.report.statistics import BagDifference
+from bend_ray.report.verdicts import Highlight, Row
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Page:
     title: str
     subtitle: str
     headline: str
-    cards: list[Card] = field(default_factory=list)
+    highlights: list[Highlight] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     chapters: list[Chapter] = field(default_factory=list)
     made: dict[str, str] | None = None
@@ -81,8 +81,8 @@ class Page:
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         environment.filters["unbroken"] = _unbroken
         source = files(__package__).joinpath("template.html").read_text(encoding="utf-8")
-        told = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        html = environment.from_string(source).render(**told, drawings=drawings)
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        html = environment.from_string(source).render(**values, drawings=drawings)
         with where.open_output(html_name) as stream:
             stream.write(html.encode())
 
@@ -124,7 +124,7 @@ def report(runs: Sequence[Run]) -> Page:
         title=f"A bag of generated classifiers on {name}",
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",
         headline=verdicts.headline(runs),
-        cards=verdicts.cards(runs),
+        highlights=verdicts.highlights(runs),
         tables=[_rivals(runs)],
         chapters=chapters(runs),
         made=_made(runs),
@@ -139,7 +139,7 @@ def _unbroken(text: str) -> str:
 def _rivals(runs: Sequence[Run]) -> Table:
     evaluations = [run.evaluation for run in runs]
     too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
-    told = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
+    notes = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
     both = not scaled
     return Table(
         title="The bag and its rivals, the best NLL first",
@@ -157,7 +157,7 @@ def _rivals(runs: Sequence[Run]) -> Table:
             "bag minus it: NLL",
         ],
         rows=[_line(row, both) for row in verdicts.rows(runs)],
-        note=" ".join(filter(None, told)) + _diverged(runs),
+        note=" ".join(filter(None, notes)) + _diverged(runs),
     )
 
 
@@ -234,7 +234,7 @@ def spread_text(value: tuple[float | None, float | None], scale: float, digits: 
     return f"{scale * mean:.{digits}f}{spread}"
 
 
-def difference_cell(difference: Difference | None, scale: float, digits: int) -> Cell:
+def difference_cell(difference: BagDifference | None, scale: float, digits: int) -> Cell:
     """A difference ± its standard error, marked as win, loss or tie."""
     if difference is None:
         return Cell("")

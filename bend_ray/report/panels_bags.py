@@ -17,7 +17,7 @@ from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import AS_IT_IS, BAG, DEEP_ENSEMBLE, SCALED, Row, named, rows
 
 _LABELS = {"accuracy": "test accuracy (%)", "nll": "test NLL (nats)"}
-_TOLD_APART = (BAG, DEEP_ENSEMBLE)
+_FOREMOST = (BAG, DEEP_ENSEMBLE)
 _EQUIVALENTS: dict[str, dict[str, Any]] = {
     AS_IT_IS: {"color": ink.BLUE, "markerfacecolor": "none"},
     SCALED: {"color": ink.VERMILLION},
@@ -55,7 +55,7 @@ def _by(runs: Sequence[Run], score: str, against: str) -> Panel:
     for line in lines:
         x = line.sizes if against == "size" else line.costs
         look = ink.LOOKS.get(line.name, {"color": ink.INK})
-        front = 3 if line.name in _TOLD_APART else 2
+        front = 3 if line.name in _FOREMOST else 2
         place.fill_between(x, line.low, line.high, color=look["color"], alpha=0.1, linewidth=0)
         place.plot(x, line.mean, **look, label=named(line.name), zorder=front)
     for name, size, cost, value in points:
@@ -143,8 +143,8 @@ def _points(runs: Sequence[Run], score: str) -> list[tuple[str, int, float, floa
 
 def _limits(lines: list[_Line], points: list[tuple[str, int, float, float]]) -> tuple[float, float]:
     """Of what is worth telling apart: one broken rival must not flatten all others."""
-    told = [line for line in lines if line.name in (*_TOLD_APART, "originals_bag")] or lines
-    values = [value for line in told for value in (*line.low, *line.high)]
+    listed = [line for line in lines if line.name in (*_FOREMOST, "originals_bag")] or lines
+    values = [value for line in listed for value in (*line.low, *line.high)]
     values = values or [value for *_, value in points]
     low, high = min(values), max(values)
     margin = 0.12 * (high - low) or 0.01
@@ -152,25 +152,25 @@ def _limits(lines: list[_Line], points: list[tuple[str, int, float, float]]) -> 
 
 
 def _equivalents(runs: Sequence[Run]) -> Panel | None:
-    told = [row for row in rows(runs) if row.equivalents]
-    if not told:
+    measured = [row for row in rows(runs) if row.equivalents]
+    if not measured:
         return None
-    figure, place = ink.axes(legend_rows=1, left=1.25, height=max(2.2, 0.3 * len(told) + 1.1))
-    for level, row in enumerate(reversed(told)):
+    figure, place = ink.axes(legend_rows=1, left=1.25, height=max(2.2, 0.3 * len(measured) + 1.1))
+    for level, row in enumerate(reversed(measured)):
         _equivalent(place, level, row)
-    kinds = {kind: look for kind, look in _EQUIVALENTS.items() if kind in told[0].equivalents}
+    kinds = {kind: look for kind, look in _EQUIVALENTS.items() if kind in measured[0].equivalents}
     for kind, look in kinds.items():
         place.plot([], [], linestyle="none", marker="o", **look, label=kind)
     ink.legend(figure, place)
-    place.set_yticks(range(len(told)), [row.name for row in reversed(told)])
+    place.set_yticks(range(len(measured)), [row.name for row in reversed(measured)])
     curve = runs[0].evidence["bags"][DEEP_ENSEMBLE]["curve"]
     _size_axis(place, curve["sizes"][-1])
     place.set_xlim(0.8, 1.6 * curve["sizes"][-1])
     place.set_xlabel("independent networks of the same NLL")
     how = "as the vote is and after" if AS_IT_IS in kinds else "after"
-    said = ", ".join(
+    sentence = ", ".join(
         f"{row.name} {' and '.join(f'{each} {kind}' for kind, each in row.equivalents.items())}"
-        for row in told
+        for row in measured
     )
     return Panel(
         "deep_ensemble_equivalent",
@@ -179,7 +179,7 @@ def _equivalents(runs: Sequence[Run]) -> Panel | None:
         f"the deep ensemble's curve, {how} temperature scaling on validation images. An arrow says "
         f"out of range: worse than one network, or better than the {curve['sizes'][-1]} that were "
         "trained.",
-        f"Deep-ensemble equivalents: {said}.",
+        f"Deep-ensemble equivalents: {sentence}.",
         figure,
     )
 
@@ -213,7 +213,7 @@ def _time_spent(runs: Sequence[Run]) -> Panel:
     ink.legend(figure, place, columns=3)
     wall = sum(each["wall"] for each in cost.values())
     cpu = sum(each["cpu"] for each in cost.values())
-    said = ", ".join(
+    shares = ", ".join(
         f"{s} {c['wall']:.1f} s wall and {c['cpu']:.1f} s CPU" for s, c in cost.items()
     )
     return Panel(
@@ -222,7 +222,7 @@ def _time_spent(runs: Sequence[Run]) -> Panel:
         f"{duration(wall)} of waiting in all, {duration(cpu)} of it computing on CPUs; the rest is "
         "processes starting and waiting. The evaluation's wall clock includes training the deep "
         "ensemble, its CPU seconds do not: those are the rival's own cost.",
-        f"Time spent: {said}.",
+        f"Time spent: {shares}.",
         figure,
     )
 

@@ -37,12 +37,12 @@ def _column(runs: Sequence[Run], population: str, key: str) -> NDArray[np.float6
 
 
 def _accuracies(runs: Sequence[Run]) -> Panel:
-    told = {name: _column(runs, name, "accuracy") for name in ("originals", "generated")}
+    accuracies = {name: _column(runs, name, "accuracy") for name in ("originals", "generated")}
     bags = [n for n in (BAG, "originals_bag", "deep_ensemble") if n in runs[0].evidence["bags"]]
-    figure, place = ink.axes(legend_rows=(len(told) + len(bags) + 1) // 2)
+    figure, place = ink.axes(legend_rows=(len(accuracies) + len(bags) + 1) // 2)
     images = runs[0].evidence["images"]["test"]
-    edges = _edges(np.concatenate(list(told.values())), images)
-    for name, accuracy in told.items():
+    edges = _edges(np.concatenate(list(accuracies.values())), images)
+    for name, accuracy in accuracies.items():
         _histogram(place, accuracy, edges, name)
     scores = {
         name: statistics.fmean(run.evaluation.scores(name).accuracy or 0.0 for run in runs)
@@ -56,7 +56,7 @@ def _accuracies(runs: Sequence[Run]) -> Panel:
     place.set_xlabel("test accuracy of a model (%)")
     place.set_ylabel("share of models (%)")
     ink.legend(figure, place)
-    medians = ", ".join(f"{n} {100 * np.median(a):.2f} %" for n, a in told.items())
+    medians = ", ".join(f"{n} {100 * np.median(a):.2f} %" for n, a in accuracies.items())
     lines = ", ".join(f"{named(n)} {100 * s:.2f} %" for n, s in scores.items())
     return Panel(
         "accuracies",
@@ -77,7 +77,7 @@ def _edges(accuracy: NDArray[np.float64], images: int) -> NDArray[np.float64]:
 
 def _diversity(runs: Sequence[Run]) -> Panel:
     figure, place = ink.axes(legend_rows=2)
-    said = []
+    sentences = []
     for name, look in _POPULATIONS.items():
         rows = [run.evidence["populations"][name] for run in runs]
         pairs = [
@@ -90,7 +90,7 @@ def _diversity(runs: Sequence[Run]) -> Panel:
             continue
         x, y = np.array(pairs).T
         _scatter(place, x, y, look, f"{named(name)} ({len(x)})")
-        said.append(f"{named(name)} {100 * x.mean():.2f} % at {100 * y.mean():.2f} % accuracy")
+        sentences.append(f"{named(name)} {100 * x.mean():.2f} % at {100 * y.mean():.2f} % accuracy")
     for axis in "xy":
         ink.percent(place, axis)
     place.set_xlabel("test images on which it differs from another (%)")
@@ -101,7 +101,7 @@ def _diversity(runs: Sequence[Run]) -> Panel:
         "Diversity against accuracy",
         "One point a model: how often it disagrees with the others of its population, on average. "
         "To the right and above is what a bag can use.",
-        f"Mean disagreement: {'; '.join(said)}.",
+        f"Mean disagreement: {'; '.join(sentences)}.",
         figure,
     )
 
@@ -177,9 +177,9 @@ def _trunk_color(trunks: list[int], trunk: int) -> Any:
 
 def _nearest(runs: Sequence[Run]) -> Panel:
     figure, place = ink.axes(legend_rows=2)
-    told = {}
+    ratios = {}
     for name in ("held_out", "generated"):
-        told[name] = np.array(
+        ratios[name] = np.array(
             [
                 distance / run.evidence["usual_distance"]
                 for run in runs
@@ -188,9 +188,9 @@ def _nearest(runs: Sequence[Run]) -> Panel:
                 if distance is not None
             ]
         )
-    far = max((float(ratio.max()) for ratio in told.values() if ratio.size), default=1.0)
+    far = max((float(ratio.max()) for ratio in ratios.values() if ratio.size), default=1.0)
     edges = np.linspace(0, 1.05 * max(far, 1.0), 36)
-    for name, ratio in told.items():
+    for name, ratio in ratios.items():
         if ratio.size:
             _histogram(place, ratio, edges, name)
     copy = runs[0].evidence["copy_ratio"]
@@ -200,15 +200,15 @@ def _nearest(runs: Sequence[Run]) -> Panel:
     place.set_xlabel("distance to the nearest original (originals' own median = 1)")
     place.set_ylabel("share of models (%)")
     ink.legend(figure, place)
-    medians = ", ".join(f"{named(n)} {np.median(r):.2f}" for n, r in told.items() if r.size)
-    copies = int((told["generated"] < copy).sum())
+    medians = ", ".join(f"{named(n)} {np.median(r):.2f}" for n, r in ratios.items() if r.size)
+    copies = int((ratios["generated"] < copy).sum())
     return Panel(
         "nearest",
         "Does the generator copy?",
         "How far each model is from the nearest one the generator learnt from. Held-out "
         "checkpoints show what new models of the same making look like; a bar at zero is a copy.",
         f"Median distance to the nearest original: {medians}. Copies: {copies} of "
-        f"{len(told['generated'])} generated models.",
+        f"{len(ratios['generated'])} generated models.",
         figure,
     )
 

@@ -95,7 +95,7 @@ def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> list[tuple[float, flo
 def _rejection(runs: Sequence[Run]) -> Panel:
     names = [n for n in (_MEMBER, "deep_ensemble", BAG) if n in runs[0].evidence["bags"]]
     figure, place = ink.axes(legend_rows=2)
-    said = []
+    sentences = []
     for name in names:
         curves = [run.evidence["bags"][name]["rejection"] for run in runs]
         accuracy = [
@@ -105,7 +105,7 @@ def _rejection(runs: Sequence[Run]) -> Panel:
         look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
         place.plot(coverage, accuracy, **look, label=named(name))
         at = min(range(len(coverage)), key=lambda i: abs(coverage[i] - 0.9))
-        said.append(f"{named(name)} {100 * accuracy[at]:.2f} %")
+        sentences.append(f"{named(name)} {100 * accuracy[at]:.2f} %")
     for axis in "xy":
         ink.percent(place, axis)
     place.set_xlabel("images that are answered, the surest first (%)")
@@ -115,6 +115,6 @@ def _rejection(runs: Sequence[Run]) -> Panel:
         "rejection",
         "Refusing the least certain",
         "Accuracy when the images of highest predictive entropy are left to somebody else.",
-        f"Accuracy at 90 % coverage: {', '.join(said)}.",
+        f"Accuracy at 90 % coverage: {', '.join(sentences)}.",
         figure,
     )

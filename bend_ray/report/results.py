@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from bend_ray.ensemble.votes import TEMPERATURE_RANGE, is_at_an_end
 from bend_ray.process.log import duration
 from bend_ray.report.evaluation import BagScores, Evaluation, NoveltyScores, Result
-from bend_ray.report.statistics import Difference, differences, mean_and_sd
+from bend_ray.report.statistics import BagDifference, differences, mean_and_sd
 
 POPULATIONS = ("generated", "originals", "held_out")
 
@@ -245,7 +245,7 @@ def _repeated_members(evaluations: Sequence[Evaluation]) -> list[Row]:
     return rows
 
 
-def _minus(difference: Difference | None, scale: float, digits: int) -> str:
+def _minus(difference: BagDifference | None, scale: float, digits: int) -> str:
     if difference is None:
         return "-"
     error = difference.standard_error

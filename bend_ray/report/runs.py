@@ -1,4 +1,4 @@
-"""Reading committed evaluations: of one plan, or whatever a store holds."""
+"""Reading committed evaluations: of one graph, or whatever a store holds."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def read_run(store: Store, fingerprint: str) -> Run:
         )
     evidence = where.read_json(EVIDENCE)
     config, stages = evidence.pop("config"), evidence.pop("stages")
-    costs = {stage: Cost.model_validate(said["cost"]) for stage, said in stages.items()}
-    fingerprints = {stage: said["fingerprint"] for stage, said in stages.items()}
+    costs = {stage: Cost.model_validate(recorded["cost"]) for stage, recorded in stages.items()}
+    fingerprints = {stage: recorded["fingerprint"] for stage, recorded in stages.items()}
     result = Result(
         evaluation=Evaluation.of(manifest),
         diverged={s: Diverged.of(stages[s].get("diverged", [])) for s in ("seeds", "samples")},

@@ -18,7 +18,7 @@ from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
 from bend_ray.report.page import Cell, Line, Page, Table, difference_cell, spread_text
 from bend_ray.report.panel import Chapter, Panel
 from bend_ray.report.runs import grouped, stored_runs, without_seeds
-from bend_ray.report.statistics import Difference, differences, mean_and_sd
+from bend_ray.report.statistics import BagDifference, differences, mean_and_sd
 from bend_ray.storage.filesystems import read_bytes, resolve
 from bend_ray.storage.masking import cause, masked
 
@@ -82,9 +82,9 @@ def _content(filesystem: Any, path: str) -> bytes | None:
 
 def _parse(source: str, content: bytes) -> Entry:
     try:
-        said = json.loads(content)
-        config = said.get("config")
-        found = said.get("results") or said.get("repeats") or [said]
+        parsed = json.loads(content)
+        config = parsed.get("config")
+        found = parsed.get("results") or parsed.get("repeats") or [parsed]
         results = [Result.from_json(each) for each in found]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
@@ -96,8 +96,8 @@ def _parse(source: str, content: bytes) -> Entry:
 def labels(entries: Sequence[Entry]) -> list[str]:
     """A name for each entry: what its config sets otherwise than the others', else its source."""
     known = [without_seeds(entry.config) for entry in entries if entry.config is not None]
-    told = iter(different(known))
-    own = [next(told) if entry.config is not None else {} for entry in entries]
+    own_settings = iter(different(known))
+    own = [next(own_settings) if entry.config is not None else {} for entry in entries]
     short, long = (
         [_label(entry, each, shorten) for entry, each in zip(entries, own, strict=True)]
         for shorten in (True, False)
@@ -112,15 +112,15 @@ def labels(entries: Sequence[Entry]) -> list[str]:
 
 def _label(entry: Entry, own: dict[str, str], shorten: bool) -> str:
     """What an entry's config sets otherwise; of a variant, where ``shorten``, its kind alone."""
-    said = []
+    parts = []
     for key, value in own.items():
         kind = re.match(r"{kind: (\w+)\b", value) if shorten else None
         if value != "null":
             # Two parts of its path: `fraction` alone says little, the whole path is long.
             knob = ".".join(key.split(".")[-2:])
-            said.append(f"{knob}={kind[1] if kind else value}")
+            parts.append(f"{knob}={kind[1] if kind else value}")
     data = (entry.config or {}).get("dataset", {}).get("kind")
-    return ", ".join(said) or (f"{data}, defaults" if data else entry.source)
+    return ", ".join(parts) or (f"{data}, defaults" if data else entry.source)
 
 
 def compared(entries: Sequence[Entry]) -> Page:
@@ -171,8 +171,8 @@ def _headline(entries: Sequence[Entry]) -> str:
         ]
         if verdicts:
             counts = {word: verdicts.count(word) for word in ("win", "tie", "loss")}
-            said = ", ".join(f"{word} {count}" for word, count in counts.items())
-            parts.append(f"In NLL against the {_NAMES[rival]}: {said} (runs with repeats).")
+            listed = ", ".join(f"{word} {count}" for word, count in counts.items())
+            parts.append(f"In NLL against the {_NAMES[rival]}: {listed} (runs with repeats).")
     return " ".join(parts) or "No run has repeats: differences of single runs are not judged."
 
 
@@ -210,7 +210,7 @@ def _line(entry: Entry, name: str) -> Line:
     return Line([*cells, Cell("-" if cost is None else f"{cost:.1f}")])
 
 
-def _against(results: Sequence[Result], rival: str) -> dict[str, Difference]:
+def _against(results: Sequence[Result], rival: str) -> dict[str, BagDifference]:
     """The bag minus a rival; nothing where it was none."""
     evaluations = [result.evaluation for result in results]
     if rival not in evaluations[0].rivals:
@@ -218,7 +218,7 @@ def _against(results: Sequence[Result], rival: str) -> dict[str, Difference]:
     return differences([e.bag for e in evaluations], [e.rivals[rival] for e in evaluations])
 
 
-def _minus(difference: Difference | None, scale: float, digits: int) -> Cell:
+def _minus(difference: BagDifference | None, scale: float, digits: int) -> Cell:
     if difference is not None and difference.standard_error is None:
         return Cell(f"{scale * difference.mean:+.{digits}f}")
     return difference_cell(difference, scale, digits) if difference else Cell("-")
@@ -227,7 +227,7 @@ def _minus(difference: Difference | None, scale: float, digits: int) -> Cell:
 def _figure(entries: Sequence[Entry], names: Sequence[str]) -> Panel:
     """NLL of the bag and of those it is compared with, a line a run."""
     figure, place = ink.axes(legend_rows=2, left=1.9, height=max(1.8, 0.42 * len(names) + 1.0))
-    said = []
+    sentences = []
     for level, (entry, name) in enumerate(zip(entries, names, strict=True)):
         parts = []
         for shift, bag in enumerate(("bag", *COMPARED)):
@@ -243,7 +243,7 @@ def _figure(entries: Sequence[Entry], names: Sequence[str]) -> Panel:
                 [mean], [height], xerr=[sd or 0.0], linestyle="none", capsize=2, label=label, **look
             )
             parts.append(f"{_NAMES.get(bag, bag)} {mean:.4f}")
-        said.append(f"{name}: {', '.join(parts)}")
+        sentences.append(f"{name}: {', '.join(parts)}")
     short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
     place.set_yticks([-level for level in range(len(names))], short)
     place.tick_params(axis="y", labelsize=7)
@@ -254,6 +254,6 @@ def _figure(entries: Sequence[Entry], names: Sequence[str]) -> Panel:
         "NLL of every run",
         "The bag and those it is compared with; bars are standard deviations over repeats. To the "
         "left is better.",
-        f"Test NLL: {'; '.join(said)}.",
+        f"Test NLL: {'; '.join(sentences)}.",
         figure,
     )

@@ -20,7 +20,7 @@ _NAMES = ("store", "fingerprints", "members")
 
 
 @dataclass(frozen=True)
-class Difference:
+class BagDifference:
     """The bag minus a rival.
 
     Attributes:
@@ -70,9 +70,9 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
     return {"repeats": len(results), **spreads}
 
 
-def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[str, Difference]:
+def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[str, BagDifference]:
     """Bags minus rivals in accuracy and NLL, paired by repeat; scores that are None are out."""
-    said = {}
+    found = {}
     for score, higher_is_better in (("accuracy", True), ("nll", False)):
         pairs = [
             (getattr(bag, score), getattr(rival, score))
@@ -82,8 +82,8 @@ def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[
         if minus:
             error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None
             mean = statistics.fmean(minus)
-            said[score] = Difference(mean, error, higher_is_better, len(minus))
-    return said
+            found[score] = BagDifference(mean, error, higher_is_better, len(minus))
+    return found
 
 
 def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:

@@ -10,7 +10,7 @@ from typing import Any
 from bend_ray.report.evaluation import BagScores
 from bend_ray.report.results import spaced, span, temperatures, unaffordable
 from bend_ray.report.runs import Run
-from bend_ray.report.statistics import Difference, differences, mean_and_sd
+from bend_ray.report.statistics import BagDifference, differences, mean_and_sd
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
@@ -89,18 +89,18 @@ def _mean_curve(
     return list(curves[0]["sizes"]), [_mean(at) for at in zip(*nlls, strict=True)]
 
 
-def minus(runs: Sequence[Run], rival: str) -> dict[str, Difference]:
+def minus(runs: Sequence[Run], rival: str) -> dict[str, BagDifference]:
     """The bag minus a rival: paired by repeat, or by test image where there is one repeat."""
     if len(runs) > 1:
         ours, theirs = ([run.evaluation.scores(n) for run in runs] for n in (BAG, rival))
         return differences(ours, theirs)
-    told = runs[0].evidence["bags"][rival]["bag_minus_it"]
+    recorded = runs[0].evidence["bags"][rival]["bag_minus_it"]
     images = runs[0].evidence["images"]["test"]
     found = {}
     for score, higher_is_better in (("accuracy", True), ("nll", False)):
-        mean, error = told[score]["mean"], told[score]["standard_error"]
+        mean, error = recorded[score]["mean"], recorded[score]["standard_error"]
         if mean is not None:
-            found[score] = Difference(mean, error, higher_is_better, images)
+            found[score] = BagDifference(mean, error, higher_is_better, images)
     return found
 
 
@@ -116,14 +116,14 @@ class Row:
     ece: tuple[float | None, float | None]
     cost_seconds: float | None
     equivalents: dict[str, Equivalent]
-    minus: dict[str, Difference]
+    minus: dict[str, BagDifference]
 
 
 def rows(runs: Sequence[Run]) -> list[Row]:
     """The bag and its rivals by NLL, the lowest first; what has none comes last."""
-    said = [_row(runs, name) for name in (BAG, *runs[0].evaluation.rivals)]
-    said += _equal_cost(runs)
-    return sorted(said, key=lambda row: (row.nll[0] is None, row.nll[0]))
+    unsorted = [_row(runs, name) for name in (BAG, *runs[0].evaluation.rivals)]
+    unsorted += _equal_cost(runs)
+    return sorted(unsorted, key=lambda row: (row.nll[0] is None, row.nll[0]))
 
 
 def _row(runs: Sequence[Run], name: str) -> Row:
@@ -184,7 +184,7 @@ def named(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Card:
+class Highlight:
     """One of the three numbers: how much, of what, and what it means."""
 
     value: str
@@ -207,12 +207,12 @@ def headline(runs: Sequence[Run]) -> str:
     return " ".join(part for part in parts if part)
 
 
-def cards(runs: Sequence[Run]) -> list[Card]:
+def highlights(runs: Sequence[Run]) -> list[Highlight]:
     """The three numbers of the headline."""
     gain = _gain(runs)
     median = _mean(_median(run) for run in runs)
-    said = [
-        Card(
+    verdicts = [
+        Highlight(
             f"{100 * gain.mean:+.2f} points",
             "bag against its median member",
             f"accuracy of the median generated model: {100 * median:.2f} %",
@@ -221,21 +221,21 @@ def cards(runs: Sequence[Run]) -> list[Card]:
     if DEEP_ENSEMBLE in runs[0].evaluation.rivals:
         against = minus(runs, DEEP_ENSEMBLE)
         size = runs[0].evaluation.rivals[DEEP_ENSEMBLE].size
-        said.append(
-            Card(
+        verdicts.append(
+            Highlight(
                 " · ".join(_signed(score, each) for score, each in against.items()),
                 f"bag against a deep ensemble of {size}",
                 " · ".join(f"{each.verdict} in {_unit(s)[0]}" for s, each in against.items()),
             )
         )
-    return [*said, _cost_card(runs)]
+    return [*verdicts, _cost_card(runs)]
 
 
-def _gain(runs: Sequence[Run]) -> Difference:
+def _gain(runs: Sequence[Run]) -> BagDifference:
     gains = [(run.evaluation.bag.accuracy or 0.0) - _median(run) for run in runs]
     mean, sd = mean_and_sd(gains)
     assert mean is not None
-    return Difference(mean, None if sd is None else sd / len(gains) ** 0.5, True, len(gains))
+    return BagDifference(mean, None if sd is None else sd / len(gains) ** 0.5, True, len(gains))
 
 
 def _median(run: Run) -> float:
@@ -259,23 +259,23 @@ def _against_deep_ensemble(runs: Sequence[Run]) -> str:
         return "No deep ensemble was trained to compare it with."
     size = runs[0].evaluation.rivals[DEEP_ENSEMBLE].size
     verbs = {"win": "wins", "loss": "loses", "tie": "ties"}
-    said = [
+    clauses = [
         f"{verbs[each.verdict]} in {_unit(score)[0]} ({_signed(score, each)})"
         for score, each in minus(runs, DEEP_ENSEMBLE).items()
     ]
-    return f"Against a deep ensemble of {size} ordinary networks it {' and '.join(said)}."
+    return f"Against a deep ensemble of {size} ordinary networks it {' and '.join(clauses)}."
 
 
-def _cost_card(runs: Sequence[Run]) -> Card:
+def _cost_card(runs: Sequence[Run]) -> Highlight:
     per_model = [run.evaluation.prices.per_model for run in runs]
     marginal = _mean(each.marginal_seconds for each in per_model)
     amortised = _mean(each.amortised_seconds for each in per_model)
     ordinary = [each.ordinary_seconds for each in per_model]
     if None in ordinary:
         note = f"{seconds(amortised)} with everything before it"
-        return Card(seconds(marginal), "one more member", note)
+        return Highlight(seconds(marginal), "one more member", note)
     trained = _mean(ordinary)
-    return Card(
+    return Highlight(
         f"{seconds(marginal)} against {seconds(trained)}",
         "one more member against training one",
         f"{times(marginal, trained)}; with everything before it {seconds(amortised)}: "
@@ -304,7 +304,7 @@ def seconds(value: float) -> str:
     return f"{value:.0f} s" if value >= 10 else f"{float(f'{value:.2g}'):g} s"
 
 
-def _signed(score: str, difference: Difference) -> str:
+def _signed(score: str, difference: BagDifference) -> str:
     _, unit, scale, digits = _unit(score)
     error = difference.standard_error
     spread = "" if error is None else f" ± {scale * error:.{digits}f}"

@@ -136,13 +136,13 @@ def wait_for(request: Request) -> bool:
     """
     if room(request.resources) >= request.processes:
         return True
-    group, started, told = _asked(request), time.monotonic(), -REMIND_SECONDS
+    group, started, reminded = _asked(request), time.monotonic(), -REMIND_SECONDS
     try:
         if not (grows() and _verdict(group)):
             return False
         while not group.wait(0):
-            if time.monotonic() - told >= REMIND_SECONDS:
-                told = time.monotonic()
+            if time.monotonic() - reminded >= REMIND_SECONDS:
+                reminded = time.monotonic()
                 logger.info("%-12s waiting for %s: %s", request.stage, request, situation())
             time.sleep(POLL_SECONDS)
             if _is_infeasible(group, _status()):
@@ -164,11 +164,11 @@ def situation() -> str:
     for asked in state.pending_instance_requests:
         starting[asked.ray_node_type_name] += asked.count
     failed = Counter(each.ray_node_type_name for each in state.failed_instance_requests)
-    said = [f"the cluster has {counted(nodes())}"]
+    parts = [f"the cluster has {counted(nodes())}"]
     for what, names in (("starting", starting), ("failed to start", failed)):
         if names:
-            said.append(f"{what}: {', '.join(f'{n} {name}' for name, n in names.items())}")
-    return "; ".join(said)
+            parts.append(f"{what}: {', '.join(f'{n} {name}' for name, n in names.items())}")
+    return "; ".join(parts)
 
 
 def counted(found: Iterable[Node]) -> str:

@@ -236,11 +236,11 @@ def num_actors(resources: ActorResources, pieces: int, own: bool) -> int:
 
 def options(resources: Resources) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
-    said: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
+    given: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     if resources.accelerator:
-        said["accelerator_type"] = resources.accelerator
+        given["accelerator_type"] = resources.accelerator
     if resources.labels:
-        said["label_selector"] = dict(resources.labels)
+        given["label_selector"] = dict(resources.labels)
     if getattr(resources, "placement", "pack") == "spread":
-        said["scheduling_strategy"] = "SPREAD"
-    return said
+        given["scheduling_strategy"] = "SPREAD"
+    return given

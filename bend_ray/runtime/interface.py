@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
     from bend_ray.data.parts import ImageDataset
-    from bend_ray.runtime.loop import Fitted, Job
+    from bend_ray.runtime.loop import Fitted, TrainingTask
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ class Runtime(Protocol):
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """All rows, in the order of their parts."""
 
-    def train(self, job: Job, rows: Rows) -> Fitted:
+    def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
 
         Raises:

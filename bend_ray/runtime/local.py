@@ -16,10 +16,10 @@ import pyarrow as pa
 
 from bend_ray.errors import StoreError
 from bend_ray.process.computing import lent
-from bend_ray.process.log import Progress
+from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Rows, Workers
-from bend_ray.runtime.loop import Fitted, Job, Team, columns_of, train
-from bend_ray.runtime.reading import load_told
+from bend_ray.runtime.loop import Fitted, Team, TrainingTask, columns_of, train
+from bend_ray.runtime.reading import load_reported
 
 if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
@@ -64,7 +64,7 @@ class LocalRuntime:
     def share(self, dataset: Dataset) -> _Here:
         """The data set, read once."""
         if self._dataset is None or self._dataset[0] != dataset:
-            self._dataset = dataset, _Here(load_told(dataset))
+            self._dataset = dataset, _Here(load_reported(dataset))
         return self._dataset[1]
 
     @contextmanager
@@ -85,7 +85,7 @@ class LocalRuntime:
         with lent():
             return pa.concat_tables([rows.part(number) for number in range(rows.parts)])
 
-    def train(self, job: Job, rows: Rows) -> Fitted:
+    def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """By a team of one."""
         return train_here(job, self.table(rows, job.resources))
 
@@ -97,10 +97,10 @@ class LocalRuntime:
         return nullcontext()
 
 
-def train_here(job: Job, rows: pa.Table) -> Fitted:
+def train_here(job: TrainingTask, rows: pa.Table) -> Fitted:
     """A training in this process, with its progress on stderr and, for others, in the artifact."""
     shown = -PROGRESS_SECONDS
-    with lent(), Progress(job.stage, job.training.steps, "steps") as line:
+    with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
 
         def progress(done: int) -> None:
             nonlocal shown

@@ -37,7 +37,7 @@ CURVE_POINTS = 100
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingTask:
     """One training, as its workers need it.
 
     Attributes:
@@ -105,7 +105,7 @@ def columns_of(rows: pa.Table) -> dict[str, Tensor]:
     }
 
 
-def train(job: Job, columns: dict[str, Tensor], team: Team) -> Fitted:
+def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
     """What every process of a team does.
 
     Args:
@@ -140,7 +140,7 @@ def train(job: Job, columns: dict[str, Tensor], team: Team) -> Fitted:
 class _Worker:
     """One process of the training: its rows, its replica, and what a checkpoint must hold."""
 
-    def __init__(self, job: Job, columns: dict[str, Tensor], team: Team) -> None:
+    def __init__(self, job: TrainingTask, columns: dict[str, Tensor], team: Team) -> None:
         self.job = job
         self.team = team
         self.device = settle(job.resources.cpus, job.resources.gpus)

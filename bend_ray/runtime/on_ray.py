@@ -17,9 +17,9 @@ from bend_ray.data.datasets import Dataset
 from bend_ray.runtime import capacity, cluster
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import train_here
-from bend_ray.runtime.loop import Fitted, Job
+from bend_ray.runtime.loop import Fitted, TrainingTask
 from bend_ray.runtime.pool import Pool, get, our_errors
-from bend_ray.runtime.reading import load_told
+from bend_ray.runtime.reading import load_reported
 from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class RayRuntime:
         """The data set, read and decoded by this process, once; the latest is remembered."""
         if self._shared is None or self._shared[0] != dataset:
             # Whoever put an object there must hold it.
-            self._held = [ray.put(load_told(dataset))]
+            self._held = [ray.put(load_reported(dataset))]
             self._shared = dataset, InStore(ray.cloudpickle.dumps(self._held[0]))
         return self._shared[1]
 
@@ -87,7 +87,7 @@ class RayRuntime:
         blocks = _dataset(rows, resources).iter_batches(batch_size=None, batch_format="pyarrow")
         return pa.concat_tables(list(blocks))
 
-    def train(self, job: Job, rows: Rows) -> Fitted:
+    def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """By Ray Train; on one machine a single worker without a GPU is this process.
 
         Ray Train's own processes take 25 s to start on two cores, ten times what the training does.

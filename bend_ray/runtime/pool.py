@@ -173,16 +173,16 @@ def our_errors() -> Iterator[None]:
     except ray.exceptions.RayTaskError as error:
         if (ours := _within(error)) is not None:
             raise ours from None
-        if (told := _told(error.cause)) is not None:
-            raise told from None
+        if (ours := _refusal(error.cause)) is not None:
+            raise ours from None
         raise
     except ray.exceptions.RayError as error:
-        if (told := _told(error)) is not None:
-            raise told from None
+        if (ours := _refusal(error)) is not None:
+            raise ours from None
         raise
 
 
-def _told(error: Exception) -> ClusterError | None:
+def _refusal(error: Exception) -> ClusterError | None:
     """What befell the cluster, as an error of ours; None where it is something else."""
     if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
         return died_too_often(error)

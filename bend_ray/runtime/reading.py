@@ -12,7 +12,7 @@ from bend_ray.process.log import duration
 logger = logging.getLogger(__name__)
 
 
-def load_told(dataset: Dataset) -> ImageDataset:
+def load_reported(dataset: Dataset) -> ImageDataset:
     """Its training and validation part, decoded.
 
     Raises:

@@ -113,15 +113,15 @@ class Tracker:
         manifest = artifact.manifest()
         metrics = dict(manifest.metrics)
         curve = metrics.pop("loss", None)
-        told = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
-        with _told(artifact.stage):
+        flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
+        with _harmless(artifact.stage):
             if curve is not None:
                 self._service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
-            self._service.figures(told)
+            self._service.figures(flat)
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _harmless(what: str) -> Iterator[None]:
     """Around calls of a service: whatever its client raises is told, and costs no work."""
     try:
         yield
@@ -156,7 +156,7 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
         yield Tracker(service)
         succeeded = True
     finally:
-        with _told("the end"):
+        with _harmless("the end"):
             service.close(succeeded)
 
 

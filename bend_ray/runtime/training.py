@@ -20,9 +20,9 @@ import ray.train.torch
 from torch import nn
 
 from bend_ray.errors import BendError, StoreError, TrainingError
-from bend_ray.process.log import Progress
+from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Job, Team, columns_of, train
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Team, TrainingTask, columns_of, train
 from bend_ray.runtime.pool import LOST
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ MOST_CONTROLLER_DEATHS = 2
 _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 
 
-def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
+def fit(job: TrainingTask, dataset: ray.data.Dataset) -> Fitted:
     """Train ``job`` on all rows of ``dataset`` and store the weights.
 
     Args:
@@ -65,7 +65,7 @@ def fit(job: Job, dataset: ray.data.Dataset) -> Fitted:
             return fitted
 
 
-def _trainer(job: Job, dataset: ray.data.Dataset) -> ray.train.torch.TorchTrainer:
+def _trainer(job: TrainingTask, dataset: ray.data.Dataset) -> ray.train.torch.TorchTrainer:
     resources = job.resources
     return ray.train.torch.TorchTrainer(
         _train,
@@ -90,7 +90,7 @@ def _trainer(job: Job, dataset: ray.data.Dataset) -> ray.train.torch.TorchTraine
     )
 
 
-def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
+def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask) -> Any:
     """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
     The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
@@ -108,8 +108,8 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: Job) -> Any:
     return _awaited(outcome, job)
 
 
-def _awaited(outcome: Future[Any], job: Job) -> Any:
-    with Progress(job.stage, job.training.steps, "steps") as line:
+def _awaited(outcome: Future[Any], job: TrainingTask) -> Any:
+    with ProgressLine(job.stage, job.training.steps, "steps") as line:
         while True:
             try:
                 return outcome.result(timeout=PROGRESS_SECONDS)
@@ -118,11 +118,11 @@ def _awaited(outcome: Future[Any], job: Job) -> Any:
                     raise
             # A line that cannot be shown is no reason to end the training.
             with suppress(StoreError):
-                if (said := job.artifact.progress()) is not None:
-                    line.update(said.done)
+                if (progress := job.artifact.progress()) is not None:
+                    line.update(progress.done)
 
 
-def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
+def _translated(error: ray.train.TrainingFailedError, job: TrainingTask) -> BendError:
     failures = getattr(error, "worker_failures", {})
     for cause in failures.values():
         if isinstance(cause, BendError):
@@ -138,17 +138,17 @@ def _translated(error: ray.train.TrainingFailedError, job: Job) -> BendError:
 
 def _train(config: dict[str, Any]) -> Fitted:
     """What every worker of Ray Train runs."""
-    job: Job = config["job"]
+    job: TrainingTask = config["job"]
     context = ray.train.get_context()
     batches = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=None, batch_format="pyarrow"
     )
-    told = -PROGRESS_SECONDS
+    shown = -PROGRESS_SECONDS
 
     def progress(done: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
+        nonlocal shown
+        if time.monotonic() - shown > PROGRESS_SECONDS:
+            shown = time.monotonic()
             with suppress(StoreError):
                 job.artifact.report_progress(done, job.training.steps, "steps")
 

@@ -32,10 +32,10 @@ def deploy_config(export: str, settings: ServeSettings, host: str, port: int) ->
     """
     from bend_ray.serve.deployment import NAME, options
 
-    said = options(settings)
-    backpressure = said.pop("backpressure_config").model_dump()
-    if "autoscaling_config" in said:
-        said["autoscaling_config"] = said["autoscaling_config"].model_dump(
+    deployment = options(settings)
+    backpressure = deployment.pop("backpressure_config").model_dump()
+    if "autoscaling_config" in deployment:
+        deployment["autoscaling_config"] = deployment["autoscaling_config"].model_dump(
             include={"min_replicas", "max_replicas", "target_ongoing_requests"}
         )
     config = {
@@ -52,7 +52,7 @@ def deploy_config(export: str, settings: ServeSettings, host: str, port: int) ->
                         "name": NAME,
                         "user_config": {"export": export},
                         "backpressure_config": backpressure,
-                        **said,
+                        **deployment,
                     }
                 ],
             }

@@ -55,7 +55,7 @@ class Guard:
             return
         started, status = time.perf_counter(), 500
 
-        async def told(message: Message) -> None:
+        async def headed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -64,7 +64,7 @@ class Guard:
 
         self._meters.ongoing.inc()
         try:
-            await self._answer(scope, receive, told)
+            await self._answer(scope, receive, headed)
         finally:
             self._meters.ongoing.dec()
             route = getattr(scope.get("route"), "path", "none")

@@ -147,5 +147,5 @@ def _shown(host: str) -> str:
 
 def _reason(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    told = [line for line in lines if "Error" in line]
-    return (told or lines or [type(error).__name__])[-1]
+    errors = [line for line in lines if "Error" in line]
+    return (errors or lines or [type(error).__name__])[-1]

@@ -113,7 +113,7 @@ async def _upload(request: Request) -> bytes:
 
 def _prediction(card: Card, answers: Answers, member_labels: bool) -> dict[str, Any]:
     names = card.class_names
-    said: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "label": names[int(answers.labels_B[0])],
         "probabilities": dict(zip(names, answers.probs_BC[0].tolist(), strict=True)),
         "votes": dict(zip(names, answers.votes_BC[0].tolist(), strict=True)),
@@ -124,8 +124,8 @@ def _prediction(card: Card, answers: Answers, member_labels: bool) -> dict[str, 
         "model_version": card.model_version,
     }
     if member_labels:
-        said["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
-    return said
+        fields["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
+    return fields
 
 
 def _body() -> dict[str, Any]:

@@ -118,28 +118,28 @@ class Tally:
             shape = (num_images, members, num_classes)
             self.member_probs_BEC = np.full(shape, np.nan, dtype=np.float32)
 
-    def add(self, first: int, said: Ballots, rows_B: NDArray[np.intp]) -> None:
+    def add(self, first: int, ballots: Ballots, rows_B: NDArray[np.intp]) -> None:
         """Count some members' answers about some images.
 
         Args:
             first: the first of the members; the others follow it.
-            said: what they say.
+            ballots: what they say.
             rows_B: which images, each once.
         """
-        members = slice(first, first + len(said.choices_EB))
+        members = slice(first, first + len(ballots.choices_EB))
         weights_E = self.weights_E[members]
-        choices_BE = said.choices_EB.T
+        choices_BE = ballots.choices_EB.T
         hard, classes = self.rule.counts_votes, self.mass_BC.shape[1]
         self.mass_BC[rows_B] += (
-            count_choices(choices_BE, classes, weights_E) if hard else said.mass_BC
+            count_choices(choices_BE, classes, weights_E) if hard else ballots.mass_BC
         )
-        self.mean_BC[rows_B] += said.mass_BC
-        self.member_entropy_B[rows_B] += said.entropy_B
+        self.mean_BC[rows_B] += ballots.mass_BC
+        self.member_entropy_B[rows_B] += ballots.entropy_B
         self.votes_BC[rows_B] += count_choices(choices_BE, classes)
         self.seen_B[rows_B] += weights_E.sum()
         self.choices_BE[rows_B, members] = choices_BE
         if self.member_probs_BEC is not None:
-            self.member_probs_BEC[rows_B, members] = said.probs_EBC.transpose(1, 0, 2)
+            self.member_probs_BEC[rows_B, members] = ballots.probs_EBC.transpose(1, 0, 2)
 
     def decided(self) -> NDArray[np.bool_]:
         """Images whose label the members left cannot change, whatever they say.

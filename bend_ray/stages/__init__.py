@@ -1,6 +1,6 @@
 """The stages: one file, one stage, one function, one artifact, and the processes that do its work.
 
-Each stage is ``make(config, plan)``: it reads the plan's earlier artifacts and commits its own.
+Each stage is ``make(config, graph)``: it reads the graph's earlier artifacts and commits its own.
 Work is cut into pieces that are pure functions of the config and an index, so that it does not
 matter which process does a piece, or how often one is killed.
 

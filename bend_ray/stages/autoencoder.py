@@ -8,33 +8,33 @@ from torch import nn
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
 from bend_ray.populations.members import training_rows
 from bend_ray.runtime.interface import Runtime
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, Job
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, TrainingTask
 from bend_ray.stages.representations import FILE, fit_representation
 
 WEIGHTS = "autoencoder.safetensors"
 
 
-def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Fit the representation and the autoencoder on the training members, and commit both.
 
     Raises:
         TrainingError: too few members are left, or the training diverged.
     """
-    artifact, section = plan.autoencoder, config.autoencoder
-    _check_enough_are_left(config, plan)
+    artifact, section = graph.autoencoder, config.autoencoder
+    _check_enough_are_left(config, graph)
     with Stopwatch() as watch:
         representation, fit_cost = fit_representation(
-            section.model.features, plan.seeds, artifact, runtime
+            section.model.features, graph.seeds, artifact, runtime
         )
         fitted = runtime.train(
-            Job(
+            TrainingTask(
                 stage="autoencoder",
                 build=partial(build_objective, section.model, representation.num_features),
                 training=section.training,
@@ -43,7 +43,7 @@ def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
                 artifact=artifact,
                 weights=WEIGHTS,
             ),
-            representation.rows(plan.seeds, training_only=True),
+            representation.rows(graph.seeds, training_only=True),
         )
     events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
     artifact.commit(
@@ -55,10 +55,10 @@ def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
     artifact.discard(COST_DIRECTORY)
 
 
-def _check_enough_are_left(config: PipelineConfig, plan: Plan) -> None:
+def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
     """What the config promises of its models, of those that did not diverge."""
     latent_size = config.autoencoder.model.latent_size
-    learnt = int(training_rows(plan.seeds).sum())
+    learnt = int(training_rows(graph.seeds).sum())
     if latent_size >= learnt:
         raise TrainingError(
             f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "

@@ -13,7 +13,7 @@ from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.shards import read_population
 from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence, provenance
-from bend_ray.config.graph import EVIDENCE, STAGES, Plan
+from bend_ray.config.graph import EVIDENCE, STAGES, Graph
 from bend_ray.config.schema import ParametersSection, PipelineConfig
 from bend_ray.data.parts import Images
 from bend_ray.populations.members import load_roots
@@ -25,16 +25,16 @@ from bend_ray.runtime.interface import Runtime, Shared
 STAGES_OF_THE_BAG = STAGES[:-1]
 
 
-def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
-    """Evaluate ``plan.samples`` and everything it is compared with, and commit the figures."""
-    artifact, resources = plan.evaluation, config.evaluation.resources
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+    """Evaluate ``graph.samples`` and everything it is compared with, and commit the figures."""
+    artifact, resources = graph.evaluation, config.evaluation.resources
     with Stopwatch() as watch:
         dataset = runtime.share(config.dataset)
         found, shown, cost = runtime.run(
-            _evaluate, config, plan, dataset, dataset.load().test, resources=resources
+            _evaluate, config, graph, dataset, dataset.load().test, resources=resources
         )
     artifact.ensure_uncommitted()
-    artifact.write_json(EVIDENCE, provenance(config, plan) | shown)
+    artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
     artifact.commit(
         files=[EVIDENCE],
         metrics=found.model_dump(),
@@ -44,7 +44,7 @@ def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
 
 def _evaluate(
     config: PipelineConfig,
-    plan: Plan,
+    graph: Graph,
     shared: Shared,
     test: Images,
 ) -> tuple[Evaluation, dict[str, Any], Cost]:
@@ -53,29 +53,31 @@ def _evaluate(
     gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
     with Stopwatch(gpus) as watch:
         dataset = shared.load().with_test(test)
-        classifiers = Classifiers(config, dataset, device, partial(load_roots, plan.seeds))
+        classifiers = Classifiers(config, dataset, device, partial(load_roots, graph.seeds))
         whole = config.model_copy(update={"parameters": ParametersSection()})
-        trained = read_population(plan.seeds)
+        trained = read_population(graph.seeds)
         comparison = Comparison(
             config.evaluation,
             config.seed,
             classifiers,
             originals=Members.of(trained.select(~trained.held_out), classifiers),
             held_out=Members.of(trained.select(trained.held_out), classifiers),
-            generated=Members.of(read_population(plan.samples), classifiers),
-            ordinary=Members.of(read_population(plan.ordinary), Classifiers(whole, dataset, device))
-            if plan.ordinary
+            generated=Members.of(read_population(graph.samples), classifiers),
+            ordinary=Members.of(
+                read_population(graph.ordinary), Classifiers(whole, dataset, device)
+            )
+            if graph.ordinary
             else None,
-            prices=_prices(plan),
+            prices=_prices(graph),
         )
         found, shown = comparison.evaluation(), evidence(comparison)
     return found, shown, watch.cost
 
 
-def _prices(plan: Plan) -> StageCosts:
-    made = {stage: plan[stage].manifest() for stage in STAGES_OF_THE_BAG}
+def _prices(graph: Graph) -> StageCosts:
+    made = {stage: graph[stage].manifest() for stage in STAGES_OF_THE_BAG}
     seeds_made = made["seeds"]
-    ordinary_made = plan.ordinary.manifest() if plan.ordinary else None
+    ordinary_made = graph.ordinary.manifest() if graph.ordinary else None
     cpu_seconds = seeds_made.cost.cpu_seconds
     root_share = seeds_made.metrics["root_cpu_seconds"] / cpu_seconds if cpu_seconds else 0.0
     return StageCosts(

@@ -17,28 +17,28 @@ from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.objectives import Denoising
 from bend_ray.runtime.interface import Rows, Runtime, vectors
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Job, milestone
+from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, TrainingTask, milestone
 from bend_ray.stages import latents
 from bend_ray.stages.probes import check_generator
 from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
 from bend_ray.storage.filesystems import open_file
 
 
-def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Fit the denoiser on the training members' latents, and commit it.
 
     Raises:
         TrainingError: the training diverged, or what it drew on the way does not work.
     """
-    artifact = plan.generator
+    artifact = graph.generator
     with Stopwatch() as watch:
-        probed, probe_cost = _probe(config, plan, runtime)
-        fitted = _fit(config, plan, runtime)
+        probed, probe_cost = _probe(config, graph, runtime)
+        fitted = _fit(config, graph, runtime)
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
@@ -53,18 +53,18 @@ def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
 
 
 def _probe(
-    config: PipelineConfig, plan: Plan, runtime: Runtime
+    config: PipelineConfig, graph: Graph, runtime: Runtime
 ) -> tuple[dict[str, Any] | None, Cost]:
     """Stop at ``generator.probes.at`` of the training and see what it draws."""
     probes, steps = config.generator.probes, config.generator.training.steps
     step = round(probes.at * steps)
     if probes.count == 0 or not 0 < step < steps:
         return None, Cost()
-    weights = train_until(config, plan, runtime, step)
-    return check_generator(config, plan, runtime, weights, step) if weights else (None, Cost())
+    weights = train_until(config, graph, runtime, step)
+    return check_generator(config, graph, runtime, weights, step) if weights else (None, Cost())
 
 
-def train_until(config: PipelineConfig, plan: Plan, runtime: Runtime, step: int) -> str | None:
+def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
     Returns:
@@ -72,32 +72,34 @@ def train_until(config: PipelineConfig, plan: Plan, runtime: Runtime, step: int)
         earlier training passed the step without a pause.
     """
     file = milestone(step)
-    if not _has(plan.generator, file):
-        _fit(config, plan, runtime, until=step)
-    return file if _has(plan.generator, file) else None
+    if not _has(graph.generator, file):
+        _fit(config, graph, runtime, until=step)
+    return file if _has(graph.generator, file) else None
 
 
 def _has(artifact: Artifact, file: str) -> bool:
     return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
 
 
-def _fit(config: PipelineConfig, plan: Plan, runtime: Runtime, until: int | None = None) -> Fitted:
+def _fit(
+    config: PipelineConfig, graph: Graph, runtime: Runtime, until: int | None = None
+) -> Fitted:
     section = config.generator
-    scale = _fit_scale(config, plan)
-    save_weights(plan.generator, SCALE, scale.state())
+    scale = _fit_scale(config, graph)
+    save_weights(graph.generator, SCALE, scale.state())
     latent_size = config.autoencoder.model.latent_size
     return runtime.train(
-        Job(
+        TrainingTask(
             stage="generator",
             build=partial(build_objective, section, latent_size, config.num_conditions),
             training=section.training,
             resources=section.resources,
             seed=config.seed,
-            artifact=plan.generator,
+            artifact=graph.generator,
             weights=WEIGHTS,
             until=until,
         ),
-        Rows(1, lambda _: _unit_rows(plan.latents, scale, section.conditional)),
+        Rows(1, lambda _: _unit_rows(graph.latents, scale, section.conditional)),
     )
 
 
@@ -121,8 +123,8 @@ def _conditions(table: pa.Table, conditional: bool) -> Tensor:
     return torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64)) * int(conditional)
 
 
-def _fit_scale(config: PipelineConfig, plan: Plan) -> LatentScale:
-    table, latents_KZ = _read(plan.latents)
+def _fit_scale(config: PipelineConfig, graph: Graph) -> LatentScale:
+    table, latents_KZ = _read(graph.latents)
     condition_K = _conditions(table, config.generator.conditional)
     return LatentScale.fit(torch.tensor(latents_KZ), condition_K, config.num_conditions)
 

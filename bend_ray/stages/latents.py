@@ -12,7 +12,7 @@ import torch
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.computing import settle
 from bend_ray.runtime.interface import Runtime, from_vectors, vectors
@@ -22,13 +22,13 @@ from bend_ray.stages.representations import Representation, load_representation
 FILE = "latents.parquet"
 
 
-def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
-    """Encode ``plan.seeds`` and commit one row a member: its latent and how well it comes back."""
-    artifact, model = plan.latents, config.autoencoder.model
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+    """Encode ``graph.seeds`` and commit one row a member: its latent and how well it comes back."""
+    artifact, model = graph.latents, config.autoencoder.model
     with Stopwatch() as watch:
-        representation = load_representation(model.features, plan.autoencoder)
-        rows = representation.rows(plan.seeds, training_only=False)
-        encoded = rows.map(partial(_encoded, config, plan, representation))
+        representation = load_representation(model.features, graph.autoencoder)
+        rows = representation.rows(graph.seeds, training_only=False)
+        encoded = rows.map(partial(_encoded, config, graph, representation))
         table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
         seconds = float(table.column("cpu_seconds").to_numpy().sum())
         table = _with_tensors(table.drop_columns(["cpu_seconds"]))
@@ -52,13 +52,13 @@ def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
 
 
 def _encoded(
-    config: PipelineConfig, plan: Plan, representation: Representation, rows: pa.Table
+    config: PipelineConfig, graph: Graph, representation: Representation, rows: pa.Table
 ) -> pa.Table:
     """``model_id, trunk, held_out, latent, error`` of rows with ``features``, and CPU seconds."""
     started, model = time.process_time(), config.autoencoder.model
     device = settle(config.latents.resources.cpus, config.latents.resources.gpus)
     autoencoder = model.build(representation.num_features).to(device).eval()
-    autoencoder.load_state_dict(load_weights(plan.autoencoder, WEIGHTS))
+    autoencoder.load_state_dict(load_weights(graph.autoencoder, WEIGHTS))
     with torch.no_grad():
         x_KF = torch.tensor(from_vectors(rows.column("features")), device=device)
         z_KZ = autoencoder.encode(x_KF)

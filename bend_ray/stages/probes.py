@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.shards import read_population
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.runtime.interface import Runtime, Shared
@@ -85,13 +85,13 @@ class Floor:
 
 
 def check_generator(
-    config: PipelineConfig, plan: Plan, runtime: Runtime, weights: str, step: int
+    config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, step: int
 ) -> tuple[dict[str, Any], Cost]:
     """Draw a few classifiers with the weights of a milestone.
 
     Args:
         config: of the pipeline.
-        plan: committed up to the latents.
+        graph: committed up to the latents.
         runtime: where they are drawn.
         weights: the milestone's file.
         step: how far the training is.
@@ -104,9 +104,9 @@ def check_generator(
     """
     dataset, steps = runtime.share(config.dataset), config.generator.training.steps
     spread, accuracy, cost = runtime.run(
-        _draw, config, plan, weights, dataset, resources=config.samples.resources
+        _draw, config, graph, weights, dataset, resources=config.samples.resources
     )
-    floor = _floor(config, plan, dataset)
+    floor = _floor(config, graph, dataset)
     if not floor.reached(accuracy):
         raise TrainingError(
             f"generator: collapsed: at step {step} of {steps} none of {len(accuracy)} "
@@ -123,20 +123,20 @@ def check_generator(
         logger.warning("generator    collapsed: what it draws is nearly one model a trunk")
     if spread > MOST_SPREAD:
         logger.warning("generator    diverges: what it draws lies far from all members")
-    told = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
-    return told, cost
+    figures = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
+    return figures, cost
 
 
 def check_samples(
-    config: PipelineConfig, plan: Plan, runtime: Runtime, shards: Sequence[str]
+    config: PipelineConfig, graph: Graph, runtime: Runtime, shards: Sequence[str]
 ) -> None:
     """Look at all that were drawn, before they are committed.
 
     Raises:
         TrainingError: none of them works.
     """
-    accuracy = np.concatenate(side_by_side(partial(_accuracy, plan), shards)).tolist()
-    floor = _floor(config, plan, runtime.share(config.dataset))
+    accuracy = np.concatenate(side_by_side(partial(_accuracy, graph), shards)).tolist()
+    floor = _floor(config, graph, runtime.share(config.dataset))
     if not floor.reached(accuracy):
         raise TrainingError(
             f"samples: the generator collapsed: none of {len(accuracy)} drawn models "
@@ -144,26 +144,26 @@ def check_samples(
         )
 
 
-def _accuracy(plan: Plan, shard: str) -> NDArray[np.float32]:
-    with open_file(plan.samples.filesystem, plan.samples.child(shard)) as source:
+def _accuracy(graph: Graph, shard: str) -> NDArray[np.float32]:
+    with open_file(graph.samples.filesystem, graph.samples.child(shard)) as source:
         column: NDArray[np.float32] = pq.read_table(source, columns=["val_accuracy"])[0].to_numpy()
     return column
 
 
-def _floor(config: PipelineConfig, plan: Plan, dataset: Shared) -> Floor:
-    members = read_population(plan.seeds, theta=False)
+def _floor(config: PipelineConfig, graph: Graph, dataset: Shared) -> Floor:
+    members = read_population(graph.seeds, theta=False)
     labels_N = dataset.load().validation.labels_N.numpy()
     learnt = members.val_accuracy[~members.held_out]
     return Floor.of(learnt, labels_N, config.generator.probes.floor)
 
 
 def _draw(
-    config: PipelineConfig, plan: Plan, weights: str, shared: Shared
+    config: PipelineConfig, graph: Graph, weights: str, shared: Shared
 ) -> tuple[float, list[float], Cost]:
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
-        drawer = SampleDrawer(without_finish(config), plan, shared, weights)
+        drawer = SampleDrawer(without_finish(config), graph, shared, weights)
         ids = range(min(config.generator.probes.count, config.samples.count))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy_N

@@ -18,7 +18,7 @@ from bend_ray.artifacts.cost import Stopwatch, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
@@ -41,19 +41,19 @@ SHARD_BYTES = 512 * 2**20
 
 
 def load_generator(
-    config: PipelineConfig, plan: Plan, weights: str = WEIGHTS
+    config: PipelineConfig, graph: Graph, weights: str = WEIGHTS
 ) -> tuple[ConditionedDenoiser, LatentScale]:
     """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
     latent_size = config.autoencoder.model.latent_size
     denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
-    denoiser.load_state_dict(load_weights(plan.generator, weights))
-    return denoiser, LatentScale.from_state(load_weights(plan.generator, SCALE))
+    denoiser.load_state_dict(load_weights(graph.generator, weights))
+    return denoiser, LatentScale.from_state(load_weights(graph.generator, SCALE))
 
 
-def shards_of(config: PipelineConfig, plan: Plan) -> list[Sequence[int]]:
+def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:
     """Which classifiers are drawn together: no more at once than ``SHARD_BYTES`` of parameters."""
     section = config.samples
-    fitting = max(1, SHARD_BYTES // (4 * read_layout(plan.seeds).size))
+    fitting = max(1, SHARD_BYTES // (4 * read_layout(graph.seeds).size))
     return split(range(section.count), min(section.shard_size, fitting))
 
 
@@ -81,7 +81,7 @@ class SampleDrawer:
 
     Args:
         config: of the pipeline.
-        plan: of its artifacts.
+        graph: of its artifacts.
         dataset: of the config.
         weights: the generator's, committed or at a milestone.
     """
@@ -89,26 +89,26 @@ class SampleDrawer:
     def __init__(
         self,
         config: PipelineConfig,
-        plan: Plan,
+        graph: Graph,
         dataset: Shared,
         weights: str = WEIGHTS,
     ) -> None:
         self.config = config
-        self.artifact = plan.samples
+        self.artifact = graph.samples
         self.device = settle(config.samples.resources.cpus, config.samples.resources.gpus)
         self.classifiers = Classifiers(
-            config, dataset.load(), self.device, partial(load_roots, plan.seeds)
+            config, dataset.load(), self.device, partial(load_roots, graph.seeds)
         )
-        self.finish = Finisher(config, plan.seeds, self.classifiers)
-        self.shards = shards_of(config, plan)
+        self.finish = Finisher(config, graph.seeds, self.classifiers)
+        self.shards = shards_of(config, graph)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
-        self.denoiser, self.scale = load_generator(config, plan, weights)
+        self.denoiser, self.scale = load_generator(config, graph, weights)
         model = config.autoencoder.model
-        representation = load_representation(model.features, plan.autoencoder)
+        representation = load_representation(model.features, graph.autoencoder)
         self.autoencoder = model.build(representation.num_features).eval()
-        self.autoencoder.load_state_dict(load_weights(plan.autoencoder, autoencoder.WEIGHTS))
-        self.decode = representation.decoder(plan.seeds)
-        self.trunks = training_trunks(plan.seeds)
+        self.autoencoder.load_state_dict(load_weights(graph.autoencoder, autoencoder.WEIGHTS))
+        self.decode = representation.decoder(graph.seeds)
+        self.trunks = training_trunks(graph.seeds)
 
     def draw(self, index: int) -> None:
         """Draw one shard, validate its classifiers, and write those that did not diverge."""

@@ -9,7 +9,7 @@ import torch
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.comparison.validation import BagCurve, validation_curve
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
@@ -19,7 +19,7 @@ from bend_ray.stages.sample_drawer import SampleDrawer
 
 
 def bag_curve(
-    config: PipelineConfig, plan: Plan, runtime: Runtime, sizes: Sequence[int]
+    config: PipelineConfig, graph: Graph, runtime: Runtime, sizes: Sequence[int]
 ) -> BagCurve:
     """Of the committed samples.
 
@@ -28,17 +28,17 @@ def bag_curve(
     """
     dataset = runtime.share(config.dataset)
     resources = config.evaluation.resources
-    return runtime.run(_of_samples, config, plan, sizes, dataset, resources=resources)
+    return runtime.run(_of_samples, config, graph, sizes, dataset, resources=resources)
 
 
 def milestone_curve(
-    config: PipelineConfig, plan: Plan, runtime: Runtime, weights: str, sizes: Sequence[int]
+    config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, sizes: Sequence[int]
 ) -> BagCurve:
     """Of as many classifiers as the largest size, drawn by a generator still being trained.
 
     Args:
         config: of the pipeline.
-        plan: committed up to the latents.
+        graph: committed up to the latents.
         runtime: where they are drawn.
         weights: the file that ``generator.train_until`` named.
         sizes: of the bags, rising.
@@ -48,23 +48,23 @@ def milestone_curve(
     """
     dataset = runtime.share(config.dataset)
     resources = config.samples.resources
-    return runtime.run(_of_milestone, config, plan, weights, sizes, dataset, resources=resources)
+    return runtime.run(_of_milestone, config, graph, weights, sizes, dataset, resources=resources)
 
 
 def _of_samples(
-    config: PipelineConfig, plan: Plan, sizes: Sequence[int], shared: Shared
+    config: PipelineConfig, graph: Graph, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
-    classifiers = Classifiers(config, shared.load(), device, partial(load_roots, plan.seeds))
-    drawn = read_population(plan.samples)
+    classifiers = Classifiers(config, shared.load(), device, partial(load_roots, graph.seeds))
+    drawn = read_population(graph.samples)
     theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.tensor(drawn.trunk).long()
     return validation_curve(config, classifiers, theta_EP, trunks_E, sizes)
 
 
 def _of_milestone(
-    config: PipelineConfig, plan: Plan, weights: str, sizes: Sequence[int], shared: Shared
+    config: PipelineConfig, graph: Graph, weights: str, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
-    drawer = SampleDrawer(config, plan, shared, weights)
+    drawer = SampleDrawer(config, graph, shared, weights)
     drawn = drawer.classifiers_of(range(max(sizes)))
     trunks_E = torch.from_numpy(drawn.trunks_N).long()
     return validation_curve(config, drawer.classifiers, drawn.theta_NP, trunks_E, sizes)

@@ -13,7 +13,7 @@ from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, cost_of_pie
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.networks.batchnorm import check_batches
 from bend_ray.networks.protocols import Protocol
@@ -21,7 +21,7 @@ from bend_ray.populations.divergence import DIRECTORY as DIVERGED
 from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
 from bend_ray.populations.networks import Classifiers
-from bend_ray.process.log import Progress
+from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers
 from bend_ray.runtime.pieces import split
 from bend_ray.stages.seed_trainer import SeedTrainer
@@ -32,14 +32,14 @@ FEW_IMAGES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
 
 
-def make(config: PipelineConfig, plan: Plan, runtime: Runtime) -> None:
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Train the population of ``config.seeds`` and commit it."""
-    artifact, section = plan.seeds, config.seeds
+    artifact, section = graph.seeds, config.seeds
     cohorts = split(section.protocol.runs(), section.cohort_size)
     rows = {index: sum(len(run) for run in cohort) for index, cohort in enumerate(cohorts)}
     done = done_shards(artifact, rows)
     missing = sorted(set(rows) - done)
-    with Stopwatch() as watch, Progress("seeds", sum(rows.values()), "models") as progress:
+    with Stopwatch() as watch, ProgressLine("seeds", sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)

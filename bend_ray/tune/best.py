@@ -12,12 +12,12 @@ from bend_ray.storage.masking import masked_json
 BEST = "best.yaml"
 
 
-def best_yaml(config: PipelineConfig, told: str, *, mask: bool = False) -> str:
+def best_yaml(config: PipelineConfig, about: str, *, mask: bool = False) -> str:
     """What of a config differs from the default, sparse as one writes it by hand.
 
     Args:
         config: of the bag.
-        told: about it, a line a sentence, for the head of the file.
+        about: what is known of it, a line a sentence, for the head of the file.
         mask: replace credentials in URIs, for a file others will read.
     """
     values: dict[str, Any] = {}
@@ -30,5 +30,5 @@ def best_yaml(config: PipelineConfig, told: str, *, mask: bool = False) -> str:
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = value
-    head = "".join(f"# {line}\n" for line in told.splitlines())
+    head = "".join(f"# {line}\n" for line in about.splitlines())
     return head + block(masked_json(values) if mask else values)

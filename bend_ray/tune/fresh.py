@@ -16,7 +16,7 @@ from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.log import LOGGER
 from bend_ray.report.evaluation import Result
-from bend_ray.report.statistics import Difference, differences
+from bend_ray.report.statistics import BagDifference, differences
 from bend_ray.tune.study import Study
 
 BASE = "base"
@@ -35,7 +35,7 @@ class Fresh:
     base: list[Result]
 
     @property
-    def differences(self) -> dict[str, Difference]:
+    def differences(self) -> dict[str, BagDifference]:
         """The winner's bag minus the base's, in accuracy and NLL, paired by split."""
         ours, theirs = ([r.evaluation.bag for r in each] for each in (self.winner, self.base))
         return differences(ours, theirs)
@@ -70,7 +70,7 @@ def _fresh(config: PipelineConfig, splits: int) -> list[PipelineConfig]:
     return repeats_of(config, splits + 1)[1:]
 
 
-def said(fresh: Fresh) -> list[str]:
+def sentences(fresh: Fresh) -> list[str]:
     """What came out, a line a sentence."""
     lines = []
     for name, runs in (("winner", fresh.winner), ("config as given", fresh.base)):

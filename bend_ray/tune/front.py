@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.tune.objectives import Bag
+from bend_ray.tune.objectives import ScoredBag
 
 
 def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
@@ -52,7 +52,7 @@ def knee(values_NM: NDArray[np.float64]) -> int:
     return int(np.square(scaled).sum(axis=1).argmin())
 
 
-def trade_off(bags: Sequence[Bag]) -> tuple[list[int], int]:
+def trade_off(bags: Sequence[ScoredBag]) -> tuple[list[int], int]:
     """The front of (validation NLL, total cost, inference cost), and its knee.
 
     Args:

@@ -35,7 +35,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         self.section = section
         self._display: RichLive | None = None
         self._since = time.monotonic()
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
         self._problem: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -72,8 +72,8 @@ class TrialTable(Callback):  # type: ignore[misc]
             self._display.update(self._table(trials), refresh=True)
             return
         for trial in trials:
-            if trial.status in ("TERMINATED", "ERROR") and trial.trial_id not in self._told:
-                self._told.add(trial.trial_id)
+            if trial.status in ("TERMINATED", "ERROR") and trial.trial_id not in self._shown:
+                self._shown.add(trial.trial_id)
                 LOGGER.info("tune         %s", self._line(trials.index(trial), trials))
 
     def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
@@ -91,16 +91,16 @@ class TrialTable(Callback):  # type: ignore[misc]
             for text, score in zip(_SCORES.values(), _scores(trial), strict=True)
             if score
         ]
-        told = [f"trial {number}", _state(trial), *scores, *(f"{n} {v}" for n, v in knobs)]
-        return f"{ended}/{self.section.trials}  {', '.join(told)}"
+        parts = [f"trial {number}", _state(trial), *scores, *(f"{n} {v}" for n, v in knobs)]
+        return f"{ended}/{self.section.trials}  {', '.join(parts)}"
 
     def _table(self, trials: Sequence[Any]) -> Table:
         ended = [trial for trial in trials if trial.status in ("TERMINATED", "ERROR")]
         best = min((t.last_result[OBJECTIVE] for t in ended if _is_whole(t)), default=None)
-        told = "" if best is None else f", best {best:.4f}"
+        shown_best = "" if best is None else f", best {best:.4f}"
         took = duration(time.monotonic() - self._since)
         table = Table(
-            title=f"tune {len(ended)}/{self.section.trials} trials{told}, {took}",
+            title=f"tune {len(ended)}/{self.section.trials} trials{shown_best}, {took}",
             box=rich.box.SIMPLE,
             title_justify="left",
         )
@@ -120,29 +120,29 @@ class TrialTable(Callback):  # type: ignore[misc]
 
 
 def _state(trial: Any) -> str:
-    told = trial.last_result or {}
+    result = trial.last_result or {}
     state: str = _STATES.get(trial.status, trial.status.lower())
-    if told.get(OBJECTIVE) == FAILED:
+    if result.get(OBJECTIVE) == FAILED:
         return "failed"
-    if told.get(PROGRESS, 100.0) < 100.0:
-        return f"{'stopped at' if state == 'done' else state} {told[PROGRESS]:.0f} %"
+    if result.get(PROGRESS, 100.0) < 100.0:
+        return f"{'stopped at' if state == 'done' else state} {result[PROGRESS]:.0f} %"
     return state
 
 
 def _scores(trial: Any) -> list[str]:
     """NLL, accuracy, members and cost of its best bag so far; empty where there is none."""
-    told = trial.last_result or {}
-    if "validation_nll" not in told:
+    result = trial.last_result or {}
+    if "validation_nll" not in result:
         return [""] * len(_SCORES)
     return [
-        f"{told['validation_nll']:.4f}",
-        f"{100 * told['validation_accuracy']:.2f} %",
-        f"{told['members']:.0f}",
-        f"{told['cost_seconds']:.1f} s",
+        f"{result['validation_nll']:.4f}",
+        f"{100 * result['validation_accuracy']:.2f} %",
+        f"{result['members']:.0f}",
+        f"{result['cost_seconds']:.1f} s",
     ]
 
 
 def _is_whole(trial: Any) -> bool:
-    told = trial.last_result or {}
-    whole = told.get(PROGRESS) == 100.0 and told[OBJECTIVE] != FAILED
+    result = trial.last_result or {}
+    whole = result.get(PROGRESS) == 100.0 and result[OBJECTIVE] != FAILED
     return bool(whole and trial.status == "TERMINATED")

@@ -12,7 +12,7 @@ from bend_ray.spec import Spec
 
 
 @dataclass(frozen=True)
-class Bag:
+class ScoredBag:
     """One bag of a trial, and what it costs.
 
     Attributes:
@@ -35,7 +35,7 @@ class Nll(Spec):
 
     kind: Literal["nll"] = "nll"
 
-    def of(self, bag: Bag) -> float:
+    def of(self, bag: ScoredBag) -> float:
         """Lower is better."""
         return bag.nll
 
@@ -45,7 +45,7 @@ class Accuracy(Spec):
 
     kind: Literal["accuracy"] = "accuracy"
 
-    def of(self, bag: Bag) -> float:
+    def of(self, bag: ScoredBag) -> float:
         """Lower is better."""
         return 1.0 - bag.accuracy
 
@@ -59,7 +59,7 @@ class PenalisedNll(Spec):
     inference: NonNegativeFloat = 0.002
     """Nats that halving the cost of an answer is worth."""
 
-    def of(self, bag: Bag) -> float:
+    def of(self, bag: ScoredBag) -> float:
         """Lower is better."""
         doublings = (math.log2(max(each, 1e-9)) for each in (bag.cost_seconds, bag.flops))
         return bag.nll + sum(

@@ -5,13 +5,13 @@ from __future__ import annotations
 from bend_ray.process.log import duration
 from bend_ray.report.location import page_uri
 from bend_ray.report.page import Cell, Line, Page, Table
-from bend_ray.report.verdicts import Card
+from bend_ray.report.verdicts import Highlight
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune import fresh as fresh_splits
 from bend_ray.tune.best import best_yaml
 from bend_ray.tune.fresh import Fresh
 from bend_ray.tune.panels import chapters
-from bend_ray.tune.study import Study, told
+from bend_ray.tune.study import Study, summary
 from bend_ray.tune.table import failures, front_header, front_rows, header, rows
 
 HTML_NAME = "tune.html"
@@ -49,15 +49,15 @@ def write_page(study: Study, fresh: Fresh | None) -> str:
 
 def page(study: Study, fresh: Fresh | None = None) -> Page:
     """The page, drawn but not written."""
-    counts, stages, *winner = told(study)
+    counts, stages, *winner = summary(study)
     section = study.section
-    said = ". ".join([*winner, *(fresh_splits.said(fresh) if fresh else [])])
+    text = ". ".join([*winner, *(fresh_splits.sentences(fresh) if fresh else [])])
     return Page(
         title="Latent size, ensemble count and what they cost",
         subtitle=f"bend tune · {counts} · {section.searcher.kind}, {section.scheduler.kind}, "
         f"objective {section.objective.kind} · {duration(study.cost.wall_seconds)}",
-        headline=said[:1].upper() + said[1:] + ".",
-        cards=_cards(study),
+        headline=text[:1].upper() + text[1:] + ".",
+        highlights=_cards(study),
         tables=[_trials(study), _front(study), _stages(study, stages)],
         chapters=chapters(study),
         made={
@@ -75,22 +75,22 @@ def page(study: Study, fresh: Fresh | None = None) -> Page:
     )
 
 
-def _cards(study: Study) -> list[Card]:
+def _cards(study: Study) -> list[Highlight]:
     trial, bag = study.winner
     asked, made = study.stages_in_all()
     _, knee = study.front()
     return [
-        Card(
+        Highlight(
             value=f"{bag.nll:.4f}",
             label="Winner's validation NLL",
             note=f"trial {trial.number}, {bag.size} members, {100 * bag.accuracy:.2f} % accuracy",
         ),
-        Card(
+        Highlight(
             value=f"{knee[1].nll:.4f} at {knee[1].cost_seconds:.1f} s",
             label="Knee of the trade",
             note=f"trial {knee[0].number}, {knee[1].size} members",
         ),
-        Card(
+        Highlight(
             value=f"{asked - made} of {asked}",
             label="Stages shared",
             note=f"{made} were made, in {study.cost.seconds:.0f} s of the processor",

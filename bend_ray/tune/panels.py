@@ -72,14 +72,14 @@ def _by_latent_size(study: Study, score: str) -> Panel | None:
     _scores_axis(place, score)
     place.set_xlabel("latent size")
     ink.legend(figure, place, columns=3)
-    told = ", ".join(f"{size}: {_told(value, score)}" for size, value in envelope)
+    listed = ", ".join(f"{size}: {_written(value, score)}" for size, value in envelope)
     name = "NLL" if score == "nll" else "Accuracy"
     return Panel(
         f"{score}_by_latent_size",
         f"{name} against latent size",
         "Each trial's best bag on validation images; trials of a size differ in the other knobs. "
         "Trials that were stopped early are not shown.",
-        f"Best {name} by latent size: {told}.",
+        f"Best {name} by latent size: {listed}.",
         figure,
     )
 
@@ -101,14 +101,14 @@ def _by_count(study: Study, score: str) -> Panel:
     place.set_xlabel("members that vote")
     _scores_axis(place, score)
     ink.legend(figure, place, columns=3)
-    told = ", ".join(f"{bag.size}: {_told(_value(bag, score), score)}" for bag in winner.bags)
+    listed = ", ".join(f"{bag.size}: {_written(_value(bag, score), score)}" for bag in winner.bags)
     name = "NLL" if score == "nll" else "Accuracy"
     return Panel(
         f"{score}_by_ensemble_count",
         f"{name} against ensemble count",
         "Bags of members of one set of samples, on validation images; of members that vote as they "
         "come, the mean over 20 orders.",
-        f"{name} of the winner by members: {told}.",
+        f"{name} of the winner by members: {listed}.",
         figure,
     )
 
@@ -160,7 +160,7 @@ def _front(study: Study) -> Panel:
     place.set_xlabel("total cost from scratch (CPU seconds, GPU where used)")
     _scores_axis(place, "nll")
     ink.legend(figure, place, columns=3)
-    told = "; ".join(
+    listed = "; ".join(
         f"trial {trial.number} with {bag.size} members: {bag.nll:.4f} at {bag.cost_seconds:.1f} s"
         for trial, bag in front
     )
@@ -170,7 +170,7 @@ def _front(study: Study) -> Panel:
         "Every bag of every trial; a larger point costs more to ask. On the front no other bag is "
         "as good in all three and better in one. The knee is nearest to the least of each, costs "
         "by their logarithms.",
-        f"The front: {told}. Knee: trial {knee[0].number} with {knee[1].size} members.",
+        f"The front: {listed}. Knee: trial {knee[0].number} with {knee[1].size} members.",
         figure,
     )
 
@@ -206,13 +206,13 @@ def _parallel(study: Study) -> Panel:
     place.set_yticks([])
     place.grid(visible=False)
     place.set_xlim(-0.1, len(columns) - 0.35)
-    told = ", ".join(f"{path} {flow(value)}" for path, value in winner.point.items())
+    listed = ", ".join(f"{path} {flow(value)}" for path, value in winner.point.items())
     return Panel(
         "parallel_coordinates",
         "All knobs at once",
         "A line is a trial that came to its end, through its knobs to the size and the score of "
         "its best bag; red is low in the objective, the thick line is the winner.",
-        f"Winner: {told}, {winner.best.size} members.",
+        f"Winner: {listed}, {winner.best.size} members.",
         figure,
     )
 
@@ -266,5 +266,5 @@ def _scores_axis(place: Axes, score: str) -> None:
     place.set_ylabel(_LABELS[score])
 
 
-def _told(value: float, score: str) -> str:
+def _written(value: float, score: str) -> str:
     return f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.4f}"

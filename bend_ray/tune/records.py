@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.storage.masking import cause
-from bend_ray.tune.objectives import Bag
+from bend_ray.tune.objectives import ScoredBag
 
 TRIALS = "trials"
 
@@ -50,9 +50,9 @@ class BagRecord(_Record):
     objective: float
 
     @property
-    def bag(self) -> Bag:
+    def bag(self) -> ScoredBag:
         """The bag."""
-        return Bag(self.size, self.nll, self.accuracy, self.cost_seconds, self.flops)
+        return ScoredBag(self.size, self.nll, self.accuracy, self.cost_seconds, self.flops)
 
 
 class TrialRecord(_Record):

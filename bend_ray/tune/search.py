@@ -14,7 +14,7 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, identified, plan
+from bend_ray.config.graph import STAGES, graph_of, identified
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.process.environment import set_defaults
@@ -25,7 +25,7 @@ from bend_ray.tune.best import BEST, best_yaml
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
 from bend_ray.tune.space import Grid, TuneSection, trial_config
 from bend_ray.tune.state import RAY, can_go_on, refuse_strangers
-from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, told
+from bend_ray.tune.study import STUDY, Study, read_study, study_artifact, summary
 
 if TYPE_CHECKING:
     from bend_ray.runtime.on_ray import RayRuntime
@@ -101,7 +101,7 @@ def _search(
     )
     study = Study(config, section, trials, cost, artifact)
     trial, bag = study.winner
-    best = best_yaml(study.config_of(trial, bag), "\n".join(told(study)), mask=True)
+    best = best_yaml(study.config_of(trial, bag), "\n".join(summary(study)), mask=True)
     artifact.ensure_uncommitted()
     with artifact.open_output(BEST) as stream:
         stream.write(best.encode())
@@ -129,12 +129,12 @@ def _run_trials(
 ) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
     from bend_ray.tune.shares import Processors, room_for, share_of
-    from bend_ray.tune.trial import Job
+    from bend_ray.tune.trial import Assignment
 
     _quiet()
     have, own = Processors.of_cluster(), runtime.own
     room = min(room_for(config, have, own), section.trials)
-    job = Job(
+    job = Assignment(
         config=share_of(config, have, own, room),
         section=section,
         store_uri=store.uri,
@@ -271,7 +271,7 @@ def _costs(
     for trial in trials:
         if not trial.stages:
             continue
-        found = plan(trial_config(config, section, trial.point), store)
+        found = graph_of(trial_config(config, section, trial.point), store)
         for stage in trial.stages:
             made[stage.fingerprint] = found[stage.stage]
     return sum((artifact.manifest().cost for artifact in made.values()), Cost())

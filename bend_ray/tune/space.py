@@ -323,12 +323,12 @@ def load_section(path: Path | None, config: PipelineConfig, trials: int | None) 
     try:
         return TuneSection.model_validate(values)
     except ValidationError as error:
-        told = []
+        problems = []
         for details in error.errors():
             where = ".".join(str(part) for part in details["loc"])
-            told.append(f"{where}: {details['msg'].removeprefix('Value error, ')}".lstrip(": "))
+            problems.append(f"{where}: {details['msg'].removeprefix('Value error, ')}".lstrip(": "))
         name = "the default space" if path is None else str(path)
-        raise ConfigError(" ".join(f"{name}: {'; '.join(told)}".split())) from None
+        raise ConfigError(" ".join(f"{name}: {'; '.join(problems)}".split())) from None
 
 
 def trial_config(

@@ -133,12 +133,12 @@ def read_study(config: PipelineConfig, section: TuneSection, artifact: Artifact)
     Raises:
         StoreError: it is not committed, or cannot be read.
     """
-    said = artifact.read_json(STUDY)
-    trials = [TrialRecord.model_validate(each) for each in said["trials"]]
+    content = artifact.read_json(STUDY)
+    trials = [TrialRecord.model_validate(each) for each in content["trials"]]
     return Study(config, section, trials, artifact.manifest().cost, artifact)
 
 
-def told(study: Study) -> list[str]:
+def summary(study: Study) -> list[str]:
     """What came out, a line a sentence."""
     trial, bag = study.winner
     counts = dict.fromkeys(("done", "stopped", "failed"), 0)

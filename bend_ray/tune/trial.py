@@ -20,7 +20,7 @@ from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
 from bend_ray.comparison.validation import BagCurve
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.reading import with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import BendError, StoreError
@@ -31,7 +31,7 @@ from bend_ray.runtime.pool import get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import bag_curve, milestone_curve
 from bend_ray.storage.masking import cause
-from bend_ray.tune.objectives import Bag
+from bend_ray.tune.objectives import ScoredBag
 from bend_ray.tune.records import (
     BagRecord,
     Milestone,
@@ -57,7 +57,7 @@ _BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
 
 
 @dataclass(frozen=True)
-class Job:
+class Assignment:
     """What every trial of a study is told.
 
     Attributes:
@@ -84,7 +84,7 @@ class StageWorker:
         job: of the study.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Assignment) -> None:
         cluster.set_up_data()
         self.runtime = RayRuntime(job.own_cluster, (job.config.dataset, job.dataset))
         self.job = job
@@ -110,11 +110,11 @@ class StageWorker:
         """What bags of the samples are worth."""
         return bag_curve(config, self._plan(config), self.runtime, sizes)
 
-    def _plan(self, config: PipelineConfig) -> Plan:
-        return plan(config, Store(self.job.store_uri))
+    def _plan(self, config: PipelineConfig) -> Graph:
+        return graph_of(config, Store(self.job.store_uri))
 
 
-def run_trial(point: dict[str, Any], job: Job) -> None:
+def run_trial(point: dict[str, Any], job: Assignment) -> None:
     """Ray Tune's function: run a trial, report it and keep its record."""
     name = tune.get_context().get_trial_id()
     record = TrialRecord(name=name, point=job.section.decoded(point))
@@ -135,17 +135,17 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
         tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED})
 
 
-def _steps(record: TrialRecord, job: Job) -> Iterator[tuple[TrialRecord, BagRecord | None]]:
+def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, BagRecord | None]]:
     """The record at every step; at milestones and at the end with the best bag so far."""
     section = job.section
     config = trial_config(job.config, section, record.point)
-    found = plan(config, Store(job.store_uri))
+    found = graph_of(config, Store(job.store_uri))
     worker = _worker(job)
 
     def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
         made = get(worker.make.remote(stage, config))
-        told = StageRecord(stage=stage, fingerprint=found[stage].fingerprint, made=made)
-        return record.with_(stages=[*record.stages, told])
+        its = StageRecord(stage=stage, fingerprint=found[stage].fingerprint, made=made)
+        return record.with_(stages=[*record.stages, its])
 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
@@ -180,7 +180,7 @@ def _milestone_sizes(section: TuneSection) -> list[int]:
 
 
 def _bags(
-    config: PipelineConfig, found: Plan, curve: BagCurve, section: TuneSection
+    config: PipelineConfig, found: Graph, curve: BagCurve, section: TuneSection
 ) -> list[BagRecord]:
     """The bags of a curve, with what they cost; of a stage not committed yet, nothing is known."""
     costs = {
@@ -190,13 +190,13 @@ def _bags(
     }
     drawing = costs.pop("samples", 0.0)
     fixed = sum(costs.values())
-    told = []
+    bags = []
     for size, nll, accuracy in zip(curve.sizes, curve.nll, curve.accuracy, strict=True):
         # To choose among all that were drawn, all must be.
         share = size / config.samples.count if config.evaluation.bagging.kind == "all" else 1.0
-        bag = Bag(size, nll, accuracy, fixed + drawing * share, size * curve.member_flops)
-        told.append(BagRecord(**asdict(bag), objective=section.objective.of(bag)))
-    return told
+        bag = ScoredBag(size, nll, accuracy, fixed + drawing * share, size * curve.member_flops)
+        bags.append(BagRecord(**asdict(bag), objective=section.objective.of(bag)))
+    return bags
 
 
 def _metrics(record: TrialRecord, best: BagRecord) -> dict[str, float]:
@@ -219,7 +219,7 @@ SURVIVES = {"max_restarts": 5, "max_task_retries": 5}
 _workers: dict[str, Any] = {}
 
 
-def _worker(job: Job) -> Any:
+def _worker(job: Assignment) -> Any:
     """This process's worker of a study; it lives as long."""
     if job.study.path not in _workers:
         stages = ray.remote(**SURVIVES)(StageWorker)

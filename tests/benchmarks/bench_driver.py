@@ -26,7 +26,7 @@ import ray
 from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.reading import load_config
 from bend_ray.forecast.calibration import blank_population
 from bend_ray.runtime import cluster
@@ -61,7 +61,7 @@ def measure(models: int) -> dict[str, float]:
         ],
     )
     with tempfile.TemporaryDirectory() as folder:
-        artifacts = plan(config, Store(folder))
+        artifacts = graph_of(config, Store(folder))
         process = psutil.Process()
         before, cpu, wall = process.memory_info().rss, time.process_time(), time.perf_counter()
         seeds.make(config, artifacts)

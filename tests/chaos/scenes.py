@@ -30,7 +30,7 @@ from processes import kill_all
 
 import bend_ray
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, plan
+from bend_ray.config.graph import STAGES, graph_of
 from bend_ray.config.reading import load_config
 
 CONFIG = """
@@ -295,7 +295,9 @@ class Scene:
             return [self.label(index) for index in range(len(self.reference.images))]
         if self.stage == "tune":
             return study_content(self.store)
-        return content(plan(load_config(self.folder / "config.yaml", []), self.store)[self.stage])
+        return content(
+            graph_of(load_config(self.folder / "config.yaml", []), self.store)[self.stage]
+        )
 
     def left_over(self) -> list[str]:
         """Files in the stage's folder that no commit knows of."""
@@ -364,7 +366,7 @@ class Reference:
         said.write_text(json.dumps(self.contents))
 
     def _plan(self) -> Any:
-        return plan(load_config(self.folder / "config.yaml", []), self.store)
+        return graph_of(load_config(self.folder / "config.yaml", []), self.store)
 
     def needed(self, stage: str) -> list[Artifact]:
         """Artifacts that a stage finds made; the evaluation its deep ensemble too."""

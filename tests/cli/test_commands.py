@@ -159,9 +159,9 @@ def test_a_store_that_cannot_be_written_is_refused_before_ray_starts(run: Run) -
 
 def test_a_broken_manifest_is_named(run: Run, tmp_path: Path) -> None:
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import plan
+    from bend_ray.config.graph import graph_of
 
-    artifact = plan(PipelineConfig(), Store(str(tmp_path))).evaluation
+    artifact = graph_of(PipelineConfig(), Store(str(tmp_path))).evaluation
     manifest = Path(artifact.path) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{")

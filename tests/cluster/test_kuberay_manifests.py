@@ -122,7 +122,7 @@ def test_every_pod_is_confined_probed_and_limited(folder: Path) -> None:
             assert {"startupProbe", "livenessProbe", "readinessProbe"} <= set(container)
             limits = container["resources"]["limits"]
             assert {"cpu", "memory"} <= set(limits)
-            # Ray plans with the limit: what is not also requested may not be there.
+            # Ray graphs with the limit: what is not also requested may not be there.
             assert container["resources"]["requests"] == limits
             assert ":" in container["image"]
 

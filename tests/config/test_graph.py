@@ -10,7 +10,7 @@ import pytest
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config import graph as plan_module
-from bend_ray.config.graph import STAGES, plan
+from bend_ray.config.graph import STAGES, graph_of
 from bend_ray.config.knobs import Knob, knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
@@ -51,7 +51,7 @@ def make_store(tmp_path: Path) -> Store:
 
 
 def fingerprints(store: Store, *overrides: str) -> dict[str, str]:
-    made = plan(load_config(None, overrides), store)
+    made = graph_of(load_config(None, overrides), store)
     return {artifact.stage: artifact.fingerprint for artifact in made}
 
 
@@ -60,14 +60,14 @@ def changed(before: dict[str, str], after: dict[str, str]) -> list[str]:
 
 
 def test_a_plan_is_its_stages_in_order(store: Store) -> None:
-    made = plan(PipelineConfig(), store)
+    made = graph_of(PipelineConfig(), store)
     assert [artifact.stage for artifact in made] == list(STAGES)
     assert all(made[stage].stage == stage for stage in STAGES)
     assert len({artifact.fingerprint for artifact in made}) == len(STAGES)
 
 
 def test_each_stage_is_made_from_earlier_ones(store: Store) -> None:
-    made = plan(PipelineConfig(), store)
+    made = graph_of(PipelineConfig(), store)
     inputs = {artifact.stage: [given.stage for given in artifact.inputs] for artifact in made}
     assert inputs == {
         "seeds": [],
@@ -117,8 +117,8 @@ PRINT_FINGERPRINTS = """
 import json, sys
 from bend_ray.artifacts.store import Store
 from bend_ray.config.reading import load_config
-from bend_ray.config.graph import plan
-made = plan(load_config(None, ["samples.count=50"]), Store(sys.argv[1]))
+from bend_ray.config.graph import graph_of
+made = graph_of(load_config(None, ["samples.count=50"]), Store(sys.argv[1]))
 loaded = [name for name in ("torch", "ray", "sklearn") if name in sys.modules]
 print(json.dumps([{a.stage: a.fingerprint for a in made}, loaded]))
 """

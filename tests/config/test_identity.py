@@ -12,7 +12,7 @@ from image_files import some, write, write_folder
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, Plan, identified, plan
+from bend_ray.config.graph import STAGES, Graph, graph_of, identified
 from bend_ray.config.newest import newest_config
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
@@ -32,11 +32,11 @@ def config_of(folder: str = "data", *more: str) -> PipelineConfig:
     return load_config(None, ["dataset.kind=image_parquet", train, test, *more])
 
 
-def planned(config: PipelineConfig, home: Path) -> Plan:
-    return plan(identified(config), Store(str(home / "store")))
+def planned(config: PipelineConfig, home: Path) -> Graph:
+    return graph_of(identified(config), Store(str(home / "store")))
 
 
-def changed(home: Path, before: Plan, after: Plan) -> list[str]:
+def changed(home: Path, before: Graph, after: Graph) -> list[str]:
     return [s for s in STAGES if before[s].fingerprint != after[s].fingerprint]
 
 
@@ -98,16 +98,16 @@ def commit(artifacts: Iterable[Artifact]) -> None:
 def test_the_newest_evaluation_is_found_without_its_data(home: Path) -> None:
     store = Store(str(home / "store"))
     config = identified(config_of())
-    commit(plan(config, store))
+    commit(graph_of(config, store))
     shutil.rmtree(home / "data")
     assert newest_config(store) == config
 
 
 def test_the_newest_evaluation_knows_its_own_test_part(home: Path) -> None:
     store = Store(str(home / "store"))
-    *others, _ = plan(identified(config_of()), store)
+    *others, _ = graph_of(identified(config_of()), store)
     commit(others)
     write(home / "data/test.parquet", some(6, 60))
     config = identified(config_of())
-    commit([plan(config, store).evaluation])
+    commit([graph_of(config, store).evaluation])
     assert newest_config(store) == config

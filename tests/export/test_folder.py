@@ -18,7 +18,7 @@ import torch
 from bags import Bagged, MakeBag
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.newest import newest_config
 from bend_ray.data.datasets import Digits
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
@@ -86,7 +86,7 @@ def test_every_format_gives_the_bags_answer_without_us(
 ) -> None:
     bag = make_bag(*overrides, members=members)
     folder = tmp_path / "out"
-    export_bag(bag.config, bag.plan, str(folder), formats=FORMATS)
+    export_bag(bag.config, bag.graph, str(folder), formats=FORMATS)
     expected = bag.probabilities(pixels).numpy()
     said = answers(folder, pixels)
     assert sorted(said) == ["ONNX", "safetensors", "torch.export"]
@@ -95,7 +95,7 @@ def test_every_format_gives_the_bags_answer_without_us(
 
 
 def exported(bag: Bagged, folder: Path, **options: object) -> Path:
-    export_bag(bag.config, bag.plan, str(folder), **options)  # type: ignore[arg-type]
+    export_bag(bag.config, bag.graph, str(folder), **options)  # type: ignore[arg-type]
     return folder
 
 
@@ -125,7 +125,7 @@ def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path
     from bend_ray.ensemble.votes import apply_temperature
 
     bag = make_bag(MLP)
-    manifest = Path(bag.plan.evaluation.path) / "manifest.json"
+    manifest = Path(bag.graph.evaluation.path) / "manifest.json"
     said = json.loads(manifest.read_text())
     said["metrics"]["bag"]["temperature"] = 0.5
     del said["sha256"]
@@ -145,7 +145,7 @@ def test_the_folder_says_what_it_is(make_bag: MakeBag, tmp_path: Path) -> None:
         "members.safetensors",
     ]
     card = read_card(folder)
-    assert card.model_version == bag.plan.evaluation.fingerprint
+    assert card.model_version == bag.graph.evaluation.fingerprint
     assert card.members == (2, 6)
     assert card.weights == (0.5, 0.5)
     assert card.decoding.pixel_max == 16
@@ -196,7 +196,7 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     card = read_card(folder)
     assert card.members == (8, 3)
     assert card.scores is None
-    assert card.model_version == f"{bag.plan.evaluation.fingerprint}-n2"
+    assert card.model_version == f"{bag.graph.evaluation.fingerprint}-n2"
     # A temperature of its own: two members are not as unsure as all of them.
     validation = bag.config.dataset.load().validation
     two = bag.logits(validation.pixels_NCHW.numpy())[:2].softmax(-1).mean(dim=0)
@@ -239,7 +239,7 @@ def test_an_earlier_export_is_replaced_and_other_files_are_not(
 
 def test_no_evaluation_is_told_in_one_line(make_bag: MakeBag, tmp_path: Path) -> None:
     bag = make_bag(MLP)
-    elsewhere = plan(bag.config, Store(str(tmp_path / "empty")))
+    elsewhere = graph_of(bag.config, Store(str(tmp_path / "empty")))
     with pytest.raises(StoreError, match="run `bend run`"):
         export_bag(bag.config, elsewhere, str(tmp_path / "out"))
     with pytest.raises(StoreError, match="expected an evaluation"):
@@ -253,12 +253,12 @@ def test_no_evaluation_is_told_in_one_line(make_bag: MakeBag, tmp_path: Path) ->
 
 def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBag) -> None:
     older, newer = make_bag(MLP), make_bag(CONVNET, MAJORITY, "seed=7")
-    store = newer.plan.evaluation.store
+    store = newer.graph.evaluation.store
     for bag, created in (
         (older, "2026-01-01T00:00:00+00:00"),
         (newer, "2026-01-02T00:00:00+00:00"),
     ):
-        manifest = Path(bag.plan.evaluation.path) / "manifest.json"
+        manifest = Path(bag.graph.evaluation.path) / "manifest.json"
         said = json.loads(manifest.read_text()) | {"created": created}
         del said["sha256"]
         manifest.write_text(json.dumps(said))
@@ -270,6 +270,6 @@ def test_vectors_of_another_network_are_refused(make_bag: MakeBag, tmp_path: Pat
 
     bag = make_bag(MLP)
     with pytest.raises(StoreError, match="expected classifiers of layout"):
-        member_states(bag.config, bag.plan, [0], (1, 8, 8), 11)
-    state = member_states(bag.config, bag.plan, [6, 0], (1, 8, 8), 10)
+        member_states(bag.config, bag.graph, [0], (1, 8, 8), 11)
+    state = member_states(bag.config, bag.graph, [6, 0], (1, 8, 8), 10)
     assert torch.equal(state["1.weight"][0].flatten(), bag.theta_EP[6, : 12 * 64])

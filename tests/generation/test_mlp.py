@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.generation.conditioning import TimeEmbedding
-from bend_ray.generation.mlp import MlpAutoencoder, MlpDenoiser, ModulatedBlock, ResidualMlp
+from bend_ray.generation.mlp import MlpAutoencoder, ModulatedBlock, ModulatedMlp, ResidualMlp
 from bend_ray.optim import Sgd
 
 
@@ -84,13 +84,13 @@ def make_inputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_the_first_answer_of_a_denoiser_is_zero(inputs: tuple[Tensor, Tensor, Tensor]) -> None:
-    assert torch.equal(MlpDenoiser(5, 3, hidden=8, blocks=2)(*inputs), torch.zeros(6, 5))
+    assert torch.equal(ModulatedMlp(5, 3, hidden=8, blocks=2)(*inputs), torch.zeros(6, 5))
 
 
 def test_gradient_reaches_all_of_a_denoiser_once_it_has_moved(
     inputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    module = MlpDenoiser(5, 3, hidden=8, blocks=2)
+    module = ModulatedMlp(5, 3, hidden=8, blocks=2)
     target = torch.randn(6, 5, generator=generator(2))
     optimizer = Sgd(learning_rate=0.1).build(module.parameters())
     (module(*inputs) - target).square().mean().backward()
@@ -104,7 +104,7 @@ def test_gradient_reaches_all_of_a_denoiser_once_it_has_moved(
 def test_a_denoiser_listens_to_latent_time_and_condition(
     inputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    module = MlpDenoiser(5, 3, hidden=8, blocks=1)
+    module = ModulatedMlp(5, 3, hidden=8, blocks=1)
     nn.init.normal_(module.project_out.weight)
     x_BZ, t_B, condition_B = inputs
     said = module(*inputs)
@@ -119,6 +119,6 @@ def test_a_denoiser_listens_to_latent_time_and_condition(
 def test_the_gate_passes_the_input_through_a_narrow_network(
     inputs: tuple[Tensor, Tensor, Tensor],
 ) -> None:
-    module = MlpDenoiser(5, 3, hidden=2, blocks=1)
+    module = ModulatedMlp(5, 3, hidden=2, blocks=1)
     nn.init.ones_(module.gate.bias)
     torch.testing.assert_close(module(*inputs), inputs[0])

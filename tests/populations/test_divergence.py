@@ -14,7 +14,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population, write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.populations.divergence import Divergence, done_shards, finite_rows, left_rows, note
@@ -57,7 +57,7 @@ def train(
     config: PipelineConfig, store: Store, purpose: str = "start", bad: tuple[int, ...] = ()
 ) -> tuple[Population, Artifact]:
     """All that ``seeds.make`` does, in this process, with some starts spoilt."""
-    artifact = plan(config, store).seeds
+    artifact = graph_of(config, store).seeds
     trainer = Planted(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.purpose, trainer.bad = purpose, bad
     if config.seeds.protocol.num_roots:

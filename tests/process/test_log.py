@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from bend_ray.process import log
-from bend_ray.process.log import LOGGER, Progress, configure, duration
+from bend_ray.process.log import LOGGER, ProgressLine, configure, duration
 
 
 class Terminal(io.StringIO):
@@ -40,7 +40,7 @@ def logger() -> Iterator[logging.Logger]:
     LOGGER.setLevel(before[1])
 
 
-def report(progress: Progress, clock: Clock, updates: dict[float, int]) -> None:
+def report(progress: ProgressLine, clock: Clock, updates: dict[float, int]) -> None:
     """Say how much is done at each of some seconds after the start."""
     start = clock.now
     for second, done in updates.items():
@@ -50,7 +50,7 @@ def report(progress: Progress, clock: Clock, updates: dict[float, int]) -> None:
 
 def test_a_file_gets_a_line_every_five_seconds_and_the_last_one(clock: Clock) -> None:
     stream = io.StringIO()
-    with Progress("seeds", 40, "models", stream) as progress:
+    with ProgressLine("seeds", 40, "models", stream) as progress:
         report(progress, clock, {0: 0, 1: 4, 4.9: 19, 5: 20, 9.9: 30, 10: 36, 10.1: 40})
     assert stream.getvalue().splitlines() == [
         "seeds 0/40 models",
@@ -62,7 +62,7 @@ def test_a_file_gets_a_line_every_five_seconds_and_the_last_one(clock: Clock) ->
 
 def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock) -> None:
     stream = Terminal()
-    with Progress("seeds", 10, stream=stream) as progress:
+    with ProgressLine("seeds", 10, stream=stream) as progress:
         report(progress, clock, {0: 0, 0.1: 1, 0.25: 2, 0.3: 10})
     clear = "\r\x1b[2K"
     assert stream.getvalue() == (
@@ -72,44 +72,44 @@ def test_a_terminal_gets_one_line_that_is_rewritten(clock: Clock) -> None:
 
 def test_the_rate_counts_what_was_done_since_the_first_report(clock: Clock) -> None:
     stream = io.StringIO()
-    report(Progress("seeds", 1000, "models", stream), clock, {0: 900, 10: 920})
+    report(ProgressLine("seeds", 1000, "models", stream), clock, {0: 900, 10: 920})
     assert stream.getvalue().splitlines()[-1] == "seeds 920/1000 models  2.0/s  eta 40.0s"
 
 
 def test_no_rate_is_said_while_nothing_moves(clock: Clock) -> None:
     stream = io.StringIO()
-    report(Progress("seeds", 10, stream=stream), clock, {0: 3, 6: 3, 12: 4})
+    report(ProgressLine("seeds", 10, stream=stream), clock, {0: 3, 6: 3, 12: 4})
     assert stream.getvalue().splitlines() == ["seeds 3/10", "seeds 4/10  0.1/s  eta 1m12s"]
 
 
 def test_work_that_was_done_already_is_one_line(clock: Clock) -> None:
     stream = io.StringIO()
-    with Progress("seeds", 10, "models", stream) as progress:
+    with ProgressLine("seeds", 10, "models", stream) as progress:
         report(progress, clock, {0: 10, 1: 10})
     assert stream.getvalue() == "seeds 10/10 models\n"
 
 
 @pytest.mark.parametrize("stream", [io.StringIO(), Terminal()])
 def test_a_progress_that_never_was_leaves_no_trace(stream: io.StringIO) -> None:
-    with Progress("seeds", 10, stream=stream):
+    with ProgressLine("seeds", 10, stream=stream):
         pass
     assert stream.getvalue() == ""
 
 
 def test_a_failure_leaves_the_terminal_on_a_new_line(clock: Clock) -> None:
-    def fail(progress: Progress) -> None:
+    def fail(progress: ProgressLine) -> None:
         with progress:
             progress.update(1)
             raise KeyboardInterrupt
 
     stream = Terminal()
     with pytest.raises(KeyboardInterrupt):
-        fail(Progress("seeds", 10, stream=stream))
+        fail(ProgressLine("seeds", 10, stream=stream))
     assert stream.getvalue().endswith("seeds 1/10\n")
 
 
 def test_progress_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    Progress("seeds", 2).update(1)
+    ProgressLine("seeds", 2).update(1)
     assert capsys.readouterr() == ("", "seeds 1/2\n")
 
 

@@ -6,7 +6,7 @@ import pytest
 from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.repeats import repeats_of
 from bend_ray.report.runs import Run, read_run
 
@@ -23,5 +23,5 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def repeats(store: Store) -> list[Run]:
     """The three repeats, read."""
-    names = [plan(config, store).evaluation.fingerprint for config in repeats_of(CONFIG, 3)]
+    names = [graph_of(config, store).evaluation.fingerprint for config in repeats_of(CONFIG, 3)]
     return [read_run(store, name) for name in names]

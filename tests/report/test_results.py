@@ -10,7 +10,7 @@ from figures import NOVELTY, metrics, whole_result
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import STAGES, Plan, plan
+from bend_ray.config.graph import STAGES, Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.votes import TEMPERATURE_RANGE
 from bend_ray.errors import StoreError
@@ -36,7 +36,7 @@ def table(said: dict[str, Any]) -> str:
     return table_of(Result.from_json(said))
 
 
-def result(made: Plan) -> dict[str, Any]:
+def result(made: Graph) -> dict[str, Any]:
     return Result.of(made).as_json()
 
 
@@ -151,7 +151,7 @@ def test_costs_are_shown_stage_by_stage() -> None:
 
 
 def test_what_diverged_is_counted_and_told_at_the_end(tmp_path: Path) -> None:
-    made = plan(PipelineConfig(), Store(str(tmp_path)))
+    made = graph_of(PipelineConfig(), Store(str(tmp_path)))
     diverged = [
         Divergence(kind="run", trunk=0, fork=1, seed=7, outcome="dropped", models=(3, 4)),
         Divergence(kind="root", trunk=1, seed=9, outcome="retrained"),
@@ -171,15 +171,15 @@ def test_what_diverged_is_counted_and_told_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture(name="committed")
-def make_committed(tmp_path: Path) -> Plan:
-    made = plan(PipelineConfig(), Store(str(tmp_path)))
+def make_committed(tmp_path: Path) -> Graph:
+    made = graph_of(PipelineConfig(), Store(str(tmp_path)))
     for number, artifact in enumerate(made, start=1):
         said = metrics() if artifact.stage == "evaluation" else {}
         artifact.commit(files=[], metrics=said, cost=Cost(cpu_seconds=number, wall_seconds=1.0))
     return made
 
 
-def test_a_result_is_the_evaluation_with_costs_and_names(committed: Plan, tmp_path: Path) -> None:
+def test_a_result_is_the_evaluation_with_costs_and_names(committed: Graph, tmp_path: Path) -> None:
     said = result(committed)
     assert json.loads(json.dumps(said)) == said
     assert said["bag"]["accuracy"] == 0.9512
@@ -191,10 +191,10 @@ def test_a_result_is_the_evaluation_with_costs_and_names(committed: Plan, tmp_pa
     assert table(said).startswith("test part")
 
 
-def test_a_result_can_be_asked_for_again(committed: Plan) -> None:
+def test_a_result_can_be_asked_for_again(committed: Graph) -> None:
     assert result(committed) == result(committed)
 
 
 def test_there_is_no_result_before_the_evaluation(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="to be committed"):
-        result(plan(PipelineConfig(), Store(str(tmp_path))))
+        result(graph_of(PipelineConfig(), Store(str(tmp_path))))

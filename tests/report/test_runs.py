@@ -5,14 +5,14 @@ from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import EVIDENCE, plan
+from bend_ray.config.graph import EVIDENCE, graph_of
 from bend_ray.errors import CorruptArtifact, StoreError
 from bend_ray.report.evaluation import Result
 from bend_ray.report.runs import Run, grouped, newest, read_run, stored_runs
 
 
 def test_a_run_reads_as_its_own_result(store: Store, repeats: list[Run]) -> None:
-    assert repeats[0].result == Result.of(plan(CONFIG, store))
+    assert repeats[0].result == Result.of(graph_of(CONFIG, store))
     assert repeats[0].config == CONFIG.model_dump(mode="json")
 
 

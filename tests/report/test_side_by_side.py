@@ -5,7 +5,7 @@ import pytest
 from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.errors import StoreError
 from bend_ray.report.evaluation import Result
 from bend_ray.report.location import output_directory
@@ -29,7 +29,7 @@ def test_stores_reports_and_results_are_all_taken(
 ) -> None:
     where = tmp_path / "report"
     page = write_report(repeats[:2], output_directory(str(where)))
-    told = Result.of(plan(CONFIG, store)).as_json()
+    told = Result.of(graph_of(CONFIG, store)).as_json()
     (tmp_path / "one.json").write_text(json.dumps(told))
     (tmp_path / "two.json").write_text(json.dumps({"repeats": [told, told], "aggregate": {}}))
     sources = [

@@ -4,12 +4,12 @@ from scipy.stats import ttest_rel
 from test_results import poor_result
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import repeats_table
-from bend_ray.report.statistics import Difference, aggregate, differences
+from bend_ray.report.statistics import BagDifference, aggregate, differences
 
 
 def results() -> list[Result]:
@@ -28,7 +28,9 @@ def test_repeats_have_their_own_seed_and_split_and_share_no_artifact(tmp_path) -
     assert configs[0] == PipelineConfig(seed=5)
     assert [config.seed for config in configs] == [5, 6, 7]
     assert [config.dataset.split_seed for config in configs] == [0, 1, 2]
-    names = [artifact.fingerprint for c in configs for artifact in plan(c, Store(str(tmp_path)))]
+    names = [
+        artifact.fingerprint for c in configs for artifact in graph_of(c, Store(str(tmp_path)))
+    ]
     assert len(set(names)) == len(names)
 
 
@@ -73,7 +75,7 @@ def test_differences_are_those_of_a_paired_t_test() -> None:
 def test_within_two_standard_errors_or_of_two_repeats_it_is_a_tie(
     mean: float, error: float | None, higher: bool, pairs: int, verdict: str
 ) -> None:
-    assert Difference(mean, error, higher, pairs).verdict == verdict
+    assert BagDifference(mean, error, higher, pairs).verdict == verdict
 
 
 def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:

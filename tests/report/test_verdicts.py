@@ -5,7 +5,7 @@ import pytest
 
 from bend_ray.report.runs import Run
 from bend_ray.report.statistics import differences
-from bend_ray.report.verdicts import cards, equivalent, headline, minus, rows
+from bend_ray.report.verdicts import equivalent, headline, highlights, minus, rows
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_the_headline_names_the_loss_as_plainly_as_the_win(repeats: list[Run]) -
 
 
 def test_three_cards_say_gain_rival_and_cost(repeats: list[Run]) -> None:
-    gain, against, cost = cards(repeats)
+    gain, against, cost = highlights(repeats)
     assert "points" in gain.value
     assert "deep ensemble of 4" in against.label
     assert cost.value == "0.25 s against 1.5 s"

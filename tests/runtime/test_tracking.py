@@ -8,7 +8,7 @@ import pytest
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
 from bend_ray.runtime import tracking as module
@@ -49,8 +49,8 @@ def service(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
 
 
 @pytest.fixture
-def made(tmp_path: Path) -> Plan:
-    artifacts = plan(TRACKED, Store(str(tmp_path)))
+def made(tmp_path: Path) -> Graph:
+    artifacts = graph_of(TRACKED, Store(str(tmp_path)))
     metrics = {"loss": [[10, 0.5]], "num_features": 3, "name": "x", "broken": None}
     artifacts.autoencoder.commit(files=[], metrics=metrics, cost=Cost(cpu_seconds=2.0))
     return artifacts
@@ -58,12 +58,14 @@ def made(tmp_path: Path) -> Plan:
 
 def test_tracking_changes_no_fingerprint(tmp_path: Path) -> None:
     store = Store(str(tmp_path))
-    for ours, theirs in zip(plan(TRACKED, store), plan(PipelineConfig(), store), strict=True):
+    for ours, theirs in zip(
+        graph_of(TRACKED, store), graph_of(PipelineConfig(), store), strict=True
+    ):
         assert ours.fingerprint == theirs.fingerprint
 
 
 def test_a_stage_is_told_with_its_curve_its_figures_and_its_cost(
-    service: type[Fake], made: Plan
+    service: type[Fake], made: Graph
 ) -> None:
     with tracking(TRACKED, made.evaluation) as tracker:
         tracker.stage(made.autoencoder)
@@ -82,7 +84,7 @@ def test_a_stage_is_told_with_its_curve_its_figures_and_its_cost(
 
 
 def test_a_service_that_fails_is_told_of_and_costs_nothing(
-    service: type[Fake], made: Plan, caplog: pytest.LogCaptureFixture, monkeypatch: Any
+    service: type[Fake], made: Graph, caplog: pytest.LogCaptureFixture, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr(logging.getLogger("bend_ray"), "propagate", True)
     monkeypatch.setattr(service, "broken", True)
@@ -91,14 +93,14 @@ def test_a_service_that_fails_is_told_of_and_costs_nothing(
     assert "autoencoder was not told: no network" in caplog.text
 
 
-def test_a_run_that_fails_is_marked_so(service: type[Fake], made: Plan) -> None:
+def test_a_run_that_fails_is_marked_so(service: type[Fake], made: Graph) -> None:
     with pytest.raises(ZeroDivisionError), tracking(TRACKED, made.evaluation):
         raise ZeroDivisionError
     assert service.made[0].told == [False]
 
 
 def test_a_service_that_does_not_start_is_one_line(
-    made: Plan, monkeypatch: pytest.MonkeyPatch
+    made: Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(name: str, config: dict[str, Any]) -> Any:
         raise RuntimeError("no such server\ntrace")
@@ -108,7 +110,7 @@ def test_a_service_that_does_not_start_is_one_line(
         tracking(TRACKED, made.evaluation).__enter__()
 
 
-def test_without_tracking_nobody_is_told(service: type[Fake], made: Plan) -> None:
+def test_without_tracking_nobody_is_told(service: type[Fake], made: Graph) -> None:
     with tracking(PipelineConfig(), made.evaluation) as tracker:
         tracker.stage(made.autoencoder)
     assert service.made == []

@@ -23,7 +23,7 @@ from bend_ray.generation.denoisers import MlpDenoiser
 from bend_ray.optim import AdamW, Constant, Training
 from bend_ray.runtime.interface import Rows, Runtime, vectors
 from bend_ray.runtime.local import LocalRuntime
-from bend_ray.runtime.loop import Job
+from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.generator import build_objective
 
 on_ray = pytest.mark.usefixtures("cluster")
@@ -45,7 +45,7 @@ def fit_denoiser(
     """In this process, or by so many workers of Ray Train."""
     artifact = Store(str(path)).artifact("generator", 1, {})
     resources = TrainResources(workers=workers or 1)
-    job = Job(
+    job = TrainingTask(
         "generator",
         partial(build_objective, SECTION, 5, 2),
         training,

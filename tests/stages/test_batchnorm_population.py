@@ -85,12 +85,12 @@ def test_a_batchnorm_population_goes_through_the_pipeline(
 ) -> None:
     rivals = "evaluation.rivals=[{kind: originals_bag}, {kind: weight_average}]"
     config = tiny(CONVNET, rivals, "seeds.recipe.optimizer.learning_rate=0.02")
-    plan = make(config, shared_store)
-    trained, drawn = read_population(plan.seeds), read_population(plan.samples)
+    graph = make(config, shared_store)
+    trained, drawn = read_population(graph.seeds), read_population(graph.samples)
     assert (trained.val_accuracy > 0.7).all()
     classifiers = classifiers_of(config)
     stored = torch.from_numpy(drawn.theta_KP.copy())
     assert torch.equal(classifiers.recalibrate(stored), stored)
     statistics = slice(classifiers.layout.num_trainable, None)
     assert np.isfinite(drawn.theta_KP[:, statistics]).all()
-    assert plan.evaluation.manifest().metrics["rivals"]["weight_average"]["accuracy"] > 0.3
+    assert graph.evaluation.manifest().metrics["rivals"]["weight_average"]["accuracy"] > 0.3

@@ -14,7 +14,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population, shard_name
 from bend_ray.artifacts.store import Store
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.stages import autoencoder, seeds
 
@@ -22,7 +22,7 @@ from bend_ray.stages import autoencoder, seeds
 def trained(make_config: MakeConfig, folder: Path, cohort_size: int, actors: int) -> Population:
     """A population whose cohorts were shared out among so many trainers, the last one first."""
     config = make_config(f"seeds.cohort_size={cohort_size}")
-    artifact = plan(config, Store(str(folder / f"{cohort_size}-{actors}"))).seeds
+    artifact = graph_of(config, Store(str(folder / f"{cohort_size}-{actors}"))).seeds
     trainers = [seeds.SeedTrainer(config, artifact, config.dataset) for _ in range(actors)]
     chunks = range(-(-config.seeds.protocol.num_roots // cohort_size))
     trainers[-1].store_roots([trainers[chunk % actors].train_roots(chunk) for chunk in chunks])

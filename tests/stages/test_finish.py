@@ -12,7 +12,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.artifacts.weights import load_weights
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
@@ -33,7 +33,7 @@ GUIDED = (
 
 def trained(config: PipelineConfig, store: Store) -> tuple[Artifact, Population]:
     """What ``seeds.make`` makes, in this process, and its members."""
-    artifact = plan(config, store).seeds
+    artifact = graph_of(config, store).seeds
     trainer = SeedTrainer(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
@@ -122,7 +122,7 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
 
 def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> None:
     config = tiny(*GUIDED, "samples.finish={scale: 2, guidance: 1}")
-    artifact = plan(config, fresh_store).seeds  # and nothing is read: there is nothing
+    artifact = graph_of(config, fresh_store).seeds  # and nothing is read: there is nothing
     theta_NP = torch.ones(2, 3)
     finish = finish_of(without_finish(config), artifact)
     assert finish(theta_NP, np.zeros(2, dtype=np.int32), [0, 1]) is theta_NP

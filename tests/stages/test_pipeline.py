@@ -12,7 +12,7 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
 from bend_ray.comparison.comparison import Members
 from bend_ray.config.graph import STAGES
-from bend_ray.config.graph import plan as plan_of
+from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
 from bend_ray.data.parts import ImageDataset
 from bend_ray.errors import ClusterError, TrainingError
@@ -31,16 +31,16 @@ from bend_ray.stages.seed_trainer import SeedTrainer
 def test_the_whole_pipeline_leaves_committed_artifacts_and_nothing_else(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
-    plan = make(tiny(), shared_store)
-    for artifact in plan:
+    graph = make(tiny(), shared_store)
+    for artifact in graph:
         listed = {file.name for file in artifact.manifest().files}
         assert {file.name for file in artifact.list_files()} == listed
-    generated = read_population(plan.samples)
+    generated = read_population(graph.samples)
     assert generated.origin == "generated"
     assert generated.model_id.tolist() == list(range(6))
     assert generated.trunk.tolist() == [0, 1, 0, 1, 0, 1]
     assert np.isfinite(generated.theta_KP).all()
-    shown = table(Result.of(plan))
+    shown = table(Result.of(graph))
     assert "bag of generated" in shown
     assert "originals bag" in shown
 
@@ -58,11 +58,11 @@ def test_the_principal_representation_decodes_training_members_exactly(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
 
-    plan = make(tiny(), shared_store, "seeds")
-    representation, _ = Principal.fit(plan.seeds, LocalRuntime())
-    members = read_population(plan.seeds)
+    graph = make(tiny(), shared_store, "seeds")
+    representation, _ = Principal.fit(graph.seeds, LocalRuntime())
+    members = read_population(graph.seeds)
     coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
-    decoded = representation.decoder(plan.seeds)(coefficients)
+    decoded = representation.decoder(graph.seeds)(coefficients)
     np.testing.assert_allclose(decoded, members.theta_KP[~members.held_out], atol=1e-5)
 
 
@@ -70,14 +70,14 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
 
-    plan = make(tiny(), shared_store, "seeds")
-    representation, _ = Standardised.fit(plan.seeds, LocalRuntime())
-    members = read_population(plan.seeds)
+    graph = make(tiny(), shared_store, "seeds")
+    representation, _ = Standardised.fit(graph.seeds, LocalRuntime())
+    members = read_population(graph.seeds)
     theta = torch.from_numpy(members.theta_KP)
     moments = Moments.empty(theta.shape[1])
     moments.update(theta[torch.from_numpy(~members.held_out)])
-    expected = Standardizer.fit(moments, read_layout(plan.seeds))
-    rows = representation.rows(plan.seeds, training_only=False)
+    expected = Standardizer.fit(moments, read_layout(graph.seeds))
+    rows = representation.rows(graph.seeds, training_only=False)
     table = LocalRuntime().table(rows, Resources())
     streamed = from_vectors(table.column("features"))
     np.testing.assert_allclose(streamed, expected.apply(theta), rtol=1e-4, atol=1e-5)
@@ -94,24 +94,24 @@ def test_the_papers_variants_run_end_to_end(tiny: MakeConfig, shared_store: Stor
         "generator.conditional=false",
         "samples.sampler={kind: ancestral}",
     )
-    plan = make(config, shared_store)
-    metrics = Result.of(plan).as_json()
+    graph = make(config, shared_store)
+    metrics = Result.of(graph).as_json()
     assert 0 <= metrics["bag"]["accuracy"] <= 1
-    assert read_population(plan.samples).trunk.tolist() == [0] * 6
+    assert read_population(graph.samples).trunk.tolist() == [0] * 6
     assert metrics["novelty"]["spread"] > 0
 
 
 def test_a_flow_runs_end_to_end(tiny: MakeConfig, shared_store: Store) -> None:
     config = tiny("generator.process={kind: flow}", "samples.sampler={kind: heun, steps: 5}")
-    plan = make(config, shared_store, "samples")
-    assert (read_population(plan.samples).val_accuracy > 0.5).all()
+    graph = make(config, shared_store, "samples")
+    assert (read_population(graph.samples).val_accuracy > 0.5).all()
 
 
 def test_the_test_part_is_opened_by_the_evaluation_alone(
     tiny: MakeConfig, shared_store: Store, fresh_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny()
-    plan, again = make(config, shared_store, "generator"), plan_of(config, fresh_store)
+    graph, again = make(config, shared_store, "generator"), plan_of(config, fresh_store)
 
     class TestOpenedError(Exception):
         pass
@@ -125,9 +125,9 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     trainer = SeedTrainer(config, again.seeds, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])
     trainer.train_cohort(0)
-    SampleDrawer(config, dataclasses.replace(plan, samples=again.samples), config.dataset).draw(0)
+    SampleDrawer(config, dataclasses.replace(graph, samples=again.samples), config.dataset).draw(0)
     with pytest.raises(TestOpenedError):
-        Members.of(read_population(plan.seeds), Classifiers(config, dataset, "cpu"))
+        Members.of(read_population(graph.seeds), Classifiers(config, dataset, "cpu"))
 
 
 @pytest.mark.ray

@@ -55,10 +55,10 @@ def test_samples_of_which_none_works_are_refused(
     tiny: MakeConfig, shared_store: Store, fresh_store: Store
 ) -> None:
     made = make(tiny(), shared_store, "seeds")
-    plan = replace(made, samples=fresh_store.artifact("samples", 1, {}))
+    graph = replace(made, samples=fresh_store.artifact("samples", 1, {}))
     population = read_population(made.seeds).select([0, 1])
     worse = replace(population, val_accuracy=np.array([0.1, 0.05]), origin="generated")
-    shard = write_shard(plan.samples, 0, worse)
+    shard = write_shard(graph.samples, 0, worse)
     with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 2 drawn"):
-        check_samples(tiny(), plan, LocalRuntime(), [shard])
-    check_samples(tiny("generator.probes.floor=0"), plan, LocalRuntime(), [shard])
+        check_samples(tiny(), graph, LocalRuntime(), [shard])
+    check_samples(tiny("generator.probes.floor=0"), graph, LocalRuntime(), [shard])

@@ -6,7 +6,7 @@ import pytest
 from tiny import MakeConfig
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import plan
+from bend_ray.config.graph import graph_of
 from bend_ray.config.reading import load_config
 from bend_ray.process.cores import usable_cores
 from bend_ray.tune.records import TRIALS
@@ -83,7 +83,7 @@ def test_best_yaml_is_what_bend_run_takes(study: Study, store: Store) -> None:
     trial, bag = study.winner
     best = load_config(Path(study.artifact.path) / "best.yaml")
     assert best == study.config_of(trial, bag)
-    assert plan(best, store).generator.exists()
+    assert graph_of(best, store).generator.exists()
 
 
 def test_every_trial_has_curves_for_tensorboard(study: Study) -> None:

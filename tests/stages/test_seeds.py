@@ -14,7 +14,7 @@ from bend_ray.artifacts.cost import Cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import LAYOUT, ROOTS
 from bend_ray.runtime.on_ray import RayRuntime
@@ -52,7 +52,7 @@ def test_a_killed_actor_costs_its_cohort_and_nothing_else(
 ) -> None:
     config = tiny()
     undisturbed = train(config, shared_store)
-    artifacts, killed = plan(config, fresh_store), []
+    artifacts, killed = graph_of(config, fresh_store), []
 
     def kill_after_the_first_shard() -> None:
         while not list_shards(artifacts):
@@ -69,15 +69,15 @@ def test_a_killed_actor_costs_its_cohort_and_nothing_else(
     assert_equal(undisturbed, disturbed)
 
 
-def list_shards(plan: Plan) -> list[str]:
-    return [file.name for file in plan.seeds.list_files("shard-")]
+def list_shards(graph: Graph) -> list[str]:
+    return [file.name for file in graph.seeds.list_files("shard-")]
 
 
 def test_shards_of_an_earlier_attempt_are_kept(
     tiny: MakeConfig, shared_store: Store, fresh_store: Store
 ) -> None:
     config = tiny()
-    made, again = make(config, shared_store, "seeds").seeds, plan(config, fresh_store).seeds
+    made, again = make(config, shared_store, "seeds").seeds, graph_of(config, fresh_store).seeds
     kept = ["shard-00000.parquet", "shard-00002.parquet", ROOTS, LAYOUT]
     for name in kept:
         with again.open_output(name) as stream:

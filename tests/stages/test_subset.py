@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import ParametersSection
 from bend_ray.errors import ConfigError
 from bend_ray.populations.members import load_roots
@@ -26,7 +26,7 @@ SIZE = 4 * 8 + 8 * 10
 
 
 @pytest.fixture(scope="module")
-def made(shared_store: Store) -> Plan:
+def made(shared_store: Store) -> Graph:
     from tiny import TINY
 
     from bend_ray.config.reading import load_config
@@ -34,7 +34,7 @@ def made(shared_store: Store) -> Plan:
     return make(load_config(None, [*TINY, *SUBSET]), shared_store)
 
 
-def validated_whole(theta_KP: Tensor, trunks_K: Tensor, tiny: MakeConfig, made: Plan) -> Tensor:
+def validated_whole(theta_KP: Tensor, trunks_K: Tensor, tiny: MakeConfig, made: Graph) -> Tensor:
     """Validation NLL of the members with their trunk's base written out, as whole models."""
     config = tiny(*SUBSET)
     dataset = config.dataset.load()
@@ -47,7 +47,7 @@ def validated_whole(theta_KP: Tensor, trunks_K: Tensor, tiny: MakeConfig, made: 
 
 @pytest.mark.parametrize("stage", ["seeds", "samples"])
 def test_members_are_their_trunk_s_base_and_their_own_part(
-    stage: str, tiny: MakeConfig, made: Plan
+    stage: str, tiny: MakeConfig, made: Graph
 ) -> None:
     population = read_population(made[stage])
     assert population.theta_KP.shape[1] == SIZE
@@ -57,7 +57,7 @@ def test_members_are_their_trunk_s_base_and_their_own_part(
     torch.testing.assert_close(torch.from_numpy(population.val_nll), nll_K, rtol=1e-4, atol=1e-5)
 
 
-def test_rivals_share_the_bases_and_the_deep_ensemble_does_not(made: Plan) -> None:
+def test_rivals_share_the_bases_and_the_deep_ensemble_does_not(made: Graph) -> None:
     rivals = made.evaluation.manifest().metrics["rivals"]
     assert rivals["trunk_averages"]["size"] == 2
     # Better than a coin among ten classes, which a part on a wrong base is not.
@@ -67,7 +67,7 @@ def test_rivals_share_the_bases_and_the_deep_ensemble_does_not(made: Plan) -> No
     assert ordinary["accuracy"] > 0.2
 
 
-def test_the_same_population_whoever_trains_it(tiny: MakeConfig, fresh_store: Store, made: Plan):
+def test_the_same_population_whoever_trains_it(tiny: MakeConfig, fresh_store: Store, made: Graph):
     config = tiny(*SUBSET, "seeds.cohort_size=7", "seeds.resources.workers=2")
     again = make(config, fresh_store, "seeds")
     one, other = (read_population(p.seeds).theta_KP for p in (made, again))

@@ -10,7 +10,7 @@ from tiny import MakeConfig
 from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.runtime.interface import Runtime
@@ -23,9 +23,9 @@ def test_a_stage_that_another_run_committed_is_gone_on_with(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other_commits: bool
 ) -> None:
     config = tiny()
-    made = plan(config, Store(str(tmp_path)))
+    made = graph_of(config, Store(str(tmp_path)))
 
-    def make(config: PipelineConfig, artifacts: Plan, runtime: Runtime) -> None:
+    def make(config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
         if other_commits:
             artifacts.seeds.commit(files=[], metrics={"by": "another"}, cost=Cost())
             artifacts.seeds.ensure_uncommitted()

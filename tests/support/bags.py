@@ -15,7 +15,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.stacking import Stack, predict_logits
@@ -34,7 +34,7 @@ class Bagged:
     """A store with an evaluated bag, and what is true of it."""
 
     config: PipelineConfig
-    plan: Plan
+    graph: Graph
     theta_EP: Tensor
     members: list[int]
     val_nll_E: Tensor
@@ -58,7 +58,7 @@ MakeBag = Callable[..., Bagged]
 
 def store_bag(root: Path, config: PipelineConfig, members: list[int] | None = None) -> Bagged:
     """Commit samples and an evaluation of random classifiers."""
-    artifacts = plan(config, Store(str(root)))
+    artifacts = graph_of(config, Store(str(root)))
     module = config.seeds.architecture.build((1, 8, 8), 10)
     layout = ParameterLayout.of(module)
     count = config.samples.count

@@ -10,7 +10,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import evidence, provenance
-from bend_ray.config.graph import EVIDENCE, STAGES, Plan, plan
+from bend_ray.config.graph import EVIDENCE, STAGES, Graph, graph_of
 from bend_ray.config.schema import (
     BestOriginal,
     DeepEnsemble,
@@ -35,9 +35,9 @@ SECTION = EvaluationSection(
 CONFIG = PipelineConfig(evaluation=SECTION)
 
 
-def commit(config: PipelineConfig, store: Store, **changes: Any) -> Plan:
+def commit(config: PipelineConfig, store: Store, **changes: Any) -> Graph:
     """The artifacts of a config, its evaluation that of invented answers."""
-    made = plan(config, store)
+    made = graph_of(config, store)
     for number, stage in enumerate(STAGES[:-1], start=1):
         cost = Cost(cpu_seconds=number, wall_seconds=2.0 * number)
         if not made[stage].exists():

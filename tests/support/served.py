@@ -17,6 +17,6 @@ ARCHITECTURES = {
 def export_random(root: Path, kind: str, *overrides: str) -> Path:
     """The folder of an exported bag of nine random classifiers."""
     bag = store_bag(root / "store", bag_config(ARCHITECTURES[kind], *overrides))
-    folder = root / bag.plan.evaluation.fingerprint
-    export_bag(bag.config, bag.plan, str(folder))
+    folder = root / bag.graph.evaluation.fingerprint
+    export_bag(bag.config, bag.graph, str(folder))
     return folder

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import psutil
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Plan, plan
+from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.pipeline import make_stage
 from bend_ray.runtime.interface import Runtime
@@ -47,9 +47,9 @@ def make(
     store: Store,
     until: str = "evaluation",
     runtime: Runtime | None = None,
-) -> Plan:
+) -> Graph:
     """The artifacts of a config, made up to a stage; here, or where a runtime does the work."""
-    artifacts = plan(config, store)
+    artifacts = graph_of(config, store)
     for step in artifacts.steps(until):
         make_stage(step, config, artifacts, runtime or LocalRuntime())
     return artifacts

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from bend_ray.tune.front import knee, pareto_front, trade_off
-from bend_ray.tune.objectives import Accuracy, Bag, Nll, PenalisedNll
+from bend_ray.tune.objectives import Accuracy, Nll, PenalisedNll, ScoredBag
 
 # Few values, so that rows are equal and tied.
 FEW = arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(0, 3))
@@ -32,16 +32,16 @@ def test_the_knee_depends_on_no_unit(values: Any, scale: int, shift: int) -> Non
 
 def test_a_bag_that_is_bent_towards_the_least_of_all_is_the_knee() -> None:
     bags = [
-        Bag(1, nll=0.30, accuracy=0.9, cost_seconds=10.0, flops=10),
-        Bag(4, nll=0.11, accuracy=0.9, cost_seconds=11.0, flops=40),
-        Bag(64, nll=0.10, accuracy=0.9, cost_seconds=100.0, flops=640),
-        Bag(8, nll=0.11, accuracy=0.9, cost_seconds=12.0, flops=80),
+        ScoredBag(1, nll=0.30, accuracy=0.9, cost_seconds=10.0, flops=10),
+        ScoredBag(4, nll=0.11, accuracy=0.9, cost_seconds=11.0, flops=40),
+        ScoredBag(64, nll=0.10, accuracy=0.9, cost_seconds=100.0, flops=640),
+        ScoredBag(8, nll=0.11, accuracy=0.9, cost_seconds=12.0, flops=80),
     ]
     assert trade_off(bags) == ([0, 1, 2], 1)
 
 
 def test_objectives_say_what_they_weigh() -> None:
-    bag = Bag(4, nll=0.2, accuracy=0.9, cost_seconds=16.0, flops=8)
+    bag = ScoredBag(4, nll=0.2, accuracy=0.9, cost_seconds=16.0, flops=8)
     assert Nll().of(bag) == 0.2
     assert Accuracy().of(bag) == pytest.approx(0.1)
     # Four doublings of a second and three of an operation.

@@ -15,7 +15,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.report.evaluation import Result
-from bend_ray.tune.fresh import Fresh, said
+from bend_ray.tune.fresh import Fresh, sentences
 from bend_ray.tune.page import write_page
 from bend_ray.tune.records import (
     BagRecord,
@@ -27,7 +27,7 @@ from bend_ray.tune.records import (
 )
 from bend_ray.tune.space import TuneSection
 from bend_ray.tune.state import can_go_on, refuse_strangers
-from bend_ray.tune.study import Study, study_artifact, told
+from bend_ray.tune.study import Study, study_artifact, summary
 from bend_ray.tune.table import table
 
 SECTION = TuneSection.model_validate(
@@ -112,7 +112,7 @@ def test_stages_are_counted_by_what_differs(study: Study) -> None:
         "generator": (4, 3),
         "samples": (4, 3),
     }
-    assert "20 stages asked for, 11 made, 9 shared" in told(study)
+    assert "20 stages asked for, 11 made, 9 shared" in summary(study)
 
 
 def test_the_front_has_no_config_twice(study: Study) -> None:
@@ -177,9 +177,9 @@ def test_the_page_needs_nothing_but_itself(study: Study) -> None:
 
 def test_fresh_splits_are_told_either_way() -> None:
     worse = Fresh([bag(0.12), bag(0.13), bag(0.14)], [bag(0.11), bag(0.12), bag(0.13)])
-    assert any("nats: loss" in line for line in said(worse))
+    assert any("nats: loss" in line for line in sentences(worse))
     same = Fresh([bag(0.12), bag(0.13)], [bag(0.13), bag(0.12)])
-    assert any("nats: tie" in line for line in said(same))
+    assert any("nats: tie" in line for line in sentences(same))
 
 
 def test_a_state_that_somebody_else_pickled_is_refused_before_ray_starts(

@@ -8,7 +8,7 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import STAGES, plan
+from bend_ray.config.graph import STAGES, graph_of
 from bend_ray.config.schema import PipelineConfig
 
 
@@ -17,7 +17,7 @@ def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deleted: str
 ) -> None:
     config, store = PipelineConfig(), Store(str(tmp_path))
-    made = plan(config, store)
+    made = graph_of(config, store)
     for step in made.steps("evaluation"):
         if step != deleted:
             made[step].commit(files=[], metrics={}, cost=Cost())
@@ -38,7 +38,7 @@ def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
 
 def test_with_nothing_missing_nothing_is_started(tmp_path: Path) -> None:
     config, store = PipelineConfig(), Store(str(tmp_path))
-    planned = plan(config, store)
+    planned = graph_of(config, store)
     for step in planned.steps("evaluation"):
         planned[step].commit(files=[], metrics={}, cost=Cost())
     made = pipeline.run(config, store.uri)
@@ -47,7 +47,7 @@ def test_with_nothing_missing_nothing_is_started(tmp_path: Path) -> None:
 
 def test_status_tells_what_is_running_from_what_was_left(tmp_path: Path) -> None:
     config, store = PipelineConfig(), Store(str(tmp_path))
-    made = plan(config, store)
+    made = graph_of(config, store)
     made.seeds.commit(files=[], metrics={}, cost=Cost(cpu_seconds=7.0, wall_seconds=5.0))
     made.autoencoder.report_progress(300, 1000, "steps")
     with lease(made.autoencoder, pytest.fail):
