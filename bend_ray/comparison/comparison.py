@@ -14,14 +14,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.artifacts.population import Population
-from bend_ray.config.schema import (
-    BestOriginal,
-    DeepEnsemble,
-    EvaluationSection,
-    OriginalsBag,
-    Rival,
-    TrunkBag,
-)
+from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.metrics import (
     disagreement,
     error_iou,
@@ -32,7 +25,7 @@ from bend_ray.ensemble.metrics import (
 )
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.rivals import WeightSpaceRival, round_robin
+from bend_ray.generation.rivals import Choosing, Drawing, Rival
 from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for
 from bend_ray.report.evaluation import (
@@ -312,29 +305,28 @@ class Comparison:
 
     def _rival(self, rival: Rival, size: int) -> Voters:
         """Who votes for a rival, and what it costs from scratch."""
-        originals, prices = self.originals, self.prices
-        member_seconds = prices.originals(1) - prices.roots
-        if isinstance(rival, OriginalsBag):
-            chosen = round_robin(originals.trunks_E, min(size, len(originals))).tolist()
-            return Voters(originals.select(chosen), prices.roots, member_seconds)
-        if isinstance(rival, TrunkBag):
-            trunks = len(torch.unique(originals.trunks_E))
-            chosen = round_robin(originals.trunks_E, trunks).tolist()
-            return Voters(originals.select(chosen), prices.roots, member_seconds)
-        if isinstance(rival, BestOriginal):
-            best = int(member_nll(originals.val_logits_ENC, self.val_labels_N).argmin())
-            return Voters(originals.select([best]), prices.originals(len(originals)), 0.0)
-        if isinstance(rival, DeepEnsemble):
-            assert self.ordinary is not None
-            assert prices.ordinary is not None
-            members = self.ordinary.select(list(range(min(size, len(self.ordinary)))))
-            return Voters(members, 0.0, prices.ordinary)
+        if isinstance(rival, Choosing):
+            return self._picked(rival, size)
         started = time.process_time()
         members = self._drawn(rival, size)
         drawing = time.process_time() - started
-        return Voters(members, prices.originals(len(originals)), drawing / len(members))
+        return Voters(members, self.prices.originals(len(self.originals)), drawing / len(members))
 
-    def _drawn(self, rival: WeightSpaceRival, size: int) -> Members:
+    def _picked(self, rival: Choosing, size: int) -> Voters:
+        """Trained models; each is paid for where not all of the population is."""
+        prices = self.prices
+        trained = self.originals if rival.among == "originals" else self.ordinary
+        assert trained is not None, f"expected models for {rival.kind}"
+        val_nll_E = member_nll(trained.val_logits_ENC, self.val_labels_N)
+        members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
+        if rival.among == "ordinary":
+            assert prices.ordinary is not None
+            return Voters(members, 0.0, prices.ordinary)
+        if rival.needs_all:
+            return Voters(members, prices.originals(len(trained)), 0.0)
+        return Voters(members, prices.roots, prices.originals(1) - prices.roots)
+
+    def _drawn(self, rival: Drawing, size: int) -> Members:
         """Members a rival draws around the originals, asked."""
         theta_EP, trunks_E = rival.draw(
             self.originals.theta_EP,

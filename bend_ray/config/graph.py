@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.schema import DeepEnsemble, ParametersSection, PipelineConfig, identity
+from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import Located
+from bend_ray.generation.rivals import DeepEnsemble
 from bend_ray.networks.protocols import Independent
 
 STAGE_VERSIONS = {

@@ -25,12 +25,16 @@ from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
 from bend_ray.generation.denoisers import Denoiser, MlpDenoiser
 from bend_ray.generation.diffusion import Ddpm, Process
 from bend_ray.generation.rivals import (
+    BestOriginal,
+    DeepEnsemble,
     Gaussian,
     MultiSwag,
     Noise,
+    OriginalsBag,
+    Rival,
     TrunkAverages,
+    TrunkBag,
     WeightAverage,
-    WeightSpaceRival,
 )
 from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
@@ -197,41 +201,6 @@ class SamplesSection(Spec):
     """
     resources: ActorResources = ActorResources()
     """What each actor is given."""
-
-
-class OriginalsBag(Spec):
-    """As many trained members as the bag has, the trunks in turn."""
-
-    kind: Literal["originals_bag"] = "originals_bag"
-
-
-class TrunkBag(Spec):
-    """One trained member of each trunk."""
-
-    kind: Literal["trunk_bag"] = "trunk_bag"
-
-
-class BestOriginal(Spec):
-    """The single trained member of lowest validation NLL."""
-
-    kind: Literal["best_original"] = "best_original"
-
-
-class DeepEnsemble(Spec):
-    """Ordinary independent trainings, as many as the bag has; trained for the comparison.
-
-    Their cost is shown, as is how many of them our own cost would have paid for.
-    """
-
-    kind: Literal["deep_ensemble"] = "deep_ensemble"
-    size: PositiveInt | None = None
-    """Members; null for as many as the bag has."""
-
-
-Rival = Annotated[
-    OriginalsBag | TrunkBag | BestOriginal | DeepEnsemble | WeightSpaceRival,
-    Field(discriminator="kind"),
-]
 
 
 class EvaluationSection(Spec):

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bend_ray.config.schema import DeepEnsemble, PipelineConfig
+from bend_ray.config.graph import ordinary
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.forecast.calibration import Problem, Rates
-from bend_ray.networks.protocols import Independent, Protocol
+from bend_ray.stages.representations import GRAM_PARTS
+from bend_ray.stages.sample_drawer import drawn_together
 
 FLOAT_BYTES = 4
-GRAM_PIECES = 16
-"""Ranges of columns that the autoencoder's representation is fitted by, see its stage."""
-DRAWN_BYTES = 512 * 2**20
-"""Parameters that a process draws at once, see the stage of samples."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
         Work(
             "evaluation",
             tuple(_evaluation(config, problem, rates)),
-            FLOAT_BYTES * _ordinary(config) * problem.whole,
+            FLOAT_BYTES * _num_ordinary(config) * problem.whole,
         ),
     ]
 
@@ -114,14 +112,8 @@ def _representation_bytes(config: PipelineConfig, problem: Problem) -> int:
 
 
 def _seeds(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    yield from _trainings(config, config.seeds.protocol, problem, rates)
-
-
-def _trainings(
-    config: PipelineConfig, protocol: Protocol, problem: Problem, rates: Rates
-) -> Iterator[Phase]:
-    """Roots, then cohorts, of any protocol."""
-    section, images = config.seeds, problem.train_images
+    """Roots, then cohorts."""
+    section, protocol, images = config.seeds, config.seeds.protocol, problem.train_images
     if protocol.num_roots:
         together = min(protocol.num_roots, section.cohort_size)
         steps = section.recipe.num_steps(protocol.root_stretch(section.recipe).epochs, images)
@@ -142,7 +134,7 @@ def _autoencoder(config: PipelineConfig, problem: Problem, rates: Rates) -> Iter
     if config.autoencoder.model.features == "principal":
         read = problem.members * problem.parameters * FLOAT_BYTES / rates.read_bytes
         seconds = read + problem.parameters * rates.gram_column
-        yield Phase("Gram matrix, K x K x P", GRAM_PIECES, seconds / GRAM_PIECES)
+        yield Phase("Gram matrix, K x K x P", GRAM_PARTS, seconds / GRAM_PARTS)
         yield Phase("principal directions", 1, rates.eigenvectors)
     yield Phase("training", 1, config.autoencoder.training.steps * rates.coder_step)
 
@@ -155,8 +147,7 @@ def _generator(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterat
 
 def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
     section = config.samples
-    fitting = max(1, DRAWN_BYTES // (FLOAT_BYTES * problem.parameters))
-    together = min(section.count, section.shard_size, fitting)
+    together = drawn_together(section, problem.parameters)
     seconds = _drawing(together, problem, rates)
     seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
     recipe = config.seeds.recipe
@@ -175,21 +166,21 @@ def _drawing(models: int, problem: Problem, rates: Rates) -> float:
     return read + rates.draw(models) + mixed + models * problem.validation_images * rates.answer
 
 
-def _ordinary(config: PipelineConfig) -> int:
+def _num_ordinary(config: PipelineConfig) -> int:
     """Models trained for the deep ensemble."""
-    rivals = [r for r in config.evaluation.rivals if isinstance(r, DeepEnsemble)]
-    size = config.evaluation.bagging.size or config.samples.count
-    return sum(rival.size or size for rival in rivals)
+    others = ordinary(config)
+    return others.seeds.num_models if others else 0
 
 
 def _evaluation(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    ordinary = _ordinary(config)
-    if ordinary:
-        protocol = Independent(models=ordinary, bootstrap=False, align=False)
-        yield from _trainings(config, protocol, problem, rates)
-    drawn = {"noise": 1, "gaussian": 1, "multiswag": 1}
-    rivals = sum(drawn.get(rival.kind, 0) for rival in config.evaluation.rivals)
-    asked = problem.members + ordinary + (1 + rivals) * config.samples.count
+    if others := ordinary(config):
+        yield from _seeds(others, problem, rates)
+    size = config.evaluation.bagging.size or config.samples.count
+    drawn = config.samples.count + sum(
+        rival.num_drawn(size, config.seeds.protocol.num_trunks)
+        for rival in config.evaluation.rivals
+    )
+    asked = problem.members + _num_ordinary(config) + drawn
     images = problem.validation_images + problem.test_images
     read = asked * problem.parameters * FLOAT_BYTES / rates.read_bytes
     yield Phase("answers of all models", 1, read + asked * images * rates.answer)

@@ -1,17 +1,17 @@
 """Rivals: what else could be done with the same trained population, without a learnt generator.
 
-Each draws parameters ``(N, P)`` from the training members alone, and says of which trunk each is
-``(N,)``, -1 where of no one trunk. To add a rival: one class with ``draw``, and its name in the
-union at the bottom.
+``Choosing`` ones take models that were trained. ``Drawing`` ones make parameters ``(N, P)`` of the
+training members alone, and say of which trunk each is ``(N,)``, -1 where of no one trunk. To add a
+rival: one class of either kind, and its name in the union at the bottom.
 
 Shape letters: K training members, N drawn, P parameters, T trunks.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
@@ -45,7 +45,99 @@ def _in_turn(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
     return ids_T[torch.arange(count) % len(ids_T)]
 
 
-class WeightAverage(Spec):
+class Choosing(Spec):
+    """A bag of models that were trained anyway, or for the comparison."""
+
+    kind: str
+    needs_all: ClassVar[bool] = False
+    """Whether all of the population must be trained for it, or its own members alone."""
+    among: ClassVar[Literal["originals", "ordinary"]] = "originals"
+    """The training members, or the ordinary trainings."""
+
+    def num_drawn(self, count: int, num_trunks: int) -> int:
+        """Models that are made for the comparison and asked: none."""
+        return 0
+
+    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+        """Positions of the members, in voting order.
+
+        Args:
+            trunks_K: of the models among which it chooses.
+            val_nll_K: their validation NLL, in nats.
+            count: members of the bag that it is compared with.
+        """
+        raise NotImplementedError
+
+
+class OriginalsBag(Choosing):
+    """As many trained members as the bag has, the trunks in turn."""
+
+    kind: Literal["originals_bag"] = "originals_bag"
+
+    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+        """Positions of the members, in voting order."""
+        return round_robin(trunks_K, min(count, len(trunks_K))).tolist()
+
+
+class TrunkBag(Choosing):
+    """One trained member of each trunk."""
+
+    kind: Literal["trunk_bag"] = "trunk_bag"
+
+    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+        """Positions of the members, in voting order; whatever ``count``."""
+        return round_robin(trunks_K, len(torch.unique(trunks_K))).tolist()
+
+
+class BestOriginal(Choosing):
+    """The single trained member of lowest validation NLL."""
+
+    kind: Literal["best_original"] = "best_original"
+    needs_all: ClassVar[bool] = True
+
+    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+        """Its position."""
+        return [int(val_nll_K.argmin())]
+
+
+class DeepEnsemble(Choosing):
+    """Ordinary independent trainings, as many as the bag has; trained for the comparison.
+
+    Their cost is shown, as is how many of them our own cost would have paid for.
+    """
+
+    kind: Literal["deep_ensemble"] = "deep_ensemble"
+    among: ClassVar[Literal["originals", "ordinary"]] = "ordinary"
+    size: PositiveInt | None = None
+    """Members; null for as many as the bag has."""
+
+    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+        """The first of them."""
+        return list(range(min(count, len(trunks_K))))
+
+
+class Drawing(Spec):
+    """A bag of models that are drawn around the training members."""
+
+    kind: str
+    needs_all: ClassVar[bool] = True
+
+    def num_drawn(self, count: int, num_trunks: int) -> int:
+        """Models that are made for the comparison and asked."""
+        return count
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> Drawn:
+        """Draw about ``count`` models from the training members and their trunks."""
+        raise NotImplementedError
+
+
+class WeightAverage(Drawing):
     """One model: the mean of all training members' parameters."""
 
     kind: Literal["weight_average"] = "weight_average"
@@ -62,8 +154,12 @@ class WeightAverage(Spec):
         trunk = ids_T if len(ids_T) == 1 else torch.tensor([-1])
         return theta_KP.mean(dim=0, keepdim=True), trunk
 
+    def num_drawn(self, count: int, num_trunks: int) -> int:
+        """One."""
+        return 1
 
-class TrunkAverages(Spec):
+
+class TrunkAverages(Drawing):
     """One model a trunk: the mean of its members' parameters."""
 
     kind: Literal["trunk_averages"] = "trunk_averages"
@@ -79,8 +175,12 @@ class TrunkAverages(Spec):
         means_TP, _ = trunk_means(theta_KP, trunks_K)
         return means_TP[:count], torch.unique(trunks_K)[:count]
 
+    def num_drawn(self, count: int, num_trunks: int) -> int:
+        """One a trunk."""
+        return min(count, num_trunks)
 
-class Noise(Spec):
+
+class Noise(Drawing):
     """Training members with Gaussian noise on every parameter."""
 
     kind: Literal["noise"] = "noise"
@@ -102,7 +202,7 @@ class Noise(Spec):
         return members_NP + self.scale * std_N1 * noise_NP, trunks_K[chosen_N]
 
 
-class Gaussian(Spec):
+class Gaussian(Drawing):
     """A Gaussian around each trunk's mean, with the residuals' covariance of all trunks.
 
     A draw is a trunk's mean plus a random combination of all members' residuals: exactly the
@@ -129,7 +229,7 @@ class Gaussian(Spec):
         return drawn_NP + self.scale * residuals_NP, _in_turn(trunks_K, count)
 
 
-class MultiSwag(Spec):
+class MultiSwag(Drawing):
     """SWAG in every trunk: half diagonal, half low-rank Gaussian around the trunk's mean.
 
     Source: Maddox et al. 2019 (arXiv 1902.02476), equation 1; Wilson & Izmailov 2020 for many
@@ -162,6 +262,15 @@ class MultiSwag(Spec):
         return torch.stack(draws), _in_turn(trunks_K, count)
 
 
-WeightSpaceRival = Annotated[
-    WeightAverage | TrunkAverages | Noise | Gaussian | MultiSwag, Field(discriminator="kind")
+Rival = Annotated[
+    OriginalsBag
+    | TrunkBag
+    | BestOriginal
+    | DeepEnsemble
+    | WeightAverage
+    | TrunkAverages
+    | Noise
+    | Gaussian
+    | MultiSwag,
+    Field(discriminator="kind"),
 ]

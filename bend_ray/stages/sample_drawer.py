@@ -19,7 +19,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.schema import PipelineConfig, SamplesSection
 from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.populations.divergence import Divergence, finite_rows, note
@@ -52,9 +52,14 @@ def load_generator(
 
 def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:
     """Which classifiers are drawn together: no more at once than ``SHARD_BYTES`` of parameters."""
-    section = config.samples
-    fitting = max(1, SHARD_BYTES // (4 * read_layout(graph.seeds).size))
-    return split(range(section.count), min(section.shard_size, fitting))
+    size = drawn_together(config.samples, read_layout(graph.seeds).size)
+    return split(range(config.samples.count), size)
+
+
+def drawn_together(section: SamplesSection, num_parameters: int) -> int:
+    """How many classifiers of so many parameters a process draws at once."""
+    fitting = max(1, SHARD_BYTES // (4 * num_parameters))
+    return min(section.count, section.shard_size, fitting)
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,18 @@ import torch
 from answers import PRICES, Answers, C, N, members
 
 from bend_ray.comparison.comparison import Comparison, Members
-from bend_ray.config.schema import (
-    BestOriginal,
-    DeepEnsemble,
-    EvaluationSection,
-    OriginalsBag,
-    TrunkBag,
-)
+from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import member_nll, nll
 from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
-from bend_ray.generation.rivals import Gaussian, WeightAverage
+from bend_ray.generation.rivals import (
+    BestOriginal,
+    DeepEnsemble,
+    Gaussian,
+    OriginalsBag,
+    TrunkBag,
+    WeightAverage,
+)
 
 
 def compare(section: EvaluationSection, **changes: Any) -> dict[str, Any]:

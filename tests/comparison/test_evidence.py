@@ -10,13 +10,13 @@ from answers import PRICES, Answers, members
 from bend_ray.artifacts.directory import to_json
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import evidence
-from bend_ray.config.schema import BestOriginal, DeepEnsemble, EvaluationSection, OriginalsBag
+from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import TopK
 from bend_ray.ensemble.metrics import disagreement, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.trust import rejection
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.rivals import Gaussian
+from bend_ray.generation.rivals import BestOriginal, DeepEnsemble, Gaussian, OriginalsBag
 
 RIVALS = (OriginalsBag(), BestOriginal(), DeepEnsemble(), Gaussian())
 

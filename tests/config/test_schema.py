@@ -13,7 +13,6 @@ from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import (
     AS_DRAWN,
     AutoencoderSection,
-    DeepEnsemble,
     EvaluationSection,
     Finish,
     PipelineConfig,
@@ -29,7 +28,7 @@ from bend_ray.errors import ConfigError
 from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
 from bend_ray.generation.denoisers import Denoiser
 from bend_ray.generation.diffusion import FlowMatching, Process
-from bend_ray.generation.rivals import Gaussian
+from bend_ray.generation.rivals import DeepEnsemble, Gaussian
 from bend_ray.generation.samplers import Euler, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Forks, Independent, Protocol, held_out_ids

@@ -22,8 +22,9 @@ from PIL import Image
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.repeats import repeats_of
-from bend_ray.config.schema import AS_DRAWN, DeepEnsemble, EvaluationSection, OriginalsBag
+from bend_ray.config.schema import AS_DRAWN, EvaluationSection
 from bend_ray.ensemble.bagging import All, GreedyForward, TopK
+from bend_ray.generation.rivals import DeepEnsemble, OriginalsBag
 from bend_ray.report import results
 from bend_ray.report.evaluation import Diverged, Result
 from bend_ray.report.location import default_output, output_directory, written

@@ -92,7 +92,7 @@ def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     _gather(tmp_path / "job", [Path("configs/a.yaml")], package=True)
     sent = {str(f.relative_to(tmp_path / "job")) for f in (tmp_path / "job").rglob("*.yaml")}
     assert sent == {"configs/a.yaml"}
-    assert (tmp_path / "job" / "bend_ray" / "cli.py").is_file()
+    assert (tmp_path / "job" / "bend_ray" / "cli" / "main.py").is_file()
     assert {each.name for each in (tmp_path / "job").iterdir()} == {"configs", "bend_ray"}
     assert not list((tmp_path / "job").rglob("__pycache__"))
     assert os.listdir(tmp_path / "bend-store") == ["seeds"]

@@ -33,10 +33,11 @@ SECTION = GeneratorSection(denoiser=MlpDenoiser(hidden=16, blocks=1))
 TRAINING = Training(steps=120, batch_size=8, checkpoint_every=20)
 
 
-def rows_of(number: int) -> pa.Table:
+def rows() -> Rows:
     values = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
     ids = np.arange(13)
-    return pa.table({"model_id": ids, "trunk": ids % 2, "features": vectors(values)})
+    table = pa.table({"model_id": ids, "trunk": ids % 2, "features": vectors(values)})
+    return Rows(1, lambda _: table)
 
 
 def fit_denoiser(
@@ -60,7 +61,7 @@ def fit_denoiser(
         from bend_ray.runtime.on_ray import RayRuntime
 
         runtime = RayRuntime(own=False)
-    fitted = runtime.train(job, Rows(1, rows_of))
+    fitted = runtime.train(job, rows())
     assert fitted.curve[-1][0] >= (until or training.steps) - 1
     assert fitted.cost.cpu_seconds > 0
     return artifact

@@ -11,15 +11,15 @@ from bend_ray.artifacts.store import Store
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import evidence, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph, graph_of
-from bend_ray.config.schema import (
+from bend_ray.config.schema import EvaluationSection, PipelineConfig
+from bend_ray.generation.rivals import (
     BestOriginal,
     DeepEnsemble,
-    EvaluationSection,
+    Gaussian,
     OriginalsBag,
-    PipelineConfig,
     TrunkBag,
+    WeightAverage,
 )
-from bend_ray.generation.rivals import Gaussian, WeightAverage
 
 SECTION = EvaluationSection(
     temperature_scaling=False,
