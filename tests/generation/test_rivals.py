@@ -8,12 +8,13 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from bend_ray.generation.rivals import (
+    Drawing,
     Gaussian,
     MultiSwag,
     Noise,
+    Rival,
     TrunkAverages,
     WeightAverage,
-    WeightSpaceRival,
     round_robin,
     trunk_means,
 )
@@ -152,21 +153,22 @@ def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -
 
 
 @pytest.mark.parametrize("rival", [Gaussian(), MultiSwag()])
-def test_members_without_a_spread_are_drawn_as_they_are(rival: WeightSpaceRival) -> None:
+def test_members_without_a_spread_are_drawn_as_they_are(rival: Drawing) -> None:
     theta_KP = torch.randn(3, 4, generator=generator())
     drawn, trunks = rival.draw(theta_KP, torch.arange(3), 6, generator())
     torch.testing.assert_close(drawn, theta_KP.repeat(2, 1))
     assert trunks.tolist() == [0, 1, 2, 0, 1, 2]
 
 
-@pytest.mark.parametrize("rival", [cls() for cls in variants(WeightSpaceRival)])
-def test_a_rival_is_reproducible_and_touches_nothing(rival: WeightSpaceRival) -> None:
+@pytest.mark.parametrize("rival", [cls() for cls in variants(Rival) if issubclass(cls, Drawing)])
+def test_a_rival_is_reproducible_and_touches_nothing(rival: Drawing) -> None:
     theta_KP = torch.randn(len(TRUNKS_K), 4, generator=generator())
     kept, state = theta_KP.clone(), torch.get_rng_state()
 
     def draw(seed: int) -> Tensor:
         return rival.draw(theta_KP, TRUNKS_K, 7, generator(seed))[0]
 
+    assert len(draw(1)) == rival.num_drawn(7, len(TRUNKS_K.unique()))
     assert torch.equal(draw(1), draw(1))
     assert torch.equal(theta_KP, kept)
     assert torch.equal(torch.get_rng_state(), state)
@@ -187,4 +189,4 @@ def test_a_rival_is_reproducible_and_touches_nothing(rival: WeightSpaceRival) ->
 )
 def test_scales_that_mean_nothing_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match="scale"):
-        TypeAdapter(WeightSpaceRival).validate_python(wrong)
+        TypeAdapter(Rival).validate_python(wrong)
