@@ -38,13 +38,10 @@ _first_members = click.option(
     help=f"Folder to write, on a disk or in an object store; default {EXPORTS}/VERSION.",
 )
 @click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    default=("onnx",),
-    show_default=True,
-    type=click.Choice(["safetensors", "onnx", "torch-export"]),
-    help="Program beside the members' safetensors, which are always there; may be given again.",
+    "--onnx/--no-onnx",
+    "with_onnx",
+    default=True,
+    help="Whether to write ONNX programs, from which `bend serve` answers.",
 )
 @_first_members
 def export(
@@ -52,24 +49,24 @@ def export(
     overrides: tuple[str, ...],
     store: str,
     output: str | None,
-    formats: tuple[str, ...],
+    with_onnx: bool,
     members: int | None,
 ) -> None:
     """Write the bag that an evaluation chose as a folder, and print where.
 
     Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
-    members.safetensors, one program a format (uint8 images in, probabilities out) and a README that
-    shows how to load them without bend_ray.
+    members.safetensors, ONNX programs (uint8 images in, probabilities out) and a README that shows
+    how to load them without bend_ray.
 
     \b
       bend export
-      bend export --format onnx --format torch-export --output s3://bucket/bags/digits
+      bend export --output s3://bucket/bags/digits
     """
     from bend_ray.export.folder import export_bag
 
     config, graph = _chosen(file, overrides, store, members)
     where = output or _default_output(graph, members)
-    export_bag(config, graph, where, formats=formats, members=members)  # type: ignore[arg-type]
+    export_bag(config, graph, where, with_onnx=with_onnx, members=members)
     click.echo(masked(where))
 
 
@@ -261,5 +258,5 @@ def _exported(
         from bend_ray.export.folder import export_bag
 
         log.LOGGER.info("export       to %s", where)
-        export_bag(config, graph, where, formats=("onnx",), members=members)
+        export_bag(config, graph, where, members=members)
     return where

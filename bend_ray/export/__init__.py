@@ -1,9 +1,8 @@
 """The bag as files that other tools load: ``bend export``, and what ``bend serve`` answers from.
 
-``states`` reads the members' tensors out of a store, ``card`` is config.json, ``layers`` turns one
-member into an ONNX graph, ``graphs`` makes one graph of many members, ``torch_program`` the same
-for ``torch.export``, ``guide`` writes the folder's README, ``folder`` puts it all together.
+``card`` is config.json, ``layers`` turns one
+member into an ONNX graph, ``graphs`` makes one graph of many members, ``guide`` writes the folder's
+README, ``folder`` puts it all together.
 
-``card`` and ``graphs`` import no torch: a server reads a bag with numpy and onnx alone. To add a
-format: a file of its own, and a name in ``folder.FORMATS``.
+``card`` and ``graphs`` import no torch: a server reads a bag with numpy and onnx alone.
 """

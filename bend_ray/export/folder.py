@@ -8,30 +8,30 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
 
 import pyarrow.fs
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.votes import Vote
+from bend_ray.data.parts import ImageDataset
+from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, plain, version_of
 from bend_ray.export.guide import guide
-from bend_ray.export.torch_program import BagProgram, fitted_temperature, write_program
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.states import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked, utf8
 
-Format = Literal["safetensors", "onnx", "torch-export"]
-FORMATS: tuple[Format, ...] = ("safetensors", "onnx", "torch-export")
-GUIDE, ONNX, TORCH = "README.md", "bag.onnx", "bag.pt2"
-_OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX, TORCH})
+GUIDE, ONNX = "README.md", "bag.onnx"
+_OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
 
@@ -41,7 +41,7 @@ def export_bag(
     graph: Graph,
     output: str,
     *,
-    formats: Sequence[Format] = ("onnx",),
+    with_onnx: bool = True,
     members: int | None = None,
 ) -> Card:
     """Write the bag that a config's evaluation chose.
@@ -50,7 +50,7 @@ def export_bag(
         config: of the pipeline.
         graph: its artifacts.
         output: a folder or URI; new, empty, or an earlier export, which is replaced.
-        formats: programs to write beside the members' tensors.
+        with_onnx: whether to write ONNX programs beside the members' tensors.
         members: take the first so many of the bag alone; None for all.
 
     Returns:
@@ -64,13 +64,13 @@ def export_bag(
     _refuse_strangers(filesystem, path, output)
     card, state_K = _bag(config, graph, members)
     with tempfile.TemporaryDirectory() as scratch:
-        write_bag(Path(scratch), card, state_K, formats)
+        write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
         _publish(Path(scratch), filesystem, path)
     return card
 
 
 def write_bag(
-    folder: Path, card: Card, state_K: Mapping[str, Tensor], formats: Sequence[Format] = ("onnx",)
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> None:
     """Write any bag, evaluated or not, into a local folder.
 
@@ -78,15 +78,16 @@ def write_bag(
         folder: must be there.
         card: of the bag.
         state_K: its members' tensors, stacked.
-        formats: programs to write beside them.
+        with_onnx: whether to write ONNX programs beside them.
     """
-    programs = _write_programs(folder, card, state_K, formats)
+    if with_onnx:
+        _write_onnx(folder, card, state_K)
     safetensors.torch.save_file(
         {name: tensor.contiguous() for name, tensor in state_K.items()},
         folder / MEMBERS,
         {"model_version": card.model_version},
     )
-    (folder / GUIDE).write_text(guide(card, programs), encoding="utf-8")
+    (folder / GUIDE).write_text(guide(card, with_onnx=with_onnx), encoding="utf-8")
     (folder / CARD).write_bytes(to_json(plain(card)))
 
 
@@ -123,7 +124,7 @@ def _bag(
     )
     state_K = member_states(config, graph, rows, card.image_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
-        temperature = fitted_temperature(card, state_K, dataset.validation)
+        temperature = _fitted_temperature(card, state_K, dataset)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
@@ -148,17 +149,17 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-def _write_programs(
-    folder: Path, card: Card, state_K: Mapping[str, Tensor], formats: Sequence[Format]
-) -> list[str]:
-    written = []
-    if "onnx" in formats:
-        _write_onnx(folder, card, state_K)
-        written.append(ONNX)
-    if "torch-export" in formats:
-        write_program(BagProgram(card, state_K), folder / TORCH)
-        written.append(TORCH)
-    return written
+@torch.no_grad()
+def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: ImageDataset) -> float:
+    """The temperature at which the bag's NLL on validation images is least."""
+    module = card.architecture.build(card.image_shape, len(card.class_names))
+    layout = ParameterLayout.of(module)
+    stack = Stack(module, layout, form_for(module, "cpu", card.architecture.stacks_on_cpu))
+    images = dataset.normalise(dataset.validation.pixels_NCHW)
+    logits_KNC = predict_logits(stack, layout.flatten(dict(state_K)), images)
+    weights_K = torch.tensor(card.weights, dtype=torch.float64)
+    probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
+    return fit_temperature(probs_NC, dataset.validation.labels_N)
 
 
 def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None:

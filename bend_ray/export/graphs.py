@@ -8,7 +8,6 @@ Shape letters: K members, B images, C classes, D inputs of a layer, O outputs of
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
@@ -29,10 +28,6 @@ Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
 Output = tuple[str, int, list[int | str]]
 """Name, ONNX's number of its type, shape."""
-
-CHANNEL_BLOCK = 16
-"""Channels that ONNX Runtime computes at once where a CPU has AVX-512; half of it elsewhere."""
-_CHANNEL_BY_CHANNEL = ("Relu", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
 
 _PIXELS = "normalised"
 _MEMBER_LOGITS = "member_logits"
@@ -128,30 +123,6 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.Mod
     )
 
 
-def _first_layer(graph: onnx.GraphProto, state_K: State) -> list[onnx.NodeProto]:
-    """The convolution that all members show the same pixels, and what follows channel by channel.
-
-    Empty where there is none, where members share it, or where its channels are whole blocks.
-    """
-    layer: list[onnx.NodeProto] = []
-    value = INPUT
-    for node in graph.node[:-1]:  # the last one gives the logits
-        readers = sum(value in reader.input for reader in graph.node)
-        wanted = _CHANNEL_BY_CHANNEL if layer else ("Conv",)
-        own = all(name in state_K for name in node.input[1:])
-        if node.op_type not in wanted or node.input[0] != value or readers > 1 or not own:
-            break
-        layer.append(node)
-        value = node.output[0]
-    if not layer or any(a.name == "group" and a.i != 1 for a in layer[0].attribute):
-        return []
-    return layer if _channels(layer[0], state_K) % (CHANNEL_BLOCK // 2) else []
-
-
-def _channels(conv: onnx.NodeProto, state_K: State) -> int:
-    return int(state_K[conv.input[1]].shape[1])
-
-
 class _Builder:
     """A graph that is being written."""
 
@@ -208,51 +179,20 @@ class _Builder:
 
     def _unrolled(self) -> None:
         """One member after another; what reads the same pixels may run at the same time."""
-        first = _first_layer(self.member.graph, self.state_K)
-        seen = self._together(first) if first else {INPUT: [_PIXELS] * len(self)}
-        rest = self.member.graph.node[len(first) :]
-        read = {name for node in rest for name in node.input}
+        read = {name for node in self.member.graph.node for name in node.input}
         own = [name for name in self.names if name in read]
-        logits = [
-            self._one(k, rest, own, {name: parts[k] for name, parts in seen.items()})
-            for k in range(len(self))
-        ]
+        logits = [self._one(k, own) for k in range(len(self))]
         # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
         rows = self.node("Concat", logits, "rows", axis=0)
         shape = self.tensor("members", [len(self), -1, len(self.card.class_names)], np.int64)
         self.node("Reshape", [rows, shape], LOGITS)
 
-    def _together(self, layer: Sequence[onnx.NodeProto]) -> dict[str, list[str]]:
-        """The first layer of some members as one, whose channels are theirs; what each has of it.
-
-        Measured with ONNX Runtime: it computes channels in blocks of 8 or 16, so that LeNets, of 6
-        channels, take 0.7 to 0.8 of their time, from one image to 256. Whole blocks gain nothing.
-        """
-        channels, output = _channels(layer[0], self.state_K), layer[-1].output[0]
-        size = CHANNEL_BLOCK // math.gcd(CHANNEL_BLOCK, channels)
-        for first in range(0, len(self), size):
-            members = range(len(self))[first : first + size]
-            renamed = {INPUT: _PIXELS}
-            for name in (name for node in layer for name in node.input[1:]):
-                tensor_KO = self.state_K[name][members.start : members.stop]
-                renamed[name] = self.tensor(
-                    f"m{first}.{name}", tensor_KO.reshape(-1, *tensor_KO.shape[2:])
-                )
-            for node in layer:
-                self._copy(node, renamed, f"together{first}")
-            parts = [f"m{k}.{output}" for k in members]
-            split = {"axis": 1, "num_outputs": len(members)}
-            self.nodes.append(helper.make_node("Split", [renamed[output]], parts, **split))
-        return {output: [f"m{k}.{output}" for k in range(len(self))]}
-
-    def _one(
-        self, k: int, nodes: Iterable[onnx.NodeProto], own: Iterable[str], seen: Mapping[str, str]
-    ) -> str:
+    def _one(self, k: int, own: Iterable[str]) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
-        renamed = {name: name for name in shared} | dict(seen)
+        renamed = {name: name for name in shared} | {INPUT: _PIXELS}
         for name in own:
             renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
-        for node in nodes:
+        for node in self.member.graph.node:
             self._copy(node, renamed, f"m{k}")
         return f"m{k}.{LOGITS}"
 

@@ -5,10 +5,7 @@ Its Python blocks are run by the tests, each in a process that cannot import ben
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from bend_ray.export.card import Card
-from bend_ray.networks.architectures import Architecture, ConvNet, Mlp
 
 _HEAD = """# A bag of {size} classifiers
 
@@ -79,20 +76,11 @@ opset {opset}.
 `member.onnx` is one member's graph with its tensors as inputs: what `bend serve` builds from.
 """
 
-_TORCH = """
-## torch.export
-
-```python
-import torch
-
-bag = torch.export.load("bag.pt2").module()
-images = torch.zeros(1, {channels}, {height}, {width}, dtype=torch.uint8)  # your images
-probabilities, member_probabilities = bag(images)
-```
-"""
-
 _SAFETENSORS = """
 ## safetensors
+
+Of your own network, whose `state_dict` has these names: in bend_ray's words
+`{architecture}`.
 
 ```python
 import json
@@ -103,7 +91,7 @@ from torch.func import functional_call
 card = json.load(open("config.json"))
 members = load_file("members.safetensors")
 
-{build}
+network = build()  # an untrained one, in torch
 network.eval()
 
 images = torch.zeros(1, {channels}, {height}, {width}, dtype=torch.uint8)  # your images
@@ -121,41 +109,13 @@ probabilities = (probabilities.clamp(min=2.0**-126).log() / card["temperature"])
 ```
 """
 
-_MLP = """layers, widths = [torch.nn.Flatten()], {widths}
-for index, (width, next_width) in enumerate(zip(widths, widths[1:])):
-    layers += [torch.nn.ReLU()] if index else []
-    layers += [torch.nn.Linear(width, next_width)]
-network = torch.nn.Sequential(*layers)"""
 
-_CONVNET = """from collections import OrderedDict
-from torch import nn
-
-channels, layers = {channels}, OrderedDict()
-for index, (before, after) in enumerate(zip(channels, channels[1:])):
-    block = OrderedDict(conv=nn.Conv2d(before, after, 3, padding=1, bias={bias}))
-    {norm}
-    block |= OrderedDict(relu=nn.ReLU(), pool=nn.MaxPool2d(2))
-    layers[f"block{{index}}"] = nn.Sequential(block)
-layers |= OrderedDict(pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten())
-layers["head"] = nn.Linear(channels[-1], {classes})
-network = nn.Sequential(layers)"""
-
-_NORMS = {
-    "batch": 'block["norm"] = nn.BatchNorm2d(after)',
-    "group": 'block["norm"] = nn.GroupNorm(1, after)',
-    "none": "# without a norm",
-}
-
-_OTHER = """# The module that bend_ray's {kind} builds, with as many inputs and logits:
-network = build(card["architecture"])  # {architecture}"""
-
-
-def guide(card: Card, programs: Sequence[str]) -> str:
+def guide(card: Card, *, with_onnx: bool) -> str:
     """The README's text.
 
     Args:
         card: of the bag.
-        programs: names of the program files beside it.
+        with_onnx: whether ONNX programs are beside it.
     """
     channels, height, width = card.image_shape
     shape = {"channels": channels, "height": height, "width": width}
@@ -181,11 +141,10 @@ def guide(card: Card, programs: Sequence[str]) -> str:
             pixel_max=decoding.pixel_max,
             **shape,
         )
-    if "bag.onnx" in programs:
+    if with_onnx:
         text += _ONNX.format(**shape, **card.onnx.model_dump())
-    if "bag.pt2" in programs:
-        text += _TORCH.format(**shape)
-    return text + _SAFETENSORS.format(build=_build(card), **shape)
+    architecture = card.architecture.model_dump_json()
+    return text + _SAFETENSORS.format(architecture=architecture, **shape)
 
 
 def _scores(card: Card) -> str:
@@ -193,20 +152,3 @@ def _scores(card: Card) -> str:
     if scores is None or scores.accuracy is None or scores.nll is None:
         return "It was not evaluated: it is a part of an evaluated bag."
     return f"On the test part: accuracy {scores.accuracy:.2%}, NLL {scores.nll:.4f}."
-
-
-def _build(card: Card) -> str:
-    architecture: Architecture = card.architecture
-    channels, height, width = card.image_shape
-    classes = len(card.class_names)
-    if isinstance(architecture, Mlp):
-        widths = [channels * height * width, *architecture.hidden, classes]
-        return _MLP.format(widths=widths)
-    if isinstance(architecture, ConvNet):
-        return _CONVNET.format(
-            channels=[channels, *architecture.channels],
-            bias=architecture.norm == "none",
-            norm=_NORMS[architecture.norm],
-            classes=classes,
-        )
-    return _OTHER.format(kind=architecture.kind, architecture=architecture.model_dump_json())

@@ -84,7 +84,9 @@ def learnt(tmp_path: Path, content: bytes, **options: Any) -> list[ImageDataset]
 def of_the_guide(card: Any) -> Callable[[Path], NDArray[np.uint8]]:
     """What an export's README tells to do, without us."""
     code = re.search(
-        r"## An image file as input\n.*?```python\n(.*?)```", guide(card, []), re.DOTALL
+        r"## An image file as input\n.*?```python\n(.*?)```",
+        guide(card, with_onnx=False),
+        re.DOTALL,
     )
     assert code is not None
     names: dict[str, Any] = {}

@@ -98,18 +98,3 @@ def test_members_say_what_each_says_alone(
     with torch.no_grad():
         expected = torch.stack([module(inputs).softmax(dim=-1) for module in modules])
     np.testing.assert_allclose(said, expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("build", "channels", "convolutions"),
-    # Of 9 members: six channels fill three blocks of 16 with 8 members, three with 16.
-    [(plain, 6, 2), (plain, 3, 1), (plain, 4, 3), (plain, 8, 9), (normed, 12, 3), (grouped, 6, 9)],
-)
-def test_first_layers_are_joined_until_their_channels_fill_blocks(
-    build: Callable[[int], nn.Module], channels: int, convolutions: int
-) -> None:
-    model, _ = program(lambda: build(channels), 9)
-    first = [
-        node for node in model.graph.node if node.op_type == "Conv" and "normalised" in node.input
-    ]
-    assert len(first) == convolutions
