@@ -17,6 +17,7 @@ from bend_ray.parameters.layout import ParameterLayout
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
+BUDGET = Path(__file__).parents[1] / "benchmarks" / "budget"
 OWN_PARAMETERS = {
     "resnet18": 2048,
     "resnet50": 5120,
@@ -34,10 +35,10 @@ def test_a_config_is_read(path: Path) -> None:
     load_config(path)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("budget/*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(BUDGET.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_budget_bench_is_read(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    methods = import_module("budget_specs").read_bench(path).methods
+    monkeypatch.syspath_prepend(str(BUDGET))
+    methods = import_module("specs").read_bench(path).methods
     assert any(method.ours for method in methods.values())
     assert "deep_ensemble" in methods
 

@@ -1,4 +1,4 @@
-"""What a budget bench compares: a task, budgets, and methods; read from ``configs/budget/*.yaml``.
+"""What a budget bench compares: a task, budgets, and methods; read from a ``.yaml`` of this folder.
 
 A method says how a budget's gradient steps are allotted to chains (independent starts, each one
 trained by the recipe's schedule for a trunk and at a rate of its own through tails), and what is

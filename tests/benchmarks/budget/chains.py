@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from budget_specs import Bench, Chains
+from specs import Bench, Chains
 from torch import Tensor
 
 from bend_ray.data.parts import ImageDataset, Images

@@ -1,11 +1,10 @@
 """What is the best use of the cost of B ordinary trainings? Every method at the same budget.
 
-    BEND_DATASETS=... uv run python tests/benchmarks/bench_budget.py configs/budget/digits.yaml \\
-        --output digits.jsonl [--seal digits-test.jsonl] [--repeats 0-9] [--budgets 1,2] \\
-        [--methods REGEX] [--quality]
-    uv run python tests/benchmarks/bench_budget.py --table digits.jsonl
-    uv run python tests/benchmarks/bench_budget.py --table digits.jsonl \\
-        --open-test digits-test.jsonl
+    cd tests/benchmarks/budget
+    BEND_DATASETS=... uv run python bench.py digits.yaml --output digits.jsonl \\
+        [--seal digits-test.jsonl] [--repeats 0-9] [--budgets 1,2] [--methods REGEX] [--quality]
+    uv run python bench.py --table digits.jsonl
+    uv run python bench.py --table digits.jsonl --open-test digits-test.jsonl
 
 One JSON line a (split, budget, method), appended; lines that are there are not made again. It holds
 validation figures, by which everything is chosen. Several members vote by the arithmetic mean of
@@ -30,10 +29,10 @@ from typing import Any, TextIO
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from budget_chains import Task
-from budget_readouts import run
-from budget_specs import Bench, read_bench
-from budget_table import print_tables
+from chains import Task
+from readouts import run
+from specs import Bench, read_bench
+from table import print_tables
 
 
 def main() -> None:
@@ -95,7 +94,7 @@ def _range(text: str) -> list[int]:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("config", type=Path, nargs="?", help="a file of configs/budget")
+    parser.add_argument("config", type=Path, nargs="?", help="a .yaml of this folder")
     parser.add_argument("--output", type=Path, help="JSON lines are appended to it")
     parser.add_argument("--repeats", help="splits, as in 0-4; all of the config")
     parser.add_argument("--budgets", type=lambda text: [int(b) for b in text.split(",")])

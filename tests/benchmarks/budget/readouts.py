@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from budget_chains import Plan, Task
-from budget_specs import Drawn, Last, Method, Tails
+from chains import Plan, Task
+from specs import Drawn, Last, Method, Tails
 from torch import Tensor
 
 from bend_ray.data.parts import Images
