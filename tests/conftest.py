@@ -41,20 +41,26 @@ def cluster() -> Iterator[None]:
     seconds.
     """
     import ray
-    from ray._private import parameter
+    from ray._private import parameter, utils
 
     from bend_ray.runtime.cluster import connect
 
     with (
         # Not pytest's folder: the path of a socket may have 107 characters.
-        tempfile.TemporaryDirectory(prefix="bn") as folder,
+        tempfile.TemporaryDirectory(prefix="bn", ignore_cleanup_errors=True) as folder,
         Nursery(Path(folder), os.environ) as nursery,
         pytest.MonkeyPatch.context() as patched,
     ):
-        forked = partial(parameter.RayParams, setup_worker_path=start_worker.__file__)
-        patched.setattr(parameter, "RayParams", forked)
+        # Jobs come through a head's agent, whose port only one cluster of a host can have; one that
+        # finds it taken, by another that is about to end, goes without for good: any free port.
+        ours = {"setup_worker_path": start_worker.__file__, "dashboard_agent_listen_port": 0}
+        patched.setattr(parameter, "RayParams", partial(parameter.RayParams, **ours))
         patched.setenv(start_worker.SOCKET, str(nursery.socket))
-        connect(None)
+        with patched.context() as meanwhile:
+            meanwhile.setenv("RAY_TMPDIR", folder)
+            connect(None)
+        # A job joins the cluster that this file names, and without it any of its host.
+        utils.write_ray_address(ray.get_runtime_context().gcs_address, f"{folder}/ray")
         yield
         ray.shutdown()
 

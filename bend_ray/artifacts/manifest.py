@@ -10,6 +10,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import sys
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -35,7 +36,11 @@ _RECORDED_DISTRIBUTIONS = ("bend-ray", "torch", "ray", "pyarrow", "numpy")
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that decide results, without importing them."""
+    """What decides results beside an artifact's identity; imports nothing.
+
+    Versions of Python and of libraries, and where torch is loaded its kernels and threads in this
+    process: other kernels round otherwise, and a training makes digits of that.
+    """
     versions = {"python": platform.python_version()}
     for distribution in _RECORDED_DISTRIBUTIONS:
         try:
@@ -43,6 +48,10 @@ def installed_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found = "not installed"
         versions[distribution.replace("-", "_")] = found
+    # Who only reads an artifact, or writes a table, has no torch, and needs none.
+    if (torch := sys.modules.get("torch")) is not None:
+        versions["kernels"] = torch.backends.cpu.get_cpu_capability()
+        versions["threads"] = str(torch.get_num_threads())
     return versions
 
 
@@ -93,6 +102,7 @@ class Manifest(_Record):
     metrics: dict[str, Any]
     cost: Cost
     versions: dict[str, str] = Field(default_factory=installed_versions)
+    """Of the process that committed it; on a cluster of unlike machines others may have helped."""
 
 
 def sealed(record: Any) -> dict[str, Any]:

@@ -29,9 +29,11 @@ from bend_ray.storage.masking import masked
 
 RECONNECT_SECONDS = 2.0
 MOST_RECONNECTS = 30
-STARTING_SECONDS = 60.0
+STARTING_SECONDS = 180.0
 _NOT_YET = "No available agent to submit job"
-"""What Ray says while the head's agent is starting."""
+"""What Ray says while the head's agent is starting, and for good where that found no port."""
+
+logger = logging.getLogger(__name__)
 
 
 class Jobs:
@@ -86,7 +88,11 @@ class Jobs:
             )
 
     def _submitted(self, **job: Any) -> str:
-        """The id of a job that was handed in; a cluster that has just started gets time."""
+        """The id of a job that was handed in; a cluster that has just started gets time.
+
+        Raises:
+            ClusterError: it takes none; the message says why.
+        """
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             try:
@@ -94,9 +100,19 @@ class Jobs:
                     submitted: str = self._client.submit_job(**job)
                 return submitted
             except ClusterError as error:
-                if _NOT_YET not in str(error) or time.monotonic() > deadline:
+                if _NOT_YET not in str(error):
                     raise
+            if time.monotonic() > deadline:
+                raise self._no_agent()
+            logger.info("submit       the cluster takes no jobs yet: trying again")
             time.sleep(RECONNECT_SECONDS)
+
+    def _no_agent(self) -> ClusterError:
+        return ClusterError(
+            f"--address {masked(self.address)}: expected a cluster that takes jobs, got no "
+            f"answer of its head's agent for {STARTING_SECONDS:.0f} s; where another Ray cluster "
+            "of that machine has its port, start the head with --dashboard-agent-listen-port=0"
+        )
 
     def follow(self, job: str, show: Callable[[str], None]) -> None:
         """Show what a job prints, from its start, until it ends; survives a lost connection.

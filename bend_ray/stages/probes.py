@@ -109,8 +109,8 @@ def check_generator(
     floor = _floor(config, graph, dataset)
     if not floor.reached(accuracy):
         raise TrainingError(
-            f"generator: collapsed: at step {step} of {steps} none of {len(accuracy)} "
-            f"drawn models {floor.missed(accuracy)}; their spread "
+            f"generator: collapsed: at step {step} of {steps} none of "
+            f"{_num_probes(config)} drawn models {floor.missed(accuracy)}; their spread "
             f"is {spread:.2g} of the members'; train it for longer, with a lower "
             "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0"
         )
@@ -125,6 +125,10 @@ def check_generator(
         logger.warning("generator    diverges: what it draws lies far from all members")
     figures = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
     return figures, cost
+
+
+def _num_probes(config: PipelineConfig) -> int:
+    return min(config.generator.probes.count, config.samples.count)
 
 
 def check_samples(
@@ -164,7 +168,7 @@ def _draw(
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
         drawer = SampleDrawer(without_finish(config), graph, shared, weights)
-        ids = range(min(config.generator.probes.count, config.samples.count))
+        ids = range(_num_probes(config))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy_N
     return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

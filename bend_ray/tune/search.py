@@ -222,7 +222,7 @@ def _tuner(
             metric=OBJECTIVE,
             mode="min",
             num_samples=1 if isinstance(section.searcher, Grid) else section.trials,
-            search_alg=searcher_of(section, section.point_of(config)),
+            search_alg=searcher_of(section, section.point_of(config), room),
             scheduler=scheduler_of(section),
             max_concurrent_trials=room,
             reuse_actors=True,

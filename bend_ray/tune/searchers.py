@@ -31,12 +31,13 @@ class PruningOptunaSearch(OptunaSearch):  # type: ignore[misc]
         super().on_trial_complete(trial_id, None if stopped else result, error)
 
 
-def searcher_of(section: TuneSection, first: dict[str, Any] | None) -> Any:
+def searcher_of(section: TuneSection, first: dict[str, Any] | None, room: int) -> Any:
     """The searcher.
 
     Args:
         section: of the search.
         first: a point, encoded, to be tried before all others.
+        room: trials at once; of those that need no results Tune itself would run all.
     """
     points = None if first is None else [first]
     if isinstance(section.searcher, Tpe):
@@ -45,8 +46,9 @@ def searcher_of(section: TuneSection, first: dict[str, Any] | None) -> Any:
         )
         return PruningOptunaSearch(sampler=sampler, points_to_evaluate=points)
     if isinstance(section.searcher, Random):
-        return BasicVariantGenerator(random_state=section.searcher.seed, points_to_evaluate=points)
-    return BasicVariantGenerator()
+        seed = section.searcher.seed
+        return BasicVariantGenerator(points, max_concurrent=room, random_state=seed)
+    return BasicVariantGenerator(max_concurrent=room)
 
 
 def scheduler_of(section: TuneSection) -> Any:

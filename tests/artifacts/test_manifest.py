@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,8 @@ from bend_ray.artifacts.manifest import (
     parse_manifest,
 )
 from bend_ray.errors import StoreError
+
+KERNELS = {"kernels", "threads"}
 
 
 def manifest() -> Manifest:
@@ -48,9 +51,22 @@ def test_versions_are_those_of_the_imported_libraries() -> None:
     import pyarrow
 
     versions = installed_versions()
-    assert set(versions) == {"python", "bend_ray", "torch", "ray", "pyarrow", "numpy"}
+    assert set(versions) - KERNELS == {"python", "bend_ray", "torch", "ray", "pyarrow", "numpy"}
     assert versions["numpy"] == numpy.__version__
     assert versions["pyarrow"] == pyarrow.__version__
+
+
+def test_kernels_are_noted_where_torch_is_loaded_and_never_load_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import torch
+
+    versions = installed_versions()
+    assert versions["kernels"] == torch.backends.cpu.get_cpu_capability()
+    assert versions["threads"] == str(torch.get_num_threads())
+    monkeypatch.delitem(sys.modules, "torch")
+    assert not KERNELS & set(installed_versions())
+    assert "torch" not in sys.modules
 
 
 def test_a_newer_manifest_asks_for_an_upgrade() -> None:

@@ -32,6 +32,7 @@ def test_building_draws_from_torch_s_generator_alone(spec: Autoencoder) -> None:
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
+@pytest.mark.trains
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", SMALL)
 def test_a_tiny_population_can_be_learnt_by_heart(spec: Autoencoder) -> None:

@@ -132,6 +132,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
     np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.trains
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("recipe", [ADAMW, SGD, SMOOTH], ids=["adamw", "sgd", "smooth"])
 @pytest.mark.parametrize("bootstrap", [False, True], ids=["all", "bootstrap"])
@@ -159,6 +160,7 @@ def wide_pictures() -> Images:
     return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
 
 
+@pytest.mark.trains
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("form", ["stacked", "loop"])
@@ -189,6 +191,7 @@ def test_batchnorm_models_of_a_cohort_are_those_trained_alone(recipe: Recipe, fo
     assert float((statistics_SKQ[0] - statistics_SKQ[1]).abs().max()) > 1e-3
 
 
+@pytest.mark.trains
 def test_dropout_of_a_model_does_not_depend_on_its_cohort() -> None:
     def with_dropout() -> nn.Module:
         return nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(9, NUM_CLASSES))
@@ -305,6 +308,7 @@ def test_the_start_is_left_as_it_was() -> None:
     assert not snapshots_SKP.requires_grad
 
 
+@pytest.mark.trains
 def test_a_default_recipe_learns_digits() -> None:
     digits = Digits().load()
     architecture = Mlp()

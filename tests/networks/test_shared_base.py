@@ -119,6 +119,7 @@ def fine_tuned_alone(theta_P: Tensor, generator: torch.Generator) -> Tensor:
     return WHOLE.flatten(module.state_dict())
 
 
+@pytest.mark.trains
 @pytest.mark.usefixtures("no_compiler")
 @pytest.mark.parametrize("form", ["stacked", "loop"])
 def test_fine_tuning_moves_what_is_own_and_nothing_else(form: Form) -> None:

@@ -27,6 +27,7 @@ from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.generator import build_objective
 
 on_ray = pytest.mark.usefixtures("cluster")
+pytestmark = pytest.mark.trains
 
 WEIGHTS = "weights.safetensors"
 SECTION = GeneratorSection(denoiser=MlpDenoiser(hidden=16, blocks=1))

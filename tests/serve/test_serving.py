@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -19,8 +20,9 @@ from bend_ray.serve.voting import Stop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
-CHROMIUM = next((found for name in ("chromium", "chromium-browser", "google-chrome")
-                 if (found := shutil.which(name))), None)  # fmt: skip
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+DRIVER = shutil.which("chromedriver")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +35,7 @@ def serving(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         running.stop()
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_it_prints_works(serving: Serving, bag: Bag) -> None:
     command = serving.said().splitlines()[-1]
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
@@ -78,14 +81,15 @@ def test_tritons_own_client(serving: Serving, bag: Bag, images: np.ndarray, bina
     client.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs chromium and its driver (apt install both)")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_drawing_is_answered_in_a_browser(serving: Serving) -> None:
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Chromium without a window, which may ask nobody but this machine."""
     from selenium import webdriver
-    from selenium.webdriver.common.action_chains import ActionChains
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.wait import WebDriverWait
+    from selenium.common.exceptions import SessionNotCreatedException
 
+    # Selenium would download whichever of the two it does not find.
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("needs chromium and chromedriver (Debian: chromium, chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
@@ -93,32 +97,41 @@ def test_a_drawing_is_answered_in_a_browser(serving: Serving) -> None:
     # What the page asks of other machines would fail, and be in the log.
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    service = webdriver.ChromeService(shutil.which("chromedriver"))
-    browser = webdriver.Chrome(options, service)
     try:
-        browser.get(serving.url)
-        canvas = browser.find_element(By.ID, "canvas")
-        stroke = ActionChains(browser).move_to_element_with_offset(canvas, 0, -90)
-        stroke.click_and_hold().move_by_offset(0, 90).move_by_offset(0, 90).release().perform()
-        label = browser.find_element(By.ID, "label")
-        WebDriverWait(browser, 30).until(lambda _: label.text.isdigit())
-        assert "of 9 members agree" in browser.find_element(By.ID, "sure").text
-        # In one go: a stroke is answered more than once, and each answer replaces the members.
-        label_text, votes = browser.execute_script(
-            "return [document.querySelector('#label').textContent, [...document.querySelectorAll("
-            "'#members li')].map(li => [li.textContent, li.className])]"
-        )
-        assert len(votes) == 9
-        agree = [text for text, _ in votes if text == label_text]
-        others = [kind for _, kind in votes if kind == "other"]
-        assert len(agree) + len(others) == 9
-        browser.get(f"{serving.url}/docs")
-        found = (By.CSS_SELECTOR, "#operations section")
-        WebDriverWait(browser, 30).until(lambda _: len(browser.find_elements(*found)) >= 8)
-        severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-        assert [entry for entry in severe if "favicon" not in entry["message"]] == []
-    finally:
-        browser.quit()
+        started = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    except SessionNotCreatedException as error:
+        pytest.skip(f"{DRIVER} does not drive {CHROMIUM}: {error.msg}")
+    yield started
+    started.quit()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_drawing_is_answered_in_a_browser(serving: Serving, browser: Any) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.wait import WebDriverWait
+
+    browser.get(serving.url)
+    canvas = browser.find_element(By.ID, "canvas")
+    stroke = ActionChains(browser).move_to_element_with_offset(canvas, 0, -90)
+    stroke.click_and_hold().move_by_offset(0, 90).move_by_offset(0, 90).release().perform()
+    label = browser.find_element(By.ID, "label")
+    WebDriverWait(browser, 30).until(lambda _: label.text.isdigit())
+    assert "of 9 members agree" in browser.find_element(By.ID, "sure").text
+    # In one go: a stroke is answered more than once, and each answer replaces the members.
+    label_text, votes = browser.execute_script(
+        "return [document.querySelector('#label').textContent, [...document.querySelectorAll("
+        "'#members li')].map(li => [li.textContent, li.className])]"
+    )
+    assert len(votes) == 9
+    agree = [text for text, _ in votes if text == label_text]
+    others = [kind for _, kind in votes if kind == "other"]
+    assert len(agree) + len(others) == 9
+    browser.get(f"{serving.url}/docs")
+    found = (By.CSS_SELECTOR, "#operations section")
+    WebDriverWait(browser, 30).until(lambda _: len(browser.find_elements(*found)) >= 8)
+    severe = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert [entry for entry in severe if "favicon" not in entry["message"]] == []
 
 
 def test_asked_to_end_it_answers_what_has_come(serving: Serving) -> None:

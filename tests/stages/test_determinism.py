@@ -34,6 +34,7 @@ def trained(make_config: MakeConfig, folder: Path, cohort_size: int, actors: int
     return read_population(artifact)
 
 
+@pytest.mark.trains
 @pytest.mark.slow
 def test_a_population_is_the_same_to_the_bit_whoever_trained_its_cohorts(
     tiny: MakeConfig, tmp_path: Path
@@ -50,6 +51,7 @@ def test_a_population_is_the_same_to_the_bit_whoever_trained_its_cohorts(
         np.testing.assert_allclose(alone.val_nll, other.val_nll, atol=1e-5)
 
 
+@pytest.mark.trains
 @pytest.mark.ray
 @pytest.mark.slow
 @pytest.mark.chaos

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from tiny import MakeConfig, make
 
@@ -53,6 +54,7 @@ def finished(
     return finish_of(config, artifact)(torch.from_numpy(chosen.theta_KP), chosen.trunk, ids)
 
 
+@pytest.mark.trains
 def test_early_tails_leave_their_mean_and_are_no_members(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:
@@ -106,6 +108,7 @@ def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
         np.testing.assert_allclose(spread_NP[row], expected_P, atol=1e-5)
 
 
+@pytest.mark.trains
 def test_annealing_trains_a_model_the_same_way_in_any_company(
     tiny: MakeConfig, fresh_store: Store
 ) -> None:

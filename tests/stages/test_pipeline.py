@@ -27,6 +27,8 @@ from bend_ray.stages.representations import Principal, Standardised
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
 
+pytestmark = pytest.mark.trains
+
 
 def test_the_whole_pipeline_leaves_committed_artifacts_and_nothing_else(
     tiny: MakeConfig, shared_store: Store

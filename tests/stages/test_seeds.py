@@ -19,7 +19,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.populations.members import LAYOUT, ROOTS
 from bend_ray.runtime.on_ray import RayRuntime
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.trains, pytest.mark.usefixtures("cluster")]
 
 
 def train(config: PipelineConfig, store: Store) -> Population:

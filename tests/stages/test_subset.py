@@ -15,6 +15,8 @@ from bend_ray.errors import ConfigError
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
 
+pytestmark = pytest.mark.trains
+
 SUBSET = (
     "seeds.architecture={kind: convnet, channels: [6, 8]}",
     "seeds.recipe.epochs=2",
