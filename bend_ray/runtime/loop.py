@@ -4,8 +4,8 @@ The population is small beside what it was made from, so every worker holds all 
 step's batch is drawn alike on all of them; each computes its part and gradients are averaged.
 Batches and noise come from generators of (seed, step), and checkpoints lie in the artifact itself:
 a training that was killed and resumed on the same kind of processor computes, to the bit, what an
-undisturbed one would. More workers compute it up to the order of sums (and a statistic of the batch,
-see ``Reconstruction``).
+undisturbed one would. More workers compute it up to the order of sums, and up to a statistic of the
+batch (see ``Reconstruction``).
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ class RayRuntime:
 
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """Streamed by Ray Data, a task a part."""
-        blocks = _dataset(rows, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+        blocks = dataset_of(rows, resources).iter_batches(batch_size=None, batch_format="pyarrow")
         return pa.concat_tables(list(blocks))
 
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
@@ -95,7 +95,7 @@ class RayRuntime:
         resources = job.resources
         if self.own and resources.workers == 1 and not resources.gpus:
             return train_here(job, self.table(rows, Resources()))
-        return fit(job, _dataset(rows, Resources()))
+        return fit(job, dataset_of(rows, Resources()))
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Where the cluster grows to what is asked of it."""
@@ -106,7 +106,9 @@ class RayRuntime:
         return our_errors()
 
 
-def _dataset(rows: Rows, resources: Resources) -> ray.data.Dataset:
+def dataset_of(rows: Rows, resources: Resources) -> ray.data.Dataset:
+    """The rows as a data set of Ray's, a block a part."""
+
     def make(batch: pa.Table) -> pa.Table:
         return rows.part(batch.column("part")[0].as_py())
 

@@ -162,7 +162,9 @@ def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> d
     import psutil
     import ray
 
+    from bend_ray.config.resources import Resources
     from bend_ray.runtime import cluster
+    from bend_ray.runtime.on_ray import dataset_of
     from bend_ray.stages.representations import _shards
 
     cluster.connect(None)
@@ -171,7 +173,9 @@ def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> d
     def through_ray(artifact: Artifact) -> tuple[float, float]:
         started = time.perf_counter()
         first = 0.0
-        batches = _shards(artifact).iter_batches(batch_size=rows, batch_format="pyarrow")
+        batches = dataset_of(_shards(artifact), Resources()).iter_batches(
+            batch_size=rows, batch_format="pyarrow"
+        )
         for batch in batches:
             torch.from_numpy(np.array(theta_from_table(batch)))
             first = first or time.perf_counter() - started

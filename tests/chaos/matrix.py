@@ -366,8 +366,10 @@ def _forget_deep_ensemble(scene: Scene, reference: Reference) -> None:
 
 def wait_until_quiet(seconds: float = 30.0) -> None:
     """Until no worker of an earlier cell is left: it would be taken for this one's."""
-    names = ("SeedTrainer", "RayTrainWorker", "TrainController", "MapBatches", "_evaluate",
-             "StageWorker", "ImplicitFunc", "ServeReplica")  # fmt: skip
+    names = (
+        *("SeedTrainer", "RayTrainWorker", "TrainController", "MapBatches", "SampleDrawer"),
+        *("_evaluate", "StageWorker", "ImplicitFunc", "ServeReplica"),
+    )
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(titled(name) for name in names):
         time.sleep(0.2)

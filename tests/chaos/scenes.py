@@ -96,7 +96,7 @@ CASTS = {
     "autoencoder": Cast(**_TRAINING, middle="autoencoder/*/train/checkpoint.safetensors"),
     "latents": Cast("MapBatches", "_StatsActor", None),
     "generator": Cast(**_TRAINING, middle="generator/*/train/checkpoint.safetensors"),
-    "samples": Cast("MapBatches", "_StatsActor", None, "samples/*/shard-*.parquet"),
+    "samples": Cast("SampleDrawer", "SampleDrawer", None, "samples/*/shard-*.parquet"),
     "evaluation": Cast("_evaluate", "SeedTrainer", None, also="SeedTrainer.train_cohort"),
     "tune": Cast("StageWorker", "ImplicitFunc", "TrainController"),
     "serve": Cast("ServeReplica", "ProxyActor", "ServeController"),
@@ -361,16 +361,16 @@ class Reference:
                 continue
             scene = Scene(name, self.folder / name, self, nursery)
             self.contents[name] = undisturbed(scene)
-        for artifact in self._plan():
+        for artifact in self._graph():
             self.contents[artifact.stage] = json.loads(json.dumps(content(artifact)))
         said.write_text(json.dumps(self.contents))
 
-    def _plan(self) -> Any:
+    def _graph(self) -> Any:
         return graph_of(load_config(self.folder / "config.yaml", []), self.store)
 
     def needed(self, stage: str) -> list[Artifact]:
         """Artifacts that a stage finds made; the evaluation its deep ensemble too."""
-        made = self._plan()
+        made = self._graph()
         if stage in STAGES:
             found = [made[before] for before in STAGES[: STAGES.index(stage)]]
         else:
