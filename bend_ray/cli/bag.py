@@ -119,6 +119,12 @@ def _default_output(graph: Graph, members: int | None) -> str:
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Serve gRPC on this port too.")
+@click.option("--certfile", metavar="PEM", help="Certificate chain for TLS, with --keyfile.")
+@click.option("--keyfile", metavar="PEM", help="Its key.")
+@click.option(
+    "--direct", is_flag=True, help="In this process, without Ray: for one machine, and faster."
+)
 @_first_members
 @click.option(
     "--option",
@@ -140,6 +146,10 @@ def serve(
     folder: str | None,
     host: str,
     port: int,
+    grpc_port: int | None,
+    certfile: str | None,
+    keyfile: str | None,
+    direct: bool,
     members: int | None,
     options: tuple[str, ...],
     config_only: bool,
@@ -148,33 +158,47 @@ def serve(
 
     Without FILE, --set and --export it is the newest evaluation's of the store. Answers /predict,
     the Open Inference Protocol v2 below /v2, a page to draw on at / and /metrics. With
-    BEND_SERVE_TOKEN in the environment, requests must bear it.
+    BEND_SERVE_TOKEN in the environment, requests must bear it; on an address that others reach it
+    must be there.
 
     \b
       bend serve
+      bend serve --direct --grpc-port 8001
       bend serve --export ./bend-export/bf9345ebcce8 --option stop_when_decided=true
       bend serve --config-only > serve.yaml && serve deploy serve.yaml
     """
     started = time.monotonic()
     _prepare_serving()
+    from bend_ray.serve.listening import Listening, allow_many_connections
     from bend_ray.serve.settings import parse_settings
+    from bend_ray.serve.welcome import welcome
 
     settings = parse_settings(_parsed(options))
+    where = Listening(host, port, grpc_port, certfile, keyfile)
     if folder is not None:
         _refuse_beside_export(click.get_current_context())
-    where = canonical(folder or _exported(file, overrides, store, members))
+    bag = canonical(folder or _exported(file, overrides, store, members))
     if config_only:
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
-        _check_shown(where)
-        click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
+        _check_shown(bag)
+        click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
+        return
+    path = _folder_here(bag)
+    where.check()
+    allow_many_connections()
+    if direct:
+        from bend_ray.serve.direct import run, service_of
+
+        service = service_of(str(path), settings)
+        click.echo(welcome(where, where.told, path, time.monotonic() - started))
+        run(service, where)
         return
     from bend_ray.serve import local
 
-    path = _folder_here(where)
     local.loadable(path)
-    url = local.start(str(path), local.token_settings(settings), host, port)
-    click.echo(local.welcome(url, path, time.monotonic() - started))
+    listens = local.start(str(path), local.token_settings(settings), where)
+    click.echo(welcome(where, listens, path, time.monotonic() - started))
     local.wait(settings.name)
 
 
@@ -222,8 +246,11 @@ def _refuse_beside_export(context: click.Context) -> None:
 
 def _prepare_serving() -> None:
     # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.process.environment import set_defaults
     from bend_ray.runtime.environment import prepare_environment
 
+    # By this name Ray is told that its cluster is this machine: it listens on loopback alone.
+    set_defaults({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
     prepare_environment(None)
 
 

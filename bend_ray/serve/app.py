@@ -1,7 +1,9 @@
-"""The HTTP interface over a ``Service``: for people, for OIP clients, and for Prometheus."""
+"""The HTTP interface over a bag: for people, for OIP clients, and for Prometheus."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
@@ -11,21 +13,24 @@ from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from bend_ray import __version__
-from bend_ray.export.card import Card
 from bend_ray.serve import oip
-from bend_ray.serve.guard import App, Guard
+from bend_ray.serve.answering import Answering
+from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
+from bend_ray.serve.oip import Inferred, OpenInference
 from bend_ray.serve.predict import add_predict
+from bend_ray.serve.queries import check_size, parse_object
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.service import Service
+
+HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
-def make_app(service: Service, token: str | None = None) -> App:
-    """The interface, guarded.
+def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
+    """The interface, to be put behind a ``Guard``.
 
     Args:
         service: that answers.
-        token: that requests must bear; None: everybody is welcome.
+        metrics: what Prometheus is told.
     """
     api = FastAPI(
         title="bend_ray",
@@ -33,31 +38,35 @@ def make_app(service: Service, token: str | None = None) -> App:
         description="A bag of classifiers drawn from noise.",
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # it would lead to whatever host the request names
     )
     _add_errors(api)
-    _add_pages(api, service)
-    _add_health(api, service)
-    _add_models(api, service)
+    _add_pages(api, service, metrics)
+    protocol = OpenInference(service)
+    _add_server(api, protocol)
+    _add_models(api, protocol)
     add_predict(api, service)
-    return Guard(api, service.meters, service.settings.max_body_bytes, token)
+    return api
 
 
-def refused(status: int, message: str) -> JSONResponse:
+def refused(status: int, message: str, headers: Any = None) -> JSONResponse:
     """A refusal as a response; OIP's error object, everywhere."""
-    headers = {"Retry-After": "1"} if status == 503 else {}
     return JSONResponse({"error": message}, status, headers)
 
 
 def _add_errors(api: FastAPI) -> None:
     @api.exception_handler(Refusal)
     async def refusal(request: Request, error: Refusal) -> JSONResponse:
-        return refused(error.status, error.message)
+        return refused(error.status, error.message, error.headers)
 
     @api.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         if error.status_code == 404:
             return refused(404, "expected one of the paths that /docs lists")
-        return refused(error.status_code, str(error.detail))
+        headers = {**(error.headers or {})}
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"
+        return refused(error.status_code, str(error.detail), headers)
 
     @api.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -66,7 +75,7 @@ def _add_errors(api: FastAPI) -> None:
         return refused(422, f"{where}: {first['msg']}")
 
 
-def _add_pages(api: FastAPI, service: Service) -> None:
+def _add_pages(api: FastAPI, service: Answering, metrics: Callable[[], bytes]) -> None:
     def page(name: str) -> str:
         return (files("bend_ray.serve") / name).read_text(encoding="utf-8")
 
@@ -80,74 +89,115 @@ def _add_pages(api: FastAPI, service: Service) -> None:
     async def document() -> str:
         return docs
 
+    @api.get("/about", tags=["people"], summary="What the bag knows")
+    async def about() -> dict[str, Any]:
+        card = service.card()
+        asked = {"dataset", "class_names", "image_shape", "decoding", "scores", "model_version"}
+        told = card.model_dump(mode="json", include=asked)
+        return {**told, "members": len(card.members), "pixel_mean": card.pixel_mean}
+
     @api.get("/metrics", tags=["operations"], summary="Counts, as Prometheus reads them")
-    async def metrics() -> Response:
-        return Response(service.meters.text(), media_type=CONTENT_TYPE)
+    def count() -> Response:
+        return Response(metrics(), media_type=CONTENT_TYPE)
 
 
-def _add_health(api: FastAPI, service: Service) -> None:
-    tags: list[Any] = ["open inference protocol"]
+_TAGS: list[Any] = ["open inference protocol"]
 
-    @api.get("/v2", tags=tags, summary="The server")
+
+def _add_server(api: FastAPI, protocol: OpenInference) -> None:
+    @api.get("/v2", tags=_TAGS, summary="The server")
     async def server() -> dict[str, Any]:
-        return {"name": "bend_ray", "version": __version__, "extensions": oip.EXTENSIONS}
+        return protocol.server()
 
-    @api.get("/v2/health/live", tags=tags, summary="Whether the server runs")
+    @api.get("/v2/health/live", tags=_TAGS, summary="Whether the server runs")
     async def live() -> dict[str, bool]:
         return {"live": True}
 
-    @api.get("/v2/health/ready", tags=tags, summary="Whether the bag is loaded and warm")
+    @api.get("/v2/health/ready", tags=_TAGS, summary="Whether the bag is loaded and warm")
     async def ready() -> dict[str, bool]:
-        service.card()
+        protocol.service.card()
         return {"ready": True}
 
+    @api.post("/v2/repository/index", tags=_TAGS, summary="The models that there are")
+    async def index() -> list[dict[str, str]]:
+        return protocol.index()
 
-def _add_models(api: FastAPI, service: Service) -> None:
-    tags: list[Any] = ["open inference protocol"]
+
+def _add_models(api: FastAPI, protocol: OpenInference) -> None:
     problems: dict[int | str, dict[str, Any]] = {
         status: {"description": "What was expected, and what came"}
-        for status in (400, 401, 404, 413, 415, 422, 503)
+        for status in (400, 401, 404, 408, 413, 415, 422, 503)
     }
 
-    def known(name: str, version: str | None) -> Card:
-        card = service.card()
-        if name != service.settings.name:
-            raise Refusal(404, f"expected the model {service.settings.name}")
-        if version not in (None, card.model_version):
-            raise Refusal(404, f"expected version {card.model_version} of the model")
-        return card
-
     async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        return oip.model_metadata(name, known(name, version))
+        return protocol.metadata(protocol.known(name, version))
 
     async def ready(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
+        protocol.known(name, version)
         return {"name": name, "ready": True}
 
+    async def config(name: str, version: str | None = None) -> dict[str, Any]:
+        return protocol.config(protocol.known(name, version))
+
+    async def statistics(name: str, version: str | None = None) -> dict[str, Any]:
+        return protocol.statistics(protocol.known(name, version))
+
     async def infer(name: str, request: Request, version: str | None = None) -> Response:
-        card = known(name, version)
-        settings = service.settings
-        parsed = oip.parse_request(
-            await request.body(),
-            request.headers.get(oip.HEADER_LENGTH),
-            card,
-            settings.stop,
-            settings.max_batch_size,
-        )
-        answers = await service.ask(card, parsed.question)
-        body, headers = oip.write_response(name, card, parsed, answers)
-        return Response(body, headers=headers)
+        card, content = protocol.known(name, version), await request.body()
+        check_size(content, card, protocol.service.settings.max_batch_size)
+        head, tail = _split(content, request.headers.get(HEADER_LENGTH))
+        body = await protocol.service.read(len(head), parse_object, head)
+        return _written(name, await protocol.infer(card, body, tail))
 
     for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        api.get(base, tags=tags, responses=problems, summary="The model")(metadata)
-        api.get(f"{base}/ready", tags=tags, responses=problems, summary="Its readiness")(ready)
+        for path, told, get in (
+            ("", "The model", metadata),
+            ("/ready", "Its readiness", ready),
+            ("/config", "Its configuration, with the batch limit", config),
+            ("/stats", "What the replica that is asked has done", statistics),
+        ):
+            api.get(f"{base}{path}", tags=_TAGS, responses=problems, summary=told)(get)
         api.post(
             f"{base}/infer",
-            tags=tags,
+            tags=_TAGS,
             responses=problems,
             summary="Ask the bag about images",
             openapi_extra={"requestBody": _infer_body()},
         )(infer)
+
+
+def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON of a request, and what is behind it."""
+    if header_length is None:
+        return content, b""
+    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
+    if not valid or int(header_length) > len(content):
+        raise Refusal(
+            400,
+            f"{HEADER_LENGTH}: expected a number of bytes, at most the {len(content)} of the body, "
+            f"got {header_length[:20]!r}",
+        )
+    return content[: int(header_length)], content[int(header_length) :]
+
+
+def _written(name: str, inferred: Inferred) -> Response:
+    written, tail = [], []
+    for each in inferred.outputs:
+        output: dict[str, Any] = {"name": each.name, "datatype": each.datatype, "shape": each.shape}
+        if each.binary:
+            tail.append(each.content())
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = each.values.flatten().tolist()
+        written.append(output)
+    body: dict[str, Any] = {"model_name": name, "model_version": inferred.card.model_version}
+    if inferred.request_id is not None:
+        body["id"] = inferred.request_id
+    head = json.dumps(body | {"outputs": written}).encode()
+    if not tail:
+        return Response(head, media_type="application/json")
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Response(head + b"".join(tail), headers=headers, media_type="application/octet-stream")
 
 
 def _infer_body() -> dict[str, Any]:
@@ -156,7 +206,7 @@ def _infer_body() -> dict[str, Any]:
         "required": ["name", "datatype", "shape", "data"],
         "properties": {
             "name": {"type": "string", "const": oip.INPUT},
-            "datatype": {"type": "string", "const": "UINT8"},
+            "datatype": {"type": "string", "enum": list(oip.DATATYPES)},
             "shape": {"type": "array", "items": {"type": "integer"}},
             "data": {"type": "array", "items": {}},
         },
@@ -168,6 +218,7 @@ def _infer_body() -> dict[str, Any]:
             "confidence": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
             "binary_data_output": {"type": "boolean"},
         },
+        "additionalProperties": False,
     }
     schema = {
         "type": "object",

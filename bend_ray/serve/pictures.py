@@ -2,34 +2,86 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import PngImagePlugin
 
-from bend_ray.data.decoding import FORMATS, Look, UnreadableError
+from bend_ray.data.decoding import FORMATS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
 from bend_ray.export.card import Card
 from bend_ray.serve.refusals import Refusal
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")
 """Content types of pictures; what a file is, its first bytes say."""
+LONGEST_SIDE = 8192
+# Texts in a PNG, which nobody reads, may be a hundred times as long as what is sent.
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 
 
-def pixels_of(content: bytes, card: Card, max_pixels: int) -> NDArray[np.uint8]:
+def look_of(card: Card) -> Look:
+    """How a picture becomes what the bag was trained on.
+
+    Raises:
+        Refusal: no picture can.
+    """
+    channels, height, width = card.image_shape
+    if channels not in (1, 3):
+        raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
+    return Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
+
+
+def most_pixels(card: Card, given: int | None) -> int:
+    """Of a picture: as many as were ``given``, or as there is any use for."""
+    _, height, width = card.image_shape
+    return given or min(2**24, max(2**22, 1024 * height * width))
+
+
+def pixels_of(
+    content: bytes, card: Card, max_pixels: int, at_once: int | None = None
+) -> NDArray[np.uint8] | None:
     """The pixels ``(channels, height, width)`` of an encoded picture.
 
     Args:
         content: of a picture file.
         card: what images the bag expects.
         max_pixels: a larger picture is refused by its header alone.
+        at_once: a larger picture is not decoded; None: any is.
+
+    Returns:
+        None where it was not decoded.
 
     Raises:
         Refusal: it is not such a file, or too large.
     """
-    channels, height, width = card.image_shape
-    if channels not in (1, 3):
-        raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
-    look = Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
+    look = look_of(card)
     try:
+        width, height = open_image(content, max_pixels).size
+        if max(width, height) > max(LONGEST_SIDE, 16 * max(card.image_shape)):
+            raise UnreadableError(
+                f"expected sides of at most {LONGEST_SIDE}, got {width} x {height}", too_large=True
+            )
+        if at_once is not None and width * height > at_once:
+            return None
         return decoded(content, look, max_pixels)
     except UnreadableError as error:
         raise Refusal(413 if error.too_large else 415, f"picture: {error}") from None
+
+
+def notes_on(pixels_CHW: NDArray[np.uint8], card: Card) -> list[str]:
+    """What is unlike the training images, so that an answer may mean little."""
+    brightest = card.decoding.pixel_max
+    pixels = pixels_CHW.astype(np.float64)
+    if pixels.min() == pixels.max():
+        return ["every pixel is the same"]
+    notes = []
+    usual = math.sqrt(float(np.mean(np.square(card.pixel_std))))
+    if pixels.std() < usual / 4:
+        notes.append("the contrast is far below that of the training images")
+    # How far the mean may be from the usual one before its opposite is the nearer of the two.
+    mean, expected = pixels.mean(), float(np.mean(card.pixel_mean))
+    if abs(brightest - mean - expected) < abs(mean - expected) / 2:
+        kind = "light on dark" if expected < brightest / 2 else "dark on light"
+        notes.append(f"it looks inverted: the training images are {kind}")
+    return notes

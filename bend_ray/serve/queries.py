@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bend_ray.export.card import Card
 from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
 
 MAX_DEPTH = 32
@@ -72,6 +73,16 @@ def _check_depth(value: Any) -> None:
     raise Refusal(400, f"expected JSON of at most {MAX_DEPTH} levels, got more")
 
 
+def check_size(content: bytes, card: Card, images: int) -> None:
+    """Refuse more bytes than so many images of the bag's can need.
+
+    Raises:
+        Refusal: it is more.
+    """
+    if len(content) > (most := text_bytes(card, images)):
+        raise Refusal(413, f"expected a body of at most {most} bytes, got {len(content)}")
+
+
 def parse_object(content: bytes) -> dict[str, Any]:
     """The JSON object of a text.
 
@@ -119,9 +130,17 @@ def whole_numbers(value: Any, where: str) -> NDArray[Any]:
     if array.size and _holds_truth(value):
         # Among numbers, numpy makes them numbers.
         raise Refusal(422, f"{where}: expected whole numbers, got true or false")
-    if array.size and array.dtype.kind == "f" and np.array_equal(array, np.trunc(array)):
-        return array
-    if array.size and array.dtype.kind not in "iu":
+    return whole(array, where)
+
+
+def whole(array: NDArray[Any], where: str) -> NDArray[Any]:
+    """The array itself, if its numbers are whole.
+
+    Raises:
+        Refusal: they are not, or are no numbers.
+    """
+    is_whole = array.dtype.kind == "f" and np.array_equal(array, np.trunc(array))
+    if array.size and not is_whole and array.dtype.kind not in "iu":
         raise Refusal(422, f"{where}: expected whole numbers, got others")
     return array
 
