@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bend_ray.cli.options import config_arguments, store_option
+from bend_ray.cli.options import address_option, config_arguments, store_option
 from bend_ray.process import log
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, is_local_path
@@ -202,6 +202,55 @@ def serve(
     local.wait(settings.name)
 
 
+@click.command(short_help="what the bag says about pictures")
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@store_option
+@click.option("--export", "folder", metavar="DIR", help="Ask this exported bag.")
+def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
+    """Ask the bag about picture files: a line each, in this process.
+
+    Without --export it is the newest evaluation's of the store.
+
+    \b
+      bend ask digit.png photo.jpg
+    """
+    from bend_ray.serve.asking import lines
+
+    bag = canonical(folder or _exported(None, (), store, None))
+    for line in lines(_folder_here(bag), pictures):
+        click.echo(line)
+
+
+@click.command(short_help="what the bag says about a folder or Parquet files of images")
+@click.argument("images")
+@click.option(
+    "--output", required=True, metavar="URI", help="Folder for Parquet files: a row each."
+)
+@store_option
+@click.option("--export", "folder", metavar="URI", help="Ask this exported bag.")
+@click.option("--column", default="image", show_default=True, help="Of images in Parquet files.")
+@address_option
+def predict(
+    images: str, output: str, store: str, folder: str | None, column: str, address: str | None
+) -> None:
+    """Ask the bag about all IMAGES, a folder or a pattern of files, on a cluster.
+
+    Labels, probabilities and uncertainty of each image go to Parquet files. Images are read as the
+    bag's training reads them, in image files or in Parquet as Hugging Face lays them out.
+
+    \b
+      bend predict photos/ --output answers/
+      bend predict 's3://bucket/test-*.parquet' --output s3://bucket/answers --address auto
+    """
+    _prepare_serving(address)
+    from bend_ray.serve.bulk import predict as predicted
+
+    bag = canonical(folder or _exported(None, (), store, None))
+    count = predicted(canonical(images), output, bag, column, address)
+    log.LOGGER.info("predict      %d images", count)
+    click.echo(masked(output))
+
+
 def _check_shown(export: str) -> None:
     """Refuse an export that a Serve config must not, or need not, name."""
     from bend_ray.errors import ConfigError
@@ -244,14 +293,14 @@ def _refuse_beside_export(context: click.Context) -> None:
         )
 
 
-def _prepare_serving() -> None:
+def _prepare_serving(address: str | None = None) -> None:
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.process.environment import set_defaults
     from bend_ray.runtime.environment import prepare_environment
 
     # By this name Ray is told that its cluster is this machine: it listens on loopback alone.
     set_defaults({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
-    prepare_environment(None)
+    prepare_environment(address)
 
 
 def _parsed(options: tuple[str, ...]) -> dict[str, object]:

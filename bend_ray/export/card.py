@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from bend_ray.artifacts.manifest import first_problem
@@ -29,6 +33,7 @@ IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
 FORMAT_VERSION: Literal[1] = 1
+_AGAIN = "copy it again, or export it again"
 MOST_NUMBERS = 3 * 2**26
 """Of an image: three channels of 8192 x 8192."""
 
@@ -93,6 +98,14 @@ class Card(Spec):
     """What the ONNX programs need, where they were asked for."""
     scores: TestScores | None = None
     """Of the whole bag on the test part; null for a part of the bag, which was not evaluated."""
+    dataset: str = ""
+    """Kind of the data set that it was trained on."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file that programs read, by its name."""
+    warmup: tuple[tuple[float, ...], ...] = ()
+    """The members' softmaxes, averaged by weight, about each image of ``warmup_images``."""
+    seal: str = ""
+    """SHA-256 of all of the above."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Card:
@@ -109,6 +122,11 @@ class Card(Spec):
         if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"expected weights that sum to 1, got {sum(self.weights)}")
         return self
+
+    def sealed(self) -> Card:
+        """The same card with its seal."""
+        told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
+        return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
 
     @property
     def rule(self) -> Rule:
@@ -129,7 +147,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        return Card.model_validate_json(path.read_bytes())
+        card = Card.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"{folder}: expected a bag written by `bend export`, cannot read {CARD}: "
@@ -140,6 +158,35 @@ def read_card(folder: Path) -> Card:
             f"{path}: expected the card of a bag (format {FORMAT_VERSION}), got: "
             f"{first_problem(error)}; export it again"
         ) from None
+
+    if card.seal != card.sealed().seal:
+        raise DataError(f"{path}: expected a card as it was exported, got another; {_AGAIN}")
+    return card
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_files(folder: Path, card: Card) -> None:
+    """Refuse a bag of which a file is not what was exported.
+
+    Raises:
+        DataError: the first such file.
+    """
+    for name, expected in card.files.items():
+        path = folder / name
+        if (path.exists() or name in (MEMBERS, MEMBER_ONNX)) and digest(path) != expected:
+            raise DataError(f"{path}: expected the file that was exported, got another; {_AGAIN}")
+
+
+def warmup_images(card: Card) -> NDArray[np.uint8]:
+    """Two images of noise, ``(2, channels, height, width)``, which any program can make."""
+    count = 2 * math.prod(card.image_shape)
+    noise = np.arange(1, count + 1, dtype=np.uint64) * 2654435761 % 2**32 >> 16
+    return (noise % (card.decoding.pixel_max + 1)).astype(np.uint8).reshape(2, *card.image_shape)
 
 
 def plain(card: Card) -> dict[str, Any]:

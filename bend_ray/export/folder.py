@@ -18,10 +18,20 @@ from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.parts import Images
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, plain, version_of
+from bend_ray.export.card import (
+    CARD,
+    MEMBER_ONNX,
+    MEMBERS,
+    Card,
+    TestScores,
+    digest,
+    plain,
+    version_of,
+    warmup_images,
+)
 from bend_ray.export.guide import guide
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -64,15 +74,15 @@ def export_bag(
     _refuse_strangers(filesystem, path, output)
     card, state_K = _bag(config, graph, members)
     with tempfile.TemporaryDirectory() as scratch:
-        write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
+        card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
         _publish(Path(scratch), filesystem, path)
     return card
 
 
 def write_bag(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
-) -> None:
-    """Write any bag, evaluated or not, into a local folder.
+) -> Card:
+    """Write any bag, evaluated or not, into a local folder; returns its card as written.
 
     Args:
         folder: must be there.
@@ -87,8 +97,26 @@ def write_bag(
         folder / MEMBERS,
         {"model_version": card.model_version},
     )
+    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
     (folder / GUIDE).write_text(guide(card, with_onnx=with_onnx), encoding="utf-8")
+    logits_KNC = _logits(card, state_K, torch.from_numpy(warmup_images(card)))
+    weights_K = torch.tensor(card.weights, dtype=torch.float64)
+    mean_NC = torch.einsum("k,knc->nc", weights_K, logits_KNC.double().softmax(dim=-1))
+    warmup = tuple(tuple(round(p, 8) for p in row) for row in mean_NC.tolist())
+    card = card.model_copy(update={"files": files, "warmup": warmup}).sealed()
     (folder / CARD).write_bytes(to_json(plain(card)))
+    return card
+
+
+@torch.no_grad()
+def _logits(card: Card, state_K: Mapping[str, Tensor], pixels_NCHW: Tensor) -> Tensor:
+    """What each member makes of raw pixels, ``(K, N, C)``."""
+    module = card.architecture.build(card.image_shape, len(card.class_names))
+    layout = ParameterLayout.of(module)
+    stack = Stack(module, layout, form_for(module, "cpu", card.architecture.stacks_on_cpu))
+    mean, std = (torch.tensor(x).reshape(-1, 1, 1) for x in (card.pixel_mean, card.pixel_std))
+    inputs = (pixels_NCHW.float() - mean) / std
+    return predict_logits(stack, layout.flatten(dict(state_K)), inputs)
 
 
 def _bag(
@@ -121,10 +149,11 @@ def _bag(
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
         scores=None if members else TestScores.of(bag),
+        dataset=config.dataset.kind,
     )
     state_K = member_states(config, graph, rows, card.image_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
-        temperature = _fitted_temperature(card, state_K, dataset)
+        temperature = _fitted_temperature(card, state_K, dataset.validation)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
@@ -149,17 +178,12 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-@torch.no_grad()
-def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: ImageDataset) -> float:
+def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], validation: Images) -> float:
     """The temperature at which the bag's NLL on validation images is least."""
-    module = card.architecture.build(card.image_shape, len(card.class_names))
-    layout = ParameterLayout.of(module)
-    stack = Stack(module, layout, form_for(module, "cpu", card.architecture.stacks_on_cpu))
-    images = dataset.normalise(dataset.validation.pixels_NCHW)
-    logits_KNC = predict_logits(stack, layout.flatten(dict(state_K)), images)
+    logits_KNC = _logits(card, state_K, validation.pixels_NCHW)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
     probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
-    return fit_temperature(probs_NC, dataset.validation.labels_N)
+    return fit_temperature(probs_NC, validation.labels_N)
 
 
 def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None:

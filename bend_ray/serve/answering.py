@@ -1,4 +1,4 @@
-"""Whoever holds a bag and answers questions, in batches: ``Answering``, a ``Service``."""
+"""Whoever holds a bag and answers questions, in batches: ``Answering``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from bend_ray.export.card import Card, fetch_bag
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.batches import answer_batch
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Question
 from bend_ray.serve.refusals import Refusal
@@ -30,21 +31,21 @@ logger = logging.getLogger(__name__)
 SMALL, MIDDLE = 2**16, 2**20
 """Pixels or bytes that are read at once, and those that wait behind none but their like."""
 MOST_WAITING = 32
-"""Pictures or texts that wait in a lane; one more is refused."""
+"""Pictures or texts that wait for a reader; one more is refused."""
 
 Read = TypeVar("Read")
 
 
 @dataclass
 class Statistics:
-    """What the Open Inference Protocol asks for; durations in nanoseconds."""
+    """What was done since the start; ``last``: when, in seconds since 1970."""
 
-    inferences: int = 0
-    executions: int = 0
-    requests: int = 0
-    queue_ns: int = 0
-    compute_ns: int = 0
-    last_ms: int = 0
+    images: int = 0
+    batches: int = 0
+    questions: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    last: float = 0.0
 
 
 @dataclass
@@ -55,11 +56,11 @@ class _Asked:
     since: float = field(default_factory=time.perf_counter)
 
 
-class _Lane:
+class _Reader:
     """One thread that yields to others, before which a few may wait."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, name, _yield_to_others)
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "reader", _yield_to_others)
         self._waiting = 0
 
     async def run(self, function: Callable[..., Read], *arguments: Any) -> Read:
@@ -74,8 +75,7 @@ class _Lane:
 
 
 def _yield_to_others() -> None:
-    # Of this thread alone, on Linux; elsewhere it is the whole process, which nobody may slow.
-    if sys.platform == "linux":
+    if sys.platform == "linux":  # elsewhere it would be the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
 
 
@@ -93,15 +93,12 @@ class Answering:
         self.bag: Bag | None = None
         # One thread: sessions run one batch at a time, and the loop goes on reading requests.
         self._computing = ThreadPoolExecutor(1, thread_name_prefix="bag")
-        self._middle, self._large = _Lane("middle"), _Lane("large")
+        self._middle, self._large = _Reader(), _Reader()
         self._waiting: deque[_Asked] = deque()
         self._turns: asyncio.Task[None] | None = None
 
     def load(self, export: str) -> Bag:
-        """Read a bag, and warm it.
-
-        Args:
-            export: its folder or URI.
+        """Read and warm the bag in a folder or at a URI.
 
         Raises:
             DataError: it is damaged, or none.
@@ -117,9 +114,8 @@ class Answering:
 
     def go_live(self, bag: Bag) -> None:
         """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""
-        earlier = None if self.bag is None else self.bag.card.model_version
         self.bag = bag
-        self.meters.loaded(bag.card.model_version, len(bag.card.members), earlier)
+        self.meters.bag(bag.card.model_version, "live")
         logger.info("bag %s is live, run as %s", bag.card.model_version, bag.way)
 
     def card(self) -> Card:
@@ -164,11 +160,31 @@ class Answering:
             if batch := self._next():
                 await self._answered(batch)
 
+    def _next(self) -> list[_Asked]:
+        """Who is answered next, by one bag: not who has gone, and not who waited too long."""
+        batch: list[_Asked] = []
+        images, now = 0, time.perf_counter()
+        while self._waiting:
+            asked = self._waiting[0]
+            images += len(asked.question)
+            if batch and (images > self.settings.max_batch_size or asked.bag is not batch[0].bag):
+                break
+            self._waiting.popleft()
+            if now - asked.since > self.settings.max_wait_seconds and not asked.answer.done():
+                asked.answer.set_exception(Refusal(503, "too many asked before you; ask again"))
+            if asked.answer.done():
+                images -= len(asked.question)
+            else:
+                batch.append(asked)
+        return batch
+
     async def _answered(self, batch: list[_Asked]) -> None:
-        started = time.perf_counter()
-        loop, items = asyncio.get_running_loop(), [(each.bag, each.question) for each in batch]
+        started, loop = time.perf_counter(), asyncio.get_running_loop()
+        questions = [each.question for each in batch]
         try:
-            answers = await loop.run_in_executor(self._computing, answer_batch, items)
+            answers = await loop.run_in_executor(
+                self._computing, answer_together, batch[0].bag, questions
+            )
         except Exception as error:
             for each in batch:
                 if not each.answer.done():
@@ -179,30 +195,23 @@ class Answering:
                 each.answer.set_result(answer)
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
         self.meters.batch(seconds, waits, answers)
-        self._note(seconds, waits, sum(len(each.question) for each in batch))
-
-    def _note(self, seconds: float, waits: list[float], images: int) -> None:
         seen = self.statistics
-        seen.inferences += images
-        seen.executions += 1
-        seen.requests += len(waits)
-        seen.queue_ns += int(1e9 * sum(waits))
-        seen.compute_ns += int(1e9 * seconds) * len(waits)
-        seen.last_ms = int(time.time() * 1000)
+        seen.images += sum(map(len, questions))
+        seen.batches += 1
+        seen.questions += len(batch)
+        seen.queue_seconds += sum(waits)
+        seen.compute_seconds += seconds * len(batch)
+        seen.last = time.time()
 
-    def _next(self) -> list[_Asked]:
-        """Who is answered next: not who has gone, and not who has waited too long."""
-        batch: list[_Asked] = []
-        images, most = 0, self.settings.max_batch_size
-        while self._waiting:
-            if batch and images + len(self._waiting[0].question) > most:
-                break
-            asked = self._waiting.popleft()
-            if asked.answer.done():
-                continue
-            if time.perf_counter() - asked.since > self.settings.max_wait_seconds:
-                asked.answer.set_exception(Refusal(503, "too many asked before you; ask again"))
-                continue
-            batch.append(asked)
-            images += len(asked.question)
-        return batch
+
+def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
+    """The answer to each question."""
+    pixels_BCHW = np.concatenate([question.pixels_BCHW for question in questions])
+    stops = [question.stop for question in questions for _ in range(len(question))]
+    keep = any(question.keep_members for question in questions)
+    answers = bag.answer(pixels_BCHW, stops, keep_members=keep)
+    ends = np.cumsum([len(question) for question in questions]).tolist()
+    return [
+        answers.rows(end - len(question), end)
+        for question, end in zip(questions, ends, strict=True)
+    ]

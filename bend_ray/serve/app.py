@@ -1,28 +1,49 @@
-"""The HTTP interface over a bag: for people, for OIP clients, and for Prometheus."""
+"""The HTTP interface over a bag: for people, for OIP clients, and for Prometheus.
+
+``openapi.json`` describes it.
+"""
 
 from __future__ import annotations
 
+import io
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+import numpy as np
+import python_multipart
+from numpy.typing import NDArray
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from bend_ray import __version__
-from bend_ray.serve import oip
-from bend_ray.serve.answering import Answering
+from bend_ray.export.card import Card
+from bend_ray.serve.answering import MIDDLE, SMALL, Answering
 from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
-from bend_ray.serve.oip import Inferred, OpenInference
-from bend_ray.serve.predict import add_predict
-from bend_ray.serve.queries import check_size, parse_object
+from bend_ray.serve.oip import Answered, OpenInference
+from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
+from bend_ray.serve.queries import Question, Stops, check_size, given, parse_object, pixels_of_json
 from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.voting import Answers
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
+_MODEL = "/v2/models/{name}"
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+class PredictQuery(Stops):
+    """What ``/predict`` can be told beside the image."""
+
+    member_labels: bool = False
+    """Add each asked member's class."""
+    seen: bool = False
+    """Add the pixels that the members saw."""
 
 
 def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
@@ -32,138 +53,164 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
         service: that answers.
         metrics: what Prometheus is told.
     """
-    api = FastAPI(
-        title="bend_ray",
-        version=__version__,
-        description="A bag of classifiers drawn from noise.",
-        docs_url=None,
-        redoc_url=None,
-        redirect_slashes=False,  # it would lead to whatever host the request names
-    )
-    _add_errors(api)
-    _add_pages(api, service, metrics)
     protocol = OpenInference(service)
-    _add_server(api, protocol)
-    _add_models(api, protocol)
-    add_predict(api, service)
-    return api
 
+    def known(request: Request) -> Card:
+        return protocol.known(request.path_params["name"], request.path_params.get("version"))
 
-def refused(status: int, message: str, headers: Any = None) -> JSONResponse:
-    """A refusal as a response; OIP's error object, everywhere."""
-    return JSONResponse({"error": message}, status, headers)
+    def says(what: Callable[[Request], Any]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return JSONResponse(what(request))
 
+        return endpoint
 
-def _add_errors(api: FastAPI) -> None:
-    @api.exception_handler(Refusal)
-    async def refusal(request: Request, error: Refusal) -> JSONResponse:
-        return refused(error.status, error.message, error.headers)
-
-    @api.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        if error.status_code == 404:
-            return refused(404, "expected one of the paths that /docs lists")
-        headers = {**(error.headers or {})}
-        if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"
-        return refused(error.status_code, str(error.detail), headers)
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return refused(422, f"{where}: {first['msg']}")
-
-
-def _add_pages(api: FastAPI, service: Answering, metrics: Callable[[], bytes]) -> None:
-    def page(name: str) -> str:
-        return (files("bend_ray.serve") / name).read_text(encoding="utf-8")
-
-    index, docs = page("page.html"), page("docs.html")
-
-    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def draw() -> str:
-        return index
-
-    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    async def document() -> str:
-        return docs
-
-    @api.get("/about", tags=["people"], summary="What the bag knows")
-    async def about() -> dict[str, Any]:
-        card = service.card()
-        asked = {"dataset", "class_names", "image_shape", "decoding", "scores", "model_version"}
-        told = card.model_dump(mode="json", include=asked)
-        return {**told, "members": len(card.members), "pixel_mean": card.pixel_mean}
-
-    @api.get("/metrics", tags=["operations"], summary="Counts, as Prometheus reads them")
-    def count() -> Response:
+    def count(request: Request) -> Response:  # in a thread: Ray's agents are asked
         return Response(metrics(), media_type=CONTENT_TYPE)
 
+    async def predict(request: Request) -> Response:
+        return JSONResponse(await _predict(request, service))
 
-_TAGS: list[Any] = ["open inference protocol"]
-
-
-def _add_server(api: FastAPI, protocol: OpenInference) -> None:
-    @api.get("/v2", tags=_TAGS, summary="The server")
-    async def server() -> dict[str, Any]:
-        return protocol.server()
-
-    @api.get("/v2/health/live", tags=_TAGS, summary="Whether the server runs")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @api.get("/v2/health/ready", tags=_TAGS, summary="Whether the bag is loaded and warm")
-    async def ready() -> dict[str, bool]:
-        protocol.service.card()
-        return {"ready": True}
-
-    @api.post("/v2/repository/index", tags=_TAGS, summary="The models that there are")
-    async def index() -> list[dict[str, str]]:
-        return protocol.index()
-
-
-def _add_models(api: FastAPI, protocol: OpenInference) -> None:
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"description": "What was expected, and what came"}
-        for status in (400, 401, 404, 408, 413, 415, 422, 503)
-    }
-
-    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        return protocol.metadata(protocol.known(name, version))
-
-    async def ready(name: str, version: str | None = None) -> dict[str, Any]:
-        protocol.known(name, version)
-        return {"name": name, "ready": True}
-
-    async def config(name: str, version: str | None = None) -> dict[str, Any]:
-        return protocol.config(protocol.known(name, version))
-
-    async def statistics(name: str, version: str | None = None) -> dict[str, Any]:
-        return protocol.statistics(protocol.known(name, version))
-
-    async def infer(name: str, request: Request, version: str | None = None) -> Response:
-        card, content = protocol.known(name, version), await request.body()
-        check_size(content, card, protocol.service.settings.max_batch_size)
+    async def infer(request: Request) -> Response:
+        card, content = known(request), await request.body()
+        check_size(content, card, service.settings.max_batch_size)
         head, tail = _split(content, request.headers.get(HEADER_LENGTH))
-        body = await protocol.service.read(len(head), parse_object, head)
-        return _written(name, await protocol.infer(card, body, tail))
+        body = await service.read(len(head), parse_object, head)
+        asked, outputs = await protocol.infer(card, body, tail)
+        own = {"model_name": protocol.name, "model_version": card.model_version}
+        return _written(own if asked.id is None else own | {"id": asked.id}, outputs)
 
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        for path, told, get in (
-            ("", "The model", metadata),
-            ("/ready", "Its readiness", ready),
-            ("/config", "Its configuration, with the batch limit", config),
-            ("/stats", "What the replica that is asked has done", statistics),
-        ):
-            api.get(f"{base}{path}", tags=_TAGS, responses=problems, summary=told)(get)
-        api.post(
-            f"{base}/infer",
-            tags=_TAGS,
-            responses=problems,
-            summary="Ask the bag about images",
-            openapi_extra={"requestBody": _infer_body()},
-        )(infer)
+    get: dict[str, Endpoint] = {
+        "/": _page("page.html", "text/html"),
+        "/docs": _page("docs.html", "text/html"),
+        "/openapi.json": _page("openapi.json", "application/json"),
+        "/about": says(lambda _: _about(service.card())),
+        "/v2": says(lambda _: protocol.server()),
+        "/v2/health/live": says(lambda _: {"live": True}),
+        "/v2/health/ready": says(lambda _: {"ready": bool(service.card())}),
+    }
+    post: dict[str, Endpoint] = {
+        "/predict": predict,
+        "/v2/repository/index": says(lambda _: protocol.index()),
+    }
+    for base in (_MODEL, f"{_MODEL}/versions/{{version}}"):
+        get[base] = says(lambda r: protocol.metadata(known(r)))
+        get[f"{base}/ready"] = says(lambda r: {"name": protocol.name, "ready": bool(known(r))})
+        get[f"{base}/config"] = says(lambda r: protocol.config(known(r)))
+        get[f"{base}/stats"] = says(lambda r: protocol.statistics(known(r)))
+        post[f"{base}/infer"] = infer
+    routes = [Route(path, endpoint) for path, endpoint in get.items()]
+    routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
+    routes.append(Route("/metrics", count))
+    app = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _refused})
+    app.router.redirect_slashes = False  # it would lead to whatever host the request names
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        told = str(error.detail)
+        if error.status_code == 404:
+            told = "expected one of the paths that /docs lists"
+        return JSONResponse({"error": told}, error.status_code, error.headers)
+    assert isinstance(error, Refusal)
+    return JSONResponse({"error": error.message}, error.status, error.headers)
+
+
+def _page(name: str, kind: str) -> Endpoint:
+    content = (files("bend_ray.serve") / name).read_text(encoding="utf-8")
+    content = content.replace('"version": ""', f'"version": "{__version__}"')
+
+    async def page(request: Request) -> Response:
+        return Response(content, media_type=kind)
+
+    return page
+
+
+def _about(card: Card) -> dict[str, Any]:
+    told = {"dataset", "class_names", "image_shape", "decoding", "scores", "model_version"}
+    return card.model_dump(mode="json", include=told) | {"members": len(card.members)}
+
+
+async def _predict(request: Request, service: Answering) -> dict[str, Any]:
+    """One image, as a file or as pixels, and what the bag thinks of it."""
+    query = given(PredictQuery, dict(request.query_params), 422)
+    card = service.card()
+    content_type = request.headers.get("content-type", "")
+    pixels = await _pixels(content_type, await request.body(), card, service)
+    question = Question(pixels[None], query.or_else(service.settings.stop))
+    answers = await service.ask(card, question)
+    said = prediction(card, answers, 0) | {"notes": notes_on(pixels, card)}
+    if query.member_labels:
+        chosen = [c for c in answers.choices_BE[0].tolist() if c >= 0]
+        said["member_labels"] = [card.class_names[c] for c in chosen]
+    return said | ({"pixels": pixels.tolist()} if query.seen else {})
+
+
+async def _pixels(
+    content_type: str, content: bytes, card: Card, service: Answering
+) -> NDArray[np.uint8]:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "application/json":
+        check_size(content, card, service.settings.max_batch_size)
+        return await service.read(len(content), _of_json, content, card)
+    if kind == "multipart/form-data":
+        content = await service.read(len(content), _upload, content_type, content)
+    elif kind not in MEDIA_TYPES:
+        raise Refusal(
+            415,
+            f"Content-Type: expected {', '.join(MEDIA_TYPES)}, multipart/form-data with a file, "
+            f"or application/json, got {kind[:64] or 'none'}",
+        )
+    most = most_pixels(card, service.settings.max_image_pixels)
+    # Even a header may take long to read.
+    cost = max(SMALL + 1, len(content))
+    pixels = await service.read(cost, pixels_of, content, card, most, MIDDLE)
+    if pixels is None:
+        pixels = await service.read(MIDDLE + 1, pixels_of, content, card, most)
+    assert pixels is not None
+    return pixels
+
+
+def _of_json(content: bytes, card: Card) -> NDArray[np.uint8]:
+    body = parse_object(content)
+    if set(body) != {"pixels"}:
+        keys = ", ".join(sorted(body)[:5])[:64] or "no key"
+        raise Refusal(422, f"expected an object with pixels and nothing else, got {keys}")
+    return pixels_of_json(body["pixels"], card)
+
+
+def _upload(content_type: str, content: bytes) -> bytes:
+    """The one file of a form."""
+    found: list[bytes] = []
+
+    def take(file: python_multipart.multipart.File) -> None:
+        file.file_object.seek(0)
+        found.append(file.file_object.read())
+        file.close()
+
+    headers = {"Content-Type": content_type.encode("latin-1")}
+    try:
+        python_multipart.parse_form(headers, io.BytesIO(content), lambda field: None, take)
+    except Exception as error:  # of its own, and whatever a charset makes Python raise
+        raise Refusal(400, f"expected a form with one file, got: {str(error)[:200]}") from None
+    if len(found) != 1:
+        raise Refusal(422, f"expected one file in the form, got {len(found) or 'none'}")
+    return found[0]
+
+
+def prediction(card: Card, answers: Answers, row: int) -> dict[str, Any]:
+    """One image's answer, as people are told it."""
+    names = card.class_names
+    return {
+        "label": names[int(answers.labels_B[row])],
+        "probabilities": dict(zip(names, answers.probs_BC[row].tolist(), strict=True)),
+        "votes": dict(zip(names, answers.votes_BC[row].tolist(), strict=True)),
+        "predictive_entropy": float(answers.entropy_B[row]),
+        "mutual_information": float(answers.information_B[row]),
+        "members_used": int(answers.used_B[row]),
+        "members": len(card.members),
+        "model_version": card.model_version,
+    }
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
@@ -180,54 +227,19 @@ def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
     return content[: int(header_length)], content[int(header_length) :]
 
 
-def _written(name: str, inferred: Inferred) -> Response:
+def _written(own: dict[str, str], outputs: list[Answered]) -> Response:
     written, tail = [], []
-    for each in inferred.outputs:
-        output: dict[str, Any] = {"name": each.name, "datatype": each.datatype, "shape": each.shape}
+    for each in outputs:
+        shape = list(each.values.shape)
+        output: dict[str, Any] = {"name": each.name, "datatype": each.datatype, "shape": shape}
         if each.binary:
             tail.append(each.content())
             output["parameters"] = {"binary_data_size": len(tail[-1])}
         else:
             output["data"] = each.values.flatten().tolist()
         written.append(output)
-    body: dict[str, Any] = {"model_name": name, "model_version": inferred.card.model_version}
-    if inferred.request_id is not None:
-        body["id"] = inferred.request_id
-    head = json.dumps(body | {"outputs": written}).encode()
+    head = json.dumps(own | {"outputs": written}).encode()
     if not tail:
         return Response(head, media_type="application/json")
     headers = {HEADER_LENGTH: str(len(head))}
     return Response(head + b"".join(tail), headers=headers, media_type="application/octet-stream")
-
-
-def _infer_body() -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "required": ["name", "datatype", "shape", "data"],
-        "properties": {
-            "name": {"type": "string", "const": oip.INPUT},
-            "datatype": {"type": "string", "enum": list(oip.DATATYPES)},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-            "data": {"type": "array", "items": {}},
-        },
-    }
-    parameters = {
-        "type": "object",
-        "properties": {
-            "stop_when_decided": {"type": "boolean"},
-            "confidence": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            "binary_data_output": {"type": "boolean"},
-        },
-        "additionalProperties": False,
-    }
-    schema = {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "parameters": parameters,
-            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
-            "outputs": {"type": "array", "items": {"type": "object"}},
-        },
-    }
-    return {"required": True, "content": {"application/json": {"schema": schema}}}

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from bend_ray.errors import BendError, DataError
-from bend_ray.export.card import MEMBER_ONNX, MEMBERS, Card, read_card
+from bend_ray.export.card import (
+    MEMBER_ONNX,
+    MEMBERS,
+    Card,
+    check_files,
+    read_card,
+    warmup_images,
+)
 from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
 from bend_ray.serve.executor import Way, ask, ask_everyone, fastest, ways
 from bend_ray.serve.voting import Answers, Stop, Tally
@@ -25,6 +32,10 @@ from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""
+
+
+TOLERANCE = 1e-5
+"""Of a probability, where torch and ONNX Runtime add up in different orders."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,7 @@ class Bag:
         """
         card = read_card(folder)
         try:
+            check_files(folder, card)
             return cls._loaded(folder, card, groups, threads, batch)
         except BendError:
             raise
@@ -111,9 +123,21 @@ class Bag:
         if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
             whole = way.session(answers_program(card, member, state_K, weights_K, way.form))
         bag = cls(card, way, loaded, whole)
-        for count in (1, batch):
-            bag.answer(pixels[:count], [Stop()] * count)
+        bag.answer(pixels, [Stop()] * batch)
+        for stop in (Stop(), Stop(confidence=2.0)):  # all members at once, and group after group
+            bag._check(folder, stop)
         return bag
+
+    def _check(self, folder: Path, stop: Stop) -> None:
+        """Refuse to answer otherwise than torch did when the bag was exported."""
+        answers = self.answer(warmup_images(self.card), [stop] * 2, keep_members=True)
+        members_BEC = answers.member_probs_BEC
+        assert members_BEC is not None
+        off_BC = np.tensordot(self.card.weights, members_BEC, (0, 1)) - self.card.warmup
+        known = (answers.probs_BC, answers.entropy_B, answers.information_B, off_BC)
+        if not all(np.isfinite(each).all() for each in known) or np.abs(off_BC).max() > TOLERANCE:
+            told = f"off by {np.abs(off_BC).max():.1g}, or not finite"
+            raise _broken(folder, f"answers about the images of the card that are {told}")
 
     def answer(
         self,

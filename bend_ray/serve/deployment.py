@@ -23,7 +23,7 @@ from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import App, Guard
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.oip_grpc import GrpcMethods
+from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_settings
 
 logger = logging.getLogger("ray.serve")
@@ -46,7 +46,7 @@ class BagDeployment(GrpcMethods):
         if settings.require_token and self.token is None:
             raise ConfigError(f"expected {TOKEN_VARIABLE} in the environment of every replica")
         self.service = Answering(settings, Meters(metrics))
-        self.serve_grpc(self.service, self.token)
+        self.inference = GrpcInference(self.service, self.token)
 
     def __serve_build_asgi_app__(self) -> App:
         limits = self.service.settings.limits()
@@ -67,6 +67,7 @@ class BagDeployment(GrpcMethods):
             if self.service.bag is None:
                 raise
             logger.error("%s; the earlier bag goes on answering", error)
+            self.service.meters.bag(user_config["export"].rpartition("/")[2], "refused")
             return
         self.service.go_live(bag)
 

@@ -17,7 +17,7 @@ from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import Guard
 from bend_ray.serve.listening import Listening, add_port, token
 from bend_ray.serve.meters import Meters, Prometheus
-from bend_ray.serve.oip_grpc import GrpcInference, Servicer, add_to_server
+from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.wire import Protocol
 
@@ -54,7 +54,7 @@ def service_of(export: str, settings: ServeSettings) -> Answering:
 def guarded(service: Answering, token: str | None) -> Guard:
     """The interface over a bag in this process."""
     made: Any = service.meters.make
-    limits = service.settings.limits(service.card())
+    limits = service.settings.limits(None if service.bag is None else service.card())
     app = make_app(service, lambda: generate_latest(made.registry))
     return Guard(app, limits, token, service.meters)
 
@@ -92,7 +92,7 @@ async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -
         options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=service.settings.max_ongoing_requests,
     )
-    add_to_server(Servicer(GrpcInference(service, token())), calls)
+    add_to_server(GrpcInference(service, token()), calls)
     add_port(calls, where.grpc_address, where.certfile, where.keyfile)
     await calls.start()
     await server.serve()

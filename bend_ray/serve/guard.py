@@ -12,14 +12,19 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from bend_ray.serve.meters import Meters, Request, route_of
+from bend_ray.serve.meters import Meters, route_of
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import Limits
-from bend_ray.serve.tracing import span
+
+trace: Any
+try:
+    from opentelemetry import propagate, trace
+except ImportError:  # Ray's dashboard brings it; a server without Ray may have none
+    trace = None
 
 logger = logging.getLogger(__name__)
 
@@ -34,9 +39,8 @@ OPEN = frozenset({"/", "/docs", "/openapi.json", LIVE, "/v2/health/ready", "/-/h
 """Answered without a token: health, and pages that say nothing of what is served."""
 BODY = "bend_ray.body"
 """A whole body in a scope's extensions: a door has let the request in."""
-
 BODY_SECONDS, SLOWEST = 5.0, 2**18
-"""For a body, and bytes a second that it may have more time for."""
+"""For a body, and bytes that it may have one more second for."""
 SEND_SECONDS = 30.0
 """In which a client must take what it is sent."""
 LARGE, MOST_LARGE = 2**20, 4
@@ -58,6 +62,7 @@ _HEADERS = [
         b"object-src 'none'",
     ),
 ]
+_SECURE = (b"strict-transport-security", b"max-age=31536000")
 
 
 class Gone(Exception):  # noqa: N818 - nobody made an error
@@ -69,15 +74,13 @@ class _Answer:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._send, self._bare = send, scope["method"] == "HEAD"
-        secure = [(b"strict-transport-security", b"max-age=31536000")]
-        self._headers = _HEADERS + (secure if scope.get("scheme") == "https" else [])
+        self._headers = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = [*message.get("headers", []), *self._headers]
-            message = {**message, "headers": headers}
+            message = {**message, "headers": [*message.get("headers", []), *self._headers]}
         elif self._bare:
             message = {**message, "body": b""}
         try:
@@ -100,7 +103,7 @@ class Guard:
     def __init__(self, app: App, limits: Limits, token: str | None, meters: Meters) -> None:
         self.limits = limits
         self._app, self._meters, self._token = app, meters, token
-        self._peers: Counter[str] = Counter()
+        self.peers: Counter[str] = Counter()
         self._ongoing = self._held = 0
         self._large = asyncio.Semaphore(MOST_LARGE)
 
@@ -113,8 +116,7 @@ class Guard:
         elif (body := (scope.get("extensions") or {}).get(BODY)) is None:
             await self._let_in(scope, receive, send)
         else:
-            with span(scope):
-                await self._answer(scope, body, None, send)
+            await self._answer(scope, body, None, send)
 
     @property
     def is_full(self) -> bool:
@@ -126,46 +128,28 @@ class Guard:
         """What a refused request is told."""
         return f"expected at most {self.limits.ongoing} requests at a time; ask again"
 
-    def connected(self, peer: str) -> int:
-        """Count a connection; how many its peer has now."""
-        self._peers[peer] += 1
-        return self._peers[peer]
-
-    def disconnected(self, peer: str) -> None:
-        """Count one less."""
-        self._peers[peer] -= 1
-        if not self._peers[peer]:
-            del self._peers[peer]
-
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was read."""
-        self._meters.request(Request("", "none", status, 0.0))
+        self._meters.request("none", status, 0.0)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         started, answer = time.perf_counter(), _Answer(scope, send)
-        method, path = scope["method"], scope["path"]
-        inner = {**scope, "method": "GET"} if method == "HEAD" else dict(scope)
+        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
         try:
             self._check(scope)
             async with self._body(inner, receive) as body:
-                with span(inner):
-                    await self._answer(inner, body, receive, answer.send)
+                await self._answer(inner, body, receive, answer.send)
         except Refusal as refusal:
-            await _refuse(answer.send, refusal)
+            await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
         except (Gone, asyncio.CancelledError) as error:
             began, answer.status = answer.status is not None, 499
             if began or not isinstance(error, Gone):
                 raise  # and the connection is closed
         finally:
-            seconds = time.perf_counter() - started
-            self._count(scope, Request(method, route_of(path), answer.status or 500, seconds))
-
-    def _count(self, scope: Scope, request: Request) -> None:
-        self._meters.request(request)
-        if self.limits.request_log:
-            peer, headers = (scope.get("client") or ("",))[0], dict(scope["headers"])
-            trace = headers.get(b"traceparent", b"").decode("latin-1")
-            logger.info("%s", json.dumps({**vars(request), "peer": peer, "traceparent": trace}))
+            status, seconds = answer.status or 500, time.perf_counter() - started
+            self._meters.request(route_of(scope["path"]), status, seconds)
+            if self.limits.request_log:
+                _log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
         """Have the app answer, or say what is wrong.
@@ -185,31 +169,26 @@ class Guard:
 
         try:
             self._check_token(scope)
-            await self._pass_on(scope, body, receive, beginning)
+            with _span(scope):
+                await self._pass_on(scope, body, receive, beginning)
         except Refusal as refusal:
-            await _refuse(send, refusal)
+            await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
         except Gone:
             raise
         except Exception:
             logger.exception("a bug of ours")
             if began:
                 raise
-            told = "this is a bug of the server, not of the request"
-            await _refuse(send, Refusal(500, told))
+            await say(send, 500, {"error": "this is a bug of the server, not of the request"})
 
     async def _pass_on(
         self, scope: Scope, body: bytes, receive: Receive | None, send: Send
     ) -> None:
         """Run the app, and stop it where nobody waits for it any more."""
-        whole: Message = {"type": "http.request", "body": body, "more_body": False}
-        told = False
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def once() -> Message:
-            nonlocal told
-            if told:
-                return {"type": "http.disconnect"}
-            told = True
-            return whole
+            return next(messages, {"type": "http.disconnect"})
 
         if receive is None:
             await self._app(scope, once, send)
@@ -235,7 +214,7 @@ class Guard:
 
     def _check_token(self, scope: Scope) -> None:
         given = dict(scope["headers"]).get(b"authorization", b"")
-        if scope["path"] not in OPEN and not bears(self._token, given):
+        if scope["path"] not in OPEN and not bears(self._token, given.decode("latin-1")):
             raise Refusal(401, "expected the header Authorization: Bearer TOKEN")
 
     def _most(self, scope: Scope) -> int:
@@ -270,8 +249,9 @@ class Guard:
             self._held -= sum(map(len, chunks))
 
     async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
-        length = dict(scope["headers"]).get(b"content-length")
-        seconds = BODY_SECONDS + int(length or self._most(scope)) / SLOWEST
+        most = self._most(scope)
+        length = dict(scope["headers"]).get(b"content-length", most)
+        seconds = BODY_SECONDS + int(length) / SLOWEST
         got, more, is_large = 0, True, False
         try:
             async with asyncio.timeout(seconds):
@@ -283,7 +263,7 @@ class Guard:
                     chunks.append(chunk)
                     got += len(chunk)
                     self._held += len(chunk)
-                    if got > self._most(scope):
+                    if got > most:
                         raise self._too_large(scope)
                     if self._held > MOST_HELD * self.limits.body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
@@ -304,13 +284,40 @@ class Guard:
         inflated = await asyncio.to_thread(inflate, body, self._most(scope))
         if inflated is None:
             raise self._too_large(scope)
-        headers = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
-        scope["headers"] = headers
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
         return inflated
 
 
-async def _refuse(send: Send, refusal: Refusal) -> None:
-    await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
+@contextmanager
+def _span(scope: Scope) -> Iterator[None]:
+    """A span of a request, below its ``traceparent``, which becomes the span's own for the app."""
+    names = (b"traceparent", b"tracestate")
+    carrier = {k.decode(): v.decode("latin-1") for k, v in scope["headers"] if k in names}
+    if trace is None or not carrier:
+        yield
+        return
+    name, above = f"{scope['method']} {route_of(scope['path'])}", propagate.extract(carrier)
+    with trace.get_tracer("bend_ray").start_as_current_span(name, above):
+        propagate.inject(carrier)
+        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in names] + [
+            (k.encode(), v.encode("latin-1")) for k, v in carrier.items()
+        ]
+        yield
+
+
+def _log(scope: Scope, status: int, seconds: float) -> None:
+    """A line about a request, without anything that it holds."""
+    peer, headers = (scope.get("client") or ("",))[0], dict(scope["headers"])
+    told = {
+        "time": time.time(),
+        "peer": peer,
+        "method": scope["method"],
+        "route": route_of(scope["path"]),
+        "status": status,
+        "seconds": round(seconds, 6),
+        "traceparent": headers.get(b"traceparent", b"").decode("latin-1"),
+    }
+    logger.info("%s", json.dumps(told))
 
 
 async def say(send: Send, status: int, told: Any, headers: dict[str, str] | None = None) -> None:
@@ -322,12 +329,12 @@ async def say(send: Send, status: int, told: Any, headers: dict[str, str] | None
     await send({"type": "http.response.body", "body": body})
 
 
-def bears(token: str | None, authorization: str | bytes) -> bool:
+def bears(token: str | None, authorization: str) -> bool:
     """Whether a header Authorization bears the token; always where there is none."""
-    given = authorization.encode() if isinstance(authorization, str) else authorization
-    scheme, _, said = given.partition(b" ")
-    is_right = token is None or hmac.compare_digest(said.strip(), token.encode())
-    return is_right and (token is None or scheme.lower() == b"bearer")
+    scheme, _, said = authorization.partition(" ")
+    given = said.strip().encode("latin-1", "replace")
+    is_right = token is None or hmac.compare_digest(given, token.encode())
+    return token is None or (is_right and scheme.lower() == "bearer")
 
 
 async def _until_gone(receive: Receive) -> None:
@@ -347,14 +354,13 @@ def inflate(body: bytes, most: int) -> bytes | None:
     while body:
         stream = zlib.decompressobj(kind)
         try:
-            part = stream.decompress(body, most + 1 - size)
+            parts.append(stream.decompress(body, most + 1 - size))
         except zlib.error as error:
             raise Refusal(400, f"Content-Encoding: expected its bytes, got: {error}") from None
-        size += len(part)
+        size += len(parts[-1])
         if size > most:
             return None
         if not stream.eof:
             raise Refusal(400, "Content-Encoding: expected its bytes to the end, got fewer")
-        parts.append(part)
         body = stream.unused_data  # gzip may have several members
     return b"".join(parts)

@@ -6,12 +6,11 @@ A door counts requests, by what became of them; whoever holds the bag counts bat
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import prometheus_client
-from numpy.typing import NDArray
 
 from bend_ray.serve.voting import Answers
 
@@ -20,42 +19,22 @@ _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0,
 _POWERS = tuple(float(2**power) for power in range(11))
 _NATS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
 _SHARES = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999, 1.0)
-
-Tags = Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Request:
-    """What became of a request.
-
-    Attributes:
-        method: of HTTP, or gRPC's.
-        route: of the interface, its names left out; ``none`` for any other path.
-        status: 200 to 599; 499 where the client did not wait.
-        seconds: from its head to the last byte of the answer.
-    """
-
-    method: str
-    route: str
-    status: int
-    seconds: float
-
-
-_ROUTES = re.compile(
-    r"/(|docs|openapi\.json|metrics|about|predict|v2|v2/health/(live|ready)|v2/repository/index"
-    r"|v2/models/\{name\}(/versions/\{version\})?(|/ready|/infer|/config|/stats)|-/healthz)"
+_NAMED = re.compile(r"^/v2/models/[^/]+(/versions/[^/]+)?(|/ready|/infer|/config|/stats)$")
+_ROUTES = (
+    *("/", "/docs", "/openapi.json", "/about", "/metrics", "/predict", "/-/healthz"),
+    *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"),
 )
 
 
 def route_of(path: str) -> str:
-    """The route that a path is of.
+    """The route that a path is of, without the names in it.
 
     >>> route_of("/v2/models/bag/versions/7/infer"), route_of("/etc/passwd")
-    ('/v2/models/{name}/versions/{version}/infer', 'none')
+    ('/v2/models/{name}/infer', 'none')
     """
-    path = re.sub(r"^/v2/models/[^/]+", "/v2/models/{name}", path)
-    path = re.sub(r"/versions/[^/]+", "/versions/{version}", path)
-    return path if _ROUTES.fullmatch(path) else "none"
+    if found := _NAMED.match(path):
+        return "/v2/models/{name}" + found[2]
+    return path if path in _ROUTES else "none"
 
 
 class Prometheus:
@@ -64,39 +43,22 @@ class Prometheus:
     def __init__(self) -> None:
         self.registry = prometheus_client.CollectorRegistry()
 
-    def Counter(self, name: str, about: str, tag_keys: Sequence[str] = ()) -> Any:  # noqa: N802
-        """A sum."""
-        return _Tagged(prometheus_client.Counter(name, about, tag_keys, registry=self.registry))
-
-    def Gauge(self, name: str, about: str, tag_keys: Sequence[str] = ()) -> Any:  # noqa: N802
-        """A value."""
-        return _Tagged(prometheus_client.Gauge(name, about, tag_keys, registry=self.registry))
-
-    def Histogram(  # noqa: N802
-        self, name: str, about: str, boundaries: Sequence[float], tag_keys: Sequence[str] = ()
-    ) -> Any:
-        """How often values were how large."""
-        made = prometheus_client.Histogram(
-            name, about, tag_keys, registry=self.registry, buckets=boundaries
-        )
-        return _Tagged(made)
+    def __getattr__(self, kind: str) -> Callable[..., Any]:
+        return partial(_Tagged, getattr(prometheus_client, kind), self.registry)
 
 
 class _Tagged:
-    def __init__(self, metric: Any) -> None:
-        self._metric = metric
+    def __init__(
+        self, kind: Any, registry: Any, name: str, about: str, tag_keys: Any = (), **more: Any
+    ) -> None:
+        bounds = {"buckets": more["boundaries"]} if more else {}
+        self._metric = kind(name, about, tag_keys, registry=registry, **bounds)
 
-    def _of(self, tags: Tags | None) -> Any:
-        return self._metric.labels(**tags) if tags else self._metric
+    def __getattr__(self, method: str) -> Callable[..., None]:
+        def call(value: float, tags: dict[str, str] | None = None) -> None:
+            getattr(self._metric.labels(**tags) if tags else self._metric, method)(value)
 
-    def inc(self, value: float = 1.0, tags: Tags | None = None) -> None:
-        self._of(tags).inc(value)
-
-    def set(self, value: float, tags: Tags | None = None) -> None:
-        self._of(tags).set(value)
-
-    def observe(self, value: float, tags: Tags | None = None) -> None:
-        self._of(tags).observe(value)
+        return call
 
 
 class Meters:
@@ -120,36 +82,35 @@ class Meters:
             tag_keys=("route",),
         )
         self._ongoing = make.Gauge("bend_requests_ongoing", "Requests being answered.")
-        self._members = make.Gauge("bend_bag_members", "Members.", tag_keys=("model_version",))
+        self._bags = make.Counter(
+            "bend_bags_total", "Bags that were to go live.", tag_keys=("model_version", "outcome")
+        )
         of = {
-            "bend_queue_seconds": ("Wait of a question for its batch.", _SECONDS),
-            "bend_batch_seconds": ("Computing of a batch.", _SECONDS),
-            "bend_batch_images": ("Images of a batch.", _POWERS),
-            "bend_members_used": ("Members asked about an image.", _POWERS),
-            "bend_answer_entropy_nats": ("Entropy of an answer.", _NATS),
-            "bend_answer_information_nats": ("Members' disagreement on an answer.", _NATS),
-            "bend_answer_top_probability": ("Probability of an answer's label.", _SHARES),
+            "queue_seconds": ("Wait of a question for its batch.", _SECONDS),
+            "batch_seconds": ("Computing of a batch.", _SECONDS),
+            "batch_images": ("Images of a batch.", _POWERS),
+            "members_used": ("Members asked about an image.", _POWERS),
+            "answer_entropy_nats": ("Entropy of an answer.", _NATS),
+            "answer_information_nats": ("Members' disagreement on an answer.", _NATS),
+            "answer_top_probability": ("Probability of an answer's label.", _SHARES),
         }
         self._of = {
-            name: make.Histogram(name, about, boundaries=bounds)
+            name: make.Histogram(f"bend_{name}", about, boundaries=bounds)
             for name, (about, bounds) in of.items()
         }
 
-    def request(self, request: Request) -> None:
-        """A request came to its end."""
-        tags = {"route": request.route, "status": str(request.status)}
-        self._requests.inc(1.0, tags)
-        self._seconds.observe(request.seconds, {"route": request.route})
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """A request came to its end; 499: before it was answered."""
+        self._requests.inc(1.0, {"route": route, "status": str(status)})
+        self._seconds.observe(seconds, {"route": route})
 
     def ongoing(self, requests: int) -> None:
         """So many are being answered now."""
         self._ongoing.set(requests)
 
-    def loaded(self, model_version: str, members: int, earlier: str | None) -> None:
-        """A bag went live, in place of an earlier version."""
-        if earlier is not None:
-            self._members.set(0, {"model_version": earlier})
-        self._members.set(members, {"model_version": model_version})
+    def bag(self, model_version: str, outcome: str) -> None:
+        """A bag went live, or was refused."""
+        self._bags.inc(1.0, {"model_version": model_version, "outcome": outcome})
 
     def batch(self, seconds: float, waits: Sequence[float], answers: Sequence[Answers]) -> None:
         """A batch was answered.
@@ -159,15 +120,15 @@ class Meters:
             waits: seconds before it, of each question.
             answers: to each question.
         """
-        self._of["bend_batch_seconds"].observe(seconds)
-        self._of["bend_batch_images"].observe(sum(len(each.labels_B) for each in answers))
-        self._each("bend_queue_seconds", waits)
+        self._observe("batch_seconds", [seconds])
+        self._observe("batch_images", [sum(len(each.labels_B) for each in answers)])
+        self._observe("queue_seconds", waits)
         for each in answers:
-            self._each("bend_members_used", each.used_B)
-            self._each("bend_answer_entropy_nats", each.entropy_B)
-            self._each("bend_answer_information_nats", each.information_B)
-            self._each("bend_answer_top_probability", each.probs_BC.max(axis=1))
+            self._observe("members_used", each.used_B)
+            self._observe("answer_entropy_nats", each.entropy_B)
+            self._observe("answer_information_nats", each.information_B)
+            self._observe("answer_top_probability", each.probs_BC.max(axis=1))
 
-    def _each(self, name: str, values: Sequence[float] | NDArray[Any]) -> None:
+    def _observe(self, name: str, values: Iterable[float]) -> None:
         for value in values:
             self._of[name].observe(float(value))

@@ -1,21 +1,24 @@
-"""What clients send as JSON, turned into pixels, or into a refusal that says what was expected."""
+"""What clients send, turned into questions, or into a refusal that says what was expected."""
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
+from bend_ray.artifacts.manifest import first_problem
 from bend_ray.export.card import Card
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
+from bend_ray.spec import Spec
 
-MAX_DEPTH = 32
+Given = TypeVar("Given", bound=Spec)
 
 
 @dataclass(frozen=True)
@@ -36,41 +39,31 @@ class Question:
         return len(self.pixels_BCHW)
 
 
-def parse_json(content: bytes) -> Any:
-    """The value of a JSON text of moderate depth.
+class Stops(Spec):
+    """When to stop, as a request says it."""
+
+    stop_when_decided: bool | None = None
+    confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    def or_else(self, default: Stop) -> Stop:
+        """What it says, or what the deployment does."""
+        if self.stop_when_decided is None and self.confidence is None:
+            return default
+        return Stop(bool(self.stop_when_decided), self.confidence)
+
+
+def given(what: type[Given], value: Mapping[str, Any], status: int) -> Given:
+    """What a client gives, if it is what is expected.
 
     Raises:
-        Refusal: it is none.
+        Refusal: with ``status``, it is not.
     """
     try:
-        value = json.loads(content, parse_constant=_no_constant)
-    except RecursionError:
-        raise Refusal(400, f"expected JSON of at most {MAX_DEPTH} levels, got more") from None
-    except ValueError as error:
-        # Also UnicodeDecodeError, and an integer of too many digits.
-        reason = str(error).partition("\n")[0][:200]
-        raise Refusal(400, f"expected JSON, got what does not parse: {reason}") from None
-    _check_depth(value)
-    return value
-
-
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for holder in level
-            if isinstance(holder, list | dict)
-            for item in (holder.values() if isinstance(holder, dict) else holder)
-            if isinstance(item, list | dict)
-        ]
-        if not level:
-            return
-    raise Refusal(400, f"expected JSON of at most {MAX_DEPTH} levels, got more")
+        return what.model_validate(value)
+    except ValidationError as error:
+        known = ", ".join(what.model_fields)
+        told = f"{first_problem(error)[:300]}; expected of {known}"
+    raise Refusal(status, told)
 
 
 def check_size(content: bytes, card: Card, images: int) -> None:
@@ -89,7 +82,10 @@ def parse_object(content: bytes) -> dict[str, Any]:
     Raises:
         Refusal: it is none.
     """
-    value = parse_json(content)
+    try:
+        value = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal(400, f"expected JSON, got what does not parse: {error}") from None
     if not isinstance(value, dict):
         raise Refusal(400, f"expected a JSON object, got {_kind(value)}")
     return value
@@ -116,10 +112,10 @@ def pixels_of_json(value: Any, card: Card) -> NDArray[np.uint8]:
 
 
 def whole_numbers(value: Any, where: str) -> NDArray[Any]:
-    """Nested lists as an array of whole numbers.
+    """Nested lists as an array.
 
     Raises:
-        Refusal: ragged lists, or anything but whole numbers in them.
+        Refusal: they are ragged, or hold anything but numbers.
     """
     if not isinstance(value, list):
         raise Refusal(422, f"{where}: expected a list of whole numbers, got {_kind(value)}")
@@ -130,33 +126,22 @@ def whole_numbers(value: Any, where: str) -> NDArray[Any]:
     if array.size and _holds_truth(value):
         # Among numbers, numpy makes them numbers.
         raise Refusal(422, f"{where}: expected whole numbers, got true or false")
-    return whole(array, where)
-
-
-def whole(array: NDArray[Any], where: str) -> NDArray[Any]:
-    """The array itself, if its numbers are whole.
-
-    Raises:
-        Refusal: they are not, or are no numbers.
-    """
-    is_whole = array.dtype.kind == "f" and np.array_equal(array, np.trunc(array))
-    if array.size and not is_whole and array.dtype.kind not in "iu":
-        raise Refusal(422, f"{where}: expected whole numbers, got others")
     return array
 
 
 def _holds_truth(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_holds_truth, value))
-    return isinstance(value, bool)
+    return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
 
 
 def in_range(array: NDArray[Any], where: str, card: Card) -> NDArray[np.uint8]:
-    """Pixels as uint8, all on the scale of the training images.
+    """Pixels as uint8: whole numbers on the scale of the training images.
 
     Raises:
         Refusal: one that is not.
     """
+    is_whole = array.dtype.kind == "f" and np.array_equal(array, np.trunc(array))
+    if array.size and not is_whole and array.dtype.kind not in "iu":
+        raise Refusal(422, f"{where}: expected whole numbers, got others")
     brightest = card.decoding.pixel_max
     if array.size and not (array.min() >= 0 and array.max() <= brightest):
         raise Refusal(
@@ -165,29 +150,6 @@ def in_range(array: NDArray[Any], where: str, card: Card) -> NDArray[np.uint8]:
             f"them, got {array.min()} to {array.max()}",
         )
     return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-def stop_of(decided: Any, confidence: Any, default: Stop) -> Stop:
-    """When to stop, as a request says, or as the deployment does.
-
-    Args:
-        decided: true or false; None: not said.
-        confidence: above 0 and at most 1; None: not said.
-        default: the deployment's.
-
-    Raises:
-        Refusal: something else.
-    """
-    if decided is not None and not isinstance(decided, bool):
-        raise Refusal(422, f"stop_when_decided: expected true or false, got {_kind(decided)}")
-    if confidence is not None:
-        number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
-        if not number or not math.isfinite(confidence) or not 0 < confidence <= 1:
-            raise Refusal(422, "confidence: expected a number above 0 and at most 1")
-        confidence = float(confidence)
-    if decided is None and confidence is None:
-        return default
-    return Stop(bool(decided), confidence)
 
 
 def _kind(value: Any) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import re
 import sys
+from collections import Counter
 from typing import Any
 
 import h11
@@ -70,14 +71,15 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and wait for its first head."""
         super().connection_made(transport)
-        if self._guard.connected(self._peer) > self._guard.limits.connections:
+        self._guard.peers[self._peer] += 1
+        if self._guard.peers[self._peer] > self._guard.limits.connections:
             self._refuse(503, "expected fewer connections from one address")
         else:
             self._within(HEAD_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
-        self._guard.disconnected(self._peer)
+        self._guard.peers -= Counter([self._peer])
         self._within(None)
         super().connection_lost(exc)
 
