@@ -301,7 +301,7 @@ class Comparison:
     @cached_property
     def rivals(self) -> dict[str, Voters]:
         """The rivals by name; those drawn for the comparison without their parameters."""
-        return {rival.kind: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
+        return {rival.name: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
 
     def _rival(self, rival: Rival, size: int) -> Voters:
         """Who votes for a rival, and what it costs from scratch."""
@@ -316,7 +316,7 @@ class Comparison:
         """Trained models; each is paid for where not all of the population is."""
         prices = self.prices
         trained = self.originals if rival.among == "originals" else self.ordinary
-        assert trained is not None, f"expected models for {rival.kind}"
+        assert trained is not None, f"expected models for {rival.name}"
         val_nll_E = member_nll(trained.val_logits_ENC, self.val_labels_N)
         members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
         if rival.among == "ordinary":
@@ -332,7 +332,7 @@ class Comparison:
             self.originals.theta_EP,
             self.originals.trunks_E,
             size,
-            generator_for(self.seed, "rival", rival.kind),
+            generator_for(self.seed, "rival", rival.name),
         )
         # As the generated members were: an average of running statistics is of no one model.
         theta_EP = self.classifiers.recalibrate(theta_EP, trunks_E.tolist())

@@ -234,7 +234,7 @@ class EvaluationSection(Spec):
 
     @model_validator(mode="after")
     def _each_kind_once(self) -> EvaluationSection:
-        kinds = [rival.kind for rival in self.rivals]
+        kinds = [rival.name for rival in self.rivals]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"expected each kind of rival once, got {', '.join(twice)} again")
         return self

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field, PositiveInt
 
+from bend_ray.imported import Imported
 from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
+    from bend_ray.generation.conditioning import ConditionedDenoiser
     from bend_ray.generation.conv1d import UNet1d
     from bend_ray.generation.mlp import ModulatedMlp
 
@@ -49,4 +51,25 @@ class ConvDenoiser(Spec):
         return UNet1d(latent_size, num_conditions, self.channels, self.kernel)
 
 
-Denoiser = Annotated[MlpDenoiser | ConvDenoiser, Field(discriminator="kind")]
+class ImportedDenoiser(Imported):
+    """One's own: a function or class that gives a module ``(x_BZ, t_B, condition_B) -> (B, Z)``.
+
+    Parameters of the function that are called ``latent_size`` and ``num_conditions`` are filled in.
+    """
+
+    def build(self, latent_size: int, num_conditions: int) -> ConditionedDenoiser:
+        """The module, or what makes it one of ours.
+
+        Raises:
+            ConfigError: it gives predictions of another shape.
+        """
+        from bend_ray.generation.conditioning import ConditionedDenoiser
+        from bend_ray.generation.plain import PlainDenoiser
+
+        module = self.make(latent_size=latent_size, num_conditions=num_conditions)
+        if isinstance(module, ConditionedDenoiser):
+            return module
+        return PlainDenoiser(module, latent_size, self.target)
+
+
+Denoiser = Annotated[MlpDenoiser | ConvDenoiser | ImportedDenoiser, Field(discriminator="kind")]

@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.data.augmentation import Augmentation
+from bend_ray.data.augmentation import Augmentation, FlipAndCrop
 from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
@@ -31,7 +31,7 @@ class Recipe(Spec):
     """What turns gradients into steps."""
     schedule: Schedule = Cosine()
     """The learning rate over the training."""
-    augmentation: Augmentation = Augmentation()
+    augmentation: Augmentation = FlipAndCrop()
     """How training images are varied; as they are by default."""
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of every label that is spread over all classes (Szegedy et al., 2016)."""

@@ -15,7 +15,7 @@ from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph
 from bend_ray.config.schema import ParametersSection, PipelineConfig
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -46,7 +46,7 @@ def _evaluate(
     config: PipelineConfig,
     graph: Graph,
     shared: Shared,
-    test: Images,
+    test: Examples,
 ) -> tuple[Evaluation, dict[str, Any], Cost]:
     """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)

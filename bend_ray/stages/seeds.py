@@ -69,7 +69,7 @@ def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
     dataset = classifiers.dataset
     sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
     sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
-    check_batches(classifiers.build(), dataset.image_shape, min(sizes))
+    check_batches(classifiers.build(), dataset.shown(min(sizes)), min(sizes))
     if config.evaluation.temperature_scaling and len(dataset.validation) < FEW_IMAGES:
         logger.warning(
             "seeds        %d validation images hardly fix a temperature; %d or more would, or set "

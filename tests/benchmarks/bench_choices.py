@@ -64,14 +64,13 @@ class Split:
         self.seconds: dict[str, float] = {}
         module = self._build()
         self.layout = ParameterLayout.of(module)
-        architecture = config.seeds.architecture
-        self.stack = Stack(module, self.layout, form_for(module, "cpu", architecture.stacks_on_cpu))
+        self.stack = Stack(module, self.layout, form_for(module, "cpu"))
         with self._timed("population"):
             self._train_population()
 
     def _build(self) -> nn.Module:
         architecture = self.config.seeds.architecture
-        return architecture.build(self.data.image_shape, len(self.data.class_names))
+        return architecture.build(self.data.input_shape, len(self.data.class_names))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -94,7 +93,7 @@ class Split:
         if not self.stack.norms or not count:
             return theta_EP
         chosen = torch.randperm(len(self.data.train), generator=self._stream("recalibration"))
-        pixels = self.data.train.pixels_NCHW[chosen[:count]]
+        pixels = self.data.train.inputs[chosen[:count]]
         return recalibrate_batchnorm(self.stack, theta_EP, self.data.normalise(pixels))
 
     def _fit(self, start_KP: Tensor, stretch: Stretch, purpose: str) -> Tensor:
@@ -230,7 +229,7 @@ class Split:
         return told
 
     def _logits(self, theta_EP: Tensor) -> Tensor:
-        pixels = self.data.normalise(self.data.validation.pixels_NCHW)
+        pixels = self.data.normalise(self.data.validation.inputs)
         return predict_logits(self.stack, theta_EP, pixels)
 
 

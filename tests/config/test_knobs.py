@@ -95,6 +95,14 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.train", "image_parquet"),
         ("dataset.test", "image_parquet"),
         ("dataset.root", "image_folder"),
+        ("dataset.train", "arrays"),
+        ("dataset.target", "imported"),
+        ("seeds.architecture.target", "imported"),
+        ("seeds.recipe.augmentation.target", "imported"),
+        ("autoencoder.model.target", "imported"),
+        ("generator.denoiser.target", "imported"),
+        ("evaluation.vote.target", "imported"),
+        ("evaluation.rivals.target", "imported"),
     }
     assert all(knob.default is None for knob in knobs() if knob.required)
 

@@ -19,7 +19,7 @@ from bend_ray.config.schema import (
     SamplesSection,
     SeedsSection,
 )
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
 from bend_ray.forecast.prediction import at_rate, predict
@@ -140,7 +140,7 @@ def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     def opened(self: object) -> Any:
         raise AssertionError("the test part was opened")
 
-    monkeypatch.setattr(ImageDataset, "test", property(opened))
+    monkeypatch.setattr(Parts, "test", property(opened))
     monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.02)
     monkeypatch.setattr(calibration, "PIECES", 2)
     config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.cohort_size=4"])

@@ -17,7 +17,7 @@ import torch
 from specs import Bench, Chains
 from torch import Tensor
 
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import Recipe, Stretch
@@ -58,10 +58,10 @@ class Task:
     def __init__(self, bench: Bench, repeat: int) -> None:
         self.bench, self.repeat = bench, repeat
         spec = bench.dataset.model_copy(update={"split_seed": repeat})
-        self.dataset: ImageDataset = spec.load()
+        self.dataset: Parts = spec.load()
         module = self._build()
         self.layout = ParameterLayout.of(module)
-        form = form_for(module, "cpu", bench.architecture.stacks_on_cpu)
+        form = form_for(module, "cpu")
         self.stack = Stack(module, self.layout, form)
         self.step_seconds = self._price()
         self._kept: dict[tuple[object, ...], Tensor] = {}
@@ -133,13 +133,13 @@ class Task:
 
     def recalibrated(self, theta_EP: Tensor) -> Tensor:
         """Models with BatchNorm's statistics of training images."""
-        images = self.dataset.train.pixels_NCHW[: self.bench.recalibration_images]
+        images = self.dataset.train.inputs[: self.bench.recalibration_images]
         return recalibrate_batchnorm(self.stack, theta_EP, self.dataset.normalise(images))
 
-    def logits(self, theta_EP: Tensor, images: Images) -> Tensor:
+    def logits(self, theta_EP: Tensor, images: Examples) -> Tensor:
         """Answers ``(E, N, C)``."""
         self.stack.eval()
-        return predict_logits(self.stack, theta_EP, self.dataset.normalise(images.pixels_NCHW))
+        return predict_logits(self.stack, theta_EP, self.dataset.normalise(images.inputs))
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """A stream of the split's own."""
@@ -203,7 +203,7 @@ class Task:
 
     def _build(self) -> torch.nn.Module:
         dataset = self.dataset
-        return self.bench.architecture.build(dataset.image_shape, len(dataset.class_names))
+        return self.bench.architecture.build(dataset.input_shape, len(dataset.class_names))
 
     def _start(self, index: int) -> Tensor:
         seed = seed_for(self.repeat, "start", index)

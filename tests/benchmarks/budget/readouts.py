@@ -16,7 +16,7 @@ from chains import Plan, Task
 from specs import Drawn, Last, Method, Tails
 from torch import Tensor
 
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
@@ -223,7 +223,7 @@ def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 
 def drawn_quality(
-    task: Task, method: Method, budget: int, made: Made, images: Images
+    task: Task, method: Method, budget: int, made: Made, images: Examples
 ) -> dict[str, float]:
     """Drawn models against every second tail; the other tails, held out, beside them.
 
