@@ -5,6 +5,7 @@ Shape letters: E members, N images, C classes, P parameters.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -200,6 +201,7 @@ class Comparison:
         }
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
+            part="test" if self.classifiers.dataset.has_test else "validation",
             bag=self._scores(
                 self.bag_votes,
                 self.bag,
@@ -349,7 +351,7 @@ class Comparison:
             ordinary_seconds=prices.ordinary,
         )
         equal = None
-        if self.ordinary is not None and prices.ordinary:
+        if self.ordinary is not None and prices.ordinary and math.isfinite(prices.bag):
             affordable = max(1, int(prices.bag / prices.ordinary))
             members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
             voters = Voters(members, 0.0, prices.ordinary)

@@ -15,7 +15,7 @@ from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
 from bend_ray.generation.rivals import DeepEnsemble
 from bend_ray.imported import Imported
-from bend_ray.networks.protocols import Independent
+from bend_ray.networks.protocols import Checkpoints, Independent
 from bend_ray.spec import Spec
 
 S = TypeVar("S", bound=Spec)
@@ -89,11 +89,13 @@ def identified(config: PipelineConfig) -> PipelineConfig:
         DataError: files of the data set cannot be read.
         ConfigError: there is no such module.
     """
-    return _identified(config)
+    known = _identified(config)
+    # Sections agree or not only when it is known how many checkpoints there are.
+    return known if config.seeds.protocol.is_known else PipelineConfig.model_validate(dict(known))
 
 
 def _identified(spec: S) -> S:
-    if isinstance(spec, LabelledExamples | Imported):
+    if isinstance(spec, LabelledExamples | Imported | Checkpoints):
         return spec.identified()  # type: ignore[return-value]
     found = {name: _each_identified(value) for name, value in spec}
     changed = {name: value for name, value in found.items() if value is not getattr(spec, name)}

@@ -38,7 +38,8 @@ from bend_ray.generation.rivals import (
 )
 from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
-from bend_ray.networks.protocols import Protocol, Recipe, Stretch, Tails
+from bend_ray.networks.protocols import Protocol, Tails
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.optim import AdamW, Training
 from bend_ray.spec import Spec, is_incidental, variants
 
@@ -291,6 +292,8 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
+        if not self.seeds.protocol.is_known:
+            return self
         for check in (
             _populations_fit,
             _latent_size_fits,
@@ -347,7 +350,7 @@ def _sampler_fits(config: PipelineConfig) -> None:
 
 
 def _leaves_a_way(protocol: Protocol) -> bool:
-    return isinstance(protocol, Tails) and protocol.early_tails > 0
+    return protocol.num_early > 0
 
 
 def _trunks_are_known(config: PipelineConfig) -> bool:
@@ -359,7 +362,8 @@ def _finish_fits(config: PipelineConfig) -> None:
     if finish.guidance and not _leaves_a_way(config.seeds.protocol):
         raise ValueError(
             "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
-            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
+            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "
+            "checkpoints with early"
         )
     if (finish.guidance or finish.scale != 1) and not _trunks_are_known(config):
         raise ValueError(

@@ -14,7 +14,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
@@ -29,6 +28,7 @@ from bend_ray.populations.states import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked, utf8
+from bend_ray.version import __version__
 
 GUIDE, ONNX = "README.md", "bag.onnx"
 _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})

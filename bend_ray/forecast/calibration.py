@@ -31,7 +31,7 @@ from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bend_ray.data.augmentation import Augmentation
 from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
 from bend_ray.errors import DataError
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for

@@ -12,7 +12,7 @@ from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for

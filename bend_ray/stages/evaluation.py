@@ -6,6 +6,7 @@ validation images.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -80,11 +81,14 @@ def _prices(graph: Graph) -> StageCosts:
     ordinary_made = graph.ordinary.manifest() if graph.ordinary else None
     cpu_seconds = seeds_made.cost.cpu_seconds
     root_share = seeds_made.metrics["root_cpu_seconds"] / cpu_seconds if cpu_seconds else 0.0
+    # What others trained has no price unless they say it: unknown, and so is all that needs it.
+    seeds = seeds_made.cost.seconds if seeds_made.metrics.get("priced", True) else math.nan
+    others = sum(made[stage].cost.seconds for stage in STAGES_OF_THE_BAG if stage != "seeds")
     return StageCosts(
-        bag=sum(manifest.cost.seconds for manifest in made.values()),
+        bag=seeds + others,
         samples=made["samples"].cost.seconds,
-        seeds=seeds_made.cost.seconds,
-        roots=seeds_made.cost.seconds * root_share,
+        seeds=seeds,
+        roots=seeds * root_share,
         trained=seeds_made.metrics["models"],
         ordinary=ordinary_made.cost.seconds / ordinary_made.metrics["models"]
         if ordinary_made

@@ -43,7 +43,8 @@ from bend_ray.generation.spread import spread_out
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Stretch, held_out_ids
+from bend_ray.networks.protocols import held_out_ids
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix

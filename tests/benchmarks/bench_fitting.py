@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import Mlp
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.allocator import keep_freed_memory

@@ -37,7 +37,7 @@ from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.samplers import Ancestral, Ddim, Euler
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout

@@ -10,7 +10,7 @@ from bend_ray.data.augmentation import FlipAndCrop
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import Mlp
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack
 from bend_ray.parameters.layout import ParameterLayout
 

@@ -17,7 +17,7 @@ from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet, Mlp
 from bend_ray.networks.fitting import batch_order, fit, initial_parameters, snapshot_steps
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
 from bend_ray.parameters.layout import ParameterLayout

@@ -11,7 +11,7 @@ from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack
 from bend_ray.optim import Sgd
 from bend_ray.parameters.layout import ParameterLayout

@@ -20,7 +20,7 @@ from torch import Tensor
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for, seed_for

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from bend_ray.data.datasets import Dataset, ImageParquet
 from bend_ray.networks.architectures import Architecture
-from bend_ray.networks.protocols import Recipe
+from bend_ray.networks.recipe import Recipe
 from bend_ray.spec import Spec
 
 
