@@ -300,7 +300,7 @@ def default_section(config: PipelineConfig) -> dict[str, Any]:
     return {
         "ensemble_counts": sizes_up_to(config.samples.count),
         "knobs": {
-            _LATENT_SIZE: sorted(sizes | {config.autoencoder.model.latent_size}),
+            _LATENT_SIZE: sorted(sizes | {config.latent_size}),
             _TEMPERATURE: sorted(temperatures),
         },
     }

@@ -39,7 +39,6 @@ from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
-from bend_ray.generation.spread import spread_out
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
@@ -163,7 +162,7 @@ class Split:
             coder = self._trained(
                 Reconstruction(
                     model.build(features_KF.shape[1]),
-                    model.latent_size,
+                    model.latent_size or features_KF.shape[1],
                     model.input_noise,
                     model.latent_noise,
                 ),
