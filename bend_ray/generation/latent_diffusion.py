@@ -143,8 +143,9 @@ def _own(x_KZ: Tensor, condition_K: Tensor, num_conditions: int) -> tuple[Tensor
     count_C = condition_K.bincount(minlength=num_conditions)
     rows_CRZ = x_KZ.new_zeros(num_conditions, int(count_C.max()), x_KZ.shape[1])
     for condition, count in enumerate(count_C.tolist()):
-        own_RZ = x_KZ[condition_K == condition] / max(1, count - 1) ** 0.5
-        rows_CRZ[condition, :count] = own_RZ
+        # As another member is seen: the mean was not taken over it.
+        share = (1 + 1 / max(1, count)) / max(1, count - 1)
+        rows_CRZ[condition, :count] = share**0.5 * x_KZ[condition_K == condition]
     # As many directions as members, through their Gram matrix: there may be more numbers.
     value_CR, left_CRR = torch.linalg.eigh(rows_CRZ @ rows_CRZ.mT)
     value_CR = torch.where(value_CR > RANK_TOLERANCE * value_CR.amax(), value_CR, 0.0)
