@@ -6,7 +6,7 @@
 The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
 autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
 stays closed. A JSON line a split and one of their means have: accuracy and NLL of every bag, its
-NLL at a temperature (fitted on one half of the images and scored on the other, both ways), accuracy of its
+NLL at a temperature (each tenth of the images at that of the others), accuracy of its
 members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
 the CPU seconds of each part; held-out members' losses, as a training starts and at their lowest.
 ``--guidance`` and ``--annealing`` (a share of an ordinary training) finish drawn models as
@@ -49,6 +49,8 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
 
+FOLDS = 10
+"""Of validation images: halves of digits' may be without an error."""
 FIRST_ORDINARY = 1000
 """Number of the deep ensemble's first start; trunks have those from 0 on."""
 
@@ -257,9 +259,9 @@ class Split:
 
 def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
     """At temperatures fitted on the images that are not scored."""
-    fold_N = torch.arange(len(labels_N)) % 2
+    fold_N = torch.arange(len(labels_N)) % FOLDS
     scaled_NC = torch.zeros_like(probs_NC, dtype=torch.float64)
-    for fold in (0, 1):
+    for fold in range(FOLDS):
         temperature = fit_temperature(probs_NC[fold_N != fold], labels_N[fold_N != fold])
         scaled_NC[fold_N == fold] = apply_temperature(probs_NC[fold_N == fold], temperature)
     return nll(scaled_NC, labels_N)

@@ -37,7 +37,8 @@ TRAINING = Training(steps=120, batch_size=8, checkpoint_every=20)
 def rows() -> Rows:
     values = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
     ids = np.arange(13)
-    table = pa.table({"model_id": ids, "trunk": ids % 2, "features": vectors(values)})
+    columns = {"model_id": ids, "trunk": ids % 2, "held_out": ids % 6 == 5}
+    table = pa.table({**columns, "features": vectors(values)})
     return Rows(1, lambda _: table)
 
 
