@@ -169,7 +169,7 @@ def test_held_out_members_choose_whether_trunks_have_directions_of_their_own(apa
         return along_K1 * direction_KZ + torch.randn(60, 6, generator=generator)
 
     scale = LatentScale.fit(draw(), condition_K, 6, (draw(), condition_K))
-    assert (scale.gain_CR.amax() > 1) is apart
+    assert (scale.gain_CR.amax().item() > 1) is apart
     expected = own_CZ[3 if apart else 0]
     found_Z = torch.linalg.eigh(covariance_of(scale, 3))[1][:, -1]
     assert (found_Z @ expected).abs() > 0.9

@@ -51,7 +51,7 @@ def test_gradient_reaches_all_of_an_autoencoder_once_it_has_moved() -> None:
     module = MlpAutoencoder(7, 5, hidden=6)
     x_BF = torch.randn(4, 7, generator=generator())
     optimizer = Sgd(learning_rate=0.1).build(module.parameters())
-    for _ in range(2):
+    for _ in range(3):
         (module.decode(module.encode(x_BF)) - x_BF).square().mean().backward()
         silent = without_gradient(module)
         if silent:
