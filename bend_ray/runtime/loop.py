@@ -121,7 +121,7 @@ def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
     """
     worker = _Worker(job, columns, team)
     training = job.training
-    last = training.steps if job.until is None else job.until
+    last = training.steps if job.until is None else min(job.until, training.steps)
     done = worker.first_step
     while done < last and not worker.is_over(done):
         loss = worker.step(done)
