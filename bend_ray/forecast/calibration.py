@@ -119,7 +119,7 @@ def problem_of(config: PipelineConfig, dataset: Parts, test_images: int | None) 
     principal = config.autoencoder.model.features == "principal"
     validation = len(dataset.validation)
     features = config.num_training_models - 1 if principal else layout.size
-    latent, section = config.autoencoder.model.latent_size, config.generator
+    latent, section = config.latent_size, config.generator
     denoiser = section.denoiser.build(latent, config.num_conditions)
     return Problem(
         members=config.seeds.num_models,
@@ -266,7 +266,7 @@ def _weight_space_step(
 def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
     model, training = config.autoencoder.model, config.autoencoder.training
     objective = Reconstruction(
-        model.build(problem.features), model.latent_size, model.input_noise, model.latent_noise
+        model.build(problem.features), config.latent_size, model.input_noise, model.latent_noise
     )
     rows = min(problem.training, training.batch_size)
     return _weight_space_step(
@@ -275,7 +275,7 @@ def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
 
 
 def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
-    section, latent = config.generator, config.autoencoder.model.latent_size
+    section, latent = config.generator, config.latent_size
     objective = Denoising(section.denoiser.build(latent, config.num_conditions), section.process)
     rows = min(problem.training, section.training.batch_size)
     batch = {
@@ -287,9 +287,11 @@ def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
 
 def _drawing(config: PipelineConfig, problem: Problem) -> Line:
     """Drawing latents, by how many at once; on the CPU, as the stage does."""
-    latent, conditions = config.autoencoder.model.latent_size, config.num_conditions
+    latent, conditions = config.latent_size, config.num_conditions
     denoiser = config.generator.denoiser.build(latent, conditions)
-    scale = LatentScale(torch.zeros(conditions, latent), torch.ones(latent))
+    scale = LatentScale.diagonal(
+        torch.zeros(conditions, latent), torch.arange(conditions), conditions
+    )
 
     def draw(count: int) -> None:
         sample_latents(

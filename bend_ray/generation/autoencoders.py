@@ -21,12 +21,18 @@ if TYPE_CHECKING:
 
 
 class PrincipalMlp(Spec):
-    """Residual MLPs over the principal coefficients: any number of parameters, seconds to train."""
+    """Residual MLPs over the principal coefficients, for any number of parameters.
+
+    Before it is trained a latent is the first coefficients themselves.
+    """
 
     kind: Literal["principal_mlp"] = "principal_mlp"
     features: ClassVar[Literal["principal", "standardised"]] = "principal"
-    latent_size: PositiveInt = 120
-    """Numbers in a latent; near the number of training models keeps their spread, 16 does not."""
+    latent_size: PositiveInt | None = None
+    """Numbers in a latent; null for all coefficients, one fewer than training models.
+
+    Fewer lose the spread of models: 16 do, for 128.
+    """
     hidden: PositiveInt = 256
     """Hidden units of the encoder and of the decoder."""
     input_noise: NonNegativeFloat = 0.05
@@ -38,7 +44,7 @@ class PrincipalMlp(Spec):
         """The module for vectors of ``num_features`` coefficients."""
         from bend_ray.generation.mlp import MlpAutoencoder
 
-        return MlpAutoencoder(num_features, self.latent_size, self.hidden)
+        return MlpAutoencoder(num_features, self.latent_size or num_features, self.hidden)
 
 
 class Conv1d(Spec):

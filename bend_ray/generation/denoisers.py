@@ -6,7 +6,7 @@ predictions ``(B, Z)``. To add one: one class, and its name in the union at the 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
@@ -20,9 +20,13 @@ if TYPE_CHECKING:
 
 
 class MlpDenoiser(Spec):
-    """Residual MLP, modulated by the time and the condition."""
+    """Residual MLP, modulated by the time and the condition.
+
+    It learns how latents differ from a Gaussian of each trunk, whose exact denoiser it starts as.
+    """
 
     kind: Literal["mlp"] = "mlp"
+    starts_gaussian: ClassVar[bool] = True
     hidden: PositiveInt = 128
     """Units of the residual stream."""
     blocks: PositiveInt = 2
@@ -39,6 +43,7 @@ class ConvDenoiser(Spec):
     """The papers' 1-D convolutional U over the latent."""
 
     kind: Literal["conv1d"] = "conv1d"
+    starts_gaussian: ClassVar[bool] = False
     channels: tuple[PositiveInt, ...] = Field((64, 128, 256, 512), min_length=1)
     """Channels on the way down; the way up mirrors them."""
     kernel: OddSize = 7

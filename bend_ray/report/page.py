@@ -164,8 +164,6 @@ def _rivals(runs: Sequence[Run]) -> Table:
 def _finished(finish: dict[str, Any]) -> str:
     """A sentence on what was done to drawn models before they voted."""
     done = []
-    if finish["scale"] != 1.0:
-        done.append(f"moved to {finish['scale']:g} times the distance from their trunk's mean")
     if finish["guidance"]:
         done.append(
             f"moved on by {finish['guidance']:g} of their trunk's way from its early tails to its "

@@ -160,7 +160,7 @@ def test_the_default_config_is_valid_and_small() -> None:
     config = PipelineConfig()
     assert config.seeds.num_models == 128
     assert config.num_training_models == 112
-    assert config.autoencoder.model.latent_size < config.num_training_models
+    assert config.latent_size == config.num_training_models - 1
 
 
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES.keys())
@@ -288,7 +288,7 @@ def test_identity_is_json_and_says_everything_else() -> None:
         (["seeds.protocol.early_tails=0"], AS_DRAWN),
         (["generator.conditional=false"], AS_DRAWN),
         (["samples.finish.guidance=0.5"], Finish(guidance=0.5)),
-        (["samples.finish={scale: 1, guidance: 0, annealing: {fraction: 0}}"], AS_DRAWN),
+        (["samples.finish={guidance: 0, annealing: {fraction: 0}}"], AS_DRAWN),
     ],
 )
 def test_drawn_models_are_finished_where_the_population_allows_it(
@@ -308,19 +308,15 @@ def test_what_is_said_of_a_finish_is_kept_as_it_was_said() -> None:
     [
         (["seeds.protocol.early_tails=0"], "expected 0 without early tails"),
         (["seeds.protocol={kind: forks}"], "expected 0 without early tails"),
-        (["seeds.protocol.early_tails=1", "generator.conditional=false"], "whose way it goes"),
+        (
+            ["seeds.protocol.early_tails=1", "generator.conditional=false"],
+            "whose way it moves on along",
+        ),
     ],
 )
 def test_guidance_must_know_the_way(overrides: list[str], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         load_config(None, [*overrides, "samples.finish.guidance=0.5"])
-
-
-def test_scale_must_know_the_centre() -> None:
-    finish = "samples.finish={scale: 2, guidance: 0}"
-    load_config(None, [finish])
-    with pytest.raises(ConfigError, match="whose mean it moves away from"):
-        load_config(None, [finish, "generator.conditional=false"])
 
 
 def test_training_models_are_what_is_not_held_out() -> None:

@@ -92,6 +92,38 @@ class Task:
         """Ends ``(M, P)`` of whole schedules."""
         return self._schedules(chains, plan)[-1]
 
+    def whole(self, count: int, epochs: float) -> Tensor:
+        """Ends ``(M, P)`` of whole schedules of so many epochs."""
+        return self.ends(Chains(), Plan(count, epochs, 0, self.steps_of(epochs), 0.0))
+
+    def steps_of(self, epochs: float) -> int:
+        """Gradient steps of so many epochs."""
+        return self.bench.recipe.num_steps(epochs, len(self.dataset.train))
+
+    def variant(self, plan: Plan, index: int, width: float) -> Tensor:
+        """The end ``(1, P)`` of a whole schedule with hyper-parameters of its own; the first has
+        the recipe's."""
+        recipe, stream = self._recipe(Chains(), plan), self.generator("variant", index)
+        if index:
+            rate, decay, smoothing = (2 * torch.rand(3, generator=stream) - 1).tolist()
+            update = {
+                "learning_rate": recipe.optimizer.learning_rate * width**rate,
+                "weight_decay": recipe.optimizer.weight_decay * width**decay,
+            }
+            recipe = recipe.model_copy(
+                update={
+                    "optimizer": recipe.optimizer.model_copy(update=update),
+                    "label_smoothing": recipe.label_smoothing * (1 + smoothing),
+                }
+            )
+        stretch = Stretch(start=0.0, epochs=plan.epochs)
+        name = ("variant", plan.epochs, width)
+
+        def train(first: int, last: int) -> Tensor:
+            return self._fit(self.start(index)[None], recipe, stretch, (*name, index))
+
+        return self._grown((*name, index), 1, train)[-1]
+
     def forks(self, chains: Chains, plan: Plan) -> Tensor:
         """Ends ``(F, M, P)`` of the forks of each trunk."""
         trunk_MP = self._trunks(chains, plan, plan.count)
@@ -147,7 +179,7 @@ class Task:
 
     def _trunks(self, chains: Chains, plan: Plan, count: int) -> Tensor:
         if chains.trunk_fraction == 0.0:
-            return torch.stack([self._start(index) for index in range(count)])
+            return torch.stack([self.start(index) for index in range(count)])
         eighth = chains.trunk_fraction * EIGHTHS
         if eighth != int(eighth):
             raise ValueError(f"expected a trunk_fraction in eighths, got {chains.trunk_fraction}")
@@ -158,7 +190,7 @@ class Task:
         name = ("schedule", plan.epochs, chains.trunk_rate)
 
         def train(first: int, last: int) -> Tensor:
-            start_MP = torch.stack([self._start(index) for index in range(first, last)])
+            start_MP = torch.stack([self.start(index) for index in range(first, last)])
             stretch = Stretch(start=0.0, epochs=plan.epochs, snapshots=EIGHTHS)
             return self._fit(start_MP, self._recipe(chains, plan), stretch, name, first)
 
@@ -205,7 +237,8 @@ class Task:
         dataset = self.dataset
         return self.bench.architecture.build(dataset.input_shape, len(dataset.class_names))
 
-    def _start(self, index: int) -> Tensor:
+    def start(self, index: int) -> Tensor:
+        """A fresh model ``(P,)``."""
         seed = seed_for(self.repeat, "start", index)
         return initial_parameters(self._build, self.layout.flatten, seed)
 
@@ -215,7 +248,7 @@ class Task:
         stretch = Stretch(start=0.0, epochs=PRICED_STEPS / epoch)
         taken = []
         for turn in range(4):
-            start = self._start(turn)[None]
+            start = self.start(turn)[None]
             began = time.process_time()
             self._fit(start, self.bench.recipe, stretch, ("price", turn))
             taken.append((time.process_time() - began) / PRICED_STEPS)

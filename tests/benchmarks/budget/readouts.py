@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from chains import Plan, Task
-from specs import Drawn, Last, Method, Tails
+from rivals import more
+from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails
 from torch import Tensor
 
 from bend_ray.data.examples import Examples
@@ -76,6 +77,9 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         ends = task.forks if forks > 1 else task.ends
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
+    if isinstance(readout, Ivon | Simplex | Pack):
+        theta_EP, steps = more(task, readout, plan)
+        return _paid(task, Made(theta_EP, torch.arange(len(theta_EP)) % plan.count, steps, 0.0, 0))
     theta_TMP, early_TMP = _parted(task, method, plan, used)
     if isinstance(readout, Drawn):
         name = (plan.count, plan.epochs, readout.law)
