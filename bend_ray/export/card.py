@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from bend_ray.artifacts.manifest import first_problem
-from bend_ray.data.parts import Decoding
+from bend_ray.data.examples import Decoding
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError

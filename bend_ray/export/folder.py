@@ -14,11 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Parts
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
@@ -39,6 +38,7 @@ from bend_ray.populations.states import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked, utf8
+from bend_ray.version import __version__
 
 GUIDE, ONNX = "README.md", "bag.onnx"
 _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
@@ -133,13 +133,13 @@ def _bag(
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
-    mean, std = dataset.channel_statistics
+    mean, std = _channels(dataset)
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
-        image_shape=dataset.image_shape,
+        image_shape=dataset.input_shape,
         pixel_mean=tuple(mean.flatten().tolist()),
         pixel_std=tuple(std.flatten().tolist()),
         decoding=dataset.decoding,
@@ -156,6 +156,13 @@ def _bag(
         temperature = _fitted_temperature(card, state_K, dataset.validation)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
+
+
+def _channels(dataset: Parts) -> tuple[Tensor, Tensor]:
+    statistics = dataset.statistics
+    if not isinstance(statistics, tuple) or isinstance(dataset.input_shape, dict):
+        raise ConfigError("expected a bag of images to export, got one of other inputs")
+    return statistics
 
 
 def _evaluated(graph: Graph) -> BagScores:

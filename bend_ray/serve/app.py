@@ -20,7 +20,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from bend_ray import __version__
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
 from bend_ray.serve.guard import App
@@ -30,6 +29,7 @@ from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_o
 from bend_ray.serve.queries import Question, Stops, check_size, given, parse_object, pixels_of_json
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers
+from bend_ray.version import __version__
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MODEL = "/v2/models/{name}"

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
-from bend_ray import __version__
+from bend_ray.version import __version__
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.queries import Question, Stops, given, in_range, whole_numbers
