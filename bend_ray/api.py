@@ -111,7 +111,7 @@ class Run:
         return read_population(self.graph[stage])
 
     def bag(self, members: int | None = None) -> Bag:
-        """The bag, ready to answer, without Ray and torch.
+        """The bag, ready to answer, without Ray.
 
         Args:
             members: the first so many alone; None for all.
@@ -120,7 +120,7 @@ class Run:
 
         folder = tempfile.mkdtemp(prefix="bend-bag-")
         export_bag(self.config, self.graph, folder, members=members)
-        bag = load_bag(folder)
+        bag = load_bag(folder, run_code=True)
         # A bag that is saved is copied from there.
         weakref.finalize(bag, shutil.rmtree, folder, ignore_errors=True)
         return bag
@@ -234,15 +234,20 @@ def fit(
     return run(config, store=store, address=address, settings=knobs | dict(settings or {}))
 
 
-def load_bag(folder: str | Path) -> Bag:
-    """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray and torch.
+def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
+    """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray, and torch where it has ONNX.
+
+    Args:
+        folder: that holds it.
+        run_code: run the code of the network that the bag names, where that has no ONNX program:
+            only where you trust whoever wrote the bag.
 
     Raises:
         DataError: the folder holds none.
     """
     from bend_ray.serve.bag import Bag
 
-    return Bag.load(Path(folder))
+    return Bag.load(Path(folder), run_code=run_code)
 
 
 def _config(

@@ -49,7 +49,7 @@ def arrays_of(given: Any, where: str) -> Arrays:
         return _of_mapping(given, where)
     if isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
         inputs, labels = given
-        return Arrays.of(_named(inputs, where), labels, where=where)
+        return Arrays.of(inputs_of(inputs, where), labels, where=where)
     return _of_items(given, where)
 
 
@@ -75,7 +75,12 @@ def _table(frame: Any) -> pa.Table:
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
-def _named(inputs: Any, where: str) -> dict[str, Any]:
+def inputs_of(inputs: Any, where: str) -> dict[str, Any]:
+    """Inputs by name: columns of a frame, several as they are, or one array.
+
+    Raises:
+        DataError: a column that holds no numbers.
+    """
     if _is_frame(inputs):
         return _columns(_table(inputs), where)
     return dict(inputs) if isinstance(inputs, Mapping) else {SINGLE: inputs}

@@ -12,26 +12,17 @@ import jinja2
 from bend_ray.export.card import Card
 
 
-def guide(card: Card, *, with_onnx: bool) -> str:
-    """The README's text.
-
-    Args:
-        card: of the bag.
-        with_onnx: whether ONNX programs are beside it.
-    """
+def guide(card: Card) -> str:
+    """The README's text."""
     template = (files("bend_ray.export") / "guide.md.j2").read_text(encoding="utf-8")
     # Markdown, of which nothing is for browsers.
     environment = jinja2.Environment(  # noqa: S701
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
-    channels, height, width = card.image_shape
     scores = card.scores
     return environment.from_string(template).render(
         card=card,
         size=len(card.members),
-        channels=channels,
-        height=height,
-        width=width,
-        with_onnx=with_onnx,
+        channels=card.image_shape[0] if card.decoding else None,
         scored=scores is not None and None not in (scores.accuracy, scores.nll),
     )

@@ -14,6 +14,7 @@ from torch import Tensor
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.members import load_roots
@@ -23,7 +24,7 @@ def member_states(
     config: PipelineConfig,
     graph: Graph,
     rows: Sequence[int],
-    input_shape: tuple[int, int, int],
+    input_shape: Shape,
     num_classes: int,
 ) -> dict[str, Tensor]:
     """The whole state of some members of the generated population.
@@ -32,7 +33,7 @@ def member_states(
         config: of the pipeline.
         graph: its artifacts, committed up to the samples.
         rows: which members, by their place in the population (``bag.members`` of an evaluation).
-        input_shape: channels, height and width.
+        input_shape: of one example.
         num_classes: of the data set.
 
     Returns:

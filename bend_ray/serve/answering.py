@@ -18,13 +18,15 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bend_ray.export.card import Card, fetch_bag
+from bend_ray.export.card import Card
+from bend_ray.export.files import fetch_bag
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Question
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Answers
+from bend_ray.storage.masking import cause
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +42,7 @@ Read = TypeVar("Read")
 class Statistics:
     """What was done since the start; ``last``: when, in seconds since 1970."""
 
-    images: int = 0
+    examples: int = 0
     batches: int = 0
     questions: int = 0
     queue_seconds: float = 0.0
@@ -110,13 +112,14 @@ class Answering:
                 groups=self.settings.groups,
                 threads=max(1, int(self.settings.cpus)),
                 batch=self.settings.max_batch_size,
+                run_code=self.settings.run_code,
             )
 
     def go_live(self, bag: Bag) -> None:
         """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""
         self.bag = bag
         self.meters.bag(bag.card.model_version, "live")
-        logger.info("bag %s is live, run as %s", bag.card.model_version, bag.way)
+        logger.info("bag %s is live, run as %s", bag.card.model_version, bag.way or "torch")
 
     def card(self) -> Card:
         """Of the bag that is live."""
@@ -142,8 +145,11 @@ class Answering:
     async def ask(self, card: Card, question: Question) -> Answers:
         """Answer in a batch with others."""
         bag = self._live()
-        if bag.card is not card and bag.card.image_shape != card.image_shape:
-            raise Refusal(503, "the bag was replaced by one of other images; ask again")
+        if not bag.card.takes_what(card):
+            raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
+        most = self.settings.max_batch_size
+        if not 1 <= len(question) <= most:
+            raise Refusal(422, f"expected 1 to {most} examples, got {len(question)}")
         if len(self._waiting) >= self.settings.max_ongoing_requests:
             raise Refusal(503, "expected fewer requests at a time; ask again")
         asked = _Asked(bag, question, asyncio.get_running_loop().create_future())
@@ -163,17 +169,17 @@ class Answering:
     def _next(self) -> list[_Asked]:
         """Who is answered next, by one bag: not who has gone, and not who waited too long."""
         batch: list[_Asked] = []
-        images, now = 0, time.perf_counter()
+        examples, now = 0, time.perf_counter()
         while self._waiting:
             asked = self._waiting[0]
-            images += len(asked.question)
-            if batch and (images > self.settings.max_batch_size or asked.bag is not batch[0].bag):
+            examples += len(asked.question)
+            if batch and (examples > self.settings.max_batch_size or asked.bag is not batch[0].bag):
                 break
             self._waiting.popleft()
             if now - asked.since > self.settings.max_wait_seconds and not asked.answer.done():
                 asked.answer.set_exception(Refusal(503, "too many asked before you; ask again"))
             if asked.answer.done():
-                images -= len(asked.question)
+                examples -= len(asked.question)
             else:
                 batch.append(asked)
         return batch
@@ -186,17 +192,25 @@ class Answering:
                 self._computing, answer_together, batch[0].bag, questions
             )
         except Exception as error:
-            for each in batch:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            if len(batch) > 1:  # of one of them, which must not be the others' harm
+                for each in batch:
+                    await self._answered([each])
+            elif not batch[0].answer.done():
+                told = f"expected inputs that the network takes, it says {cause(error)[:200]}"
+                batch[0].answer.set_exception(Refusal(422, told))
             return
         for each, answer in zip(batch, answers, strict=True):
-            if not each.answer.done():
+            if each.answer.done():
+                continue
+            if answer.is_finite.all():
                 each.answer.set_result(answer)
+            else:
+                told = "expected inputs that the network takes, it answers with nan"
+                each.answer.set_exception(Refusal(422, told))
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
         self.meters.batch(seconds, waits, answers)
         seen = self.statistics
-        seen.images += sum(map(len, questions))
+        seen.examples += sum(map(len, questions))
         seen.batches += 1
         seen.questions += len(batch)
         seen.queue_seconds += sum(waits)
@@ -206,10 +220,13 @@ class Answering:
 
 def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
     """The answer to each question."""
-    pixels_BCHW = np.concatenate([question.pixels_BCHW for question in questions])
+    inputs = {
+        name: np.concatenate([question.inputs[name] for question in questions])
+        for name in bag.card.inputs
+    }
     stops = [question.stop for question in questions for _ in range(len(question))]
     keep = any(question.keep_members for question in questions)
-    answers = bag.answer(pixels_BCHW, stops, keep_members=keep)
+    answers = bag.answer(inputs, stops, keep_members=keep)
     ends = np.cumsum([len(question) for question in questions]).tolist()
     return [
         answers.rows(end - len(question), end)

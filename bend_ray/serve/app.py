@@ -14,19 +14,27 @@ from typing import Any
 import numpy as np
 import python_multipart
 from numpy.typing import NDArray
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
-from bend_ray.export.card import Card
+from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
 from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
 from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
-from bend_ray.serve.queries import Question, Stops, check_size, given, parse_object, pixels_of_json
+from bend_ray.serve.queries import (
+    Inputs,
+    Question,
+    Stops,
+    check_size,
+    given,
+    inputs_of_json,
+    parse_object,
+)
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers
 from bend_ray.version import __version__
@@ -38,12 +46,12 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class PredictQuery(Stops):
-    """What ``/predict`` can be told beside the image."""
+    """What ``/predict`` can be told beside the examples."""
 
     member_labels: bool = False
     """Add each asked member's class."""
     seen: bool = False
-    """Add the pixels that the members saw."""
+    """Add the inputs that the members saw."""
 
 
 def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
@@ -79,9 +87,15 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
         own = {"model_name": protocol.name, "model_version": card.model_version}
         return _written(own if asked.id is None else own | {"id": asked.id}, outputs)
 
+    draw, docs = _page("page.html", "text/html"), _page("docs.html", "text/html")
+
+    async def front(request: Request) -> Response:
+        no_images = service.bag is not None and service.card().decoding is None
+        return await (docs if no_images else draw)(request)
+
     get: dict[str, Endpoint] = {
-        "/": _page("page.html", "text/html"),
-        "/docs": _page("docs.html", "text/html"),
+        "/": front,
+        "/docs": docs,
         "/openapi.json": _page("openapi.json", "application/json"),
         "/about": says(lambda _: _about(service.card())),
         "/v2": says(lambda _: protocol.server()),
@@ -101,9 +115,9 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
     routes = [Route(path, endpoint) for path, endpoint in get.items()]
     routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
     routes.append(Route("/metrics", count))
-    app = Starlette(routes=routes, exception_handlers={Refusal: _refused, HTTPException: _refused})
-    app.router.redirect_slashes = False  # it would lead to whatever host the request names
-    return app
+    # With redirects of slashes it would lead to whatever host the request names.
+    router = Router(routes, redirect_slashes=False)
+    return ExceptionMiddleware(router, {Refusal: _refused, HTTPException: _refused})
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -127,40 +141,37 @@ def _page(name: str, kind: str) -> Endpoint:
 
 
 def _about(card: Card) -> dict[str, Any]:
-    told = {"dataset", "class_names", "image_shape", "decoding", "scores", "model_version"}
+    told = {"dataset", "class_names", "inputs", "decoding", "scores", "model_version"}
     return card.model_dump(mode="json", include=told) | {"members": len(card.members)}
 
 
 async def _predict(request: Request, service: Answering) -> dict[str, Any]:
-    """One image, as a file or as pixels, and what the bag thinks of it."""
-    query = given(PredictQuery, dict(request.query_params), 422)
-    card = service.card()
+    """What the bag thinks of one picture, or of the examples in a JSON text."""
+    query = given(PredictQuery, dict(request.query_params), 422, strict=False)
+    card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    pixels = await _pixels(content_type, await request.body(), card, service)
-    question = Question(pixels[None], query.or_else(service.settings.stop))
+    is_json = content_type.partition(";")[0].strip().lower() == "application/json"
+    if is_json:
+        check_size(content, card, service.settings.max_batch_size)
+        inputs = await service.read(len(content), inputs_of_json, content, card)
+    else:
+        inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
+    question = Question(inputs, query.or_else(service.settings.stop))
     answers = await service.ask(card, question)
-    said = prediction(card, answers, 0) | {"notes": notes_on(pixels, card)}
-    if query.member_labels:
-        chosen = [c for c in answers.choices_BE[0].tolist() if c >= 0]
-        said["member_labels"] = [card.class_names[c] for c in chosen]
-    return said | ({"pixels": pixels.tolist()} if query.seen else {})
+    said = [prediction(card, answers, inputs, row, query) for row in range(len(question))]
+    return {"predictions": said} if is_json else said[0]
 
 
 async def _pixels(
     content_type: str, content: bytes, card: Card, service: Answering
 ) -> NDArray[np.uint8]:
     kind = content_type.partition(";")[0].strip().lower()
-    if kind == "application/json":
-        check_size(content, card, service.settings.max_batch_size)
-        return await service.read(len(content), _of_json, content, card)
+    if card.decoding is None or kind not in (*MEDIA_TYPES, "multipart/form-data"):
+        known = (*MEDIA_TYPES, "multipart/form-data with a file") if card.decoding else ()
+        expected = ", ".join((*known, "application/json"))
+        raise Refusal(415, f"Content-Type: expected {expected}, got {kind[:64] or 'none'}")
     if kind == "multipart/form-data":
         content = await service.read(len(content), _upload, content_type, content)
-    elif kind not in MEDIA_TYPES:
-        raise Refusal(
-            415,
-            f"Content-Type: expected {', '.join(MEDIA_TYPES)}, multipart/form-data with a file, "
-            f"or application/json, got {kind[:64] or 'none'}",
-        )
     most = most_pixels(card, service.settings.max_image_pixels)
     # Even a header may take long to read.
     cost = max(SMALL + 1, len(content))
@@ -169,14 +180,6 @@ async def _pixels(
         pixels = await service.read(MIDDLE + 1, pixels_of, content, card, most)
     assert pixels is not None
     return pixels
-
-
-def _of_json(content: bytes, card: Card) -> NDArray[np.uint8]:
-    body = parse_object(content)
-    if set(body) != {"pixels"}:
-        keys = ", ".join(sorted(body)[:5])[:64] or "no key"
-        raise Refusal(422, f"expected an object with pixels and nothing else, got {keys}")
-    return pixels_of_json(body["pixels"], card)
 
 
 def _upload(content_type: str, content: bytes) -> bytes:
@@ -198,10 +201,12 @@ def _upload(content_type: str, content: bytes) -> bytes:
     return found[0]
 
 
-def prediction(card: Card, answers: Answers, row: int) -> dict[str, Any]:
-    """One image's answer, as people are told it."""
-    names = card.class_names
-    return {
+def prediction(
+    card: Card, answers: Answers, inputs: Inputs, row: int, query: PredictQuery
+) -> dict[str, Any]:
+    """The answer about one example, as people are told it."""
+    names, own = card.class_names, {name: values[row] for name, values in inputs.items()}
+    said = {
         "label": names[int(answers.labels_B[row])],
         "probabilities": dict(zip(names, answers.probs_BC[row].tolist(), strict=True)),
         "votes": dict(zip(names, answers.votes_BC[row].tolist(), strict=True)),
@@ -210,7 +215,11 @@ def prediction(card: Card, answers: Answers, row: int) -> dict[str, Any]:
         "members_used": int(answers.used_B[row]),
         "members": len(card.members),
         "model_version": card.model_version,
+        "notes": notes_on(own, card),
     }
+    if query.member_labels:
+        said["member_labels"] = [names[c] for c in answers.choices_BE[row].tolist() if c >= 0]
+    return said | ({"seen": {n: v.tolist() for n, v in own.items()}} if query.seen else {})
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:

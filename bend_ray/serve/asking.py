@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bend_ray.data.decoding import MAX_PIXELS
 from bend_ray.errors import DataError
+from bend_ray.export.card import IMAGES
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import notes_on, pixels_of
 from bend_ray.serve.refusals import Refusal
@@ -28,9 +29,9 @@ def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
         except Refusal as refusal:
             raise DataError(f"{path}: {refusal.message}") from None
         assert pixels is not None
-        said = bag.answer(pixels[None], [Stop()])
+        said = bag.answer({IMAGES: pixels[None]}, [Stop()])
         label, members = int(said.labels_B[0]), len(bag.card.members)
-        notes = "".join(f"; {note}" for note in notes_on(pixels, bag.card))
+        notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
         yield (
             f"{path}: {bag.card.class_names[label]}  {said.probs_BC[0, label]:.1%}, "
             f"{said.votes_BC[0, label]} of {members} members agree, entropy "

@@ -19,7 +19,8 @@ from bend_ray.data import folders, parquet
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import Files, find_files
 from bend_ray.errors import BendError, ConfigError, DataError
-from bend_ray.export.card import fetch_bag
+from bend_ray.export.card import IMAGES
+from bend_ray.export.files import fetch_bag
 from bend_ray.runtime import cluster
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
@@ -27,8 +28,8 @@ from bend_ray.serve.voting import Stop
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
 
-IMAGES = 512
-"""Of a piece of work, at most."""
+PIECE = 512
+"""Images of a piece of work, at most."""
 BATCH = 64
 
 
@@ -85,8 +86,8 @@ def _pieces(images: str, column: str) -> list[dict[str, Any]]:
     if counts and len(counts) < len(files.files):
         raise DataError(f"{masked(images)}: expected image files or Parquet files, got both")
     for index, count in (counts or {-1: len(files.files)}).items():
-        for first in range(0, count, IMAGES):
-            stop = min(first + IMAGES, count)
+        for first in range(0, count, PIECE):
+            stop = min(first + PIECE, count)
             pieces.append({"file": index, "first": first, "stop": stop})
     if not pieces:
         raise DataError(f"{masked(images)}: expected images, got none")
@@ -119,7 +120,7 @@ class _Predictor:
                 pixels.append(pixels_of(encoded, self.look))
             except UnreadableError as error:
                 raise DataError(f"cannot use {where}: {error}; replace or remove it") from None
-        answers = self.bag.answer(np.stack(pixels), [Stop()] * len(pixels))
+        answers = self.bag.answer({IMAGES: np.stack(pixels)}, [Stop()] * len(pixels))
         card = self.bag.card
         return pa.table(
             {

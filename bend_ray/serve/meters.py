@@ -88,8 +88,8 @@ class Meters:
         of = {
             "queue_seconds": ("Wait of a question for its batch.", _SECONDS),
             "batch_seconds": ("Computing of a batch.", _SECONDS),
-            "batch_images": ("Images of a batch.", _POWERS),
-            "members_used": ("Members asked about an image.", _POWERS),
+            "batch_examples": ("Examples of a batch.", _POWERS),
+            "members_used": ("Members asked about an example.", _POWERS),
             "answer_entropy_nats": ("Entropy of an answer.", _NATS),
             "answer_information_nats": ("Members' disagreement on an answer.", _NATS),
             "answer_top_probability": ("Probability of an answer's label.", _SHARES),
@@ -121,7 +121,7 @@ class Meters:
             answers: to each question.
         """
         self._observe("batch_seconds", [seconds])
-        self._observe("batch_images", [sum(len(each.labels_B) for each in answers)])
+        self._observe("batch_examples", [sum(len(each.labels_B) for each in answers)])
         self._observe("queue_seconds", waits)
         for each in answers:
             self._observe("members_used", each.used_B)

@@ -15,13 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
-from bend_ray.version import __version__
+from bend_ray.export import card as cards
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
-from bend_ray.serve.queries import Question, Stops, given, in_range, whole_numbers
+from bend_ray.serve.queries import Inputs, Question, Stops, fitted, given, numbers, together
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers, Stop
 from bend_ray.spec import Spec
+from bend_ray.version import __version__
 
 EXTENSIONS = (
     *("binary_tensor_data", "classification", "model_configuration", "model_repository"),
@@ -30,7 +31,7 @@ EXTENSIONS = (
 Datatype = Literal[
     "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
 ]
-"""Of images: their pixels must be whole numbers all the same."""
+"""Of inputs; where the network takes whole numbers, they must be whole in any of these."""
 MEMBERS = "member_probabilities"
 Name = Literal[
     "label", "probabilities", "votes", "entropy", "mutual_information", "members_used",
@@ -40,6 +41,7 @@ _ALWAYS: tuple[Name, ...] = get_args(Name)[:-1]
 _BY_CLASS = ("probabilities", "votes")
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
 _NAMES = {_FLOAT: "FP32", _INT: "INT64"}
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
 
 
 class _Coded(Spec):
@@ -53,9 +55,9 @@ class InputParameters(_Coded):
 
 
 class Input(Spec):
-    """The images."""
+    """A tensor."""
 
-    name: Literal["images"]
+    name: str
     datatype: Datatype
     shape: list[NonNegativeInt]
     parameters: InputParameters | None = None
@@ -83,13 +85,13 @@ class Parameters(_Coded, Stops):
 
 
 class Request(Spec):
-    """A request; ``inputs`` is one tensor."""
+    """A request."""
 
     id: str | None = None
     model_name: str | None = None
     model_version: str | None = None
     parameters: Parameters | None = None
-    inputs: Annotated[list[Input], Field(min_length=1, max_length=1)]
+    inputs: Annotated[list[Input], Field(min_length=1)]
     outputs: list[Output] | None = None
 
 
@@ -139,12 +141,14 @@ class OpenInference:
 
     def metadata(self, card: Card) -> dict[str, Any]:
         """What the model takes and gives, and how much at a time."""
-        images = {"name": "images", "datatype": "UINT8", "shape": [-1, *card.image_shape]}
         return {
             "name": self.name,
             "versions": [card.model_version],
             "platform": "bend_ray",
-            "inputs": [images],
+            "inputs": [
+                {"name": name, "datatype": _DATATYPES[own.dtype], "shape": [-1, *own.shape]}
+                for name, own in card.inputs.items()
+            ],
             "outputs": [
                 {"name": name, "datatype": _NAMES[dtype], "shape": [-1, *shape]}
                 for name, (dtype, shape) in _outputs_of(card).items()
@@ -161,7 +165,9 @@ class OpenInference:
             "backend": "bend_ray",
             "max_batch_size": self.service.settings.max_batch_size,
             "input": [
-                {"name": "images", "data_type": "TYPE_UINT8", "dims": list(card.image_shape)}
+                {"name": name, "data_type": f"TYPE_{_DATATYPES[own.dtype]}"}
+                | ({"dims": list(own.shape)} if own.shape else flat)
+                for name, own in card.inputs.items()
             ],
             "output": [
                 {"name": name, "data_type": f"TYPE_{_NAMES[dtype]}"}
@@ -185,7 +191,7 @@ class OpenInference:
             "name": self.name,
             "version": card.model_version,
             "last_inference": int(1000 * seen.last),
-            "inference_count": seen.images,
+            "inference_count": seen.examples,
             "execution_count": seen.batches,
             "inference_stats": {
                 name: {"count": seen.questions if ns else 0, "ns": ns} for name, ns in spent.items()
@@ -214,18 +220,18 @@ class OpenInference:
         best = {each.name for each in wanted if each.parameters and each.parameters.classification}
         if best - set(_BY_CLASS):
             raise Refusal(400, f"classification: expected of {' or '.join(_BY_CLASS)} alone")
-        pixels_BCHW = _images(request.inputs[0], tail, card, settings.max_batch_size)
+        inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
         keep = any(each.name == MEMBERS for each in wanted)
         # Every member is wanted, so every member is asked.
         stop = Stop() if keep else parameters.or_else(settings.stop)
-        answers = await self.service.ask(card, Question(pixels_BCHW, stop, keep))
+        answers = await self.service.ask(card, Question(inputs, stop, keep))
         arrays, binary = _arrays(answers), parameters.binary_data_output
         names = card.class_names
         return request, [_answered(each, arrays[each.name], names, binary) for each in wanted]
 
 
 def _outputs_of(card: Card) -> dict[str, tuple[np.dtype[Any], list[int]]]:
-    """Type and shape of every output about one image."""
+    """Type and shape of every output about one example."""
     classes, members = len(card.class_names), len(card.members)
     return {
         "label": (_INT, []),
@@ -238,35 +244,48 @@ def _outputs_of(card: Card) -> dict[str, tuple[np.dtype[Any], list[int]]]:
     }
 
 
-def _images(tensor: Input, tail: bytes, card: Card, most: int) -> NDArray[np.uint8]:
-    shape, sizes = tuple(tensor.shape), ", ".join(map(str, card.image_shape))
-    if shape[1:] != card.image_shape or not 1 <= shape[0] <= most:
+def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
+    """What is asked about: tensors in JSON, and others behind it in their order."""
+    names = sorted(tensor.name for tensor in tensors)
+    if names != sorted(card.inputs):
+        expected, got = ", ".join(card.inputs), ", ".join(names)[:64]
+        raise Refusal(400, f"inputs: expected {expected}, got {got}")
+    found, start = {}, 0
+    for tensor in tensors:
+        size = (tensor.parameters and tensor.parameters.binary_data_size) or 0
+        own = card.inputs[tensor.name]
+        found[tensor.name] = _values(tensor, tail[start : start + size], own, most)
+        start += size
+    if start != len(tail):
+        raise Refusal(400, f"expected {start} bytes behind the JSON, got {len(tail)}")
+    return together(found)
+
+
+def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArray[Any]:
+    where, shape = tensor.name, tuple(tensor.shape)
+    if shape[1:] != own.shape or not shape or not 1 <= shape[0] <= most:
+        sizes = "".join(f", {size}" for size in own.shape)
         raise Refusal(
             400,
-            f"inputs[0].shape: expected images, shape [n, {sizes}] with 1 to {most} of them, got "
+            f"{where}.shape: expected examples, shape [n{sizes}] with 1 to {most} of them, got "
             f"{list(shape)[:8]}",
         )
-    count, kind = int(np.prod(shape)), tensor.datatype
+    count, kind = shape[0] * own.numbers, tensor.datatype
     bits, letter = int(re.sub(r"\D", "", kind)), kind[0].lower()
     dtype = np.dtype(f"<{letter}{bits // 8}")
-    size = tensor.parameters.binary_data_size if tensor.parameters else None
-    if size is not None:
-        expected = count * dtype.itemsize
-        if {size, len(tail)} != {expected} or tensor.data is not None:
+    if tensor.parameters and tensor.parameters.binary_data_size is not None:
+        size, expected = tensor.parameters.binary_data_size, count * dtype.itemsize
+        if {size, len(content)} != {expected} or tensor.data is not None:
             raise Refusal(
                 400,
-                f"inputs[0]: expected binary_data_size and as many bytes behind the JSON to be "
-                f"{expected}, got {len(tail)} bytes",
+                f"{where}: expected binary_data_size and as many bytes behind the JSON to be "
+                f"{expected}, got {size} and {len(content)}",
             )
-        return in_range(np.frombuffer(tail, dtype).reshape(shape), "inputs[0]", card)
-    if tail:
-        raise Refusal(400, f"expected no bytes behind the JSON, got {len(tail)}")
-    array = whole_numbers(tensor.data, "inputs[0].data")
+        return fitted(np.frombuffer(content, dtype).reshape(shape), where, own)
+    array = numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
-        raise Refusal(
-            400, f"inputs[0].data: expected {count} numbers, flat or in shape {list(shape)}"
-        )
-    return in_range(array.reshape(shape), "inputs[0].data", card)
+        raise Refusal(400, f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
+    return fitted(array.reshape(shape), f"{where}.data", own)
 
 
 def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:

@@ -131,8 +131,8 @@ def _body(asked: Any) -> dict[str, Any]:
         }
         for tensor in asked.inputs
     ]
-    if asked.raw_input_contents and inputs:
-        inputs[0]["parameters"]["binary_data_size"] = sum(map(len, asked.raw_input_contents))
+    for each, content in zip(inputs, asked.raw_input_contents, strict=False):
+        each["parameters"]["binary_data_size"] = len(content)
     outputs = [{"name": each.name, "parameters": _parameters(each)} for each in asked.outputs]
     return {"parameters": _parameters(asked), "inputs": inputs, "outputs": outputs}
 

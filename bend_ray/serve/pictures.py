@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,7 +12,7 @@ from PIL import PngImagePlugin
 
 from bend_ray.data.decoding import FORMATS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
-from bend_ray.export.card import Card
+from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.refusals import Refusal
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")
@@ -26,6 +28,8 @@ def look_of(card: Card) -> Look:
     Raises:
         Refusal: no picture can.
     """
+    if card.decoding is None:
+        raise Refusal(415, "the model takes no pictures; send JSON")
     channels, height, width = card.image_shape
     if channels not in (1, 3):
         raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
@@ -34,8 +38,7 @@ def look_of(card: Card) -> Look:
 
 def most_pixels(card: Card, given: int | None) -> int:
     """Of a picture: as many as were ``given``, or as there is any use for."""
-    _, height, width = card.image_shape
-    return given or min(2**24, max(2**22, 1024 * height * width))
+    return given or min(2**24, max(2**22, 1024 * card.numbers))
 
 
 def pixels_of(
@@ -69,18 +72,29 @@ def pixels_of(
         raise Refusal(413 if error.too_large else 415, f"picture: {error}") from None
 
 
-def notes_on(pixels_CHW: NDArray[np.uint8], card: Card) -> list[str]:
-    """What is unlike the training images, so that an answer may mean little."""
+def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
+    """What of an example is unlike the training part, so that an answer may mean little."""
+    if card.decoding is not None:
+        return _on_pixels(inputs[IMAGES], card, card.inputs[IMAGES])
+    return [
+        f"{name}: some numbers are outside of the training part's, {own.low:g} to {own.high:g}"
+        for name, own in card.inputs.items()
+        if inputs[name].size and (inputs[name].min() < own.low or inputs[name].max() > own.high)
+    ]
+
+
+def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
+    assert card.decoding is not None
     brightest = card.decoding.pixel_max
     pixels = pixels_CHW.astype(np.float64)
     if pixels.min() == pixels.max():
         return ["every pixel is the same"]
     notes = []
-    usual = math.sqrt(float(np.mean(np.square(card.pixel_std))))
+    usual = math.sqrt(float(np.mean(np.square(own.std or 0.0))))
     if pixels.std() < usual / 4:
         notes.append("the contrast is far below that of the training images")
     # How far the mean may be from the usual one before its opposite is the nearer of the two.
-    mean, expected = pixels.mean(), float(np.mean(card.pixel_mean))
+    mean, expected = pixels.mean(), float(np.mean(own.mean or brightest / 2))
     if abs(brightest - mean - expected) < abs(mean - expected) / 2:
         kind = "light on dark" if expected < brightest / 2 else "dark on light"
         notes.append(f"it looks inverted: the training images are {kind}")

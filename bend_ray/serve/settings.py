@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
@@ -33,9 +32,9 @@ class Limits(Spec):
     request_log: bool = False
 
 
-def text_bytes(card: Card, images: int) -> int:
-    """The most bytes in which so many images can stand as JSON, or as binary numbers."""
-    return 2**16 + 32 * images * math.prod(card.image_shape)
+def text_bytes(card: Card, examples: int) -> int:
+    """The most bytes in which so many examples can stand as JSON, or as binary numbers."""
+    return 2**16 + 32 * examples * max(1, card.numbers) + 256 * examples * len(card.inputs)
 
 
 class ServeSettings(Spec):
@@ -50,7 +49,7 @@ class ServeSettings(Spec):
     confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Stop every request's vote when its label has this probability; null: never."""
     max_batch_size: PositiveInt = 32
-    """Images answered at once, and the most of one request."""
+    """Examples answered at once, and the most of one request."""
     batch_wait_ms: NonNegativeFloat = 0.0
     """How long a batch waits for company; 0: it takes what came while the last one was answered."""
     cpus: PositiveFloat = 1.0
@@ -76,6 +75,8 @@ class ServeSettings(Spec):
     large images 1,024 times as many as theirs, up to 16 million."""
     request_log: bool = False
     """Log a line a request: time, route, outcome, duration, peer, trace; nothing of its body."""
+    run_code: bool = False
+    """Where the bag has no ONNX program, run the user's code that its card names."""
     require_token: bool = False
     """Refuse to start where BEND_SERVE_TOKEN is not set; where it is, it is always asked for."""
 

@@ -70,11 +70,15 @@ def blocks(folder: Path) -> dict[str, str]:
     said = {}
     for heading, code in found:
         replaced = re.sub(
-            r"images = (np|torch)\.zeros\(.*", r'images = numpy.load("images.npy")', code
+            r"inputs = \{  # yours\n(?:    .*\n)*\}",
+            r'inputs = {"images": numpy.load("images.npy")}',
+            code,
         )
         assert replaced != code
         if "import torch" in code:
-            replaced = replaced.replace('npy")', 'npy")\nimages = torch.from_numpy(images)')
+            replaced = replaced.replace('numpy.load("images.npy")', "own").replace(
+                "inputs =", 'own = torch.from_numpy(numpy.load("images.npy"))\ninputs =', 1
+            )
         said[heading] = replaced
     return said
 

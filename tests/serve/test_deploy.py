@@ -14,14 +14,16 @@ from served import export_random
 
 from bend_ray.errors import ConfigError
 from bend_ray.serve.deploy_file import check_deploy_config, deploy_config, deploy_text
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
+HERE = Listening("127.0.0.1", 8000)
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def test_a_written_config_is_one_that_serve_takes() -> None:
     settings = ServeSettings(max_replicas=3, groups=2)
-    config = deploy_config("s3://bags/digits", settings, "127.0.0.1", 8000)
+    config = deploy_config("s3://bags/digits", settings, HERE)
     read = yaml.safe_load(deploy_text(config))
     assert read == config
     (application,) = read["applications"]
@@ -50,7 +52,7 @@ def test_a_written_config_is_one_that_serve_takes() -> None:
 def test_a_key_that_serve_would_ignore_is_refused(
     place: tuple[str | int, ...], key: str, told: str
 ) -> None:
-    config = deploy_config("/bag", ServeSettings(), "127.0.0.1", 8000)
+    config = deploy_config("/bag", ServeSettings(), HERE)
     holder = config
     for step in place:
         holder = holder[step]  # type: ignore[index]
@@ -69,6 +71,7 @@ import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from bend_ray.runtime import cluster
 from bend_ray.serve.deploy_file import deploy_config
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
 first, second, port = sys.argv[2], sys.argv[3], free_port()

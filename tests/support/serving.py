@@ -87,7 +87,7 @@ class Load:
             thread.join()
 
     def _ask(self) -> None:
-        body = b'{"pixels":' + str([[3] * 8] * 8).encode() + b"}"
+        body = b'{"instances":[' + str([[3] * 8] * 8).encode() + b"]}"
         while not self._ending.is_set():
             request = urllib.request.Request(
                 f"{self.url}/predict", body, {"Content-Type": "application/json"}
