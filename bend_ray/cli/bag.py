@@ -223,22 +223,30 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
         click.echo(line)
 
 
-@click.command(short_help="what the bag says about a folder or Parquet files of images")
-@click.argument("images")
+@click.command(short_help="what the bag says about a folder of images or Parquet files")
+@click.argument("examples")
 @click.option(
     "--output", required=True, metavar="URI", help="Folder for Parquet files: a row each."
 )
 @store_option
 @click.option("--export", "folder", metavar="URI", help="Ask this exported bag.")
 @click.option("--column", default="image", show_default=True, help="Of images in Parquet files.")
+@click.option("--run-code", is_flag=True, help="Run the code that a bag without ONNX names.")
 @address_option
 def predict(
-    images: str, output: str, store: str, folder: str | None, column: str, address: str | None
+    examples: str,
+    output: str,
+    store: str,
+    folder: str | None,
+    column: str,
+    run_code: bool,
+    address: str | None,
 ) -> None:
-    """Ask the bag about all IMAGES, a folder or a pattern of files, on a cluster.
+    """Ask the bag about all EXAMPLES, a folder or a pattern of files, on a cluster.
 
-    Labels, probabilities and uncertainty of each image go to Parquet files. Images are read as the
-    bag's training reads them, in image files or in Parquet as Hugging Face lays them out.
+    Labels, probabilities and uncertainty of each go to Parquet files, beside the columns that are
+    no inputs. Images are read as the bag's training reads them, in image files or in Parquet as
+    Hugging Face lays them out; other inputs are columns of Parquet files.
 
     \b
       bend predict photos/ --output answers/
@@ -248,8 +256,8 @@ def predict(
     from bend_ray.serve.bulk import predict as predicted
 
     bag = canonical(folder or _exported(None, (), store, None))
-    count = predicted(canonical(images), output, bag, column, address)
-    log.LOGGER.info("predict      %d images", count)
+    count = predicted(canonical(examples), output, bag, column, address, run_code)
+    log.LOGGER.info("predict      %d examples", count)
     click.echo(masked(output))
 
 

@@ -96,12 +96,11 @@ def open_folder(files: Files) -> Source:
     def where(row: int) -> str:
         return f"{printable(files.files[row].path)} (row {row})"
 
-    read = partial(read_files, files)
+    read = partial(_read_files, files)
     return Source(labels_N, tuple(names), True, read, where, files.num_bytes, files.notes)
 
 
-def read_files(files: Files, rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
-    """The image files of some rows, as they are."""
+def _read_files(files: Files, rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
     for row in rows.tolist():
         path = files.files[row].path
         try:

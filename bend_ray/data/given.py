@@ -81,8 +81,9 @@ def inputs_of(inputs: Any, where: str) -> dict[str, Any]:
     Raises:
         DataError: a column that holds no numbers.
     """
-    if _is_frame(inputs):
-        return _columns(_table(inputs), where)
+    if isinstance(inputs, pa.Table) or _is_frame(inputs):
+        table = inputs if isinstance(inputs, pa.Table) else _table(inputs)
+        return _columns(table, where)
     return dict(inputs) if isinstance(inputs, Mapping) else {SINGLE: inputs}
 
 

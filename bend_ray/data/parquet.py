@@ -89,7 +89,7 @@ def open_parquet(files: Files, columns: Columns) -> Source:
         codes_N, names = _merged(labels)
     else:
         codes_N, names = numbered(np.concatenate([each.codes_N for each in labels]), where)
-    read = partial(read_images, files.filesystem, paths, columns.image)
+    read = partial(_read_images, files.filesystem, paths, columns.image)
     return Source(codes_N, names, named[0], read, where, files.num_bytes, files.notes)
 
 
@@ -175,32 +175,17 @@ def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
             f"dataset: expected columns {columns.image} and {columns.label} in {path}, got "
             f"{', '.join(schema.names)}; set dataset.image_column and dataset.label_column"
         )
-    _check_images(schema, path, columns.image)
-    label = schema.field(columns.label).type
+    image, label = schema.field(columns.image).type, schema.field(columns.label).type
+    if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
+        raise DataError(
+            f"dataset: expected column {columns.image} of {path} to be struct<bytes, path>, "
+            f"got {image}"
+        )
     if not _holds_classes(label):
         raise DataError(
             f"dataset: expected column {columns.label} of {path} to hold classes as integers or "
             f"texts, got {label}"
         )
-
-
-def _check_images(schema: pa.Schema, path: str, column: str) -> None:
-    image = schema.field(column).type if column in schema.names else "none"
-    if not isinstance(image, pa.StructType) or image.get_field_index("bytes") < 0:
-        raise DataError(
-            f"dataset: expected column {column} of {path} to be struct<bytes, path>, got {image}"
-        )
-
-
-def count_images(filesystem: pyarrow.fs.FileSystem, path: str, column: str) -> int:
-    """How many images a file has, labelled or not.
-
-    Raises:
-        DataError: it has no such column.
-    """
-    with _file(filesystem, path) as file:
-        _check_images(file.schema_arrow, path, column)
-        return int(file.metadata.num_rows)
 
 
 def _holds_classes(label: pa.DataType) -> bool:
@@ -221,7 +206,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
-def read_images(
+def _read_images(
     filesystem: pyarrow.fs.FileSystem,
     paths: Sequence[str],
     column: str,

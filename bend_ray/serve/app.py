@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import python_multipart
 from numpy.typing import NDArray
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware.exceptions import ExceptionMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route, Router
+from starlette.routing import Route
 
 from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
@@ -115,9 +115,10 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
     routes = [Route(path, endpoint) for path, endpoint in get.items()]
     routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
     routes.append(Route("/metrics", count))
-    # With redirects of slashes it would lead to whatever host the request names.
-    router = Router(routes, redirect_slashes=False)
-    return ExceptionMiddleware(router, {Refusal: _refused, HTTPException: _refused})
+    refused = dict.fromkeys((Refusal, HTTPException, Exception), _refused)
+    app = Starlette(routes=routes, exception_handlers=refused)
+    app.router.redirect_slashes = False  # it would lead to whatever host the request names
+    return app
 
 
 async def _refused(request: Request, error: Exception) -> Response:
@@ -126,8 +127,9 @@ async def _refused(request: Request, error: Exception) -> Response:
         if error.status_code == 404:
             told = "expected one of the paths that /docs lists"
         return JSONResponse({"error": told}, error.status_code, error.headers)
-    assert isinstance(error, Refusal)
-    return JSONResponse({"error": error.message}, error.status, error.headers)
+    if isinstance(error, Refusal):
+        return JSONResponse({"error": error.message}, error.status, error.headers)
+    return JSONResponse({"error": "this is a bug of the server, not of the request"}, 500)
 
 
 def _page(name: str, kind: str) -> Endpoint:

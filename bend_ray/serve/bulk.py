@@ -1,135 +1,138 @@
-"""Many images at once, by Ray Data: ``bend predict``.
-
-Images are read by the code that reads data sets, as the bag's card says that its training did.
-"""
+"""Many examples at once, by Ray Data: ``bend predict``."""
 
 from __future__ import annotations
 
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.dataset
 import pyarrow.fs
 import ray
 import ray.data
 
 from bend_ray.data import folders, parquet
 from bend_ray.data.decoding import UnreadableError, pixels_of
-from bend_ray.data.files import Files, find_files
+from bend_ray.data.files import find_files
+from bend_ray.data.given import LABELS
 from bend_ray.errors import BendError, ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag
 from bend_ray.runtime import cluster
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
+from bend_ray.serve.queries import Inputs, given_inputs
 from bend_ray.serve.voting import Stop
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
 
-PIECE = 512
-"""Images of a piece of work, at most."""
 BATCH = 64
 
 
-def predict(images: str, output: str, export: str, column: str, address: str | None) -> int:
-    """Ask a bag about a folder of image files, or about Parquet files of images.
+def predict(
+    examples: str, output: str, export: str, column: str, address: str | None, run_code: bool
+) -> int:
+    """Ask a bag about a folder of image files, or about the rows of Parquet files.
 
     Args:
-        images: folder, file or pattern; a path or a URI.
-        output: folder or URI for Parquet files, a row an image; new or empty.
+        examples: folder, file or pattern; a path or a URI.
+        output: folder or URI for Parquet files, a row an example; new or empty.
         export: the exported bag, where all machines can read it.
         column: of the images in Parquet files.
         address: of the cluster to join; None for one of our own.
+        run_code: of a network without programs.
 
     Returns:
-        How many images there were.
+        How many examples there were.
 
     Raises:
-        DataError: images that are missing, or cannot be read.
+        DataError: examples that are missing, or cannot be read.
         ConfigError: the output is not empty.
     """
     filesystem, path = resolve(output)
-    selector = pyarrow.fs.FileSelector(path, allow_not_found=True)
-    if filesystem.get_file_info(selector):
+    if filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    pieces = _pieces(images, column)
+    files = find_files([examples], None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
+    paths = [file.path for file in files]
+    tables = [each for each in paths if each.lower().endswith(parquet.ENDINGS)]
+    if tables and len(tables) < len(paths):
+        raise DataError(f"{masked(examples)}: expected image files or Parquet files, got both")
     cluster.connect(address)
-    work = ray.data.from_items(pieces, override_num_blocks=len(pieces)).map_batches(
+    read = ray.data.read_parquet
+    if not tables:
+        read = partial(ray.data.read_binary_files, include_paths=True)
+    processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    work = read(paths, filesystem=files.filesystem).map_batches(
         _Predictor,
-        batch_size=1,
+        batch_size=BATCH,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=len(pieces)),
-        fn_constructor_args=(export, images, column),
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
+        fn_constructor_args=(export, column if tables else None, run_code),
         num_cpus=1,
     )
     try:
         work.write_parquet(path, filesystem=filesystem)
     except ray.exceptions.RayTaskError as error:
-        raise error.cause if isinstance(error.cause, BendError) else error from None
-    return sum(piece["stop"] - piece["first"] for piece in pieces)
-
-
-def _files(images: str) -> Files:
-    return find_files([images], None, (*folders.ENDINGS, *parquet.ENDINGS), "images")
-
-
-def _pieces(images: str, column: str) -> list[dict[str, Any]]:
-    """Rows of a file of Parquet each, or of the list of image files: ``file`` is -1."""
-    files, pieces, counts = _files(images), [], {}
-    for index, file in enumerate(files):
-        if file.path.lower().endswith(parquet.ENDINGS):
-            counts[index] = parquet.count_images(files.filesystem, file.path, column)
-    if counts and len(counts) < len(files.files):
-        raise DataError(f"{masked(images)}: expected image files or Parquet files, got both")
-    for index, count in (counts or {-1: len(files.files)}).items():
-        for first in range(0, count, PIECE):
-            stop = min(first + PIECE, count)
-            pieces.append({"file": index, "first": first, "stop": stop})
-    if not pieces:
-        raise DataError(f"{masked(images)}: expected images, got none")
-    return pieces
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, BendError):
+            cause = getattr(cause, "cause", None) or cause.__cause__
+        raise cause or error from None
+    return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
 
 
 class _Predictor:
-    """One process with a bag."""
+    """One process with a bag; ``column`` is that of images in a table, None for image files."""
 
-    def __init__(self, export: str, images: str, column: str) -> None:
+    def __init__(self, export: str, column: str | None, run_code: bool) -> None:
         with tempfile.TemporaryDirectory() as scratch:
-            self.bag = Bag.load(fetch_bag(export, Path(scratch)), groups=1, batch=BATCH)
-        self.files, self.column, self.look = _files(images), column, look_of(self.bag.card)
+            self.bag = Bag.load(fetch_bag(export, Path(scratch)), batch=BATCH, run_code=run_code)
+        self.column = column
 
-    def __call__(self, work: pa.Table) -> pa.Table:
-        (piece,) = work.to_pylist()
-        rows = np.arange(piece["first"], piece["stop"])
-        if piece["file"] < 0:
-            found = list(folders.read_files(self.files, rows))
-        else:
-            filesystem, path = self.files.filesystem, self.files.files[piece["file"]].path
-            found = list(parquet.read_images(filesystem, [path], self.column, rows))
-        batches = [found[start : start + BATCH] for start in range(0, len(found), BATCH)]
-        return pa.concat_tables([self._answers(batch) for batch in batches])
-
-    def _answers(self, found: list[tuple[str, Any]]) -> pa.Table:
-        pixels = []
-        for where, encoded in found:
-            try:
-                pixels.append(pixels_of(encoded, self.look))
-            except UnreadableError as error:
-                raise DataError(f"cannot use {where}: {error}; replace or remove it") from None
-        answers = self.bag.answer({IMAGES: np.stack(pixels)}, [Stop()] * len(pixels))
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table with answers instead of inputs."""
         card = self.bag.card
-        return pa.table(
-            {
-                "image": [where for where, _ in found],
-                "label": [card.class_names[label] for label in answers.labels_B.tolist()],
-                "probability": answers.probs_BC.max(axis=1),
-                "probabilities": pa.array(answers.probs_BC.tolist(), pa.list_(pa.float64())),
-                "predictive_entropy": answers.entropy_B,
-                "mutual_information": answers.information_B,
-                "model_version": [card.model_version] * len(found),
-            }
+        if card.decoding is not None:
+            inputs, rest = self._images(table)
+        elif self.column is None:
+            raise DataError("expected Parquet files, as the bag takes no pictures, got image files")
+        else:
+            known = [name for name in card.inputs if name in table.column_names]
+            labels = [name for name in table.column_names if name in LABELS]
+            used = table.select(known) if known else table.drop_columns(labels)
+            inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
+        said = self.bag.answer(inputs, [Stop()] * len(table))
+        answers = {
+            "prediction": [card.class_names[label] for label in said.labels_B.tolist()],
+            "probability": said.probs_BC.max(axis=1),
+            "probabilities": pa.array(said.probs_BC.tolist(), pa.list_(pa.float64())),
+            "predictive_entropy": said.entropy_B,
+            "mutual_information": said.information_B,
+            "model_version": [card.model_version] * len(table),
+        }
+        for name, values in answers.items():
+            rest = rest.append_column(name, pa.array(values))
+        return rest
+
+    def _images(self, table: pa.Table) -> tuple[Inputs, pa.Table]:
+        look, pixels, wheres = look_of(self.bag.card), [], []
+        if self.column is not None and self.column not in table.column_names:
+            told = ", ".join(table.column_names)
+            raise DataError(f"expected a column {self.column} of images, got {told}; use --column")
+        held = table.select([self.column] if self.column else ["bytes", "path"])
+        for row in held.to_pylist():
+            image: Any = row[self.column] if self.column else row
+            content, where = image.get("bytes"), image.get("path")
+            wheres.append(where)
+            try:
+                pixels.append(pixels_of(content, look))
+            except (UnreadableError, TypeError) as error:
+                raise DataError(f"cannot use {where}: {error}; replace or remove it") from None
+        rest = table.drop_columns(held.column_names)
+        return {IMAGES: np.stack(pixels)}, rest.append_column(
+            "image", pa.array(wheres, pa.string())
         )
