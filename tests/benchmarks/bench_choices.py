@@ -143,7 +143,7 @@ class Split:
             way_TP[:, self.layout.num_trainable :] = 0.0
             theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
         if annealing:
-            how = self.config.samples.annealing.model_copy(update={"fraction": annealing})
+            how = self.config.finish.annealing.model_copy(update={"fraction": annealing})
             with self._timed("annealing"):
                 theta_NP = self._fit(theta_NP, how.stretch(self.config.seeds.recipe), "annealing")[
                     :, -1

@@ -45,9 +45,10 @@ from bend_ray.parameters.gram import GramSum, PrincipalBasis
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
 from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import split
+from bend_ray.runtime.on_ray import RayRuntime
+from bend_ray.runtime.pieces import split
 from bend_ray.stages.representations import Principal
-from bend_ray.stages.samples import SHARD_BYTES
+from bend_ray.stages.sample_drawer import SHARD_BYTES
 
 MODELS, BATCH, DRAWN = 48, 8, 16
 SIZES = (2_000, 30_000, 100_000, 300_000)
@@ -192,7 +193,7 @@ def _relative_error(seeds: Artifact, decoded: Artifact, layout: ParameterLayout)
 def large(names: list[str]) -> None:
     """Fit and decode on Ray, for each network."""
     with PeakMemory() as memory:
-        cluster.connect(None)
+        runtime = RayRuntime(cluster.connect(None))
         for name in names:
             architecture, image_shape, count = CASES[name]
             layout = ParameterLayout.of(architecture.build(image_shape, 10))
@@ -202,7 +203,7 @@ def large(names: list[str]) -> None:
                 seeds = synthetic_population(store, layout, count)
                 memory.peaks.clear()
                 started = time.perf_counter()
-                representation, cost = Principal.fit(seeds)
+                representation, cost = Principal.fit(seeds, runtime)
                 fitted = time.perf_counter()
                 decoded = store.artifact("samples", 1, {}, [seeds])
                 shards = split(range(DRAWN), max(1, SHARD_BYTES // (4 * layout.size)))

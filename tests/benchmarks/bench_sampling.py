@@ -217,7 +217,7 @@ def main() -> None:
         parts = {name: took[name] / count for name in drawing}
         training = {name: took[name] / share for name, share in shares.items()}
         # It is that training, for a share of it.
-        parts["annealing"] = (config.samples.annealing.fraction or 0.0) * training["in_cohort"]
+        parts["annealing"] = config.finish.annealing.fraction * training["in_cohort"]
         done = ("ddim_50", "decode", "annealing", "batchnorm", "validation")
         generated = sum(parts[part] for part in done)
         line = {
