@@ -29,7 +29,10 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import graph_of
 from bend_ray.config.reading import load_config
 from bend_ray.forecast.calibration import blank_population
+from bend_ray.populations.members import LAYOUT
 from bend_ray.runtime import cluster
+from bend_ray.runtime.interface import Runtime
+from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.stages import seeds
 
 WORKERS = 2
@@ -43,12 +46,12 @@ class NoTrainer:
 
     def train_cohort(self, index: int) -> None:
         if index == 0:
-            self.artifact.write_json(seeds.LAYOUT, {})
+            self.artifact.write_json(LAYOUT, {})
         write_cost(self.artifact, shard_name(index), Cost())
         write_shard(self.artifact, index, blank_population(1, 1))
 
 
-def measure(models: int) -> dict[str, float]:
+def measure(models: int, runtime: Runtime) -> dict[str, float]:
     """One size, in a store of its own."""
     protocol = f"{{kind: independent, models: {models}, align: false}}"
     config = load_config(
@@ -64,7 +67,7 @@ def measure(models: int) -> dict[str, float]:
         artifacts = graph_of(config, Store(folder))
         process = psutil.Process()
         before, cpu, wall = process.memory_info().rss, time.process_time(), time.perf_counter()
-        seeds.make(config, artifacts)
+        seeds.make(config, artifacts, runtime)
         return {
             "models": models,
             "driver_cpu_s": round(time.process_time() - cpu, 2),
@@ -78,11 +81,11 @@ def main() -> None:
     """Measure and print."""
     sizes = [int(word) for word in sys.argv[1:]] or [100, 1000, 10000]
     seeds.SeedTrainer = NoTrainer  # type: ignore[misc, assignment]
-    seeds._tell_what_is_shared = lambda classifiers: None
-    cluster.connect(None)
-    measure(10)  # processes start, libraries are imported
+    seeds._check = lambda config, classifiers: None
+    runtime = RayRuntime(cluster.connect(None))
+    measure(10, runtime)  # processes start, libraries are imported
     for size in sizes:
-        print(json.dumps(measure(size)), flush=True)
+        print(json.dumps(measure(size, runtime)), flush=True)
     ray.shutdown()
 
 
