@@ -32,12 +32,12 @@ from bend_ray.stages.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
 
-FEW_IMAGES = 100
+FEW_EXAMPLES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
-    """Train the population of ``config.seeds`` and commit it."""
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
+    """Train the population of ``config.seeds`` and commit it; progress is of this name."""
     artifact, section = graph.seeds, config.seeds
     # Of others' checkpoints a trunk is a shard.
     together = 1 if is_given(section.protocol) else section.cohort_size
@@ -45,11 +45,13 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     rows = {index: sum(len(run) for run in cohort) for index, cohort in enumerate(cohorts)}
     done = done_shards(artifact, rows)
     missing = sorted(set(rows) - done)
-    with Stopwatch() as watch, ProgressLine("seeds", sum(rows.values()), "models") as progress:
+    with Stopwatch() as watch, ProgressLine(name, sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
             _check(config, Classifiers(config, dataset.load(), "cpu"))
+            if name == "seeds":
+                _warn_of_few(config, len(dataset.load().validation))
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
@@ -64,6 +66,15 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
                     done.add(index)
                     progress.update(sum(rows[index] for index in done))
     _commit(artifact, section, rows, watch.cost.wall_seconds)
+
+
+def _warn_of_few(config: PipelineConfig, num_validation: int) -> None:
+    if config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES:
+        logger.warning(
+            "seeds        %d validation examples hardly fix a temperature; %d or more would, or "
+            "set evaluation.temperature_scaling=false",
+            *(num_validation, FEW_EXAMPLES),
+        )
 
 
 def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
@@ -85,12 +96,6 @@ def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
     sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
     sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
     check_batches(classifiers.build(), dataset.shown(min(sizes)), min(sizes))
-    if config.evaluation.temperature_scaling and len(dataset.validation) < FEW_IMAGES:
-        logger.warning(
-            "seeds        %d validation images hardly fix a temperature; %d or more would, or set "
-            "evaluation.temperature_scaling=false",
-            *(len(dataset.validation), FEW_IMAGES),
-        )
     if classifiers.shares_a_base:
         logger.info(
             "seeds        %d of %d parameters are a member's own, the rest is its trunk's",
