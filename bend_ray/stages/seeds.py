@@ -16,14 +16,11 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
-from bend_ray.imported import Imported
-from bend_ray.networks.batchnorm import check_batches
-from bend_ray.networks.probe import check_network
 from bend_ray.networks.protocols import Checkpoints, Protocol
 from bend_ray.populations.divergence import DIRECTORY as DIVERGED
 from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
-from bend_ray.populations.networks import Classifiers
+from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers
 from bend_ray.runtime.pieces import split
@@ -49,9 +46,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
-            _check(config, Classifiers(config, dataset.load(), "cpu"))
-            if name == "seeds":
-                _warn_of_few(config, len(dataset.load().validation))
+            _tell(config, checked(config, dataset.load()), name)
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
@@ -68,15 +63,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
     _commit(artifact, section, rows, watch.cost.wall_seconds)
 
 
-def _warn_of_few(config: PipelineConfig, num_validation: int) -> None:
-    if config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES:
-        logger.warning(
-            "seeds        %d validation examples hardly fix a temperature; %d or more would, or "
-            "set evaluation.temperature_scaling=false",
-            *(num_validation, FEW_EXAMPLES),
-        )
-
-
 def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
     """Whether somebody else has trained the population."""
     return isinstance(protocol, Checkpoints)
@@ -87,15 +73,16 @@ def _would_align(protocol: Protocol) -> bool:
     return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
 
 
-def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
-    """Tell what can be known before the work; that images fit was told when networks were built."""
-    dataset, architecture = classifiers.dataset, classifiers.architecture
-    if isinstance(architecture, Imported) or dataset.decoding is None:
-        name = getattr(architecture, "target", architecture.kind)
-        check_network(classifiers.build, dataset.shown(4), len(dataset.class_names), name)
-    sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
-    sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
-    check_batches(classifiers.build(), dataset.shown(min(sizes)), min(sizes))
+def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
+    """What is worth knowing before the work."""
+    num_validation = len(classifiers.dataset.validation)
+    few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
+    if few and name == "seeds":
+        logger.warning(
+            "seeds        %d validation examples hardly fix a temperature; %d or more would, or "
+            "set evaluation.temperature_scaling=false",
+            *(num_validation, FEW_EXAMPLES),
+        )
     if classifiers.shares_a_base:
         logger.info(
             "seeds        %d of %d parameters are a member's own, the rest is its trunk's",
