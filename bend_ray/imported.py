@@ -19,8 +19,8 @@ from bend_ray.spec import Spec
 
 _HELD: dict[str, Callable[..., Any]] = {}
 """Functions that cannot be imported, such as a notebook's, by the digest of their source."""
-_FOUND: dict[tuple[str, str | None], Callable[..., Any]] = {}
-"""Functions that were imported, by target and digest."""
+_FOUND: dict[str, tuple[str, Callable[..., Any]]] = {}
+"""Digest and function of targets that were imported."""
 
 
 def _is_target(text: str) -> str:
@@ -84,8 +84,9 @@ class Imported(Spec):
         """
         if self.source in _HELD:
             return _HELD[self.source]
-        if (self.target, self.source) in _FOUND:
-            return _FOUND[self.target, self.source]
+        digest, found = _FOUND.get(self.target, (None, None))
+        if found is not None and digest == self.source:
+            return found
         if self._module == "__main__" or "<" in self.target:
             raise ConfigError(
                 f"{self.target}: expected the notebook or script that defines it to run this, got "
@@ -99,7 +100,10 @@ class Imported(Spec):
         value = self._imported()
         if not callable(value):
             raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
-        if any(target == self.target and old is value for (target, _), old in _FOUND.items()):
+        others = [
+            old for (target, source), old in _FOUND.items() if target == self.target and source
+        ]
+        if self.source is not None and any(old is value for old in others):
             raise ConfigError(
                 f"{self.target}: expected the code of its file, got that of before it changed; "
                 "importlib.reload the module, or start this process anew"
