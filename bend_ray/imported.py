@@ -92,23 +92,22 @@ class Imported(Spec):
                 f"{self.target}: expected the notebook or script that defines it to run this, got "
                 "another process; move it to a file, and name that"
             )
-        if self.source is not None and (found := module_digest(self._module)) != self.source:
+        if self.source is not None and (now := module_digest(self._module)) != self.source:
             raise ConfigError(
-                f"{self.target}: expected source of digest {self.source}, got {found}: it has "
+                f"{self.target}: expected source of digest {self.source}, got {now}: it has "
                 "changed since the run began; run again to begin anew with it"
             )
         value = self._imported()
         if not callable(value):
             raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
-        others = [
-            old for (target, source), old in _FOUND.items() if target == self.target and source
-        ]
-        if self.source is not None and any(old is value for old in others):
+        if self.source is None:
+            return value  # type: ignore[no-any-return]
+        if value is found:
             raise ConfigError(
                 f"{self.target}: expected the code of its file, got that of before it changed; "
                 "importlib.reload the module, or start this process anew"
             )
-        _FOUND[self.target, self.source] = value
+        _FOUND[self.target] = self.source, value
         return value  # type: ignore[no-any-return]
 
     def make(self, **offered: Any) -> Any:

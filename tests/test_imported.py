@@ -61,7 +61,7 @@ def test_a_run_takes_something_of_ones_own_on_every_axis(tmp_path: Path) -> None
     assert set(evaluation.rivals) == {"pairs"}
     drawn = read_population(graph.samples)
     assert drawn.theta_KP.shape == (4, sum(p.numel() for p in shop.make_net(3).parameters()))
-    assert [line.state for line in pipeline.status(own_config(), str(tmp_path))][-1] == "done"
+    assert [line.state for line in pipeline.status(own_config(), str(tmp_path))][-1] == "committed"
     # What is stored can be read without the code, which it does not hold.
     held = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not any(b"make_net" in path.read_bytes() for path in held if path.suffix != ".json")
@@ -100,7 +100,7 @@ def test_its_code_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.Mo
     importlib.reload(sys.modules["boots"])
     assert spec.identified().resolve()() == 2
 
-    monkeypatch.setattr(imported, "_FOUND", {})
+    imported._FOUND.pop("boots:make")
     with pytest.raises(ConfigError, match="has changed since the run began"):
         first.resolve()
 

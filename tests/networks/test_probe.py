@@ -140,7 +140,7 @@ class Spoilt(Net):
         (lambda: Spoilt("unregistered"), "register tensors as buffers"),
         (
             lambda: Spoilt("detached"),
-            "got RuntimeError: element 0 of tensors does not require grad",
+            "got RuntimeError: element 0 of tensors does not req",
         ),
         (lambda: Spoilt("raises"), r"float32, got KeyError: .*test_probe.py, line"),
     ],
