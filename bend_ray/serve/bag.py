@@ -159,8 +159,8 @@ class Bag:
         if card.architecture.kind == "imported" and not run_code:
             raise DataError(
                 f"{folder}: expected {MEMBER_ONNX}, which this network has not: its members answer "
-                f"by code of its owner's, {card.architecture.target}; if you trust that, load it with "
-                "run_code=True, or serve it with --option run_code=true"
+                f"by code of its owner's, {card.architecture.target}; if you trust that, load it "
+                "with run_code=True, or serve it with --option run_code=true"
             )
         from bend_ray.export.members import Members
 
