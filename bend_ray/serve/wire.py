@@ -40,6 +40,8 @@ class _Connection(h11.Connection):
         event = super().next_event()
         if isinstance(event, h11.Request):
             self._small = 0
+            if event.http_version not in (b"1.0", b"1.1"):
+                raise h11.RemoteProtocolError("expected HTTP/1.1", error_status_hint=505)
             names = [name for name, _ in event.headers]
             size = sum(len(name) + len(value) + 4 for name, value in event.headers)
             if len(names) > MOST_HEADERS or size + len(event.target) > HEAD_BYTES:

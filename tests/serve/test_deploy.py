@@ -79,7 +79,7 @@ cluster.connect(None)
 serve = ServeSubmissionClient("http://" + ray._private.worker.global_worker.node.webui_url)
 
 def deploy(export, **settings):
-    config = deploy_config(export, ServeSettings(**settings), "127.0.0.1", port)
+    config = deploy_config(export, ServeSettings(**settings), Listening("127.0.0.1", port))
     config["proxy_location"] = "HeadOnly"
     serve.deploy_applications(config)
 

@@ -39,7 +39,7 @@ def serving(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_the_curl_it_prints_works(serving: Serving, bag: Bag) -> None:
     command = serving.said().splitlines()[-1]
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["model_version"] == bag.card.model_version
+    assert json.loads(done.stdout)["predictions"][0]["model_version"] == bag.card.model_version
 
 
 def test_the_replica_computes_without_torch(serving: Serving) -> None:
