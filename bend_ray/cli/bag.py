@@ -198,8 +198,7 @@ def serve(
         return
     from bend_ray.serve import local
 
-    local.loadable(path)
-    listens = local.start(str(path), local.token_settings(settings), where)
+    listens = local.start(str(path), settings, where)
     click.echo(welcome(where, listens, path, time.monotonic() - started))
     local.wait(settings.name)
 

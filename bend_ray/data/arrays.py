@@ -70,7 +70,7 @@ class Arrays:
         if not inputs:
             raise DataError(f"{where}: expected inputs beside labels, got none")
         values = {name: _values(value, f"{where}: {name}") for name, value in inputs.items()}
-        codes_N, names, named = _classes(_array(labels, f"{where}: labels"), class_names, where)
+        codes_N, names, named = _classes(array_of(labels, f"{where}: labels"), class_names, where)
         for name, value in values.items():
             if len(value) != len(codes_N):
                 raise DataError(
@@ -191,7 +191,7 @@ def _read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str
 
 def _values(given: Any, where: str) -> NDArray[Any]:
     """Inputs in the few types that travel: float32, uint8, int64."""
-    values = _array(given, where)
+    values = array_of(given, where)
     if values.ndim == 0:
         raise DataError(f"{where}: expected one row an example, got a single number")
     if values.dtype == np.uint8 or values.dtype == np.int64:
@@ -212,7 +212,12 @@ def _values(given: Any, where: str) -> NDArray[Any]:
     return values
 
 
-def _array(given: Any, where: str) -> NDArray[Any]:
+def array_of(given: Any, where: str) -> NDArray[Any]:
+    """Whatever numpy takes, or a tensor, as numbers or texts.
+
+    Raises:
+        DataError: rows of other shapes, or objects.
+    """
     if hasattr(given, "detach"):  # a tensor
         given = given.detach().cpu()
         given = (given.float() if given.dtype.is_floating_point else given).numpy()

@@ -58,13 +58,6 @@ def ballots_program(
     weighted sum ``(B, C)``; ``member_entropy``, the weighted sum of the softmaxes' entropies in
     nats, ``(B,)``; and ``choices``, each one's class, ``(K, B)`` int64. Here they cost a fraction
     of what they cost outside: measured, as much as the members themselves.
-
-    Args:
-        card: says how inputs are normalised.
-        member: one member's graph.
-        state_K: the tensors of the members wanted, stacked.
-        weights_K: the members' weights in the sums.
-        form: how they are run.
     """
     builder = _Builder(card, member, state_K, form)
     builder.ballots(weights_K)
@@ -89,13 +82,6 @@ def answers_program(
     theirs, and ``information`` ``(B,)``, the mutual information of label and member in the members'
     own softmaxes, both in nats. What is made of the members' sums is float64. In Python the same
     takes longer than a bag of small members (measured, one image).
-
-    Args:
-        card: says how inputs are normalised and answers become one.
-        member: one member's graph.
-        state_K: the tensors of all members, stacked.
-        weights_K: the members' weights; whole numbers where votes are counted.
-        form: how they are run.
     """
     builder = _Builder(card, member, state_K, form)
     builder.ballots(weights_K)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from bend_ray.data.examples import Inputs, rows
-from bend_ray.export.card import Card
+from bend_ray.data.examples import Inputs
+from bend_ray.export.card import Card, noise
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 
@@ -42,28 +42,18 @@ def normalised(card: Card, inputs: Mapping[str, NDArray[Any]]) -> Inputs:
 
 
 class Members:
-    """Of a bag, as one function.
-
-    Args:
-        card: of the bag.
-        state_K: their tensors, stacked.
-
-    Raises:
-        ConfigError: the code of a user's own network cannot be imported.
-    """
+    """Of a bag, as one function; ``state_K`` are their tensors, stacked."""
 
     def __init__(self, card: Card, state_K: Mapping[str, Any]) -> None:
         self.card = card
-        self._state_K = {name: torch.as_tensor(tensor) for name, tensor in state_K.items()}
-        self._stack: Stack | None = None
+        module = network_of(card)
+        layout = ParameterLayout.of(module)
+        form = form_for(module, "cpu", normalised(card, noise(card, 1)))
+        self._stack = Stack(module, layout, form)
+        tensors = {name: torch.as_tensor(tensor) for name, tensor in state_K.items()}
+        self._theta_KP = layout.flatten(tensors)
 
     @torch.no_grad()
     def logits(self, inputs: Mapping[str, NDArray[Any]]) -> Tensor:
         """What each member makes of raw inputs, ``(K, N, C)``."""
-        given = normalised(self.card, inputs)
-        if self._stack is None:
-            module = network_of(self.card)
-            layout = ParameterLayout.of(module)
-            form = form_for(module, "cpu", rows(given, slice(1)))
-            self._stack, self._theta_KP = Stack(module, layout, form), layout.flatten(self._state_K)
-        return predict_logits(self._stack, self._theta_KP, given)
+        return predict_logits(self._stack, self._theta_KP, normalised(self.card, inputs))

@@ -66,14 +66,11 @@ class Bag:
     ``predict``, ``predict_proba`` and ``uncertainty`` take what the network was trained on: an
     array or tensor with N examples, a frame, or several inputs by name.
 
-    Args:
-        folder: that holds its files.
+    Attributes:
         card: what it is.
         way: how its members are run; None: in torch.
-        groups: of its members, in voting order, for questions that may end before the last; none
-            where everybody is asked anyway.
-        whole: inputs to the bag's answers, for questions that ask everybody; None where memory is
-            dearer than a few calls.
+        groups: of its members, for questions that may end before the last is asked.
+        whole: inputs to the bag's answers; None where memory is dearer than a few calls.
     """
 
     def __init__(

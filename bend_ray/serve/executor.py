@@ -125,14 +125,7 @@ def fastest(
     card: Card,
     batch: int,
 ) -> Way:
-    """The way with the least time, one example and a whole batch counting the same.
-
-    Args:
-        candidates: at least one.
-        build: the graph of a form.
-        card: of the bag.
-        batch: the largest number of examples.
-    """
+    """The way with the least time, one example and a whole batch counting the same."""
     if len(candidates) == 1:
         return candidates[0]
     times = {}

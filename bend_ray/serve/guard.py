@@ -343,11 +343,7 @@ async def _until_gone(receive: Receive) -> None:
 
 
 def inflate(body: bytes, most: int) -> bytes | None:
-    """What gzip, zlib or bare deflate stands for; None where that is more than ``most`` bytes.
-
-    Raises:
-        Refusal: it is none of them.
-    """
+    """What gzip, zlib or bare deflate stands for; None where that is more than ``most`` bytes."""
     parts, size = [], 0
     # 47: gzip or zlib, as its head says; -15: deflate without a head, as some send it.
     kind = 47 if body[:1] in (b"\x1f", b"\x78") else -15

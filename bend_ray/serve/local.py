@@ -38,8 +38,12 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
         What listens where, when it answers.
 
     Raises:
+        DataError: it is damaged, or none.
         ClusterError: something does not start.
     """
+    # A broken export is refused here, in a second, not by a replica that restarts for ever.
+    Bag.load(Path(export), run_code=settings.run_code)
+    settings = settings.model_copy(update={"require_token": token() is not None})
     door.put_up(settings.limits(read_card(Path(export))), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
@@ -84,20 +88,6 @@ def wait(name: str) -> None:
     serve.delete(name)
     serve.shutdown()
     ray.shutdown()
-
-
-def loadable(export: Path) -> None:
-    """Refuse a broken export here, in a second, instead of in a replica that restarts for ever.
-
-    Raises:
-        DataError: as ``Bag.load``.
-    """
-    Bag.load(export, groups=1, batch=1)
-
-
-def token_settings(settings: ServeSettings) -> ServeSettings:
-    """The settings of replicas that must have the token which this process has."""
-    return settings.model_copy(update={"require_token": True}) if token() else settings
 
 
 def _reason(error: Exception) -> str:

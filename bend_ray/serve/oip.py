@@ -123,11 +123,7 @@ class OpenInference:
         self.service, self.name = service, service.settings.name
 
     def known(self, name: str, version: str | None = None) -> Card:
-        """The card of the live bag, if that is what is meant.
-
-        Raises:
-            Refusal: it is not.
-        """
+        """The card of the live bag, if that is what is meant."""
         card = self.service.card()
         if name != self.name:
             raise Refusal(404, f"expected the model {self.name}")
@@ -209,9 +205,6 @@ class OpenInference:
             card: of the bag.
             body: the request as the JSON of the protocol.
             tail: tensors in binary.
-
-        Raises:
-            Refusal: what is wrong with it.
         """
         settings = self.service.settings
         request = given(Request, body, 400)

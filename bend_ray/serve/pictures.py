@@ -23,11 +23,7 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 
 
 def look_of(card: Card) -> Look:
-    """How a picture becomes what the bag was trained on.
-
-    Raises:
-        Refusal: no picture can.
-    """
+    """How a picture becomes what the bag was trained on."""
     if card.decoding is None:
         raise Refusal(415, "the model takes no pictures; send JSON")
     channels, height, width = card.image_shape
@@ -54,9 +50,6 @@ def pixels_of(
 
     Returns:
         None where it was not decoded.
-
-    Raises:
-        Refusal: it is not such a file, or too large.
     """
     look = look_of(card)
     try:

@@ -1,4 +1,4 @@
-"""What clients send, turned into questions, or into a refusal that says what was expected."""
+"""What clients send, turned into questions, or into a ``Refusal`` that says what was expected."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from bend_ray.artifacts.manifest import first_problem
+from bend_ray.data.arrays import array_of
 from bend_ray.data.given import inputs_of
 from bend_ray.errors import DataError
 from bend_ray.export.card import Card, Input
@@ -59,11 +60,7 @@ class Stops(Spec):
 
 
 def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool = True) -> Given:
-    """What a client gives, if it is what is expected; not ``strict`` where all are texts.
-
-    Raises:
-        Refusal: with ``status``, it is not.
-    """
+    """What a client gives, if it is what is expected; not ``strict`` where all are texts."""
     try:
         return what.model_validate(value, strict=strict)
     except ValidationError as error:
@@ -73,21 +70,13 @@ def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool
 
 
 def check_size(content: bytes, card: Card, examples: int) -> None:
-    """Refuse more bytes than so many examples of the bag's can need.
-
-    Raises:
-        Refusal: it is more.
-    """
+    """Refuse more bytes than so many examples of the bag's can need."""
     if len(content) > (most := text_bytes(card, examples)):
         raise Refusal(413, f"expected a body of at most {most} bytes, got {len(content)}")
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object of a text.
-
-    Raises:
-        Refusal: it is none.
-    """
+    """The JSON object of a text."""
     try:
         value = from_json(content, allow_inf_nan=False)
     except ValueError as error:
@@ -109,23 +98,14 @@ def given_inputs(x: Any, card: Card) -> Inputs:
     try:
         _check_names(found, card, "x")
         return together(
-            {name: fitted(_plain(found[name]), name, own) for name, own in card.inputs.items()}
+            {n: fitted(array_of(found[n], n), n, own) for n, own in card.inputs.items()}
         )
     except Refusal as refusal:
         raise DataError(f"x: {refusal.message}") from None
 
 
-def _plain(values: Any) -> NDArray[Any]:
-    array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-    return array.astype(np.uint8) if array.dtype == np.bool_ else array
-
-
 def inputs_of_json(content: bytes, card: Card) -> Inputs:
-    """The inputs in ``{"instances": [...]}``: each an example, of several inputs an object.
-
-    Raises:
-        Refusal: it is something else.
-    """
+    """The inputs in ``{"instances": [...]}``: each an example, of several inputs an object."""
     body = parse_object(content)
     if set(body) != {"instances"}:
         keys = ", ".join(sorted(body)[:5])[:64] or "no key"
@@ -154,11 +134,7 @@ def _check_names(found: Mapping[str, Any], card: Card, where: str) -> None:
 
 
 def together(inputs: Inputs) -> Inputs:
-    """Inputs that are of the same examples.
-
-    Raises:
-        Refusal: they are of more of the one than of the other.
-    """
+    """Inputs that are of the same examples."""
     counts = {name: len(values) for name, values in inputs.items()}
     if len(set(counts.values())) > 1:
         raise Refusal(422, f"expected as many examples of each input, got {counts}")
@@ -166,11 +142,7 @@ def together(inputs: Inputs) -> Inputs:
 
 
 def numbers(value: Any, where: str) -> NDArray[Any]:
-    """Nested lists as an array.
-
-    Raises:
-        Refusal: they are ragged, or hold anything but numbers.
-    """
+    """Nested lists as an array."""
     if not isinstance(value, list):
         raise Refusal(422, f"{where}: expected a list of numbers, got {_kind(value)}")
     try:
@@ -191,9 +163,6 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
     """Examples of an input, in the type that the network is given.
 
     A grey image may leave out its one channel.
-
-    Raises:
-        Refusal: of another shape, or other numbers.
     """
     if array.shape[1:] != own.shape and own.shape[:1] == (1,) and array.shape[1:] == own.shape[1:]:
         array = array[:, None]
@@ -202,7 +171,7 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
         got = list(array.shape)[:8]
         raise Refusal(422, f"{where}: expected examples, shape [n{sizes}], got {got}")
     array = array.reshape(len(array), *own.shape)
-    if array.size and array.dtype.kind not in "iuf":
+    if array.size and array.dtype.kind not in "biuf":
         raise Refusal(422, f"{where}: expected numbers, got others")
     low, high = own.limits
     with np.errstate(over="ignore"):

@@ -7,7 +7,7 @@ sums over groups of members are float64, and sums of whole votes are exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -69,17 +69,8 @@ class Answers:
 
     def rows(self, start: int, stop: int) -> Answers:
         """The answers about some of the examples."""
-        members = None if self.member_probs_BEC is None else self.member_probs_BEC[start:stop]
-        return Answers(
-            self.labels_B[start:stop],
-            self.probs_BC[start:stop],
-            self.votes_BC[start:stop],
-            self.entropy_B[start:stop],
-            self.information_B[start:stop],
-            self.used_B[start:stop],
-            self.choices_BE[start:stop],
-            members,
-        )
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        return Answers(**{k: None if v is None else v[start:stop] for k, v in parts.items()})
 
 
 @dataclass(frozen=True)
@@ -100,14 +91,7 @@ class Ballots:
 
 
 class Tally:
-    """The count so far, example by example.
-
-    Args:
-        rule: how answers are weighed.
-        num_examples: B.
-        num_classes: C.
-        keep_members: whether to keep every member's softmax.
-    """
+    """The count so far, example by example."""
 
     def __init__(
         self, rule: Rule, num_examples: int, num_classes: int, *, keep_members: bool = False
@@ -127,13 +111,7 @@ class Tally:
             self.member_probs_BEC = np.full(shape, np.nan, dtype=np.float32)
 
     def add(self, first: int, ballots: Ballots, rows_B: NDArray[np.intp]) -> None:
-        """Count some members' answers about some examples.
-
-        Args:
-            first: the first of the members; the others follow it.
-            ballots: what they say.
-            rows_B: which examples, each once.
-        """
+        """Count what members from ``first`` on say about some examples, each once."""
         members = slice(first, first + len(ballots.choices_EB))
         weights_E = self.weights_E[members]
         choices_BE = ballots.choices_EB.T
@@ -212,13 +190,7 @@ class Tally:
 def count_choices(
     choices_BE: NDArray[np.int64], num_classes: int, weights_E: Floats | None = None
 ) -> NDArray[Any]:
-    """What each class gets of the members who chose it, ``(B, C)``: float64 weights, or int64 ones.
-
-    Args:
-        choices_BE: each member's class.
-        num_classes: C.
-        weights_E: of the members; None for 1 each.
-    """
+    """What each class gets of the members who chose it, ``(B, C)``: float64 weights, or int64 ones."""
     count = len(choices_BE)
     cells_BE = choices_BE + num_classes * np.arange(count)[:, None] if count > 1 else choices_BE
     shares = None if weights_E is None else np.tile(weights_E, count)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -201,3 +203,17 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(folder: Path) -> None:
         assert http.get("/metrics", headers=headers).status_code == 401
     allowed = http.post("/predict", headers={"Authorization": "Bearer secret"}, **body)
     assert allowed.status_code == 200
+
+
+def test_the_board_asks_for_metrics_that_there_are(http: TestClient, images: np.ndarray) -> None:
+    http.post(INFER, json=infer_body(images))
+    told = set(re.findall(r"^# TYPE (\S+)", http.get("/metrics").text, re.MULTILINE))
+    board = json.loads((files("bend_ray.serve") / "grafana.json").read_text())
+    asked = re.findall(
+        r"\(ray_\)\?(bend_\w+?)(?:_bucket|_sum|_count)?\"",
+        json.dumps(board["panels"]).replace('\\"', '"'),
+    )
+    assert {name.removesuffix("_total") for name in asked} <= {
+        name.removesuffix("_total") for name in told
+    }
+    assert len(set(asked)) >= 10

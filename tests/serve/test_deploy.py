@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -104,6 +105,10 @@ with Load(f"http://127.0.0.1:{port}") as load:
     deploy(second)
     until(lambda: load.answers[second.rpartition("/")[2]] > 20)
     told["pids"].append(replicas())
+    before = load.answers[first.rpartition("/")[2]]
+    deploy(sys.argv[4])  # a damaged copy of the first
+    time.sleep(5)
+    told["of_the_damaged"] = load.answers[first.rpartition("/")[2]] - before
     deploy(second, groups=2)
     until(lambda: len(replicas()) == 1 and replicas() != told["pids"][1])
     soon = sum(load.answers.values()) + 20
@@ -124,9 +129,13 @@ def test_bags_and_settings_change_under_load_without_a_failed_request(
     folder: Path, tmp_path: Path
 ) -> None:
     second = export_random(tmp_path, "mlp", "seed=1")
+    damaged = shutil.copytree(folder, tmp_path / "damaged" / folder.name)
+    content = bytearray((damaged / "members.safetensors").read_bytes())
+    content[-400:] = os.urandom(400)
+    (damaged / "members.safetensors").write_bytes(content)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", _UNDER_LOAD, str(SUPPORT), str(folder), str(second)],
+        [sys.executable, "-c", _UNDER_LOAD, str(SUPPORT), str(folder), str(second), str(damaged)],
         capture_output=True,
         text=True,
         env=environment | {"RAY_AUTH_MODE": "disabled"},
@@ -135,6 +144,7 @@ def test_bags_and_settings_change_under_load_without_a_failed_request(
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["failures"] == []
+    assert told["of_the_damaged"] == 0
     assert set(told["answers"]) == {folder.name, second.name}
     one, swapped, replaced = told["pids"]
     assert one == swapped

@@ -206,7 +206,7 @@ def test_texts_that_no_text_holds(serving: Serving, path: str, content: bytes) -
 
 
 def test_slow_senders_harm_nobody_and_are_dropped(serving: Serving) -> None:
-    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 500\r\n\r\n"
+    head = post(bytes(500))[:-500]
     slow = [socket.create_connection(("127.0.0.1", serving.port)) for _ in range(200)]
     mute = [socket.create_connection(("127.0.0.1", serving.port)) for _ in range(50)]
     for connection in slow:
