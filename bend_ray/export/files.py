@@ -71,10 +71,6 @@ def publish(folder: Path, output: str) -> None:
 
     Its card goes first, so that what is left by a failure is no export.
 
-    Args:
-        folder: that holds it.
-        output: a folder or URI.
-
     Raises:
         StoreError: something cannot be written.
     """

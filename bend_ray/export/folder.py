@@ -89,14 +89,7 @@ def export_bag(
 def write_bag(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> Card:
-    """Write any bag, evaluated or not, into a local folder; returns its card as written.
-
-    Args:
-        folder: must be there.
-        card: of the bag.
-        state_K: its members' tensors, stacked.
-        with_onnx: whether to write ONNX programs beside them, where the network has any.
-    """
+    """Write any bag, evaluated or not, into a local folder; returns its card as written."""
     examples, probs_KNC = noise(card), None
     try:
         probs_KNC = Members(card, state_K).logits(examples).double().softmax(dim=-1)
@@ -229,14 +222,7 @@ def by_name(card: Card, inputs: Inputs) -> dict[str, Any]:
 def _write_onnx(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], probs_KNC: Tensor | None
 ) -> bool:
-    """Write the programs, or nothing where they cannot say what torch says.
-
-    Args:
-        folder: to write to.
-        card: of the bag.
-        state_K: its members' tensors.
-        probs_KNC: their softmaxes about ``noise``; None where they are not known.
-    """
+    """Write the programs, or nothing where they do not say what torch says about ``noise``."""
     import onnx
 
     from bend_ray.export.graphs import bag_program

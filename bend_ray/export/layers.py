@@ -29,12 +29,7 @@ Node = tuple[str, list[str], dict[str, Any]]
 
 
 def member_graph(module: nn.Module, card: Card) -> onnx.ModelProto:
-    """A model of ``module``'s structure that takes inputs and every tensor of its state.
-
-    Args:
-        module: a classifier; only its structure is used.
-        card: says what it takes and gives.
-    """
+    """A model of ``module``'s structure that takes inputs and every tensor of its state."""
     module.eval()
     chain = _chain(module) if len(card.inputs) == 1 else None
     if chain is None:

@@ -82,12 +82,7 @@ def _yield_to_others() -> None:
 
 
 class Answering:
-    """A bag and its questions; everything but ``load`` is for one event loop.
-
-    Args:
-        settings: of the deployment.
-        meters: count batches.
-    """
+    """A bag and its questions; everything but ``load`` is for one event loop."""
 
     def __init__(self, settings: ServeSettings, meters: Meters) -> None:
         self.settings, self.meters = settings, meters
@@ -131,13 +126,7 @@ class Answering:
         return self.bag
 
     async def read(self, cost: int, function: Callable[..., Read], *arguments: Any) -> Read:
-        """Call what reads a picture or a text; what costs much stands in nobody's way.
-
-        Args:
-            cost: pixels, or bytes.
-            function: that reads.
-            arguments: of it.
-        """
+        """Call what reads so many pixels or bytes; what costs much stands in nobody's way."""
         if cost <= SMALL:
             return function(*arguments)
         return await (self._middle if cost <= MIDDLE else self._large).run(function, *arguments)

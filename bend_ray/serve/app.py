@@ -55,12 +55,7 @@ class PredictQuery(Stops):
 
 
 def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
-    """The interface, to be put behind a ``Guard``.
-
-    Args:
-        service: that answers.
-        metrics: what Prometheus is told.
-    """
+    """The interface, to be put behind a ``Guard``; ``metrics`` is what Prometheus is told."""
     protocol = OpenInference(service)
 
     def known(request: Request) -> Card:

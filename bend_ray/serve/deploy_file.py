@@ -33,13 +33,7 @@ def grpc_options(port: int | None) -> dict[str, Any] | None:
 
 
 def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dict[str, Any]:
-    """The config as data.
-
-    Args:
-        export: folder or URI of the exported bag.
-        settings: of the deployment.
-        where: proxies listen.
-    """
+    """The config as data."""
     from bend_ray.serve.deployment import NAME, options
 
     if not is_loopback(where.host):

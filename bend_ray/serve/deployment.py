@@ -34,11 +34,7 @@ NAME = "Bag"
 @serve.deployment(name=NAME)
 @serve.ingress()
 class BagDeployment(GrpcMethods):
-    """A replica.
-
-    Args:
-        args: of the Serve config, see ``ServeSettings``.
-    """
+    """A replica; its ``args`` are ``ServeSettings``."""
 
     def __init__(self, args: dict[str, Any]) -> None:
         settings = parse_settings(args)

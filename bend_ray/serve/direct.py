@@ -39,10 +39,6 @@ class _Server(uvicorn.Server):
 def service_of(export: str, settings: ServeSettings) -> Answering:
     """A bag that answers in this process.
 
-    Args:
-        export: the exported bag's folder.
-        settings: of the service.
-
     Raises:
         DataError: it is damaged, or none.
     """

@@ -91,14 +91,7 @@ class _Answer:
 
 
 class Guard:
-    """An ASGI app around another.
-
-    Args:
-        app: that answers.
-        limits: of what is let in.
-        token: that requests must bear; None: everybody is welcome.
-        meters: count what passes.
-    """
+    """An ASGI app around another."""
 
     def __init__(self, app: App, limits: Limits, token: str | None, meters: Meters) -> None:
         self.limits = limits
@@ -152,14 +145,7 @@ class Guard:
                 _log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
-        """Have the app answer, or say what is wrong.
-
-        Args:
-            scope: of the request.
-            body: of it.
-            receive: tells when the client is gone; None: others look after that.
-            send: to the client.
-        """
+        """Have the app answer, or say what is wrong; without ``receive`` others watch the client."""
         began = False
 
         async def beginning(message: Message) -> None:

@@ -27,15 +27,7 @@ REQUEST_SECONDS = 30.0
 
 
 def start(export: str, settings: ServeSettings, where: Listening) -> str:
-    """Start Ray and Serve, and deploy a bag.
-
-    Args:
-        export: the exported bag's folder.
-        settings: of the deployment.
-        where: to listen.
-
-    Returns:
-        What listens where, when it answers.
+    """Start Ray and Serve, deploy a bag, and say what listens where.
 
     Raises:
         DataError: it is damaged, or none.
@@ -71,11 +63,7 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
 
 
 def wait(name: str) -> None:
-    """Until SIGINT or SIGTERM; then answer what has come, and stop. A second signal is at once.
-
-    Args:
-        name: of the application.
-    """
+    """Until SIGINT or SIGTERM; then answer what has come, and stop. A second signal is at once."""
     asked = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, lambda *_: asked.set()) for each in signals}

@@ -62,11 +62,7 @@ class _Tagged:
 
 
 class Meters:
-    """The counts of one process.
-
-    Args:
-        make: makes each of them: ``ray.util.metrics``, or a ``Prometheus``.
-    """
+    """The counts of one process, made by ``ray.util.metrics`` or a ``Prometheus``."""
 
     def __init__(self, make: Any) -> None:
         self.make = make
@@ -113,13 +109,7 @@ class Meters:
         self._bags.inc(1.0, {"model_version": model_version, "outcome": outcome})
 
     def batch(self, seconds: float, waits: Sequence[float], answers: Sequence[Answers]) -> None:
-        """A batch was answered.
-
-        Args:
-            seconds: of computing.
-            waits: seconds before it, of each question.
-            answers: to each question.
-        """
+        """A batch was answered, in so many seconds, after the ``waits`` of its questions."""
         self._observe("batch_seconds", [seconds])
         self._observe("batch_examples", [sum(len(each.labels_B) for each in answers)])
         self._observe("queue_seconds", waits)

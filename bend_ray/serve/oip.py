@@ -113,11 +113,7 @@ class Answered:
 
 
 class OpenInference:
-    """The protocol over a bag.
-
-    Args:
-        service: that answers.
-    """
+    """The protocol over a bag."""
 
     def __init__(self, service: Answering) -> None:
         self.service, self.name = service, service.settings.name
@@ -199,13 +195,7 @@ class OpenInference:
     async def infer(
         self, card: Card, body: Mapping[str, Any], tail: bytes
     ) -> tuple[Request, list[Answered]]:
-        """Answer an inference request.
-
-        Args:
-            card: of the bag.
-            body: the request as the JSON of the protocol.
-            tail: tensors in binary.
-        """
+        """Answer an inference request: JSON, and tensors in binary behind it."""
         settings = self.service.settings
         request = given(Request, body, 400)
         parameters = request.parameters or Parameters()

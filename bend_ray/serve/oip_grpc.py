@@ -65,24 +65,13 @@ METHODS: dict[str, Callable[[OpenInference, Any], Any]] = {
 
 
 class GrpcInference:
-    """Answers calls; also gRPC's servicer where the server is ours.
-
-    Args:
-        service: that answers.
-        token: that callers must bear; None: everybody is welcome.
-    """
+    """Answers calls; also gRPC's servicer where the server is ours."""
 
     def __init__(self, service: Answering, token: str | None) -> None:
         self._protocol, self._token = OpenInference(service), token
 
     async def call(self, method: str, content: bytes, context: Any) -> Any:
-        """The answer to a call; an empty one, and a code in the context, where it is refused.
-
-        Args:
-            method: one of ``METHODS``.
-            content: the request, encoded.
-            context: gRPC's, or Ray's copy of it.
-        """
+        """The answer to a call; an empty one, and a code in the context, where it is refused."""
         started, status = time.perf_counter(), 499
         try:
             metadata = dict(context.invocation_metadata() or ())
@@ -159,12 +148,7 @@ def _written(own: Mapping[str, str], outputs: list[Answered], raw: bool) -> Any:
 
 
 def add_to_server(servicer: Any, server: Any) -> None:
-    """Register the methods; on a proxy of Ray's, which has calls answered by its replicas.
-
-    Args:
-        servicer: a ``GrpcInference``; of no use to Ray's.
-        server: gRPC's.
-    """
+    """Register a ``GrpcInference``; Ray's proxies, whose replicas answer, give one of their own."""
 
     def handler(method: str) -> Any:
         async def call(content: bytes, context: Any) -> Any:

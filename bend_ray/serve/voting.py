@@ -7,7 +7,7 @@ sums over groups of members are float64, and sums of whole votes are exact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -69,8 +69,8 @@ class Answers:
 
     def rows(self, start: int, stop: int) -> Answers:
         """The answers about some of the examples."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Answers(**{k: None if v is None else v[start:stop] for k, v in parts.items()})
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v[start:stop] for k, v in parts.items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Tally:
 def count_choices(
     choices_BE: NDArray[np.int64], num_classes: int, weights_E: Floats | None = None
 ) -> NDArray[Any]:
-    """What each class gets of the members who chose it, ``(B, C)``: float64 weights, or int64 ones."""
+    """What each class gets of those who chose it, ``(B, C)``: float64 weights, or a count."""
     count = len(choices_BE)
     cells_BE = choices_BE + num_classes * np.arange(count)[:, None] if count > 1 else choices_BE
     shares = None if weights_E is None else np.tile(weights_E, count)
