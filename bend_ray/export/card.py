@@ -37,6 +37,8 @@ Measured: a later opset is no faster, and opset 18 is the oldest that torch's ex
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
+TOLERANCE = 1e-5
+"""Of a probability, where torch and ONNX Runtime add up in different orders."""
 MOST_NUMBERS = 3 * 2**26
 """Of an example: as an image of three channels of 8192 x 8192 has."""
 

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -18,12 +17,13 @@ from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
-from bend_ray.data.examples import Inputs, Parts, Statistics
+from bend_ray.data.examples import Parts, Statistics
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
     CARD,
     IMAGES,
+    TOLERANCE,
     Card,
     Input,
     Scored,
@@ -50,8 +50,6 @@ from bend_ray.version import __version__
 
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
-TOLERANCE = 1e-5
-"""Of a probability, where torch and ONNX Runtime add up in different orders."""
 
 
 def export_bag(
@@ -205,18 +203,12 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
 
 def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Parts) -> float:
     """The temperature at which the bag's NLL on validation examples is least."""
-    inputs = by_name(card, dataset.validation.inputs)
-    logits_KNC = Members(card, state_K).logits(inputs)
+    inputs = dataset.validation.inputs
+    named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
+    logits_KNC = Members(card, state_K).logits({name: each.numpy() for name, each in named.items()})
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
     probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
     return fit_temperature(probs_NC, dataset.validation.labels_N)
-
-
-def by_name(card: Card, inputs: Inputs) -> dict[str, Any]:
-    """Inputs as arrays by the names of the card."""
-    if isinstance(inputs, dict):
-        return {name: values.numpy() for name, values in inputs.items()}
-    return {next(iter(card.inputs)): inputs.numpy()}
 
 
 def _write_onnx(

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from bend_ray.errors import BendError, DataError
-from bend_ray.export.card import Card, noise, read_card
+from bend_ray.export.card import TOLERANCE, Card, noise, read_card
 from bend_ray.export.files import MEMBER_ONNX, MEMBERS, check_files, publish, refuse_strangers
 from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
 from bend_ray.serve.executor import Way, ask, ask_everyone, ask_in_torch, fastest, ways
@@ -30,8 +30,6 @@ from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""
-TOLERANCE = 1e-5
-"""Of a probability, where torch and ONNX Runtime add up in different orders."""
 MOST_AT_ONCE = 2**21
 """Numbers of the examples that are answered together, for who asks about many."""
 

@@ -16,18 +16,9 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from bend_ray.export import graphs
 from bend_ray.export.card import Card, noise
-from bend_ray.export.graphs import (
-    CHOICES,
-    ENTROPY,
-    INFORMATION,
-    LABELS,
-    MASS,
-    MEMBER_ENTROPY,
-    MEMBER_PROBABILITIES,
-    PROBABILITIES,
-    Form,
-)
+from bend_ray.export.graphs import Form
 from bend_ray.serve.queries import Inputs
 from bend_ray.serve.voting import Answers, Ballots, count_choices, log_softmax
 
@@ -82,7 +73,7 @@ def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
 
 def ask(session: onnxruntime.InferenceSession, inputs: Inputs) -> Ballots:
     """What the members of a graph of ``ballots_program`` say."""
-    names = [MASS, MEMBER_ENTROPY, CHOICES, MEMBER_PROBABILITIES]
+    names = [graphs.MASS, graphs.MEMBER_ENTROPY, graphs.CHOICES, graphs.MEMBER_PROBABILITIES]
     return Ballots(*session.run(names, inputs))
 
 
@@ -103,9 +94,15 @@ def ask_everyone(
     session: onnxruntime.InferenceSession, inputs: Inputs, *, keep_members: bool
 ) -> Answers:
     """What the whole bag of a graph of ``answers_program`` says."""
-    names = [LABELS, PROBABILITIES, ENTROPY, INFORMATION, CHOICES]
+    names = [
+        graphs.LABELS,
+        graphs.PROBABILITIES,
+        graphs.ENTROPY,
+        graphs.INFORMATION,
+        graphs.CHOICES,
+    ]
     if keep_members:
-        names.append(MEMBER_PROBABILITIES)
+        names.append(graphs.MEMBER_PROBABILITIES)
     labels, probs, entropy, information, choices_EB, *members = session.run(names, inputs)
     return Answers(
         labels_B=labels,

@@ -145,7 +145,7 @@ class Guard:
                 _log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
-        """Have the app answer, or say what is wrong; without ``receive`` another watches the peer."""
+        """Have the app answer, or say what is wrong; without ``receive`` another watches."""
         began = False
 
         async def beginning(message: Message) -> None:
