@@ -231,8 +231,8 @@ class Bag:
             np.concatenate([each.votes_BC for each in said]),
         )
 
-    def save(self, folder: str | Path) -> None:
-        """Copy the bag to a folder or URI, from where ``load_bag`` and ``bend serve`` read it.
+    def save(self, folder: str | Path) -> str:
+        """Copy the bag to a folder or URI, from where ``load_bag`` reads it; returns that.
 
         Raises:
             ConfigError: something else is in the folder.
@@ -240,6 +240,7 @@ class Bag:
         """
         refuse_strangers(str(folder))
         publish(self.folder, str(folder))
+        return str(folder)
 
     def _answers(self, x: Any) -> list[Answers]:
         inputs = given_inputs(x, self.card)
