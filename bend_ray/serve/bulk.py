@@ -18,10 +18,11 @@ from bend_ray.data import folders, parquet
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files
 from bend_ray.data.given import LABELS
-from bend_ray.errors import BendError, ConfigError, DataError
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag
 from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Inputs, given_inputs
@@ -75,13 +76,8 @@ def predict(
         fn_constructor_args=(export, column if tables else None, run_code),
         num_cpus=1,
     )
-    try:
+    with our_errors():
         work.write_parquet(path, filesystem=filesystem)
-    except ray.exceptions.RayTaskError as error:
-        cause: BaseException | None = error
-        while cause is not None and not isinstance(cause, BendError):
-            cause = getattr(cause, "cause", None) or cause.__cause__
-        raise cause or error from None
     return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
 
 
