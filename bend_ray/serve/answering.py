@@ -177,9 +177,12 @@ class Answering:
         started, loop = time.perf_counter(), asyncio.get_running_loop()
         questions = [each.question for each in batch]
         try:
-            answers = await loop.run_in_executor(
-                self._computing, answer_together, batch[0].bag, questions
-            )
+            if batch[0].bag.is_quick:
+                answers = answer_together(batch[0].bag, questions)
+            else:
+                answers = await loop.run_in_executor(
+                    self._computing, answer_together, batch[0].bag, questions
+                )
         except Exception as error:
             if len(batch) > 1:  # of one of them, which must not be the others' harm
                 for each in batch:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import python_multipart
 from numpy.typing import NDArray
+from pydantic_core import to_json
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -38,6 +40,8 @@ from bend_ray.serve.queries import (
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers
 from bend_ray.version import __version__
+
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what strangers send is no news
 
 HEADER_LENGTH = "Inference-Header-Content-Length"
 _MODEL = "/v2/models/{name}"
@@ -71,7 +75,7 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
         return Response(metrics(), media_type=CONTENT_TYPE)
 
     async def predict(request: Request) -> Response:
-        return JSONResponse(await _predict(request, service))
+        return Response(to_json(await _predict(request, service)), media_type="application/json")
 
     async def infer(request: Request) -> Response:
         card, content = known(request), await request.body()
@@ -107,8 +111,9 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
         get[f"{base}/config"] = says(lambda r: protocol.config(known(r)))
         get[f"{base}/stats"] = says(lambda r: protocol.statistics(known(r)))
         post[f"{base}/infer"] = infer
-    routes = [Route(path, endpoint) for path, endpoint in get.items()]
-    routes += [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
+    # They are looked for in this order.
+    routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
+    routes += [Route(path, endpoint) for path, endpoint in get.items()]
     routes.append(Route("/metrics", count))
     refused = dict.fromkeys((Refusal, HTTPException, Exception), _refused)
     app = Starlette(routes=routes, exception_handlers=refused)

@@ -6,6 +6,7 @@ B examples, C classes.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""
+QUICK_SECONDS = 0.002
+"""In which a batch is computed while nobody else is served: to ask another thread takes as long
+as a small bag."""
 MOST_AT_ONCE = 2**21
 """Numbers of the examples that are answered together, for who asks about many."""
 
@@ -69,6 +73,7 @@ class Bag:
         way: how its members are run; None: in torch.
         groups: of its members, for questions that may end before the last is asked.
         whole: inputs to the bag's answers; None where memory is dearer than a few calls.
+        is_quick: whether a batch may be computed while nobody else is served.
     """
 
     def __init__(
@@ -80,7 +85,7 @@ class Bag:
         whole: onnxruntime.InferenceSession | None = None,
     ) -> None:
         self.folder, self.card, self.way, self.whole = folder, card, way, whole
-        self.groups = tuple(groups)
+        self.groups, self.is_quick = tuple(groups), False
         self.rule = card.rule
 
     def __repr__(self) -> str:
@@ -118,6 +123,7 @@ class Bag:
                 bag = cls._in_torch(folder, card, state_K, run_code)
             for stop in (Stop(), Stop(confidence=2.0)):  # all members at once, and in groups
                 bag._check(stop)
+            bag._measure(batch)
         except BendError:
             raise
         # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
@@ -172,6 +178,12 @@ class Bag:
         if not answers.is_finite.all() or not off_BC.max() <= TOLERANCE:
             told = f"off by {off_BC.max():.1g}, or not finite"
             raise _broken(self.folder, f"answers about the examples of the card that are {told}")
+
+    def _measure(self, batch: int) -> None:
+        examples, stops, started = noise(self.card, batch), [Stop()] * batch, time.thread_time()
+        if self.card.warmup and self.way is not None and self.way.threads == 1:
+            self.answer(examples, stops)
+            self.is_quick = time.thread_time() - started < QUICK_SECONDS
 
     def answer(
         self, inputs: Inputs, stops: Sequence[Stop], *, keep_members: bool = False

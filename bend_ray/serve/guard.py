@@ -179,15 +179,24 @@ class Guard:
         if receive is None:
             await self._app(scope, once, send)
             return
-        working = asyncio.ensure_future(self._app(scope, once, send))
+        working, ended = asyncio.current_task(), False
+        assert working is not None
+
+        def stop(gone: asyncio.Task[None]) -> None:
+            if not ended:
+                working.cancel()
+
         gone = asyncio.ensure_future(_until_gone(receive))
+        gone.add_done_callback(stop)
         try:
-            await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not working.done():
-                raise Gone
-            working.result()
+            await self._app(scope, once, send)
+        except asyncio.CancelledError:
+            if not gone.done():
+                raise
+            working.uncancel()
+            raise Gone from None
         finally:
-            working.cancel()
+            ended = True
             gone.cancel()
 
     def _check(self, scope: Scope) -> None:

@@ -53,12 +53,13 @@ class _Tagged:
     ) -> None:
         bounds = {"buckets": more["boundaries"]} if more else {}
         self._metric = kind(name, about, tag_keys, registry=registry, **bounds)
+        self._tagged = bool(tag_keys)
 
     def __getattr__(self, method: str) -> Callable[..., None]:
-        def call(value: float, tags: dict[str, str] | None = None) -> None:
-            getattr(self._metric.labels(**tags) if tags else self._metric, method)(value)
-
-        return call
+        if self._tagged:
+            return lambda value, tags: getattr(self._metric.labels(**tags), method)(value)
+        vars(self)[method] = found = getattr(self._metric, method)  # looked up once
+        return found  # type: ignore[no-any-return]
 
 
 class Meters:

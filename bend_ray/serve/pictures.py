@@ -78,16 +78,16 @@ def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
 
 def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
     assert card.decoding is not None
-    brightest = card.decoding.pixel_max
-    pixels = pixels_CHW.astype(np.float64)
-    if pixels.min() == pixels.max():
+    brightest, mean = card.decoding.pixel_max, float(pixels_CHW.mean())
+    spread = float(pixels_CHW.std())
+    if spread == 0:
         return ["every pixel is the same"]
-    notes = []
-    usual = math.sqrt(float(np.mean(np.square(own.std or 0.0))))
-    if pixels.std() < usual / 4:
+    notes, stds, means = [], own.std or (0.0,), own.mean or (brightest / 2,)
+    usual = math.sqrt(sum(std**2 for std in stds) / len(stds))
+    if spread < usual / 4:
         notes.append("the contrast is far below that of the training images")
     # How far the mean may be from the usual one before its opposite is the nearer of the two.
-    mean, expected = pixels.mean(), float(np.mean(own.mean or brightest / 2))
+    expected = sum(means) / len(means)
     if abs(brightest - mean - expected) < abs(mean - expected) / 2:
         kind = "light on dark" if expected < brightest / 2 else "dark on light"
         notes.append(f"it looks inverted: the training images are {kind}")

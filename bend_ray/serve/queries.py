@@ -155,8 +155,11 @@ def numbers(value: Any, where: str) -> NDArray[Any]:
     return array
 
 
-def _holds_truth(value: Any) -> bool:
-    return any(map(_holds_truth, value)) if isinstance(value, list) else isinstance(value, bool)
+def _holds_truth(value: list[Any]) -> bool:
+    kinds = set(map(type, value))
+    return bool in kinds or (
+        list in kinds and any(_holds_truth(v) for v in value if type(v) is list)
+    )
 
 
 def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
