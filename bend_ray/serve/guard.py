@@ -97,7 +97,7 @@ class Guard:
         self.limits = limits
         self._app, self._meters, self._token = app, meters, token
         self.peers: Counter[str] = Counter()
-        self._ongoing = self._held = 0
+        self._ongoing = self._held = self.lingering = 0
         self._large = asyncio.Semaphore(MOST_LARGE)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

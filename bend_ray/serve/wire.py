@@ -25,7 +25,8 @@ HEAD_SECONDS = 10.0
 """In which a head must be there, from its connection or its first byte on."""
 LINGER_SECONDS = 2.0
 """For which a connection is read after a refusal: closed at once, it would reset the answer."""
-LINGER_BYTES = 2**24
+LINGER_BYTES, LINGER_PAUSE = 2**24, 0.003
+"""Of what is read then, and seconds between two reads of all such connections together."""
 _SMALL, _MOST_SMALL = 64, 1024
 """Bytes of a small chunk, and how many of them a body may have: each costs as much as 64 KiB."""
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,9})\r\n", re.IGNORECASE)
@@ -82,6 +83,7 @@ class Protocol(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """It is gone."""
         self._guard.peers -= Counter([self._peer])
+        self._guard.lingering -= self._ended
         self._within(None)
         super().connection_lost(exc)
 
@@ -95,30 +97,31 @@ class Protocol(H11Protocol):
             self._read_after += len(data)
             if self._read_after > LINGER_BYTES:
                 self.transport.abort()
+            self.transport.pause_reading()
+            self.loop.call_later(LINGER_PAUSE * self._guard.lingering, self._resume)
             return
         if self._guard.is_full and self._refused_unread(data):
             return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE:
             self._within(HEAD_SECONDS)
-        elif not self._discards:
+        else:
             self._within(None)
 
-    @property
-    def _discards(self) -> bool:
-        """Whether a request was answered before its body was there."""
-        answered = self.cycle is not None and self.cycle.response_complete
-        return answered and self.conn.their_state is h11.SEND_BODY
-
     def on_response_complete(self) -> None:
-        """Go on with the next request; a body that nobody reads has a deadline too."""
+        """Go on with the next request; after a body that nobody wants there is none."""
         super().on_response_complete()
-        if self._discards:
-            self._within(LINGER_SECONDS)
+        # Answered before the body was there: to parse the rest would cost as much as to read it.
+        if self.conn.their_state is h11.SEND_BODY:
+            self._end()
 
     def _should_upgrade(self) -> bool:
         """Never: an offer may be passed over, and is answered as if it were none."""
         return False
+
+    def _resume(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _within(self, seconds: float | None) -> None:
         """Have something happen by then; None: it has. A deadline that runs is not put off."""
@@ -169,6 +172,11 @@ class Protocol(H11Protocol):
             self.cycle.message_event.set()
         if not self._ended and not (self.cycle is not None and self._begun):
             self._say(status, message, b"connection: close\r\n")
+        self._end()
+
+    def _end(self) -> None:
+        """Say nothing more, and let what comes fall."""
+        self._guard.lingering += not self._ended
         self._ended = True
         self.flow.resume_reading()
         if self.transport.can_write_eof():
