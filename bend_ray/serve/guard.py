@@ -245,12 +245,13 @@ class Guard:
 
     async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
         most = self._most(scope)
-        length = dict(scope["headers"]).get(b"content-length", most)
-        seconds = BODY_SECONDS + int(length) / SLOWEST
+        now = asyncio.get_running_loop().time
+        started = now()
         got, more, is_large = 0, True, False
         try:
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(BODY_SECONDS) as deadline:
                 while more:
+                    deadline.reschedule(started + BODY_SECONDS + got / SLOWEST)
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise Gone
@@ -263,9 +264,13 @@ class Guard:
                     if self._held > MOST_HELD * self.limits.body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
                     if got > LARGE and not is_large:
+                        before = now()
+                        deadline.reschedule(None)
                         is_large = await self._large.acquire()
+                        started += now() - before
         except TimeoutError:
-            raise Refusal(408, f"expected a whole body in {seconds:.0f} s") from None
+            told = f"expected a body in {BODY_SECONDS:.0f} s, or {SLOWEST >> 10} KiB of it a second"
+            raise Refusal(408, told) from None
         finally:
             if is_large:
                 self._large.release()

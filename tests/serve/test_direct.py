@@ -359,3 +359,24 @@ def test_others_are_not_let_in_without_a_token(folder: Path, tmp_path: Path) -> 
     serving = Serving(tmp_path, folder, "--direct", "--host", "0.0.0.0")
     assert serving.process.wait(timeout=60) == 2
     assert "expected BEND_SERVE_TOKEN" in serving.said()
+
+
+def test_chunks_that_never_end_are_given_as_long_as_any_body(serving: Serving) -> None:
+    head = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nff\r\n{"
+    with socket.create_connection(("127.0.0.1", serving.port)) as connection:
+        connection.sendall(head)
+        connection.settimeout(30)
+        assert connection.recv(100).startswith(b"HTTP/1.1 408")
+
+
+def test_a_body_that_is_too_large_is_refused_and_read_no_further(serving: Serving) -> None:
+    """Who sends on is told all the same, and others are answered meanwhile."""
+    large = b"0," * 2**22
+    with socket.create_connection(("127.0.0.1", serving.port)) as connection:
+        connection.sendall(post(large)[:-1000])
+        assert ask(f"{serving.url}/predict")[0] == 200
+        connection.settimeout(30)
+        said = connection.recv(2**16)
+        assert said.startswith(b"HTTP/1.1 413")
+        while connection.recv(2**16):
+            pass
