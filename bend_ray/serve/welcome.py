@@ -15,7 +15,10 @@ from bend_ray.serve.settings import TOKEN_VARIABLE
 
 def _example(card: Card) -> list[Any] | dict[str, Any]:
     """An instance of noise."""
-    rounded = {n: np.round(v[0] * 1.0, 3).tolist() for n, v in noise(card, 1).items()}
+    rounded = {
+        name: (np.round(v[0].astype(float), 3) if v.dtype == np.float32 else v[0]).tolist()
+        for name, v in noise(card, 1).items()
+    }
     if len(rounded) > 1:
         return rounded
     (only,) = rounded.values()
