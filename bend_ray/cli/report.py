@@ -76,12 +76,12 @@ def compare(sources: tuple[str, ...], output: str) -> None:
       bend compare ./bend-store
       bend compare s3://bucket/mnist s3://bucket/cifar ./for-a-colleague result.json
     """
-    from bend_ray.report import results, side_by_side
+    from bend_ray.report import side_by_side
     from bend_ray.report.location import output_directory
 
     entries = side_by_side.read_entries(sources)
     page = side_by_side.compared(entries)
-    click.echo("\n\n".join("\n".join(results.aligned(part)) for part in side_by_side.text(page)))
+    click.echo(side_by_side.text(page))
     click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
 
 

@@ -52,6 +52,15 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
     >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
     96
     """
+    return _validated(config.model_dump(mode="json"), nested(point))
+
+
+def nested(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of values by ``key.path``.
+
+    >>> nested({"a.b": 1, "a.c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
     values: dict[str, Any] = {}
     for key, value in point.items():
         *parents, name = key.split(".")
@@ -59,7 +68,7 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = value
-    return _validated(config.model_dump(mode="json"), values)
+    return values
 
 
 def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:

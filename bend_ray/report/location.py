@@ -11,17 +11,12 @@ from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, joined
 
-HTML_NAME = "report.html"
-JSON_NAME = "report.json"
+NAME = "report"
+"""Of the page, and of the data beside it."""
 
 
 def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:
-    """The report's place in the store, ``report/{fingerprint}``.
-
-    Args:
-        store: that holds the evaluations.
-        fingerprints: of the evaluations; several of them have a name together.
-    """
+    """``report/{fingerprint}`` in a store; several evaluations have a name together."""
     name = fingerprints[0]
     if len(fingerprints) > 1:
         together = "/".join(fingerprints)
@@ -45,10 +40,10 @@ def written(output: Directory) -> str | None:
     Raises:
         StoreError: the place cannot be looked at.
     """
-    names = {file.name for file in output.list_files("report.")}
-    return page_uri(output) if HTML_NAME in names else None
+    names = {file.name for file in output.list_files(f"{NAME}.")}
+    return page_uri(output, NAME) if f"{NAME}.html" in names else None
 
 
-def page_uri(output: Directory, name: str = HTML_NAME) -> str:
+def page_uri(output: Directory, name: str) -> str:
     """The page, as a path or URI without credentials."""
-    return masked(joined(output.uri, name))
+    return masked(joined(output.uri, f"{name}.html"))

@@ -114,13 +114,12 @@ def seeds_of(run: Run) -> tuple[int, int]:
 
 def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """A config without what differs between repeats, and without where it ran."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "split_seed"}
-    return _without_places({**config, "seed": None, "tracking": None, "dataset": dataset})
+    return {**_without_places(config), "seed": None}
 
 
 def _without_places(value: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_places(each) if isinstance(each, dict) else each
         for key, each in value.items()
-        if key != "resources"
+        if key not in ("resources", "tracking", "split_seed")
     }
