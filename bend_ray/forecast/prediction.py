@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from bend_ray.forecast.workload import Work
@@ -12,32 +12,16 @@ from bend_ray.process.log import duration
 PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
-@dataclass(frozen=True)
-class Forecast:
-    """What a run takes on so many machines of one processor each.
-
-    Attributes:
-        nodes: how many.
-        walls: seconds of each stage until it is done.
-        bottleneck: the phase that takes longest, and its stage.
-    """
-
-    nodes: int
-    walls: dict[str, float]
-    bottleneck: str
-
-    @property
-    def wall(self) -> float:
-        """Seconds of the run."""
-        return sum(self.walls.values())
+def wall_of(works: Sequence[Work], nodes: int) -> float:
+    """Seconds of the run on so many machines of one processor each."""
+    return sum(work.wall(nodes) for work in works)
 
 
-def predict(works: Sequence[Work], nodes: int) -> Forecast:
-    """The run on ``nodes`` machines."""
+def bottleneck(works: Sequence[Work], nodes: int) -> str:
+    """The phase that takes longest, and its stage."""
     phases = [(phase, work.stage) for work in works for phase in work.phases]
     longest, stage = max(phases, key=lambda each: each[0].wall(nodes))
-    walls = {work.stage: work.wall(nodes) for work in works}
-    return Forecast(nodes, walls, f"{stage}: {longest.bound(nodes)}")
+    return f"{stage}: {longest.bound(nodes)}"
 
 
 def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[Work]:
@@ -53,29 +37,21 @@ def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[
     return [scaled(work) for work in works]
 
 
-def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[str, ...]]:
-    """The table: a line a stage, their sum, processor hours and the bottleneck."""
-    head = ("", "computing", "stored", *(f"{p.nodes} x" for p in predictions))
-    body = [
-        (
-            work.stage,
-            duration(work.seconds),
-            amount(work.stored_bytes),
-            *(duration(p.walls[work.stage]) for p in predictions),
-        )
-        for work in works
-    ]
-    total = (
-        "together",
-        duration(sum(work.seconds for work in works)),
-        amount(sum(work.stored_bytes for work in works)),
-        *(duration(p.wall) for p in predictions),
-    )
-    held = [f"{p.nodes * p.wall / 3600:.2g} h" for p in predictions]
-    return [head, *body, total, ("processor hours, if all are held", "", "", *held)]
+def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:
+    """The table: a line a stage, their sum, and processor hours."""
+
+    def line(name: str, some: Sequence[Work]) -> tuple[str, ...]:
+        computing = duration(sum(work.seconds for work in some))
+        stored = amount(sum(work.stored_bytes for work in some))
+        return (name, computing, stored, *(duration(wall_of(some, n)) for n in nodes))
+
+    head = ("", "computing", "stored", *(f"{n} x" for n in nodes))
+    held = (f"{n * wall_of(works, n) / 3600:.2g} h" for n in nodes)
+    total = [line("together", works), ("processor hours, if all are held", "", "", *held)]
+    return [head, *(line(work.stage, [work]) for work in works), *total]
 
 
-def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str, Any]:
+def as_json(works: Sequence[Work], nodes: Sequence[int]) -> dict[str, Any]:
     """The same as data, in seconds and bytes."""
     return {
         "stages": {
@@ -90,7 +66,11 @@ def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str,
             for work in works
         },
         "nodes": {
-            str(p.nodes): {"wall_seconds": p.walls, "bottleneck": p.bottleneck} for p in predictions
+            str(n): {
+                "wall_seconds": {work.stage: work.wall(n) for work in works},
+                "bottleneck": bottleneck(works, n),
+            }
+            for n in nodes
         },
     }
 
