@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,12 +94,7 @@ class Members:
 
     def select(self, indices: list[int]) -> Members:
         """Some of them, in the order given."""
-        return Members(
-            self.theta_EP[indices],
-            self.trunks_E[indices],
-            self.val_logits_ENC[indices],
-            self.test_logits_ENC[indices],
-        )
+        return Members(*(getattr(self, each.name)[indices] for each in fields(self)))
 
     def predictions(self) -> Tensor:
         """Each member's class for each test image, ``(E, N)``."""
@@ -154,6 +149,7 @@ class Votes:
         return self.scaled if self.at_temperature else self.plain_NC
 
 
+@dataclass
 class Comparison:
     """Everything the evaluation says.
 
@@ -168,50 +164,36 @@ class Comparison:
         prices: what all of these cost.
     """
 
-    def __init__(
-        self,
-        section: EvaluationSection,
-        seed: int,
-        classifiers: Classifiers,
-        *,
-        originals: Members,
-        held_out: Members,
-        generated: Members,
-        ordinary: Members | None,
-        prices: StageCosts,
-    ) -> None:
-        self.section = section
-        self.seed = seed
-        self.classifiers = classifiers
-        self.originals = originals
-        self.held_out = held_out
-        self.generated = generated
-        self.ordinary = ordinary
-        self.prices = prices
-        dataset = classifiers.dataset
+    section: EvaluationSection
+    seed: int
+    classifiers: Classifiers
+    originals: Members
+    held_out: Members
+    generated: Members
+    ordinary: Members | None
+    prices: StageCosts
+
+    def __post_init__(self) -> None:
+        dataset = self.classifiers.dataset
         self.val_labels_N = dataset.validation.labels_N
         self.test_labels_N = dataset.test.labels_N
 
+    @property
+    def populations(self) -> dict[str, Members]:
+        """All but the ordinary one, by name."""
+        names = ("generated", "originals", "held_out")
+        return {name: getattr(self, name) for name in names}
+
     def evaluation(self) -> Evaluation:
         """The figures."""
-        populations = {
-            "generated": self.generated,
-            "originals": self.originals,
-            "held_out": self.held_out,
-        }
+        populations = self.populations
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
             part="test" if self.classifiers.dataset.has_test else "validation",
             bag=self._scores(
-                self.bag_votes,
-                self.bag,
-                members=tuple(self.chosen),
-                cost_seconds=self.prices.bag,
+                self.bag_votes, self.bag, members=tuple(self.chosen), cost_seconds=self.prices.bag
             ),
-            rivals={
-                name: self._scores(self.rival_votes[name], voters)
-                for name, voters in self.rivals.items()
-            },
+            rivals={n: self._scores(self.rival_votes[n], v) for n, v in self.rivals.items()},
             diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
             novelty=Novelty(**self._novelty(self.generated), held_out=held_out),
             prices=self._model_costs(),
@@ -270,15 +252,10 @@ class Comparison:
         )
 
     def _novelty(self, members: Members) -> dict[str, Any]:
-        found = novelty(
-            members.theta_EP,
-            members.trunks_E,
-            members.predictions(),
-            self.originals.theta_EP,
-            self.originals.trunks_E,
-            self.originals.predictions(),
+        models, originals = (
+            (each.theta_EP, each.trunks_E, each.predictions()) for each in (members, self.originals)
         )
-        return asdict(found)
+        return asdict(novelty(*models, *originals))
 
     @cached_property
     def chosen(self) -> list[int]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -57,14 +58,7 @@ def validation_curve(
     trunks_E: Tensor,
     sizes: Sequence[int],
 ) -> BagCurve:
-    """Bags of the first of some models, scored on validation images.
-
-    Args:
-        config: of the pipeline.
-        classifiers: of the config.
-        theta_EP: the models.
-        trunks_E: whose each is.
-        sizes: of the bags, rising; those above E are left out.
+    """Bags of the first of some models, scored on validation images; sizes above E are left out.
 
     Raises:
         TrainingError: E is below the smallest size.
@@ -101,11 +95,11 @@ def cross_fitted_curve(
         sizes: rising, from 1 to E.
     """
     fold_N = torch.arange(len(labels_N)) % FOLDS
-    sums = [[0.0] * len(sizes), [0.0] * len(sizes)]
+    accuracy, nll = np.zeros(len(sizes)), np.zeros(len(sizes))
     for fold in range(FOLDS):
         scored, chosen_by = fold_N == fold, fold_N != fold
         seen_ENC, seen_labels = logits_ENC[:, chosen_by], labels_N[chosen_by]
-        curves = prefix_curve(
+        curve = prefix_curve(
             logits_ENC[:, scored],
             labels_N[scored],
             member_nll(seen_ENC, seen_labels),
@@ -115,10 +109,9 @@ def cross_fitted_curve(
             (seen_ENC, seen_labels) if section.temperature_scaling else None,
         )
         share = scored.double().mean().item()
-        for total, curve in zip(sums, curves, strict=True):
-            total[:] = [a + share * b for a, b in zip(total, curve, strict=True)]
-    accuracy, nll = sums
-    return accuracy, nll
+        accuracy += share * np.array(curve.accuracy.mean)
+        nll += share * np.array(curve.nll.mean)
+    return accuracy.tolist(), nll.tolist()
 
 
 def _orders(

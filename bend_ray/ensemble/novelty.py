@@ -55,6 +55,10 @@ def novelty(
 ) -> Novelty:
     """Compare a population of models with the training models; all tensors on one device.
 
+    A measure without a meaning is nan: nearest_ratio with one training model or where half of
+    them have an exact twin (then only exact copies count as copies), spread without a shared trunk
+    or where each has one training model, within_trunk_disagreement where no trunk has two models.
+
     Args:
         theta_MP: parameters of the models.
         trunks_M: integer trunk of each; a population without trunks has one value, such as -1.
@@ -62,12 +66,6 @@ def novelty(
         train_theta_KP: parameters of the training models.
         train_trunks_K: their trunks.
         train_predictions_KN: their predictions on the same examples.
-
-    Returns:
-        The measures. One without a meaning is nan: nearest_ratio with one training model or
-        where half of them have an exact twin (then only exact copies count as copies), spread
-        without a shared trunk or where each has one training model, within_trunk_disagreement
-        where no trunk has two models.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -113,9 +111,8 @@ def _squared_distances(theta_MP: Tensor, train_theta_KP: Tensor) -> Tensor:
     Exact enough to say who is nearest (float32 parameters are coarser), not how near: a copy
     would come out at a distance of pure rounding. ``_distances`` measures that from differences.
     """
-    squared_MK = torch.zeros(
-        len(theta_MP), len(train_theta_KP), dtype=torch.float64, device=theta_MP.device
-    )
+    shape = (len(theta_MP), len(train_theta_KP))
+    squared_MK = torch.zeros(shape, dtype=torch.float64, device=theta_MP.device)
     for columns in _columns(theta_MP, train_theta_KP):
         train_KP = train_theta_KP[:, columns].double()
         mean_P = train_KP.mean(dim=0)

@@ -32,10 +32,6 @@ def principal_plane(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> Pl
     With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
     coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
     which make the largest entry of each column of U positive.
-
-    Args:
-        train_theta_KP: the training models.
-        populations: each (M, P), to be projected.
     """
     grams = _grams(train_theta_KP, [train_theta_KP, *populations])
     eigenvalues_K, vectors_KK = torch.linalg.eigh(grams[0])

@@ -158,16 +158,19 @@ def table(*results: Result) -> str:
 
 
 def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
-    several = len(evaluations) > 1
-    part = f"{evaluations[0].part} part" + (f", {len(evaluations)} repeats" if several else "")
-    header = (part, "accuracy %", "NLL", "Brier", "ECE %", "members", "cost s")
-    rows: list[Row] = [(*header, *(("bag minus it: points", "nats") if several else ()))]
+    several, part = len(evaluations) > 1, f"{evaluations[0].part} part"
+    names = {"accuracy": "accuracy %", "nll": "NLL", "brier": "Brier", "ece": "ECE %"}
+    header = (part, *names.values(), "members", "cost s")
+    rows: list[Row] = [header]
+    if several:
+        del names["brier"]  # a terminal is narrow
+        minus = ("bag minus it: points", "nats")
+        rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
     bags = scored_bags(evaluations)
     for name, scores in bags.items():
-        figures = cells(scores, "accuracy", "nll", "brier", "ece")
-        size = span([each.size for each in scores])
-        minus = _minus(bags[BAG], scores) if several else ()
-        rows.append((named(name), *figures, size, *cells(scores, "cost_seconds"), *minus))
+        size, cost = span([each.size for each in scores]), cells(scores, "cost_seconds")
+        differ = _minus(bags[BAG], scores) if several else ()
+        rows.append((named(name), *cells(scores, *names), size, *cost, *differ))
     return rows
 
 
