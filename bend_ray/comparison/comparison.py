@@ -106,12 +106,9 @@ class Members:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes in a bag, and what they cost from scratch.
+    """Who votes in a bag, in the order in which they joined, and what they cost from scratch.
 
-    Attributes:
-        members: in the order in which they joined.
-        fixed_seconds: what the first of them needs, and all share.
-        member_seconds: of each of them.
+    What the first of them needs, and all share, is fixed; the rest is of each of them.
     """
 
     members: Members
@@ -153,7 +150,7 @@ class Votes:
 class Comparison:
     """Everything the evaluation says.
 
-    Args:
+    Attributes:
         section: which members vote, how, and against whom.
         seed: of the rivals' randomness.
         classifiers: data and executor.

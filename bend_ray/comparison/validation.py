@@ -36,14 +36,7 @@ ORDERS = 20
 
 @dataclass(frozen=True)
 class BagCurve:
-    """Bags of the first members in voting order, by size.
-
-    Attributes:
-        sizes: of the bags.
-        accuracy: on validation images, fractions of 1.
-        nll: on validation images, nats.
-        member_flops: floating-point operations of one member's answer to one image.
-    """
+    """Bags of the first members in voting order, by size, on validation images; FLOPs for one."""
 
     sizes: list[int]
     accuracy: list[float]

@@ -24,11 +24,7 @@ _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """The config of a YAML (or JSON) file and ``a.b=c`` overrides.
-
-    Args:
-        path: the file; None for the default config.
-        overrides: each ``key.path=value``, the value as YAML.
+    """The config of a YAML (or JSON) file, None for the default one, and of ``a.b=c`` overrides.
 
     Raises:
         ConfigError: one line with every problem found.
@@ -40,11 +36,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
-    """A config with some knobs set otherwise.
-
-    Args:
-        config: the others are as in this one.
-        point: value by ``key.path``; another ``kind`` of a section starts afresh.
+    """A config with some knobs, by ``key.path``, set otherwise; another ``kind`` starts afresh.
 
     Raises:
         ConfigError: one line with every problem found.

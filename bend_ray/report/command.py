@@ -11,11 +11,7 @@ from bend_ray.config.yaml_text import flow
 
 
 def command(config: dict[str, Any], repeats: int = 1) -> str:
-    """``bend run`` with every knob that differs from the default.
-
-    Args:
-        config: resolved, as JSON.
-        repeats: R; the config is the first one's.
+    """``bend run`` with every knob of a resolved config, as JSON, that differs from the default.
 
     >>> command(PipelineConfig(seed=3).model_dump(mode="json"), repeats=2)
     'bend run --set seed=3 --repeats 2'

@@ -110,13 +110,9 @@ class Panel:
                     axis.set_major_formatter(lambda share, _: f"{100 * share:.6g}")
 
     def told(self, title: str, caption: str, alt: str, columns: int = 2) -> Panel:
-        """The panel, its legend drawn.
+        """The panel, with its title, how to read it, and what it shows for those who cannot see it.
 
-        Args:
-            title: what it is about.
-            caption: how to read it.
-            alt: what it shows, for those who cannot see it.
-            columns: of the legend, of what was drawn with a label, in that order.
+        Its legend, of so many columns, is of what was drawn with a label, in that order.
         """
         self.title, self.caption, self.alt = title, caption, alt
         if handles := self.axes.get_legend_handles_labels()[0]:

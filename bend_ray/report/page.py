@@ -50,11 +50,7 @@ class Page:
     def write(self, where: Directory, name: str, data: Any) -> str:
         """Write figures, ``name``.json and, last, ``name``.html: where it is, all of it is.
 
-        Returns:
-            Where the page is, as a path or URI.
-
-        Raises:
-            StoreError: it cannot be written.
+        Returns where the page is, as a path or URI; raises StoreError where it cannot be written.
         """
         drawings = {}
         for panel in itertools.chain(*self.chapters.values()):
@@ -73,14 +69,7 @@ class Page:
 
 
 def write_report(runs: Sequence[Run], output: Directory) -> str:
-    """Write the report of one run or of its repeats.
-
-    Args:
-        runs: of one config, by seed.
-        output: where to; see ``location``.
-
-    Returns:
-        Where the page is, as a path or URI.
+    """Write the report of one config's run, or of its repeats by seed; returns where the page is.
 
     Raises:
         StoreError: it cannot be written.

@@ -29,15 +29,7 @@ Row = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Table:
-    """A table, and how to read it; a cell with ▲ or ▼ in it is a win or a loss.
-
-    Attributes:
-        title: above it.
-        header: names of the columns.
-        rows: cells.
-        note: below it.
-        ours: the row that stands out.
-    """
+    """Named columns, how to read them, and the row that stands out; ▲ is a win, ▼ a loss."""
 
     title: str
     header: Sequence[str]

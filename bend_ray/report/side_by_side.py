@@ -29,13 +29,7 @@ _OWN = 6
 
 @dataclass(frozen=True)
 class Entry:
-    """One run, or the repeats of one.
-
-    Attributes:
-        source: where it was read, without credentials.
-        results: one a repeat.
-        config: resolved; None where only a JSON result was given.
-    """
+    """One run, or its repeats, and where it was read; of a JSON result the config is not known."""
 
     source: str
     results: list[Result]
@@ -50,9 +44,7 @@ class Entry:
 def read_entries(sources: Sequence[str]) -> list[Entry]:
     """What each source holds: every run of a store, or the one of a report or a JSON result.
 
-    Args:
-        sources: stores; folders or files of reports (report.html or report.json beside it); files
-            of ``bend run --json``.
+    Of a report the source is its folder, or one of its files.
 
     Raises:
         StoreError: a source that is none of them.
@@ -141,14 +133,7 @@ def compared(entries: Sequence[Entry]) -> Page:
 
 
 def write_comparison(entries: Sequence[Entry], page: Page, output: Directory) -> str:
-    """Write the page, its figure and its data.
-
-    Returns:
-        Where the page is.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the page, its figure and its data; returns where the page is."""
     data = [
         {"label": label, "source": entry.source, "results": [r.as_json() for r in entry.results]}
         for label, entry in zip(labels(entries), entries, strict=True)

@@ -32,14 +32,9 @@ _NAMES = ("store", "fingerprints", "members")
 
 @dataclass(frozen=True)
 class BagDifference:
-    """The bag minus a rival.
+    """The bag minus a rival in a score of ``COMPARED``: mean over so many pairs, standard error.
 
-    Attributes:
-        score: in which they differ, of ``COMPARED``.
-        mean: of the differences.
-        standard_error: over repeats, or over test images where there is one repeat; None for a
-            single image.
-        pairs: how many differences the standard error is of: repeats or images.
+    Pairs are repeats, or test images where there is one repeat; of a single one there is no error.
     """
 
     score: str
@@ -82,13 +77,10 @@ class BagDifference:
 
 
 def aggregate(results: Sequence[Result]) -> dict[str, Any]:
-    """Repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
+    """Two or more repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
 
     Beside every rival's figures stand ``bag_minus_it``: paired differences in accuracy and NLL,
     their standard errors and a verdict.
-
-    Args:
-        results: of at least two repeats.
     """
     evaluations = [result.evaluation for result in results]
     spreads: dict[str, Any] = _spreads([result.as_json() for result in results])

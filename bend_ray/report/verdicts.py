@@ -33,10 +33,7 @@ class Equivalent:
 def equivalent(nll: float, sizes: Sequence[int], nlls: Sequence[float]) -> Equivalent:
     """Where a NLL lies on the deep ensemble's curve, linear between its sizes.
 
-    Args:
-        nll: to be found.
-        sizes: of deep ensembles, rising.
-        nlls: theirs; a size counts with the lowest NLL so far, so that the curve does not rise.
+    A size counts with the lowest NLL so far, so that the curve does not rise.
 
     Source: Ashukha et al., "Pitfalls of in-domain uncertainty estimation and ensembling", 2020,
     equation 1.

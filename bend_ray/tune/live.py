@@ -25,11 +25,7 @@ _STATES = {"PENDING": "waiting", "RUNNING": "running", "TERMINATED": "done", "ER
 
 
 class TrialTable(Callback):  # type: ignore[misc]
-    """Shows trials as Ray Tune tells of them.
-
-    Args:
-        section: of the search.
-    """
+    """Shows the trials of a search as Ray Tune tells of them."""
 
     def __init__(self, section: TuneSection) -> None:
         self.section = section

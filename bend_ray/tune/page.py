@@ -16,14 +16,7 @@ NAME = "tune"
 
 
 def write_page(study: Study, fresh: Fresh | None) -> str:
-    """Write a study's page beside the reports of the store.
-
-    Args:
-        study: that is over.
-        fresh: the winner on fresh splits, if it was asked for.
-
-    Returns:
-        Where the page is, as a path or URI.
+    """Write a study's page beside the reports of the store; returns where it is.
 
     Raises:
         StoreError: it cannot be written.

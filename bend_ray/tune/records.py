@@ -66,8 +66,7 @@ class TrialRecord(_Record):
         point: value by config path.
         status: done; stopped by the scheduler; failed; running, where it was cut off.
         error: why it failed.
-        milestones: as far as it came.
-        stages: as far as it came.
+        milestones: as far as it came, like ``stages``.
         bags: by size, of a trial that is done.
     """
 
@@ -96,21 +95,12 @@ def best_of(bags: Sequence[BagRecord]) -> BagRecord:
 
 
 def write_record(study: Directory, record: TrialRecord) -> None:
-    """Keep a trial's record.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Keep a trial's record."""
     study.write_note(f"{TRIALS}/{record.name}.json", record.model_dump())
 
 
 def read_record(study: Directory, name: str) -> TrialRecord | None:
-    """A trial's record, None where there is none.
-
-    Raises:
-        StoreError: it is there and cannot be read.
-        CorruptArtifact: it is no record.
-    """
+    """A trial's record, None where there is none; CorruptArtifact where it is no record."""
     file = f"{TRIALS}/{name}.json"
     if not any(entry.name == file for entry in study.list_files(TRIALS)):
         return None

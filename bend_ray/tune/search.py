@@ -44,11 +44,7 @@ def tune(
 ) -> Study:
     """Run a search, go on with one that was cut off, or read one that is over.
 
-    Args:
-        config: whose knobs are set.
-        section: of the search.
-        store_uri: where artifacts live.
-        address: the cluster to join; None for RAY_ADDRESS, else one of our own.
+    ``address`` is the cluster to join; None for RAY_ADDRESS, else one of our own.
 
     Raises:
         BendError: what the user can mend; what was finished is kept.
@@ -84,12 +80,9 @@ def tune(
 
 
 def refuse_strangers(artifact: Artifact) -> None:
-    """Refuse a state that somebody else has written: to read it is to run what it holds.
+    """Raise StoreError over a state that somebody else has written: to read it runs what it holds.
 
     On object stores nobody can tell whose a file is.
-
-    Raises:
-        StoreError: with whose it is.
     """
     if artifact.filesystem.type_name != "local":
         return
@@ -108,9 +101,6 @@ def can_go_on(artifact: Artifact) -> bool:
 
     Tune writes over the store file by file: one that a full disk or a SIGKILL cut off reads as a
     search without points. Begun anew, a search finds all stages made that its trials had made.
-
-    Raises:
-        StoreError: the store cannot be read.
     """
     names = [entry.name for entry in artifact.list_files(f"{RAY}/")]
     tops = sorted(name for name in names if name.count("/") == 1)
@@ -189,10 +179,6 @@ def _results(job: Assignment, room: int) -> list[Any]:
     """What Tune says of all trials; where it gives up itself, it is begun again from its state.
 
     It does over an actor that Ray's memory monitor kills, though not over one that dies otherwise.
-
-    Raises:
-        ClusterError: it gave up more often than it may.
-        StoreError: the store failed.
     """
     from bend_ray.runtime.pool import LOST, died_too_often
 
@@ -269,12 +255,7 @@ def _trial_id(trial: Any) -> str:
 
 
 def _ended(artifact: Artifact, ended: dict[str, str | None]) -> list[TrialRecord]:
-    """All records, when no trial runs any more.
-
-    Args:
-        artifact: of the study.
-        ended: trials by name in the order in which they began, and the errors of those that failed.
-    """
+    """All records, when no trial runs any more; ``ended``: names in their order, and errors."""
     records = []
     for number, (name, error) in enumerate(ended.items()):
         record = read_record(artifact, name) or TrialRecord(name=name, point={})

@@ -40,10 +40,8 @@ class PruningOptunaSearch(OptunaSearch):  # type: ignore[misc]
 def searcher_of(section: TuneSection, first: dict[str, Any] | None, room: int) -> Any:
     """The searcher.
 
-    Args:
-        section: of the search.
-        first: a point, encoded, to be tried before all others.
-        room: trials at once; of a grid Tune itself would run all.
+    It tries ``first``, an encoded point, before all others. Of a grid Tune itself would run all
+    trials at once; there is ``room`` for so many.
     """
     searcher = section.searcher
     if isinstance(searcher, Grid):

@@ -43,13 +43,7 @@ class Processors:
 
 
 def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
-    """Trials at once, at least one.
-
-    Args:
-        config: whose stages they run.
-        have: what the cluster has.
-        own: whether ``connect`` started it.
-    """
+    """Trials at once that a cluster has room for, at least one; ``own``: ``connect`` started it."""
     needs = cluster.requests(config, STAGES)
     cpus = max(need.processes * need.resources.cpus for need in needs)
     gpus = max(need.processes * need.resources.gpus for need in needs)

@@ -75,11 +75,7 @@ class Range(Spec):
         return self
 
     def values(self) -> list[int | float]:
-        """All of them, where there is a step.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """All of them, where there is a step; else ConfigError."""
         if self.step is None:
             raise ConfigError(
                 f"searcher grid: expected a step for the range {self.low} to {self.high}, got "
@@ -291,11 +287,7 @@ class TuneSection(Spec):
 
 
 def values_of(domain: Range | Choices) -> Sequence[Any]:
-    """Every value of a knob.
-
-    Raises:
-        ConfigError: they cannot be told one by one.
-    """
+    """Every value of a knob; ConfigError where they cannot be told one by one."""
     return domain.values() if isinstance(domain, Range) else domain
 
 
@@ -341,11 +333,6 @@ def default_section(config: PipelineConfig) -> dict[str, Any]:
 def load_section(path: Path | None, config: PipelineConfig, trials: int | None) -> TuneSection:
     """The search a SPACE file describes; what it leaves out is as in the default search.
 
-    Args:
-        path: the file; None for the default search.
-        config: the trials set knobs of this one.
-        trials: instead of the file's, where given.
-
     Raises:
         ConfigError: one line with every problem found.
     """
@@ -366,11 +353,6 @@ def trial_config(
     config: PipelineConfig, section: TuneSection, point: Mapping[str, Any]
 ) -> PipelineConfig:
     """The config of a trial: it draws the largest ensemble count, and all of them vote.
-
-    Args:
-        config: the base.
-        section: of the search.
-        point: decoded.
 
     Raises:
         ConfigError: the point's values do not go together.

@@ -34,15 +34,7 @@ Point = tuple[TrialRecord, BagRecord]
 
 @dataclass(frozen=True)
 class Study:
-    """A search, and what came out once it is over.
-
-    Attributes:
-        config: whose knobs are set.
-        section: of the search.
-        artifact: where it is kept.
-        trials: by number.
-        cost: of all artifacts the trials needed, each once, and the wall time of the search.
-    """
+    """A search, its trials by number once it is over, and what it cost: each artifact once."""
 
     config: PipelineConfig
     section: TuneSection
@@ -61,11 +53,7 @@ class Study:
         return cls(config, section, store.artifact("tune", VERSION, decides))
 
     def read(self) -> Study:
-        """With its trials, which are committed.
-
-        Raises:
-            StoreError: they are not, or cannot be read.
-        """
+        """With its trials; StoreError where they are not committed, or cannot be read."""
         content = self.artifact.read_json(STUDY)
         trials = [TrialRecord.model_validate(each) for each in content["trials"]]
         return replace(self, trials=trials, cost=self.artifact.manifest().cost)
@@ -117,9 +105,6 @@ class Study:
         """The Pareto front of (validation NLL, total cost, inference cost), and its knee.
 
         Costs are compared by their logarithms where the knee is sought.
-
-        Raises:
-            TrainingError: no trial came to its end.
         """
         points = self.points or [self.winner]
         rows = [(bag.nll, bag.cost_seconds, bag.flops) for _, bag in points]
@@ -150,11 +135,8 @@ class Study:
 def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
     """Rows that no other row dominates: none is at most as large in all columns, less in one.
 
-    Args:
-        values_NM: of N candidates, M things to be small.
-
     Returns:
-        Their indices, rising; of equal rows the first.
+        Indices, rising, of N candidates by M things to be small; of equal rows the first.
 
     >>> pareto_front(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]))
     [0, 1]
@@ -208,12 +190,9 @@ def summary(study: Study) -> list[str]:
 
 
 def best_yaml(config: PipelineConfig, about: str, *, mask: bool = False) -> str:
-    """A config as a file that ``bend run`` takes: what differs from the default.
+    """A config as a file that ``bend run`` takes: what differs from the default, below ``about``.
 
-    Args:
-        config: of the bag.
-        about: what is known of it, a line a sentence, for the head of the file.
-        mask: replace credentials in URIs, for a file others will read.
+    ``mask`` replaces credentials in URIs, for a file others will read.
     """
     whole = config.model_dump(mode="json")
     # It is to be run on what the data set is by then.

@@ -79,11 +79,7 @@ class Assignment:
 
 
 class StageWorker:
-    """A process that runs stages for one trial after another.
-
-    Args:
-        job: of the study.
-    """
+    """A process that runs stages for one trial of a study after another."""
 
     def __init__(self, job: Assignment) -> None:
         cluster.set_up_data()
