@@ -55,17 +55,10 @@ def novelty(
 ) -> Novelty:
     """Compare a population of models with the training models; all tensors on one device.
 
-    A measure without a meaning is nan: nearest_ratio with one training model or where half of
-    them have an exact twin (then only exact copies count as copies), spread without a shared trunk
-    or where each has one training model, within_trunk_disagreement where no trunk has two models.
-
-    Args:
-        theta_MP: parameters of the models.
-        trunks_M: integer trunk of each; a population without trunks has one value, such as -1.
-        predictions_MN: predicted class of each model on each example.
-        train_theta_KP: parameters of the training models.
-        train_trunks_K: their trunks.
-        train_predictions_KN: their predictions on the same examples.
+    Trunks are integers; a population without any has one value, such as -1. A measure without a
+    meaning is nan: nearest_ratio with one training model or where half of them have an exact twin
+    (then only exact copies count as copies), spread without a shared trunk or where each has one
+    training model, within_trunk_disagreement where no trunk has two models.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -148,10 +141,7 @@ def _spread(
 def _trunk_distances(
     theta_MP: Tensor, trunks_M: Tensor, train_theta_KP: Tensor, train_trunks_K: Tensor
 ) -> Tensor:
-    """Distance of each model to the training mean of its trunk, (M,) float64.
-
-    Means nothing for a model whose trunk has no training model.
-    """
+    """Distance of each model to its trunk's training mean, (M,) float64; else without meaning."""
     trunks_T, counts_T = torch.unique(train_trunks_K, return_counts=True)
     share_TK = (trunks_T[:, None] == train_trunks_K).double() / counts_T[:, None]
     index_M = torch.searchsorted(trunks_T, trunks_M).clamp(max=len(trunks_T) - 1)
