@@ -92,9 +92,8 @@ class Run:
         Returns:
             Where the page is.
         """
-        from bend_ray.report.location import default_output, output_directory
         from bend_ray.report.page import write_report
-        from bend_ray.report.runs import read_run
+        from bend_ray.report.runs import default_output, output_directory, read_run
 
         store = self.graph.evaluation.store
         fingerprints = [self.fingerprint]

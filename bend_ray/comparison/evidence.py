@@ -7,7 +7,6 @@ and a report needs neither the models nor torch. Floats have six digits.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
@@ -145,16 +144,13 @@ def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dic
 
 def _bag_curve(name: str, members: Members, comparison: Comparison) -> dict[str, Any] | None:
     """Scores by size; the deep ensemble's at fitted temperatures as well."""
-    scaled = comparison.section.temperature_scaling
-    if name != DEEP_ENSEMBLE or comparison.ordinary is None:
+    scaled, whole = comparison.section.temperature_scaling, comparison.ordinary
+    if name != DEEP_ENSEMBLE or whole is None:
         return _curve(name, members, comparison, scaled)
     # All that were trained, be they more than the bag has: the measure of all others.
-    whole = partial(_curve, name, comparison.ordinary, comparison)
-    curve = whole(scaled)
-    as_scaled = curve if scaled else whole(True)
-    if curve is not None and as_scaled is not None:
-        curve["scaled_nll"] = as_scaled["nll"]["mean"]
-    return curve
+    curve = _curve(name, whole, comparison, scaled)
+    as_scaled = curve if scaled else _curve(name, whole, comparison, True)
+    return curve and as_scaled and curve | {"scaled_nll": as_scaled["nll"]["mean"]}
 
 
 def _curve(

@@ -151,11 +151,6 @@ class Evaluation(_Record):
         """Of ``bag``, or of a rival."""
         return self.bag if name == "bag" else self.rivals[name]
 
-    def population(self, name: str) -> PopulationScores:
-        """Of ``generated``, ``originals`` or ``held_out``."""
-        scores: PopulationScores = getattr(self, name)
-        return scores
-
 
 class Diverged(_Record):
     """Of a stage's models, those left out, and trainings that did well with another seed."""
@@ -195,8 +190,7 @@ class Result(_Record):
         return cls(
             evaluation=Evaluation.of(made["evaluation"]),
             diverged={
-                stage: Diverged.of(made[stage].metrics.get("diverged", []))
-                for stage in ("seeds", "samples")
+                s: Diverged.of(made[s].metrics.get("diverged", [])) for s in ("seeds", "samples")
             },
             costs={stage: manifest.cost for stage, manifest in made.items()},
             store=masked(graph.evaluation.store.uri),
@@ -205,17 +199,9 @@ class Result(_Record):
 
     def as_json(self) -> dict[str, Any]:
         """What ``bend run --json`` prints."""
-        fields = self.evaluation.model_dump(mode="json")
-        prices = fields.pop("prices")
-        whole = self.model_dump(mode="json", exclude={"evaluation", "costs"})
-        costs = {stage: cost.model_dump() for stage, cost in self.costs.items()}
-        return {
-            **fields,
-            "diverged": whole["diverged"],
-            "cost": {**costs, **prices},
-            "store": whole["store"],
-            "fingerprints": whole["fingerprints"],
-        }
+        made = self.model_dump(mode="json")
+        said, costs = made.pop("evaluation"), made.pop("costs")
+        return {**said, "cost": costs | said.pop("prices"), **made}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Result:

@@ -18,7 +18,6 @@ from bend_ray.process.log import moment
 from bend_ray.report import ink, panels_bags, panels_members, panels_trust, verdicts
 from bend_ray.report.command import command
 from bend_ray.report.evaluation import BagScores
-from bend_ray.report.location import NAME, page_uri
 from bend_ray.report.results import (
     BAG,
     Table,
@@ -29,7 +28,7 @@ from bend_ray.report.results import (
     temperatures,
     unaffordable,
 )
-from bend_ray.report.runs import Run, seeds_of
+from bend_ray.report.runs import NAME, Run, page_uri, seeds_of
 from bend_ray.report.statistics import COMPARED, cell, cells
 from bend_ray.report.verdicts import Highlight
 

@@ -14,10 +14,9 @@ from bend_ray.errors import StoreError
 from bend_ray.report import ink
 from bend_ray.report.command import different
 from bend_ray.report.evaluation import Evaluation, Result
-from bend_ray.report.location import NAME
 from bend_ray.report.page import Page
 from bend_ray.report.results import BAG, DEEP_ENSEMBLE, Table, aligned, named
-from bend_ray.report.runs import grouped, stored_runs, without_seeds
+from bend_ray.report.runs import NAME, grouped, stored_runs, without_seeds
 from bend_ray.report.statistics import BagDifference, cells, differences, mean_and_sd
 from bend_ray.storage.filesystems import read_bytes, resolve
 from bend_ray.storage.masking import cause, masked

@@ -69,11 +69,7 @@ class BagDifference:
 
     def as_json(self) -> dict[str, Any]:
         """Mean, standard error and verdict."""
-        return {
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "verdict": self.verdict,
-        }
+        return {"mean": self.mean, "standard_error": self.standard_error, "verdict": self.verdict}
 
 
 def aggregate(results: Sequence[Result]) -> dict[str, Any]:

@@ -27,9 +27,8 @@ from bend_ray.ensemble.bagging import All, GreedyForward, TopK
 from bend_ray.generation.rivals import DeepEnsemble, OriginalsBag
 from bend_ray.report import results
 from bend_ray.report.evaluation import Diverged, Result
-from bend_ray.report.location import default_output, output_directory, written
 from bend_ray.report.page import report, write_report
-from bend_ray.report.runs import Run, read_run
+from bend_ray.report.runs import Run, default_output, output_directory, read_run, written
 
 pytestmark = pytest.mark.slow
 

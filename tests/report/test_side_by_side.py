@@ -8,9 +8,8 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of
 from bend_ray.errors import StoreError
 from bend_ray.report.evaluation import Result
-from bend_ray.report.location import output_directory
 from bend_ray.report.page import write_report
-from bend_ray.report.runs import Run
+from bend_ray.report.runs import Run, output_directory
 from bend_ray.report.side_by_side import compared, labels, read_entries, text, write_comparison
 
 
