@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.comparison import Comparison, Members, Voters, Votes
+from bend_ray.comparison.comparison import Bag, Comparison, Members
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
@@ -118,27 +118,27 @@ def _bags(comparison: Comparison) -> dict[str, Any]:
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
-    member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
-    voters = {BAG: bag, MEMBER: member, **comparison.rivals}
-    votes = {
-        BAG: comparison.bag_votes,
-        MEMBER: comparison.vote(member.members),
-        **comparison.rival_votes,
-    }
-    return {name: _bag(name, voters[name], votes[name], comparison) for name in voters}
+    member = comparison.vote(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
+    bags = {BAG: bag, MEMBER: member, **comparison.rivals}
+    return {name: _bag(name, each, comparison) for name, each in bags.items()}
 
 
-def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dict[str, Any]:
+def _bag(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     labels_N = comparison.test_labels_N
-    ours_NC, theirs_NC = comparison.bag_votes.answers, votes.answers
-    accuracy, likelihood = differences(ours_NC, theirs_NC, labels_N)
+    accuracy, likelihood = differences(comparison.bag.answers, bag.answers, labels_N)
     return {
-        "size": len(voters.members),
-        "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
+        "size": len(bag.members),
+        "cost": {"fixed": bag.fixed_seconds, "member": bag.member_seconds},
         "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
-        "curve": _bag_curve(name, voters.members, comparison),
-        **_trust(votes, labels_N),
+        "curve": _bag_curve(name, bag.members, comparison),
+        "temperature": bag.temperature,
+        "scaled": {"nll": nll(bag.scaled, labels_N), "ece": ece(bag.scaled, labels_N)},
+        "reliability": {
+            "before": asdict(reliability(bag.plain_NC, labels_N)),
+            "after": asdict(reliability(bag.scaled, labels_N)),
+        },
+        "rejection": asdict(rejection(bag.answers, labels_N)),
     }
 
 
@@ -168,19 +168,6 @@ def _curve(
         calibrated_on=(members.val_logits_ENC, comparison.val_labels_N) if scaled else None,
     )
     return asdict(curve)
-
-
-def _trust(votes: Votes, labels_N: Tensor) -> dict[str, Any]:
-    """Reliability before and after temperature scaling on validation images, and rejection."""
-    return {
-        "temperature": votes.temperature,
-        "scaled": {"nll": nll(votes.scaled, labels_N), "ece": ece(votes.scaled, labels_N)},
-        "reliability": {
-            "before": asdict(reliability(votes.plain_NC, labels_N)),
-            "after": asdict(reliability(votes.scaled, labels_N)),
-        },
-        "rejection": asdict(rejection(votes.answers, labels_N)),
-    }
 
 
 def _rounded(value: Any) -> Any:

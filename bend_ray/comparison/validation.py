@@ -36,7 +36,7 @@ ORDERS = 20
 
 @dataclass(frozen=True)
 class BagCurve:
-    """Bags of the first members in voting order, by size, on validation images; FLOPs for one."""
+    """Bags of the first members in voting order, by size, on validation images; FLOPs of one."""
 
     sizes: list[int]
     accuracy: list[float]
@@ -51,11 +51,7 @@ def validation_curve(
     trunks_E: Tensor,
     sizes: Sequence[int],
 ) -> BagCurve:
-    """Bags of the first of some models, scored on validation images; sizes above E are left out.
-
-    Raises:
-        TrainingError: E is below the smallest size.
-    """
+    """Bags of the first of some models, on validation images: as many as the least bag at least."""
     # Fewer than the largest bag may be left of what was drawn.
     sizes = [size for size in sizes if size <= len(theta_EP)]
     if not sizes:

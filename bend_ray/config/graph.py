@@ -116,12 +116,7 @@ def _each_identified(value: Any) -> Any:
 
 
 def graph_of(config: PipelineConfig, store: Store) -> Graph:
-    """Where each stage of a config leaves its result in ``store``.
-
-    Args:
-        config: from ``identified``, as the same words may mean other data tomorrow.
-        store: of the artifacts.
-    """
+    """Where each stage of a config, from ``identified``, leaves its result in a store."""
     as_asked = {"config": config.model_dump(mode="json")}
 
     def artifact(stage: str, decides: dict[str, object], *inputs: Artifact) -> Artifact:
@@ -159,7 +154,6 @@ def newest_config(store: Store) -> PipelineConfig:
 
     Raises:
         StoreError: there is no evaluation, or another version of bend_ray made the newest.
-        CorruptArtifact: a manifest does not read.
     """
     evaluations = store.manifests("evaluation")
     if not evaluations:

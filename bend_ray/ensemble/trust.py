@@ -53,10 +53,9 @@ def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> Relia
 
 @dataclass(frozen=True)
 class Rejection:
-    """Accuracy on the examples that are answered when the least certain are refused."""
+    """Accuracy on the share, rising to 1, that is answered when the least certain are refused."""
 
     coverage: list[float]
-    """Share answered, rising to 1."""
     accuracy: list[float]
 
 

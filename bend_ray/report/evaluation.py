@@ -134,11 +134,7 @@ class Evaluation(_Record):
 
     @classmethod
     def of(cls, manifest: Manifest) -> Evaluation:
-        """What a committed evaluation says.
-
-        Raises:
-            StoreError: another version of bend_ray made it.
-        """
+        """What a committed evaluation says; StoreError where another version made it."""
         try:
             return cls.model_validate(manifest.metrics)
         except ValidationError as error:
@@ -181,11 +177,7 @@ class Result(_Record):
 
     @classmethod
     def of(cls, graph: Graph) -> Result:
-        """Of committed artifacts.
-
-        Raises:
-            StoreError: one is missing, or of another version.
-        """
+        """Of committed artifacts; StoreError where one is missing, or of another version."""
         made = {stage: graph[stage].manifest() for stage in STAGES}
         return cls(
             evaluation=Evaluation.of(made["evaluation"]),
@@ -205,11 +197,7 @@ class Result(_Record):
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Result:
-        """What ``as_json`` wrote.
-
-        Raises:
-            ValueError: it is something else; the message is one line.
-        """
+        """What ``as_json`` wrote; ValueError, in one line, where it is something else."""
         try:
             cost = dict(fields["cost"])
             prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}

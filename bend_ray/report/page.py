@@ -68,11 +68,7 @@ class Page:
 
 
 def write_report(runs: Sequence[Run], output: Directory) -> str:
-    """Write the report of one config's run, or of its repeats by seed; returns where the page is.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the report of a run, or of its repeats by seed; returns where the page is."""
     data = {
         "report": 1,
         "config": runs[0].config,

@@ -55,7 +55,6 @@ def read_run(store: Store, fingerprint: str) -> Run:
 
     Raises:
         StoreError: it is not committed, an earlier bend-ray made it, or it cannot be read.
-        CorruptArtifact: its files are not what they should be.
     """
     where = store.directory("evaluation", fingerprint)
     manifest = store.manifest("evaluation", fingerprint)
@@ -84,12 +83,7 @@ def read_run(store: Store, fingerprint: str) -> Run:
 
 
 def stored_runs(store: Store) -> list[Run]:
-    """All evaluations of a store that a report can be made of, oldest first.
-
-    Raises:
-        StoreError: there is none, or the store cannot be read.
-        CorruptArtifact: one does not read.
-    """
+    """All evaluations of a store that can be reported, oldest first; StoreError for none."""
     manifests = store.manifests("evaluation")
     fresh = [m for m in manifests if m.stage_version == STAGE_VERSIONS["evaluation"]]
     if not fresh:
@@ -142,21 +136,13 @@ def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:
 
 
 def output_directory(uri: str) -> Directory:
-    """A folder or URI to write to.
-
-    Raises:
-        StoreError: the URI means nothing.
-    """
+    """A folder or URI to write to; StoreError where it means nothing."""
     filesystem, path = resolve(uri)
     return Directory(filesystem, path, canonical(uri))
 
 
 def written(output: Directory) -> str | None:
-    """Where the page is, if it has been written there; it is written last.
-
-    Raises:
-        StoreError: the place cannot be looked at.
-    """
+    """Where the page is, if it has been written there; it is written last."""
     names = {file.name for file in output.list_files(f"{NAME}.")}
     return page_uri(output, NAME) if f"{NAME}.html" in names else None
 

@@ -43,10 +43,7 @@ class Entry:
 def read_entries(sources: Sequence[str]) -> list[Entry]:
     """What each source holds: every run of a store, or the one of a report or a JSON result.
 
-    Of a report the source is its folder, or one of its files.
-
-    Raises:
-        StoreError: a source that is none of them.
+    Of a report the source is its folder, or one of its files; StoreError for anything else.
     """
     return [entry for source in sources for entry in _read(source)]
 

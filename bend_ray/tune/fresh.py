@@ -38,11 +38,7 @@ class Fresh:
 
 
 def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | None) -> Fresh:
-    """Run winner and base under so many seeds after the search's own; what is there is kept.
-
-    Raises:
-        BendError: as ``pipeline.run``.
-    """
+    """Run winner and base under so many seeds after the search's own; what is there is kept."""
     found = Fresh([], [])
     ours, theirs = (
         repeats_of(config, splits + 1)[1:]

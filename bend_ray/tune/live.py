@@ -54,11 +54,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         self._problem = result.get(PROBLEM)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Show what changed.
-
-        Raises:
-            StoreError: of a trial that could not be run, which ends the search.
-        """
+        """Show what changed; StoreError of a trial that could not be run ends the search."""
         if self._problem is not None:
             raise StoreError(f"{self._problem}; what trials have made is kept: run again")
         if self._display is not None:

@@ -16,11 +16,7 @@ NAME = "tune"
 
 
 def write_page(study: Study, fresh: Fresh | None) -> str:
-    """Write a study's page beside the reports of the store; returns where it is.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write a study's page beside the reports of the store; returns where it is."""
     data = {
         "tune": 1,
         "config": masked_json(study.config.model_dump(mode="json")),

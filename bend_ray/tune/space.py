@@ -352,11 +352,7 @@ def load_section(path: Path | None, config: PipelineConfig, trials: int | None) 
 def trial_config(
     config: PipelineConfig, section: TuneSection, point: Mapping[str, Any]
 ) -> PipelineConfig:
-    """The config of a trial: it draws the largest ensemble count, and all of them vote.
-
-    Raises:
-        ConfigError: the point's values do not go together.
-    """
+    """The config of a trial: it draws the largest ensemble count, and all of them vote."""
     asked = with_knobs(config, point)
     drawn = max(section.ensemble_counts)
     if asked.evaluation.bagging.kind != "all":
