@@ -17,8 +17,12 @@ from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
 from bend_ray.ensemble.metrics import ece, member_accuracy, member_nll, nll
-from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, nearest_distances
-from bend_ray.ensemble.plane import principal_plane
+from bend_ray.ensemble.novelty import (
+    COPY_RATIO,
+    leave_one_out_distances,
+    nearest_distances,
+    principal_plane,
+)
 from bend_ray.ensemble.trust import differences, rejection, reliability
 from bend_ray.randomness import generator_for
 from bend_ray.storage.masking import masked_json

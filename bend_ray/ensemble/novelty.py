@@ -1,4 +1,4 @@
-"""Is a generated model new, or a copy, or the mean of what it was learnt from?
+"""Where models are: is a generated one new, or a copy, or the mean of what it was learnt from?
 
 No one number tells: weight-space distance alone calls the mean of a trunk "novel". Read all of
 ``Novelty`` beside the same row for held-out training checkpoints, which is what new models of
@@ -12,7 +12,7 @@ large.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -164,10 +164,55 @@ def _within_trunk_disagreement(predictions_MN: Tensor, trunks_M: Tensor) -> floa
     return _ratio(total, num_pairs)
 
 
-def _columns(a_MP: Tensor, b_KP: Tensor) -> Iterator[slice]:
-    """Slices of columns whose float64 copies, of both matrices, fit a chunk."""
-    width = max(1, _CHUNK_BYTES // (8 * (len(a_MP) + len(b_KP))))
-    for start in range(0, a_MP.shape[1], width):
+@dataclass(frozen=True)
+class Plane:
+    """Coordinates of every population, and how much of the differences the plane shows."""
+
+    coordinates: list[Tensor]
+    """A tensor (M, 2) for each population, in the units of a parameter."""
+    shares: tuple[float, float]
+    """Share of the training models' variance along each direction."""
+
+
+def principal_plane(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> Plane:
+    """Project populations onto the first two principal directions of the training models.
+
+    With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
+    coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
+    which make the largest entry of each column of U positive.
+    """
+    grams = _grams(train_theta_KP, [train_theta_KP, *populations])
+    eigenvalues_K, vectors_KK = torch.linalg.eigh(grams[0])
+    total = eigenvalues_K.clamp(min=0).sum()
+    directions_K2 = torch.zeros(len(eigenvalues_K), 2, dtype=torch.float64)
+    shares = [0.0, 0.0]
+    for axis in range(min(2, len(eigenvalues_K))):
+        eigenvalue, vector_K = eigenvalues_K[-1 - axis], vectors_KK[:, -1 - axis]
+        # Two models, or copies of them, differ in one direction only: the other is rounding.
+        if eigenvalue > 1e-12 * total:
+            sign = vector_K[vector_K.abs().argmax()].sign()
+            directions_K2[:, axis] = sign * vector_K / eigenvalue.sqrt()
+            shares[axis] = (eigenvalue / total).item()
+    return Plane([gram_MK @ directions_K2 for gram_MK in grams[1:]], (shares[0], shares[1]))
+
+
+def _grams(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> list[Tensor]:
+    """Inner products (M, K) of each population with the training models, around their mean."""
+    shapes = [(len(each), len(train_theta_KP)) for each in populations]
+    grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    for columns in _columns(train_theta_KP, *populations):
+        train_KP = train_theta_KP[:, columns].double()
+        mean_P = train_KP.mean(dim=0)
+        train_KP = train_KP - mean_P
+        for gram_MK, theta_MP in zip(grams, populations, strict=True):
+            gram_MK += (theta_MP[:, columns].double() - mean_P) @ train_KP.T
+    return grams
+
+
+def _columns(*matrices: Tensor) -> Iterator[slice]:
+    """Slices of columns whose float64 copies, of all matrices, fit a chunk."""
+    width = max(1, _CHUNK_BYTES // (8 * sum(map(len, matrices))))
+    for start in range(0, matrices[0].shape[1], width):
         yield slice(start, start + width)
 
 
