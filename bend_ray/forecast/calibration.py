@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +35,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.process.computing import lent, settle
 
 SHORT_STEPS = 3
 MEASURED_SECONDS = 1.0
@@ -145,8 +145,9 @@ class Rates:
 
 def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates:
     """Measure this machine: its GPU where there is one, else one thread of its CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _one_thread():
+    with lent():
+        # As a process of a stage computes that is given one CPU.
+        device = settle(cpus=1, gpus=1)
         return Rates(
             **_classifiers(config, dataset, device),
             **_weight_models(config, problem, device),
@@ -154,17 +155,6 @@ def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates
             **_store(problem),
             draw=_drawing(config),
         )
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a process of a stage computes that is given one CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:

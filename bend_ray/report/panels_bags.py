@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
@@ -109,7 +110,7 @@ def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
     fixed = statistics.fmean(bag["cost"]["fixed"] for bag in bags)
     member = statistics.fmean(bag["cost"]["member"] for bag in bags)
     bands = {
-        key: [statistics.fmean(at) for at in zip(*(c[score][key] for c in curves), strict=True)]
+        key: np.mean([curve[score][key] for curve in curves], axis=0).tolist()
         for key in ("mean", "low", "high")
     }
     return _Line(name, sizes, [fixed + member * size for size in sizes], **bands)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
 from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bend_ray.report import ink
 from bend_ray.report.results import BAG, DEEP_ENSEMBLE, named
@@ -13,7 +15,7 @@ from bend_ray.report.runs import Run
 _MEMBER = "member"
 _BINS = 15
 _FEWEST_IMAGES = 5
-_Bin = tuple[float, float, float]
+_Array = NDArray[np.float64]
 _LOOKS: dict[str, ink.Look] = {
     "before": {"color": ink.BLUE, "marker": "o", "linestyle": ink.DASHES[1]},
     "after": {"color": ink.VERMILLION, "marker": "^", "linestyle": "-"},
@@ -37,12 +39,12 @@ def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
     for when, look in _LOOKS.items():
         diagrams = [run.evidence["bags"][name]["reliability"][when] for run in runs]
         errors[when] = statistics.fmean(_ece(_pooled([diagram])) for diagram in diagrams)
-        drawn = [each for each in _pooled(diagrams) if each[-1] >= _FEWEST_IMAGES]
-        if not drawn:
+        bins_3B = _pooled(diagrams)
+        x, y, counts = bins_3B[:, bins_3B[2] >= _FEWEST_IMAGES]
+        if not len(x):
             continue
-        x, y, counts = zip(*drawn, strict=True)
         panel.axes.plot(x, y, **look | {"marker": ""}, linewidth=1.0)
-        area = [8 + 130 * each / sum(counts) for each in counts]
+        area = 8 + 130 * counts / counts.sum()
         points = {"color": look["color"], "marker": look["marker"]}
         panel.axes.scatter(x, y, s=area, **points, linewidths=0, alpha=0.85)
         panel.axes.plot([], [], **look, label=f"{when} temperature scaling")
@@ -58,23 +60,23 @@ def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
     )
 
 
-def _ece(bins: list[_Bin]) -> float:
-    gaps = sum(count * abs(accuracy - confidence) for confidence, accuracy, count in bins)
-    return gaps / sum(count for *_, count in bins)
+def _ece(bins_3B: _Array) -> float:
+    confidence, accuracy, count = bins_3B
+    return float(np.average(abs(accuracy - confidence), weights=count))
 
 
-def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> list[_Bin]:
-    """Bins of all repeats together: mean confidence, accuracy and images of each."""
-    sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for diagram in diagrams:
-        columns = (diagram["confidence"], diagram["accuracy"], diagram["count"])
-        for confidence, accuracy, count in zip(*columns, strict=True):
-            # A bin holds its upper edge, as in ``ensemble.trust.reliability``.
-            total = sums[-int(-confidence * _BINS // 1)]
-            total[0] += confidence * count
-            total[1] += accuracy * count
-            total[2] += count
-    return [(c / n, a / n, n) for _, (c, a, n) in sorted(sums.items())]
+def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> _Array:
+    """Bins of all repeats together: mean confidence, accuracy and images, a row each."""
+    confidence, accuracy, count = (
+        np.concatenate([np.array(diagram[key], dtype=np.float64) for diagram in diagrams])
+        for key in ("confidence", "accuracy", "count")
+    )
+    # A bin holds its upper edge, as in ``ensemble.trust.reliability``.
+    place = np.ceil(confidence * _BINS).astype(int)
+    weights = (confidence * count, accuracy * count, count)
+    sums_3B = np.stack([np.bincount(place, each) for each in weights])
+    filled_3B = sums_3B[:, sums_3B[2] > 0]
+    return np.vstack([filled_3B[:2] / filled_3B[2], filled_3B[2]])
 
 
 def _rejection(runs: Sequence[Run]) -> ink.Panel:
@@ -89,12 +91,12 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
         if name not in runs[0].evidence["bags"]:
             continue
         curves = [run.evidence["bags"][name]["rejection"] for run in runs]
-        rows = zip(*(curve["accuracy"] for curve in curves), strict=True)
-        accuracy, coverage = [statistics.fmean(at) for at in rows], curves[0]["coverage"]
+        accuracy = np.mean([curve["accuracy"] for curve in curves], axis=0)
+        coverage = np.array(curves[0]["coverage"])
         look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
         panel.axes.plot(coverage, accuracy, **look, label=named(name))
-        at = min(range(len(coverage)), key=lambda i: abs(coverage[i] - 0.9))
-        sentences.append(f"{named(name)} {100 * accuracy[at]:.2f} %")
+        answered = accuracy[abs(coverage - 0.9).argmin()]
+        sentences.append(f"{named(name)} {100 * answered:.2f} %")
     return panel.told(
         "Refusing the least certain",
         "Accuracy when the images of highest predictive entropy are left to somebody else.",

@@ -6,6 +6,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from bend_ray.report.results import BAG, DEEP_ENSEMBLE, EQUAL_COST, scored_bags, temperatures
 from bend_ray.report.runs import Run
 from bend_ray.report.statistics import COMPARED, BagDifference, differences, mean_and_sd
@@ -43,16 +45,12 @@ def equivalent(nll: float, sizes: Sequence[int], nlls: Sequence[float]) -> Equiv
     >>> str(equivalent(0.1, [1, 2, 4], [0.4, 0.3, 0.2]))
     '> 4'
     """
-    if nll > nlls[0]:
+    lowest = np.minimum.accumulate(nlls)
+    if nll > lowest[0]:
         return Equivalent(float(sizes[0]), -1)
-    best = nlls[0]
-    for low, high, reached in zip(sizes, sizes[1:], nlls[1:], strict=False):
-        if reached <= nll < best:
-            return Equivalent(low + (high - low) * (best - nll) / (best - reached), 0)
-        best = min(best, reached)
-    if nll == nlls[0]:
-        return Equivalent(float(sizes[0]), 0)
-    return Equivalent(float(sizes[-1]), 1)
+    if nll < lowest[-1]:
+        return Equivalent(float(sizes[-1]), 1)
+    return Equivalent(float(np.interp(-nll, -lowest, sizes)), 0)
 
 
 def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
@@ -67,7 +65,7 @@ def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
         return {}
 
     def on_curve(nlls: Iterable[float], theirs: Iterable[Sequence[float]]) -> Equivalent:
-        mean_curve = [statistics.fmean(at) for at in zip(*theirs, strict=True)]
+        mean_curve = np.mean(list(theirs), axis=0).tolist()
         return equivalent(statistics.fmean(nlls), curves[0]["sizes"], mean_curve)
 
     found = {}
