@@ -193,7 +193,8 @@ class Result(_Record):
         """What ``bend run --json`` prints."""
         made = self.model_dump(mode="json")
         said, costs = made.pop("evaluation"), made.pop("costs")
-        return {**said, "cost": costs | said.pop("prices"), **made}
+        prices = said.pop("prices")
+        return {**said, "cost": costs | prices, **made}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Result:
