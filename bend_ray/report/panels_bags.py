@@ -59,7 +59,7 @@ def _by(runs: Sequence[Run], score: str, against: str) -> ink.Panel:
         "members that vote"
         if against == "size"
         else "cost of all of it from scratch (CPU seconds, GPU where used)",
-        ink.SCORES[score].format("test"),
+        ink.SCORES[score].format(runs[0].evaluation.part),
         legend_rows=(len(lines) + 1) // 2,
     )
     place = panel.axes
