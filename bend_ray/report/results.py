@@ -159,7 +159,8 @@ def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
         minus = ("bag minus it: points", "nats")
         rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
     bags = scored_bags(evaluations)
-    for name, scores in bags.items():
+    for name in sorted(bags, key=lambda name: name != BAG):  # ours first
+        scores = bags[name]
         size, cost = span([each.size for each in scores]), cells(scores, "cost_seconds")
         differ = _minus(bags[BAG], scores) if several else ()
         rows.append((named(name), *cells(scores, *names), size, *cost, *differ))
