@@ -1,0 +1,135 @@
+"""From the labels of a trace to groups of permutations.
+
+Nodes that are the same make a **unit**, which stands in places of several tensors. Units that
+stand, with all that they own, in as many places of the same axes can take each other's place
+among those of the same owners: they make a **cell**. The cells of all the blocks of one kind (the
+numbers of each head) make one group, and the blocks, with all that they own, another.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import chain
+from typing import TypeAlias
+
+import torch
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from bend_ray.parameters.symmetry import Group, Groups, Move
+from bend_ray.parameters.tracing import Trace
+
+Cells: TypeAlias = list[list[int]]
+
+
+def groups_of(trace: Trace) -> Groups:
+    """The permutations that a trace suggests; a group stands before those inside its units."""
+    units = _Units(trace)
+    families = units.families()
+    groups = []
+    for cells in families:
+        outer = None
+        for index, around in enumerate(families):
+            order = {unit: at for at, unit in enumerate(chain(*around))}
+            ats = [[order[b] for b in units.owners[cell[0]] if b in order] for cell in cells]
+            if sorted(ats) == [[at] for at in range(len(order))]:
+                cells = [cell for _, cell in sorted(zip(ats, cells, strict=True))]
+                outer = index
+        groups.append(Group(tuple(units.moves(cells)), outer))
+    return tuple(groups)
+
+
+class _Units:
+    """Units by number: what each owns, who owns it, and where it stands."""
+
+    def __init__(self, trace: Trace) -> None:
+        unit_of, self.owned = _merge(trace)
+        self.owners: dict[int, set[int]] = defaultdict(set)
+        for block, units in self.owned.items():
+            for unit in units:
+                self.owners[unit].add(block)
+        self._fixed = set(unit_of[torch.cat(trace.fixed)].tolist())
+        read = [(name, fields) for name, fields in trace.fields.items() if name in trace.used]
+        self._fields = [(name, field) for name, fields in read for field in fields]
+        # Of each unit: (number of the field, place in it).
+        self._places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for index, (_, field) in enumerate(self._fields):
+            for place, unit in enumerate(unit_of[field.flatten()].tolist()):
+                self._places[unit].append((index, place))
+        rank = {unit: rank for rank, unit in enumerate(self._places)}
+        self._inside = {
+            unit: sorted(self._all_in(unit) & rank.keys(), key=rank.__getitem__)
+            for unit in {*rank, *self.owned}
+        }
+        self._rank = {unit: rank[all_in[0]] for unit, all_in in self._inside.items() if all_in}
+
+    def _all_in(self, unit: int) -> set[int]:
+        found, new = {unit}, [unit]
+        for each in new:
+            new += (more := self.owned.get(each, set()) - found)
+            found |= more
+        return found
+
+    def families(self) -> list[Cells]:
+        """Cells of one kind together, in the order of their first places."""
+        cells: dict[tuple[object, object], list[int]] = defaultdict(list)
+        for unit in sorted(self._rank, key=lambda u: (self._rank[u], -len(self._inside[u]))):
+            inside = self._inside[unit]
+            if self._fixed.isdisjoint(inside):
+                stands = Counter(index for each in inside for index, _ in self._places[each])
+                cells[frozenset(stands.items()), frozenset(self.owners[unit])].append(unit)
+        families: dict[tuple[object, int], Cells] = defaultdict(list)
+        for (stands, _), cell in cells.items():
+            if len(cell) > 1:
+                families[stands, len(cell)].append(cell)
+        return list(families.values())
+
+    def moves(self, cells: Cells) -> Iterator[Move]:
+        """Where the units of a family stand."""
+        rows: dict[str, set[int]] = {}
+        places = [[self._by_field(unit) for unit in cell] for cell in cells]
+        for index in sorted(places[0][0]):
+            name, field = self._fields[index]
+            axes = tuple(axis for axis, size in enumerate(field.shape) if size > 1)
+            first = set(places[0][0][index])
+            if len(axes) == 1:
+                rows[name] = first
+            elif {place // field.shape[1] for place in first} == rows.get(name):
+                # They go with the rows in which they stand.
+                continue
+            every = [[unit[index] for unit in cell] for cell in places]
+            yield Move(name, axes, torch.tensor(every))
+
+    def _by_field(self, unit: int) -> dict[int, list[int]]:
+        places: dict[int, list[int]] = defaultdict(list)
+        for each in self._inside[unit]:
+            for index, place in self._places[each]:
+                places[index].append(place)
+        return places
+
+
+def _merge(trace: Trace) -> tuple[Tensor, dict[int, set[int]]]:
+    """The unit of each node, and the units that each block owns."""
+    same = torch.cat([torch.zeros(2, 0, dtype=torch.long), *trace.same], dim=1)
+    pairs = torch.cat([torch.zeros(2, 0, dtype=torch.long), *trace.owned], dim=1)
+    while True:
+        edges = coo_matrix((torch.ones(same.shape[1]), same.tolist()), shape=2 * [trace.num_nodes])
+        unit_of = torch.from_numpy(connected_components(edges, directed=False)[1]).long()
+        owned: dict[int, set[int]] = defaultdict(set)
+        for unit, block in unit_of[pairs].T.tolist():
+            if unit != block:
+                owned[block].add(unit)
+        # Blocks of the same units are one, such as those of two group norms of one stream.
+        first: dict[frozenset[int], int] = {}
+        twins = [
+            (twin, block)
+            for block, units in owned.items()
+            if (twin := first.setdefault(frozenset(units), block)) != block
+        ]
+        if not twins:
+            return unit_of, owned
+        nodes = {unit: node for node, unit in enumerate(unit_of.tolist())}
+        more = torch.tensor([[nodes[unit] for unit in pair] for pair in twins])
+        same = torch.cat([same, more.T], dim=1)

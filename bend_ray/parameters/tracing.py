@@ -1,0 +1,397 @@
+"""Which hidden unit stands where: labels of units, carried through one run of a network.
+
+Every place along an axis of a stored tensor starts as a **node** of its own. One run in evaluation
+mode then shows which nodes are one unit, operation by operation as ATen sees them:
+
+- what only moves numbers (a view, a slice, a concatenation) moves their labels in the same way;
+- labels that meet in an elementwise operation, or in the sum of a matrix product, are **the same**;
+- a sum over an axis forgets its units. Over a part of them only, such as the numbers of one
+  attention head or the channels of one group, it makes a **block** that owns them;
+- against something that is no unit (the place of a pixel, a class) a label is **fixed**;
+- all else is written in these terms (``_LOWERED``), or it fixes whatever comes in.
+
+A **field** is the labels of a tensor: an integer tensor of its number of axes, of length 1 along
+those on which the labels do not depend. ``grouping`` makes permutations of what is recorded here.
+
+Recorded by a dispatch mode, not by ``torch.export`` or ``make_fx``, which see the same operations:
+these import ``torch._dynamo`` first, which costs a process two seconds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import permutations
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakIdKeyDictionary
+
+from bend_ray.errors import ConfigError
+
+Operand: TypeAlias = tuple[Tensor, list[Tensor]]
+"""A tensor and its fields."""
+Bound: TypeAlias = dict[str, Any]
+"""The arguments of an operation, by the names of its schema."""
+
+FIXED = 0
+"""The node of all that is no unit."""
+
+
+class Trace(TorchDispatchMode):
+    """What one run of a network says of its units; a context in which it is run.
+
+    Args:
+        stored: the network's own tensors, by name; the run must use these very objects.
+
+    Attributes:
+        fields: of each stored tensor, one an axis longer than 1.
+        same: pairs of nodes ``(2, E)`` that are one unit.
+        owned: pairs of a node and a block that owns it.
+        fixed: nodes that cannot move.
+        used: names of the stored tensors that the run has read.
+        unknown: operations without a rule.
+        num_nodes: how many there are.
+    """
+
+    def __init__(self, stored: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.same: list[Tensor] = []
+        self.owned: list[Tensor] = []
+        self.fixed: list[Tensor] = [torch.tensor([FIXED])]
+        self.used: set[str] = set()
+        self.unknown: set[str] = set()
+        self.num_nodes = 1
+        self._names = WeakIdKeyDictionary({tensor: name for name, tensor in stored.items()})
+        self._fields = WeakIdKeyDictionary()
+        self._blocks: dict[bytes, int] = {}
+        self.fields: dict[str, list[Tensor]] = {}
+        for name, tensor in stored.items():
+            axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
+            self.fields[name] = [self._fresh(_only(tensor.shape, {axis})) for axis in axes]
+            self._fields[tensor] = self.fields[name]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # True, the default, imports torch._dynamo at the first operation.
+        return False
+
+    def fix_answers(self, answers: Iterable[Tensor]) -> None:
+        """Say that the order of a network's answers means something."""
+        for tensor in answers:
+            for field in self._fields.get(tensor, []):
+                self.fixed.append(field.flatten())
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        with self:
+            # Operations made of others, where a rule of ours has called them.
+            if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
+                return made
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        known = [tensor for tensor in tensors if tensor in self._fields]
+        if known and torch.Tag.data_dependent_output in func.tags:
+            raise ConfigError(f"the network reads a number that it has computed ({func})")
+        out = func(*args, **kwargs)
+        if known:
+            self.used |= {self._names[tensor] for tensor in known if tensor in self._names}
+            names = [argument.name for argument in func._schema.arguments]
+            defaults = {each.name: each.default_value for each in func._schema.arguments}
+            bound = defaults | dict(zip(names, args, strict=False)) | kwargs
+            self._carry(func, bound, tensors, out)
+        return out
+
+    def _carry(self, func: Any, bound: Bound, tensors: list[Tensor], out: Any) -> None:
+        """Give the outputs of an operation their fields."""
+        name = func.overloadpacket.__name__
+        name = name.rstrip("_")
+        first = out if isinstance(out, Tensor) else out[0]
+        window = re.search(r"(?:pool|upsample|pad).*?([123])d", name)
+        if lowered := _LOWERED.get(name):
+            if name == "convolution":
+                self._split_by_group(bound["weight"], bound["groups"])
+            with self:
+                like = lowered(bound, first)
+            self._fields[first] = self._fields.get(like, [])
+        elif window:
+            with self:
+                like = _one_place(bound.get("self", bound.get("input")), range(-int(window[1]), 0)).expand(first.shape)
+            self._fields[first] = self._fields.get(like, [])
+        elif name in _RESHAPES:
+            self._move(bound["self"], lambda field: field.reshape(first.shape), [first])
+        elif (func.is_view and name != "as_strided") or name in _MOVES:
+            rest = {key: value for key, value in bound.items() if key != "self"}
+            outs = out if isinstance(out, (list, tuple)) else [out]
+            self._move(bound["self"], lambda field: func(field, **rest), outs)
+        elif torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
+            operands = [self._operand(tensor, first.ndim) for tensor in tensors]
+            self._fields[first] = self._meet(operands)
+        elif torch.Tag.reduction in func.tags:
+            self._reduce(bound, [out] if isinstance(out, Tensor) else out)
+        elif name in ("mm", "bmm"):
+            self._multiply(bound["self"], bound["mat2"], first)
+        elif name == "cat":
+            self._concatenate(bound["tensors"], bound["dim"] % first.ndim, first)
+        elif name == "constant_pad_nd":
+            self._pad(bound["self"], bound["pad"], first)
+        else:
+            self.unknown.add(name)
+            for tensor in tensors:
+                self.fixed += [field.flatten() for field in self._fields.get(tensor, [])]
+            for each in tree_leaves(out):
+                self._fields[each] = []
+
+    def _operand(self, tensor: Tensor, ndim: int) -> Operand:
+        """A tensor and its fields, with as many axes as it is broadcast to."""
+        pad = (None,) * (ndim - tensor.ndim)
+        return tensor[pad], [field[pad] for field in self._fields.get(tensor, [])]
+
+    def _meet(self, operands: Sequence[Operand]) -> list[Tensor]:
+        """Operands side by side, number by number; the fields of what comes of them."""
+        for (_, fields), (other, others) in permutations(operands, 2):
+            for field in fields:
+                alone = {axis for axis in _support(field) if other.shape[axis] > 1}
+                for second in others:
+                    if common := _support(field) & _support(second):
+                        pair = self._project(field, common), self._project(second, common)
+                        self.same.append(torch.stack([nodes.flatten() for nodes in pair]))
+                        alone -= common
+                for axis in alone:
+                    if not _is_constant(other, axis):
+                        self.fixed.append(self._project(field, {axis}).flatten())
+        return _largest([field for _, fields in operands for field in fields])
+
+    def _project(self, field: Tensor, axes: set[int]) -> Tensor:
+        """The labels along some of a field's axes: of the blocks of what stands along the others."""
+        kept = sorted(_support(field) & axes)
+        if len(kept) == len(_support(field)):
+            return field
+        rows = field.movedim(kept, list(range(len(kept)))).flatten(len(kept))
+        rows = rows.reshape(-1, rows.shape[-1]).sort(dim=1).values
+        nodes = [self._block(row) for row in rows]
+        return torch.tensor(nodes).reshape(_only(field.shape, set(kept)))
+
+    def _block(self, nodes: Tensor) -> int:
+        """The one that owns just these."""
+        key = nodes.numpy().tobytes()
+        if key not in self._blocks:
+            self._blocks[key] = self.num_nodes
+            self.owned.append(torch.stack([nodes, torch.full_like(nodes, self.num_nodes)]))
+            self.num_nodes += 1
+        return self._blocks[key]
+
+    def _fresh(self, shape: Sequence[int]) -> Tensor:
+        field = self.num_nodes + torch.arange(torch.Size(shape).numel()).reshape(shape)
+        self.num_nodes += field.numel()
+        return field
+
+    def _move(self, tensor: Tensor, move: Callable[[Tensor], Any], outs: Sequence[Tensor]) -> None:
+        moved = [move(field.expand(tensor.shape)) for field in self._fields.get(tensor, [])]
+        for index, out in enumerate(outs):
+            fields = [each if isinstance(each, Tensor) else each[index] for each in moved]
+            self._fields[out] = self._apart([_compact(field) for field in fields])
+
+    def _apart(self, fields: list[Tensor]) -> list[Tensor]:
+        """No two fields along the same axes: there, each place is its own, and both own it."""
+        apart: dict[frozenset[int], Tensor] = {}
+        for field in fields:
+            axes = frozenset(_support(field))
+            if axes in apart:
+                both = [apart[axes].flatten(), field.flatten()]
+                apart[axes] = self._fresh(field.shape)
+                self.owned += [torch.stack([apart[axes].flatten(), owner]) for owner in both]
+            elif axes:
+                apart[axes] = field
+        return list(apart.values())
+
+    def _reduce(self, bound: Bound, outs: Sequence[Tensor]) -> None:
+        tensor, dims = bound["self"], bound.get("dim")
+        dims = [dims] if isinstance(dims, int) else dims or list(range(tensor.ndim))
+        gone = {dim % tensor.ndim for dim in dims}
+        kept = [
+            self._project(field, _support(field) - gone)
+            for field in self._fields.get(tensor, [])
+            if _support(field) - gone
+        ]
+        if not bound.get("keepdim"):
+            kept = [field.squeeze(tuple(gone)) for field in kept]
+        for out in outs:
+            self._fields[out] = _largest(kept)
+
+    def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
+        """``(..., n, k) @ (..., k, m)``: side by side over ``(..., n, k, m)``, then summed over k."""
+        joint = self._meet(
+            [
+                (left.unsqueeze(-1), [f.unsqueeze(-1) for f in self._fields.get(left, [])]),
+                (right.unsqueeze(-3), [f.unsqueeze(-3) for f in self._fields.get(right, [])]),
+            ]
+        )
+        axes = set(range(out.ndim + 1)) - {out.ndim - 1}
+        kept = [self._project(field, axes) for field in joint if _support(field) & axes]
+        self._fields[out] = _largest([field.squeeze(-2) for field in kept])
+
+    def _concatenate(self, tensors: Sequence[Tensor], dim: int, out: Tensor) -> None:
+        across = set(range(out.ndim)) - {dim}
+        fields = [self._fields.get(tensor, []) for tensor in tensors]
+        beside = [
+            (tensor, [self._project(f, across) for f in own if _support(f) & across])
+            for tensor, own in zip(tensors, fields, strict=True)
+        ]
+        joint = self._meet(beside)
+        along = [next((f for f in own if dim in _support(f)), None) for own in fields]
+        if any(field is not None for field in along):
+            nothing = torch.full((1,) * out.ndim, FIXED)
+            parts = [nothing if field is None else field for field in along]
+            shape = [max(part.shape[axis] for part in parts) for axis in range(out.ndim)]
+            wide = [
+                part.expand(*shape[:dim], tensor.shape[dim], *shape[dim + 1 :])
+                for part, tensor in zip(parts, tensors, strict=True)
+            ]
+            joint = [_compact(torch.cat(wide, dim)), *joint]
+        self._fields[out] = _largest(joint)
+
+    def _pad(self, tensor: Tensor, pad: Sequence[int], out: Tensor) -> None:
+        """What is put beside units is none."""
+        padded = []
+        for field in self._fields.get(tensor, []):
+            axes = [field.ndim - 1 - index // 2 for index in range(len(pad))]
+            own = [p if axis in _support(field) else 0 for p, axis in zip(pad, axes, strict=True)]
+            padded.append(functional.pad(field, own, value=FIXED))
+        self._fields[out] = padded
+
+    def _split_by_group(self, weight: Tensor, groups: int) -> None:
+        """The second axis of a grouped convolution's weight has other units in every group."""
+        name = self._names.get(weight)
+        if groups == 1 or name is None or weight.shape[1] == 1:
+            return
+        first, second, *others = self.fields[name]
+        if second.shape[0] == 1:
+            shape = (groups, weight.shape[1], *[1] * (weight.ndim - 2))
+            split = self._fresh(shape).repeat_interleave(weight.shape[0] // groups, dim=0)
+            self.fields[name][:] = [first, split, *others]
+
+
+def _support(field: Tensor) -> set[int]:
+    return {axis for axis, size in enumerate(field.shape) if size > 1}
+
+
+def _only(shape: Sequence[int], axes: set[int]) -> list[int]:
+    """A shape that is 1 along all other axes."""
+    return [size if axis in axes else 1 for axis, size in enumerate(shape)]
+
+
+def _compact(field: Tensor) -> Tensor:
+    """Of length 1 along the axes on which it does not depend."""
+    for axis in range(field.ndim):
+        if _is_constant(field, axis):
+            field = field.narrow(axis, 0, 1)
+    return field
+
+
+def _is_constant(tensor: Tensor, axis: int) -> bool:
+    return tensor.stride(axis) == 0 or bool((tensor == tensor.narrow(axis, 0, 1)).all())
+
+
+def _largest(fields: Iterable[Tensor]) -> list[Tensor]:
+    """Of fields that agree, those that say the most."""
+    kept: list[Tensor] = []
+    for field in sorted(fields, key=lambda field: -len(_support(field))):
+        if not any(_support(field) <= _support(other) for other in kept):
+            kept.append(field)
+    return kept
+
+
+_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+_MOVES = {"roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
+_MOVES |= {"native_channel_shuffle"}
+_ELEMENTWISE = {"_to_copy", "copy", "hardswish", "_prelu_kernel", "softplus", "fill", "zero"}
+"""Elementwise without being tagged so."""
+
+
+def _one_place(tensor: Tensor, axes: Iterable[int]) -> Tensor:
+    """A tensor shrunk to one place along axes whose places are no units."""
+    axes = [axis % tensor.ndim for axis in axes]
+    for axis in axes:
+        places = torch.arange(tensor.shape[axis], dtype=tensor.dtype)
+        tensor = tensor + places.reshape(_only(tensor.shape, {axis}))
+    return tensor.amax(axes, keepdim=True) if axes else tensor
+
+
+def _by_channel(tensor: Tensor, vectors: Iterable[Tensor | None]) -> Tensor:
+    for vector in vectors:
+        if vector is not None:
+            tensor = tensor + vector.reshape(-1, *[1] * (tensor.ndim - 2))
+    return tensor
+
+
+def _convolution(bound: Bound, out: Tensor) -> Tensor:
+    images, weight = bound["input"], bound["weight"]
+    images = _one_place(images, range(2, images.ndim)).flatten(1)
+    weight = _one_place(weight, range(2, weight.ndim)).flatten(1)
+    images = images.unflatten(1, (bound["groups"], -1)).transpose(0, 1)
+    weight = weight.unflatten(0, (bound["groups"], -1))
+    grouped = images @ (weight if bound["transposed"] else weight.mT)
+    summed = grouped.transpose(0, 1).flatten(1).reshape(len(out), -1, *[1] * (out.ndim - 2))
+    return _by_channel(summed, [bound["bias"]]).expand(out.shape)
+
+
+def _batch_norm(bound: Bound, out: Tensor) -> Tensor:
+    names = ("weight", "bias", "running_mean", "running_var")
+    return _by_channel(bound["input"], [bound[name] for name in names])
+
+
+def _group_norm(bound: Bound, out: Tensor) -> Tensor:
+    grouped = bound["input"].reshape(bound["N"], bound["group"], -1)
+    centred = (grouped - grouped.mean(2, keepdim=True)).reshape(out.shape)
+    return _by_channel(centred, [bound["weight"], bound["bias"]])
+
+
+def _layer_norm(bound: Bound, out: Tensor) -> Tensor:
+    axes = list(range(-len(bound["normalized_shape"]), 0))
+    centred = bound["input"] - bound["input"].mean(axes, keepdim=True)
+    for name in ("weight", "bias"):
+        centred = centred if bound[name] is None else centred + bound[name]
+    return centred
+
+
+def _softmax(bound: Bound, out: Tensor) -> Tensor:
+    return bound["self"] - bound["self"].amax(bound["dim"], keepdim=True)
+
+
+def _taken(tensor: Tensor, axes: list[int], out: Tensor) -> Tensor:
+    """Rows that inputs have asked for: their order is no unit's."""
+    rest = _one_place(tensor, axes).squeeze(axes)
+    asked = [1] * (out.ndim - rest.ndim)
+    at = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
+    return rest.reshape(*rest.shape[:at], *asked, *rest.shape[at:]).expand(out.shape)
+
+
+def _index(bound: Bound, out: Tensor) -> Tensor:
+    axes = [axis for axis, index in enumerate(bound["indices"]) if index is not None]
+    return _taken(bound["self"], axes, out)
+
+
+_LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
+    "addmm": lambda bound, out: bound["self"] + bound["mat1"] @ bound["mat2"],
+    "baddbmm": lambda bound, out: bound["self"] + bound["batch1"] @ bound["batch2"],
+    "stack": lambda bound, out: torch.cat(
+        [tensor.unsqueeze(bound["dim"]) for tensor in bound["tensors"]], bound["dim"]
+    ),
+    "convolution": _convolution,
+    "native_batch_norm": _batch_norm,
+    "_native_batch_norm_legit_no_training": _batch_norm,
+    "native_group_norm": _group_norm,
+    "native_layer_norm": _layer_norm,
+    "_softmax": _softmax,
+    "_log_softmax": _softmax,
+    "embedding": lambda bound, out: _taken(bound["weight"], [0], out),
+    "index_select": lambda bound, out: _taken(bound["self"], [bound["dim"] % out.ndim], out),
+    "index": _index,
+}
+"""Operations in terms of simpler ones. What they compute does not matter, only what meets."""
