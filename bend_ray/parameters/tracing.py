@@ -26,6 +26,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -104,10 +105,10 @@ class Trace(TorchDispatchMode):
             names = [argument.name for argument in func._schema.arguments]
             defaults = {each.name: each.default_value for each in func._schema.arguments}
             bound = defaults | dict(zip(names, args, strict=False)) | kwargs
-            self._carry(func, bound, tensors, out)
+            self._carry(func, bound, tensors, out, args, kwargs)
         return out
 
-    def _carry(self, func: Any, bound: Bound, tensors: list[Tensor], out: Any) -> None:
+    def _carry(self, func: Any, bound: Bound, tensors: list[Tensor], out: Any, args, kwargs) -> None:
         """Give the outputs of an operation their fields."""
         name = func.overloadpacket.__name__
         name = name.rstrip("_")
@@ -140,6 +141,11 @@ class Trace(TorchDispatchMode):
             self._concatenate(bound["tensors"], bound["dim"] % first.ndim, first)
         elif name == "constant_pad_nd":
             self._pad(bound["self"], bound["pad"], first)
+        elif func in decomposition_table:
+            with self:
+                like = decomposition_table[func](*args, **kwargs)
+            for each, by in zip(tree_leaves(out), tree_leaves(like), strict=True):
+                self._fields[each] = self._fields.get(by, [])
         else:
             self.unknown.add(name)
             for tensor in tensors:
@@ -333,35 +339,12 @@ def _by_channel(tensor: Tensor, vectors: Iterable[Tensor | None]) -> Tensor:
 def _convolution(bound: Bound, out: Tensor) -> Tensor:
     images, weight = bound["input"], bound["weight"]
     images = _one_place(images, range(2, images.ndim)).flatten(1)
-    weight = _one_place(weight, range(2, weight.ndim)).flatten(1)
-    images = images.unflatten(1, (bound["groups"], -1)).transpose(0, 1)
     weight = weight.unflatten(0, (bound["groups"], -1))
+    weight = _one_place(weight, range(3, weight.ndim)).flatten(2)
+    images = images.unflatten(1, (bound["groups"], -1)).transpose(0, 1)
     grouped = images @ (weight if bound["transposed"] else weight.mT)
     summed = grouped.transpose(0, 1).flatten(1).reshape(len(out), -1, *[1] * (out.ndim - 2))
     return _by_channel(summed, [bound["bias"]]).expand(out.shape)
-
-
-def _batch_norm(bound: Bound, out: Tensor) -> Tensor:
-    names = ("weight", "bias", "running_mean", "running_var")
-    return _by_channel(bound["input"], [bound[name] for name in names])
-
-
-def _group_norm(bound: Bound, out: Tensor) -> Tensor:
-    grouped = bound["input"].reshape(bound["N"], bound["group"], -1)
-    centred = (grouped - grouped.mean(2, keepdim=True)).reshape(out.shape)
-    return _by_channel(centred, [bound["weight"], bound["bias"]])
-
-
-def _layer_norm(bound: Bound, out: Tensor) -> Tensor:
-    axes = list(range(-len(bound["normalized_shape"]), 0))
-    centred = bound["input"] - bound["input"].mean(axes, keepdim=True)
-    for name in ("weight", "bias"):
-        centred = centred if bound[name] is None else centred + bound[name]
-    return centred
-
-
-def _softmax(bound: Bound, out: Tensor) -> Tensor:
-    return bound["self"] - bound["self"].amax(bound["dim"], keepdim=True)
 
 
 def _taken(tensor: Tensor, axes: list[int], out: Tensor) -> Tensor:
@@ -378,18 +361,7 @@ def _index(bound: Bound, out: Tensor) -> Tensor:
 
 
 _LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
-    "addmm": lambda bound, out: bound["self"] + bound["mat1"] @ bound["mat2"],
-    "baddbmm": lambda bound, out: bound["self"] + bound["batch1"] @ bound["batch2"],
-    "stack": lambda bound, out: torch.cat(
-        [tensor.unsqueeze(bound["dim"]) for tensor in bound["tensors"]], bound["dim"]
-    ),
     "convolution": _convolution,
-    "native_batch_norm": _batch_norm,
-    "_native_batch_norm_legit_no_training": _batch_norm,
-    "native_group_norm": _group_norm,
-    "native_layer_norm": _layer_norm,
-    "_softmax": _softmax,
-    "_log_softmax": _softmax,
     "embedding": lambda bound, out: _taken(bound["weight"], [0], out),
     "index_select": lambda bound, out: _taken(bound["self"], [bound["dim"] % out.ndim], out),
     "index": _index,
