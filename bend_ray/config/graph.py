@@ -21,7 +21,7 @@ from bend_ray.spec import Spec
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 2,
+    "seeds": 3,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,

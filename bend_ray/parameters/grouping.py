@@ -24,35 +24,44 @@ from bend_ray.parameters.tracing import Trace
 Cells: TypeAlias = list[list[int]]
 
 
-def groups_of(trace: Trace) -> Groups:
-    """The permutations that a trace suggests; a group stands before those inside its units."""
+def groups_of(trace: Trace) -> tuple[Groups, dict[str, str]]:
+    """The permutations that a trace suggests, and of each tensor that none moves, the reason."""
     units = _Units(trace)
     families = units.families()
-    groups = []
-    for cells in families:
-        outer = None
-        for index, around in enumerate(families):
-            order = {unit: at for at, unit in enumerate(chain(*around))}
-            ats = [[order[b] for b in units.owners[cell[0]] if b in order] for cell in cells]
-            if sorted(ats) == [[at] for at in range(len(order))]:
-                cells = [cell for _, cell in sorted(zip(ats, cells, strict=True))]
-                outer = index
-        groups.append(Group(tuple(units.moves(cells)), outer))
-    return tuple(groups)
+    at = {
+        unit: (number, place)
+        for number, cells in enumerate(families)
+        for place, unit in enumerate(chain(*cells))
+    }
+    inside: dict[int, list[Group]] = defaultdict(list)
+    groups: list[Group] = []
+    # What is inside the units of another group stands behind it.
+    for number, cells in reversed([*enumerate(families)]):
+        around = [[at[block] for block in units.owners[cell[0]] if block in at] for cell in cells]
+        outer = around[0][0][0] if around[0] else number
+        every = [[(outer, place)] for place in range(sum(map(len, families[outer])))]
+        if sorted(around) == every:
+            cells = [cell for _, cell in sorted(zip(around, cells, strict=True))]
+        groups.insert(0, Group(tuple(units.moves(cells)), tuple(inside[number])))
+        if sorted(around) == every:
+            inside[outer].append(groups[0])
+    moved = {move.name for group in groups for move in group.moves}
+    return tuple(groups), {name: units.why(name) for name in trace.fields.keys() - moved}
 
 
 class _Units:
     """Units by number: what each owns, who owns it, and where it stands."""
 
     def __init__(self, trace: Trace) -> None:
-        unit_of, self.owned = _merge(trace)
+        unit_of, self._owned = _merge(trace)
         self.owners: dict[int, set[int]] = defaultdict(set)
-        for block, units in self.owned.items():
+        for block, units in self._owned.items():
             for unit in units:
                 self.owners[unit].add(block)
-        self._fixed = set(unit_of[torch.cat(trace.fixed)].tolist())
-        read = [(name, fields) for name, fields in trace.fields.items() if name in trace.used]
-        self._fields = [(name, field) for name, fields in read for field in fields]
+        self._fixed = {unit: why for nodes, why in trace.fixed for unit in unit_of[nodes].tolist()}
+        self._fields = [
+            (n, f) for n, fields in trace.fields.items() if n in trace.used for f in fields
+        ]
         # Of each unit: (number of the field, place in it).
         self._places: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for index, (_, field) in enumerate(self._fields):
@@ -61,14 +70,14 @@ class _Units:
         rank = {unit: rank for rank, unit in enumerate(self._places)}
         self._inside = {
             unit: sorted(self._all_in(unit) & rank.keys(), key=rank.__getitem__)
-            for unit in {*rank, *self.owned}
+            for unit in {*rank, *self._owned}
         }
         self._rank = {unit: rank[all_in[0]] for unit, all_in in self._inside.items() if all_in}
 
     def _all_in(self, unit: int) -> set[int]:
         found, new = {unit}, [unit]
         for each in new:
-            new += (more := self.owned.get(each, set()) - found)
+            new += (more := self._owned.get(each, set()) - found)
             found |= more
         return found
 
@@ -77,7 +86,7 @@ class _Units:
         cells: dict[tuple[object, object], list[int]] = defaultdict(list)
         for unit in sorted(self._rank, key=lambda u: (self._rank[u], -len(self._inside[u]))):
             inside = self._inside[unit]
-            if self._fixed.isdisjoint(inside):
+            if self._fixed.keys().isdisjoint(inside):
                 stands = Counter(index for each in inside for index, _ in self._places[each])
                 cells[frozenset(stands.items()), frozenset(self.owners[unit])].append(unit)
         families: dict[tuple[object, int], Cells] = defaultdict(list)
@@ -99,8 +108,16 @@ class _Units:
             elif {place // field.shape[1] for place in first} == rows.get(name):
                 # They go with the rows in which they stand.
                 continue
-            every = [[unit[index] for unit in cell] for cell in places]
-            yield Move(name, axes, torch.tensor(every))
+            yield Move(name, axes, torch.tensor([[unit[index] for unit in c] for c in places]))
+
+    def why(self, name: str) -> str:
+        """The reason why no permutation moves a tensor."""
+        fields = [index for index, (own, _) in enumerate(self._fields) if own == name]
+        units = [u for u, places in self._places.items() if any(i in fields for i, _ in places)]
+        reasons = {self._fixed[unit] for unit in units if unit in self._fixed}
+        if name not in {own for own, _ in self._fields}:
+            reasons = {"the network does not use it"}
+        return ", ".join(sorted(reasons)) or "no two of its units stand alike"
 
     def _by_field(self, unit: int) -> dict[int, list[int]]:
         places: dict[int, list[int]] = defaultdict(list)

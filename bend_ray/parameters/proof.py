@@ -9,28 +9,29 @@ of equal ones (norms of 1, biases of 0, branches switched off) that hide a mista
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TypeAlias
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_map
 
 from bend_ray.errors import ConfigError
 from bend_ray.parameters.grouping import groups_of
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.parameters.symmetry import Group, Groups, Move, permute
+from bend_ray.parameters.symmetry import Group, Groups, permute
 from bend_ray.parameters.tracing import Trace
 
-Inputs: TypeAlias = Tensor | Mapping[str, Tensor]
-"""What a network takes: a tensor, or several by the names of its arguments; rows come first."""
+Call = Callable[[nn.Module, Any, Mapping[str, Tensor]], Tensor]
+"""The answers of a network to inputs, with other tensors in place of its own."""
 
 TOLERANCE = 1e-5
 """Of a change of answers, in units of their range over the rows."""
+DRAWS = 3
+"""Of a network's numbers, where units do not show: those that are not active for any input."""
 
 
 @dataclass(frozen=True)
@@ -39,19 +40,31 @@ class Symmetries:
 
     Attributes:
         groups: those that are proven.
-        left_alone: what is not, in words; empty if that is nothing.
+        left_alone: the reason by the name of each tensor that none moves, or not in all its units.
     """
 
     groups: Groups = ()
-    left_alone: str = ""
+    left_alone: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        """In words, one line."""
+        names = defaultdict(list)
+        for name, why in self.left_alone.items():
+            names[why].append(name)
+        alone = (
+            f"{', '.join(of[:3])}{f' and {len(of) - 3} more' if len(of) > 3 else ''} ({why})"
+            for why, of in names.items()
+        )
+        return f"{len(self.groups)} groups of units; left alone: {'; '.join(alone) or 'nothing'}"
 
 
-def find_symmetries(module: nn.Module, inputs: Inputs) -> Symmetries:
+def find_symmetries(module: nn.Module, inputs: Any, call: Call) -> Symmetries:
     """The permutations of hidden units that keep a network's function.
 
     Args:
         module: any network; it is left as it is.
         inputs: a few rows that it takes, no two of one answer.
+        call: gives its answers.
 
     Returns:
         Groups of tensors of ``ParameterLayout.of(module)``; none for a network that cannot be
@@ -61,30 +74,55 @@ def find_symmetries(module: nn.Module, inputs: Inputs) -> Symmetries:
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            return _Prover(module, inputs).symmetries()
+            return _proven(module, inputs, call)
     except Exception as error:
         # Whatever anyone's network may raise: it trains as well without groups.
-        message = str(error).partition("\n")[0]
-        return Symmetries(left_alone=f"all of it ({type(error).__name__}: {message})")
+        why = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        return Symmetries((), {e.name: why for e in ParameterLayout.of(module).entries})
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
 
 
-class _Prover:
+def _proven(module: nn.Module, inputs: Any, call: Call) -> Symmetries:
+    shown = _Copy(module, inputs, call, seed=0)
+    with Trace(shown.state) as trace:
+        answers = shown.answers(shown.state)
+    trace.fix([answers], "its order is that of the answers")
+    groups, left_alone = groups_of(trace)
+    whys: dict[Group, str | None] = dict.fromkeys(groups)
+    for seed in range(DRAWS):
+        unseen = [group for group, why in whys.items() if why is None]
+        if seed and unseen:
+            shown = _Copy(module, inputs, call, seed)
+        whys |= {group: shown.objection(group) for group in unseen}
+    proven: dict[Group, Group] = {}
+    # Those inside the units of another stand behind it.
+    for group, why in reversed(whys.items()):
+        if why == "":
+            inside = tuple(proven[each] for each in group.inside if each in proven)
+            proven[group] = replace(group, inside=inside)
+        else:
+            why = why or "the answers do not depend on its units"
+            left_alone |= dict.fromkeys([move.name for move in group.moves], why)
+    return Symmetries(tuple(reversed(proven.values())), left_alone)
+
+
+class _Copy:
     """A copy of a network with numbers of its own, and what it answers."""
 
-    def __init__(self, module: nn.Module, inputs: Inputs) -> None:
-        self.module = copy.deepcopy(module).cpu().double().eval()
-        named = dict(inputs) if isinstance(inputs, Mapping) else {"": inputs}
-        wide = {k: v.cpu().double() if v.is_floating_point() else v.cpu() for k, v in named.items()}
-        self.args = () if isinstance(inputs, Mapping) else (wide[""],)
-        self.kwargs = wide if isinstance(inputs, Mapping) else {}
-        self.generator = torch.Generator().manual_seed(0)
+    def __init__(self, module: nn.Module, inputs: Any, call: Call, seed: int) -> None:
+        self.module, self.call = copy.deepcopy(module).cpu().double().eval(), call
+        self.inputs = tree_map(lambda v: v.cpu().double() if v.is_floating_point() else v, inputs)
+        self.generator = torch.Generator().manual_seed(seed)
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
-        layout = ParameterLayout.of(self.module)
-        self.state = {entry.name: own[entry.name] for entry in layout.entries}
-        for entry in layout.entries:
-            self._draw_anew(self.state[entry.name], entry.trainable)
+        self.state: dict[str, Tensor] = {}
+        for entry in ParameterLayout.of(self.module).entries:
+            self.state[entry.name] = own[entry.name]
+            self._draw_anew(own[entry.name], entry.trainable)
+        self.before = self.answers(self.state)
+        self.range = float((self.before.amax(0) - self.before.amin(0)).max())
+        if not 0 < self.range < float("inf"):
+            raise ConfigError("answers that are not finite, or the same for all inputs")
 
     def _draw_anew(self, tensor: Tensor, trainable: bool) -> None:
         shape, generator = tensor.shape, self.generator
@@ -97,46 +135,21 @@ class _Prover:
             noise = torch.randn(shape, dtype=tensor.dtype, generator=generator)
             tensor += 0.3 / fan_in**0.5 * noise
 
-    def symmetries(self) -> Symmetries:
-        """Found, then proven one by one; a group inside the units of another needs that one."""
-        with Trace(self.state) as trace:
-            self.answers = self._answers(self.state)
-        trace.fix_answers(self.answers)
-        ranges = [float((each.amax(0) - each.amin(0)).max()) for each in self.answers]
-        if not all(0 < each < float("inf") for each in ranges):
-            raise ConfigError("answers that are not finite, or the same for all inputs")
-        self.ranges = ranges
-        found = groups_of(trace)
-        proven = [self._is_proven(group) for group in found]
-        alone = [g.moves[0].name for g, is_proven in zip(found, proven, strict=True) if not is_proven]
-        return Symmetries(_only(found, proven), ", ".join([*alone, *sorted(trace.unknown)]))
+    def answers(self, state: Mapping[str, Tensor]) -> Tensor:
+        return self.call(self.module, self.inputs, state)
 
-    def _is_proven(self, group: Group) -> bool:
-        units = torch.stack([self._shuffled(group.num_units) for _ in range(group.num_copies)])
-        if not self._change(group.moves, units) <= TOLERANCE:
-            return False
-        return any(self._change((move,), units) > TOLERANCE for move in group.moves)
+    def objection(self, group: Group) -> str | None:
+        """Why a group is none, "" if it is one; None where its units do not show."""
+        cycle = torch.rand(group.num_copies, group.num_units, generator=self.generator).argsort(1)
+        # All in a circle, so that none stays where it was.
+        order = torch.empty_like(cycle).scatter(1, cycle, cycle.roll(1, 1))
+        change = self._change(group, order)
+        if not change <= TOLERANCE:
+            return f"permuting its units changes the answers by {change:.0e} of their range"
+        parts = (Group((move,)) for move in group.moves)
+        return "" if any(self._change(part, order) > TOLERANCE for part in parts) else None
 
-    def _shuffled(self, num_units: int) -> Tensor:
-        units = torch.randperm(num_units, generator=self.generator)
-        return units.roll(1) if torch.equal(units, torch.arange(num_units)) else units
-
-    def _change(self, moves: Sequence[Move], permutation: Tensor) -> float:
+    def _change(self, group: Group, order: Tensor) -> float:
         """How far answers move with a permutation, in units of their range."""
-        moved = self._answers(permute(self.state, (Group(tuple(moves)),), (permutation,)))
-        pairs = zip(moved, self.answers, self.ranges, strict=True)
-        return max(float((new - old).abs().max()) / range_ for new, old, range_ in pairs)
-
-    def _answers(self, state: Mapping[str, Tensor]) -> list[Tensor]:
-        out = functional_call(self.module, dict(state), self.args, self.kwargs)
-        out = getattr(out, "logits", out)
-        return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-
-
-def _only(groups: Groups, proven: Sequence[bool]) -> Groups:
-    """Proven groups, with the numbers that their outer ones have among them."""
-    numbers = dict(zip(itertools.compress(range(len(groups)), proven), itertools.count()))
-    return tuple(
-        replace(group, outer=numbers.get(group.outer))
-        for group in itertools.compress(groups, proven)
-    )
+        moved = self.answers(permute(self.state, (group,), (order,)))
+        return float((moved - self.before).abs().max()) / self.range

@@ -18,7 +18,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bend_ray.errors import ConfigError
 from bend_ray.parameters.layout import ParameterLayout
 
 # Of the product of norms; far above the rounding of float64, so that ties cannot take turns.
@@ -57,19 +56,19 @@ class Move:
         return front.flatten(0, len(self.axes) - 1)[self.places].flatten(2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """What permutations of one set of units, or of many alike, act on.
 
     Attributes:
         moves: in each tensor; two of one tensor if its rows and its columns are units (a residual
             stream).
-        outer: the number of the group whose units, in order, the copies stand in, if there is one:
-            the numbers of a head stand in that head.
+        inside: groups whose copies stand, in order, in the units of this one: the numbers of a
+            head in that head.
     """
 
     moves: tuple[Move, ...]
-    outer: int | None = None
+    inside: Groups = ()
 
     @property
     def num_copies(self) -> int:
@@ -82,7 +81,7 @@ class Group:
         return self.moves[0].places.shape[1]
 
 
-Groups: TypeAlias = tuple[Group, ...]
+Groups: TypeAlias = "tuple[Group, ...]"
 
 
 def permute(
@@ -102,53 +101,56 @@ def permute(
     return permuted
 
 
-def match(
-    reference: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
+def align(
+    reference_P: Tensor,
+    theta_KP: Tensor,
+    layout: ParameterLayout,
     groups: Groups,
     generator: torch.Generator,
-) -> dict[str, Tensor]:
-    """A model whose units are permuted so that its inner product with another is largest.
+) -> Tensor:
+    """Bring K models to the units of one; each keeps its function.
 
     Coordinate descent: one group at a time is solved as a linear assignment with the others held,
-    in random order, until a whole sweep improves nothing.
+    in random order, until a whole sweep improves nothing. A row's result depends on the row, the
+    reference and the generator's state, not on the rows that come with it: 4 or 400 workers give
+    the same.
 
     Args:
-        reference: The trainable tensors of one model; what is not in it takes no part, so leave
-            out the buffers, which follow the units but have units of measure of their own.
-        candidate: The tensors of another model, buffers too.
-        groups: What each permutation acts on.
+        reference_P: The model whose order of units is taken.
+        theta_KP: The models to align.
+        layout: Of all tensors of both; buffers move with the units but take no part in the
+            matching, for they have units of measure of their own.
+        groups: From ``find_symmetries``; without any, nothing moves.
         generator: Of the order in which groups are visited (CPU).
+
+    Returns:
+        theta_KP, float32.
     """
-    fixed = {name: tensor.to(torch.float64) for name, tensor in reference.items()}
-    moving = {name: tensor.to(torch.float64) for name, tensor in candidate.items()}
-    min_gain = MIN_GAIN * _norm(fixed) * _norm({name: moving[name] for name in fixed})
-    for _ in range(MAX_SWEEPS):
-        improved = [
-            _improve(fixed, moving, groups, index, min_gain)
-            for index in torch.randperm(len(groups), generator=generator).tolist()
-        ]
-        if not any(improved):
-            break
-    return moving
+    reference = layout.unflatten(reference_P.to(torch.float64))
+    fixed = {entry.name: reference[entry.name] for entry in layout.entries if entry.trainable}
+    seed = int(torch.randint(2**62, (), generator=generator))
+    aligned_KP = theta_KP.clone()
+    for row, theta_P in enumerate(theta_KP):
+        order = torch.Generator().manual_seed(seed)
+        moving = layout.unflatten(theta_P.to(torch.float64))
+        min_gain = MIN_GAIN * _norm(fixed) * _norm({name: moving[name] for name in fixed})
+        for _ in range(MAX_SWEEPS):
+            visited = torch.randperm(len(groups), generator=order).tolist()
+            gains = [_improve(fixed, moving, groups[index], min_gain) for index in visited]
+            if not any(gains):
+                break
+        aligned_KP[row] = layout.flatten(moving)
+    return aligned_KP
 
 
 def _improve(
-    fixed: Mapping[str, Tensor],
-    moving: dict[str, Tensor],
-    groups: Groups,
-    index: int,
-    min_gain: float,
+    fixed: Mapping[str, Tensor], moving: dict[str, Tensor], group: Group, min_gain: float
 ) -> bool:
     """Move one group's units in place to their best order; whether that gained anything."""
-    group = groups[index]
-    inside = [at for at, other in enumerate(groups) if other.outer == index]
-    similarity = _similarity(fixed, moving, group, [groups[at] for at in inside])
-    step = torch.stack([_assign(each)[0] for each in similarity])
-    moved = {move.name: moving[move.name] for move in group.moves}
-    moved = permute(moved, (group,), (step,))
-    for at in inside:
-        _improve(fixed, moved, groups, at, min_gain)
+    step = torch.stack([_assign(each)[0] for each in _similarity(fixed, moving, group)])
+    moved = permute({move.name: moving[move.name] for move in group.moves}, (group,), (step,))
+    for each in group.inside:
+        _improve(fixed, moved, each, min_gain)
     # With two axes of one tensor in the group, or others inside its units, the assignment is only
     # a view of the gain.
     gain = sum((fixed[n] * (moved[n] - moving[n])).sum() for n in moved.keys() & fixed.keys())
@@ -158,21 +160,20 @@ def _improve(
     return True
 
 
-def _similarity(
-    fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], group: Group, inside: Sequence[Group]
-) -> Tensor:
+def _similarity(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], group: Group) -> Tensor:
     """Inner products of units ``(copies, units, units)``, what is inside them at its best."""
     copies, units = group.num_copies, group.num_units
     similarity = torch.zeros(copies, units, units, dtype=torch.float64)
-    elsewhere = {(move.name, move.axes) for each in inside for move in each.moves}
+    elsewhere = {(move.name, move.axes) for each in group.inside for move in each.moves}
     for move in group.moves:
         if move.name in fixed and (move.name, move.axes) not in elsewhere:
             similarity += move.by_unit(fixed[move.name]) @ move.by_unit(moving[move.name]).mT
-    for each in inside:
+    for each in group.inside:
         moves = [move for move in each.moves if move.name in fixed]
         ours, theirs = (
-            torch.cat([move.by_unit(state[move.name]) for move in moves], dim=2)
-            .unflatten(0, (copies, units))
+            torch.cat([move.by_unit(state[move.name]) for move in moves], dim=2).unflatten(
+                0, (copies, units)
+            )
             for state in (fixed, moving)
         )
         pairs = torch.einsum("cuin,cvjn->cuvij", ours, theirs)
@@ -185,53 +186,6 @@ def _assign(similarity: Tensor) -> tuple[Tensor, float]:
     """The best partner of each row, and the sum of what they have in common."""
     rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
     return torch.from_numpy(columns), float(similarity[rows, columns].sum())
-
-
-def align(
-    reference_P: Tensor,
-    theta_KP: Tensor,
-    layout: ParameterLayout,
-    groups: Groups,
-    generator: torch.Generator,
-) -> Tensor:
-    """Bring K models to the units of one; each keeps its function.
-
-    A row's result depends on the row, the reference and the generator's state, not on the rows
-    that come with it: 4 or 400 workers give the same.
-
-    Args:
-        reference_P: The model whose order of units is taken.
-        theta_KP: The models to align.
-        layout: Of both; its buffers move with the units but take no part in the matching.
-        groups: From ``find_symmetries``; without any, nothing moves.
-        generator: Of the order in which groups are visited (CPU).
-
-    Returns:
-        theta_KP, float32.
-
-    Raises:
-        ConfigError: The layout holds only a part of what a permutation must move.
-    """
-    _check_complete(layout, groups)
-    trainable = [entry.name for entry in layout.entries if entry.trainable]
-    reference = layout.unflatten(reference_P)
-    fixed = {name: reference[name] for name in trainable}
-    seed = int(torch.randint(2**62, (), generator=generator))
-    aligned = []
-    for theta_P in theta_KP:
-        order = torch.Generator().manual_seed(seed)
-        aligned.append(layout.flatten(match(fixed, layout.unflatten(theta_P), groups, order)))
-    return torch.stack(aligned) if aligned else theta_KP
-
-
-def _check_complete(layout: ParameterLayout, groups: Groups) -> None:
-    stored = {entry.name for entry in layout.entries}
-    absent = sorted({move.name for group in groups for move in group.moves} - stored)
-    if absent:
-        raise ConfigError(
-            f"expected every tensor that a permutation moves in layout {layout.digest}, "
-            f"got none for {', '.join(absent)}; include all parameters or switch alignment off"
-        )
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:

@@ -8,7 +8,8 @@ mode then shows which nodes are one unit, operation by operation as ATen sees th
 - a sum over an axis forgets its units. Over a part of them only, such as the numbers of one
   attention head or the channels of one group, it makes a **block** that owns them;
 - against something that is no unit (the place of a pixel, a class) a label is **fixed**;
-- all else is written in these terms (``_LOWERED``), or it fixes whatever comes in.
+- all else is written in these terms, by us (``_LOWERED``) or by torch's own decompositions, or it
+  fixes whatever comes in.
 
 A **field** is the labels of a tensor: an integer tensor of its number of axes, of length 1 along
 those on which the labels do not depend. ``grouping`` makes permutations of what is recorded here.
@@ -20,9 +21,9 @@ these import ``torch._dynamo`` first, which costs a process two seconds.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import permutations
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,11 +40,14 @@ Operand: TypeAlias = tuple[Tensor, list[Tensor]]
 Bound: TypeAlias = dict[str, Any]
 """The arguments of an operation, by the names of its schema."""
 
+Value = TypeVar("Value")
+Labels: TypeAlias = MutableMapping[Tensor, Value]
+
 FIXED = 0
 """The node of all that is no unit."""
 
 
-class Trace(TorchDispatchMode):
+class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What one run of a network says of its units; a context in which it is run.
 
     Args:
@@ -53,22 +57,20 @@ class Trace(TorchDispatchMode):
         fields: of each stored tensor, one an axis longer than 1.
         same: pairs of nodes ``(2, E)`` that are one unit.
         owned: pairs of a node and a block that owns it.
-        fixed: nodes that cannot move.
+        fixed: nodes that cannot move, and why.
         used: names of the stored tensors that the run has read.
-        unknown: operations without a rule.
         num_nodes: how many there are.
     """
 
     def __init__(self, stored: Mapping[str, Tensor]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.same: list[Tensor] = []
         self.owned: list[Tensor] = []
-        self.fixed: list[Tensor] = [torch.tensor([FIXED])]
+        self.fixed = [(torch.tensor([FIXED]), "it stands beside what is no unit")]
         self.used: set[str] = set()
-        self.unknown: set[str] = set()
         self.num_nodes = 1
-        self._names = WeakIdKeyDictionary({tensor: name for name, tensor in stored.items()})
-        self._fields = WeakIdKeyDictionary()
+        self._names: Labels[str] = WeakIdKeyDictionary({t: name for name, t in stored.items()})
+        self._fields: Labels[list[Tensor]] = WeakIdKeyDictionary()
         self._blocks: dict[bytes, int] = {}
         self.fields: dict[str, list[Tensor]] = {}
         for name, tensor in stored.items():
@@ -81,11 +83,13 @@ class Trace(TorchDispatchMode):
         # True, the default, imports torch._dynamo at the first operation.
         return False
 
-    def fix_answers(self, answers: Iterable[Tensor]) -> None:
-        """Say that the order of a network's answers means something."""
-        for tensor in answers:
-            for field in self._fields.get(tensor, []):
-                self.fixed.append(field.flatten())
+    def fix(self, tensors: Iterable[Tensor], why: str) -> None:
+        """Say that the places of tensors mean something."""
+        for tensor in tensors:
+            self.fixed += [(field.flatten(), why) for field in self._of(tensor)]
+
+    def _of(self, tensor: Tensor) -> list[Tensor]:
+        return self._fields.get(tensor) or []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
@@ -96,45 +100,38 @@ class Trace(TorchDispatchMode):
             if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return made
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = [tensor for tensor in tensors if tensor in self._fields]
+        known = [tensor for tensor in tensors if self._of(tensor)]
         if known and torch.Tag.data_dependent_output in func.tags:
             raise ConfigError(f"the network reads a number that it has computed ({func})")
         out = func(*args, **kwargs)
+        self.used |= {self._names[tensor] for tensor in tensors if tensor in self._names}
         if known:
-            self.used |= {self._names[tensor] for tensor in known if tensor in self._names}
-            names = [argument.name for argument in func._schema.arguments]
-            defaults = {each.name: each.default_value for each in func._schema.arguments}
-            bound = defaults | dict(zip(names, args, strict=False)) | kwargs
-            self._carry(func, bound, tensors, out, args, kwargs)
+            self._carry(func, args, kwargs, tensors, out)
         return out
 
-    def _carry(self, func: Any, bound: Bound, tensors: list[Tensor], out: Any, args, kwargs) -> None:
+    def _carry(
+        self, func: Any, args: Sequence[Any], kwargs: Bound, tensors: list[Tensor], out: Any
+    ) -> None:
         """Give the outputs of an operation their fields."""
-        name = func.overloadpacket.__name__
-        name = name.rstrip("_")
-        first = out if isinstance(out, Tensor) else out[0]
-        window = re.search(r"(?:pool|upsample|pad).*?([123])d", name)
-        if lowered := _LOWERED.get(name):
-            if name == "convolution":
-                self._split_by_group(bound["weight"], bound["groups"])
+        defaults = {each.name: each.default_value for each in func._schema.arguments}
+        bound = defaults | dict(zip(defaults, args, strict=False)) | kwargs
+        name = func.overloadpacket.__name__.rstrip("_")
+        outs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
+        first = outs[0]
+        if name == "convolution":
+            self._split_by_group(bound["weight"], bound["groups"])
+        if lowered := _LOWERED.get(name) or (_by_places if _WINDOW.search(name) else None):
             with self:
-                like = lowered(bound, first)
-            self._fields[first] = self._fields.get(like, [])
-        elif window:
-            with self:
-                like = _one_place(bound.get("self", bound.get("input")), range(-int(window[1]), 0)).expand(first.shape)
-            self._fields[first] = self._fields.get(like, [])
-        elif name in _RESHAPES:
-            self._move(bound["self"], lambda field: field.reshape(first.shape), [first])
+                self._fields[first] = self._of(lowered(bound, first))
+        elif name in _RESHAPES or (name == "as_strided" and _is_reshape(bound["self"], first)):
+            self._move(bound["self"], lambda field: field.reshape(first.shape), outs)
         elif (func.is_view and name != "as_strided") or name in _MOVES:
             rest = {key: value for key, value in bound.items() if key != "self"}
-            outs = out if isinstance(out, (list, tuple)) else [out]
             self._move(bound["self"], lambda field: func(field, **rest), outs)
         elif torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
-            operands = [self._operand(tensor, first.ndim) for tensor in tensors]
-            self._fields[first] = self._meet(operands)
+            self._fields[first] = self._meet([self._operand(each, first.ndim) for each in tensors])
         elif torch.Tag.reduction in func.tags:
-            self._reduce(bound, [out] if isinstance(out, Tensor) else out)
+            self._reduce(bound, outs)
         elif name in ("mm", "bmm"):
             self._multiply(bound["self"], bound["mat2"], first)
         elif name == "cat":
@@ -143,20 +140,16 @@ class Trace(TorchDispatchMode):
             self._pad(bound["self"], bound["pad"], first)
         elif func in decomposition_table:
             with self:
-                like = decomposition_table[func](*args, **kwargs)
-            for each, by in zip(tree_leaves(out), tree_leaves(like), strict=True):
-                self._fields[each] = self._fields.get(by, [])
-        else:
-            self.unknown.add(name)
-            for tensor in tensors:
-                self.fixed += [field.flatten() for field in self._fields.get(tensor, [])]
-            for each in tree_leaves(out):
-                self._fields[each] = []
+                alike = tree_leaves(decomposition_table[func](*args, **kwargs))
+            for each, like in zip(outs, alike, strict=True):
+                self._fields[each] = self._of(like)
+        elif not name.endswith("_like") and not name.startswith("new_"):
+            self.fix(tensors, f"{name} has no rule")
 
     def _operand(self, tensor: Tensor, ndim: int) -> Operand:
         """A tensor and its fields, with as many axes as it is broadcast to."""
         pad = (None,) * (ndim - tensor.ndim)
-        return tensor[pad], [field[pad] for field in self._fields.get(tensor, [])]
+        return tensor[pad], [field[pad] for field in self._of(tensor)]
 
     def _meet(self, operands: Sequence[Operand]) -> list[Tensor]:
         """Operands side by side, number by number; the fields of what comes of them."""
@@ -170,11 +163,12 @@ class Trace(TorchDispatchMode):
                         alone -= common
                 for axis in alone:
                     if not _is_constant(other, axis):
-                        self.fixed.append(self._project(field, {axis}).flatten())
+                        nodes = self._project(field, {axis}).flatten()
+                        self.fixed.append((nodes, "it meets what is no unit, place by place"))
         return _largest([field for _, fields in operands for field in fields])
 
     def _project(self, field: Tensor, axes: set[int]) -> Tensor:
-        """The labels along some of a field's axes: of the blocks of what stands along the others."""
+        """The labels along some of a field's axes: of blocks of what stands along the others."""
         kept = sorted(_support(field) & axes)
         if len(kept) == len(_support(field)):
             return field
@@ -198,10 +192,9 @@ class Trace(TorchDispatchMode):
         return field
 
     def _move(self, tensor: Tensor, move: Callable[[Tensor], Any], outs: Sequence[Tensor]) -> None:
-        moved = [move(field.expand(tensor.shape)) for field in self._fields.get(tensor, [])]
+        moved = [tree_leaves(move(field.expand(tensor.shape))) for field in self._of(tensor)]
         for index, out in enumerate(outs):
-            fields = [each if isinstance(each, Tensor) else each[index] for each in moved]
-            self._fields[out] = self._apart([_compact(field) for field in fields])
+            self._fields[out] = self._apart([_compact(parts[index]) for parts in moved])
 
     def _apart(self, fields: list[Tensor]) -> list[Tensor]:
         """No two fields along the same axes: there, each place is its own, and both own it."""
@@ -220,56 +213,43 @@ class Trace(TorchDispatchMode):
         tensor, dims = bound["self"], bound.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or list(range(tensor.ndim))
         gone = {dim % tensor.ndim for dim in dims}
-        kept = [
-            self._project(field, _support(field) - gone)
-            for field in self._fields.get(tensor, [])
-            if _support(field) - gone
-        ]
+        fields = [field for field in self._of(tensor) if _support(field) - gone]
+        kept = [self._project(field, _support(field) - gone) for field in fields]
         if not bound.get("keepdim"):
             kept = [field.squeeze(tuple(gone)) for field in kept]
         for out in outs:
             self._fields[out] = _largest(kept)
 
     def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
-        """``(..., n, k) @ (..., k, m)``: side by side over ``(..., n, k, m)``, then summed over k."""
-        joint = self._meet(
-            [
-                (left.unsqueeze(-1), [f.unsqueeze(-1) for f in self._fields.get(left, [])]),
-                (right.unsqueeze(-3), [f.unsqueeze(-3) for f in self._fields.get(right, [])]),
-            ]
+        """``(..., n, k) @ (..., k, m)``: side by side over ``(..., n, k, m)``, summed over k."""
+        operands = (
+            (each.unsqueeze(at), [field.unsqueeze(at) for field in self._of(each)])
+            for each, at in ((left, -1), (right, -3))
         )
+        joint = self._meet(list(operands))
         axes = set(range(out.ndim + 1)) - {out.ndim - 1}
         kept = [self._project(field, axes) for field in joint if _support(field) & axes]
         self._fields[out] = _largest([field.squeeze(-2) for field in kept])
 
     def _concatenate(self, tensors: Sequence[Tensor], dim: int, out: Tensor) -> None:
-        across = set(range(out.ndim)) - {dim}
-        fields = [self._fields.get(tensor, []) for tensor in tensors]
-        beside = [
-            (tensor, [self._project(f, across) for f in own if _support(f) & across])
-            for tensor, own in zip(tensors, fields, strict=True)
-        ]
-        joint = self._meet(beside)
-        along = [next((f for f in own if dim in _support(f)), None) for own in fields]
-        if any(field is not None for field in along):
-            nothing = torch.full((1,) * out.ndim, FIXED)
-            parts = [nothing if field is None else field for field in along]
-            shape = [max(part.shape[axis] for part in parts) for axis in range(out.ndim)]
-            wide = [
-                part.expand(*shape[:dim], tensor.shape[dim], *shape[dim + 1 :])
-                for part, tensor in zip(parts, tensors, strict=True)
-            ]
-            joint = [_compact(torch.cat(wide, dim)), *joint]
-        self._fields[out] = _largest(joint)
+        across, joint, along = set(range(out.ndim)) - {dim}, [], []
+        nothing = torch.full((1,) * out.ndim, FIXED)
+        for tensor in tensors:
+            fields = self._of(tensor)
+            kept = [self._project(field, across) for field in fields if _support(field) & across]
+            joint.append((tensor, kept))
+            beside = next((field for field in fields if dim in _support(field)), nothing)
+            along.append(beside.expand(tensor.shape))
+        joined = [_compact(torch.cat(along, dim))]
+        self._fields[out] = _largest([f for f in joined if _support(f)] + self._meet(joint))
 
     def _pad(self, tensor: Tensor, pad: Sequence[int], out: Tensor) -> None:
         """What is put beside units is none."""
-        padded = []
-        for field in self._fields.get(tensor, []):
-            axes = [field.ndim - 1 - index // 2 for index in range(len(pad))]
+        axes = [tensor.ndim - 1 - index // 2 for index in range(len(pad))]
+        self._fields[out] = []
+        for field in self._of(tensor):
             own = [p if axis in _support(field) else 0 for p, axis in zip(pad, axes, strict=True)]
-            padded.append(functional.pad(field, own, value=FIXED))
-        self._fields[out] = padded
+            self._fields[out].append(functional.pad(field, own, value=FIXED))
 
     def _split_by_group(self, weight: Tensor, groups: int) -> None:
         """The second axis of a grouped convolution's weight has other units in every group."""
@@ -304,6 +284,11 @@ def _is_constant(tensor: Tensor, axis: int) -> bool:
     return tensor.stride(axis) == 0 or bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
+def _is_reshape(before: Tensor, after: Tensor) -> bool:
+    whole = before.is_contiguous() and after.is_contiguous()
+    return before.shape == after.shape or (whole and before.numel() == after.numel())
+
+
 def _largest(fields: Iterable[Tensor]) -> list[Tensor]:
     """Of fields that agree, those that say the most."""
     kept: list[Tensor] = []
@@ -314,10 +299,11 @@ def _largest(fields: Iterable[Tensor]) -> list[Tensor]:
 
 
 _RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
-_MOVES = {"roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"}
-_MOVES |= {"native_channel_shuffle"}
+_MOVES = {"roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle"}
 _ELEMENTWISE = {"_to_copy", "copy", "hardswish", "_prelu_kernel", "softplus", "fill", "zero"}
 """Elementwise without being tagged so."""
+_WINDOW = re.compile(r"(?:pool|upsample|pad).*?([123])d")
+"""Operations on the places of images; the number of their axes."""
 
 
 def _one_place(tensor: Tensor, axes: Iterable[int]) -> Tensor:
@@ -329,41 +315,32 @@ def _one_place(tensor: Tensor, axes: Iterable[int]) -> Tensor:
     return tensor.amax(axes, keepdim=True) if axes else tensor
 
 
-def _by_channel(tensor: Tensor, vectors: Iterable[Tensor | None]) -> Tensor:
-    for vector in vectors:
-        if vector is not None:
-            tensor = tensor + vector.reshape(-1, *[1] * (tensor.ndim - 2))
-    return tensor
+def _by_places(bound: Bound, out: Tensor) -> Tensor:
+    return _one_place(next(iter(bound.values())), range(2 - out.ndim, 0)).expand(out.shape)
 
 
 def _convolution(bound: Bound, out: Tensor) -> Tensor:
-    images, weight = bound["input"], bound["weight"]
-    images = _one_place(images, range(2, images.ndim)).flatten(1)
-    weight = weight.unflatten(0, (bound["groups"], -1))
+    groups, weight = bound["groups"], bound["weight"]
+    images = _one_place(bound["input"], range(2, out.ndim))
+    images = images.reshape(len(images), groups, -1).transpose(0, 1)
+    weight = weight.reshape(groups, -1, *weight.shape[1:])
     weight = _one_place(weight, range(3, weight.ndim)).flatten(2)
-    images = images.unflatten(1, (bound["groups"], -1)).transpose(0, 1)
-    grouped = images @ (weight if bound["transposed"] else weight.mT)
-    summed = grouped.transpose(0, 1).flatten(1).reshape(len(out), -1, *[1] * (out.ndim - 2))
-    return _by_channel(summed, [bound["bias"]]).expand(out.shape)
+    summed = (images @ (weight if bound["transposed"] else weight.mT)).transpose(0, 1).flatten(1)
+    summed = summed if bound["bias"] is None else summed + bound["bias"]
+    return summed.reshape(*out.shape[:2], *[1] * (out.ndim - 2)).expand(out.shape)
 
 
-def _taken(tensor: Tensor, axes: list[int], out: Tensor) -> Tensor:
+def _index(bound: Bound, out: Tensor) -> Tensor:
     """Rows that inputs have asked for: their order is no unit's."""
-    rest = _one_place(tensor, axes).squeeze(axes)
+    axes = [axis for axis, index in enumerate(bound["indices"]) if index is not None]
+    rest = _one_place(bound["self"], axes).squeeze(axes)
     asked = [1] * (out.ndim - rest.ndim)
     at = axes[0] if axes == list(range(axes[0], axes[-1] + 1)) else 0
     return rest.reshape(*rest.shape[:at], *asked, *rest.shape[at:]).expand(out.shape)
 
 
-def _index(bound: Bound, out: Tensor) -> Tensor:
-    axes = [axis for axis, index in enumerate(bound["indices"]) if index is not None]
-    return _taken(bound["self"], axes, out)
-
-
 _LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
     "convolution": _convolution,
-    "embedding": lambda bound, out: _taken(bound["weight"], [0], out),
-    "index_select": lambda bound, out: _taken(bound["self"], [bound["dim"] % out.ndim], out),
     "index": _index,
 }
 """Operations in terms of simpler ones. What they compute does not matter, only what meets."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -11,10 +12,12 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.randomness import generator_for
 
 
@@ -56,6 +59,11 @@ class Classifiers:
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
         return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """By which whole models are aligned."""
+        return find_symmetries(self._module, self.dataset.shown(4), call)
 
     @property
     def shares_a_base(self) -> bool:

@@ -49,10 +49,10 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
-            _check(config, Classifiers(config, dataset.load(), "cpu"))
-            if _would_align(section.protocol) and not section.architecture.permutation_groups():
-                kind = section.architecture.kind
-                logger.info("seeds        not aligned: no permutations of %s are known", kind)
+            classifiers = Classifiers(config, dataset.load(), "cpu")
+            _check(config, classifiers)
+            if _would_align(section.protocol):
+                logger.info("seeds        aligned by %s", classifiers.symmetries)
             worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
                 *(worker, config, artifact, dataset),
