@@ -87,8 +87,8 @@ class _Units:
         for unit in sorted(self._rank, key=lambda u: (self._rank[u], -len(self._inside[u]))):
             inside = self._inside[unit]
             if self._fixed.keys().isdisjoint(inside):
-                stands = Counter(index for each in inside for index, _ in self._places[each])
-                cells[frozenset(stands.items()), frozenset(self.owners[unit])].append(unit)
+                counts = Counter(index for each in inside for index, _ in self._places[each])
+                cells[frozenset(counts.items()), frozenset(self.owners[unit])].append(unit)
         families: dict[tuple[object, int], Cells] = defaultdict(list)
         for (stands, _), cell in cells.items():
             if len(cell) > 1:

@@ -171,12 +171,11 @@ def _similarity(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], group
     for each in group.inside:
         moves = [move for move in each.moves if move.name in fixed]
         ours, theirs = (
-            torch.cat([move.by_unit(state[move.name]) for move in moves], dim=2).unflatten(
-                0, (copies, units)
-            )
+            torch.cat([move.by_unit(state[move.name]) for move in moves], dim=2)
             for state in (fixed, moving)
         )
-        pairs = torch.einsum("cuin,cvjn->cuvij", ours, theirs)
+        shape = (copies, units, *ours.shape[1:])
+        pairs = torch.einsum("cuin,cvjn->cuvij", ours.view(shape), theirs.view(shape))
         best = [_assign(pair)[1] for pair in pairs.flatten(0, 2)]
         similarity += torch.tensor(best).view_as(similarity)
     return similarity
