@@ -100,7 +100,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if (made := func.decompose(*args, **kwargs)) is not NotImplemented:
                 return made
         tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        known = [tensor for tensor in tensors if self._of(tensor)]
+        known = any(tensor in self._fields for tensor in tensors)
         if known and torch.Tag.data_dependent_output in func.tags:
             raise ConfigError(f"the network reads a number that it has computed ({func})")
         out = func(*args, **kwargs)
@@ -145,6 +145,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._fields[each] = self._of(like)
         elif not name.endswith("_like") and not name.startswith("new_"):
             self.fix(tensors, f"{name} has no rule")
+        for each in outs:
+            self._fields.setdefault(each, [])
 
     def _operand(self, tensor: Tensor, ndim: int) -> Operand:
         """A tensor and its fields, with as many axes as it is broadcast to."""
@@ -340,6 +342,8 @@ def _index(bound: Bound, out: Tensor) -> Tensor:
 
 
 _LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
+    # torch has it too, but there the first one imports sympy.
+    "addmm": lambda bound, out: bound["self"] + bound["mat1"] @ bound["mat2"],
     "convolution": _convolution,
     "index": _index,
 }

@@ -37,14 +37,18 @@ from bend_ray.randomness import generator_for, seed_for
 
 CLASSES = 10
 FAMILIES = {
-    **{"alexnet": 64, "convnext_tiny": 64, "densenet121": 64, "efficientnet_b0": 64},
-    **{"efficientnet_v2_s": 64, "googlenet": 64, "inception_v3": 96, "maxvit_t": 224},
-    **{"mnasnet0_5": 64, "mobilenet_v2": 64, "mobilenet_v3_small": 64, "regnet_x_400mf": 64},
-    **{"regnet_y_400mf": 64, "resnet18": 64, "resnet50": 64, "resnext50_32x4d": 64},
-    **{"shufflenet_v2_x0_5": 64, "squeezenet1_1": 64, "swin_t": 64, "swin_v2_t": 64},
-    **{"vgg11_bn": 32, "vit_b_16": 64, "wide_resnet50_2": 64},
-    **{"timm:deit_tiny_patch16_224": 224, "timm:mixer_s32_224": 224},
-    **{"timm:mobilevit_xxs": 128, "timm:poolformer_s12": 64},
+    name: pixels
+    for pixels, names in {
+        32: "vgg11_bn",
+        64: "resnet18 mnasnet0_5 mobilenet_v3_small squeezenet1_1 shufflenet_v2_x0_5 alexnet "
+        "regnet_x_400mf regnet_y_400mf mobilenet_v2 googlenet efficientnet_b0 vit_b_16 swin_t "
+        "convnext_tiny resnet50 resnext50_32x4d wide_resnet50_2 densenet121 efficientnet_v2_s "
+        "swin_v2_t timm:poolformer_s12",
+        96: "inception_v3",
+        128: "timm:mobilevit_xxs",
+        224: "timm:mixer_s32_224 timm:deit_tiny_patch16_224 maxvit_t",
+    }.items()
+    for name in names.split()
 }
 """Pixels of a side of the images that each is shown."""
 
