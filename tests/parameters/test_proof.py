@@ -145,7 +145,8 @@ CASES = {
             (
                 1,
                 5,
-                "embed.weight@0 embed.bias@0 block.weight@0 block.weight@1 block.bias@0 head.weight@1",
+                "embed.weight@0 embed.bias@0 block.weight@0 block.weight@1 block.bias@0 "
+                "head.weight@1",
             )
         },
     ),
