@@ -55,7 +55,8 @@ class Symmetries:
             f"{', '.join(of[:3])}{f' and {len(of) - 3} more' if len(of) > 3 else ''} ({why})"
             for why, of in names.items()
         )
-        return f"{len(self.groups)} groups of units; left alone: {'; '.join(alone) or 'nothing'}"
+        count = f"{len(self.groups)} group{'' if len(self.groups) == 1 else 's'}"
+        return f"{count} of units; left alone: {'; '.join(alone) or 'nothing'}"
 
 
 def find_symmetries(module: nn.Module, inputs: Any, call: Call) -> Symmetries:

@@ -73,7 +73,8 @@ def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
 
 def _would_align(protocol: Protocol) -> bool:
     """Whether there are models that could be aligned to another."""
-    return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
+    several = is_given(protocol) or protocol.num_roots > 1 or not protocol.branches
+    return protocol.align and several
 
 
 def _check(config: PipelineConfig, classifiers: Classifiers) -> None:

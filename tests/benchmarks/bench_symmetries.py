@@ -39,7 +39,6 @@ CLASSES = 10
 FAMILIES = {
     name: pixels
     for pixels, names in {
-        32: "vgg11_bn",
         64: "resnet18 mnasnet0_5 mobilenet_v3_small squeezenet1_1 shufflenet_v2_x0_5 alexnet "
         "regnet_x_400mf regnet_y_400mf mobilenet_v2 googlenet efficientnet_b0 vit_b_16 swin_t "
         "convnext_tiny resnet50 resnext50_32x4d wide_resnet50_2 densenet121 efficientnet_v2_s "
@@ -47,6 +46,7 @@ FAMILIES = {
         96: "inception_v3",
         128: "timm:mobilevit_xxs",
         224: "timm:mixer_s32_224 timm:deit_tiny_patch16_224 maxvit_t",
+        32: "vgg11_bn",
     }.items()
     for name in names.split()
 }
