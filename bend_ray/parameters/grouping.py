@@ -8,7 +8,7 @@ numbers of each head) make one group, and the blocks, with all that they own, an
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator
 from itertools import chain
 from typing import TypeAlias
@@ -59,20 +59,25 @@ class _Units:
             for unit in units:
                 self.owners[unit].add(block)
         self._fixed = {unit: why for nodes, why in trace.fixed for unit in unit_of[nodes].tolist()}
-        self._fields = [
-            (n, f) for n, fields in trace.fields.items() if n in trace.used for f in fields
-        ]
-        # Of each unit: (number of the field, place in it).
-        self._places: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        used = [(name, f) for name, fields in trace.fields.items() for f in fields]
+        self._fields = [(name, field) for name, field in used if name in trace.used]
+        # Of each unit alone: (number of the field, place in it).
+        places: dict[int, list[tuple[int, int]]] = defaultdict(list)
         for index, (_, field) in enumerate(self._fields):
             for place, unit in enumerate(unit_of[field.flatten()].tolist()):
-                self._places[unit].append((index, place))
-        rank = {unit: rank for rank, unit in enumerate(self._places)}
-        self._inside = {
-            unit: sorted(self._all_in(unit) & rank.keys(), key=rank.__getitem__)
-            for unit in {*rank, *self._owned}
-        }
-        self._rank = {unit: rank[all_in[0]] for unit, all_in in self._inside.items() if all_in}
+                places[unit].append((index, place))
+        rank = {unit: rank for rank, unit in enumerate(places)}
+        # Of each unit, with what it owns: the places in each field.
+        self._stands: dict[int, dict[int, list[int]]] = {}
+        self._order: dict[int, tuple[int, int]] = {}
+        for unit in {*rank, *self._owned}:
+            inside = sorted(self._all_in(unit) & rank.keys(), key=rank.__getitem__)
+            stands = self._stands[unit] = defaultdict(list)
+            for index, place in chain(*(places[each] for each in inside)):
+                stands[index].append(place)
+            if inside and self._fixed.keys().isdisjoint(inside):
+                # A block before what is in it.
+                self._order[unit] = rank[inside[0]], -len(inside)
 
     def _all_in(self, unit: int) -> set[int]:
         found, new = {unit}, [unit]
@@ -84,11 +89,9 @@ class _Units:
     def families(self) -> list[Cells]:
         """Cells of one kind together, in the order of their first places."""
         cells: dict[tuple[object, object], list[int]] = defaultdict(list)
-        for unit in sorted(self._rank, key=lambda u: (self._rank[u], -len(self._inside[u]))):
-            inside = self._inside[unit]
-            if self._fixed.keys().isdisjoint(inside):
-                counts = Counter(index for each in inside for index, _ in self._places[each])
-                cells[frozenset(counts.items()), frozenset(self.owners[unit])].append(unit)
+        for unit in sorted(self._order, key=self._order.__getitem__):
+            counts = frozenset((index, len(at)) for index, at in self._stands[unit].items())
+            cells[counts, frozenset(self.owners[unit])].append(unit)
         families: dict[tuple[object, int], Cells] = defaultdict(list)
         for (stands, _), cell in cells.items():
             if len(cell) > 1:
@@ -98,33 +101,26 @@ class _Units:
     def moves(self, cells: Cells) -> Iterator[Move]:
         """Where the units of a family stand."""
         rows: dict[str, set[int]] = {}
-        places = [[self._by_field(unit) for unit in cell] for cell in cells]
-        for index in sorted(places[0][0]):
+        for index in sorted(self._stands[cells[0][0]]):
             name, field = self._fields[index]
             axes = tuple(axis for axis, size in enumerate(field.shape) if size > 1)
-            first = set(places[0][0][index])
+            places = [[self._stands[unit][index] for unit in cell] for cell in cells]
+            first = set(places[0][0])
             if len(axes) == 1:
                 rows[name] = first
             elif {place // field.shape[1] for place in first} == rows.get(name):
                 # They go with the rows in which they stand.
                 continue
-            yield Move(name, axes, torch.tensor([[unit[index] for unit in c] for c in places]))
+            yield Move(name, axes, torch.tensor(places))
 
     def why(self, name: str) -> str:
         """The reason why no permutation moves a tensor."""
-        fields = [index for index, (own, _) in enumerate(self._fields) if own == name]
-        units = [u for u, places in self._places.items() if any(i in fields for i, _ in places)]
-        reasons = {self._fixed[unit] for unit in units if unit in self._fixed}
-        if name not in {own for own, _ in self._fields}:
-            reasons = {"the network does not use it"}
-        return ", ".join(sorted(reasons)) or "no two of its units stand alike"
-
-    def _by_field(self, unit: int) -> dict[int, list[int]]:
-        places: dict[int, list[int]] = defaultdict(list)
-        for each in self._inside[unit]:
-            for index, place in self._places[each]:
-                places[index].append(place)
-        return places
+        fields = {index for index, (own, _) in enumerate(self._fields) if own == name}
+        if not fields:
+            return "the network does not use it"
+        units = [unit for unit, stands in self._stands.items() if not fields.isdisjoint(stands)]
+        reasons = sorted({self._fixed[unit] for unit in units if unit in self._fixed})
+        return ", ".join(reasons) or "no two of its units stand alike"
 
 
 def _merge(trace: Trace) -> tuple[Tensor, dict[int, set[int]]]:

@@ -28,7 +28,6 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor
 from torch._decomp import decomposition_table
-from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakIdKeyDictionary
@@ -71,7 +70,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.num_nodes = 1
         self._names: Labels[str] = WeakIdKeyDictionary({t: name for name, t in stored.items()})
         self._fields: Labels[list[Tensor]] = WeakIdKeyDictionary()
-        self._blocks: dict[bytes, int] = {}
         self.fields: dict[str, list[Tensor]] = {}
         for name, tensor in stored.items():
             axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
@@ -123,9 +121,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if lowered := _LOWERED.get(name) or (_by_places if _WINDOW.search(name) else None):
             with self:
                 self._fields[first] = self._of(lowered(bound, first))
-        elif name in _RESHAPES or (name == "as_strided" and _is_reshape(bound["self"], first)):
+        elif name in _RESHAPES and first.numel() == bound["self"].numel():
             self._move(bound["self"], lambda field: field.reshape(first.shape), outs)
-        elif (func.is_view and name != "as_strided") or name in _MOVES:
+        elif name in _MOVES or (func.is_view and name not in _RESHAPES):
             rest = {key: value for key, value in bound.items() if key != "self"}
             self._move(bound["self"], lambda field: func(field, **rest), outs)
         elif torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
@@ -136,8 +134,6 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._multiply(bound["self"], bound["mat2"], first)
         elif name == "cat":
             self._concatenate(bound["tensors"], bound["dim"] % first.ndim, first)
-        elif name == "constant_pad_nd":
-            self._pad(bound["self"], bound["pad"], first)
         elif func in decomposition_table:
             with self:
                 alike = tree_leaves(decomposition_table[func](*args, **kwargs))
@@ -176,17 +172,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return field
         rows = field.movedim(kept, list(range(len(kept)))).flatten(len(kept))
         rows = rows.reshape(-1, rows.shape[-1]).sort(dim=1).values
-        nodes = [self._block(row) for row in rows]
-        return torch.tensor(nodes).reshape(_only(field.shape, set(kept)))
-
-    def _block(self, nodes: Tensor) -> int:
-        """The one that owns just these."""
-        key = nodes.numpy().tobytes()
-        if key not in self._blocks:
-            self._blocks[key] = self.num_nodes
-            self.owned.append(torch.stack([nodes, torch.full_like(nodes, self.num_nodes)]))
-            self.num_nodes += 1
-        return self._blocks[key]
+        rows, which = rows.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
+        blocks = self._fresh(rows.shape[:1])
+        self.owned.append(torch.stack([rows, blocks[:, None].expand_as(rows)]).flatten(1))
+        return blocks[which].reshape(_only(field.shape, set(kept)))
 
     def _fresh(self, shape: Sequence[int]) -> Tensor:
         field = self.num_nodes + torch.arange(torch.Size(shape).numel()).reshape(shape)
@@ -196,31 +185,21 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _move(self, tensor: Tensor, move: Callable[[Tensor], Any], outs: Sequence[Tensor]) -> None:
         moved = [tree_leaves(move(field.expand(tensor.shape))) for field in self._of(tensor)]
         for index, out in enumerate(outs):
-            self._fields[out] = self._apart([_compact(parts[index]) for parts in moved])
-
-    def _apart(self, fields: list[Tensor]) -> list[Tensor]:
-        """No two fields along the same axes: there, each place is its own, and both own it."""
-        apart: dict[frozenset[int], Tensor] = {}
-        for field in fields:
-            axes = frozenset(_support(field))
-            if axes in apart:
-                both = [apart[axes].flatten(), field.flatten()]
-                apart[axes] = self._fresh(field.shape)
-                self.owned += [torch.stack([apart[axes].flatten(), owner]) for owner in both]
-            elif axes:
-                apart[axes] = field
-        return list(apart.values())
+            self._fields[out] = _largest([_compact(parts[index]) for parts in moved])
 
     def _reduce(self, bound: Bound, outs: Sequence[Tensor]) -> None:
         tensor, dims = bound["self"], bound.get("dim")
         dims = [dims] if isinstance(dims, int) else dims or list(range(tensor.ndim))
         gone = {dim % tensor.ndim for dim in dims}
-        fields = [field for field in self._of(tensor) if _support(field) - gone]
-        kept = [self._project(field, _support(field) - gone) for field in fields]
+        kept = self._across(tensor, set(range(tensor.ndim)) - gone)
         if not bound.get("keepdim"):
             kept = [field.squeeze(tuple(gone)) for field in kept]
         for out in outs:
             self._fields[out] = _largest(kept)
+
+    def _across(self, tensor: Tensor, axes: set[int]) -> list[Tensor]:
+        """What is left of a tensor's fields along some axes."""
+        return [self._project(f, axes) for f in self._of(tensor) if _support(f) & axes]
 
     def _multiply(self, left: Tensor, right: Tensor, out: Tensor) -> None:
         """``(..., n, k) @ (..., k, m)``: side by side over ``(..., n, k, m)``, summed over k."""
@@ -234,24 +213,15 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._fields[out] = _largest([field.squeeze(-2) for field in kept])
 
     def _concatenate(self, tensors: Sequence[Tensor], dim: int, out: Tensor) -> None:
-        across, joint, along = set(range(out.ndim)) - {dim}, [], []
+        across = set(range(out.ndim)) - {dim}
         nothing = torch.full((1,) * out.ndim, FIXED)
-        for tensor in tensors:
-            fields = self._of(tensor)
-            kept = [self._project(field, across) for field in fields if _support(field) & across]
-            joint.append((tensor, kept))
-            beside = next((field for field in fields if dim in _support(field)), nothing)
-            along.append(beside.expand(tensor.shape))
-        joined = [_compact(torch.cat(along, dim))]
-        self._fields[out] = _largest([f for f in joined if _support(f)] + self._meet(joint))
-
-    def _pad(self, tensor: Tensor, pad: Sequence[int], out: Tensor) -> None:
-        """What is put beside units is none."""
-        axes = [tensor.ndim - 1 - index // 2 for index in range(len(pad))]
-        self._fields[out] = []
-        for field in self._of(tensor):
-            own = [p if axis in _support(field) else 0 for p, axis in zip(pad, axes, strict=True)]
-            self._fields[out].append(functional.pad(field, own, value=FIXED))
+        along = [
+            next((field for field in self._of(each) if dim in _support(field)), nothing)
+            for each in tensors
+        ]
+        wide = [field.expand(each.shape) for field, each in zip(along, tensors, strict=True)]
+        joint = self._meet([(each, self._across(each, across)) for each in tensors])
+        self._fields[out] = _largest([_compact(torch.cat(wide, dim)), *joint])
 
     def _split_by_group(self, weight: Tensor, groups: int) -> None:
         """The second axis of a grouped convolution's weight has other units in every group."""
@@ -286,21 +256,16 @@ def _is_constant(tensor: Tensor, axis: int) -> bool:
     return tensor.stride(axis) == 0 or bool((tensor == tensor.narrow(axis, 0, 1)).all())
 
 
-def _is_reshape(before: Tensor, after: Tensor) -> bool:
-    whole = before.is_contiguous() and after.is_contiguous()
-    return before.shape == after.shape or (whole and before.numel() == after.numel())
-
-
 def _largest(fields: Iterable[Tensor]) -> list[Tensor]:
     """Of fields that agree, those that say the most."""
     kept: list[Tensor] = []
     for field in sorted(fields, key=lambda field: -len(_support(field))):
-        if not any(_support(field) <= _support(other) for other in kept):
+        if not any(_support(field) <= _support(other) for other in kept) and _support(field):
             kept.append(field)
     return kept
 
 
-_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias"}
+_RESHAPES = {"view", "_unsafe_view", "reshape", "_reshape_alias", "as_strided"}
 _MOVES = {"roll", "flip", "repeat", "pixel_shuffle", "pixel_unshuffle", "native_channel_shuffle"}
 _ELEMENTWISE = {"_to_copy", "copy", "hardswish", "_prelu_kernel", "softplus", "fill", "zero"}
 """Elementwise without being tagged so."""
@@ -332,6 +297,13 @@ def _convolution(bound: Bound, out: Tensor) -> Tensor:
     return summed.reshape(*out.shape[:2], *[1] * (out.ndim - 2)).expand(out.shape)
 
 
+def _pad(bound: Bound, out: Tensor) -> Tensor:
+    """What is put beside units is none; beside the places of images it changes nothing."""
+    tensor, pad = bound["self"], bound["pad"]
+    places = [tensor.ndim - 1 - index // 2 for index, count in enumerate(pad) if count]
+    return _one_place(tensor, set(places)).expand(out.shape)
+
+
 def _index(bound: Bound, out: Tensor) -> Tensor:
     """Rows that inputs have asked for: their order is no unit's."""
     axes = [axis for axis, index in enumerate(bound["indices"]) if index is not None]
@@ -344,6 +316,7 @@ def _index(bound: Bound, out: Tensor) -> Tensor:
 _LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
     # torch has it too, but there the first one imports sympy.
     "addmm": lambda bound, out: bound["self"] + bound["mat1"] @ bound["mat2"],
+    "constant_pad_nd": _pad,
     "convolution": _convolution,
     "index": _index,
 }
