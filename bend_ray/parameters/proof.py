@@ -51,12 +51,11 @@ class Symmetries:
         names = defaultdict(list)
         for name, why in self.left_alone.items():
             names[why].append(name)
-        alone = (
-            f"{', '.join(of[:3])}{f' and {len(of) - 3} more' if len(of) > 3 else ''} ({why})"
+        alone = [
+            f"{of[0]}{f' and {len(of) - 1} more' * (len(of) > 1)} ({why})"
             for why, of in names.items()
-        )
-        count = f"{len(self.groups)} group{'' if len(self.groups) == 1 else 's'}"
-        return f"{count} of units; left alone: {'; '.join(alone) or 'nothing'}"
+        ]
+        return f"groups of units: {len(self.groups)}; left alone: {', '.join(alone) or 'nothing'}"
 
 
 def find_symmetries(module: nn.Module, inputs: Any, call: Call) -> Symmetries:
@@ -100,11 +99,11 @@ def _proven(module: nn.Module, inputs: Any, call: Call) -> Symmetries:
     # Those inside the units of another stand behind it.
     for group, why in reversed(whys.items()):
         if why == "":
-            inside = tuple(proven[each] for each in group.inside if each in proven)
-            proven[group] = replace(group, inside=inside)
+            inside = [proven[each] for each in group.inside if each in proven]
+            proven[group] = replace(group, inside=tuple(inside))
         else:
             why = why or "the answers do not depend on its units"
-            left_alone |= dict.fromkeys([move.name for move in group.moves], why)
+            left_alone |= {move.name: why for move in group.moves}
     return Symmetries(tuple(reversed(proven.values())), left_alone)
 
 
@@ -113,7 +112,9 @@ class _Copy:
 
     def __init__(self, module: nn.Module, inputs: Any, call: Call, seed: int) -> None:
         self.module, self.call = copy.deepcopy(module).cpu().double().eval(), call
-        self.inputs = tree_map(lambda v: v.cpu().double() if v.is_floating_point() else v, inputs)
+        self.inputs = tree_map(
+            lambda v: v.cpu().double() if v.is_floating_point() else v.cpu(), inputs
+        )
         self.generator = torch.Generator().manual_seed(seed)
         own = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
         self.state: dict[str, Tensor] = {}
@@ -126,15 +127,11 @@ class _Copy:
             raise ConfigError("answers that are not finite, or the same for all inputs")
 
     def _draw_anew(self, tensor: Tensor, trainable: bool) -> None:
-        shape, generator = tensor.shape, self.generator
-        if not trainable:
-            # Variances stay positive.
-            tensor += 0.1
-        tensor *= 0.5 + torch.rand(shape, dtype=tensor.dtype, generator=generator)
-        if trainable:
-            fan_in = max(1, tensor[:1].numel())
-            noise = torch.randn(shape, dtype=tensor.dtype, generator=generator)
-            tensor += 0.3 / fan_in**0.5 * noise
+        like: Any = {"dtype": tensor.dtype, "generator": self.generator}
+        noise = 0.3 / max(1, tensor[:1].numel()) ** 0.5 * torch.randn(tensor.shape, **like)
+        tensor *= 0.5 + torch.rand(tensor.shape, **like)
+        # Variances stay positive.
+        tensor += noise if trainable else 0.1
 
     def answers(self, state: Mapping[str, Tensor]) -> Tensor:
         return self.call(self.module, self.inputs, state)

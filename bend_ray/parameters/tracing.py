@@ -23,7 +23,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from itertools import permutations
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -34,13 +34,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bend_ray.errors import ConfigError
 
-Operand: TypeAlias = tuple[Tensor, list[Tensor]]
-"""A tensor and its fields."""
 Bound: TypeAlias = dict[str, Any]
 """The arguments of an operation, by the names of its schema."""
-
-Value = TypeVar("Value")
-Labels: TypeAlias = MutableMapping[Tensor, Value]
 
 FIXED = 0
 """The node of all that is no unit."""
@@ -68,8 +63,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.fixed = [(torch.tensor([FIXED]), "it stands beside what is no unit")]
         self.used: set[str] = set()
         self.num_nodes = 1
-        self._names: Labels[str] = WeakIdKeyDictionary({t: name for name, t in stored.items()})
-        self._fields: Labels[list[Tensor]] = WeakIdKeyDictionary()
+        self._names: MutableMapping[Tensor, str] = WeakIdKeyDictionary(
+            {t: name for name, t in stored.items()}
+        )
+        self._fields: MutableMapping[Tensor, list[Tensor]] = WeakIdKeyDictionary()
         self.fields: dict[str, list[Tensor]] = {}
         for name, tensor in stored.items():
             axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
@@ -127,7 +124,9 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             rest = {key: value for key, value in bound.items() if key != "self"}
             self._move(bound["self"], lambda field: func(field, **rest), outs)
         elif torch.Tag.pointwise in func.tags or name in _ELEMENTWISE:
-            self._fields[first] = self._meet([self._operand(each, first.ndim) for each in tensors])
+            pads = [(each, (None,) * (first.ndim - each.ndim)) for each in tensors]
+            aligned = [(each[pad], [f[pad] for f in self._of(each)]) for each, pad in pads]
+            self._fields[first] = self._meet(aligned)
         elif torch.Tag.reduction in func.tags:
             self._reduce(bound, outs)
         elif name in ("mm", "bmm"):
@@ -144,13 +143,8 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for each in outs:
             self._fields.setdefault(each, [])
 
-    def _operand(self, tensor: Tensor, ndim: int) -> Operand:
-        """A tensor and its fields, with as many axes as it is broadcast to."""
-        pad = (None,) * (ndim - tensor.ndim)
-        return tensor[pad], [field[pad] for field in self._of(tensor)]
-
-    def _meet(self, operands: Sequence[Operand]) -> list[Tensor]:
-        """Operands side by side, number by number; the fields of what comes of them."""
+    def _meet(self, operands: Sequence[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
+        """Tensors and their fields side by side, number by number; the fields of what comes."""
         for (_, fields), (other, others) in permutations(operands, 2):
             for field in fields:
                 alone = {axis for axis in _support(field) if other.shape[axis] > 1}

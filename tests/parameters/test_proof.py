@@ -318,6 +318,18 @@ def test_a_suggestion_that_is_wrong_is_not_proven(monkeypatch: pytest.MonkeyPatc
     assert found.left_alone["0.weight"].startswith("permuting its units changes the answers by")
 
 
+def test_what_is_not_proven_is_not_used_inside_the_units_of_another() -> None:
+    # Of one token, queries and keys do not show.
+    found = find_symmetries(build(attention), IMAGES[:, 0, :1, :4], call)
+    assert [(group.num_copies, group.num_units) for group in found.groups] == [
+        (1, 8),
+        (1, 4),
+        (4, 2),
+    ]
+    assert found.groups[1].inside == (found.groups[2],)
+    assert found.left_alone["attend.in_proj_bias"] == "the answers do not depend on its units"
+
+
 def test_a_network_is_left_as_it_is() -> None:
     module = build(attention).train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}

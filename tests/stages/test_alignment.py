@@ -70,7 +70,7 @@ def test_checkpoints_of_a_network_of_ones_own_are_aligned(
     theta_KP = torch.from_numpy(read_population(artifact).theta_KP)
     assert len(theta_KP) == 10
     assert torch.equal(theta_KP, theta_KP[0].expand(10, -1))
-    assert "aligned by 1 group of units; left alone: head.bias" in caplog.text
+    assert "aligned by groups of units: 1; left alone: head.bias" in caplog.text
 
 
 @pytest.mark.trains
