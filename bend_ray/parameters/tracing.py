@@ -67,6 +67,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             {t: name for name, t in stored.items()}
         )
         self._fields: MutableMapping[Tensor, list[Tensor]] = WeakIdKeyDictionary()
+        self._blocks: dict[tuple[torch.Size, bytes], Tensor] = {}
         self.fields: dict[str, list[Tensor]] = {}
         for name, tensor in stored.items():
             axes = [axis for axis, size in enumerate(tensor.shape) if size > 1]
@@ -167,9 +168,10 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
         rows = field.movedim(kept, list(range(len(kept)))).flatten(len(kept))
         rows = rows.reshape(-1, rows.shape[-1]).sort(dim=1).values
         rows, which = rows.unique(dim=0, return_inverse=True)  # type: ignore[no-untyped-call]
-        blocks = self._fresh(rows.shape[:1])
-        self.owned.append(torch.stack([rows, blocks[:, None].expand_as(rows)]).flatten(1))
-        return blocks[which].reshape(_only(field.shape, set(kept)))
+        if (key := (rows.shape, rows.numpy().tobytes())) not in self._blocks:
+            blocks = self._blocks[key] = self._fresh(rows.shape[:1])
+            self.owned.append(torch.stack([rows, blocks[:, None].expand_as(rows)]).flatten(1))
+        return self._blocks[key][which].reshape(_only(field.shape, set(kept)))
 
     def _fresh(self, shape: Sequence[int]) -> Tensor:
         field = self.num_nodes + torch.arange(torch.Size(shape).numel()).reshape(shape)
