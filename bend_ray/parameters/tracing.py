@@ -101,7 +101,7 @@ class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise ConfigError(f"the network reads a number that it has computed ({func})")
         out = func(*args, **kwargs)
         self.used |= {self._names[tensor] for tensor in tensors if tensor in self._names}
-        if known:
+        if known and any(isinstance(leaf, Tensor) for leaf in tree_leaves(out)):
             self._carry(func, args, kwargs, tensors, out)
         return out
 

@@ -260,6 +260,17 @@ def summed_up() -> nn.Module:
     return Net(forward, hidden=nn.Linear(4, 5), head=nn.Linear(5, 3))
 
 
+def assembled() -> nn.Module:
+    """What is written into something else is not followed further."""
+
+    def forward(net: Any, x: Tensor) -> Tensor:
+        parts = x.new_zeros(len(x), 5)
+        parts[:, :] = net.hidden(x)
+        return net.head(parts)
+
+    return Net(forward, hidden=nn.Linear(4, 5), head=nn.Linear(5, 3))
+
+
 def read() -> nn.Module:
     def forward(net: Any, x: Tensor) -> Tensor:
         return net.head(net.hidden(x) * float(net.hidden(x)[0, 0] > 0))
@@ -286,6 +297,7 @@ def deaf() -> nn.Module:
     [
         (weighted, "it meets what is no unit, place by place"),
         (summed_up, "has no rule"),
+        (assembled, "it meets what is no unit, place by place"),
         (read, "the network reads a number"),
         (single, "RuntimeError"),
         (deaf, "the answers do not depend on its units"),
