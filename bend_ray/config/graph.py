@@ -26,7 +26,7 @@ from bend_ray.storage.masking import masked
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 2,
+    "seeds": 3,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,11 +13,13 @@ from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import check_batches, recalibrate_batchnorm
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit
 from bend_ray.networks.probe import EXAMPLES, check_network
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.randomness import generator_for
 
 
@@ -59,6 +61,11 @@ class Classifiers:
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
         return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """By which whole models are aligned."""
+        return find_symmetries(self._module, self.dataset.shown(EXAMPLES), call)
 
     @property
     def shares_a_base(self) -> bool:

@@ -104,6 +104,6 @@ class CheckpointReader:
     def _aligned(self, theta_KP: Tensor) -> Tensor:
         """In the units of the first trunk's last checkpoint."""
         reference_P = self._vector(self.trunks[0][-1])
-        groups = self.section.architecture.permutation_groups()
+        groups = self.classifiers.symmetries.groups
         generator = generator_for(self.seed, "align")
         return align(reference_P, theta_KP, self.classifiers.whole, groups, generator)

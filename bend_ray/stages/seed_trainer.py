@@ -267,7 +267,7 @@ class SeedTrainer:
 
     def _align(self, reference_P: Tensor, theta_KP: Tensor) -> Tensor:
         """Models in the units of one; those that diverged stay as they are."""
-        groups = self.section.architecture.permutation_groups()
+        groups = self.classifiers.symmetries.groups
         generator = generator_for(self.seed, "align")
         finite_K = finite_rows(theta_KP)
         rows_KP = theta_KP if finite_K.all() else theta_KP[finite_K]

@@ -47,9 +47,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         if missing:
             dataset = runtime.share(config.dataset)
             _tell(config, checked(config, dataset.load()), name)
-            if _would_align(section.protocol) and not section.architecture.permutation_groups():
-                kind = section.architecture.kind
-                logger.info("seeds        not aligned: no permutations of %s are known", kind)
             worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
                 *(worker, config, artifact, dataset),
@@ -68,13 +65,11 @@ def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
     return isinstance(protocol, Checkpoints)
 
 
-def _would_align(protocol: Protocol) -> bool:
-    """Whether there are models that could be aligned to another."""
-    return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
-
-
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
     """What is worth knowing before the work."""
+    protocol = config.seeds.protocol
+    if protocol.align and (is_given(protocol) or protocol.num_roots > 1 or not protocol.branches):
+        logger.info("%-12s aligned by %s", name, classifiers.symmetries)
     num_validation = len(classifiers.dataset.validation)
     few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
     if few and name == "seeds":
