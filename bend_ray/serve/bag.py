@@ -40,12 +40,7 @@ MOST_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are asked together.
-
-    Attributes:
-        first: the first of them in voting order.
-        ask: raw inputs to their ballots.
-    """
+    """Members that are asked together, from ``first`` on in voting order."""
 
     first: int
     ask: Callable[[Inputs], Ballots]

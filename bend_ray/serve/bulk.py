@@ -36,18 +36,9 @@ BATCH = 64
 def predict(
     examples: str, output: str, export: str, column: str, address: str | None, run_code: bool
 ) -> int:
-    """Ask a bag about a folder of image files, or about the rows of Parquet files.
+    """Ask a bag about image files or the rows of Parquet files, and say how many there were.
 
-    Args:
-        examples: folder, file or pattern; a path or a URI.
-        output: folder or URI for Parquet files, a row an example; new or empty.
-        export: the exported bag, where all machines can read it.
-        column: of the images in Parquet files.
-        address: of the cluster to join; None for one of our own.
-        run_code: of a network without programs.
-
-    Returns:
-        How many examples there were.
+    All are paths or URIs that every machine can read; the output is of Parquet, a row an example.
 
     Raises:
         DataError: examples that are missing, or cannot be read.

@@ -34,13 +34,7 @@ _REPEATS = 15
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a graph.
-
-    Attributes:
-        form: of the graph.
-        threads: that share one operator, or where ``parallel`` the operators.
-        parallel: whether operators that do not need one another run at the same time.
-    """
+    """One way to run a graph: ``threads`` share an operator, or where ``parallel`` all of them."""
 
     form: Form
     threads: int

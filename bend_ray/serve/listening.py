@@ -19,15 +19,7 @@ from bend_ray.serve.settings import TOKEN_VARIABLE
 
 @dataclass(frozen=True)
 class Listening:
-    """Addresses and TLS.
-
-    Attributes:
-        host: to listen on.
-        port: for HTTP.
-        grpc_port: for gRPC; None: none.
-        certfile: certificate chain, in PEM; None: no TLS.
-        keyfile: its key.
-    """
+    """Addresses, and a certificate chain and its key in PEM for TLS."""
 
     host: str
     port: int

@@ -22,7 +22,6 @@ from bend_ray.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
-READY_SECONDS = 120.0
 REQUEST_SECONDS = 30.0
 
 

@@ -30,13 +30,7 @@ Inputs = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Question:
-    """Examples to be answered, checked against the bag they are for.
-
-    Attributes:
-        inputs: of the examples.
-        stop: when the vote about them may stop.
-        keep_members: whether every member's softmax is wanted.
-    """
+    """Examples to be answered, checked against the bag they are for."""
 
     inputs: Inputs
     stop: Stop
