@@ -21,12 +21,12 @@ from bend_ray.spec import Spec
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 2,
+    "seeds": 3,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 2,
-    "evaluation": 3,
+    "samples": 3,
+    "evaluation": 4,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
