@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,23 +45,20 @@ from bend_ray.report.evaluation import (
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
-
-    Attributes:
-        bag: seeds, autoencoder, latents, generator and samples together.
-        samples: the samples stage alone.
-        seeds: the whole trained population.
-        roots: what its members have in common, part of ``seeds``.
-        trained: members of the trained population, held out or not.
-        ordinary: one ordinary training; None where none was done.
-    """
+    """Seconds, of the GPU where one was used, else of the CPU; each with all it needs."""
 
     bag: float
+    """Seeds, autoencoder, latents, generator and samples together."""
     samples: float
+    """The samples stage alone."""
     seeds: float
+    """The whole trained population."""
     roots: float
+    """What its members have in common, part of ``seeds``."""
     trained: int
+    """Members of the trained population, held out or not."""
     ordinary: float | None
+    """One ordinary training; None where none was done."""
 
     def originals(self, count: int) -> float:
         """``count`` members of the trained population, and all roots."""
@@ -111,17 +108,14 @@ class Members:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes in a bag, and what they cost from scratch.
-
-    Attributes:
-        members: in the order in which they joined.
-        fixed_seconds: what the first of them needs, and all share.
-        member_seconds: of each of them.
-    """
+    """Who votes in a bag, and what they cost from scratch."""
 
     members: Members
+    """In the order in which they joined."""
     fixed_seconds: float
+    """What the first of them needs, and all share."""
     member_seconds: float
+    """Of each of them."""
 
     @property
     def seconds(self) -> float:
@@ -131,17 +125,14 @@ class Voters:
 
 @dataclass(frozen=True)
 class Votes:
-    """What a bag says of the test part.
-
-    Attributes:
-        plain_NC: by the vote.
-        temperature: fitted on the validation part.
-        at_temperature: whether the bag answers at it.
-    """
+    """What a bag says of the test part."""
 
     plain_NC: Tensor
+    """By the vote."""
     temperature: float
+    """Fitted on the validation part."""
     at_temperature: bool
+    """Whether the bag answers at it."""
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -154,43 +145,31 @@ class Votes:
         return self.scaled if self.at_temperature else self.plain_NC
 
 
+@dataclass(eq=False)
 class Comparison:
-    """Everything the evaluation says.
+    """Everything the evaluation says."""
 
-    Args:
-        section: which members vote, how, and against whom.
-        seed: of the rivals' randomness.
-        classifiers: data and executor.
-        originals: the trained members the generator learnt from.
-        held_out: the trained members it never saw.
-        generated: what it drew.
-        ordinary: a deep ensemble's members, if one was trained.
-        prices: what all of these cost.
-    """
+    section: EvaluationSection
+    """Which members vote, how, and against whom."""
+    seed: int
+    """Of the rivals' randomness."""
+    classifiers: Classifiers
+    """Data and executor."""
+    _: KW_ONLY
+    originals: Members
+    """The trained members the generator learnt from."""
+    held_out: Members
+    """The trained members it never saw."""
+    generated: Members
+    """What it drew."""
+    ordinary: Members | None
+    """A deep ensemble's members, if one was trained."""
+    prices: StageCosts
+    """What all of these cost."""
 
-    def __init__(
-        self,
-        section: EvaluationSection,
-        seed: int,
-        classifiers: Classifiers,
-        *,
-        originals: Members,
-        held_out: Members,
-        generated: Members,
-        ordinary: Members | None,
-        prices: StageCosts,
-    ) -> None:
-        self.section = section
-        self.seed = seed
-        self.classifiers = classifiers
-        self.originals = originals
-        self.held_out = held_out
-        self.generated = generated
-        self.ordinary = ordinary
-        self.prices = prices
-        dataset = classifiers.dataset
-        self.val_labels_N = dataset.validation.labels_N
-        self.test_labels_N = dataset.test.labels_N
+    def __post_init__(self) -> None:
+        self.val_labels_N = self.classifiers.dataset.validation.labels_N
+        self.test_labels_N = self.classifiers.dataset.test.labels_N
 
     def evaluation(self) -> Evaluation:
         """The figures."""

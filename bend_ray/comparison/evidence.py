@@ -57,9 +57,13 @@ def evidence(comparison: Comparison) -> dict[str, Any]:
     rows = {name: _rows(members, comparison) for name, members in populations.items()}
     if comparison.ordinary is not None:
         rows["ordinary"] = _rows(comparison.ordinary, comparison)
-    space = _weight_space(populations)
-    for name, columns in space.pop("populations").items():
-        rows[name] |= columns
+    plane = principal_plane(
+        comparison.originals.theta_EP, [each.theta_EP for each in populations.values()]
+    )
+    for (name, members), place_E2 in zip(populations.items(), plane.coordinates, strict=True):
+        nearest_E = _nearest(members, comparison.originals)
+        rows[name] |= {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
+    usual_E = leave_one_out_distances(comparison.originals.theta_EP)
     shown = {
         "images": {
             "validation": len(comparison.val_labels_N),
@@ -67,7 +71,9 @@ def evidence(comparison: Comparison) -> dict[str, Any]:
             "classes": comparison.generated.test_logits_ENC.shape[-1],
         },
         "populations": rows,
-        **space,
+        "plane_shares": list(plane.shares),
+        "usual_distance": usual_E.quantile(0.5).item(),
+        "copy_ratio": COPY_RATIO,
         "bags": _bags(comparison),
     }
     return _rounded(shown)  # type: ignore[no-any-return]
@@ -95,26 +101,13 @@ def _disagreements(predictions_EN: Tensor) -> Tensor:
     return 1 - agreeing_E / (num_members - 1)
 
 
-def _weight_space(populations: dict[str, Members]) -> dict[str, Any]:
-    """Where models are, and how far from the nearest original."""
-    originals_KP = populations["originals"].theta_EP
-    plane = principal_plane(originals_KP, [each.theta_EP for each in populations.values()])
-    columns: dict[str, Any] = {}
-    for (name, members), place_E2 in zip(populations.items(), plane.coordinates, strict=True):
-        if name == "originals":
-            nearest_E = leave_one_out_distances(originals_KP)
-            usual = nearest_E.quantile(0.5).item()
-        elif len(members):
-            nearest_E = nearest_distances(members.theta_EP, originals_KP)
-        else:
-            nearest_E = torch.zeros(0)
-        columns[name] = {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
-    return {
-        "populations": columns,
-        "plane_shares": list(plane.shares),
-        "usual_distance": usual,
-        "copy_ratio": COPY_RATIO,
-    }
+def _nearest(members: Members, originals: Members) -> Tensor:
+    """How far each is from the nearest original, itself not counted, (E,)."""
+    if members is originals:
+        return leave_one_out_distances(originals.theta_EP)
+    if not len(members):
+        return torch.zeros(0)
+    return nearest_distances(members.theta_EP, originals.theta_EP)
 
 
 def _bags(comparison: Comparison) -> dict[str, Any]:

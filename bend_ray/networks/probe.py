@@ -29,13 +29,9 @@ TOLERANCE = 1e-4
 def check_network(
     build: Callable[[], nn.Module], inputs: Inputs, num_classes: int, name: str
 ) -> None:
-    """Try what training, voting and storing will do; global randomness stays as it is.
+    """Try what training, voting and storing will do on a few normalised training examples.
 
-    Args:
-        build: gives a fresh network.
-        inputs: of a few training examples, as it will be given them.
-        num_classes: logits wanted.
-        name: how the user called it, for messages.
+    Global randomness stays as it is.
 
     Raises:
         DataError: it gives no network of this kind.

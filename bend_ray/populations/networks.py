@@ -22,13 +22,9 @@ from bend_ray.randomness import generator_for
 
 
 class Classifiers:
-    """What every stage needs to turn vectors into answers.
+    """What every stage needs to turn vectors into answers, on a device.
 
-    Args:
-        config: of the pipeline.
-        dataset: of the config, loaded.
-        device: where models run.
-        load_roots: gives the trunks' whole vectors ``(R, W)``, asked where members share a base.
+    Where members share a base, ``load_roots`` is asked for the trunks' whole vectors ``(R, W)``.
 
     Attributes:
         whole: the layout ``(W,)`` of all of a model.
@@ -199,5 +195,5 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]
     smallest = min(batches)
-    check_batches(classifiers.build(), dataset.shown(smallest), smallest)
+    check_batches(classifiers.build, dataset.shown(smallest), smallest)
     return classifiers

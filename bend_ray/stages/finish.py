@@ -30,13 +30,7 @@ def without_finish(config: PipelineConfig) -> PipelineConfig:
 
 
 class Finisher:
-    """Guidance and annealing of a config's drawn models; the first holds two vectors a trunk.
-
-    Args:
-        config: of the pipeline.
-        seeds: the population that the generator learnt from.
-        classifiers: of the config.
-    """
+    """Guidance and annealing of a config's drawn models; the first holds two vectors a trunk."""
 
     def __init__(self, config: PipelineConfig, seeds: Artifact, classifiers: Classifiers) -> None:
         self.config = config

@@ -40,29 +40,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Floor:
-    """What is asked of drawn models, as accuracy on validation images.
-
-    Attributes:
-        chance: of whoever always says the most frequent class.
-        members: the training members' median.
-        least: what one drawn model at least must reach; 0 where nothing can be asked.
-    """
+    """What is asked of drawn models, as accuracy on validation images."""
 
     chance: float
+    """Of whoever always says the most frequent class."""
     members: float
+    """The training members' median."""
     least: float
+    """What one drawn model at least must reach; 0 where nothing can be asked."""
 
     @classmethod
     def of(
         cls, member_accuracy_K: NDArray[np.float32], labels_N: NDArray[np.int64], share: float
     ) -> Floor:
-        """A share of the way from chance to the members' median.
-
-        Args:
-            member_accuracy_K: of the training members.
-            labels_N: of the validation images.
-            share: 0 to ask nothing.
-        """
+        """A share of the way from chance to the training members' median; 0 asks nothing."""
         chance = float(np.bincount(labels_N).max() / len(labels_N))
         members = float(np.median(member_accuracy_K))
         error = math.sqrt(chance * (1 - chance) / len(labels_N))
@@ -87,14 +78,7 @@ class Floor:
 def check_generator(
     config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, step: int
 ) -> tuple[dict[str, Any], Cost]:
-    """Draw a few classifiers with the weights of a milestone.
-
-    Args:
-        config: of the pipeline.
-        graph: committed up to the latents.
-        runtime: where they are drawn.
-        weights: the milestone's file.
-        step: how far the training is.
+    """Draw a few classifiers with a milestone's file of weights; needs the latents.
 
     Returns:
         What the manifest says of it, and what it cost.
@@ -170,5 +154,5 @@ def _draw(
         drawer = SampleDrawer(without_finish(config), graph, shared, weights)
         ids = range(_num_probes(config))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
-        accuracy_N = drawer.classifiers_of(ids).val_accuracy_N
+        accuracy_N = drawer.classifiers_of(ids).val_accuracy
     return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

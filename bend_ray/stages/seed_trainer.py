@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
-from bend_ray.networks.protocols import Run, held_out_ids
+from bend_ray.networks.protocols import Member, Run, held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.parameters.symmetry import align
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
@@ -76,13 +77,7 @@ class _Runs:
 
 
 class SeedTrainer:
-    """An actor that trains roots and cohorts; it keeps the data, and no other state.
-
-    Args:
-        config: of the pipeline.
-        artifact: where shards go.
-        dataset: of the config.
-    """
+    """An actor that trains roots and cohorts into an artifact; it keeps the data, nothing else."""
 
     def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: Shared) -> None:
         self.section = config.seeds
@@ -156,38 +151,58 @@ class SeedTrainer:
                 root_seconds = read_cost(self.artifact, ROOTS).cpu_seconds
             runs, left, diverged = self._train_runs(cohort, roots_RW)
         members = [member for run, _ in left for member in run]
-        if index == 0:
-            self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
-        # Note and cost first: where the shard is whole, they are there.
-        note(self.artifact, shard_name(index), diverged)
-        write_cost(self.artifact, shard_name(index), watch.cost)
         if runs is None or not members:
+            self._write(index, [], watch.cost, diverged)
             return
         rows = [row for _, row in left]
         # All of them, usually: then nothing is copied.
         whole = len(rows) == len(runs.theta_RSP)
         theta_RSP = runs.theta_RSP if whole else runs.theta_RSP[rows]
         stretch = protocol.run_stretch(self.section.recipe)
-        if stretch.early:
-            trunks = torch.tensor([run[0].trunk for run, _ in left])
-            means = {"theta": runs.early_RP[rows], "trunk": trunks}
-            save_weights(self.artifact, early_name(index), means)
+        steps = self._steps(stretch)
         # A member costs its part of the cohort, and its part of the roots.
         seconds = watch.cost.cpu_seconds / len(members) + root_seconds / self.section.num_models
-        steps = self._steps(stretch)
+        self._write(
+            *(index, members, watch.cost, diverged),
+            early_RP=runs.early_RP[rows] if stretch.early else None,
+            step=np.array([steps[m.snapshot] for m in members]),
+            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
+            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
+            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
+            fit_seconds=np.full(len(members), seconds),
+            theta_KP=theta_RSP.flatten(0, 1).numpy(),
+        )
+
+    def _write(
+        self,
+        index: int,
+        members: Sequence[Member],
+        cost: Cost,
+        diverged: Sequence[Divergence],
+        *,
+        early_RP: Tensor | None = None,
+        **columns: Any,
+    ) -> None:
+        """Write a shard of members, unless none is left, and of their trunks' early means."""
+        if index == 0:
+            self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
+        # Note and cost first: where the shard is whole, they are there.
+        note(self.artifact, shard_name(index), diverged)
+        write_cost(self.artifact, shard_name(index), cost)
+        if not members:
+            return
+        if early_RP is not None:
+            trunks = torch.tensor(list(dict.fromkeys(member.trunk for member in members)))
+            means = {"theta": early_RP, "trunk": trunks}
+            save_weights(self.artifact, early_name(index), means)
         population = Population(
             model_id=np.array([m.model_id for m in members]),
             trunk=np.array([m.trunk for m in members]),
             fork=np.array([m.fork for m in members]),
-            step=np.array([steps[m.snapshot] for m in members]),
-            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
             held_out=np.array([m.model_id in self.held_out for m in members]),
-            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
-            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
-            fit_seconds=np.full(len(members), seconds),
             origin="trained",
-            theta_KP=theta_RSP.flatten(0, 1).numpy(),
             layout_digest=self.classifiers.layout.digest,
+            **columns,
         )
         write_shard(self.artifact, index, population)
 
