@@ -108,7 +108,7 @@ class Members:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes in a bag, and what they cost from scratch."""
+    """Who votes in a bag, what they cost from scratch, and what they say of the test part."""
 
     members: Members
     """In the order in which they joined."""
@@ -116,23 +116,17 @@ class Voters:
     """What the first of them needs, and all share."""
     member_seconds: float
     """Of each of them."""
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.fixed_seconds + self.member_seconds * len(self.members)
-
-
-@dataclass(frozen=True)
-class Votes:
-    """What a bag says of the test part."""
-
     plain_NC: Tensor
     """By the vote."""
     temperature: float
     """Fitted on the validation part."""
     at_temperature: bool
     """Whether the bag answers at it."""
+
+    @property
+    def seconds(self) -> float:
+        """What all of them cost."""
+        return self.fixed_seconds + self.member_seconds * len(self.members)
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -181,50 +175,33 @@ class Comparison:
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
             part="test" if self.classifiers.dataset.has_test else "validation",
-            bag=self._scores(
-                self.bag_votes,
-                self.bag,
-                members=tuple(self.chosen),
-                cost_seconds=self.prices.bag,
-            ),
-            rivals={
-                name: self._scores(self.rival_votes[name], voters)
-                for name, voters in self.rivals.items()
-            },
+            bag=self._scores(self.bag, members=tuple(self.chosen), cost_seconds=self.prices.bag),
+            rivals={name: self._scores(voters) for name, voters in self.rivals.items()},
             diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
             novelty=Novelty(**self._novelty(self.generated), held_out=held_out),
             prices=self._model_costs(),
             **{n: PopulationScores(accuracy=self._spread(m)) for n, m in populations.items()},
         )
 
-    def _scores(self, votes: Votes, voters: Voters, **more: Any) -> BagScores:
+    def _scores(self, voters: Voters, **more: Any) -> BagScores:
         """How a bag scores on the test part."""
         return BagScores(
-            **asdict(score(votes.answers, self.test_labels_N)),
+            **asdict(score(voters.answers, self.test_labels_N)),
             size=len(voters.members),
-            temperature=votes.temperature if votes.at_temperature else None,
+            temperature=voters.temperature if voters.at_temperature else None,
             **{"cost_seconds": voters.seconds, **more},
         )
 
-    def vote(self, members: Members) -> Votes:
-        """What all of ``members`` say together."""
+    def voters(self, members: Members, fixed_seconds: float, member_seconds: float) -> Voters:
+        """A bag of all of ``members``."""
         val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
         val_NC, test_NC = (
             self.section.vote.combine(logits, val_nll_E)
             for logits in (members.val_logits_ENC, members.test_logits_ENC)
         )
         temperature = fit_temperature(val_NC, self.val_labels_N)
-        return Votes(test_NC, temperature, self.section.temperature_scaling)
-
-    @cached_property
-    def bag_votes(self) -> Votes:
-        """What the bag of generated classifiers says."""
-        return self.vote(self.bag.members)
-
-    @cached_property
-    def rival_votes(self) -> dict[str, Votes]:
-        """What each rival says, by name."""
-        return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
+        says = (test_NC, temperature, self.section.temperature_scaling)
+        return Voters(members, fixed_seconds, member_seconds, *says)
 
     def _spread(self, members: Members) -> Spread | None:
         if not len(members):
@@ -275,9 +252,9 @@ class Comparison:
         prices, drawn = self.prices, len(self.generated)
         members = self.generated.select(self.chosen)
         if sorted(self.chosen) == list(range(drawn)):
-            return Voters(members, prices.bag - prices.samples, prices.samples / drawn)
+            return self.voters(members, prices.bag - prices.samples, prices.samples / drawn)
         # To choose among all of them, all must be drawn.
-        return Voters(members, prices.bag, 0.0)
+        return self.voters(members, prices.bag, 0.0)
 
     @cached_property
     def rivals(self) -> dict[str, Voters]:
@@ -291,7 +268,8 @@ class Comparison:
         started = time.process_time()
         members = self._drawn(rival, size)
         drawing = time.process_time() - started
-        return Voters(members, self.prices.originals(len(self.originals)), drawing / len(members))
+        trained = self.prices.originals(len(self.originals))
+        return self.voters(members, trained, drawing / len(members))
 
     def _picked(self, rival: Choosing, size: int) -> Voters:
         """Trained models; each is paid for where not all of the population is."""
@@ -302,10 +280,10 @@ class Comparison:
         members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
         if rival.among == "ordinary":
             assert prices.ordinary is not None
-            return Voters(members, 0.0, prices.ordinary)
+            return self.voters(members, 0.0, prices.ordinary)
         if rival.needs_all:
-            return Voters(members, prices.originals(len(trained)), 0.0)
-        return Voters(members, prices.roots, prices.originals(1) - prices.roots)
+            return self.voters(members, prices.originals(len(trained)), 0.0)
+        return self.voters(members, prices.roots, prices.originals(1) - prices.roots)
 
     def _drawn(self, rival: Drawing, size: int) -> Members:
         """Members a rival draws around the originals, asked."""
@@ -333,6 +311,6 @@ class Comparison:
         if self.ordinary is not None and prices.ordinary and math.isfinite(prices.bag):
             affordable = max(1, int(prices.bag / prices.ordinary))
             members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
-            voters = Voters(members, 0.0, prices.ordinary)
-            equal = self._scores(self.vote(members), voters, affordable=affordable)
+            voters = self.voters(members, 0.0, prices.ordinary)
+            equal = self._scores(voters, affordable=affordable)
         return Prices(per_model=per_model, equal_cost_deep_ensemble=equal)

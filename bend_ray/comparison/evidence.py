@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.comparison import Comparison, Members, Voters, Votes
+from bend_ray.comparison.comparison import Comparison, Members, Voters
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
@@ -116,27 +116,22 @@ def _bags(comparison: Comparison) -> dict[str, Any]:
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
-    member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
-    voters = {BAG: bag, MEMBER: member, **comparison.rivals}
-    votes = {
-        BAG: comparison.bag_votes,
-        MEMBER: comparison.vote(member.members),
-        **comparison.rival_votes,
-    }
-    return {name: _bag(name, voters[name], votes[name], comparison) for name in voters}
+    alone = bag.members.select([median])
+    member = comparison.voters(alone, bag.fixed_seconds, bag.member_seconds)
+    bags = {BAG: bag, MEMBER: member, **comparison.rivals}
+    return {name: _bag(name, voters, comparison) for name, voters in bags.items()}
 
 
-def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dict[str, Any]:
+def _bag(name: str, voters: Voters, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     labels_N = comparison.test_labels_N
-    ours_NC, theirs_NC = comparison.bag_votes.answers, votes.answers
-    accuracy, likelihood = differences(ours_NC, theirs_NC, labels_N)
+    accuracy, likelihood = differences(comparison.bag.answers, voters.answers, labels_N)
     return {
         "size": len(voters.members),
         "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
         "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
         "curve": _bag_curve(name, voters.members, comparison),
-        **_trust(votes, labels_N),
+        **_trust(voters, labels_N),
     }
 
 
@@ -171,16 +166,16 @@ def _curve(
     return asdict(curve)
 
 
-def _trust(votes: Votes, labels_N: Tensor) -> dict[str, Any]:
+def _trust(voters: Voters, labels_N: Tensor) -> dict[str, Any]:
     """Reliability before and after temperature scaling on validation images, and rejection."""
     return {
-        "temperature": votes.temperature,
-        "scaled": {"nll": nll(votes.scaled, labels_N), "ece": ece(votes.scaled, labels_N)},
+        "temperature": voters.temperature,
+        "scaled": {"nll": nll(voters.scaled, labels_N), "ece": ece(voters.scaled, labels_N)},
         "reliability": {
-            "before": asdict(reliability(votes.plain_NC, labels_N)),
-            "after": asdict(reliability(votes.scaled, labels_N)),
+            "before": asdict(reliability(voters.plain_NC, labels_N)),
+            "after": asdict(reliability(voters.scaled, labels_N)),
         },
-        "rejection": asdict(rejection(votes.answers, labels_N)),
+        "rejection": asdict(rejection(voters.answers, labels_N)),
     }
 
 

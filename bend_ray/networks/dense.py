@@ -36,13 +36,9 @@ def is_flat(inputs: Inputs, module: nn.Module, *, shared: bool) -> TypeGuard[Ten
 def run_dense(
     module: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, shared: bool
 ) -> Tensor:
-    """Logits ``(K, B, classes)`` of K models.
+    """Logits ``(K, B, classes)`` of K models ``{name: (K, *shape)}`` of a module that ``is_dense``.
 
-    Args:
-        module: that ``is_dense``.
-        state: the models' tensors by name, ``(K, *shape)``.
-        inputs: ``(B, ...)`` if ``shared``, else ``(K, B, ...)``.
-        shared: whether all models see the same examples.
+    Inputs are ``(B, ...)`` where all models share them, else ``(K, B, ...)``.
     """
     num_models = len(next(iter(state.values())))
     values = inputs.flatten(1).expand(num_models, -1, -1) if shared else inputs.flatten(2)

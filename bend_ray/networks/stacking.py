@@ -207,13 +207,8 @@ def form_for(module: nn.Module, device: str, example: Inputs | None = None) -> F
 
     A GPU is kept busy by all models in one kernel; a CPU convolves one model after another faster.
     Models with dropout train one after another everywhere, as only so can each draw from a
-    generator of its own, whoever is in its cohort.
-
-    Args:
-        module: one model of the architecture.
-        device: where the models run.
-        example: inputs of an example or more, to see whether models can be stacked; None for
-            networks of which that is known.
+    generator of its own, whoever is in its cohort. Inputs of an example tell whether models can be
+    stacked; None for networks of which that is known.
     """
     if is_random(module):
         return "loop"
@@ -255,16 +250,10 @@ def is_random(module: nn.Module) -> bool:
 def predict_logits(
     stack: Stack, theta_KP: Tensor, inputs: Inputs, *, max_elements: int | None = None
 ) -> Tensor:
-    """Logits ``(K, N, C)`` of every model on every example, in pieces of bounded size.
+    """Logits ``(K, N, C)`` of every model on every normalised example, in evaluation mode.
 
-    Measured: what a CPU's caches do not hold costs a small CNN 1.3 to 2.5 times as long.
-
-    Args:
-        stack: the models' architecture; is put in evaluation mode.
-        theta_KP: one row of parameters a model.
-        inputs: normalised, of N examples.
-        max_elements: bound on models x input numbers in flight; by default as many as the
-            device computes fastest.
+    In pieces that bound models x input numbers in flight, by default to as many as the device
+    computes fastest: what a CPU's caches do not hold costs a small CNN 1.3 to 2.5 times as long.
     """
     if max_elements is None:
         on_cpu = theta_KP.device.type == "cpu"

@@ -30,13 +30,7 @@ codec holds, whatever the number of parameters.
 
 
 def early_name(index: int) -> str:
-    """The file of the means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``.
-
-    Those of the runs of one shard.
-
-    >>> early_name(3)
-    'early-00003.safetensors'
-    """
+    """The file of a shard's means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``."""
     return f"{EARLY}{index:05d}.safetensors"
 
 

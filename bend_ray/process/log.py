@@ -18,11 +18,7 @@ LOG_SECONDS = 5.0
 
 
 def configure(verbose: bool = False) -> None:
-    """Send this package's log to stderr: one plain line a message.
-
-    Args:
-        verbose: also show debug messages.
-    """
+    """Send this package's log to stderr, one plain line a message; debug messages if verbose."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.handlers = [handler]

@@ -60,20 +60,14 @@ class _Runs:
         """Which runs did not diverge, ``(R,)``."""
         return finite_rows(self.theta_RSP, self.val_nll_RS).tolist()
 
-    def replace(self, rows: list[int], other: _Runs) -> _Runs:
-        """Some rows taken from another."""
-
-        def put(column: Tensor, second: Tensor) -> Tensor:
-            return column.index_put((torch.tensor(rows),), second)
-
-        seeds = dict(zip(rows, other.seeds_R, strict=True))
-        return _Runs(
-            put(self.theta_RSP, other.theta_RSP),
-            put(self.early_RP, other.early_RP),
-            put(self.val_accuracy_RS, other.val_accuracy_RS),
-            put(self.val_nll_RS, other.val_nll_RS),
-            [seeds.get(row, seed) for row, seed in enumerate(self.seeds_R)],
-        )
+    def replace(self, rows: list[int], other: _Runs) -> None:
+        """Take another's for some rows."""
+        self.theta_RSP[rows] = other.theta_RSP
+        self.early_RP[rows] = other.early_RP
+        self.val_accuracy_RS[rows] = other.val_accuracy_RS
+        self.val_nll_RS[rows] = other.val_nll_RS
+        for row, seed in zip(rows, other.seeds_R, strict=True):
+            self.seeds_R[row] = seed
 
 
 class SeedTrainer:
@@ -101,7 +95,7 @@ class SeedTrainer:
         diverged = []
         with self._stopwatch() as watch:
             theta_RW = self._fit_roots(ids)
-            if rows := _indices(finite_rows(theta_RW), False):
+            if rows := (~finite_rows(theta_RW)).nonzero().flatten().tolist():
                 spare = [num_roots + ids[row] for row in rows]
                 theta_RW[rows] = self._fit_roots(spare)
                 diverged = [
@@ -131,11 +125,11 @@ class SeedTrainer:
         """
         with self._stopwatch() as watch:
             theta_RW = torch.cat([roots.theta_RW for roots in trained])
-            finite = _indices(finite_rows(theta_RW), True)
-            if not finite:
+            finite_R = finite_rows(theta_RW)
+            if not finite_R.any():
                 raise all_diverged(f"all {len(theta_RW)} roots")
             if self.section.protocol.align:
-                theta_RW = self._align(theta_RW[finite[0]], theta_RW)
+                theta_RW = self._align(theta_RW[finite_R.nonzero()[0, 0]], theta_RW)
         cost = sum((roots.cost for roots in trained), watch.cost)
         note(self.artifact, ROOTS, [each for roots in trained for each in roots.diverged])
         write_cost(self.artifact, ROOTS, cost)
@@ -221,8 +215,7 @@ class SeedTrainer:
             return None, [], diverged
         runs = self._attempt(trained, roots_RW, 0)
         if again := [row for row, well in enumerate(runs.finite()) if not well]:
-            second = self._attempt([trained[row] for row in again], roots_RW, 1)
-            runs = runs.replace(again, second)
+            runs.replace(again, self._attempt([trained[row] for row in again], roots_RW, 1))
         finite = runs.finite()
         for row in again:
             first = 0 if finite[row] else 1
@@ -297,7 +290,3 @@ class SeedTrainer:
         first = recipe.num_steps(stretch.start, num_images)
         marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
         return [first + step for step in marks]
-
-
-def _indices(flags_K: Tensor, value: bool) -> list[int]:
-    return [row for row, flag in enumerate(flags_K.tolist()) if flag is value]
