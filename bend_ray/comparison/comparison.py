@@ -165,13 +165,14 @@ class Comparison:
         self.val_labels_N = self.classifiers.dataset.validation.labels_N
         self.test_labels_N = self.classifiers.dataset.test.labels_N
 
+    @property
+    def populations(self) -> dict[str, Members]:
+        """All that are compared with one another, by name."""
+        return {"generated": self.generated, "originals": self.originals, "held_out": self.held_out}
+
     def evaluation(self) -> Evaluation:
         """The figures."""
-        populations = {
-            "generated": self.generated,
-            "originals": self.originals,
-            "held_out": self.held_out,
-        }
+        populations = self.populations
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
             part="test" if self.classifiers.dataset.has_test else "validation",

@@ -49,11 +49,7 @@ def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
 
 def evidence(comparison: Comparison) -> dict[str, Any]:
     """What the comparison's pictures show."""
-    populations = {
-        "generated": comparison.generated,
-        "originals": comparison.originals,
-        "held_out": comparison.held_out,
-    }
+    populations = comparison.populations
     rows = {name: _rows(members, comparison) for name, members in populations.items()}
     if comparison.ordinary is not None:
         rows["ordinary"] = _rows(comparison.ordinary, comparison)

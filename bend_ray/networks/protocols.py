@@ -52,19 +52,19 @@ class _Protocol(Spec):
         """Whether it says how many members there are, before anything is listed."""
         return True
 
-    def sizes(self) -> tuple[int, int]:
-        """Trunks, which are what a generator can tell apart, and members of each."""
+    def _sizes(self) -> tuple[int, int]:
+        """Trunks, and members of each."""
         raise NotImplementedError
 
     @property
     def num_trunks(self) -> int:
         """What a generator can tell apart."""
-        return self.sizes()[0]
+        return self._sizes()[0]
 
     @property
     def members_per_trunk(self) -> int:
         """As many for each trunk."""
-        return self.sizes()[1]
+        return self._sizes()[1]
 
     @property
     def num_roots(self) -> int:
@@ -77,7 +77,7 @@ class _Protocol(Spec):
 
     def runs(self) -> list[Run]:
         """What is trained in one go: a trunk's members, its checkpoints."""
-        trunks, members = self.sizes()
+        trunks, members = self._sizes()
         return [
             tuple(Member(trunk * members + m, trunk, 0, snapshot=m) for m in range(members))
             for trunk in range(trunks)
@@ -103,8 +103,7 @@ class Forks(_Protocol):
     align: bool = True
     """Permute the hidden units of every trunk to match the first trunk's."""
 
-    def sizes(self) -> tuple[int, int]:
-        """Of the population."""
+    def _sizes(self) -> tuple[int, int]:
         return self.trunks, self.forks
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
@@ -144,8 +143,7 @@ class Trajectory(_Protocol):
     align: bool = True
     """Permute the hidden units of every base to match the first one's."""
 
-    def sizes(self) -> tuple[int, int]:
-        """Of the population."""
+    def _sizes(self) -> tuple[int, int]:
         return self.bases, self.checkpoints
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
@@ -192,8 +190,7 @@ class Tails(_Protocol):
     align: bool = True
     """Permute the hidden units of every trunk to match the first trunk's."""
 
-    def sizes(self) -> tuple[int, int]:
-        """Of the population."""
+    def _sizes(self) -> tuple[int, int]:
         return self.trunks, self.tails
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
@@ -242,7 +239,7 @@ class Independent(_Protocol):
         """The reference model, where there is one."""
         return int(self.align)
 
-    def sizes(self) -> tuple[int, int]:
+    def _sizes(self) -> tuple[int, int]:
         """One trunk of all models: none share a start."""
         return 1, self.models
 
@@ -290,7 +287,7 @@ class Checkpoints(_Protocol):
         """The first of each trunk."""
         return self.early
 
-    def sizes(self) -> tuple[int, int]:
+    def _sizes(self) -> tuple[int, int]:
         """What the pattern tells apart, and checkpoints of it that are members."""
         return self.found or (1, 1)
 

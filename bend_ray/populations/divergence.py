@@ -2,7 +2,8 @@
 
 A model has diverged where its parameters or its validation NLL are not finite. That depends on the
 config and the model alone, so however many actors there are, the same ones do. A piece of work that
-had such models says so in a note beside its shard, which the commit takes into the manifest.
+had such models says so in a note beside its shard, which the commit takes into the manifest. What
+reads and writes notes raises StoreError where the store cannot.
 """
 
 from __future__ import annotations
@@ -55,22 +56,14 @@ def finite_rows(*columns: Tensor) -> Tensor:
 
 
 def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
-    """Say which models of a piece diverged; nothing where none did.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Say which models of a piece diverged; nothing where none did."""
     if diverged:
         rows = [each.model_dump() for each in diverged]
         artifact.write_note(f"{DIRECTORY}/{name}.json", rows)
 
 
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
-    """What the pieces of an artifact that is being made say, by the piece's name.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """What the pieces of an artifact that is being made say, by the piece's name."""
     names = [file.name for file in artifact.list_files(f"{DIRECTORY}/")]
     found = side_by_side(artifact.read_note, names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
@@ -81,11 +74,7 @@ def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
 
 
 def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
-    """Models by shard, of those planned, without what notes leave out; a shard may have none.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Models by shard, of those planned, without what notes leave out; a shard may have none."""
     found = notes(artifact)
     return {
         index: rows - sum(len(each.models) for each in found.get(shard_name(index), ()))
@@ -94,11 +83,7 @@ def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
 
 
 def done_shards(artifact: Artifact, planned: Mapping[int, int]) -> set[int]:
-    """Which shards need not be made again: they are whole, or nothing of them is left.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Which shards need not be made again: they are whole, or nothing of them is left."""
     rows = left_rows(artifact, planned)
     empty = {index for index, left in rows.items() if left == 0}
     return complete_shards(artifact, rows) | empty
@@ -117,9 +102,6 @@ def commit_left(
     """Commit the shards that hold models; what became of others goes to the manifest and the log.
 
     Beside them it may have further files, pieces whose cost was noted, and metrics.
-
-    Raises:
-        StoreError: the store cannot be read or written.
     """
     left = {shard_name(i): rows for i, rows in left_rows(artifact, planned).items() if rows}
     costs = read_costs(artifact, [*map(shard_name, planned), *priced])

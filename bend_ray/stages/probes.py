@@ -24,7 +24,6 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.runtime.interface import Runtime, Shared
-from bend_ray.stages.finish import without_finish
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.storage.filesystems import open_file, side_by_side
 
@@ -151,7 +150,9 @@ def _draw(
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
-        drawer = SampleDrawer(without_finish(config), graph, shared, weights)
+        samples = config.samples.model_copy(update={"finish": None})
+        unfinished = config.model_copy(update={"samples": samples})
+        drawer = SampleDrawer(unfinished, graph, shared, weights)
         ids = range(_num_probes(config))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy
