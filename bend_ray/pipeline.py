@@ -186,12 +186,8 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
             yield StageStatus(stage, artifact, "committed", took)
             continue
         done, by = _partial(config, artifact), maker(artifact)
-        if by is not None:
-            yield StageStatus(stage, artifact, "running", ", ".join(filter(None, (done, by))))
-        elif done is not None:
-            yield StageStatus(stage, artifact, "partial", done)
-        else:
-            yield StageStatus(stage, artifact, "missing", "")
+        state = "running" if by else "partial" if done else "missing"
+        yield StageStatus(stage, artifact, state, ", ".join(filter(None, (done, by))))
 
 
 def _partial(config: PipelineConfig, artifact: Artifact) -> str | None:

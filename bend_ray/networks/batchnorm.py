@@ -8,37 +8,13 @@ Shape letters: K models, P parameters, Q buffers, N images.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bend_ray.data.examples import Inputs, count, numbers, rows
-from bend_ray.errors import DataError
-from bend_ray.networks.calls import call
 from bend_ray.networks.stacking import Stack
-
-
-@torch.no_grad()
-def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int) -> None:
-    """Show a fresh network the smallest batch that one will be trained on.
-
-    Normalised inputs of fewer examples are repeated; global randomness stays as it is.
-
-    Raises:
-        DataError: its norms have but one value a channel there, and nothing to divide by.
-    """
-    index = torch.arange(smallest) % count(inputs)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            call(build().train(), rows(inputs, index))
-    except ValueError as error:
-        raise DataError(
-            f"expected batches that the network's norms can be trained on, got one of {smallest} "
-            f"({str(error).splitlines()[0]}); raise "
-            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
-            "examples, or a network without BatchNorm"
-        ) from None
 
 
 @torch.no_grad()

@@ -43,6 +43,28 @@ def check_network(
             raise DataError(f"{name}: {problem}")
 
 
+@torch.no_grad()
+def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int) -> None:
+    """Show a fresh network the smallest batch that one will be trained on.
+
+    Normalised inputs of fewer examples are repeated; global randomness stays as it is.
+
+    Raises:
+        DataError: its norms have but one value a channel there, and nothing to divide by.
+    """
+    index = torch.arange(smallest) % count(inputs)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            call(build().train(), rows(inputs, index))
+    except ValueError as error:
+        raise DataError(
+            f"expected batches that the network's norms can be trained on, got one of {smallest} "
+            f"({str(error).splitlines()[0]}); raise "
+            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
+            "examples, or a network without BatchNorm"
+        ) from None
+
+
 def _no_module(module: Any) -> Iterator[str]:
     if not isinstance(module, nn.Module):
         got = type(module).__qualname__

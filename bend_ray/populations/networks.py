@@ -12,9 +12,9 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.imported import Imported
-from bend_ray.networks.batchnorm import check_batches, recalibrate_batchnorm
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.probe import EXAMPLES, check_network
+from bend_ray.networks.probe import EXAMPLES, check_batches, check_network
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from bend_ray.errors import DataError
 from bend_ray.networks.architectures import ConvNet, TorchvisionModel
-from bend_ray.networks.batchnorm import check_batches, recalibrate_batchnorm
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.probe import check_batches
 from bend_ray.networks.stacking import Form, Stack
 from bend_ray.parameters.layout import ParameterLayout
 
