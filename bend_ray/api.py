@@ -226,7 +226,8 @@ def fit(
     }
     config = PipelineConfig()
     dataset = _dataset(train, test, validation, str(store))
-    update = {"dataset": dataset, "seeds": _replaced(config.seeds, architecture=architecture)}
+    seeds = dict(config.seeds) | {"architecture": architecture}
+    update = {"dataset": dataset, "seeds": seeds}
     config = PipelineConfig.model_validate(dict(config) | update)
     knobs = {path: value for path, value in given.items() if value is not None}
     return run(config, store=store, address=address, settings=knobs | dict(settings or {}))
@@ -287,7 +288,3 @@ def _spilled(given: Any, name: str, store: str) -> str | None:
     if not file_exists(filesystem, path):
         write_bytes(filesystem, path, content)
     return uri
-
-
-def _replaced(section: Any, **values: Any) -> Any:
-    return type(section).model_validate(dict(section) | values)
