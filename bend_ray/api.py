@@ -226,8 +226,7 @@ def fit(
     }
     config = PipelineConfig()
     dataset = _dataset(train, test, validation, str(store))
-    seeds = dict(config.seeds) | {"architecture": architecture}
-    update = {"dataset": dataset, "seeds": seeds}
+    update = {"dataset": dataset, "seeds": _replaced(config.seeds, architecture=architecture)}
     config = PipelineConfig.model_validate(dict(config) | update)
     knobs = {path: value for path, value in given.items() if value is not None}
     return run(config, store=store, address=address, settings=knobs | dict(settings or {}))
@@ -288,3 +287,7 @@ def _spilled(given: Any, name: str, store: str) -> str | None:
     if not file_exists(filesystem, path):
         write_bytes(filesystem, path, content)
     return uri
+
+
+def _replaced(section: Any, **values: Any) -> Any:
+    return type(section).model_validate(dict(section) | values)

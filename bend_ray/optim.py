@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,7 +18,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class Steps:
+class Steps(Protocol):
     """An optimizer bound to its parameters: torch's update rules without torch's classes.
 
     ``torch.optim.Optimizer`` imports torch's compiler on its first use, 4 s in every process
@@ -26,32 +26,14 @@ class Steps:
     functional forms are the same kernels without it.
     """
 
-    def __init__(self, parameters: list[torch.Tensor], *names: str) -> None:
-        self.parameters = parameters
-        # What the update rule keeps beside each.
-        self.kept = {name: [torch.zeros_like(p) for p in parameters] for name in names}
-
     def step(self, factor: float) -> None:
         """Move along the gradients at ``factor`` times the learning rate, then clear them."""
-        raise NotImplementedError
 
     def state(self) -> dict[str, list[torch.Tensor]]:
         """What a resumed training needs; the tensors themselves, not copies."""
-        return self.kept
 
     def load(self, state: dict[str, list[torch.Tensor]]) -> None:
         """Continue from a ``state()``."""
-        for name, tensors in self.kept.items():
-            for mine, loaded in zip(tensors, state[name], strict=True):
-                mine.copy_(loaded)
-
-    def _take_gradients(self) -> list[torch.Tensor]:
-        gradients = []
-        for parameter in self.parameters:
-            assert parameter.grad is not None
-            gradients.append(parameter.grad)
-            parameter.grad = None
-        return gradients
 
 
 class AdamW(Spec):
@@ -88,7 +70,31 @@ class Sgd(Spec):
         return _SgdSteps(self, list(parameters))
 
 
-class _AdamWSteps(Steps):
+class _TensorState:
+    """Parameters and the tensors an update rule keeps beside each."""
+
+    def __init__(self, parameters: list[torch.Tensor], *names: str) -> None:
+        self.parameters = parameters
+        self.kept = {name: [torch.zeros_like(p) for p in parameters] for name in names}
+
+    def state(self) -> dict[str, list[torch.Tensor]]:
+        return self.kept
+
+    def load(self, state: dict[str, list[torch.Tensor]]) -> None:
+        for name, tensors in self.kept.items():
+            for mine, loaded in zip(tensors, state[name], strict=True):
+                mine.copy_(loaded)
+
+    def take_gradients(self) -> list[torch.Tensor]:
+        gradients = []
+        for parameter in self.parameters:
+            assert parameter.grad is not None
+            gradients.append(parameter.grad)
+            parameter.grad = None
+        return gradients
+
+
+class _AdamWSteps(_TensorState):
     def __init__(self, spec: AdamW, parameters: list[torch.Tensor]) -> None:
         super().__init__(parameters, "mean", "square")
         self.spec = spec
@@ -100,7 +106,7 @@ class _AdamWSteps(Steps):
         with torch.no_grad():
             adamw(
                 self.parameters,
-                self._take_gradients(),
+                self.take_gradients(),
                 self.kept["mean"],
                 self.kept["square"],
                 [],
@@ -117,7 +123,7 @@ class _AdamWSteps(Steps):
             )
 
 
-class _SgdSteps(Steps):
+class _SgdSteps(_TensorState):
     def __init__(self, spec: Sgd, parameters: list[torch.Tensor]) -> None:
         super().__init__(parameters, "momentum")
         self.spec = spec
@@ -128,7 +134,7 @@ class _SgdSteps(Steps):
         with torch.no_grad():
             sgd(
                 self.parameters,
-                self._take_gradients(),
+                self.take_gradients(),
                 list(self.kept["momentum"]),
                 foreach=False,
                 weight_decay=self.spec.weight_decay,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import KW_ONLY, asdict, dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,20 +45,23 @@ from bend_ray.report.evaluation import (
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Seconds, of the GPU where one was used, else of the CPU; each with all it needs."""
+    """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
+
+    Attributes:
+        bag: seeds, autoencoder, latents, generator and samples together.
+        samples: the samples stage alone.
+        seeds: the whole trained population.
+        roots: what its members have in common, part of ``seeds``.
+        trained: members of the trained population, held out or not.
+        ordinary: one ordinary training; None where none was done.
+    """
 
     bag: float
-    """Seeds, autoencoder, latents, generator and samples together."""
     samples: float
-    """The samples stage alone."""
     seeds: float
-    """The whole trained population."""
     roots: float
-    """What its members have in common, part of ``seeds``."""
     trained: int
-    """Members of the trained population, held out or not."""
     ordinary: float | None
-    """One ordinary training; None where none was done."""
 
     def originals(self, count: int) -> float:
         """``count`` members of the trained population, and all roots."""
@@ -108,25 +111,37 @@ class Members:
 
 @dataclass(frozen=True)
 class Voters:
-    """Who votes in a bag, what they cost from scratch, and what they say of the test part."""
+    """Who votes in a bag, and what they cost from scratch.
+
+    Attributes:
+        members: in the order in which they joined.
+        fixed_seconds: what the first of them needs, and all share.
+        member_seconds: of each of them.
+    """
 
     members: Members
-    """In the order in which they joined."""
     fixed_seconds: float
-    """What the first of them needs, and all share."""
     member_seconds: float
-    """Of each of them."""
-    plain_NC: Tensor
-    """By the vote."""
-    temperature: float
-    """Fitted on the validation part."""
-    at_temperature: bool
-    """Whether the bag answers at it."""
 
     @property
     def seconds(self) -> float:
-        """What all of them cost."""
+        """All of it."""
         return self.fixed_seconds + self.member_seconds * len(self.members)
+
+
+@dataclass(frozen=True)
+class Votes:
+    """What a bag says of the test part.
+
+    Attributes:
+        plain_NC: by the vote.
+        temperature: fitted on the validation part.
+        at_temperature: whether the bag answers at it.
+    """
+
+    plain_NC: Tensor
+    temperature: float
+    at_temperature: bool
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -139,70 +154,98 @@ class Voters:
         return self.scaled if self.at_temperature else self.plain_NC
 
 
-@dataclass(eq=False)
 class Comparison:
-    """Everything the evaluation says."""
+    """Everything the evaluation says.
 
-    section: EvaluationSection
-    """Which members vote, how, and against whom."""
-    seed: int
-    """Of the rivals' randomness."""
-    classifiers: Classifiers
-    """Data and executor."""
-    _: KW_ONLY
-    originals: Members
-    """The trained members the generator learnt from."""
-    held_out: Members
-    """The trained members it never saw."""
-    generated: Members
-    """What it drew."""
-    ordinary: Members | None
-    """A deep ensemble's members, if one was trained."""
-    prices: StageCosts
-    """What all of these cost."""
+    Args:
+        section: which members vote, how, and against whom.
+        seed: of the rivals' randomness.
+        classifiers: data and executor.
+        originals: the trained members the generator learnt from.
+        held_out: the trained members it never saw.
+        generated: what it drew.
+        ordinary: a deep ensemble's members, if one was trained.
+        prices: what all of these cost.
+    """
 
-    def __post_init__(self) -> None:
-        self.val_labels_N = self.classifiers.dataset.validation.labels_N
-        self.test_labels_N = self.classifiers.dataset.test.labels_N
-
-    @property
-    def populations(self) -> dict[str, Members]:
-        """All that are compared with one another, by name."""
-        return {"generated": self.generated, "originals": self.originals, "held_out": self.held_out}
+    def __init__(
+        self,
+        section: EvaluationSection,
+        seed: int,
+        classifiers: Classifiers,
+        *,
+        originals: Members,
+        held_out: Members,
+        generated: Members,
+        ordinary: Members | None,
+        prices: StageCosts,
+    ) -> None:
+        self.section = section
+        self.seed = seed
+        self.classifiers = classifiers
+        self.originals = originals
+        self.held_out = held_out
+        self.generated = generated
+        self.ordinary = ordinary
+        self.prices = prices
+        dataset = classifiers.dataset
+        self.val_labels_N = dataset.validation.labels_N
+        self.test_labels_N = dataset.test.labels_N
 
     def evaluation(self) -> Evaluation:
         """The figures."""
-        populations = self.populations
+        populations = {
+            "generated": self.generated,
+            "originals": self.originals,
+            "held_out": self.held_out,
+        }
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
             part="test" if self.classifiers.dataset.has_test else "validation",
-            bag=self._scores(self.bag, members=tuple(self.chosen), cost_seconds=self.prices.bag),
-            rivals={name: self._scores(voters) for name, voters in self.rivals.items()},
+            bag=self._scores(
+                self.bag_votes,
+                self.bag,
+                members=tuple(self.chosen),
+                cost_seconds=self.prices.bag,
+            ),
+            rivals={
+                name: self._scores(self.rival_votes[name], voters)
+                for name, voters in self.rivals.items()
+            },
             diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
             novelty=Novelty(**self._novelty(self.generated), held_out=held_out),
             prices=self._model_costs(),
             **{n: PopulationScores(accuracy=self._spread(m)) for n, m in populations.items()},
         )
 
-    def _scores(self, voters: Voters, **more: Any) -> BagScores:
+    def _scores(self, votes: Votes, voters: Voters, **more: Any) -> BagScores:
         """How a bag scores on the test part."""
         return BagScores(
-            **asdict(score(voters.answers, self.test_labels_N)),
+            **asdict(score(votes.answers, self.test_labels_N)),
             size=len(voters.members),
-            temperature=voters.temperature if voters.at_temperature else None,
+            temperature=votes.temperature if votes.at_temperature else None,
             **{"cost_seconds": voters.seconds, **more},
         )
 
-    def voters(self, members: Members, fixed_seconds: float, member_seconds: float) -> Voters:
-        """A bag of all of ``members``."""
+    def vote(self, members: Members) -> Votes:
+        """What all of ``members`` say together."""
         val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
         val_NC, test_NC = (
             self.section.vote.combine(logits, val_nll_E)
             for logits in (members.val_logits_ENC, members.test_logits_ENC)
         )
         temperature = fit_temperature(val_NC, self.val_labels_N)
-        says = (test_NC, temperature, self.section.temperature_scaling)
-        return Voters(members, fixed_seconds, member_seconds, *says)
+        return Votes(test_NC, temperature, self.section.temperature_scaling)
+
+    @cached_property
+    def bag_votes(self) -> Votes:
+        """What the bag of generated classifiers says."""
+        return self.vote(self.bag.members)
+
+    @cached_property
+    def rival_votes(self) -> dict[str, Votes]:
+        """What each rival says, by name."""
+        return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
 
     def _spread(self, members: Members) -> Spread | None:
         if not len(members):
@@ -253,9 +296,9 @@ class Comparison:
         prices, drawn = self.prices, len(self.generated)
         members = self.generated.select(self.chosen)
         if sorted(self.chosen) == list(range(drawn)):
-            return self.voters(members, prices.bag - prices.samples, prices.samples / drawn)
+            return Voters(members, prices.bag - prices.samples, prices.samples / drawn)
         # To choose among all of them, all must be drawn.
-        return self.voters(members, prices.bag, 0.0)
+        return Voters(members, prices.bag, 0.0)
 
     @cached_property
     def rivals(self) -> dict[str, Voters]:
@@ -269,8 +312,7 @@ class Comparison:
         started = time.process_time()
         members = self._drawn(rival, size)
         drawing = time.process_time() - started
-        trained = self.prices.originals(len(self.originals))
-        return self.voters(members, trained, drawing / len(members))
+        return Voters(members, self.prices.originals(len(self.originals)), drawing / len(members))
 
     def _picked(self, rival: Choosing, size: int) -> Voters:
         """Trained models; each is paid for where not all of the population is."""
@@ -281,10 +323,10 @@ class Comparison:
         members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
         if rival.among == "ordinary":
             assert prices.ordinary is not None
-            return self.voters(members, 0.0, prices.ordinary)
+            return Voters(members, 0.0, prices.ordinary)
         if rival.needs_all:
-            return self.voters(members, prices.originals(len(trained)), 0.0)
-        return self.voters(members, prices.roots, prices.originals(1) - prices.roots)
+            return Voters(members, prices.originals(len(trained)), 0.0)
+        return Voters(members, prices.roots, prices.originals(1) - prices.roots)
 
     def _drawn(self, rival: Drawing, size: int) -> Members:
         """Members a rival draws around the originals, asked."""
@@ -312,6 +354,6 @@ class Comparison:
         if self.ordinary is not None and prices.ordinary and math.isfinite(prices.bag):
             affordable = max(1, int(prices.bag / prices.ordinary))
             members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
-            voters = self.voters(members, 0.0, prices.ordinary)
-            equal = self._scores(voters, affordable=affordable)
+            voters = Voters(members, 0.0, prices.ordinary)
+            equal = self._scores(self.vote(members), voters, affordable=affordable)
         return Prices(per_model=per_model, equal_cost_deep_ensemble=equal)

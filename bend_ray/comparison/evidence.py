@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.comparison import Comparison, Members, Voters
+from bend_ray.comparison.comparison import Comparison, Members, Voters, Votes
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
@@ -49,17 +49,17 @@ def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
 
 def evidence(comparison: Comparison) -> dict[str, Any]:
     """What the comparison's pictures show."""
-    populations = comparison.populations
+    populations = {
+        "generated": comparison.generated,
+        "originals": comparison.originals,
+        "held_out": comparison.held_out,
+    }
     rows = {name: _rows(members, comparison) for name, members in populations.items()}
     if comparison.ordinary is not None:
         rows["ordinary"] = _rows(comparison.ordinary, comparison)
-    plane = principal_plane(
-        comparison.originals.theta_EP, [each.theta_EP for each in populations.values()]
-    )
-    for (name, members), place_E2 in zip(populations.items(), plane.coordinates, strict=True):
-        nearest_E = _nearest(members, comparison.originals)
-        rows[name] |= {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
-    usual_E = leave_one_out_distances(comparison.originals.theta_EP)
+    space = _weight_space(populations)
+    for name, columns in space.pop("populations").items():
+        rows[name] |= columns
     shown = {
         "images": {
             "validation": len(comparison.val_labels_N),
@@ -67,9 +67,7 @@ def evidence(comparison: Comparison) -> dict[str, Any]:
             "classes": comparison.generated.test_logits_ENC.shape[-1],
         },
         "populations": rows,
-        "plane_shares": list(plane.shares),
-        "usual_distance": usual_E.quantile(0.5).item(),
-        "copy_ratio": COPY_RATIO,
+        **space,
         "bags": _bags(comparison),
     }
     return _rounded(shown)  # type: ignore[no-any-return]
@@ -97,13 +95,26 @@ def _disagreements(predictions_EN: Tensor) -> Tensor:
     return 1 - agreeing_E / (num_members - 1)
 
 
-def _nearest(members: Members, originals: Members) -> Tensor:
-    """How far each is from the nearest original, itself not counted, (E,)."""
-    if members is originals:
-        return leave_one_out_distances(originals.theta_EP)
-    if not len(members):
-        return torch.zeros(0)
-    return nearest_distances(members.theta_EP, originals.theta_EP)
+def _weight_space(populations: dict[str, Members]) -> dict[str, Any]:
+    """Where models are, and how far from the nearest original."""
+    originals_KP = populations["originals"].theta_EP
+    plane = principal_plane(originals_KP, [each.theta_EP for each in populations.values()])
+    columns: dict[str, Any] = {}
+    for (name, members), place_E2 in zip(populations.items(), plane.coordinates, strict=True):
+        if name == "originals":
+            nearest_E = leave_one_out_distances(originals_KP)
+            usual = nearest_E.quantile(0.5).item()
+        elif len(members):
+            nearest_E = nearest_distances(members.theta_EP, originals_KP)
+        else:
+            nearest_E = torch.zeros(0)
+        columns[name] = {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
+    return {
+        "populations": columns,
+        "plane_shares": list(plane.shares),
+        "usual_distance": usual,
+        "copy_ratio": COPY_RATIO,
+    }
 
 
 def _bags(comparison: Comparison) -> dict[str, Any]:
@@ -112,22 +123,27 @@ def _bags(comparison: Comparison) -> dict[str, Any]:
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
-    alone = bag.members.select([median])
-    member = comparison.voters(alone, bag.fixed_seconds, bag.member_seconds)
-    bags = {BAG: bag, MEMBER: member, **comparison.rivals}
-    return {name: _bag(name, voters, comparison) for name, voters in bags.items()}
+    member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
+    voters = {BAG: bag, MEMBER: member, **comparison.rivals}
+    votes = {
+        BAG: comparison.bag_votes,
+        MEMBER: comparison.vote(member.members),
+        **comparison.rival_votes,
+    }
+    return {name: _bag(name, voters[name], votes[name], comparison) for name in voters}
 
 
-def _bag(name: str, voters: Voters, comparison: Comparison) -> dict[str, Any]:
+def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     labels_N = comparison.test_labels_N
-    accuracy, likelihood = differences(comparison.bag.answers, voters.answers, labels_N)
+    ours_NC, theirs_NC = comparison.bag_votes.answers, votes.answers
+    accuracy, likelihood = differences(ours_NC, theirs_NC, labels_N)
     return {
         "size": len(voters.members),
         "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
         "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
         "curve": _bag_curve(name, voters.members, comparison),
-        **_trust(voters, labels_N),
+        **_trust(votes, labels_N),
     }
 
 
@@ -162,16 +178,16 @@ def _curve(
     return asdict(curve)
 
 
-def _trust(voters: Voters, labels_N: Tensor) -> dict[str, Any]:
+def _trust(votes: Votes, labels_N: Tensor) -> dict[str, Any]:
     """Reliability before and after temperature scaling on validation images, and rejection."""
     return {
-        "temperature": voters.temperature,
-        "scaled": {"nll": nll(voters.scaled, labels_N), "ece": ece(voters.scaled, labels_N)},
+        "temperature": votes.temperature,
+        "scaled": {"nll": nll(votes.scaled, labels_N), "ece": ece(votes.scaled, labels_N)},
         "reliability": {
-            "before": asdict(reliability(voters.plain_NC, labels_N)),
-            "after": asdict(reliability(voters.scaled, labels_N)),
+            "before": asdict(reliability(votes.plain_NC, labels_N)),
+            "after": asdict(reliability(votes.scaled, labels_N)),
         },
-        "rejection": asdict(rejection(voters.answers, labels_N)),
+        "rejection": asdict(rejection(votes.answers, labels_N)),
     }
 
 

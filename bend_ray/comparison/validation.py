@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from bend_ray.artifacts.population import Population
-from bend_ray.config.schema import EvaluationSection
+from bend_ray.config.schema import EvaluationSection, PipelineConfig
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
 from bend_ray.ensemble.metrics import member_nll
@@ -36,40 +35,53 @@ ORDERS = 20
 
 @dataclass(frozen=True)
 class BagCurve:
-    """Bags of the first members in voting order, by size."""
+    """Bags of the first members in voting order, by size.
+
+    Attributes:
+        sizes: of the bags.
+        accuracy: on validation images, fractions of 1.
+        nll: on validation images, nats.
+        member_flops: floating-point operations of one member's answer to one image.
+    """
 
     sizes: list[int]
-    """Of the bags."""
     accuracy: list[float]
-    """On validation images, fractions of 1."""
     nll: list[float]
-    """On validation images, nats."""
     member_flops: int
-    """Floating-point operations of one member's answer to one image."""
 
 
 def validation_curve(
-    classifiers: Classifiers, population: Population, sizes: Sequence[int]
+    config: PipelineConfig,
+    classifiers: Classifiers,
+    theta_EP: Tensor,
+    trunks_E: Tensor,
+    sizes: Sequence[int],
 ) -> BagCurve:
-    """Bags of the first of E models, scored on validation images; sizes rise, none above E is told.
+    """Bags of the first of some models, scored on validation images.
+
+    Args:
+        config: of the pipeline.
+        classifiers: of the config.
+        theta_EP: the models.
+        trunks_E: whose each is.
+        sizes: of the bags, rising; those above E are left out.
 
     Raises:
         TrainingError: E is below the smallest size.
     """
     # Fewer than the largest bag may be left of what was drawn.
-    sizes = [size for size in sizes if size <= len(population)]
+    sizes = [size for size in sizes if size <= len(theta_EP)]
     if not sizes:
         raise TrainingError(
-            f"expected as many classifiers as a bag has, got {len(population)} that did not "
-            "diverge; train the generator for longer"
+            f"expected as many classifiers as a bag has, got {len(theta_EP)} that did not diverge; "
+            "train the generator for longer"
         )
     validation = classifiers.dataset.validation
-    trunks = population.trunk.tolist()
-    logits_ENC = classifiers.logits(torch.from_numpy(population.theta_KP), validation, trunks)
+    logits_ENC = classifiers.logits(theta_EP, validation, trunks_E.tolist())
     accuracy, nll = cross_fitted_curve(
-        classifiers.config.evaluation, logits_ENC, validation.labels_N, torch.tensor(trunks), sizes
+        config.evaluation, logits_ENC, validation.labels_N, trunks_E, sizes
     )
-    return BagCurve(sizes, accuracy, nll, _member_flops(classifiers))
+    return BagCurve(list(sizes), accuracy, nll, _member_flops(classifiers))
 
 
 def cross_fitted_curve(
@@ -81,8 +93,12 @@ def cross_fitted_curve(
 ) -> tuple[list[float], list[float]]:
     """Accuracy and NLL by size; what is fitted is so on the half that is not scored.
 
-    An image's place says which half it belongs to. Sizes rise, from 1 to E; that of the section's
-    bagging is not looked at.
+    Args:
+        section: who votes and how; its ``bagging.size`` is not looked at.
+        logits_ENC: of all members.
+        labels_N: true classes; an image's place says which half it belongs to.
+        trunks_E: whose each member is.
+        sizes: rising, from 1 to E.
     """
     fold_N = torch.arange(len(labels_N)) % FOLDS
     sums = [[0.0] * len(sizes), [0.0] * len(sizes)]
@@ -122,8 +138,10 @@ def _orders(
 
 def _member_flops(classifiers: Classifiers) -> int:
     """Counted, not timed: the same on a busy machine."""
+    dataset = classifiers.dataset
+    example = dataset.shown(1)
     with torch.random.fork_rng(devices=[]):
         network = classifiers.build().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        call(network, classifiers.dataset.shown(1))
+        call(network, example)
     return int(counter.get_total_flops())

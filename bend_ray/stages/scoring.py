@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
+
+from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.comparison.validation import BagCurve, validation_curve
 from bend_ray.config.graph import Graph
@@ -49,12 +52,18 @@ def _of_samples(
 ) -> BagCurve:
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
     classifiers = Classifiers(config, shared.load(), device, partial(load_roots, graph.seeds))
-    return validation_curve(classifiers, read_population(graph.samples), sizes)
+    return _curve(config, classifiers, read_population(graph.samples), sizes)
 
 
 def _of_milestone(
     config: PipelineConfig, graph: Graph, weights: str, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
     drawer = SampleDrawer(config, graph, shared, weights)
-    drawn = drawer.classifiers_of(range(max(sizes)))
-    return validation_curve(drawer.classifiers, drawn, sizes)
+    return _curve(config, drawer.classifiers, drawer.classifiers_of(range(max(sizes))), sizes)
+
+
+def _curve(
+    config: PipelineConfig, classifiers: Classifiers, drawn: Population, sizes: Sequence[int]
+) -> BagCurve:
+    theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.tensor(drawn.trunk).long()
+    return validation_curve(config, classifiers, theta_EP, trunks_E, sizes)
