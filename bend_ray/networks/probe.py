@@ -85,6 +85,7 @@ def _no_module(module: Any) -> Iterator[str]:
         yield "expected parameters to train, got frozen ones only; requires_grad_(True) on some"
 
 
+@torch.no_grad()
 def _problems(
     module: nn.Module, other: nn.Module, inputs: Inputs, num_classes: int
 ) -> Iterator[str]:
@@ -92,28 +93,27 @@ def _problems(
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     inputs = rows(inputs, slice(EXAMPLES))
     module.eval(), other.eval()
-    with torch.no_grad():
-        try:
-            together, again = call(module, inputs), call(module, inputs)
-            alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
-        except Exception as error:  # a user's forward may fail in any way
-            yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}"
-            return
-        yield from _answers(together, again, num_classes, count(inputs))
-        if not _close(together, torch.cat(alone)):
-            yield (
-                "expected an answer that depends on its example alone, got another one in other "
-                "company; use no statistics of the batch in evaluation mode"
-            )
-        after = module.state_dict()
-        if changed := [k for k, tensor in before.items() if not torch.equal(tensor, after[k])]:
-            yield f"expected evaluation to change nothing, got another {changed[0]}"
-        other.load_state_dict(before)
-        if not _close(together, call(other, inputs)):
-            yield (
-                "expected a state dict that holds all that answers depend on, got another answer "
-                "from a second network with the same state; register tensors as buffers"
-            )
+    try:
+        together, again = call(module, inputs), call(module, inputs)
+        alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
+    except Exception as error:  # a user's forward may fail in any way
+        yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}"
+        return
+    yield from _answers(together, again, num_classes, count(inputs))
+    if not _close(together, torch.cat(alone)):
+        yield (
+            "expected an answer that depends on its example alone, got another one in other "
+            "company; use no statistics of the batch in evaluation mode"
+        )
+    after = module.state_dict()
+    if changed := [k for k, tensor in before.items() if not torch.equal(tensor, after[k])]:
+        yield f"expected evaluation to change nothing, got another {changed[0]}"
+    other.load_state_dict(before)
+    if not _close(together, call(other, inputs)):
+        yield (
+            "expected a state dict that holds all that answers depend on, got another answer "
+            "from a second network with the same state; register tensors as buffers"
+        )
     yield from _gradients(module.train(), inputs)
 
 
@@ -138,6 +138,7 @@ def _answers(together: Any, again: Any, num_classes: int, num_examples: int) -> 
         )
 
 
+@torch.enable_grad()
 def _gradients(module: nn.Module, inputs: Inputs) -> Iterator[str]:
     try:
         call(module, inputs).sum().backward()  # type: ignore[no-untyped-call]
