@@ -60,8 +60,9 @@ class Stretch:
     constant_rate: float | None = None
     """A learning rate that replaces the recipe's schedule."""
     cyclic_rate: float | None = None
-    """Likewise, a learning rate from which half a cosine falls to zero at every
-    snapshot, to begin again; a burn-in is part of the first of these cycles.
+    """Likewise, one from which half a cosine falls to zero at every snapshot, to begin again.
+
+    A burn-in is part of the first of these cycles.
     """
     bootstrap: bool = False
     """Train on as many images drawn with replacement, once for each run."""
