@@ -15,6 +15,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,17 +45,14 @@ GENTLE_RATE = 0.003
 """Of AdamW, for networks that are not ours; the default population's is seven times as much."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A config whose artifacts are in a store.
+    """A config whose artifacts are in a store."""
 
-    Attributes:
-        config: what was made.
-        graph: its artifacts.
-    """
-
-    def __init__(self, config: PipelineConfig, graph: Graph) -> None:
-        self.config = config
-        self.graph = graph
+    config: PipelineConfig
+    """What was made."""
+    graph: Graph
+    """Its artifacts."""
 
     def __repr__(self) -> str:
         bag = self.evaluation.bag

@@ -26,12 +26,12 @@ from bend_ray.storage.masking import masked
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 3,
+    "seeds": 4,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 2,
-    "evaluation": 3,
+    "samples": 3,
+    "evaluation": 4,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 

@@ -46,7 +46,10 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
     by_trunk: dict[str, list[File]] = {}
     for file in files:
         by_trunk.setdefault(_trunk(file, patterns), []).append(file)
-    trunks = [sorted(by_trunk[name], key=_step) for name in sorted(by_trunk, key=_numbers)]
+    trunks = [
+        sorted(by_trunk[name], key=lambda file: _numbers(file.name))
+        for name in sorted(by_trunk, key=_numbers)
+    ]
     shortest = min(map(len, trunks))
     if shortest < spec.early + 2:
         raise DataError(
@@ -59,35 +62,14 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
 def read_state(
     files: Files, file: File, names: Sequence[str], prefix: str | None
 ) -> dict[str, Any]:
-    """The tensors of a checkpoint that have these names, by them.
-
-    Args:
-        files: of the population.
-        file: one of them.
-        names: of the network's tensors.
-        prefix: what stands before them; None to find it.
+    """The tensors of a checkpoint that have these names after a prefix; None to find it.
 
     Raises:
         DataError: it is no checkpoint, runs code, or lacks some.
     """
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
-        content = source.read()
-    try:
-        if file.name.endswith(".safetensors"):
-            state: Mapping[str, Any] = safetensors.torch.load(content)
-        else:
-            state = _unwrapped(
-                torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-            )
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{where}: expected tensors by name, got: {cause(error)}") from None
-    except Exception as error:  # what torch raises of a file that is none
-        reason = str(error).strip().partition("\n")[0]
-        raise DataError(
-            f"{where}: expected tensors by name, and nothing that runs code, got: {reason}; save "
-            "model.state_dict() alone"
-        ) from None
+        state = tensors_by_name(source.read(), where)
     before = _prefix(state, names) if prefix is None else prefix
     missing = [name for name in names if before + name not in state]
     if missing:
@@ -98,6 +80,26 @@ def read_state(
             "in seeds.protocol.prefix, or take the network that was trained"
         )
     return {name: state[before + name] for name in names}
+
+
+def tensors_by_name(content: bytes, where: str) -> Mapping[str, Tensor]:
+    """The network's tensors in a file of safetensors or of torch.save, as its name ends.
+
+    Raises:
+        DataError: it is neither, or runs code.
+    """
+    try:
+        if where.endswith(".safetensors"):
+            return safetensors.torch.load(content)
+        return _unwrapped(torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
+    except (SafetensorError, ValueError) as error:
+        raise DataError(f"{where}: expected tensors by name, got: {cause(error)}") from None
+    except Exception as error:  # what torch raises of a file that is none
+        reason = str(error).strip().partition("\n")[0]
+        raise DataError(
+            f"{where}: expected tensors by name, and nothing that runs code, got: {reason}; save "
+            "model.state_dict() alone"
+        ) from None
 
 
 def _unwrapped(loaded: Any) -> Mapping[str, Tensor]:
@@ -129,10 +131,6 @@ def _trunk(file: File, patterns: Sequence[str]) -> str:
         if found := re.search(f"(?:^|/){start}(?P<trunk>[^/]+?){same}$", file.path):
             return found.group("trunk")
     return ""
-
-
-def _step(file: File) -> list[tuple[bool, int, str]]:
-    return _numbers(file.name)
 
 
 def _numbers(text: str) -> list[tuple[bool, int, str]]:
