@@ -36,7 +36,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return _validated(PipelineConfig().model_dump(mode="json"), values)
+    return validated(values, PipelineConfig().model_dump(mode="json"))
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
@@ -59,15 +59,23 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
         for parent in parents:
             place = place.setdefault(parent, {})
         place[name] = value
-    return _validated(config.model_dump(mode="json"), values)
+    return validated(values, config.model_dump(mode="json"))
 
 
-def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
-    """``values`` on top of a config's."""
+def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """The config of these sections, each a spec or its fields.
+
+    Args:
+        values: on top of ``base``, field by field.
+        base: other sections; None for the default's.
+
+    Raises:
+        ConfigError: one line with every problem found.
+    """
     if named := list(_variables(values, "")):
         raise refusal("; ".join(named))
     try:
-        return PipelineConfig.model_validate(_merged(base, values))
+        return PipelineConfig.model_validate(_merged(base or {}, values))
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it, and what is
         # wrong inside of a section says more than that it is no word.

@@ -9,7 +9,7 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from bend_ray.data.examples import Decoding, Examples, Parts, split_rows
+from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 NUM_DIGITS = 1797
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
+FEWEST_OF_CLASS = 2
+"""Training examples, on average."""
 
 
 class LabelledExamples(Spec):
@@ -294,13 +296,9 @@ class ImageParquet(LocatedImages):
     """What classes 0, 1, ... are called in files that do not say it."""
 
     def _files(self, part: Part) -> Files:
-        from bend_ray.data.files import find_files
         from bend_ray.data.parquet import ENDINGS
 
-        uris = getattr(self, part)
-        return find_files(
-            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
-        )
+        return _found(getattr(self, part), part, ENDINGS)
 
     def _read(self, files: Files) -> Source:
         from bend_ray.data.parquet import Columns, open_parquet
@@ -378,23 +376,9 @@ class Torchvision(ImageFiles):
         return tuple(part for part in PARTS[self.name] if part != "test")
 
 
-class ArrayFiles(Located):
-    """Arrays of any shape in .npz or .safetensors files: one an input, and one of labels.
+class ArrayParts(LabelledExamples):
+    """What all data sets of arrays have in common: their parts, and what is done to numbers."""
 
-    Several inputs go to the network by name. Text and numbers as labels are mapped to classes.
-    """
-
-    kind: Literal["arrays"] = "arrays"
-    train: Uris
-    """Training examples: a file, a pattern, or a list of these; paths, s3:// or gs://."""
-    test: Uris | None = None
-    """Test examples, likewise; null: there are none, and figures are of the validation part."""
-    validation: Uris | None = None
-    """Validation examples, likewise; null to draw them from the training part."""
-    labels: str = "labels"
-    """Name of the array of labels; all others are inputs."""
-    class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
-    """What labels 0, 1, ... are called in files that do not say it."""
     standardise: bool = True
     """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
     num_train: PositiveInt | None = None
@@ -407,14 +391,29 @@ class ArrayFiles(Located):
     duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
     """What to do where two parts have an example in common."""
 
+
+class ArrayFiles(ArrayParts, Located):
+    """Arrays of any shape in .npz or .safetensors files: one an input, and one of labels.
+
+    Several inputs go to the network by name. Text and numbers as labels are mapped to classes.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    train: Uris
+    """Training examples: a file, a pattern, or a list of these; paths, s3:// or gs://."""
+    test: Uris | None = None
+    """Test examples, likewise; null: there are none, and figures are of the validation part."""
+    validation: Uris | None = None
+    """Validation examples, likewise; null to draw them from the training part."""
+    labels: str | None = None
+    """Name of the array of labels, all others are inputs; null: labels, label, y or target."""
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """What labels 0, 1, ... are called in files that do not say it."""
+
     def _files(self, part: Part) -> Files:
         from bend_ray.data.arrays import ENDINGS
-        from bend_ray.data.files import find_files
 
-        uris = getattr(self, part)
-        return find_files(
-            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
-        )
+        return _found(getattr(self, part), part, ENDINGS)
 
     def _known_parts(self) -> tuple[Part, ...]:
         parts: tuple[Part, ...] = ("train", "validation", "test")
@@ -439,23 +438,11 @@ class ArrayFiles(Located):
         )
 
 
-class ImportedDataset(Imported, LabelledExamples):
+class ImportedDataset(Imported, ArrayParts):
     """One's own: a function that gives parts by name: train and, if there are, validation and test.
 
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
-
-    standardise: bool = True
-    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
-    num_train: PositiveInt | None = None
-    """Training examples, drawn at random; null for all that are left."""
-    num_validation: PositiveInt | None = None
-    """Validation examples, drawn from the training part where no such part is given; null: a fifth
-    of it, at most 5,000."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an example in common."""
 
     def load(self) -> Parts:
         """What the function gives.
@@ -464,23 +451,30 @@ class ImportedDataset(Imported, LabelledExamples):
             ConfigError: it cannot be imported.
             DataError: it gives no parts, or examples that do not fit together.
         """
-        from bend_ray.data.given import arrays_of
+        from bend_ray.data.given import parts_of, together
 
         given = self.make()
-        if not isinstance(given, dict) or "train" not in given:
+        parts = together(given)
+        if parts is None:
             raise DataError(
                 f"{self.target}: expected parts by name, train among them, got a "
                 f"{type(given).__qualname__}"
             )
-        found = {part: arrays_of(its, f"{self.target}: {part}") for part, its in given.items()}
+        found = parts_of(parts, f"{self.target}: ")
         test = found.pop("test", None)
-        return split_arrays(found, None if test is None else partial(_given, test), self)
+        return split_arrays(found, None if test is None else partial(itself, test), self)
+
+
+def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
+    from bend_ray.data.files import find_files
+
+    return find_files([uris] if isinstance(uris, str) else uris, part, endings, f"dataset.{part}")
 
 
 def split_arrays(
     found: dict[str, Arrays],
     read_test: Callable[[], Arrays] | None,
-    spec: ArrayFiles | ImportedDataset,
+    spec: ArrayParts,
 ) -> Parts:
     """The parts of a data set of arrays.
 
@@ -490,7 +484,7 @@ def split_arrays(
         spec: how they are split, and what is told.
 
     Raises:
-        DataError: there are too few examples, or one class alone.
+        DataError: there are too few examples, also of a class, or one class alone.
     """
     from bend_ray.data.sources import check_counts, check_overlap
 
@@ -508,6 +502,12 @@ def split_arrays(
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
     check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
+    if (examples := len(train.labels_N)) < FEWEST_OF_CLASS * (classes := len(set(train.labels_N))):
+        raise DataError(
+            f"dataset: expected {FEWEST_OF_CLASS} training examples of a class at least, on "
+            f"average, got {examples} of {classes} classes; give more, or labels that are no "
+            "numbers of examples or quantities"
+        )
     check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
     load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
     return Parts(
@@ -517,10 +517,6 @@ def split_arrays(
         load_test,
         standardise=spec.standardise,
     )
-
-
-def _given(arrays: Arrays) -> Arrays:
-    return arrays
 
 
 def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     Statistics = tuple[Tensor, Tensor] | None
 else:
     Inputs = Statistics = Any
+T = TypeVar("T")
 """Inputs: ``(N, ...)``, or several of these by the names of the network's parameters.
 
 Statistics: mean and standard deviation of the channels, to be broadcast; None of what has none.
@@ -154,7 +155,7 @@ class Parts:
 
     def with_test(self, test: Examples) -> Parts:
         """The same data set, given the test part that another process has read."""
-        return replace(self, load_test=partial(_itself, test)) if self.has_test else self
+        return replace(self, load_test=partial(itself, test)) if self.has_test else self
 
     @property
     def input_shape(self) -> Shape:
@@ -183,8 +184,9 @@ class Parts:
         return {name: value for name, value in vars(self).items() if name != "test"}
 
 
-def _itself(examples: Examples) -> Examples:
-    return examples
+def itself(value: T) -> T:
+    """What is given."""
+    return value
 
 
 def _statistics(values: Tensor) -> Statistics:

@@ -183,6 +183,9 @@ def _found(
     below = sorted((_file(info, root) for info in infos), key=lambda file: file.name)
     if pattern is not None:
         chosen = [file for file in below if _matches(file.name.split("/"), pattern)]
+        # A pattern may be one of folders.
+        inside = [f for f in below if _matches(f.name.split("/")[:-1], pattern)]
+        chosen = chosen or _counted(inside, endings, where, notes)
     else:
         counted = _counted(below, endings, where, notes)
         chosen = counted if part is None else _of_part(counted, part, where, notes)
@@ -193,8 +196,8 @@ def _found(
 
 def _refuse_nothing(where: str, endings: Sequence[str]) -> NoReturn:
     raise DataError(
-        f"dataset: expected a file, a pattern, or a folder of files that end in "
-        f"{', '.join(endings)} at {where}, got none; check the dataset section"
+        f"{where}: expected a file, a pattern, or a folder of files that end in "
+        f"{', '.join(endings)}, got none; check the path"
     )
 
 
