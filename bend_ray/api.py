@@ -271,15 +271,13 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     from bend_ray.data.arrays import ENDINGS
     from bend_ray.data.given import parts_of, together
 
-    parts = None if isinstance(train, LabelledExamples) else together(train)
-    if isinstance(train, LabelledExamples) or parts is not None:
-        if test is not None or validation is not None:
-            raise ConfigError("train: expected a data set with its own parts, or no test beside it")
-        if parts is None:
-            return train
-    else:
-        others = {"validation": validation, "test": test}
-        parts = {"train": train} | {k: its for k, its in others.items() if its is not None}
+    parts = together(train)
+    has_parts = parts is not None or isinstance(train, LabelledExamples)
+    if has_parts and (test is not None or validation is not None):
+        raise ConfigError("train: expected a data set with its own parts, or no test beside it")
+    if isinstance(train, LabelledExamples):
+        return train
+    parts = parts or {"train": train, "validation": validation, "test": test}
     files = {
         part: str(its)
         for part, its in parts.items()

@@ -63,11 +63,7 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
 
 
 def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> PipelineConfig:
-    """The config of these sections, each a spec or its fields.
-
-    Args:
-        values: on top of ``base``, field by field.
-        base: other sections; None for the default's.
+    """The config of sections, specs or their fields, on top of ``base``.
 
     Raises:
         ConfigError: one line with every problem found.

@@ -43,14 +43,12 @@ class Arrays:
         labels_N: indices into ``class_names``.
         class_names: one a class.
         named: whether classes have names; else these are their numbers.
-        columns: of the table whose numbers are ``SINGLE``, in order; empty where there is none.
     """
 
     inputs: dict[str, NDArray[Any]]
     labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
     named: bool
-    columns: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -59,7 +57,6 @@ class Arrays:
         labels: Any,
         class_names: Sequence[str] | None = None,
         where: str = "data",
-        columns: Sequence[str] = (),
     ) -> Arrays:
         """Arrays of what a user has.
 
@@ -68,7 +65,6 @@ class Arrays:
             labels: numbers or texts.
             class_names: what numbers 0, 1, ... mean.
             where: it is from, for messages.
-            columns: see above.
 
         Raises:
             DataError: lengths differ, values are missing or infinite, or nothing is there.
@@ -80,7 +76,8 @@ class Arrays:
                 f"{where}: expected inputs by names of the network's parameters, not {WRITTEN}, "
                 f"got {wrong[0]}; rename it"
             )
-        values = {name: _values(value, f"{where}: {name}") for name, value in inputs.items()}
+        # A file's arrays come in any order.
+        values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
         codes_N, names, named = _classes(_array(labels, f"{where}: labels"), class_names, where)
         for name, value in values.items():
             if len(value) != len(codes_N):
@@ -90,7 +87,7 @@ class Arrays:
                 )
         if not len(codes_N):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
-        return cls(values, codes_N, names, named, tuple(columns))
+        return cls(values, codes_N, names, named)
 
     def where(self, row: int) -> str:
         """A row in words."""
@@ -107,14 +104,14 @@ class Arrays:
         Raises:
             DataError: other inputs, or a class that the training part lacks.
         """
-        shapes = [
-            {name: (value.shape[1:], value.dtype) for name, value in each.inputs.items()}
+        kinds = [
+            ", ".join(f"{name} {v.shape[1:]} {v.dtype}" for name, v in each.inputs.items())
             for each in (train, self)
         ]
-        if shapes[0] != shapes[1]:
+        if kinds[0] != kinds[1]:
             raise DataError(
-                f"dataset.{part}: expected inputs as in the training part, {_told(shapes[0])}, got "
-                f"{_told(shapes[1])}; give all parts alike"
+                f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
+                f"{kinds[1]}; give all parts alike"
             )
         return by_name(self, part, train.class_names, train.named)
 
@@ -140,19 +137,19 @@ class Arrays:
         return safetensors.numpy.save({**arrays, WRITTEN: labels_N}, names)
 
 
-def label_among(names: Sequence[str], where: str) -> str:
-    """Which of them is the one of labels.
+def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS) -> str:
+    """Which of the names is that of labels, the first that is wanted.
 
     Raises:
-        DataError: none is, or several are of one name.
+        DataError: none is, or a name is there twice.
     """
     if len(set(names)) < len(names):
         raise DataError(f"{where}: expected columns of different names, got {listed(names)}")
-    if found := [name for name in LABELS if name in names]:
+    if found := [name for name in wanted if name in names]:
         return found[0]
     raise DataError(
-        f"{where}: expected labels called {', '.join(LABELS)}, got {listed(names) or 'nothing'}; "
-        "give (inputs, labels), or rename them"
+        f"{where}: expected labels called {' or '.join(wanted)}, got "
+        f"{listed(list(map(str, names))) or 'nothing'}; give (inputs, labels), or rename them"
     )
 
 
@@ -190,13 +187,7 @@ def _read(files: Files, file: File, label: str | None, class_names: Sequence[str
         arrays, names = read(content)
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
-    label = label or label_among(list(arrays), where)
-    if label not in arrays:
-        raise DataError(
-            f"{where}: expected an array of labels called {label}, got {listed(sorted(arrays))}; "
-            "name it in dataset.labels"
-        )
-    labels = arrays.pop(label)
+    labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
     return Arrays.of(arrays, labels, class_names or names, where)
 
 
@@ -244,11 +235,11 @@ def _array(given: Any, where: str) -> NDArray[Any]:
     except Exception as error:  # what libraries raise of what they cannot give as an array
         several = "rows of several shapes; pad, cut or resize them"
         reason = several if "inhomogeneous" in str(error) else cause(error)
-        raise DataError(f"{where}: expected rows of one shape, got {reason}") from None
+        raise DataError(f"{where}: expected numbers in rows of one shape, got: {reason}") from None
     if array.dtype == object:
         kinds = sorted({type(value).__name__ for value in array.flat})
         raise DataError(
-            f"{where}: expected numbers or texts, got {listed(kinds)}; fill, encode or drop them"
+            f"{where}: expected numbers or texts, got {listed(kinds)}; fill, encode or unpack them"
         )
     return array
 
@@ -309,7 +300,3 @@ def _classes(
             f"{len(class_names)} class names, got {labels.min()} to {labels.max()}"
         )
     return labels, tuple(class_names), True
-
-
-def _told(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> str:
-    return ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in shapes.items())

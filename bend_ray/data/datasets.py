@@ -100,26 +100,31 @@ class Digits(LabelledExamples):
         )
 
 
-class ImageFiles(LabelledExamples):
+class DrawnParts(LabelledExamples):
+    """A training part that is drawn from what there is, as the validation part may be."""
+
+    num_train: PositiveInt | None = None
+    """Training examples, drawn at random; null for all that are left."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
+    """What to do where two parts have an example in common."""
+
+
+class ImageFiles(DrawnParts):
     """What all data sets of image files have in common: their parts, their size and mode.
 
     A variant says where its parts are: ``_open`` and ``_known_parts``.
     """
 
-    num_train: PositiveInt | None = None
-    """Training images, drawn at random; null for all that are left."""
     num_validation: PositiveInt = 5000
     """Validation images, drawn from the training part where the data set has no such part."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
     image_size: PositiveInt | None = None
     """Height and width to resize the central square of each image to; null: all are of one size."""
     mode: Literal["grey", "rgb"] | None = None
     """What to convert images to, grey or rgb; null where all are the one or the other."""
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an image file in common."""
 
     def _open(self, part: Part) -> Source:
         """The images of a part, not decoded."""
@@ -376,20 +381,14 @@ class Torchvision(ImageFiles):
         return tuple(part for part in PARTS[self.name] if part != "test")
 
 
-class ArrayParts(LabelledExamples):
-    """What all data sets of arrays have in common: their parts, and what is done to numbers."""
+class ArrayParts(DrawnParts):
+    """What all data sets of arrays have in common."""
 
     standardise: bool = True
     """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
-    num_train: PositiveInt | None = None
-    """Training examples, drawn at random; null for all that are left."""
     num_validation: PositiveInt | None = None
     """Validation examples, drawn from the training part where no such part is given; null: a fifth
     of it, at most 5,000."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an example in common."""
 
 
 class ArrayFiles(ArrayParts, Located):
@@ -501,13 +500,12 @@ def split_arrays(
     parts = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
-    check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
     if (examples := len(train.labels_N)) < FEWEST_OF_CLASS * (classes := len(set(train.labels_N))):
         raise DataError(
-            f"dataset: expected {FEWEST_OF_CLASS} training examples of a class at least, on "
-            f"average, got {examples} of {classes} classes; give more, or labels that are no "
-            "numbers of examples or quantities"
+            f"dataset: expected {FEWEST_OF_CLASS} training examples of a class or more on average, "
+            f"got {examples} of {classes} classes; give more, or labels that are classes"
         )
+    check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
     check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
     load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
     return Parts(

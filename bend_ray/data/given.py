@@ -18,13 +18,13 @@ import pyarrow as pa
 import pyarrow.ipc
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import SINGLE, Arrays, label_among
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
 from bend_ray.data.files import Part
 from bend_ray.data.parquet import class_names_of
 from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
 from bend_ray.process.code import blamed
-from bend_ray.storage.masking import cause
+from bend_ray.storage.masking import printable
 
 MOST = 10_000_000
 """Examples; an iterator without end would fill the memory."""
@@ -41,7 +41,7 @@ def parts_of(given: Mapping[str, Any], where: str = "") -> dict[str, Arrays]:
     """The examples of each part.
 
     Args:
-        given: for each what ``arrays_of`` takes, by the part's name.
+        given: for each what ``arrays_of`` takes, by the part's name; None where there is none.
         where: what stands before that name in messages.
 
     Raises:
@@ -52,15 +52,22 @@ def parts_of(given: Mapping[str, Any], where: str = "") -> dict[str, Arrays]:
             f"{where}dataset: expected parts called train, validation and test, got "
             f"{listed(strange)}; rename or drop them"
         )
-    found = {part: arrays_of(its, f"{where}{part}") for part, its in given.items()}
-    for part, arrays in found.items():
-        first = next(iter(found.values()))
-        if arrays.columns != first.columns:
+    there = {part: its for part, its in given.items() if its is not None or part == "train"}
+    columns = {part: names for part, its in there.items() if (names := _columns_of(its))}
+    for part, names in columns.items():
+        if names != (first := next(iter(columns.values()))):
             raise DataError(
                 f"{where}{part}: expected columns of all parts alike and in one order, "
-                f"{listed(first.columns)}, got {listed(arrays.columns)}"
+                f"{listed(first)}, got {listed(names)}"
             )
-    return found
+    return {part: arrays_of(its, f"{where}{part}") for part, its in there.items()}
+
+
+def _columns_of(given: Any) -> list[str]:
+    """Of a frame or table, where their order says which number is which; else none."""
+    frame = given[0] if isinstance(given, tuple) and given else given
+    names = getattr(frame, "column_names", frame.columns if _is_frame(frame) else [])
+    return [str(name) for name in names if name not in LABELS]
 
 
 def arrays_of(given: Any, where: str) -> Arrays:
@@ -76,6 +83,18 @@ def arrays_of(given: Any, where: str) -> Arrays:
     Raises:
         DataError: it holds no examples, or they do not fit together.
     """
+    try:
+        return _arrays(given, where)
+    except DataError:
+        raise
+    except Exception as error:  # a user's object, and what libraries make of it, may fail anyhow
+        raise DataError(
+            f"{where}: expected (inputs, labels), a frame, or a data set of examples, got "
+            f"{printable(blamed(error))}"
+        ) from error
+
+
+def _arrays(given: Any, where: str) -> Arrays:
     if isinstance(given, str | Path):
         return _of_table(_read_saved(Path(given), where), where)
     if hasattr(given, "with_format") and isinstance(getattr(given, "num_rows", None), int):
@@ -83,7 +102,7 @@ def arrays_of(given: Any, where: str) -> Arrays:
         if shown["type"] != "custom":  # else its items are what the user's function makes
             return _of_table(given.with_format("arrow", columns=shown["columns"])[:], where)
     if _is_frame(given):
-        return _of_table(_table(given, where), where)
+        return _of_table(_table(given), where)
     if isinstance(given, Mapping):
         return _of_mapping(given, where)
     if isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
@@ -103,31 +122,20 @@ def _is_example(value: Any) -> bool:
 
 
 def _is_frame(value: Any) -> bool:
-    methods = ("to_arrow", "iloc", "to_batches")
-    return any(hasattr(value, name) for name in methods) and hasattr(value, "columns")
+    return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
 
 
-def _table(frame: Any, where: str) -> pa.Table:
-    if isinstance(frame, pa.Table):
-        return frame
-    try:
-        if hasattr(frame, "to_arrow"):
-            return frame.to_arrow()
-        return pa.Table.from_pandas(frame, preserve_index=False)
-    except (ValueError, TypeError) as error:  # Arrow's are such
-        raise DataError(
-            f"{where}: expected columns of one type each and of different names, got: "
-            f"{cause(error)}"
-        ) from None
+def _table(frame: Any) -> pa.Table:
+    # Else the rows' names, after a shuffle, would be a column.
+    return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
 
 
 def _of_inputs(inputs: Any, labels: Any, names: Sequence[str] | None, where: str) -> Arrays:
-    columns: Sequence[str] = ()
     if _is_frame(inputs):
-        inputs, columns = _columns(_table(inputs, where), where)
+        inputs = _columns(_table(inputs))
     elif not isinstance(inputs, Mapping):
         inputs = {SINGLE: inputs}
-    return Arrays.of(inputs, labels, names, where, columns)
+    return Arrays.of(inputs, labels, names, where)
 
 
 def _of_mapping(given: Mapping[str, Any], where: str) -> Arrays:
@@ -143,58 +151,32 @@ def _of_table(table: pa.Table, where: str) -> Arrays:
     label = label_among(table.column_names, where)
     names = class_names_of(table.schema, label)
     labels = table.column(label).to_numpy()
-    inputs, columns = _columns(table.drop_columns([label]), where)
-    return Arrays.of(inputs, labels, names, where, columns)
+    return Arrays.of(_columns(table.drop_columns([label])), labels, names, where)
 
 
-def _columns(table: pa.Table, where: str) -> tuple[dict[str, Any], list[str]]:
-    """Inputs of a table: numbers together as one, each column of lists or pictures by itself.
-
-    Returns:
-        Inputs, and the columns that are together, in order.
-    """
-    numbers = [field.name for field in table.schema if _is_number(field.type)]
-    inputs: dict[str, Any] = {
-        field.name: _column(table.column(field.name), field, where)
-        for field in table.schema
-        if field.name not in numbers
-    }
+def _columns(table: pa.Table) -> dict[str, Any]:
+    """Inputs of a table: numbers together as one, each column of lists or pictures by itself."""
+    inputs = {name: _column(table.column(name)) for name in table.column_names}
+    numbers = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"]
     if numbers:
-        # What is missing is nan.
-        columns = [table.column(name).to_numpy().astype(np.float64) for name in numbers]
-        inputs[SINGLE] = np.stack(columns, axis=1)
-    return inputs, numbers
+        inputs[SINGLE] = np.stack([inputs.pop(name).astype(float) for name in numbers], axis=1)
+    return inputs
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return any(test(kind) for test in tests)
+def _column(values: pa.ChunkedArray) -> Any:
+    if isinstance(values.type, pa.ExtensionType):
+        chunks = [chunk.storage for chunk in values.chunks]
+        values = pa.chunked_array(chunks, values.type.storage_type)
+    if pa.types.is_struct(values.type):
+        return [_picture(**value.as_py()) for value in values]
+    return values.to_numpy()
 
 
-def _column(values: pa.ChunkedArray, field: pa.Field, where: str) -> Any:
-    kind = field.type
-    if isinstance(kind, pa.ExtensionType):
-        kind = kind.storage_type
-        values = pa.chunked_array([chunk.storage for chunk in values.chunks], kind)
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return [_picture(value.as_py(), where) for value in values]
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        return values.to_numpy()
-    raise DataError(
-        f"{where}: expected columns of numbers, lists or pictures, got {field.name} of "
-        f"{field.type}; encode it first, or drop it"
-    )
-
-
-def _picture(value: Mapping[str, Any] | None, where: str) -> NDArray[np.uint8]:
+def _picture(bytes: bytes | None, path: str | None = None) -> NDArray[np.uint8]:
     """A picture ``(C, H, W)`` as it is in its file."""
-    from bend_ray.data.decoding import Look, UnreadableError, pixels_of
+    from bend_ray.data.decoding import Look, pixels_of
 
-    value = value or {}
-    try:
-        return pixels_of(value["bytes"] or Path(value["path"]).read_bytes(), Look())
-    except (KeyError, TypeError, OSError, UnreadableError) as error:
-        raise DataError(f"{where}: expected pictures, got: {cause(error)}") from None
+    return pixels_of(bytes or Path(str(path)).read_bytes(), Look())
 
 
 def _of_items(given: Any, where: str) -> Arrays:
@@ -205,28 +187,21 @@ def _of_items(given: Any, where: str) -> Arrays:
             return arrays_of(given.dataset, where)
         given = map(given.dataset.__getitem__, chosen)
     sized = hasattr(given, "__len__") and hasattr(given, "__getitem__")
-    try:
-        items = [given[i] for i in range(len(given))] if sized else list(islice(given, MOST + 1))
-    except Exception as error:  # a user's data set may fail in any way
-        raise DataError(
-            f"{where}: expected (inputs, labels), a frame, or a data set of examples, got "
-            f"{blamed(error)}"
-        ) from error
+    items = [given[i] for i in range(len(given))] if sized else list(islice(given, MOST + 1))
     if not 0 < len(items) <= MOST:
         raise DataError(
             f"{where}: expected 1 to {MOST:,} examples, got {'more' if items else 'none'}; an "
             "iterator gives them once"
         )
     if isinstance(items[0], Mapping):
-        return _of_mapping(_by_name(items, where), where)
-    for number, item in enumerate(items):
+        return _of_mapping(_by_name(items), where)
+    for item in items:
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(
-                f"{where}: expected pairs of (input, label), got a {type(item).__qualname__} as "
-                f"example {number}"
+                f"{where}: expected pairs of (input, label), got a {type(item).__name__}"
             )
     inputs, labels = zip(*items, strict=True)
-    several = _by_name(inputs, where) if isinstance(inputs[0], Mapping) else inputs
+    several = _by_name(inputs) if isinstance(inputs[0], Mapping) else inputs
     return _of_inputs(several, labels, names, where)
 
 
@@ -238,14 +213,8 @@ def _class_names(given: Any) -> Sequence[str] | None:
     return _class_names(given.dataset) if hasattr(given, "dataset") else None
 
 
-def _by_name(items: Sequence[Any], where: str) -> dict[str, list[Any]]:
-    try:
-        return {name: [item[name] for item in items] for name in items[0]}
-    except (KeyError, TypeError, IndexError):
-        raise DataError(
-            f"{where}: expected {listed(list(items[0]))} in each example, as the first has, got "
-            "one without"
-        ) from None
+def _by_name(items: Sequence[Any]) -> dict[str, list[Any]]:
+    return {name: [item[name] for item in items] for name in items[0]}
 
 
 def _read_saved(folder: Path, where: str) -> pa.Table:
@@ -256,8 +225,5 @@ def _read_saved(folder: Path, where: str) -> pa.Table:
             f"{where}: expected a file that ends in .npz or .safetensors, or a folder that "
             f"save_to_disk of datasets wrote, got {folder}; read it, and give what holds it"
         )
-    try:
-        streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
-        return pa.concat_tables([stream.read_all() for stream in streams])
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{where}: cannot read {folder}: {cause(error)}") from None
+    streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
+    return pa.concat_tables([stream.read_all() for stream in streams])
