@@ -284,18 +284,17 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
         if isinstance(its, str | Path) and str(its).endswith(ENDINGS)
     }
     objects = parts_of({part: its for part, its in parts.items() if part not in files})
-    spills = {part: _spilled(arrays, store) for part, arrays in objects.items()}
-    return {"kind": "arrays"} | files | spills
+    folder = joined(Store(store).uri, DATASETS)
+    return {"kind": "arrays"} | files | {p: _spilled(its, folder) for p, its in objects.items()}
 
 
-def _spilled(arrays: Arrays, store: str) -> str:
-    """Where the examples are, as a file of the store."""
+def _spilled(arrays: Arrays, folder: str) -> str:
+    """Where the examples are, as a file of the folder."""
     from bend_ray.data.given import spilled
     from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
 
     file, content = spilled(arrays)
-    uri = joined(Store(store).uri, DATASETS, file)
-    filesystem, path = resolve(uri)
+    filesystem, path = resolve(joined(folder, file))
     if not file_exists(filesystem, path):
         write_bytes(filesystem, path, content)
-    return uri
+    return joined(folder, file)

@@ -76,15 +76,14 @@ class Arrays:
                 f"{where}: expected inputs by names of the network's parameters, not {WRITTEN}, "
                 f"got {wrong[0]}; rename it"
             )
-        # A file's arrays come in any order.
+        # A safetensors file's come in any order.
         values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
         codes_N, names, named = _classes(_array(labels, f"{where}: labels"), class_names, where)
-        for name, value in values.items():
-            if len(value) != len(codes_N):
-                raise DataError(
-                    f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
-                    f"{len(value)} of {name}"
-                )
+        if unlike := [name for name, value in values.items() if len(value) != len(codes_N)]:
+            raise DataError(
+                f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
+                f"{len(values[unlike[0]])} of {unlike[0]}"
+            )
         if not len(codes_N):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
         return cls(values, codes_N, names, named)
@@ -209,9 +208,7 @@ def _values(given: Any, where: str) -> NDArray[Any]:
     """Inputs in the few types that travel: float32, uint8, int64."""
     values = _array(given, where)
     if 0 in values.shape[1:] or values.ndim == 0:
-        raise DataError(
-            f"{where}: expected one row of numbers an example, got shape {values.shape}"
-        )
+        raise DataError(f"{where}: expected a row of numbers an example, got shape {values.shape}")
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind in "iu":
@@ -253,7 +250,8 @@ def _plain(given: Any) -> NDArray[Any]:
         from bend_ray.data.decoding import Look, pixels_of
 
         return pixels_of(given, Look())
-    if isinstance(given, list | tuple) and given and _is_foreign(given[0]):
+    first = given[0] if isinstance(given, list | tuple) and given else None
+    if hasattr(first, "detach") or hasattr(first, "getexif"):
         given = [_plain(value) for value in given]
     elif np.ma.is_masked(given):
         given = given.astype(float).filled(np.nan)
@@ -263,10 +261,6 @@ def _plain(given: Any) -> NDArray[Any]:
     # Objects may be plain numbers and texts, or arrays of them.
     deeper = np.array(array.tolist())
     return deeper if deeper.shape == array.shape else _plain(deeper)
-
-
-def _is_foreign(value: Any) -> bool:
-    return hasattr(value, "detach") or hasattr(value, "getexif")
 
 
 def _classes(

@@ -9,7 +9,7 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -430,15 +430,11 @@ class ArrayFiles(ArrayParts, Located):
             DataError: files that are missing or broken, or examples that do not fit together.
         """
         known = self.identified()
-        return split_arrays(
-            {part: known._arrays(part) for part in self._known_parts() if part != "test"},
-            partial(known._arrays, "test") if self.test is not None else None,
-            self,
-        )
+        return split_arrays({p: partial(known._arrays, p) for p in self._known_parts()}, self)
 
 
 class ImportedDataset(Imported, ArrayParts):
-    """One's own: a function that gives parts by name: train and, if there are, validation and test.
+    """One's own: a function that gives a training part, or train, validation and test by name.
 
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
@@ -453,15 +449,8 @@ class ImportedDataset(Imported, ArrayParts):
         from bend_ray.data.given import parts_of, together
 
         given = self.make()
-        parts = together(given)
-        if parts is None:
-            raise DataError(
-                f"{self.target}: expected parts by name, train among them, got a "
-                f"{type(given).__qualname__}"
-            )
-        found = parts_of(parts, f"{self.target}: ")
-        test = found.pop("test", None)
-        return split_arrays(found, None if test is None else partial(itself, test), self)
+        found = parts_of(together(given) or {"train": given}, f"{self.target}: ")
+        return split_arrays({part: partial(itself, its) for part, its in found.items()}, self)
 
 
 def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
@@ -470,16 +459,11 @@ def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
     return find_files([uris] if isinstance(uris, str) else uris, part, endings, f"dataset.{part}")
 
 
-def split_arrays(
-    found: dict[str, Arrays],
-    read_test: Callable[[], Arrays] | None,
-    spec: ArrayParts,
-) -> Parts:
+def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
     """The parts of a data set of arrays.
 
     Args:
-        found: training part and, if there is one, validation part.
-        read_test: gives the test part; None where there is none.
+        read: what gives each part that there is, the training part among them.
         spec: how they are split, and what is told.
 
     Raises:
@@ -487,7 +471,9 @@ def split_arrays(
     """
     from bend_ray.data.sources import check_counts, check_overlap
 
-    train, validation = found["train"], found.get("validation")
+    train = read["train"]()
+    validation = read["validation"]() if "validation" in read else None
+    read_test = read.get("test")
     if validation is None:
         fifth = max(1, min(MOST_DRAWN, len(train.labels_N) // 5))
         cut = spec.num_validation or fifth

@@ -37,7 +37,7 @@ def together(given: Any) -> Mapping[str, Any] | None:
     return given if isinstance(given, Mapping) and "train" in given else None
 
 
-def parts_of(given: Mapping[str, Any], where: str = "") -> dict[str, Arrays]:
+def parts_of(given: Mapping[Any, Any], where: str = "") -> dict[Part, Arrays]:
     """The examples of each part.
 
     Args:

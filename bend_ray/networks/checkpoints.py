@@ -50,11 +50,11 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
         )
     expressions = [_expression(pattern) for pattern in patterns if TRUNK in pattern]
     by_trunk: dict[str, list[File]] = {}
-    for file in files:
+    for file in sorted(files, key=lambda file: _numbers(file.name)):
         matches = (re.fullmatch(expression, file.path) for expression in expressions)
         trunk = next((match.group("trunk") for match in matches if match), "")
         by_trunk.setdefault(trunk, []).append(file)
-    trunks = [sorted(by_trunk[name], key=_step) for name in sorted(by_trunk, key=_numbers)]
+    trunks = [by_trunk[name] for name in sorted(by_trunk, key=_numbers)]
     shortest = min(map(len, trunks), default=0)
     if shortest < spec.early + 2:
         raise DataError(
@@ -155,10 +155,6 @@ def _expression(pattern: str) -> str:
     before, *after = "".join(map(words.get, pieces, literal)).split(_MARK)
     # Folders may be meant, whose files are taken.
     return f"{before}(?P<trunk>[^/]+?){'(?P=trunk)'.join(after)}(?:/[^/]+)?"
-
-
-def _step(file: File) -> list[tuple[bool, int, str]]:
-    return _numbers(file.name)
 
 
 def _numbers(text: str) -> list[tuple[bool, int, str]]:
