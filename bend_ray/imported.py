@@ -19,8 +19,8 @@ from bend_ray.spec import Spec
 
 _HELD: dict[str, Callable[..., Any]] = {}
 """Functions that cannot be imported, such as a notebook's, by the digest of their source."""
-_FOUND: dict[tuple[str, str | None], Callable[..., Any]] = {}
-"""Functions that were imported, by target and digest."""
+_FOUND: dict[str, tuple[str, Callable[..., Any]]] = {}
+"""Digest and function of targets that were imported."""
 
 
 def _is_target(text: str) -> str:
@@ -84,27 +84,30 @@ class Imported(Spec):
         """
         if self.source in _HELD:
             return _HELD[self.source]
-        if (self.target, self.source) in _FOUND:
-            return _FOUND[self.target, self.source]
+        digest, found = _FOUND.get(self.target, (None, None))
+        if found is not None and digest == self.source:
+            return found
         if self._module == "__main__" or "<" in self.target:
             raise ConfigError(
                 f"{self.target}: expected the notebook or script that defines it to run this, got "
                 "another process; move it to a file, and name that"
             )
-        if self.source is not None and (found := module_digest(self._module)) != self.source:
+        if self.source is not None and (now := module_digest(self._module)) != self.source:
             raise ConfigError(
-                f"{self.target}: expected source of digest {self.source}, got {found}: it has "
+                f"{self.target}: expected source of digest {self.source}, got {now}: it has "
                 "changed since the run began; run again to begin anew with it"
             )
         value = self._imported()
         if not callable(value):
             raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
-        if any(target == self.target and old is value for (target, _), old in _FOUND.items()):
+        if self.source is None:
+            return value  # type: ignore[no-any-return]
+        if value is found:
             raise ConfigError(
                 f"{self.target}: expected the code of its file, got that of before it changed; "
                 "importlib.reload the module, or start this process anew"
             )
-        _FOUND[self.target, self.source] = value
+        _FOUND[self.target] = self.source, value
         return value  # type: ignore[no-any-return]
 
     def make(self, **offered: Any) -> Any:

@@ -181,7 +181,7 @@ def _code(function: Callable[..., Any], seen: set[int]) -> Iterator[bytes]:
     try:
         yield inspect.getsource(function).encode()
     except (OSError, TypeError):  # typed into an interpreter that keeps nothing
-        yield code.co_code + repr(code.co_consts).encode()
+        yield code.co_code + repr((code.co_consts, code.co_names)).encode()
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield from _described(default, seen)
     around = inspect.getclosurevars(function)
