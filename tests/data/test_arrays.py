@@ -109,7 +109,11 @@ def test_a_split_is_a_permutation(
     try:
         parts = loaded(tmp_path / "a.npz", **options)
     except DataError as error:
-        assert "training examples of a class" in str(error) or "two classes" in str(error)
+        told = str(error)
+    else:
+        told = ""
+    if told:
+        assert "training examples of a class" in told or "two classes" in told
         return
     both = [*parts.train.inputs.tolist(), *parts.validation.inputs.tolist()]
     assert len(set(both)) == len(both)
@@ -234,9 +238,11 @@ def test_any_file_of_arrays_is_read_or_refused_in_a_line(
     try:
         parts = loaded(path)
     except DataError as error:
-        assert str(error).isprintable()
+        told = str(error)
     else:
+        told = ""
         assert len(parts.train)
+    assert told.isprintable()
 
 
 @pytest.mark.parametrize("names", [3, ["a", "a", "b"], ["a", "b"], {"a": 1}, None, [[1], [2], [3]]])
@@ -244,9 +250,10 @@ def test_class_names_that_are_none_are_refused_or_not_taken(tmp_path: Path, name
     path = tmp_path / "a.safetensors"
     path.write_bytes(as_safetensors(names))
     try:
-        assert len(loaded(path).class_names) == 3
+        told = ", ".join(loaded(path).class_names)
     except DataError as error:
-        assert str(error).isprintable()
+        told = str(error)
+    assert told.isprintable()
 
 
 def test_arrays_that_run_code_are_not_read(tmp_path: Path) -> None:

@@ -270,7 +270,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "its own code fails": (Pairs(fails), r"got ValueError: broken \(test_given.py, line \d+\)"),
     "triples": (Pairs(lambda i: (INPUTS_NF[i], 0, 1)), r"pairs of \(input, label\), got a tuple"),
     "rows": (INPUTS_NF[:, :2], r"pairs of \(input, label\), got a ndarray"),
-    "a key that is missing": (Pairs(lambda i: {"x": 1, "y": 2} if i else {"x": 1}), "labels called"),
+    "a key that is missing": (
+        Pairs(lambda i: {"x": 1, "y": 2} if i else {"x": 1}),
+        "labels called",
+    ),
     "texts": (Pairs(lambda i: ("text", 0)), "expected numbers, got <U4"),
     "soft labels": (Pairs(lambda i: (INPUTS_NF[i], np.eye(3)[0])), "give the argmax"),
     "sparse tensors": ((tensors[0].to_sparse(), LABELS_N), "to_dense"),
@@ -340,7 +343,7 @@ def test_a_run_over_a_users_data_and_again(tmp_path: Path) -> None:
     assert run.evaluation.part == "validation"
     again = bend.fit(net, *given.values(), epochs=1, **vars(kept))
     assert again.fingerprint == run.fingerprint
-    assert run.bag().card.class_names == ["cat", "dog", "emu"]
+    assert run.config.dataset.load().class_names == ("cat", "dog", "emu")
 
 
 @pytest.mark.parametrize(
