@@ -35,7 +35,6 @@ from bend_ray.storage.uris import joined
 
 if TYPE_CHECKING:
     from bend_ray.artifacts.population import Population
-    from bend_ray.data.arrays import Arrays
     from bend_ray.report.evaluation import Evaluation, Result
     from bend_ray.serve.bag import Bag
 
@@ -269,7 +268,7 @@ def _architecture(network: Architecture | Callable[..., Any] | str | None) -> Ar
 def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     """A data set's spec, or one of arrays, of which objects are written to the store."""
     from bend_ray.data.arrays import ENDINGS
-    from bend_ray.data.given import parts_of, together
+    from bend_ray.data.given import parts_of, spilled, together
 
     parts = together(train)
     has_parts = parts is not None or isinstance(train, LabelledExamples)
@@ -285,16 +284,4 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     }
     objects = parts_of({part: its for part, its in parts.items() if part not in files})
     folder = joined(Store(store).uri, DATASETS)
-    return {"kind": "arrays"} | files | {p: _spilled(its, folder) for p, its in objects.items()}
-
-
-def _spilled(arrays: Arrays, folder: str) -> str:
-    """Where the examples are, as a file of the folder."""
-    from bend_ray.data.given import spilled
-    from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
-
-    file, content = spilled(arrays)
-    filesystem, path = resolve(joined(folder, file))
-    if not file_exists(filesystem, path):
-        write_bytes(filesystem, path, content)
-    return joined(folder, file)
+    return {"kind": "arrays"} | files | {p: spilled(its, folder) for p, its in objects.items()}

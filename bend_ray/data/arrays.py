@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import safetensors.numpy
@@ -49,6 +49,7 @@ class Arrays:
     labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
     named: bool
+    where: ClassVar[Any] = "example {}".format
 
     @classmethod
     def of(
@@ -88,10 +89,6 @@ class Arrays:
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
         return cls(values, codes_N, names, named)
 
-    def where(self, row: int) -> str:
-        """A row in words."""
-        return f"example {row}"
-
     def take(self, index: NDArray[np.int64]) -> Arrays:
         """Some of the examples."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
@@ -130,10 +127,9 @@ class Arrays:
         """As a safetensors file, which ``read_arrays`` reads back."""
         arrays = {name: np.ascontiguousarray(value) for name, value in self.inputs.items()}
         names = {CLASS_NAMES: json.dumps(self.class_names)} if self.named else {}
-        labels_N = self.labels_N
-        if not self.named:
-            labels_N = np.array(self.class_names, dtype=np.int64)[labels_N]
-        return safetensors.numpy.save({**arrays, WRITTEN: labels_N}, names)
+        codes = range(len(self.class_names)) if self.named else map(int, self.class_names)
+        arrays[WRITTEN] = np.array([*codes], dtype=np.int64)[self.labels_N]
+        return safetensors.numpy.save(arrays, names)
 
 
 def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS) -> str:
@@ -192,9 +188,7 @@ def _read(files: Files, file: File, label: str | None, class_names: Sequence[str
 
 def _read_npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        if not hasattr(archive, "files"):
-            raise ValueError("a single array; name several with numpy.savez")
-        return {name: archive[name] for name in archive.files}, None
+        return dict(archive), None
 
 
 def _read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:

@@ -34,8 +34,6 @@ if TYPE_CHECKING:
 NUM_DIGITS = 1797
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
-FEWEST_OF_CLASS = 2
-"""Training examples, on average."""
 
 
 class LabelledExamples(Spec):
@@ -486,10 +484,10 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     parts = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
-    if (examples := len(train.labels_N)) < FEWEST_OF_CLASS * (classes := len(set(train.labels_N))):
+    if (examples := len(train.labels_N)) < 2 * (classes := len(set(train.labels_N))):
         raise DataError(
-            f"dataset: expected {FEWEST_OF_CLASS} training examples of a class or more on average, "
-            f"got {examples} of {classes} classes; give more, or labels that are classes"
+            f"dataset: expected two training examples of a class on average, got {examples} of "
+            f"{classes} classes; give more, or labels that are classes"
         )
     check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
     check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     Statistics = tuple[Tensor, Tensor] | None
 else:
     Inputs = Statistics = Any
-T = TypeVar("T")
 """Inputs: ``(N, ...)``, or several of these by the names of the network's parameters.
 
 Statistics: mean and standard deviation of the channels, to be broadcast; None of what has none.
@@ -184,7 +183,7 @@ class Parts:
         return {name: value for name, value in vars(self).items() if name != "test"}
 
 
-def itself(value: T) -> T:
+def itself(value: Any) -> Any:
     """What is given."""
     return value
 

@@ -24,7 +24,9 @@ from bend_ray.data.parquet import class_names_of
 from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
 from bend_ray.process.code import blamed
+from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
 from bend_ray.storage.masking import printable
+from bend_ray.storage.uris import joined
 
 MOST = 10_000_000
 """Examples; an iterator without end would fill the memory."""
@@ -110,10 +112,14 @@ def _arrays(given: Any, where: str) -> Arrays:
     return _of_items(given, where)
 
 
-def spilled(arrays: Arrays) -> tuple[str, bytes]:
-    """The name of a file for these arrays, which is the same for the same content, and the file."""
+def spilled(arrays: Arrays, folder: str) -> str:
+    """The file of these arrays in a folder, whose name is the same for the same content."""
     content = arrays.to_bytes()
-    return f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors", content
+    uri = joined(folder, f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors")
+    filesystem, path = resolve(uri)
+    if not file_exists(filesystem, path):
+        write_bytes(filesystem, path, content)
+    return uri
 
 
 def _is_example(value: Any) -> bool:

@@ -121,11 +121,7 @@ def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
 def _prefix(
     state: Mapping[str, Tensor], names: Sequence[str], prefix: str | None, where: str
 ) -> str:
-    """What stands before all names of a network, such as ``module.`` or ``state_dict.model.``.
-
-    Raises:
-        DataError: nothing does, or the file holds several such networks.
-    """
+    """What stands before all names of a network, such as ``module.`` or ``state_dict.model.``."""
     ends = {key.removesuffix(names[0]) for key in state if f".{key}".endswith(f".{names[0]}")}
     told = prefix or ""
     meant = [end for end in {told, *ends} if not told or f".{end}".endswith(f".{told}")]

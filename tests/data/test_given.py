@@ -33,8 +33,8 @@ N = 24
 NAMES = np.array(["cat", "dog", "emu"])
 LABELS_N = np.arange(N) % 3
 INPUTS_NF = np.random.default_rng(0).normal(size=(N, 4)).astype(np.float32)
-OF_ALL = spilled(arrays_of((INPUTS_NF, LABELS_N), "train"))
-NAMED = spilled(arrays_of((INPUTS_NF, NAMES[LABELS_N]), "train"))
+OF_ALL = arrays_of((INPUTS_NF, LABELS_N), "train").to_bytes()
+NAMED = arrays_of((INPUTS_NF, NAMES[LABELS_N]), "train").to_bytes()
 
 
 def in_a_column(package: str) -> Any:
@@ -112,6 +112,10 @@ ALIKE_NAMED: dict[str, Any] = {
 }
 
 
+def file_of(given: Any) -> bytes:
+    return arrays_of(given, "train").to_bytes()
+
+
 def content(given: Any) -> dict[str, Any]:
     """Inputs, whatever they are called, and the names of the labels."""
     arrays = arrays_of(given, "train")
@@ -168,7 +172,7 @@ def test_pictures_are_what_their_files_would_be(tmp_path: Path) -> None:
         np.testing.assert_array_equal(arrays_of(given, "train").inputs["inputs"], expected)
     assert arrays_of((odd, LABELS_N), "train").inputs["inputs"].shape == expected.shape
     one, other = (ImageFolder(str(tmp_path), transform=t) for t in (None, PILToTensor()))
-    assert spilled(arrays_of(one, "train")) == spilled(arrays_of(other, "train"))
+    assert file_of(one) == file_of(other)
     assert arrays_of(one, "train").class_names == ("cat", "dog", "emu")
 
 
@@ -177,7 +181,7 @@ def test_scikit_learns_bunches(tmp_path: Path) -> None:
     arrays = arrays_of(iris, "train")
     assert arrays.class_names == tuple(iris.target_names)
     np.testing.assert_array_equal(arrays.inputs["inputs"], iris.data.astype(np.float32))
-    assert spilled(arrays) == spilled(arrays_of((iris.data, iris.target_names[iris.target]), ""))
+    assert arrays.to_bytes() == file_of((iris.data, iris.target_names[iris.target]))
 
 
 @pytest.mark.parametrize("package", ["pandas", "polars", "pyarrow"])
@@ -185,9 +189,9 @@ def test_frames(package: str) -> None:
     library = in_a_column(package)
     make = library.table if package == "pyarrow" else library.DataFrame
     columns = {name: INPUTS_NF[:, i] for i, name in enumerate("abcd")}
-    assert spilled(arrays_of(make({**columns, "label": LABELS_N}), "train")) == OF_ALL
-    assert spilled(arrays_of(make({"y": NAMES[LABELS_N].tolist(), **columns}), "train")) == NAMED
-    assert spilled(arrays_of((make(columns), LABELS_N), "train")) == OF_ALL
+    assert file_of(make({**columns, "label": LABELS_N})) == OF_ALL
+    assert file_of(make({"y": NAMES[LABELS_N].tolist(), **columns})) == NAMED
+    assert file_of((make(columns), LABELS_N)) == OF_ALL
     lists = make({"v": INPUTS_NF.tolist(), "label": LABELS_N})
     assert content(lists)["inputs"] == INPUTS_NF.tolist()
     swapped = dict(sorted(columns.items(), reverse=True))
@@ -231,7 +235,7 @@ def test_hugging_face_sets_and_their_folders(tmp_path: Path) -> None:
         given = both if name == "a" else tmp_path / "both"
         spec = _dataset(given, None, None, str(tmp_path / name))
         assert {Path(spec[part]).name for part in ("train", "test")} == {
-            spilled(arrays_of(each, ""))[0] for each in (both["train"], few)
+            Path(spilled(arrays_of(each, ""), str(tmp_path))).name for each in (both["train"], few)
         }
     assert content(tmp_path / "both/train") == expected
     refused_in_a_line(whole)
