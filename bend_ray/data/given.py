@@ -67,9 +67,9 @@ def parts_of(given: Mapping[Any, Any], where: str = "") -> dict[Part, Arrays]:
 
 def _columns_of(given: Any) -> list[str]:
     """Of a frame or table, where their order says which number is which; else none."""
-    frame = given[0] if isinstance(given, tuple) and given else given
-    names = getattr(frame, "column_names", frame.columns if _is_frame(frame) else [])
-    return [str(name) for name in names if name not in LABELS]
+    frame = given[0] if isinstance(given, tuple | list) and given else given
+    names = getattr(frame, "column_names", None) or (_is_frame(frame) and list(frame.columns))
+    return [str(n) for n in names if n not in LABELS] if isinstance(names, list) else []
 
 
 def arrays_of(given: Any, where: str) -> Arrays:
@@ -165,7 +165,8 @@ def _columns(table: pa.Table) -> dict[str, Any]:
     inputs = {name: _column(table.column(name)) for name in table.column_names}
     numbers = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"]
     if numbers:
-        inputs[SINGLE] = np.stack([inputs.pop(name).astype(float) for name in numbers], axis=1)
+        label = "numbers" if SINGLE in inputs else SINGLE
+        inputs[label] = np.stack([inputs.pop(name).astype(float) for name in numbers], axis=1)
     return inputs
 
 

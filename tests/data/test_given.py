@@ -194,6 +194,11 @@ def test_frames(package: str) -> None:
     assert file_of((make(columns), LABELS_N)) == OF_ALL
     lists = make({"v": INPUTS_NF.tolist(), "label": LABELS_N})
     assert content(lists)["inputs"] == INPUTS_NF.tolist()
+    beside = arrays_of(make({"inputs": INPUTS_NF.tolist(), "id": LABELS_N, "y": LABELS_N}), "train")
+    assert {name: its.shape for name, its in beside.inputs.items()} == {
+        "inputs": (N, 4),
+        "numbers": (N, 1),
+    }
     swapped = dict(sorted(columns.items(), reverse=True))
     with pytest.raises(DataError, match=r"^test: expected columns .* a, b, c, d, got d, c, b, a$"):
         parts_of({"train": (make(columns), LABELS_N), "test": (make(swapped), LABELS_N)})
