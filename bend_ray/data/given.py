@@ -107,7 +107,9 @@ def _arrays(given: Any, where: str) -> Arrays:
         return _of_table(_table(given), where)
     if isinstance(given, Mapping):
         return _of_mapping(given, where)
-    if isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
+    # A list of two may be two examples, rather than all inputs and all labels.
+    first = given[0] if isinstance(given, tuple | list) and len(given) == 2 else (0, 0)
+    if not (isinstance(first, tuple) and len(first) == 2 and np.ndim(first[1]) == 0):
         return _of_inputs(given[0], given[1], None, where)
     return _of_items(given, where)
 
@@ -120,11 +122,6 @@ def spilled(arrays: Arrays, folder: str) -> str:
     if not file_exists(filesystem, path):
         write_bytes(filesystem, path, content)
     return uri
-
-
-def _is_example(value: Any) -> bool:
-    """Whether a list's first item is an example and its label, rather than all inputs."""
-    return isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0
 
 
 def _is_frame(value: Any) -> bool:

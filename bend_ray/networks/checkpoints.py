@@ -25,8 +25,7 @@ if TYPE_CHECKING:
 KEY = "seeds.protocol.files"
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 TRUNK = "{trunk}"
-_MARK = "[*]"
-"""Of it in a pattern that goes through as a path."""
+_MARK = "[*]"  # of it in a pattern that goes through as a path
 BESIDE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
 """How files begin that Hugging Face's trainers put beside a network's."""
 
