@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.config.reading import validated
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
 from bend_ray.errors import StoreError
@@ -96,7 +97,7 @@ def identified(config: PipelineConfig) -> PipelineConfig:
     """
     known = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
-    return known if config.seeds.protocol.is_known else PipelineConfig.model_validate(dict(known))
+    return known if config.seeds.protocol.is_known else validated(dict(known))
 
 
 def _identified(spec: S) -> S:

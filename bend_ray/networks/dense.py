@@ -48,8 +48,9 @@ def run_dense(
         if not isinstance(layer, nn.Linear):
             values = layer(values)
             continue
-        weight_KFF = state[f"{path}.weight"].mT
-        if (bias := f"{path}.bias") in state:
+        own = f"{path}." if path else ""
+        weight_KFF = state[f"{own}weight"].mT
+        if (bias := f"{own}bias") in state:
             values = torch.baddbmm(state[bias][:, None], values, weight_KFF)
         else:
             values = values @ weight_KFF

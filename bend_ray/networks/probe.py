@@ -97,7 +97,9 @@ def _problems(
         together, again = call(module, inputs), call(module, inputs)
         alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
     except Exception as error:  # a user's forward may fail in any way
-        yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}"
+        whole = "; whole numbers are tokens: give floats of what are quantities"
+        hint = whole if "int64" in _told(inputs) else ""
+        yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}{hint}"
         return
     yield from _answers(together, again, num_classes, count(inputs))
     if not _close(together, torch.cat(alone)):

@@ -13,7 +13,6 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.files import File
-from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import listed_trunks, read_state
 from bend_ray.networks.protocols import Checkpoints
 from bend_ray.populations.divergence import Divergence, finite_rows
@@ -64,9 +63,5 @@ class CheckpointReader(SeedTrainer):
 
     def _vector(self, file: File) -> Tensor:
         layout = self.classifiers.layout
-        names = [entry.name for entry in layout.entries]
-        state = read_state(self.files, file, names, self.protocol.prefix)
-        try:
-            return layout.flatten(state)
-        except DataError as error:
-            raise DataError(f"{file.name}: {error}") from None
+        shapes = {entry.name: entry.shape for entry in layout.entries}
+        return layout.flatten(read_state(self.files, file, shapes, self.protocol.prefix))

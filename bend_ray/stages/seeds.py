@@ -16,6 +16,8 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.errors import DataError
+from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints, Protocol
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
@@ -99,6 +101,10 @@ def _commit(
     artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
 ) -> None:
     left = [index for index, count in left_rows(artifact, rows).items() if count]
+    if not left and is_given(section.protocol):
+        raise DataError(
+            f"{KEY}: expected checkpoints that give finite losses, got none; take others"
+        )
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
