@@ -42,7 +42,7 @@ from bend_ray.export.files import (
 )
 from bend_ray.export.guide import guide
 from bend_ray.export.members import Members, network_of
-from bend_ray.populations.states import member_facts, member_states
+from bend_ray.populations.members import member_facts, member_states
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.storage.masking import cause, masked, utf8

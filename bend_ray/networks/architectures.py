@@ -1,8 +1,9 @@
 """Base classifiers: ``architecture.build(input_shape, num_classes) -> nn.Module``.
 
-A module maps inputs ``(B, ...)``, or several by name, to logits ``(B, num_classes)``; in evaluation
-mode it is deterministic in its parameters and buffers. One's own comes in as ``imported``; to add
-one here: one class, and its name in the union below.
+What is built has parameters drawn from torch's global generator; the shape is that of one example,
+by name where there are several inputs. A module maps inputs ``(B, ...)``, or several by name, to
+logits ``(B, num_classes)``; in evaluation mode it is deterministic in its parameters and buffers.
+One's own comes in as ``imported``; to add one here: one class, and its name in the union below.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -19,21 +20,6 @@ from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
-
-
-class Buildable(Protocol):
-    """What an architecture does."""
-
-    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
-        """A fresh network, its parameters drawn from torch's global generator.
-
-        Args:
-            input_shape: of one example, without the batch; by name where there are several inputs.
-            num_classes: logits.
-
-        Raises:
-            DataError: it takes no such inputs.
-        """
 
 
 class Mlp(Spec):

@@ -15,9 +15,9 @@ import ray
 import ray.data
 
 from bend_ray.data import folders, parquet
+from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files
-from bend_ray.data.given import LABELS
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag

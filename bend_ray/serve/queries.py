@@ -86,7 +86,7 @@ def given_inputs(x: Any, card: Card) -> Inputs:
     Raises:
         DataError: they are not what the bag takes.
     """
-    found = inputs_of(x, "x")
+    found = dict(inputs_of(x))
     if len(found) == len(card.inputs) == 1:
         found = dict(zip(card.inputs, found.values(), strict=True))
     try:
