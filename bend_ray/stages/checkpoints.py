@@ -34,9 +34,9 @@ class CheckpointReader(SeedTrainer):
         files, early = self.trunks[index], self.protocol.early
         with self._stopwatch() as watch:
             theta_KP = torch.stack([self._vector(file) for file in files])
-            if self.protocol.align:
-                # In the units of the first trunk's last checkpoint.
-                theta_KP = self._align(self._vector(self.trunks[0][-1]), theta_KP)
+            reference_P = self._reference() if self.protocol.align else None
+            if reference_P is not None:
+                theta_KP = self._align(reference_P, theta_KP)
             early_KP, theta_KP = theta_KP[:early], theta_KP[early:]
             val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, [0] * len(theta_KP))
             finite_K = finite_rows(theta_KP) & val_nll_K.isfinite()
@@ -60,6 +60,12 @@ class CheckpointReader(SeedTrainer):
             fit_seconds=np.full(len(kept), seconds),
             theta_KP=theta_KP[kept].numpy(),
         )
+
+    def _reference(self) -> Tensor | None:
+        """The last checkpoint of the first trunk that did not diverge."""
+        files = (file for trunk in self.trunks for file in reversed(trunk))
+        vectors = map(self._vector, files)
+        return next((vector_P for vector_P in vectors if vector_P.isfinite().all()), None)
 
     def _vector(self, file: File) -> Tensor:
         layout = self.classifiers.layout
