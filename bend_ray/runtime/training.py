@@ -14,11 +14,13 @@ from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import ray.data
 import ray.train
 import ray.train.torch
 from torch import nn
 
+from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
@@ -65,8 +67,32 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset) -> Fitted:
             return fitted
 
 
+class Folderless(pyarrow.fs.SubTreeFileSystem):  # type: ignore[misc]
+    """A bucket in which making a folder asks for nothing, as there are none.
+
+    pyarrow would ask whether the bucket exists: with rights on a part of it that is refused
+    (https://github.com/apache/arrow/issues/49949).
+    """
+
+    def create_dir(self, path: str, *, recursive: bool = True) -> None:
+        """Nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folderless, (self.base_path, self.base_fs)
+
+
+def _storage(artifact: Artifact) -> tuple[str, pyarrow.fs.FileSystem]:
+    """Where Ray Train keeps what it must know after a death."""
+    path, filesystem = artifact.child(TRAIN_DIRECTORY), artifact.filesystem
+    if filesystem.type_name == "local":
+        return path, filesystem
+    bucket, _, inside = path.partition("/")
+    return inside, Folderless(bucket, filesystem)
+
+
 def _trainer(job: TrainingTask, dataset: ray.data.Dataset) -> ray.train.torch.TorchTrainer:
     resources = job.resources
+    path, filesystem = _storage(job.artifact)
     return ray.train.torch.TorchTrainer(
         _train,
         train_loop_config={"job": job},
@@ -82,8 +108,8 @@ def _trainer(job: TrainingTask, dataset: ray.data.Dataset) -> ray.train.torch.To
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(
             name=job.artifact.fingerprint,
-            storage_path=job.artifact.child(TRAIN_DIRECTORY),
-            storage_filesystem=job.artifact.filesystem,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=5, controller_failure_limit=3),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
