@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from bend_ray.errors import ClusterError
 from bend_ray.process.allocator import keep_freed_memory
+
+_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def settle(cpus: float, gpus: float) -> str:
@@ -14,19 +19,45 @@ def settle(cpus: float, gpus: float) -> str:
 
     Two torch threads on one contended core are 40 times slower than one, and sums of several
     threads are not those of one.
+
+    Raises:
+        ClusterError: a GPU is asked for, and none works here.
     """
     import torch
 
     torch.set_num_threads(max(1, int(cpus)))
     keep_freed_memory()
-    return "cuda" if gpus and torch.cuda.is_available() else "cpu"
+    if gpus and (problem := gpu_problem()):
+        raise ClusterError(problem)
+    return "cuda" if gpus else "cpu"
+
+
+def gpu_problem() -> str | None:
+    """Why torch cannot compute on a GPU of this machine; None where it can."""
+    import torch
+
+    try:
+        torch.ones(1, device="cuda").sum().item()
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).partition("\n")[0]
+    else:
+        return None
+    driver = _DRIVER.read_text().partition("\n")[0] if _DRIVER.exists() else "no NVIDIA driver"
+    return (
+        f"node {socket.gethostname()}: expected a GPU that works, as resources.gpus asks for one, "
+        f"got: {reason} ({driver}; torch {torch.__version__}, CUDA {torch.version.cuda}); mend the "
+        "driver or the container's runtime there, or set resources.gpus to 0"
+    )
 
 
 @contextmanager
-def lent() -> Iterator[None]:
+def lent(cpus: float | None = None) -> Iterator[None]:
     """Around work in a process that is somebody else's: its threads are put back.
 
     torch's advice on how we stack models is kept from it.
+
+    Args:
+        cpus: to compute with as many threads as ``settle`` would give; None for those there are.
     """
     import torch
 
@@ -34,6 +65,8 @@ def lent() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="There is a performance drop")
+            if cpus is not None:
+                torch.set_num_threads(max(1, int(cpus)))
             yield
     finally:
         torch.set_num_threads(threads)

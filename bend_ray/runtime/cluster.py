@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from bend_ray.config.graph import ORDINARY
-from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.config.resources import GIGABYTE, Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
 from bend_ray.process.cores import usable_cores
@@ -21,6 +21,7 @@ from bend_ray.runtime import capacity
 from bend_ray.runtime.address import check_address, no_answer
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.environment import cluster_to_join
+from bend_ray.runtime.nodes import Nodes
 from bend_ray.storage.masking import masked, utf8
 
 logger = logging.getLogger(__name__)
@@ -172,14 +173,14 @@ def _request(config: PipelineConfig, stage: str) -> Request:
     return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
 
 
-def preflight(config: PipelineConfig, stages: Sequence[str], own: bool) -> None:
+def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: Nodes) -> None:
     """Refuse at once what a stage that is to run would wait for for ever.
 
     Raises:
         ClusterError: with what was asked and what there is, or could be.
     """
     asked = requests(config, stages)
-    missing = [each for each in asked if capacity.room(each.resources) < each.processes]
+    missing = [each for each in asked if nodes.room(each.resources) < each.processes]
     can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
     never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
     if never:
@@ -217,30 +218,32 @@ def _never(request: Request, own: bool) -> ClusterError:
     )
 
 
-def num_actors(resources: ActorResources, pieces: int, own: bool) -> int:
+def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> int:
     """How many processes share out ``pieces`` of work.
 
     No more than can run at once, where that is known; a cluster that grows is asked for as many
-    GPU processes as there are pieces.
+    as there are pieces where they ask for GPUs, or for nodes of a kind.
     """
-    if resources.workers is not None:
-        return min(resources.workers, pieces)
-    if resources.gpus and not own and capacity.grows():
+    if (asked := getattr(resources, "workers", None)) is not None:
+        return min(int(asked), pieces)
+    if (resources.gpus or resources.labels) and not own and capacity.grows():
         return min(pieces, MOST_ACTORS)
-    there = capacity.room(resources)
+    there = nodes.room(resources)
     if own:  # It declares more CPUs than there are cores.
         cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
         there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
     return max(1, min(there, pieces))
 
 
-def options(resources: Resources) -> dict[str, object]:
+def options(resources: Resources, nodes: Nodes) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
     given: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     if resources.accelerator:
         given["accelerator_type"] = resources.accelerator
-    if resources.labels:
-        given["label_selector"] = dict(resources.labels)
+    if resources.memory:
+        given["memory"] = int(resources.memory * GIGABYTE)
+    if selector := {**resources.labels, **nodes.selector()}:
+        given["label_selector"] = selector
     if getattr(resources, "placement", "pack") == "spread":
         given["scheduling_strategy"] = "SPREAD"
     return given

@@ -93,9 +93,9 @@ class Runtime(Protocol):
         """
 
     def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+        self, worker: type, *arguments: Any, resources: ActorResources
     ) -> AbstractContextManager[Workers]:
-        """As many ``worker(*arguments)`` as the resources allow and the pieces need."""
+        """As many ``worker(*arguments)`` as the resources allow and their pieces need."""
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """What ``work(*arguments)`` returns, done by one process."""
@@ -108,6 +108,13 @@ class Runtime(Protocol):
 
         Raises:
             TrainingError: the training diverged or kept failing.
+        """
+
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+        """Refuse before any work what stages ask for and never get.
+
+        Raises:
+            ClusterError: with what was asked and what there is.
         """
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:

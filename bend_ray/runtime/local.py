@@ -69,7 +69,7 @@ class LocalRuntime:
 
     @contextmanager
     def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+        self, worker: type, *arguments: Any, resources: ActorResources
     ) -> Iterator[Workers]:
         """One, whatever the resources say."""
         with lent():
@@ -82,12 +82,15 @@ class LocalRuntime:
 
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """One part after another."""
-        with lent():
+        with lent(resources.cpus):
             return pa.concat_tables([rows.part(number) for number in range(rows.parts)])
 
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """By a team of one."""
         return train_here(job, self.table(rows, job.resources))
+
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+        """There is what there is."""
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """There is room."""

@@ -50,7 +50,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             with runtime.workers(
                 *(SeedTrainer, config, artifact, dataset),
                 resources=section.resources,
-                pieces=len(missing),
             ) as trainers:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
                 for index, _ in trainers.run("train_cohort", missing):

@@ -161,7 +161,7 @@ def _results(
         ClusterError: it gave up more often than it may.
         StoreError: the store failed.
     """
-    from bend_ray.runtime.pool import LOST, died_too_often
+    from bend_ray.runtime.causes import LOST, died_too_often
 
     deaths = 0
     while True:
