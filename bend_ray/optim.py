@@ -184,8 +184,8 @@ Schedule = Annotated[Cosine | Constant, Field(discriminator="kind")]
 class Training(Spec):
     """How one of the weight-space models (autoencoder, denoiser) is trained."""
 
-    steps: PositiveInt = 1500
-    """Optimizer steps."""
+    steps: NonNegativeInt = 1500
+    """Optimizer steps, at most; 0 keeps what it starts as."""
     batch_size: PositiveInt = 128
     """Population members a step, over all workers together."""
     optimizer: Optimizer = AdamW(learning_rate=1e-3, weight_decay=0.0)
@@ -196,6 +196,13 @@ class Training(Spec):
     """Decay of the exponential moving average of the weights, which is what is kept."""
     gradient_clip: PositiveFloat = 1.0
     """Largest norm of a step's gradient."""
+    patience: PositiveInt | None = None
+    """Looks at held-out members' loss that may find no lower one before the training stops.
+
+    What is kept is where it was lowest, the start included. Null trains to the end.
+    """
+    look_every: PositiveInt = 10
+    """Steps between looks."""
     checkpoint_every: PositiveInt = 500
     """Steps between checkpoints, from which a killed training resumes."""
     seed: NonNegativeInt = 0

@@ -230,7 +230,7 @@ def test_a_config_names_its_variant_by_kind() -> None:
         (AdamW, {"weight_decay": -1e-3}),
         (Sgd, {"momentum": 1.0}),
         (Cosine, {"warmup": 1.5}),
-        (Training, {"steps": 0}),
+        (Training, {"steps": -1}),
         (Training, {"ema_decay": 1.0}),
     ],
 )

@@ -95,11 +95,13 @@ def _chosen(
 def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
     from bend_ray.report.evaluation import Evaluation
 
-    bag = Evaluation.of(manifest).bag
+    evaluation = Evaluation.of(manifest)
+    bag = evaluation.bag
     log.LOGGER.info(
-        "bag          %s members, %.2f %% on the test part: evaluation %s of %s, made %s%s",
+        "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
         bag.size,
         100 * (bag.accuracy or 0.0),
+        evaluation.part,
         manifest.fingerprint,
         masked(store.uri),
         log.moment(manifest.created),

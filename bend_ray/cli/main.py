@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from bend_ray import __version__
 from bend_ray.cli.bag import export, serve
 from bend_ray.cli.forecast import plan
 from bend_ray.cli.options import (
@@ -36,6 +35,7 @@ from bend_ray.process import log, streams
 from bend_ray.process.environment import forget_empty
 from bend_ray.process.interrupts import persistent_interrupts
 from bend_ray.storage.masking import masked, printable
+from bend_ray.version import __version__
 
 if TYPE_CHECKING:
     from bend_ray.config.graph import Graph

@@ -63,7 +63,7 @@ def tune(
       ensemble_counts: [1, 2, 4, 8, 16, 32, 48]
       knobs:                              # any path that `bend config` lists
         autoencoder.model.latent_size: [32, 64, 96]
-        generator.training.steps: {low: 250, high: 1500, step: 250}
+        generator.training.steps: {low: 0, high: 400, step: 100}
       objective: {kind: nll}              # accuracy, penalised_nll {cost, inference}
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none

@@ -5,6 +5,7 @@ Shape letters: E members, N images, C classes, P parameters.
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -200,6 +201,7 @@ class Comparison:
         }
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
+            part="test" if self.classifiers.dataset.has_test else "validation",
             bag=self._scores(
                 self.bag_votes,
                 self.bag,
@@ -301,7 +303,7 @@ class Comparison:
     @cached_property
     def rivals(self) -> dict[str, Voters]:
         """The rivals by name; those drawn for the comparison without their parameters."""
-        return {rival.kind: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
+        return {rival.name: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
 
     def _rival(self, rival: Rival, size: int) -> Voters:
         """Who votes for a rival, and what it costs from scratch."""
@@ -316,7 +318,7 @@ class Comparison:
         """Trained models; each is paid for where not all of the population is."""
         prices = self.prices
         trained = self.originals if rival.among == "originals" else self.ordinary
-        assert trained is not None, f"expected models for {rival.kind}"
+        assert trained is not None, f"expected models for {rival.name}"
         val_nll_E = member_nll(trained.val_logits_ENC, self.val_labels_N)
         members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
         if rival.among == "ordinary":
@@ -332,7 +334,7 @@ class Comparison:
             self.originals.theta_EP,
             self.originals.trunks_E,
             size,
-            generator_for(self.seed, "rival", rival.kind),
+            generator_for(self.seed, "rival", rival.name),
         )
         # As the generated members were: an average of running statistics is of no one model.
         theta_EP = self.classifiers.recalibrate(theta_EP, trunks_E.tolist())
@@ -349,7 +351,7 @@ class Comparison:
             ordinary_seconds=prices.ordinary,
         )
         equal = None
-        if self.ordinary is not None and prices.ordinary:
+        if self.ordinary is not None and prices.ordinary and math.isfinite(prices.bag):
             affordable = max(1, int(prices.bag / prices.ordinary))
             members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
             voters = Voters(members, 0.0, prices.ordinary)

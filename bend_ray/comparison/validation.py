@@ -24,6 +24,7 @@ from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
 from bend_ray.ensemble.metrics import member_nll
 from bend_ray.errors import TrainingError
+from bend_ray.networks.calls import call
 from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for
 
@@ -138,9 +139,9 @@ def _orders(
 def _member_flops(classifiers: Classifiers) -> int:
     """Counted, not timed: the same on a busy machine."""
     dataset = classifiers.dataset
-    image = dataset.normalise(dataset.validation.pixels_NCHW[:1])
+    example = dataset.shown(1)
     with torch.random.fork_rng(devices=[]):
         network = classifiers.build().eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        network(image)
+        call(network, example)
     return int(counter.get_total_flops())

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
-from bend_ray.data.datasets import Located
+from bend_ray.data.datasets import LabelledExamples, Located
 from bend_ray.generation.rivals import DeepEnsemble
-from bend_ray.networks.protocols import Independent
+from bend_ray.imported import Imported
+from bend_ray.networks.protocols import Checkpoints, Independent
+from bend_ray.spec import Spec
+
+S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
     "seeds": 2,
@@ -79,12 +83,31 @@ def ordinary(config: PipelineConfig) -> PipelineConfig | None:
 
 
 def identified(config: PipelineConfig) -> PipelineConfig:
-    """A config whose data set knows what tells its content from any other's.
+    """A config whose data and imported code know what tells them from any other.
 
     Raises:
-        DataError: its files cannot be read.
+        DataError: files of the data set cannot be read.
+        ConfigError: there is no such module.
     """
-    return config.model_copy(update={"dataset": config.dataset.identified()})
+    known = _identified(config)
+    # Sections agree or not only when it is known how many checkpoints there are.
+    return known if config.seeds.protocol.is_known else PipelineConfig.model_validate(dict(known))
+
+
+def _identified(spec: S) -> S:
+    if isinstance(spec, LabelledExamples | Imported | Checkpoints):
+        return spec.identified()  # type: ignore[return-value]
+    found = {name: _each_identified(value) for name, value in spec}
+    changed = {name: value for name, value in found.items() if value is not getattr(spec, name)}
+    return spec.model_copy(update=changed) if changed else spec
+
+
+def _each_identified(value: Any) -> Any:
+    if isinstance(value, Spec):
+        return _identified(value)
+    if isinstance(value, tuple) and any(isinstance(each, Spec) for each in value):
+        return tuple(_each_identified(each) for each in value)
+    return value
 
 
 def graph_of(config: PipelineConfig, store: Store) -> Graph:
@@ -103,7 +126,7 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     whole, test = identity(config), {}
     whole["samples"]["finish"] = identity(config.finish)
     if isinstance(config.dataset, Located):
-        assert config.dataset.content.test is not None, "expected a config from identified()"
+        assert config.dataset.content.train is not None, "expected a config from identified()"
         test = {"test": whole["dataset"]["content"].pop("test")}
     seed = {"seed": config.seed}
 

@@ -159,8 +159,8 @@ def _key_path(location: tuple[int | str, ...]) -> str:
     'seeds.protocol.forks'
     >>> _key_path(("autoencoder", "resources", "workers", "constrained-int"))
     'autoencoder.resources.workers'
-    >>> _key_path(("samples", "finish", "Finish", "scale"))
-    'samples.finish.scale'
+    >>> _key_path(("samples", "finish", "Finish", "guidance"))
+    'samples.finish.guidance'
     """
     written: list[str] = []
     specs: tuple[type[Spec], ...] = (PipelineConfig,)

@@ -38,7 +38,8 @@ from bend_ray.generation.rivals import (
 )
 from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
-from bend_ray.networks.protocols import Protocol, Recipe, Stretch, Tails
+from bend_ray.networks.protocols import Protocol, Tails
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.optim import AdamW, Training
 from bend_ray.spec import Spec, is_incidental, variants
 
@@ -93,9 +94,9 @@ class SeedsSection(Spec):
 class AutoencoderSection(Spec):
     """The map between parameters and latents."""
 
-    model: Autoencoder = PrincipalMlp(latent_size=96)
+    model: Autoencoder = PrincipalMlp()
     """The network, and what it is given of a classifier."""
-    training: Training = Training(steps=1000)
+    training: Training = Training(steps=100, patience=2)
     """How it is trained."""
     resources: TrainResources = TrainResources()
     """What each worker is given."""
@@ -134,7 +135,7 @@ class GeneratorSection(Spec):
     """How latents become noise and what the network predicts."""
     conditional: bool = True
     """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
-    training: Training = Training(steps=750)
+    training: Training = Training(steps=100, patience=2)
     """How it is trained."""
     probes: Probes = Probes()
     """What stops a generator that collapses; changes no result and no fingerprint."""
@@ -159,14 +160,8 @@ class Annealing(Spec):
 class Finish(Spec):
     """What is done to drawn models before they are validated, in this order."""
 
-    scale: PositiveFloat = 2.3
-    """Multiplier of each model's distance from the mean of its trunk's members.
-
-    A generator draws models nearer to it than members are: above one they differ more from each
-    other and are less accurate alone. Running statistics stay.
-    """
     guidance: NonNegativeFloat = 0.75
-    """Then move each model on, by so much of its trunk's way from the early tails' mean to the
+    """Move each model on, by so much of its trunk's way from the early tails' mean to the
     members'; needs seeds.protocol.early_tails.
 
     Where training ends early this is where more of it would lead. Running statistics stay.
@@ -175,7 +170,7 @@ class Finish(Spec):
     """Then train it for a little."""
 
 
-AS_DRAWN = Finish(scale=1.0, guidance=0.0, annealing=Annealing(fraction=0.0))
+AS_DRAWN = Finish(guidance=0.0, annealing=Annealing(fraction=0.0))
 
 
 class SamplesSection(Spec):
@@ -234,7 +229,7 @@ class EvaluationSection(Spec):
 
     @model_validator(mode="after")
     def _each_kind_once(self) -> EvaluationSection:
-        kinds = [rival.kind for rival in self.rivals]
+        kinds = [rival.name for rival in self.rivals]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"expected each kind of rival once, got {', '.join(twice)} again")
         return self
@@ -276,6 +271,11 @@ class PipelineConfig(Spec):
         return protocol.num_trunks * (per_trunk - held_out)
 
     @property
+    def latent_size(self) -> int:
+        """Numbers in a latent, unless a model it is to be learnt from diverges."""
+        return self.autoencoder.model.latent_size or self.num_training_models - 1
+
+    @property
     def num_conditions(self) -> int:
         """Trunks the denoiser is told apart, or one for all."""
         return self.seeds.protocol.num_trunks if self.generator.conditional else 1
@@ -291,6 +291,8 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
+        if not self.seeds.protocol.is_known:
+            return self
         for check in (
             _populations_fit,
             _latent_size_fits,
@@ -318,7 +320,7 @@ def _populations_fit(config: PipelineConfig) -> None:
 
 def _latent_size_fits(config: PipelineConfig) -> None:
     latent_size, models = config.autoencoder.model.latent_size, config.num_training_models
-    if latent_size >= models:
+    if latent_size is not None and latent_size >= models:
         raise ValueError(
             f"autoencoder.model.latent_size: expected fewer than the {models} models the "
             f"generator learns from, so that it cannot store them one by one, got {latent_size}; "
@@ -347,7 +349,7 @@ def _sampler_fits(config: PipelineConfig) -> None:
 
 
 def _leaves_a_way(protocol: Protocol) -> bool:
-    return isinstance(protocol, Tails) and protocol.early_tails > 0
+    return protocol.num_early > 0
 
 
 def _trunks_are_known(config: PipelineConfig) -> bool:
@@ -359,12 +361,13 @@ def _finish_fits(config: PipelineConfig) -> None:
     if finish.guidance and not _leaves_a_way(config.seeds.protocol):
         raise ValueError(
             "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
-            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more"
+            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "
+            "checkpoints with early"
         )
-    if (finish.guidance or finish.scale != 1) and not _trunks_are_known(config):
+    if finish.guidance and not _trunks_are_known(config):
         raise ValueError(
             f"generator.conditional: expected true with samples.finish and {trunks} trunks, as a "
-            "drawn model must know whose mean it moves away from, and whose way it goes, got false"
+            "drawn model must know whose way it moves on along, got false"
         )
 
 

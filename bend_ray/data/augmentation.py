@@ -6,16 +6,20 @@ Shape letters: K models, B images a batch, M = K B, C channels, H rows, W column
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
+from bend_ray.errors import ConfigError
+from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 
-class Augmentation(Spec):
+class FlipAndCrop(Spec):
     """Random views of the training images; every model draws its own."""
 
+    kind: Literal["flip_and_crop"] = "flip_and_crop"
     flip: bool = False
     """Mirror every other image, left to right, at random."""
     crop_padding: NonNegativeInt = 0
@@ -65,3 +69,34 @@ class Augmentation(Spec):
             columns_MW[:, None, None, :],
         ]
         return views_MCHW.view_as(pixels_KBCHW)
+
+
+class ImportedAugmentation(Imported):
+    """One's own: a function of a batch ``(B, ...)`` and a generator that gives views of it.
+
+    Inputs are as the data set keeps them, pixels as uint8; views have their shape and type.
+    """
+
+    shows_images_as_they_are: ClassVar[bool] = False
+
+    def apply(self, inputs_KB: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+        """The function's view of each model's batch.
+
+        Raises:
+            ConfigError: views of another shape or type.
+        """
+        function = self.resolve()
+        views = [
+            function(batch, generator, **self.arguments)
+            for batch, generator in zip(inputs_KB, generators, strict=True)
+        ]
+        for batch, view in zip(inputs_KB, views, strict=True):
+            if view.shape != batch.shape or view.dtype != batch.dtype:
+                raise ConfigError(
+                    f"{self.target}: expected views {tuple(batch.shape)} of {batch.dtype}, got "
+                    f"{tuple(view.shape)} of {view.dtype}"
+                )
+        return torch.stack(views)
+
+
+Augmentation = Annotated[FlipAndCrop | ImportedAugmentation, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Data sets: ``dataset.load() -> ImageDataset`` with a training, a validation and a test part.
+"""Data sets: ``dataset.load() -> Parts`` with a training, a validation and a test part.
 
 The parts are made once from the spec's own seed, so every stage on every machine sees the same
 ones. Channel statistics come from the training part alone, and the test part is not read before
@@ -9,6 +9,7 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,23 +19,27 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from bend_ray.data.parts import Decoding, ImageDataset, Images, split_rows
+from bend_ray.data.examples import Decoding, Examples, Parts, split_rows
 from bend_ray.errors import DataError
+from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
 
 if TYPE_CHECKING:
+    from bend_ray.data.arrays import Arrays
     from bend_ray.data.decoding import Look
     from bend_ray.data.files import Files, Part
     from bend_ray.data.sources import Source
 
 NUM_DIGITS = 1797
+MOST_DRAWN = 5000
+"""Validation examples that are drawn where nobody says how many."""
 
 
-class LabelledImages(Spec):
+class LabelledExamples(Spec):
     """What a data set does."""
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         """Its parts.
 
         Raises:
@@ -51,7 +56,7 @@ class LabelledImages(Spec):
         return self
 
 
-class Digits(LabelledImages):
+class Digits(LabelledExamples):
     """scikit-learn's handwritten digits: 1,797 grey images of 8x8 pixels, 10 classes, embedded.
 
     Source: E. Alpaydin & C. Kaynak (1998), UCI Optical Recognition of Handwritten Digits.
@@ -74,7 +79,7 @@ class Digits(LabelledImages):
             )
         return self
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         """The parts of one seeded shuffle."""
         pixels, labels = _read_digits()
         num_seen = self.num_train + self.num_validation
@@ -82,8 +87,8 @@ class Digits(LabelledImages):
         order = np.random.default_rng(self.split_seed).permutation(len(labels))
         cuts = np.split(order, [self.num_train, num_seen])
 
-        train, validation = (Images.of_arrays(pixels[cut], labels[cut]) for cut in cuts[:2])
-        return ImageDataset(
+        train, validation = (Examples.of_arrays(pixels[cut], labels[cut]) for cut in cuts[:2])
+        return Parts(
             train,
             validation,
             tuple("0123456789"),
@@ -93,7 +98,7 @@ class Digits(LabelledImages):
         )
 
 
-class ImageFiles(LabelledImages):
+class ImageFiles(LabelledExamples):
     """What all data sets of image files have in common: their parts, their size and mode.
 
     A variant says where its parts are: ``_open`` and ``_known_parts``.
@@ -122,7 +127,7 @@ class ImageFiles(LabelledImages):
         """The parts to open before any training."""
         raise NotImplementedError
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
 
         Of the test part labels, classes and headers are read at once, and no pixels: what is
@@ -152,18 +157,18 @@ class ImageFiles(LabelledImages):
         labels, cut = sources["train"].labels_N[rows], len(train_rows)
         look = self._look(pixels.shape[1:])
         parts = {"train": digests[:cut], "validation": digests[cut:]}
-        validation = Images.of_arrays(pixels[cut:], labels[cut:])
+        validation = Examples.of_arrays(pixels[cut:], labels[cut:])
         if "validation" in sources:
             whole, parts["validation"] = decode(
                 sources["validation"], np.arange(len(sources["validation"].labels_N)), look
             )
-            validation = Images.of_arrays(whole, sources["validation"].labels_N)
+            validation = Examples.of_arrays(whole, sources["validation"].labels_N)
         if "test" in sources:
             _survey(sources["test"], look, parts, self.duplicates == "refuse")
         names = train.class_names
         load_test = partial(_read_test, known, look, names, train.named)
-        return ImageDataset(
-            Images.of_arrays(pixels[:cut], labels[:cut]),
+        return Parts(
+            Examples.of_arrays(pixels[:cut], labels[:cut]),
             validation,
             names,
             load_test,
@@ -188,14 +193,14 @@ def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: b
     check_overlap(digests, refuse)
 
 
-def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Images:
+def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Examples:
     """The test part, as large and of the same mode and classes as the training part."""
     from bend_ray.data.decoding import decode
     from bend_ray.data.sources import by_name
 
     source = by_name(spec._open("test"), "test", class_names, named)
     pixels, _ = decode(source, np.arange(len(source.labels_N)), look)
-    return Images.of_arrays(pixels, source.labels_N)
+    return Examples.of_arrays(pixels, source.labels_N)
 
 
 def _location(uri: str) -> str:
@@ -223,8 +228,8 @@ class Content(Spec):
     """Of the test part; decides the evaluation alone."""
 
 
-class Located(ImageFiles):
-    """Images in files whose place is a setting, and whose content is their identity."""
+class Located(LabelledExamples):
+    """Files whose place is a setting, and whose content is their identity."""
 
     content: Content = Content()
     """Digests of the files, noted when they are first read; of those given, others are refused."""
@@ -233,8 +238,8 @@ class Located(ImageFiles):
         """The files of a part."""
         raise NotImplementedError
 
-    def _read(self, files: Files) -> Source:
-        """The images in files of a part."""
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts that there are."""
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -247,7 +252,8 @@ class Located(ImageFiles):
     def _digest(self, files: Files) -> str:
         return files.digest()
 
-    def _open(self, part: Part) -> Source:
+    def _checked(self, part: Part) -> Files:
+        """The files of a part, which are those that were meant."""
         files = self._files(part)
         expected = getattr(self.content, part)
         if expected is not None and (found := self._digest(files)) != expected:
@@ -255,10 +261,21 @@ class Located(ImageFiles):
                 f"dataset.content.{part}: expected files of digest {expected}, got {found}: they "
                 "have changed since they were first read; run again to begin anew with them"
             )
-        return self._read(files)
+        return files
 
 
-class ImageParquet(Located):
+class LocatedImages(ImageFiles, Located):
+    """Image files whose place is a setting."""
+
+    def _read(self, files: Files) -> Source:
+        """The images in files of a part."""
+        raise NotImplementedError
+
+    def _open(self, part: Part) -> Source:
+        return self._read(self._checked(part))
+
+
+class ImageParquet(LocatedImages):
     """Parquet files of encoded images and classes, as Hugging Face lays them out."""
 
     kind: Literal["image_parquet"] = "image_parquet"
@@ -295,7 +312,7 @@ class ImageParquet(Located):
         return ("train", "test") if self.validation is None else ("train", "validation", "test")
 
 
-class ImageFolder(Located):
+class ImageFolder(LocatedImages):
     """Folders of image files: root/train/<class>/*.png and root/test/<class>/*.png."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -361,6 +378,155 @@ class Torchvision(ImageFiles):
         return tuple(part for part in PARTS[self.name] if part != "test")
 
 
+class ArrayFiles(Located):
+    """Arrays of any shape in .npz or .safetensors files: one an input, and one of labels.
+
+    Several inputs go to the network by name. Text and numbers as labels are mapped to classes.
+    """
+
+    kind: Literal["arrays"] = "arrays"
+    train: Uris
+    """Training examples: a file, a pattern, or a list of these; paths, s3:// or gs://."""
+    test: Uris | None = None
+    """Test examples, likewise; null: there are none, and figures are of the validation part."""
+    validation: Uris | None = None
+    """Validation examples, likewise; null to draw them from the training part."""
+    labels: str = "labels"
+    """Name of the array of labels; all others are inputs."""
+    class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
+    """What labels 0, 1, ... are called in files that do not say it."""
+    standardise: bool = True
+    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
+    num_train: PositiveInt | None = None
+    """Training examples, drawn at random; null for all that are left."""
+    num_validation: PositiveInt | None = None
+    """Validation examples, drawn from the training part where no such part is given; null: a fifth
+    of it, at most 5,000."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
+    """What to do where two parts have an example in common."""
+
+    def _files(self, part: Part) -> Files:
+        from bend_ray.data.arrays import ENDINGS
+        from bend_ray.data.files import find_files
+
+        uris = getattr(self, part)
+        return find_files(
+            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
+        )
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        parts: tuple[Part, ...] = ("train", "validation", "test")
+        return tuple(part for part in parts if getattr(self, part) is not None)
+
+    def _arrays(self, part: Part) -> Arrays:
+        from bend_ray.data.arrays import read_arrays
+
+        return read_arrays(self._checked(part), self.labels, self.class_names)
+
+    def load(self) -> Parts:
+        """Training and validation part; the test part is looked through, and read when asked for.
+
+        Raises:
+            DataError: files that are missing or broken, or examples that do not fit together.
+        """
+        known = self.identified()
+        return split_arrays(
+            {part: known._arrays(part) for part in self._known_parts() if part != "test"},
+            partial(known._arrays, "test") if self.test is not None else None,
+            self,
+        )
+
+
+class ImportedDataset(Imported, LabelledExamples):
+    """One's own: a function that gives parts by name: train and, if there are, validation and test.
+
+    Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
+    """
+
+    standardise: bool = True
+    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
+    num_train: PositiveInt | None = None
+    """Training examples, drawn at random; null for all that are left."""
+    num_validation: PositiveInt | None = None
+    """Validation examples, drawn from the training part where no such part is given; null: a fifth
+    of it, at most 5,000."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
+    """What to do where two parts have an example in common."""
+
+    def load(self) -> Parts:
+        """What the function gives.
+
+        Raises:
+            ConfigError: it cannot be imported.
+            DataError: it gives no parts, or examples that do not fit together.
+        """
+        from bend_ray.data.given import arrays_of
+
+        given = self.make()
+        if not isinstance(given, dict) or "train" not in given:
+            raise DataError(
+                f"{self.target}: expected parts by name, train among them, got a "
+                f"{type(given).__qualname__}"
+            )
+        found = {part: arrays_of(its, f"{self.target}: {part}") for part, its in given.items()}
+        test = found.pop("test", None)
+        return split_arrays(found, None if test is None else partial(_given, test), self)
+
+
+def split_arrays(
+    found: dict[str, Arrays],
+    read_test: Callable[[], Arrays] | None,
+    spec: ArrayFiles | ImportedDataset,
+) -> Parts:
+    """The parts of a data set of arrays.
+
+    Args:
+        found: training part and, if there is one, validation part.
+        read_test: gives the test part; None where there is none.
+        spec: how they are split, and what is told.
+
+    Raises:
+        DataError: there are too few examples, or one class alone.
+    """
+    from bend_ray.data.sources import check_counts, check_overlap
+
+    train, validation = found["train"], found.get("validation")
+    if validation is None:
+        fifth = max(1, min(MOST_DRAWN, len(train.labels_N) // 5))
+        cut = spec.num_validation or fifth
+        rows, others = split_rows(len(train.labels_N), spec.num_train, cut, spec.split_seed)
+        whole, train, validation = train, train.take(rows), train.take(others)
+    else:
+        rows, _ = split_rows(len(train.labels_N), spec.num_train, 0, spec.split_seed)
+        whole, train = train, train.take(np.sort(rows))
+        validation = validation.like(whole, "validation")
+    parts = {"train": train, "validation": validation}
+    if read_test is not None:
+        parts["test"] = read_test().like(whole, "test")
+    check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
+    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
+    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
+    return Parts(
+        train.examples(),
+        validation.examples(),
+        whole.class_names,
+        load_test,
+        standardise=spec.standardise,
+    )
+
+
+def _given(arrays: Arrays) -> Arrays:
+    return arrays
+
+
+def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:
+    return read().like(like, "test").examples()
+
+
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
 
@@ -376,9 +542,12 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
 
 
-def _read_digits_at(rows: NDArray[np.int64]) -> Images:
+def _read_digits_at(rows: NDArray[np.int64]) -> Examples:
     pixels, labels = _read_digits()
-    return Images.of_arrays(pixels[rows], labels[rows])
+    return Examples.of_arrays(pixels[rows], labels[rows])
 
 
-Dataset = Annotated[Digits | ImageParquet | ImageFolder | Torchvision, Field(discriminator="kind")]
+Dataset = Annotated[
+    Digits | ImageParquet | ImageFolder | Torchvision | ArrayFiles | ImportedDataset,
+    Field(discriminator="kind"),
+]

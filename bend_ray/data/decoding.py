@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-from bend_ray.data.parts import PLAIN, Decoding
+from bend_ray.data.examples import PLAIN, Decoding
 from bend_ray.errors import DataError
 
 if TYPE_CHECKING:

@@ -114,21 +114,35 @@ def check_classes(parts: Mapping[Part, Source]) -> None:
     """
     train = parts["train"]
     names = train.class_names
-    if len(np.unique(train.labels_N)) < 2:
-        raise DataError(
-            "dataset: expected images of two classes at least, those of the training part are "
-            f"all {printable(names[train.labels_N[0]])}; check the labels"
-        )
     if not train.named and names != tuple(map(str, range(len(names)))):
         logger.info("%-12s labels %s are the classes", "dataset", listed(names))
-    for part, source in parts.items():
+    for source in parts.values():
         for note in source.notes:
             logger.info("%-12s %s", "dataset", printable(note))
-        counts = np.bincount(source.labels_N, minlength=len(names))
-        if missing := [name for name, count in zip(names, counts, strict=True) if not count]:
+    check_counts({part: source.labels_N for part, source in parts.items()}, names)
+
+
+def check_counts(labels: Mapping[str, NDArray[np.int64]], class_names: Sequence[str]) -> None:
+    """Tell which parts lack a class.
+
+    Args:
+        labels: of each part, as indices into ``class_names``.
+        class_names: one a class.
+
+    Raises:
+        DataError: all training examples are of one class.
+    """
+    if len(np.unique(labels["train"])) < 2:
+        raise DataError(
+            "dataset: expected examples of two classes at least, those of the training part are "
+            f"all {printable(class_names[labels['train'][0]])}; check the labels"
+        )
+    for part, labels_N in labels.items():
+        counts = np.bincount(labels_N, minlength=len(class_names))
+        if missing := [n for n, count in zip(class_names, counts, strict=True) if not count]:
             logger.warning(
-                "%-12s the %s part has no image of %d of %d classes: %s",
-                *("dataset", part, len(missing), len(names), listed(missing)),
+                "%-12s the %s part has no example of %d of %d classes: %s",
+                *("dataset", part, len(missing), len(class_names), listed(missing)),
             )
 
 
@@ -139,10 +153,10 @@ def listed(names: Sequence[str]) -> str:
 
 
 def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
-    """Tell of images that two parts have in common.
+    """Tell of examples that two parts have in common.
 
     Args:
-        digests: of each part's images.
+        digests: of each part's examples.
         refuse: raise instead.
 
     Raises:
@@ -152,10 +166,10 @@ def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
         both = Counter(others) & Counter(dict.fromkeys(its, len(others)))
         if not (count := both.total()):
             continue
-        message = f"{count} of {len(others)} images of the {other} part are in the {one} part too"
+        message = f"{count} of {len(others)} examples of the {other} part are in the {one} part too"
         if refuse:
             raise DataError(
-                f"dataset: expected parts without an image in common, {message}; remove them, "
+                f"dataset: expected parts without an example in common, {message}; remove them, "
                 "or set dataset.duplicates to tell"
             )
         logger.warning("%-12s %s; figures on them tell of memory", "dataset", message)

@@ -12,7 +12,8 @@ from pydantic import Field
 
 from bend_ray.ensemble.metrics import check_examples
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
-from bend_ray.errors import TrainingError
+from bend_ray.errors import ConfigError, TrainingError
+from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
@@ -198,4 +199,27 @@ def _check_finite(logits_ENC: Tensor, weights_E: Tensor) -> None:
         )
 
 
-Vote = Annotated[SoftVote | MajorityVote | WeightedVote, Field(discriminator="kind")]
+class ImportedVote(Imported, _Vote):
+    """One's own weights: a function of the members' validation NLL ``(E,)`` that gives ``(E,)``.
+
+    The answer is the mean of the members' softmax probabilities with these weights, of any scale.
+    """
+
+    meaning: ClassVar[str] = "the mean of their probabilities, by weights of the user's own"
+
+    def weights(self, val_nll_E: Tensor) -> Tensor:
+        """What the function gives, as float64.
+
+        Raises:
+            ConfigError: it gives something else than a weight of 0 or more for each member.
+        """
+        given = torch.as_tensor(self.resolve()(val_nll_E, **self.arguments), dtype=torch.float64)
+        if given.shape != val_nll_E.shape or not (given >= 0).all() or not given.sum() > 0:
+            raise ConfigError(
+                f"{self.target}: expected weights of 0 or more, not all 0, for "
+                f"{len(val_nll_E)} members, got {given.tolist()}"
+            )
+        return given
+
+
+Vote = Annotated[SoftVote | MajorityVote | WeightedVote | ImportedVote, Field(discriminator="kind")]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
 
 from bend_ray.artifacts.manifest import first_problem
-from bend_ray.data.parts import Decoding
+from bend_ray.data.examples import Decoding
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError

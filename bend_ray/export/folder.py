@@ -14,11 +14,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bend_ray import __version__
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, plain, version_of
@@ -29,6 +28,7 @@ from bend_ray.populations.states import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked, utf8
+from bend_ray.version import __version__
 
 GUIDE, ONNX = "README.md", "bag.onnx"
 _OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
@@ -105,13 +105,13 @@ def _bag(
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
-    mean, std = dataset.channel_statistics
+    mean, std = _channels(dataset)
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
-        image_shape=dataset.image_shape,
+        image_shape=dataset.input_shape,
         pixel_mean=tuple(mean.flatten().tolist()),
         pixel_std=tuple(std.flatten().tolist()),
         decoding=dataset.decoding,
@@ -127,6 +127,13 @@ def _bag(
         temperature = _fitted_temperature(card, state_K, dataset)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
+
+
+def _channels(dataset: Parts) -> tuple[Tensor, Tensor]:
+    statistics = dataset.statistics
+    if not isinstance(statistics, tuple) or isinstance(dataset.input_shape, dict):
+        raise ConfigError("expected a bag of images to export, got one of other inputs")
+    return statistics
 
 
 def _evaluated(graph: Graph) -> BagScores:
@@ -150,12 +157,12 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
 
 
 @torch.no_grad()
-def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: ImageDataset) -> float:
+def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Parts) -> float:
     """The temperature at which the bag's NLL on validation images is least."""
     module = card.architecture.build(card.image_shape, len(card.class_names))
     layout = ParameterLayout.of(module)
-    stack = Stack(module, layout, form_for(module, "cpu", card.architecture.stacks_on_cpu))
-    images = dataset.normalise(dataset.validation.pixels_NCHW)
+    stack = Stack(module, layout, form_for(module, "cpu", dataset.shown(1)))
+    images = dataset.normalise(dataset.validation.inputs)
     logits_KNC = predict_logits(stack, layout.flatten(dict(state_K)), images)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
     probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))

@@ -26,12 +26,12 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix
@@ -109,7 +109,7 @@ class Rates:
     read_bytes: float
 
 
-def problem_of(config: PipelineConfig, dataset: ImageDataset, test_images: int | None) -> Problem:
+def problem_of(config: PipelineConfig, dataset: Parts, test_images: int | None) -> Problem:
     """Sizes of everything; ``test_images`` None: as many as validation images.
 
     The test part is not opened, not even to count it.
@@ -119,7 +119,7 @@ def problem_of(config: PipelineConfig, dataset: ImageDataset, test_images: int |
     principal = config.autoencoder.model.features == "principal"
     validation = len(dataset.validation)
     features = config.num_training_models - 1 if principal else layout.size
-    latent, section = config.autoencoder.model.latent_size, config.generator
+    latent, section = config.latent_size, config.generator
     denoiser = section.denoiser.build(latent, config.num_conditions)
     return Problem(
         members=config.seeds.num_models,
@@ -135,7 +135,7 @@ def problem_of(config: PipelineConfig, dataset: ImageDataset, test_images: int |
     )
 
 
-def calibrate(config: PipelineConfig, dataset: ImageDataset, problem: Problem) -> Rates:
+def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates:
     """Measure this machine: its GPU where there is one, else one thread of its CPU."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with _one_thread():
@@ -197,17 +197,15 @@ def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, f
     return each, max(0.0, short - SHORT_STEPS * each)
 
 
-def _build(config: PipelineConfig, dataset: ImageDataset) -> nn.Module:
-    return config.seeds.architecture.build(dataset.image_shape, len(dataset.class_names))
+def _build(config: PipelineConfig, dataset: Parts) -> nn.Module:
+    return config.seeds.architecture.build(dataset.input_shape, len(dataset.class_names))
 
 
-def _classifiers(
-    config: PipelineConfig, dataset: ImageDataset, device: str
-) -> tuple[Line, Line, float]:
+def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> tuple[Line, Line, float]:
     """Training, by models at once, and answering."""
     module = _build(config, dataset)
     whole = ParameterLayout.of(module)
-    form = form_for(module, device, config.seeds.architecture.stacks_on_cpu)
+    form = form_for(module, device, dataset.shown(2))
     stack = Stack(module.to(device), whole, form)
     recipe = config.seeds.recipe
     steps_per_epoch = recipe.num_steps(1.0, len(dataset.train))
@@ -227,14 +225,14 @@ def _classifiers(
     for size in sizes:
         theta_KP = models(size)
         measured.append((size, *_per_step(partial(train, theta_KP), device)))
-    images = dataset.normalise(dataset.validation.pixels_NCHW.to(device))
+    inputs = dataset.normalise(moved(dataset.validation.inputs, device))
     theta_KP = models(sizes[0])
-    predict_logits(stack, theta_KP, images)
-    answering = _seconds(lambda: predict_logits(stack, theta_KP, images), device)
+    predict_logits(stack, theta_KP, inputs)
+    answering = _seconds(lambda: predict_logits(stack, theta_KP, inputs), device)
     return (
         _through([(size, each) for size, each, _ in measured]),
         _through([(size, once) for size, _, once in measured]),
-        answering / (len(theta_KP) * len(images)),
+        answering / (len(theta_KP) * len(dataset.validation)),
     )
 
 
@@ -268,7 +266,7 @@ def _weight_space_step(
 def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
     model, training = config.autoencoder.model, config.autoencoder.training
     objective = Reconstruction(
-        model.build(problem.features), model.latent_size, model.input_noise, model.latent_noise
+        model.build(problem.features), config.latent_size, model.input_noise, model.latent_noise
     )
     rows = min(problem.training, training.batch_size)
     return _weight_space_step(
@@ -277,7 +275,7 @@ def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
 
 
 def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
-    section, latent = config.generator, config.autoencoder.model.latent_size
+    section, latent = config.generator, config.latent_size
     objective = Denoising(section.denoiser.build(latent, config.num_conditions), section.process)
     rows = min(problem.training, section.training.batch_size)
     batch = {
@@ -289,9 +287,11 @@ def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
 
 def _drawing(config: PipelineConfig, problem: Problem) -> Line:
     """Drawing latents, by how many at once; on the CPU, as the stage does."""
-    latent, conditions = config.autoencoder.model.latent_size, config.num_conditions
+    latent, conditions = config.latent_size, config.num_conditions
     denoiser = config.generator.denoiser.build(latent, conditions)
-    scale = LatentScale(torch.zeros(conditions, latent), torch.ones(latent))
+    scale = LatentScale.diagonal(
+        torch.zeros(conditions, latent), torch.arange(conditions), conditions
+    )
 
     def draw(count: int) -> None:
         sample_latents(

@@ -78,7 +78,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
             tuple(_autoencoder(config, problem, rates)),
             _representation_bytes(config, problem) + FLOAT_BYTES * problem.coder_parameters,
         ),
-        Work("latents", (), FLOAT_BYTES * problem.members * config.autoencoder.model.latent_size),
+        Work("latents", (), FLOAT_BYTES * problem.members * config.latent_size),
         Work(
             "generator",
             tuple(_generator(config, problem, rates)),

@@ -8,10 +8,11 @@ class, and its name in the union at the bottom.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
+from bend_ray.imported import Imported
 from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
@@ -20,12 +21,18 @@ if TYPE_CHECKING:
 
 
 class PrincipalMlp(Spec):
-    """Residual MLPs over the principal coefficients: any number of parameters, seconds to train."""
+    """Residual MLPs over the principal coefficients, for any number of parameters.
+
+    Before it is trained a latent is the first coefficients themselves.
+    """
 
     kind: Literal["principal_mlp"] = "principal_mlp"
     features: ClassVar[Literal["principal", "standardised"]] = "principal"
-    latent_size: PositiveInt = 120
-    """Numbers in a latent; near the number of training models keeps their spread, 16 does not."""
+    latent_size: PositiveInt | None = None
+    """Numbers in a latent; null for all coefficients, one fewer than training models.
+
+    Fewer lose the spread of models: 16 do, for 128.
+    """
     hidden: PositiveInt = 256
     """Hidden units of the encoder and of the decoder."""
     input_noise: NonNegativeFloat = 0.05
@@ -37,7 +44,7 @@ class PrincipalMlp(Spec):
         """The module for vectors of ``num_features`` coefficients."""
         from bend_ray.generation.mlp import MlpAutoencoder
 
-        return MlpAutoencoder(num_features, self.latent_size, self.hidden)
+        return MlpAutoencoder(num_features, self.latent_size or num_features, self.hidden)
 
 
 class Conv1d(Spec):
@@ -63,4 +70,32 @@ class Conv1d(Spec):
         return Conv1dAutoencoder(num_features, self.latent_size, self.channels, self.kernel)
 
 
-Autoencoder = Annotated[PrincipalMlp | Conv1d, Field(discriminator="kind")]
+class ImportedAutoencoder(Imported):
+    """One's own: a function or class that gives a module with ``encode`` and ``decode``.
+
+    Of principal coefficients ``(B, F)`` and latents ``(B, Z)``. Parameters of the function that are
+    called ``num_features`` and ``latent_size`` are filled in.
+    """
+
+    features: ClassVar[Literal["principal", "standardised"]] = "principal"
+    latent_size: PositiveInt = 120
+    """Numbers in a latent."""
+    input_noise: NonNegativeFloat = 0.05
+    """Noise on the features while training."""
+    latent_noise: NonNegativeFloat = 0.1
+    """Noise on the latents while training, in their standard deviations."""
+
+    def build(self, num_features: int) -> Any:
+        """The module for vectors of ``num_features`` coefficients.
+
+        Raises:
+            ConfigError: what it encodes or decodes has another shape.
+        """
+        from bend_ray.generation.plain import check_autoencoder
+
+        module = self.make(num_features=num_features, latent_size=self.latent_size)
+        check_autoencoder(module, num_features, self.latent_size, self.target)
+        return module
+
+
+Autoencoder = Annotated[PrincipalMlp | Conv1d | ImportedAutoencoder, Field(discriminator="kind")]

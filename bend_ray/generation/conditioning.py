@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,13 @@ class ConditionedDenoiser(nn.Module, ABC):
 
     A sampler knows all its times beforehand: what follows from them is computed once for many
     steps, half of a small network's work.
+
+    Attributes:
+        learns_residual: whether it says by how much a prediction differs from that of a unit
+            Gaussian, whose exact denoiser it is while it says zero.
     """
+
+    learns_residual: ClassVar[bool] = False
 
     def forward(self, x_BZ: Tensor, t_B: Tensor, condition_B: Tensor) -> Tensor:
         """Noisy latents, times in [0, 1] and condition ids to predictions ``(B, Z)``."""

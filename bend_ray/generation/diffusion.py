@@ -94,3 +94,14 @@ class FlowMatching(Spec):
 
 
 Process = Annotated[Ddpm | FlowMatching, Field(discriminator="kind")]
+
+
+def gaussian_prediction(process: Process, x_t: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+    """What the exact denoiser of a unit Gaussian predicts, ``(B, Z)``: linear in the noisy latent.
+
+    For it ``E[x0 | x_t] = a x_t / (a^2 + b^2)``. A network that is added to it and starts at zero
+    is a denoiser under the preconditioning of Karras et al. 2022 (arXiv 2206.00364, equation 7).
+    """
+    a, b = process.coefficients(t_B)
+    share = x_t / (a.square() + b.square())
+    return process.target(a * share, b * share, t_B)

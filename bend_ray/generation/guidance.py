@@ -6,13 +6,29 @@ and beyond the better is where more training would lead, if it is far from its e
 Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv
 2406.02507), with the means of two parts of a training for the two models.
 
-Shape letters: N drawn, P parameters, T trunks.
+Shape letters: N drawn, K members, P parameters, T trunks.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from bend_ray.generation.rivals import trunk_means
+
+
+def centres(theta_KP: Tensor, trunks_K: Tensor, num_trunks: int) -> Tensor:
+    """The mean of each trunk's members ``(T, P)``; nan for a trunk without one.
+
+    Args:
+        theta_KP: members that the generator learns from.
+        trunks_K: of each.
+        num_trunks: T, above all of them.
+    """
+    means_UP, _ = trunk_means(theta_KP, trunks_K)
+    centre_TP = theta_KP.new_full((num_trunks, theta_KP.shape[1]), torch.nan)
+    centre_TP[torch.unique(trunks_K)] = means_UP
+    return centre_TP
 
 
 def ways(centre_TP: Tensor, early_TP: Tensor) -> Tensor:

@@ -5,6 +5,8 @@ Shape letters: B batch, F features, Z latent, H hidden.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from bend_ray.generation.conditioning import ConditionedDenoiser, TimeEmbedding
@@ -13,16 +15,18 @@ from bend_ray.generation.conditioning import ConditionedDenoiser, TimeEmbedding
 class ResidualMlp(nn.Module):
     """A linear map plus an MLP with one hidden layer.
 
-    The linear part alone can carry a whole Gaussian through, so the MLP need not spend its
-    hidden units on it: without it samples shrink towards the mean.
+    It starts as the map that keeps the first numbers of a vector: between principal coefficients
+    and as many latents it loses nothing, between fewer as little as a linear map can.
     """
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
         self.linear = nn.Linear(inputs, outputs)
-        self.mlp = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs, bias=False)
-        )
+        last = nn.Linear(hidden, outputs, bias=False)
+        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), last)
+        nn.init.eye_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+        nn.init.zeros_(last.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, inputs)`` to ``(B, outputs)``."""
@@ -72,7 +76,12 @@ class ModulatedBlock(nn.Module):
 
 
 class ModulatedMlp(ConditionedDenoiser):
-    """What the process predicts, from a noisy latent, its time and its condition."""
+    """What the process predicts, from a noisy latent, its time and its condition.
+
+    Starts as the exact denoiser of unit Gaussian latents.
+    """
+
+    learns_residual: ClassVar[bool] = True
 
     def __init__(self, latent_size: int, num_conditions: int, hidden: int, blocks: int) -> None:
         super().__init__()
@@ -81,30 +90,25 @@ class ModulatedMlp(ConditionedDenoiser):
         self.project_in = nn.Linear(latent_size, hidden)
         self.blocks = nn.ModuleList(ModulatedBlock(hidden) for _ in range(blocks))
         self.project_out = nn.Linear(hidden, latent_size)
-        self.gate = nn.Linear(hidden, 1)
-        # Starting at zero: the first guess of a v-prediction is then that of a unit Gaussian.
-        for layer in (self.project_out, self.gate):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.project_out.weight)
+        nn.init.zeros_(self.project_out.bias)
 
     def context(self, t_B: Tensor, condition_B: Tensor) -> tuple[Tensor, ...]:
-        """Embedding, the input's share of the answer, then each block's factor and shift."""
+        """Embedding, then each block's factor and shift."""
         embedded_BH = self.time(t_B) + self.condition(condition_B)
         modulations: list[Tensor] = []
         for block in self.blocks:
             assert isinstance(block, ModulatedBlock)
             modulations += block.modulation(embedded_BH)
-        return embedded_BH, self.gate(embedded_BH), *modulations
+        return embedded_BH, *modulations
 
     def denoise(self, x_BZ: Tensor, context: tuple[Tensor, ...]) -> Tensor:
         """Predictions ``(B, Z)`` of rows with this context."""
-        embedded_BH, gate_B1, *modulations = context
+        embedded_BH, *modulations = context
         h_BH = self.project_in(x_BZ) + embedded_BH
         for block, factor_BH, shift_BH in zip(
             self.blocks, modulations[::2], modulations[1::2], strict=True
         ):
             h_BH = block(h_BH, factor_BH, shift_BH)
-        # The input's own share of the answer, by time alone: an eps-prediction is mostly its
-        # input, which a narrow network could not pass through.
-        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH)) + gate_B1 * x_BZ
+        y_BZ: Tensor = self.project_out(nn.functional.silu(h_BH))
         return y_BZ

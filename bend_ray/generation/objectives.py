@@ -12,7 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor, distributed, nn
 
-from bend_ray.generation.diffusion import Process
+from bend_ray.generation.conditioning import ConditionedDenoiser
+from bend_ray.generation.diffusion import Process, gaussian_prediction
 
 Batch = dict[str, Tensor]
 
@@ -89,7 +90,7 @@ class Denoising(nn.Module):
         process: how latents become noise, and what is predicted.
     """
 
-    def __init__(self, denoiser: nn.Module, process: Process) -> None:
+    def __init__(self, denoiser: ConditionedDenoiser, process: Process) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.process = process
@@ -110,5 +111,8 @@ class Denoising(nn.Module):
         """The loss of ``{"features", "condition", "t", "eps"}``; features are unit latents."""
         x0_BZ, eps_BZ, t_B = batch["features"], batch["eps"], batch["t"]
         a_B1, b_B1 = self.process.coefficients(t_B)
-        predicted_BZ = self.denoiser(a_B1 * x0_BZ + b_B1 * eps_BZ, t_B, batch["condition"])
+        x_BZ = a_B1 * x0_BZ + b_B1 * eps_BZ
+        predicted_BZ = self.denoiser(x_BZ, t_B, batch["condition"])
+        if self.denoiser.learns_residual:
+            predicted_BZ = predicted_BZ + gaussian_prediction(self.process, x_BZ, t_B)
         return nn.functional.mse_loss(predicted_BZ, self.process.target(x0_BZ, eps_BZ, t_B))

@@ -13,6 +13,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
+from bend_ray.errors import ConfigError
+from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
@@ -45,10 +47,20 @@ def _in_turn(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
     return ids_T[torch.arange(count) % len(ids_T)]
 
 
-class Choosing(Spec):
-    """A bag of models that were trained anyway, or for the comparison."""
+class _Rival(Spec):
+    """What the bag is compared with."""
 
     kind: str
+
+    @property
+    def name(self) -> str:
+        """What it is called in results."""
+        return self.kind
+
+
+class Choosing(_Rival):
+    """A bag of models that were trained anyway, or for the comparison."""
+
     needs_all: ClassVar[bool] = False
     """Whether all of the population must be trained for it, or its own members alone."""
     among: ClassVar[Literal["originals", "ordinary"]] = "originals"
@@ -116,10 +128,9 @@ class DeepEnsemble(Choosing):
         return list(range(min(count, len(trunks_K))))
 
 
-class Drawing(Spec):
+class Drawing(_Rival):
     """A bag of models that are drawn around the training members."""
 
-    kind: str
     needs_all: ClassVar[bool] = True
 
     def num_drawn(self, count: int, num_trunks: int) -> int:
@@ -262,6 +273,41 @@ class MultiSwag(Drawing):
         return torch.stack(draws), _in_turn(trunks_K, count)
 
 
+class ImportedRival(Imported, Drawing):
+    """One's own: a function of members ``(K, P)``, their trunks ``(K,)``, a number and a generator.
+
+    It gives models ``(N, P)`` and the trunk of each ``(N,)``, -1 for none.
+    """
+
+    kind: Literal["imported"] = "imported"
+
+    @property
+    def name(self) -> str:
+        """The function's."""
+        return self.target.rpartition(":")[2]
+
+    def draw(
+        self,
+        theta_KP: torch.Tensor,
+        trunks_K: torch.Tensor,
+        count: int,
+        generator: torch.Generator,
+    ) -> Drawn:
+        """What the function gives.
+
+        Raises:
+            ConfigError: models or trunks of other shapes.
+        """
+        drawn_NP, trunks_N = self.resolve()(theta_KP, trunks_K, count, generator, **self.arguments)
+        expected = (len(trunks_N), theta_KP.shape[1])
+        if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:
+            raise ConfigError(
+                f"{self.target}: expected models (N, {theta_KP.shape[1]}) and trunks (N,), got "
+                f"{tuple(drawn_NP.shape)} and {tuple(trunks_N.shape)}"
+            )
+        return drawn_NP, trunks_N
+
+
 Rival = Annotated[
     OriginalsBag
     | TrunkBag
@@ -271,6 +317,7 @@ Rival = Annotated[
     | TrunkAverages
     | Noise
     | Gaussian
-    | MultiSwag,
+    | MultiSwag
+    | ImportedRival,
     Field(discriminator="kind"),
 ]

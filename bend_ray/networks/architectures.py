@@ -1,8 +1,8 @@
-"""Base classifiers: ``architecture.build(image_shape, num_classes) -> nn.Module``.
+"""Base classifiers: ``architecture.build(input_shape, num_classes) -> nn.Module``.
 
-A module maps images ``(B, C, H, W)`` to logits ``(B, num_classes)`` and is, in evaluation mode,
-deterministic in its parameters and buffers. To add an architecture: one class, and its name in
-the union below.
+A module maps inputs ``(B, ...)``, or several by name, to logits ``(B, num_classes)``; in evaluation
+mode it is deterministic in its parameters and buffers. One's own comes in as ``imported``; to add
+one here: one class, and its name in the union below.
 """
 
 from __future__ import annotations
@@ -10,15 +10,32 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, PositiveInt, field_validator
 
+from bend_ray.data.examples import Shape
 from bend_ray.errors import DataError
+from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
-ImageShape = tuple[int, int, int]
+
+class Buildable(Protocol):
+    """What an architecture does."""
+
+    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
+        """A fresh network, its parameters drawn from torch's global generator.
+
+        Args:
+            input_shape: of one example, without the batch; by name where there are several inputs.
+            num_classes: logits.
+
+        Raises:
+            DataError: it takes no such inputs.
+        """
+
+
 PermutationGroup = tuple[tuple[str, int], ...]
 """(parameter name, axis) pairs on which one permutation of hidden units acts."""
 
@@ -26,14 +43,19 @@ PermutationGroup = tuple[tuple[str, int], ...]
 class Mlp(Spec):
     """Fully connected network with ReLU between its layers."""
 
-    stacks_on_cpu: ClassVar[bool] = True
     kind: Literal["mlp"] = "mlp"
     hidden: tuple[PositiveInt, ...] = (32, 32)
     """Units of each hidden layer."""
 
-    def build(self, image_shape: ImageShape, num_classes: int) -> torch.nn.Module:
-        """The network for images of ``image_shape`` (channels, height, width)."""
-        widths = (math.prod(image_shape), *self.hidden, num_classes)
+    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
+        """The network for inputs of any one shape, flattened.
+
+        Raises:
+            DataError: there are several inputs.
+        """
+        if isinstance(input_shape, dict):
+            raise _unfit("mlp", "one input", input_shape)
+        widths = (math.prod(input_shape), *self.hidden, num_classes)
         layers: list[torch.nn.Module] = [torch.nn.Flatten()]
         for index, (width, next_width) in enumerate(pairwise(widths)):
             if index:
@@ -57,21 +79,19 @@ class Mlp(Spec):
 class ConvNet(Spec):
     """Blocks of 3x3 convolution, norm, 2x2 max-pooling and ReLU; global average, linear head."""
 
-    # Measured: under vmap a CPU convolves many small models slower than one after another.
-    stacks_on_cpu: ClassVar[bool] = False
     kind: Literal["convnet"] = "convnet"
     channels: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (16, 32, 64)
     """Channels of each block; every block halves height and width."""
     norm: Literal["batch", "group", "none"] = "batch"
     """BatchNorm; GroupNorm of one group, so that channels keep their symmetry; or neither."""
 
-    def build(self, image_shape: ImageShape, num_classes: int) -> torch.nn.Module:
-        """The network for images of ``image_shape`` (channels, height, width).
+    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
+        """The network for images of ``input_shape`` (channels, height, width).
 
         Raises:
-            DataError: The images are too small to be halved by every block.
+            DataError: The images are too small to be halved by every block, or are none.
         """
-        num_channels, height, width = image_shape
+        num_channels, height, width = _image_shape("convnet", input_shape)
         least = 2 ** len(self.channels)
         if min(height, width) < least:
             raise DataError(
@@ -123,7 +143,6 @@ class TorchvisionModel(Spec):
     Its permutations are not known: ``align`` leaves its populations as they are, and says so.
     """
 
-    stacks_on_cpu: ClassVar[bool] = False
     kind: Literal["torchvision"] = "torchvision"
     name: str = "resnet18"
     """As ``torchvision.models.list_models`` has it; auxiliary heads are left out."""
@@ -140,8 +159,8 @@ class TorchvisionModel(Spec):
         check_name(name)
         return name
 
-    def build(self, image_shape: ImageShape, num_classes: int) -> torch.nn.Module:
-        """The network for images of ``image_shape`` (channels, height, width).
+    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
+        """The network for images of ``input_shape`` (channels, height, width).
 
         Raises:
             ConfigError: The model has no variant for small images, or no such weights.
@@ -149,6 +168,7 @@ class TorchvisionModel(Spec):
         """
         from bend_ray.networks.torchvision_models import build, check_image_shape, load_weights
 
+        image_shape = _image_shape("torchvision", input_shape)
         module = build(self.name, image_shape, num_classes, small_images=self.small_images)
         if self.weights is not None:
             load_weights(module, self.name, self.weights)
@@ -160,4 +180,44 @@ class TorchvisionModel(Spec):
         return ()
 
 
-Architecture = Annotated[Mlp | ConvNet | TorchvisionModel, Field(discriminator="kind")]
+class ImportedArchitecture(Imported):
+    """One's own network: a function or class that gives a torch.nn.Module.
+
+    Parameters of the function that are called ``num_classes`` and ``input_shape`` are filled in.
+    """
+
+    def build(self, input_shape: Shape, num_classes: int) -> Any:
+        """What the function returns, drawn from torch's global generator.
+
+        Raises:
+            ConfigError: it cannot be imported, or needs other arguments.
+        """
+        return self.make(input_shape=input_shape, num_classes=num_classes)
+
+    def permutation_groups(self) -> tuple[PermutationGroup, ...]:
+        """None that are known."""
+        return ()
+
+
+def _image_shape(kind: str, shape: Shape) -> tuple[int, int, int]:
+    if isinstance(shape, dict) or len(shape) != 3:
+        raise _unfit(kind, "images (channels, height, width)", shape)
+    channels, height, width = shape
+    return channels, height, width
+
+
+def _unfit(kind: str, expected: str, shape: Shape) -> DataError:
+    got = (
+        ", ".join(f"{name} {each}" for name, each in shape.items())
+        if isinstance(shape, dict)
+        else shape
+    )
+    return DataError(
+        f"seeds.architecture: expected {expected} for {kind}, got inputs of shape {got}; use mlp "
+        "for one flat input, or a network of your own (kind: imported)"
+    )
+
+
+Architecture = Annotated[
+    Mlp | ConvNet | TorchvisionModel | ImportedArchitecture, Field(discriminator="kind")
+]

@@ -13,34 +13,36 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from bend_ray.data.examples import Inputs, count, numbers, rows
 from bend_ray.errors import DataError
+from bend_ray.networks.calls import call
 from bend_ray.networks.stacking import Stack
 
 
 @torch.no_grad()
-def check_batches(module: nn.Module, image_shape: tuple[int, int, int], smallest: int) -> None:
+def check_batches(module: nn.Module, inputs: Inputs, smallest: int) -> None:
     """Show a network the smallest batch that it will be trained on.
 
     Args:
         module: is left as it is.
-        image_shape: channels, height and width.
-        smallest: images of it.
+        inputs: normalised, of as many examples as the batch has, or of fewer, which are repeated.
+        smallest: examples of it.
 
     Raises:
         DataError: its norms have but one value a channel there, and nothing to divide by.
     """
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     training = module.training
-    device = next(module.parameters()).device
+    index = torch.arange(smallest) % count(inputs)
     try:
         with torch.random.fork_rng(devices=[]):
-            module.train()(torch.zeros(smallest, *image_shape, device=device))
+            call(module.train(), rows(inputs, index))
     except ValueError as error:
         raise DataError(
             f"expected batches that the network's norms can be trained on, got one of {smallest} "
-            f"at {image_shape[1]}x{image_shape[2]} pixels ({str(error).splitlines()[0]}); raise "
-            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger images, "
-            "or a network without BatchNorm"
+            f"({str(error).splitlines()[0]}); raise "
+            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
+            "examples, or a network without BatchNorm"
         ) from None
     finally:
         module.train(training)
@@ -52,22 +54,22 @@ def check_batches(module: nn.Module, image_shape: tuple[int, int, int], smallest
 def recalibrate_batchnorm(
     stack: Stack,
     theta_KP: Tensor,
-    inputs_N: Tensor,
+    inputs: Inputs,
     *,
     batch_size: int = 250,
     max_elements: int = 2**24,
 ) -> Tensor:
-    """The models with running statistics of ``inputs_N``: the mean of those of its batches.
+    """The models with running statistics of ``inputs``: the mean of those of its batches.
 
     Everything but the norms is in evaluation mode: no dropout, as when the models are asked.
 
     Args:
         stack: the models' architecture.
         theta_KP: one row of parameters and buffers a model.
-        inputs_N: normalised training images ``(N, channels, height, width)``.
-        batch_size: images from which one batch's statistics come; the batches differ by one
-            image at most.
-        max_elements: bound on models x image elements in flight.
+        inputs: normalised, of N training examples.
+        batch_size: examples from which one batch's statistics come; the batches differ by one at
+            most.
+        max_elements: bound on models x input numbers in flight.
 
     Returns:
         theta_KP, of which only the running means and variances are new.
@@ -77,13 +79,13 @@ def recalibrate_batchnorm(
     """
     if not stack.norms or not len(theta_KP):
         return theta_KP
-    batches = torch.tensor_split(inputs_N, -(-len(inputs_N) // batch_size))
-    models = max(1, max_elements // max(1, batches[0].numel()))
-    rows = [_recalibrate(stack, part, batches) for part in torch.split(theta_KP, models)]
-    return torch.cat(rows)
+    cuts = torch.arange(count(inputs)).tensor_split(-(-count(inputs) // batch_size))
+    batches = [rows(inputs, cut) for cut in cuts]
+    models = max(1, max_elements // max(1, len(cuts[0]) * numbers(inputs)))
+    return torch.cat([_recalibrate(stack, part, batches) for part in torch.split(theta_KP, models)])
 
 
-def _recalibrate(stack: Stack, theta_KP: Tensor, batches: Sequence[Tensor]) -> Tensor:
+def _recalibrate(stack: Stack, theta_KP: Tensor, batches: Sequence[Inputs]) -> Tensor:
     norms = stack.norms
     trained_KT = theta_KP[:, : stack.num_trainable]
     buffers_KQ = theta_KP[:, stack.num_trainable :].clone()

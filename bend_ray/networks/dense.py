@@ -9,37 +9,46 @@ Shape letters: K models, B images, F features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+from bend_ray.data.examples import Inputs
 
 _ELEMENTWISE = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.LeakyReLU, nn.ELU, nn.Identity)
 
 
 def is_dense(module: nn.Module) -> bool:
-    """Whether the module flattens images and is nothing but dense layers and activations then."""
+    """Whether the module is a chain of dense layers and activations, perhaps flattening first."""
     layers = [layer for _, layer in leaves(module)]
-    return (
-        bool(layers)
-        and _is_flatten(layers[0])
-        and all(isinstance(layer, (nn.Linear, *_ELEMENTWISE)) for layer in layers[1:])
-    )
+    chain = layers[1:] if layers and _is_flatten(layers[0]) else layers
+    return bool(chain) and all(isinstance(layer, (nn.Linear, *_ELEMENTWISE)) for layer in chain)
+
+
+def is_flat(inputs: Inputs, module: nn.Module, *, shared: bool) -> TypeGuard[Tensor]:
+    """Whether such a module sees a vector an example: it flattens them, or they are vectors."""
+    if not isinstance(inputs, Tensor):
+        return False
+    return _is_flatten(next(leaves(module))[1]) or inputs.ndim == (2 if shared else 3)
 
 
 def run_dense(
-    module: nn.Module, state: Mapping[str, Tensor], images: Tensor, *, shared: bool
+    module: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, shared: bool
 ) -> Tensor:
     """Logits ``(K, B, classes)`` of K models.
 
     Args:
         module: that ``is_dense``.
         state: the models' tensors by name, ``(K, *shape)``.
-        images: ``(B, ...)`` if ``shared``, else ``(K, B, ...)``.
-        shared: whether all models see the same images.
+        inputs: ``(B, ...)`` if ``shared``, else ``(K, B, ...)``.
+        shared: whether all models see the same examples.
     """
     num_models = len(next(iter(state.values())))
-    values = images.flatten(1).expand(num_models, -1, -1) if shared else images.flatten(2)
-    for path, layer in list(leaves(module))[1:]:
+    values = inputs.flatten(1).expand(num_models, -1, -1) if shared else inputs.flatten(2)
+    for path, layer in leaves(module):
+        if _is_flatten(layer):
+            continue
         if not isinstance(layer, nn.Linear):
             values = layer(values)
             continue

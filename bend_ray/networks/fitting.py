@@ -13,22 +13,24 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bend_ray.data.augmentation import Augmentation
-from bend_ray.data.parts import Images
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
+from bend_ray.errors import DataError
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
 
 NORMALISED_BYTES = 64 * 2**20
-"""Images that are kept as floats while models train on them; larger sets stay bytes."""
+"""Examples that are kept as floats while models train on them; larger sets stay as they are."""
 
-Inputs = Callable[[Tensor, Sequence[torch.Generator]], Tensor]
-"""What K models see of images ``(K, B)``, by generators of their views: ``(K, B, C, H, W)``."""
+Views = Callable[[Tensor, Sequence[torch.Generator]], Inputs]
+"""What K models see of examples ``(K, B)``, by generators of their views: ``(K, B, ...)``."""
 
 
 def initial_parameters(
@@ -71,8 +73,8 @@ def batch_order(
 def fit(
     stack: Stack,
     theta_KP: Tensor,
-    train: Images,
-    normalise: Callable[[Tensor], Tensor],
+    train: Examples,
+    normalise: Callable[[Inputs], Inputs],
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
@@ -82,8 +84,8 @@ def fit(
     Args:
         stack: the models' architecture.
         theta_KP: where each model starts; its device is where the training runs.
-        train: training images.
-        normalise: pixels to network inputs.
+        train: training examples.
+        normalise: inputs as they are kept to what a network is given.
         recipe: the whole training of which the stretch is a part.
         stretch: which epochs, at which rate, on which sample.
         generators: one a model.
@@ -95,13 +97,13 @@ def fit(
     # one model's activations and moments in memory, and in the caches, instead of K.
     models = 1 if stack.form == "loop" else len(theta_KP)
     device = theta_KP.device
-    train = Images(train.pixels_NCHW.to(device), train.labels_N.to(device))
-    inputs = _inputs(train.pixels_NCHW, normalise, recipe.augmentation)
+    labels_N = train.labels_N.to(device)
+    views = _views(moved(train.inputs, device), normalise, recipe.augmentation)
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
         theta_SKP[:, rows] = _fit_together(
-            stack, theta_KP[rows], inputs, train.labels_N, recipe, stretch, generators[rows]
+            stack, theta_KP[rows], views, labels_N, recipe, stretch, generators[rows]
         )
     return theta_SKP
 
@@ -109,7 +111,7 @@ def fit(
 def _fit_together(
     stack: Stack,
     theta_KP: Tensor,
-    inputs: Inputs,
+    views: Views,
     labels_N: Tensor,
     recipe: Recipe,
     stretch: Stretch,
@@ -136,7 +138,7 @@ def _fit_together(
         index_KB = torch.stack(batches).to(device)
         logits_KBC = stack(
             trained,
-            inputs(index_KB, view_generators),
+            views(index_KB, view_generators),
             buffers_KQ=buffers_KQ,
             shared=False,
             seeds_K=dropout_seeds(step),
@@ -156,22 +158,32 @@ def _fit_together(
     return torch.stack(snapshots_SKP)
 
 
-def _inputs(
-    pixels_NCHW: Tensor, normalise: Callable[[Tensor], Tensor], augmentation: Augmentation
-) -> Inputs:
-    """Normalised views; where every view is the image itself they are normalised once for all."""
-    if augmentation.shows_images_as_they_are and 4 * pixels_NCHW.numel() <= NORMALISED_BYTES:
-        normalised_NCHW = normalise(pixels_NCHW)
-        return lambda index_KB, generators: _rows(normalised_NCHW, index_KB)
+def _views(
+    given: Inputs, normalise: Callable[[Inputs], Inputs], augmentation: Augmentation
+) -> Views:
+    """Normalised views; where every view is the example itself they are normalised once for all."""
+    if augmentation.shows_images_as_they_are:
+        if 4 * numbers(given) * count(given) <= NORMALISED_BYTES:
+            normalised = normalise(given)
+            return lambda index_KB, generators: _taken(normalised, index_KB)
+        return lambda index_KB, generators: normalise(_taken(given, index_KB))
+    if not isinstance(given, Tensor):
+        raise DataError("expected one input, images, for seeds.recipe.augmentation, got several")
     return lambda index_KB, generators: normalise(
-        augmentation.apply(_rows(pixels_NCHW, index_KB), generators)
+        augmentation.apply(_rows(index_KB, given), generators)
     )
 
 
-def _rows(images_NCHW: Tensor, index_KB: Tensor) -> Tensor:
+def _taken(inputs: Inputs, index_KB: Tensor) -> Inputs:
+    """The inputs of some examples for each model."""
+    taken: Inputs = each(partial(_rows, index_KB), inputs)
+    return taken
+
+
+def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
     # Twice as fast as indexing by the whole index: a row is copied at once.
-    rows = images_NCHW.index_select(0, index_KB.flatten())
-    return rows.view(*index_KB.shape, *images_NCHW.shape[1:])
+    rows = values.index_select(0, index_KB.flatten())
+    return rows.view(*index_KB.shape, *values.shape[1:])
 
 
 def _view_generator(generator: torch.Generator) -> torch.Generator:

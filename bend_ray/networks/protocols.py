@@ -14,73 +14,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.data.augmentation import Augmentation
-from bend_ray.optim import AdamW, Cosine, Optimizer, Schedule
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.process.lazy import torch
-from bend_ray.spec import Spec
-
-
-class Recipe(Spec):
-    """How one base classifier is ordinarily trained, from start to end."""
-
-    epochs: PositiveInt = 20
-    """Passes over the training images."""
-    batch_size: PositiveInt = 50
-    """Images a step."""
-    optimizer: Optimizer = AdamW()
-    """What turns gradients into steps."""
-    schedule: Schedule = Cosine()
-    """The learning rate over the training."""
-    augmentation: Augmentation = Augmentation()
-    """How training images are varied; as they are by default."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
-
-    def batch_sizes(self, num_images: int) -> list[int]:
-        """Images of each step of a pass; the last batch is what is left.
-
-        One image that is left alone joins the batch before: BatchNorm cannot normalise it.
-
-        >>> [Recipe(batch_size=4).batch_sizes(count) for count in (8, 9, 10)]
-        [[4, 4], [4, 5], [4, 4, 2]]
-        """
-        sizes = [self.batch_size] * (num_images // self.batch_size)
-        left = num_images % self.batch_size
-        if left == 1 and sizes:
-            sizes[-1] += left
-        elif left:
-            sizes.append(left)
-        return sizes
-
-    def num_steps(self, epochs: float, num_images: int) -> int:
-        """Optimizer steps of ``epochs`` passes."""
-        return round(epochs * len(self.batch_sizes(num_images)))
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """A part of a training, in epochs of its recipe.
-
-    Attributes:
-        start: epochs already done when it begins.
-        epochs: epochs it takes.
-        constant_rate: a learning rate that replaces the recipe's schedule.
-        cyclic_rate: likewise, a learning rate from which half a cosine falls to zero at every
-            snapshot, to begin again; a burn-in is part of the first of these cycles.
-        bootstrap: train on as many images drawn with replacement, once for each run.
-        snapshots: checkpoints it leaves, equally spaced; the last is its end.
-        burn_in: epochs before the first snapshot's part begins.
-        early: so many of the snapshots, the first, are no members: their mean alone is kept.
-    """
-
-    start: float
-    epochs: float
-    constant_rate: float | None = None
-    cyclic_rate: float | None = None
-    bootstrap: bool = False
-    snapshots: int = 1
-    burn_in: float = 0.0
-    early: int = 0
+from bend_ray.spec import Incidental, Spec
 
 
 @dataclass(frozen=True)
@@ -114,7 +50,41 @@ def _checkpoints(roots: int, checkpoints: int) -> list[Run]:
     ]
 
 
-class Forks(Spec):
+class _Protocol(Spec):
+    """What a protocol says of its population; here, members that continue their trunks."""
+
+    @property
+    def num_early(self) -> int:
+        """Checkpoints of each trunk before its members, of which the mean is kept."""
+        return 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it says how many members there are, before anything is listed."""
+        return True
+
+    @property
+    def num_trunks(self) -> int:
+        """What a generator can tell apart."""
+        raise NotImplementedError
+
+    @property
+    def members_per_trunk(self) -> int:
+        """As many for each trunk."""
+        raise NotImplementedError
+
+    @property
+    def num_roots(self) -> int:
+        """Whole models that runs start from, or are aligned to: the trunks."""
+        return self.num_trunks
+
+    @property
+    def branches(self) -> bool:
+        """Whether members continue their trunk."""
+        return True
+
+
+class Forks(_Protocol):
     """Trunks trained apart for a short common part, each continued many times.
 
     Members of one trunk share its basin, so a generator can learn them; trunks differ, so a bag
@@ -134,11 +104,6 @@ class Forks(Spec):
     """Permute the hidden units of every trunk to match the first trunk's."""
 
     @property
-    def num_roots(self) -> int:
-        """The trunks."""
-        return self.trunks
-
-    @property
     def num_trunks(self) -> int:
         """What a generator can tell apart."""
         return self.trunks
@@ -147,11 +112,6 @@ class Forks(Spec):
     def members_per_trunk(self) -> int:
         """Forks of a trunk."""
         return self.forks
-
-    @property
-    def branches(self) -> bool:
-        """Members continue their trunk."""
-        return True
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """The common part."""
@@ -171,7 +131,7 @@ class Forks(Spec):
         ]
 
 
-class Trajectory(Spec):
+class Trajectory(_Protocol):
     """The papers' protocol: a trained base, fine-tuned at a constant rate, checkpoint by step.
 
     It works at once and gains little by bagging: the checkpoints nearly agree.
@@ -191,11 +151,6 @@ class Trajectory(Spec):
     """Permute the hidden units of every base to match the first one's."""
 
     @property
-    def num_roots(self) -> int:
-        """The bases."""
-        return self.bases
-
-    @property
     def num_trunks(self) -> int:
         """What a generator can tell apart: the bases."""
         return self.bases
@@ -204,11 +159,6 @@ class Trajectory(Spec):
     def members_per_trunk(self) -> int:
         """Checkpoints of a base."""
         return self.checkpoints
-
-    @property
-    def branches(self) -> bool:
-        """Members continue their base."""
-        return True
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """The whole recipe."""
@@ -228,7 +178,7 @@ class Trajectory(Spec):
         return _checkpoints(self.bases, self.checkpoints)
 
 
-class Tails(Spec):
+class Tails(_Protocol):
     """Trunks trained most of the way, then short tails of a few epochs, a checkpoint at each end.
 
     The cheapest population: a tail costs a small share of a training and begins where the one
@@ -263,11 +213,6 @@ class Tails(Spec):
     """Permute the hidden units of every trunk to match the first trunk's."""
 
     @property
-    def num_roots(self) -> int:
-        """The trunks."""
-        return self.trunks
-
-    @property
     def num_trunks(self) -> int:
         """What a generator can tell apart."""
         return self.trunks
@@ -277,14 +222,14 @@ class Tails(Spec):
         """Tails of a trunk."""
         return self.tails
 
-    @property
-    def branches(self) -> bool:
-        """Members continue their trunk."""
-        return True
-
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """The recipe up to the first tail."""
         return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
+
+    @property
+    def num_early(self) -> int:
+        """The early tails."""
+        return self.early_tails
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """All tails of a trunk, in one go."""
@@ -306,7 +251,7 @@ class Tails(Spec):
         return _checkpoints(self.trunks, self.tails)
 
 
-class Independent(Spec):
+class Independent(_Protocol):
     """Ordinary trainings from independent starts: a deep ensemble (Lakshminarayanan et al. 2017).
 
     Unaligned they cannot be learnt by a generator at all, aligned only poorly.
@@ -353,7 +298,85 @@ class Independent(Spec):
         return [(Member(model_id=m, trunk=0, fork=m),) for m in range(self.models)]
 
 
-Protocol = Annotated[Forks | Trajectory | Tails | Independent, Field(discriminator="kind")]
+class Checkpoints(_Protocol):
+    """A population that somebody else has trained, with any code: checkpoints in files.
+
+    Safetensors files, those of torch.save (read with weights_only) and Lightning's. ``{trunk}`` in
+    a pattern stands for what tells trainings apart. A trunk's checkpoints are in the order of the
+    numbers in their names; of each trunk as many of the last are taken as the shortest has.
+    """
+
+    kind: Literal["checkpoints"] = "checkpoints"
+    files: Annotated[str | Annotated[tuple[str, ...], Field(min_length=1)], Incidental()]
+    """Patterns, as in s3://bucket/run-{trunk}/step-*.safetensors; without {trunk} all are one."""
+    prefix: str | None = None
+    """What stands before the network's own names of tensors; null: found."""
+    early: NonNegativeInt = 0
+    """Checkpoints of each trunk, the first, that are no members: their mean alone is kept, for
+    samples.finish.guidance."""
+    align: bool = True
+    """Permute the hidden units of every checkpoint to match the first trunk's last."""
+    seconds: NonNegativeFloat | None = None
+    """What each cost to train, CPU or GPU seconds; null: unknown, as is all that builds on it."""
+    found: tuple[PositiveInt, PositiveInt] | None = None
+    """Trunks, and members of each, noted when the files are first listed."""
+    content: str | None = None
+    """Digest of the files, noted when they are first read; where given, others are refused."""
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the files have been listed."""
+        return self.found is not None
+
+    @property
+    def num_early(self) -> int:
+        """The first of each trunk."""
+        return self.early
+
+    @property
+    def num_trunks(self) -> int:
+        """What the pattern tells apart."""
+        return self.found[0] if self.found else 1
+
+    @property
+    def members_per_trunk(self) -> int:
+        """Checkpoints of a trunk that are members."""
+        return self.found[1] if self.found else 1
+
+    @property
+    def num_roots(self) -> int:
+        """None."""
+        return 0
+
+    def identified(self) -> Checkpoints:
+        """The same, with what is there now.
+
+        Raises:
+            DataError: nothing is, or other files than were meant.
+        """
+        from bend_ray.networks.checkpoints import listed_trunks
+
+        files, trunks = listed_trunks(self)
+        count = len(trunks[0]) - self.early
+        found, content = (len(trunks), count), self.content or files.digest()
+        return self.model_copy(update={"found": found, "content": content})
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """Nothing is trained."""
+        return Stretch(start=0.0, epochs=0.0, snapshots=self.members_per_trunk, early=self.early)
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """Nothing is trained."""
+        return Stretch(start=0.0, epochs=0.0)
+
+    def runs(self) -> list[Run]:
+        """One a trunk, with all its checkpoints."""
+        return _checkpoints(self.num_trunks, self.members_per_trunk)
+
+
+Protocol = Annotated[
+    Forks | Trajectory | Tails | Independent | Checkpoints, Field(discriminator="kind")
+]
 
 
 def held_out_ids(runs: Sequence[Run], share: float, generator: torch.Generator) -> frozenset[int]:

@@ -13,12 +13,16 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from bend_ray.networks.dense import is_dense, run_dense
+from bend_ray.data.examples import Inputs, batches, count, each, numbers, rows
+from bend_ray.networks.calls import call
+from bend_ray.networks.dense import is_dense, is_flat, run_dense
 from bend_ray.networks.inference import Inference
 from bend_ray.networks.training_chain import for_training
+
+_FLAT_LAYERS = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d)
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel, or one model after another."""
@@ -98,7 +102,7 @@ class Stack(nn.Module):
     def forward(
         self,
         theta_KP: Tensor,
-        images: Tensor,
+        inputs: Inputs,
         *,
         buffers_KQ: Tensor | None = None,
         shared: bool = True,
@@ -108,10 +112,10 @@ class Stack(nn.Module):
 
         Args:
             theta_KP: one row of parameters a model; ``(K, T)`` if ``buffers_KQ`` is given.
-            images: ``(B, ...)`` shown to all models if ``shared``, else ``(K, B, ...)``.
+            inputs: ``(B, ...)`` shown to all models if ``shared``, else ``(K, B, ...)``.
             buffers_KQ: the models' buffers; norms in training mode update them in place, for
                 which they must be given apart.
-            shared: whether all models see the same images.
+            shared: whether all models see the same examples.
             seeds_K: of each model's dropout, in the form ``loop``; None draws from torch's
                 global generator.
 
@@ -119,22 +123,22 @@ class Stack(nn.Module):
             Logits ``(K, B, C)``.
         """
         if self.form == "loop" and (self.one_by_one or self.training or not shared):
-            return self._loop(theta_KP, images, buffers_KQ, shared, seeds_K)
+            return self._loop(theta_KP, inputs, buffers_KQ, shared, seeds_K)
         state, running = self._state(theta_KP, buffers_KQ)
-        if self._is_dense:
-            return run_dense(self._module, state, images, shared=shared)
+        if self._is_dense and is_flat(inputs, self._module, shared=shared):
+            return run_dense(self._module, state, inputs, shared=shared)
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}
         one = partial(self._one, self._module)
         stacked = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
-        logits_KBC: Tensor = stacked(state, _by_pixel(images) if self._base else images)
+        logits_KBC: Tensor = stacked(state, by_pixel(inputs) if self._base else inputs)
         for name, buffer in running.items():
             buffer.copy_(state[name])
         return logits_KBC
 
-    def answering(self, theta_KP: Tensor) -> Callable[[Tensor], Tensor]:
-        """These models in evaluation mode, from images ``(B, ...)`` to logits ``(K, B, C)``.
+    def answering(self, theta_KP: Tensor) -> Callable[[Inputs], Tensor]:
+        """These models in evaluation mode, from inputs ``(B, ...)`` to logits ``(K, B, C)``.
 
         What ``forward`` computes, up to the rounding of floats; what depends on the models alone
         is done here, once for all batches.
@@ -145,18 +149,17 @@ class Stack(nn.Module):
         program, base = self._inference, self._base
         shared = program.fold(base, base)
 
-        def one(own: dict[str, Tensor], images: Tensor) -> Tensor:
-            logits_BC: Tensor = functional_call(program.module, shared | own, (images,))
-            return logits_BC
+        def one(own: dict[str, Tensor], inputs: Inputs) -> Tensor:
+            return call(program.module, inputs, shared | own)
 
         if self.one_by_one:
             states = [program.fold(self._layout.unflatten(row), base) for row in theta_KP.unbind()]
-            return lambda images: torch.stack([one(own, _by_pixel(images)) for own in states])
+            return lambda inputs: torch.stack([one(own, by_pixel(inputs)) for own in states])
         state: dict[str, Tensor] = vmap(program.fold, in_dims=(0, None))(
             self._layout.unflatten(theta_KP), base
         )
-        return lambda images: vmap(one, in_dims=(0, None), randomness="different")(
-            state, _by_pixel(images) if base else images
+        return lambda inputs: vmap(one, in_dims=(0, None), randomness="different")(
+            state, by_pixel(inputs) if base else inputs
         )
 
     @cached_property
@@ -170,7 +173,7 @@ class Stack(nn.Module):
     def _loop(
         self,
         theta_KP: Tensor,
-        images: Tensor,
+        inputs: Inputs,
         buffers_KQ: Tensor | None,
         shared: bool,
         seeds_K: Sequence[int] | None,
@@ -181,14 +184,13 @@ class Stack(nn.Module):
         for k, theta_P in enumerate(theta_KP.unbind()):
             state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
             state |= running
-            batch = _by_pixel(images if shared else images[k])
-            with nullcontext() if seeds_K is None else _seeded(seeds_K[k], batch.device):
+            batch = by_pixel(inputs if shared else rows(inputs, k))
+            with nullcontext() if seeds_K is None else _seeded(seeds_K[k], theta_KP.device):
                 logits_KBC.append(self._one(module, state, batch))
         return torch.stack(logits_KBC)
 
-    def _one(self, module: nn.Module, state: dict[str, Tensor], batch: Tensor) -> Tensor:
-        logits_BC: Tensor = functional_call(module, self._base | state, (batch,))
-        return logits_BC
+    def _one(self, module: nn.Module, state: dict[str, Tensor], batch: Inputs) -> Tensor:
+        return call(module, batch, self._base | state)
 
     def _state(
         self, theta: Tensor, buffers: Tensor | None
@@ -198,6 +200,12 @@ class Stack(nn.Module):
             return self._layout.unflatten(theta), {}
         trained, running = self._layout.parts
         return trained.unflatten(theta), running.unflatten(buffers)
+
+
+def by_pixel(inputs: Inputs) -> Inputs:
+    """The same inputs, images among them in the order in which a CPU convolves them fastest."""
+    ordered: Inputs = each(_by_pixel, inputs)
+    return ordered
 
 
 def _by_pixel(batch: Tensor) -> Tensor:
@@ -231,7 +239,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-def form_for(module: nn.Module, device: str, stacks_on_cpu: bool) -> Form:
+def form_for(module: nn.Module, device: str, example: Inputs | None = None) -> Form:
     """How models of this structure are run: by a rule, so that a result depends on no timing.
 
     A GPU is kept busy by all models in one kernel; a CPU convolves one model after another faster.
@@ -241,10 +249,40 @@ def form_for(module: nn.Module, device: str, stacks_on_cpu: bool) -> Form:
     Args:
         module: one model of the architecture.
         device: where the models run.
-        stacks_on_cpu: whether the architecture gains from being stacked on a CPU.
+        example: inputs of an example or more, to see whether models can be stacked; None for
+            networks of which that is known.
     """
-    on_cpu = torch.device(device).type == "cpu"
-    return "loop" if is_random(module) or (on_cpu and not stacks_on_cpu) else "stacked"
+    if is_random(module):
+        return "loop"
+    if torch.device(device).type == "cpu" and not _is_flat(module, example):
+        return "loop"
+    return "stacked" if is_dense(module) or example is None or _maps(module, example) else "loop"
+
+
+def _is_flat(module: nn.Module, example: Inputs | None) -> bool:
+    """Whether a CPU gains from all models at once: dense layers on vectors."""
+    if is_dense(module):
+        return True
+    vectors = example is not None and all(
+        values.ndim == 2
+        for values in (example.values() if isinstance(example, dict) else [example])
+    )
+    own = [layer for layer in module.modules() if list(layer.parameters(recurse=False))]
+    return vectors and all(isinstance(layer, _FLAT_LAYERS) for layer in own)
+
+
+@torch.no_grad()
+def _maps(module: nn.Module, example: Inputs) -> bool:
+    """Whether ``vmap`` follows the module: its code may ask what no stacked tensor can tell."""
+    state = {name: torch.stack([t, t]) for name, t in module.state_dict().items()}
+    training = module.training
+    try:
+        one = partial(call, module.eval(), example)
+        return vmap(one, randomness="different")(state).shape[0] == 2
+    except Exception:  # a user's forward may fail in any way
+        return False
+    finally:
+        module.train(training)
 
 
 def is_random(module: nn.Module) -> bool:
@@ -258,28 +296,28 @@ def is_random(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def predict_logits(
-    stack: Stack, theta_KP: Tensor, images: Tensor, *, max_elements: int | None = None
+    stack: Stack, theta_KP: Tensor, inputs: Inputs, *, max_elements: int | None = None
 ) -> Tensor:
-    """Logits ``(K, N, C)`` of every model on every image, in pieces of bounded size.
+    """Logits ``(K, N, C)`` of every model on every example, in pieces of bounded size.
 
     Measured: what a CPU's caches do not hold costs a small CNN 1.3 to 2.5 times as long.
 
     Args:
         stack: the models' architecture, in evaluation mode.
         theta_KP: one row of parameters a model.
-        images: normalised, ``(N, channels, height, width)``.
-        max_elements: bound on models x image elements in flight; by default as many as the
+        inputs: normalised, of N examples.
+        max_elements: bound on models x input numbers in flight; by default as many as the
             device computes fastest.
     """
     if max_elements is None:
-        on_cpu = images.device.type == "cpu"
+        on_cpu = theta_KP.device.type == "cpu"
         # Convolutions make many numbers of each that comes in.
         max_elements = (2**17 if stack.one_by_one else 2**20) if on_cpu else 2**24
-    most = max(1, max_elements // max(1, images[0].numel()))
+    most = max(1, max_elements // max(1, numbers(inputs)))
     models = 1 if stack.one_by_one else max(1, min(len(theta_KP), most))
-    batches = torch.split(images, max(1, most // models))
-    rows = []
+    parts = batches(inputs, max(1, most // models)) if count(inputs) else [inputs]
+    answers_KNC = []
     for theta in torch.split(theta_KP, models):
-        answers = stack.answering(theta)
-        rows.append(torch.cat([answers(batch) for batch in batches], dim=1))
-    return torch.cat(rows)
+        answer = stack.answering(theta)
+        answers_KNC.append(torch.cat([answer(part) for part in parts], dim=1))
+    return torch.cat(answers_KNC)

@@ -41,20 +41,20 @@ def check_name(name: str) -> None:
 
 
 def build(
-    name: str, image_shape: tuple[int, int, int], num_classes: int, *, small_images: bool
+    name: str, input_shape: tuple[int, int, int], num_classes: int, *, small_images: bool
 ) -> nn.Module:
     """A fresh model; its parameters come from torch's global generator.
 
     Args:
         name: of the model.
-        image_shape: channels, height and width.
+        input_shape: channels, height and width.
         num_classes: logits.
         small_images: halve the images less often at the start.
 
     Raises:
         ConfigError: ``small_images`` for a model whose first convolution is not of stride 2.
     """
-    num_channels, *size = image_shape
+    num_channels, *size = input_shape
     options = _size_options(name, size)
     module: nn.Module = torchvision.models.get_model(
         name, weights=None, num_classes=num_classes, **options
@@ -129,7 +129,7 @@ def _keep_small_images(module: nn.Module, name: str) -> None:
             break
 
 
-def check_image_shape(module: nn.Module, name: str, image_shape: tuple[int, int, int]) -> None:
+def check_image_shape(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> None:
     """Show the model one image.
 
     Raises:
@@ -138,10 +138,10 @@ def check_image_shape(module: nn.Module, name: str, image_shape: tuple[int, int,
     device = next(module.parameters()).device
     try:
         with torch.no_grad():
-            module.eval()(torch.zeros(1, *image_shape, device=device))
+            module.eval()(torch.zeros(1, *input_shape, device=device))
     except (RuntimeError, AssertionError, ValueError) as error:
         raise DataError(
-            f"expected images that {name} can take, got {image_shape[1]}x{image_shape[2]} pixels "
+            f"expected images that {name} can take, got {input_shape[1]}x{input_shape[2]} pixels "
             f"({str(error).splitlines()[0]}); use larger images, a smaller model, or, where it "
             "has a variant for them, seeds.architecture.small_images"
         ) from error

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for
@@ -36,7 +36,7 @@ class Classifiers:
     def __init__(
         self,
         config: PipelineConfig,
-        dataset: ImageDataset,
+        dataset: Parts,
         device: str,
         load_roots: Callable[[], Tensor] | None = None,
     ) -> None:
@@ -48,14 +48,14 @@ class Classifiers:
         self.whole = ParameterLayout.of(module)
         self.layout = ParameterLayout.of(module, config.parameters.include)
         self._module = module.to(device)
-        self._form = form_for(module, device, self.architecture.stacks_on_cpu)
+        self._form = form_for(module, device, dataset.shown(2))
         self.stack = Stack(self._module, self.whole, self._form)
         self._load_roots = load_roots
         self._stacks: dict[int, Stack] = {}
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
-        return self.architecture.build(self.dataset.image_shape, len(self.dataset.class_names))
+        return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
 
     @property
     def shares_a_base(self) -> bool:
@@ -86,10 +86,10 @@ class Classifiers:
         return Stack(self._module, self.layout, self._form, base)
 
     def logits(
-        self, theta_KP: Tensor, images: Images, trunks_K: Sequence[int] | None = None
+        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        inputs = self.dataset.normalise(images.pixels_NCHW.to(self.device))
+        inputs = self.dataset.normalise(moved(examples.inputs, self.device))
         return self._by_trunk(
             lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
         )
@@ -105,7 +105,7 @@ class Classifiers:
             return theta_KP
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
-        inputs = self.dataset.normalise(train.pixels_NCHW[chosen].to(self.device))
+        inputs = self.dataset.normalise(moved(rows(train.inputs, chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )
@@ -146,10 +146,10 @@ class Classifiers:
         """Snapshots ``(K, S, P)`` of members; those that share a base are fitted together."""
         groups = members_by_trunk(trunks_K if self.shares_a_base else [0] * len(trunks_K))
         fitted: dict[int, Tensor] = {}
-        for trunk, rows in groups.items():
-            stack, start = self.stack_of(trunk), start_KP[rows]
-            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in rows])
-            fitted |= dict(zip(rows, theta_SKP.unbind(dim=1), strict=True))
+        for trunk, own in groups.items():
+            stack, start = self.stack_of(trunk), start_KP[own]
+            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in own])
+            fitted |= dict(zip(own, theta_SKP.unbind(dim=1), strict=True))
         return torch.stack([fitted[row] for row in range(len(trunks_K))])
 
     def _by_trunk(

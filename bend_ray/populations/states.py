@@ -23,7 +23,7 @@ def member_states(
     config: PipelineConfig,
     graph: Graph,
     rows: Sequence[int],
-    image_shape: tuple[int, int, int],
+    input_shape: tuple[int, int, int],
     num_classes: int,
 ) -> dict[str, Tensor]:
     """The whole state of some members of the generated population.
@@ -32,7 +32,7 @@ def member_states(
         config: of the pipeline.
         graph: its artifacts, committed up to the samples.
         rows: which members, by their place in the population (``bag.members`` of an evaluation).
-        image_shape: channels, height and width.
+        input_shape: channels, height and width.
         num_classes: of the data set.
 
     Returns:
@@ -41,7 +41,7 @@ def member_states(
     Raises:
         StoreError: the vectors are of another architecture.
     """
-    module = config.seeds.architecture.build(image_shape, num_classes)
+    module = config.seeds.architecture.build(input_shape, num_classes)
     whole = ParameterLayout.of(module)
     layout = ParameterLayout.of(module, config.parameters.include)
     population = read_population(graph.samples)

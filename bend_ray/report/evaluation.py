@@ -7,7 +7,7 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -41,8 +41,8 @@ class BagScores(_Record):
     """Members that vote."""
     temperature: Figure = None
     """At which it is scored; None where votes are scored as they are."""
-    cost_seconds: float
-    """Of all of it from scratch: GPU seconds where one was used, else CPU seconds."""
+    cost_seconds: Figure
+    """Of all from scratch: GPU seconds where one was used, else CPU seconds; None if unknown."""
     members: tuple[int, ...] | None = None
     """Of the bag of generated classifiers, their places in the population, in voting order."""
     affordable: int | None = None
@@ -108,8 +108,8 @@ class ModelPrices(_Record):
 
     marginal_seconds: float
     """One more generated model."""
-    amortised_seconds: float
-    """A generated model with all before it."""
+    amortised_seconds: Figure
+    """A generated model with all before it; None where what others trained has no price."""
     ordinary_seconds: float | None
     """One ordinary training; None where none was done."""
 
@@ -128,8 +128,10 @@ class Prices(_Record):
 
 
 class Evaluation(_Record):
-    """What an evaluation says, all on the test part."""
+    """What an evaluation says, all on the test part, or on validation where there is no test."""
 
+    part: Literal["test", "validation"] = "test"
+    """Whose examples the figures are of."""
     bag: BagScores
     """Of generated classifiers."""
     generated: PopulationScores
@@ -142,6 +144,11 @@ class Evaluation(_Record):
     diversity: Diversity
     novelty: Novelty
     prices: Prices
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_part(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {k: v for k, v in fields.items() if k != "part" or v != "test"}
 
     @classmethod
     def of(cls, manifest: Manifest) -> Evaluation:

@@ -144,7 +144,7 @@ def _rivals(runs: Sequence[Run]) -> Table:
     return Table(
         title="The bag and its rivals, the best NLL first",
         header=[
-            "test part",
+            f"{runs[0].evaluation.part} part",
             "members",
             "accuracy %",
             "NLL, nats",
@@ -164,8 +164,6 @@ def _rivals(runs: Sequence[Run]) -> Table:
 def _finished(finish: dict[str, Any]) -> str:
     """A sentence on what was done to drawn models before they voted."""
     done = []
-    if finish["scale"] != 1.0:
-        done.append(f"moved to {finish['scale']:g} times the distance from their trunk's mean")
     if finish["guidance"]:
         done.append(
             f"moved on by {finish['guidance']:g} of their trunk's way from its early tails to its "
@@ -217,7 +215,7 @@ def _line(row: Row, both: bool) -> Line:
             Cell(spread_text(row.ece, 100, 2)),
             *([Cell(str(row.equivalents.get(verdicts.AS_IT_IS, "-")))] if both else []),
             Cell(str(row.equivalents.get(verdicts.SCALED, "-"))),
-            Cell("-" if row.cost_seconds is None else f"{row.cost_seconds:.1f}"),
+            Cell("unknown" if row.cost_seconds is None else f"{row.cost_seconds:.1f}"),
             difference_cell(row.minus.get("accuracy"), 100, 2),
             difference_cell(row.minus.get("nll"), 1, 4),
         ],

@@ -38,8 +38,10 @@ class _Line:
 
 def panels(runs: Sequence[Run]) -> list[Panel]:
     """Both scores by size and by cost, deep-ensemble equivalents, and where the time went."""
+    priced = all(run.evaluation.bag.cost_seconds is not None for run in runs)
     by_size, by_cost = (
-        [_by(runs, score, against) for score in ("accuracy", "nll")] for against in ("size", "cost")
+        [_by(runs, score, against) for score in ("accuracy", "nll") if priced or against == "size"]
+        for against in ("size", "cost")
     )
     equivalents = _equivalents(runs)
     return [*by_size, *([equivalents] if equivalents else []), *by_cost, _time_spent(runs)]
@@ -136,7 +138,7 @@ def _points(runs: Sequence[Run], score: str) -> list[tuple[str, int, float, floa
         scores = [({BAG: run.evaluation.bag} | run.evaluation.rivals)[name] for run in runs]
         known = [value for each in scores if (value := getattr(each, score)) is not None]
         if scores[0].size == 1 and known:
-            cost = statistics.fmean(each.cost_seconds for each in scores)
+            cost = statistics.fmean(each.cost_seconds or 0.0 for each in scores)
             found.append((name, 1, cost, statistics.fmean(known)))
     return found
 

@@ -93,7 +93,7 @@ def _diversity(runs: Sequence[Run]) -> Panel:
         sentences.append(f"{named(name)} {100 * x.mean():.2f} % at {100 * y.mean():.2f} % accuracy")
     for axis in "xy":
         ink.percent(place, axis)
-    place.set_xlabel("test images on which it differs from another (%)")
+    place.set_xlabel("examples on which it differs from another (%)")
     place.set_ylabel("test accuracy (%)")
     ink.legend(figure, place)
     return Panel(

@@ -55,7 +55,7 @@ def _reliability(runs: Sequence[Run], name: str) -> Panel:
         f"reliability_{name}",
         f"Reliability of {whose}",
         f"Temperature {temperature:.2f}, fitted on validation images: {better}. Larger marks hold "
-        f"more test images, fewer than {_FEWEST_IMAGES} are not drawn; above the line is too "
+        f"more examples, fewer than {_FEWEST_IMAGES} are not drawn; above the line is too "
         "modest, below too sure.",
         f"Reliability diagram of {whose}: {better} scaling with temperature {temperature:.2f}.",
         figure,

@@ -118,7 +118,7 @@ Row = tuple[str, ...]
 
 
 def _bags(evaluation: Evaluation) -> list[Row]:
-    header = ("test part", "accuracy", "NLL", "Brier", "ECE", "members", "cost s")
+    header = (f"{evaluation.part} part", "accuracy", "NLL", "Brier", "ECE", "members", "cost s")
     rows = [header, _bag_row("bag of generated", evaluation.bag)]
     # A NLL that was not finite comes last.
     rivals = sorted(evaluation.rivals.items(), key=lambda item: _or_infinity(item[1].nll))
@@ -141,7 +141,7 @@ def _bag_row(name: str, scores: BagScores) -> Row:
         _number(scores.brier, 4),
         _percent(scores.ece),
         str(scores.size),
-        _number(scores.cost_seconds, 1),
+        _seconds(scores.cost_seconds),
     )
 
 
@@ -206,7 +206,7 @@ class _Statistic:
 
 
 def _repeated_bags(evaluations: Sequence[Evaluation]) -> list[Row]:
-    repeats = f"test part, {len(evaluations)} repeats"
+    repeats = f"{evaluations[0].part} part, {len(evaluations)} repeats"
     minus = ("bag minus it: points", "nats")
     rows: list[Row] = [(repeats, "accuracy %", "NLL", "ECE %", "cost s", *minus)]
     rows.append((*_repeated_scores("bag of generated", [e.bag for e in evaluations]), "", ""))
@@ -261,13 +261,18 @@ def _cost(result: Result) -> list[Row]:
         rows.append((stage, *seconds, duration(spent.wall_seconds)))
     per_model = result.evaluation.prices.per_model
     rows.append(("one more generated model", _number(per_model.marginal_seconds, 4), "", ""))
-    rows.append(("... with all before it", _number(per_model.amortised_seconds, 4), "", ""))
+    rows.append(("... with all before it", _seconds(per_model.amortised_seconds, 4), "", ""))
     rows.append(("one ordinary model", _number(per_model.ordinary_seconds, 4), "", ""))
     return rows
 
 
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.2f} %"
+
+
+def _seconds(value: float | None, digits: int = 1) -> str:
+    """What somebody else has trained has no price unless he gives it."""
+    return "unknown" if value is None else f"{value:.{digits}f}"
 
 
 def _number(value: float | None, digits: int) -> str:

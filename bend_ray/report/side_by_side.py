@@ -207,7 +207,7 @@ def _line(entry: Entry, name: str) -> Line:
         found = _against(results, rival)
         cells += [_minus(found.get("accuracy"), 100, 2), _minus(found.get("nll"), 1, 4)]
     cost, _ = mean_and_sd([bag.cost_seconds for bag in bags])
-    return Line([*cells, Cell("-" if cost is None else f"{cost:.1f}")])
+    return Line([*cells, Cell("unknown" if cost is None else f"{cost:.1f}")])
 
 
 def _against(results: Sequence[Result], rival: str) -> dict[str, BagDifference]:

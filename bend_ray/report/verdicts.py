@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -200,7 +201,7 @@ def headline(runs: Sequence[Run]) -> str:
     repeats = f" (mean of {len(runs)} repeats)" if len(runs) > 1 else ""
     parts = [
         f"{size} classifiers drawn from noise, voting, are right on "
-        f"{100 * accuracy:.2f} % of {images:,} test images{repeats}.",
+        f"{100 * accuracy:.2f} % of {images:,} {runs[0].evaluation.part} examples{repeats}.",
         _against_median(runs),
         _against_deep_ensemble(runs),
     ]
@@ -269,8 +270,13 @@ def _against_deep_ensemble(runs: Sequence[Run]) -> str:
 def _cost_card(runs: Sequence[Run]) -> Highlight:
     per_model = [run.evaluation.prices.per_model for run in runs]
     marginal = _mean(each.marginal_seconds for each in per_model)
-    amortised = _mean(each.amortised_seconds for each in per_model)
+    amortised = _mean(
+        math.nan if each.amortised_seconds is None else each.amortised_seconds for each in per_model
+    )
     ordinary = [each.ordinary_seconds for each in per_model]
+    if not math.isfinite(amortised):
+        note = "what the population had cost is unknown"
+        return Highlight(seconds(marginal), "one more member", note)
     if None in ordinary:
         note = f"{seconds(amortised)} with everything before it"
         return Highlight(seconds(marginal), "one more member", note)
@@ -314,6 +320,10 @@ def _signed(score: str, difference: BagDifference) -> str:
 def _unit(score: str) -> tuple[str, str, float, int]:
     """Name, unit, scale and digits of a score's differences."""
     return ("accuracy", "points", 100.0, 2) if score == "accuracy" else ("NLL", "nats", 1.0, 4)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _mean(values: Any) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
-    from bend_ray.data.parts import ImageDataset
+    from bend_ray.data.examples import Parts
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
 T = TypeVar("T")
@@ -66,7 +66,7 @@ def from_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
 class Shared(Protocol):
     """A data set that was read once."""
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         """It, without reading it again."""
 
 

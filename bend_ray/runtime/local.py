@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
-    from bend_ray.data.parts import ImageDataset
+    from bend_ray.data.examples import Parts
 
 T = TypeVar("T")
 PROGRESS_SECONDS = 1.0
@@ -35,9 +35,9 @@ PROGRESS_SECONDS = 1.0
 class _Here:
     """A data set of this process."""
 
-    dataset: ImageDataset
+    dataset: Parts
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         return self.dataset
 
 

@@ -25,7 +25,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.errors import TrainingError
-from bend_ray.generation.steps import AveragedSteps
+from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.optim import Training
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
@@ -70,9 +70,10 @@ def milestone(step: int) -> str:
 
 @dataclass(frozen=True)
 class Fitted:
-    """What a training tells about itself: loss by step, when, and cost over all its attempts."""
+    """What a training tells about itself: losses by step, when, and cost over all its attempts."""
 
     curve: list[tuple[int, float]]
+    held_out: list[tuple[int, float]]
     times: list[float]
     """Of the curve's points, seconds since 1970."""
     cost: Cost
@@ -96,13 +97,14 @@ class Team:
 
 
 def columns_of(rows: pa.Table) -> dict[str, Tensor]:
-    """All rows as tensors ``features`` and ``condition``, in the order of the population."""
+    """All rows as ``features``, ``condition`` and ``held_out``, in the order of the population."""
     order = np.argsort(rows.column("model_id").to_numpy())
     features = from_vectors(rows.column("features"))[order]
     condition = rows.column("trunk").to_numpy()[order]
     return {
         "features": torch.from_numpy(features).float(),
         "condition": torch.from_numpy(condition).long(),
+        "held_out": torch.from_numpy(rows.column("held_out").to_numpy()[order]),
     }
 
 
@@ -119,22 +121,24 @@ def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
     """
     worker = _Worker(job, columns, team)
     training = job.training
-    last = training.steps if job.until is None else job.until
-    for step in range(worker.first_step, last):
-        loss = worker.step(step)
-        done = step + 1
+    last = training.steps if job.until is None else min(job.until, training.steps)
+    done = worker.first_step
+    while done < last and not worker.is_over(done):
+        loss = worker.step(done)
+        done += 1
         if done % max(1, training.steps // CURVE_POINTS) == 0 or done == training.steps:
             worker.record(done, loss)
         if done % training.checkpoint_every == 0 and done < training.steps:
             worker.checkpoint(done)
     if last == training.steps:
+        worker.is_over(done)
         return worker.finish(job.weights)
     # A checkpoint further on, of a training that was not paused here, must not be put back.
     if worker.first_step > last:
         return worker.fitted()
     # Whoever was killed between the two has left the checkpoint alone.
     if worker.first_step < last:
-        worker.checkpoint(last)
+        worker.checkpoint(done)
     return worker.finish(milestone(last))
 
 
@@ -146,11 +150,19 @@ class _Worker:
         self.team = team
         self.device = settle(job.resources.cpus, job.resources.gpus)
         self.started = time.process_time(), time.perf_counter()
-        self.rows = {name: column.to(self.device) for name, column in columns.items()}
+        held_out_K = columns["held_out"]
+        self.rows, unseen = (
+            {n: columns[n][keep_K].to(self.device) for n in ("features", "condition")}
+            for keep_K in (~held_out_K, held_out_K)
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
             self.objective = job.build().to(self.device)
         self.steps = AveragedSteps(self.objective, job.training)
+        self.held_out: HeldOut | None = None
+        if job.training.patience and len(unseen["features"]):
+            generator = generator_for(job.seed, job.stage, job.training.seed, "held out")
+            self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
         self.curve: list[tuple[int, float]] = []
         self.times: list[float] = []
         self.spent = Cost()
@@ -158,6 +170,15 @@ class _Worker:
         if any(file.name == CHECKPOINT for file in job.artifact.list_files(TRAIN_DIRECTORY)):
             self._restore(load_weights(job.artifact, CHECKPOINT))
         self.model = team.replicated(self.objective) if team.world > 1 else self.objective
+
+    def is_over(self, done: int) -> bool:
+        """Whether to stop after so many steps; looks at held-out members where it is time to."""
+        if self.held_out is None:
+            return False
+        training = self.job.training
+        if done % training.look_every == 0 or done == training.steps:
+            self.held_out.look(done)
+        return self.held_out.is_over
 
     def step(self, step: int) -> Tensor:
         """One optimizer step; returns the loss on this worker's part of the batch."""
@@ -208,6 +229,9 @@ class _Worker:
         tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
         for name, kept in self.steps.optimizer.state().items():
             tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        if self.held_out is not None:
+            tensors |= {f"best.{i}": v for i, v in enumerate(self.held_out.best)}
+            tensors["held_out"] = torch.tensor(self.held_out.curve, dtype=torch.float64)
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
         tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
         tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
@@ -222,6 +246,8 @@ class _Worker:
         """
         if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
+        if self.held_out is not None:
+            self.held_out.settle()
         self.steps.settle()
         fitted = self.fitted()
         if self.team.rank == 0:
@@ -231,7 +257,8 @@ class _Worker:
 
     def fitted(self) -> Fitted:
         """What the training tells so far."""
-        return Fitted(self.curve, self.times, self._cost())
+        held_out = self.held_out.curve if self.held_out is not None else []
+        return Fitted(self.curve, held_out, self.times, self._cost())
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
@@ -254,6 +281,10 @@ class _Worker:
                 for name, kept in self.steps.optimizer.state().items()
             }
         )
+        if self.held_out is not None:
+            for i, best in enumerate(self.held_out.best):
+                best.copy_(state[f"best.{i}"])
+            self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
         self.times = state["times"].tolist()
         cpu, gpu, wall = state["spent"].tolist()

@@ -28,7 +28,7 @@ from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
-    from bend_ray.data.parts import ImageDataset
+    from bend_ray.data.examples import Parts
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ class InStore:
 
     reference: bytes
 
-    def load(self) -> ImageDataset:
+    def load(self) -> Parts:
         """The data set, its pixels in the object store."""
         return get(ray.cloudpickle.loads(self.reference))  # type: ignore[no-any-return]
 

@@ -6,13 +6,13 @@ import logging
 
 from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.data.datasets import Dataset
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.process.log import duration
 
 logger = logging.getLogger(__name__)
 
 
-def load_reported(dataset: Dataset) -> ImageDataset:
+def load_reported(dataset: Dataset) -> Parts:
     """Its training and validation part, decoded.
 
     Raises:
@@ -25,7 +25,7 @@ def load_reported(dataset: Dataset) -> ImageDataset:
         "dataset",
         len(loaded.train),
         len(loaded.validation),
-        "x".join(map(str, loaded.image_shape)),
+        "x".join(map(str, loaded.input_shape)),
         len(loaded.class_names),
         duration(watch.cost.wall_seconds),
     )

@@ -10,7 +10,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from bend_ray import __version__
 from bend_ray.export.card import Card
 from bend_ray.serve import oip
 from bend_ray.serve.guard import App, Guard
@@ -18,6 +17,7 @@ from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.predict import add_predict
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.service import Service
+from bend_ray.version import __version__
 
 
 def make_app(service: Service, token: str | None = None) -> App:

@@ -43,12 +43,16 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
                 artifact=artifact,
                 weights=WEIGHTS,
             ),
-            representation.rows(graph.seeds, training_only=True),
+            representation.rows(graph.seeds, training_only=not section.training.patience),
         )
     events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
     artifact.commit(
         files=[FILE, WEIGHTS, events],
-        metrics={"num_features": representation.num_features, "loss": fitted.curve},
+        metrics={
+            "num_features": representation.num_features,
+            "loss": fitted.curve,
+            "held_out_loss": fitted.held_out,
+        },
         cost=cost_of_pieces([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
@@ -57,7 +61,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
 
 def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
     """What the config promises of its models, of those that did not diverge."""
-    latent_size = config.autoencoder.model.latent_size
+    latent_size = config.autoencoder.model.latent_size or 0
     learnt = int(training_rows(graph.seeds).sum())
     if latent_size >= learnt:
         raise TrainingError(
@@ -70,5 +74,8 @@ def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
 def build_objective(model: Autoencoder, num_features: int) -> nn.Module:
     """The autoencoder with its loss."""
     return Reconstruction(
-        model.build(num_features), model.latent_size, model.input_noise, model.latent_noise
+        model.build(num_features),
+        model.latent_size or num_features,
+        model.input_noise,
+        model.latent_noise,
     )

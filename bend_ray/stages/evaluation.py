@@ -6,6 +6,7 @@ validation images.
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,7 @@ from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph
 from bend_ray.config.schema import ParametersSection, PipelineConfig
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.populations.members import load_roots
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -46,7 +47,7 @@ def _evaluate(
     config: PipelineConfig,
     graph: Graph,
     shared: Shared,
-    test: Images,
+    test: Examples,
 ) -> tuple[Evaluation, dict[str, Any], Cost]:
     """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
@@ -80,11 +81,14 @@ def _prices(graph: Graph) -> StageCosts:
     ordinary_made = graph.ordinary.manifest() if graph.ordinary else None
     cpu_seconds = seeds_made.cost.cpu_seconds
     root_share = seeds_made.metrics["root_cpu_seconds"] / cpu_seconds if cpu_seconds else 0.0
+    # What others trained has no price unless they say it: unknown, and so is all that needs it.
+    seeds = seeds_made.cost.seconds if seeds_made.metrics.get("priced", True) else math.nan
+    others = sum(made[stage].cost.seconds for stage in STAGES_OF_THE_BAG if stage != "seeds")
     return StageCosts(
-        bag=sum(manifest.cost.seconds for manifest in made.values()),
+        bag=seeds + others,
         samples=made["samples"].cost.seconds,
-        seeds=seeds_made.cost.seconds,
-        roots=seeds_made.cost.seconds * root_share,
+        seeds=seeds,
+        roots=seeds * root_share,
         trained=seeds_made.metrics["models"],
         ordinary=ordinary_made.cost.seconds / ordinary_made.metrics["models"]
         if ordinary_made

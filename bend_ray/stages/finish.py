@@ -1,4 +1,4 @@
-"""What becomes of decoded models before they are validated: spread, guidance, then annealing.
+"""What becomes of decoded models before they are validated: guidance, then annealing.
 
 Shape letters: N drawn, P parameters, T trunks.
 """
@@ -16,8 +16,7 @@ from torch import Tensor
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.generation.guidance import guided, ways
-from bend_ray.generation.spread import centres, spread_out
+from bend_ray.generation.guidance import centres, guided, ways
 from bend_ray.networks.fitting import stretch_marks
 from bend_ray.populations.members import load_early, member_blocks, read_block, read_layout
 from bend_ray.populations.networks import Classifiers
@@ -31,9 +30,7 @@ def without_finish(config: PipelineConfig) -> PipelineConfig:
 
 
 class Finisher:
-    """Spread, guidance and annealing of a config's drawn models.
-
-    The first holds a vector a trunk, the second two.
+    """Guidance and annealing of a config's drawn models; the first holds two vectors a trunk.
 
     Args:
         config: of the pipeline.
@@ -57,8 +54,10 @@ class Finisher:
     def __call__(
         self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
     ) -> Tensor:
-        """Models ``(N, P)``, each spread out, moved on along its trunk's way, and trained."""
-        theta_NP = self._moved(theta_NP, torch.from_numpy(trunks_N).long())
+        """Models ``(N, P)``, each moved on along its trunk's way, and trained."""
+        if self.finish.guidance:
+            way_TP, trunks = self._ways, torch.from_numpy(trunks_N).long()
+            theta_NP = guided(theta_NP, trunks, way_TP, self.finish.guidance)
         if self.num_steps:
             streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
             theta_NSP = self.classifiers.fit_members(
@@ -66,19 +65,6 @@ class Finisher:
             )
             theta_NP = theta_NSP[:, -1]
         return theta_NP
-
-    def _moved(self, theta_NP: Tensor, trunks_N: Tensor) -> Tensor:
-        """Models spread out and guided; their running statistics stay as they are."""
-        finish, moved_NP = self.finish, theta_NP
-        if finish.scale != 1.0:
-            moved_NP = spread_out(moved_NP, trunks_N, self._centres, finish.scale)
-        if finish.guidance:
-            moved_NP = guided(moved_NP, trunks_N, self._ways, finish.guidance)
-        if moved_NP is not theta_NP:
-            # A variance that is moved on may be negative.
-            statistics = slice(self.classifiers.layout.num_trainable, None)
-            moved_NP[:, statistics] = theta_NP[:, statistics]
-        return moved_NP
 
     @cached_property
     def _centres(self) -> Tensor:
@@ -95,5 +81,8 @@ class Finisher:
 
     @cached_property
     def _ways(self) -> Tensor:
-        """Every trunk's way ``(T, P)``."""
-        return ways(self._centres, load_early(self.seeds, *self._centres.shape))
+        """Every trunk's way ``(T, P)``; running statistics stay."""
+        way_TP = ways(self._centres, load_early(self.seeds, *self._centres.shape))
+        # A variance that is moved on may be negative.
+        way_TP[:, self.classifiers.layout.num_trainable :] = 0.0
+        return way_TP

@@ -7,10 +7,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
@@ -45,6 +43,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         metrics={
             "num_conditions": config.num_conditions,
             "loss": fitted.curve,
+            "held_out_loss": fitted.held_out,
             "probes": probed,
         },
         cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
@@ -84,14 +83,15 @@ def _has(artifact: Artifact, file: str) -> bool:
 def _fit(
     config: PipelineConfig, graph: Graph, runtime: Runtime, until: int | None = None
 ) -> Fitted:
-    section = config.generator
-    scale = _fit_scale(config, graph)
+    section, conditions = config.generator, config.num_conditions
+    rows = _read(graph.latents, section.conditional)
+    scale = _fit_scale(section, conditions, *rows)
     save_weights(graph.generator, SCALE, scale.state())
-    latent_size = config.autoencoder.model.latent_size
+    latent_size = scale.mean_CZ.shape[1]
     return runtime.train(
         TrainingTask(
             stage="generator",
-            build=partial(build_objective, section, latent_size, config.num_conditions),
+            build=partial(build_objective, section, latent_size, conditions),
             training=section.training,
             resources=section.resources,
             seed=config.seed,
@@ -99,7 +99,7 @@ def _fit(
             weights=WEIGHTS,
             until=until,
         ),
-        Rows(1, lambda _: _unit_rows(graph.latents, scale, section.conditional)),
+        Rows(1, lambda _: _unit_rows(scale, *rows)),
     )
 
 
@@ -108,36 +108,33 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
 
 
-def _read(latents_artifact: Artifact) -> tuple[pa.Table, NDArray[np.float32]]:
-    """The training members' rows, and their latents ``(K, Z)``."""
+def _read(latents_artifact: Artifact, conditional: bool) -> tuple[pa.Table, Tensor, Tensor]:
+    """All members' rows, their latents ``(K, Z)``, and which trunk each is told to be of."""
     path = latents_artifact.child(latents.FILE)
     with open_file(latents_artifact.filesystem, path) as source:
         table = pq.read_table(source, page_checksum_verification=True)
-    table = table.filter(pa.compute.invert(table.column("held_out")))
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
-    return table, np.concatenate(chunks)
+    condition_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
+    return table, torch.tensor(np.concatenate(chunks)), condition_K * int(conditional)
 
 
-def _conditions(table: pa.Table, conditional: bool) -> Tensor:
-    """Which trunk each row is told to be of."""
-    return torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64)) * int(conditional)
+def _fit_scale(
+    section: GeneratorSection, conditions: int, table: pa.Table, z_KZ: Tensor, condition_K: Tensor
+) -> LatentScale:
+    learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
+    training = z_KZ[learnt_K], condition_K[learnt_K]
+    if not section.denoiser.starts_gaussian:
+        return LatentScale.diagonal(*training, conditions)
+    return LatentScale.fit(*training, conditions, (z_KZ[~learnt_K], condition_K[~learnt_K]))
 
 
-def _fit_scale(config: PipelineConfig, graph: Graph) -> LatentScale:
-    table, latents_KZ = _read(graph.latents)
-    condition_K = _conditions(table, config.generator.conditional)
-    return LatentScale.fit(torch.tensor(latents_KZ), condition_K, config.num_conditions)
-
-
-def _unit_rows(latents_artifact: Artifact, scale: LatentScale, conditional: bool) -> pa.Table:
-    """Training rows ``model_id, trunk, features``: unit residuals, the trunk as condition."""
-    table, latents_KZ = _read(latents_artifact)
-    condition_K = _conditions(table, conditional)
-    x_KZ = scale.apply(torch.tensor(latents_KZ), condition_K)
+def _unit_rows(scale: LatentScale, table: pa.Table, z_KZ: Tensor, condition_K: Tensor) -> pa.Table:
+    """Rows ``model_id, held_out, trunk, features``: unit residuals, the trunk as condition."""
     return pa.table(
         {
             "model_id": table.column("model_id"),
+            "held_out": table.column("held_out"),
             "trunk": condition_K.numpy(),
-            "features": vectors(x_KZ.numpy()),
+            "features": vectors(scale.apply(z_KZ, condition_K).numpy()),
         }
     )

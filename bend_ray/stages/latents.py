@@ -40,7 +40,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         files=[FILE],
         rows={FILE: len(table)},
         metrics={
-            "latent_size": model.latent_size,
+            "latent_size": table.schema.field("latent").type.shape[0],
             # Mean squared, in units in which the training members' features have variance one.
             "reconstruction_error": {
                 "training": float(error[~held_out].mean()),

@@ -44,10 +44,10 @@ def load_generator(
     config: PipelineConfig, graph: Graph, weights: str = WEIGHTS
 ) -> tuple[ConditionedDenoiser, LatentScale]:
     """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
-    latent_size = config.autoencoder.model.latent_size
-    denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
+    scale = LatentScale.from_state(load_weights(graph.generator, SCALE))
+    denoiser = config.generator.denoiser.build(scale.mean_CZ.shape[1], config.num_conditions)
     denoiser.load_state_dict(load_weights(graph.generator, weights))
-    return denoiser, LatentScale.from_state(load_weights(graph.generator, SCALE))
+    return denoiser, scale
 
 
 def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:

@@ -21,7 +21,8 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
-from bend_ray.networks.protocols import Run, Stretch, held_out_ids
+from bend_ray.networks.protocols import Run, held_out_ids
+from bend_ray.networks.recipe import Stretch
 from bend_ray.parameters.symmetry import align
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots

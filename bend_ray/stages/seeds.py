@@ -8,6 +8,7 @@ trained again by another, and nothing else is.
 from __future__ import annotations
 
 import logging
+from typing import TypeGuard
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, cost_of_pieces, read_costs
 from bend_ray.artifacts.events import population_progress, write_events
@@ -15,8 +16,10 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import check_batches
-from bend_ray.networks.protocols import Protocol
+from bend_ray.networks.probe import check_network
+from bend_ray.networks.protocols import Checkpoints, Protocol
 from bend_ray.populations.divergence import DIRECTORY as DIVERGED
 from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
@@ -24,6 +27,7 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers
 from bend_ray.runtime.pieces import split
+from bend_ray.stages.checkpoints import CheckpointReader
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
@@ -35,7 +39,9 @@ FEW_IMAGES = 100
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Train the population of ``config.seeds`` and commit it."""
     artifact, section = graph.seeds, config.seeds
-    cohorts = split(section.protocol.runs(), section.cohort_size)
+    # Of others' checkpoints a trunk is a shard.
+    together = 1 if is_given(section.protocol) else section.cohort_size
+    cohorts = split(section.protocol.runs(), together)
     rows = {index: sum(len(run) for run in cohort) for index, cohort in enumerate(cohorts)}
     done = done_shards(artifact, rows)
     missing = sorted(set(rows) - done)
@@ -47,8 +53,9 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
+            worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
-                *(SeedTrainer, config, artifact, dataset),
+                *(worker, config, artifact, dataset),
                 resources=section.resources,
             ) as trainers:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
@@ -58,6 +65,11 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     _commit(artifact, section, rows, watch.cost.wall_seconds)
 
 
+def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
+    """Whether somebody else has trained the population."""
+    return isinstance(protocol, Checkpoints)
+
+
 def _would_align(protocol: Protocol) -> bool:
     """Whether there are models that could be aligned to another."""
     return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
@@ -65,10 +77,13 @@ def _would_align(protocol: Protocol) -> bool:
 
 def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
     """Tell what can be known before the work; that images fit was told when networks were built."""
-    dataset = classifiers.dataset
+    dataset, architecture = classifiers.dataset, classifiers.architecture
+    if isinstance(architecture, Imported) or dataset.decoding is None:
+        name = getattr(architecture, "target", architecture.kind)
+        check_network(classifiers.build, dataset.shown(4), len(dataset.class_names), name)
     sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
     sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
-    check_batches(classifiers.build(), dataset.image_shape, min(sizes))
+    check_batches(classifiers.build(), dataset.shown(min(sizes)), min(sizes))
     if config.evaluation.temperature_scaling and len(dataset.validation) < FEW_IMAGES:
         logger.warning(
             "seeds        %d validation images hardly fix a temperature; %d or more would, or set "
@@ -114,6 +129,7 @@ def _commit(
             "models": sum(left.values()),
             "diverged": noted("seeds", diverged, sum(rows.values())),
             "root_cpu_seconds": root_cost.cpu_seconds,
+            "priced": not is_given(section.protocol) or section.protocol.seconds is not None,
         },
         cost=cost_of_pieces(list(costs.values()), wall_seconds),
     )

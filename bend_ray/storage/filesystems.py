@@ -158,6 +158,17 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
         pause *= 2
 
 
+def file_exists(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+    """Whether there is a file, whole as all that ``write_bytes`` leaves.
+
+    Raises:
+        StoreError: it cannot be known.
+    """
+    with store_errors("look for", path):
+        info = patiently(filesystem, lambda: filesystem.get_file_info(path))
+    return bool(info.is_file)
+
+
 def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
     """Writes a whole file atomically.
 

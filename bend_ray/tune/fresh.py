@@ -77,7 +77,7 @@ def sentences(fresh: Fresh) -> list[str]:
         bags = [run.evaluation.bag for run in runs]
         accuracy = statistics.fmean(bag.accuracy or 0.0 for bag in bags)
         nll = statistics.fmean(math.inf if bag.nll is None else bag.nll for bag in bags)
-        cost = statistics.fmean(bag.cost_seconds for bag in bags)
+        cost = statistics.fmean(bag.cost_seconds or math.nan for bag in bags)
         lines.append(
             f"{name}: test accuracy {100 * accuracy:.2f} %, NLL {nll:.4f}, cost {cost:.1f} s"
         )

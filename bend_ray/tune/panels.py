@@ -47,7 +47,7 @@ def _value(bag: BagRecord, score: str) -> float:
 
 
 def _latent_size(study: Study, trial: TrialRecord) -> int:
-    return study.config_of(trial, trial.best).autoencoder.model.latent_size
+    return study.config_of(trial, trial.best).latent_size
 
 
 def _by_latent_size(study: Study, score: str) -> Panel | None:

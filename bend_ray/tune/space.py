@@ -294,13 +294,13 @@ def default_section(config: PipelineConfig) -> dict[str, Any]:
     """Latent size and ensemble count first, and the sampler's temperature, which costs little."""
     from bend_ray.ensemble.curves import sizes_up_to
 
-    most = config.num_training_models - 1
+    most, own = config.num_training_models - 1, config.autoencoder.model.latent_size
     sizes = {max(1, round(most * share)) for share in (0.125, 0.25, 0.5, 0.75, 1.0)}
     temperatures = {0.8, 0.9, 1.0, 1.1, config.samples.temperature}
     return {
         "ensemble_counts": sizes_up_to(config.samples.count),
         "knobs": {
-            _LATENT_SIZE: sorted(sizes | {config.autoencoder.model.latent_size}),
+            _LATENT_SIZE: [*sorted(sizes - {config.latent_size}), own],
             _TEMPERATURE: sorted(temperatures),
         },
     }

@@ -39,7 +39,7 @@ def median_ms(bag: Bag, pixels: np.ndarray, stop: Stop) -> float:
 
 def main(folder: Path) -> None:
     test = Digits().load().test
-    pixels, labels = test.pixels_NCHW.numpy(), test.labels_N.numpy()
+    pixels, labels = test.inputs.numpy(), test.labels_N.numpy()
     for groups in (1, 4, 12):
         bag = Bag.load(folder, groups=groups)
         for name, stop in STOPS.items():

@@ -64,7 +64,7 @@ def card(members: int, shape: tuple[int, int, int]) -> Card:
         created="now",
         bend_ray="benchmark",
         architecture=Mlp(),
-        image_shape=shape,
+        input_shape=shape,
         pixel_mean=(128.0,) * shape[0],
         pixel_std=(64.0,) * shape[0],
         class_names=tuple(map(str, range(NUM_CLASSES))),
@@ -107,7 +107,7 @@ def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
     module = build()
     layout = ParameterLayout.of(module)
     theta_KP = torch.stack([layout.flatten(each.state_dict()) for each in modules])
-    stack = Stack(module, layout, form_for(module, "cpu", stacks_on_cpu=network == "mlp"))
+    stack = Stack(module, layout, form_for(module, "cpu"))
 
     def loop(pixels: np.ndarray) -> Tensor:
         inputs = normalise(torch.from_numpy(pixels))
@@ -180,7 +180,7 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
         session = Way(form, 1).session(ballots_program(given, member, state_K, given.weights, form))
         systems[f"onnx_{form}"] = lambda pixels, session=session: ask(session, pixels).mass_BC
         systems[f"onnx_{form}{IN_FULL}"] = in_full(partial(ask, session), len(modules))
-    batch = np.zeros((32, *given.image_shape), dtype=np.uint8)
+    batch = np.zeros((32, *given.input_shape), dtype=np.uint8)
     way = fastest(
         ways(forms(member), 1),
         lambda form: ballots_program(given, member, state_K, given.weights, form),
@@ -205,7 +205,7 @@ def shared_systems(members: int) -> dict[str, Ask]:
         modules[-1].load_state_dict(layout.unflatten(theta_P), strict=False)
     names = {entry.name for entry in layout.entries}
     base = {name: tensor for name, tensor in module.state_dict().items() if name not in names}
-    form = form_for(module, "cpu", stacks_on_cpu=False)
+    form = form_for(module, "cpu")
     stack = Stack(copy.deepcopy(module), layout, form, base)
 
     def loop(pixels: np.ndarray) -> np.ndarray:

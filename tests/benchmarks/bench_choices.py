@@ -1,18 +1,17 @@
 """What a config's knobs are worth on validation images, split after split: how defaults are chosen.
 
     uv run python tests/benchmarks/bench_choices.py [FILE] [--set a.b=c ...] [--splits 100 6]
-    uv run python tests/benchmarks/bench_choices.py --scale 1 1.6 2 2.5     # wider samples
     uv run python tests/benchmarks/bench_choices.py --guidance 0 0.75 --annealing 0 0.05
 
 The stages of ``bend run`` up to the samples, in one process and without Ray: the population, the
 autoencoder, the generator and what it draws; and the rivals that need no generator. The test part
-stays closed. A JSON line has, as means over the splits: accuracy and NLL of every bag, its NLL at a
-temperature (fitted on one half of the images and scored on the other, both ways), accuracy of its
+stays closed. A JSON line a split and one of their means have: accuracy and NLL of every bag, its
+NLL at a temperature (each tenth of the images at that of the others), accuracy of its
 members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
-the CPU seconds of each part. ``--scale`` multiplies what is drawn around its trunk's mean, and
-``--guidance`` and ``--annealing`` (a share of an ordinary training) finish it as ``samples`` does:
-every combination has its bag, and those of trunk averages as well, without noise. Whatever was not
-trained has BatchNorm's statistics of training images, as in the pipeline.
+the CPU seconds of each part; held-out members' losses, as a training starts and at their lowest.
+``--guidance`` and ``--annealing`` (a share of an ordinary training) finish drawn models as
+``samples`` does: every combination has its bag, and those of trunk averages as well, without noise.
+Whatever was not trained has BatchNorm's statistics of training images, as in the pipeline.
 
 Shape letters: K members, T trunks, P parameters, F features, Z latent, N drawn.
 """
@@ -39,11 +38,11 @@ from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
-from bend_ray.generation.spread import spread_out
-from bend_ray.generation.steps import AveragedSteps
+from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Stretch, held_out_ids
+from bend_ray.networks.protocols import held_out_ids
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
@@ -51,6 +50,8 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
 
+FOLDS = 10
+"""Of validation images: halves of digits' may be without an error."""
 FIRST_ORDINARY = 1000
 """Number of the deep ensemble's first start; trunks have those from 0 on."""
 
@@ -62,16 +63,16 @@ class Split:
         self.config, self.split = config, split
         self.data = config.dataset.model_copy(update={"split_seed": split}).load()
         self.seconds: dict[str, float] = {}
+        self.losses: dict[str, dict[str, float]] = {}
         module = self._build()
         self.layout = ParameterLayout.of(module)
-        architecture = config.seeds.architecture
-        self.stack = Stack(module, self.layout, form_for(module, "cpu", architecture.stacks_on_cpu))
+        self.stack = Stack(module, self.layout, form_for(module, "cpu"))
         with self._timed("population"):
             self._train_population()
 
     def _build(self) -> nn.Module:
         architecture = self.config.seeds.architecture
-        return architecture.build(self.data.image_shape, len(self.data.class_names))
+        return architecture.build(self.data.input_shape, len(self.data.class_names))
 
     @contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -94,7 +95,7 @@ class Split:
         if not self.stack.norms or not count:
             return theta_EP
         chosen = torch.randperm(len(self.data.train), generator=self._stream("recalibration"))
-        pixels = self.data.train.pixels_NCHW[chosen[:count]]
+        pixels = self.data.train.inputs[chosen[:count]]
         return recalibrate_batchnorm(self.stack, theta_EP, self.data.normalise(pixels))
 
     def _fit(self, start_KP: Tensor, stretch: Stretch, purpose: str) -> Tensor:
@@ -158,12 +159,11 @@ class Split:
             grams = GramSum(self.layout, self.train_K)
             grams.extend(self.theta_KP)
             basis, coefficients_KF = PrincipalBasis.fit(grams.total(), self.train_K)
-            features_KF = coefficients_KF[self.train_K].float()
-            model = config.autoencoder.model
+            features_KF, model = coefficients_KF.float(), config.autoencoder.model
             coder = self._trained(
                 Reconstruction(
                     model.build(features_KF.shape[1]),
-                    model.latent_size,
+                    model.latent_size or features_KF.shape[1],
                     model.input_noise,
                     model.latent_noise,
                 ),
@@ -174,11 +174,18 @@ class Split:
                 latents_KZ = coder.encode(features_KF)
         with self._timed("generator"):
             section, trunks = config.generator, config.num_conditions
-            condition_K = self.trunk_K[self.train_K] * int(section.conditional)
-            scale = LatentScale.fit(latents_KZ, condition_K, trunks)
+            condition_K = self.trunk_K * int(section.conditional)
+            learnt, held_out = (
+                (latents_KZ[keep_K], condition_K[keep_K])
+                for keep_K in (self.train_K, ~self.train_K)
+            )
+            if section.denoiser.starts_gaussian:
+                scale = LatentScale.fit(*learnt, trunks, held_out)
+            else:
+                scale = LatentScale.diagonal(*learnt, trunks)
             unit_KZ = scale.apply(latents_KZ, condition_K)
             denoiser = self._trained(
-                Denoising(section.denoiser.build(model.latent_size, trunks), section.process),
+                Denoising(section.denoiser.build(unit_KZ.shape[1], trunks), section.process),
                 {"features": unit_KZ, "condition": condition_K},
                 section.training,
             )
@@ -196,15 +203,31 @@ class Split:
             return mix(basis.weights(coder.decode(latents_NZ)), self.theta_KP[self.train_K])
 
     def _trained(self, objective: nn.Module, rows: dict[str, Tensor], how: Training) -> nn.Module:
-        """As ``stages.fit`` trains on one worker."""
+        """As ``runtime.loop`` trains on one worker."""
         averaged = AveragedSteps(objective, how)
+        unseen = {name: column[~self.train_K] for name, column in rows.items()}
+        rows = {name: column[self.train_K] for name, column in rows.items()}
+        held_out = HeldOut(objective, averaged, unseen, self._stream("looks"))
         for step in range(how.steps):
+            if how.patience:
+                if step % how.look_every == 0:
+                    held_out.look(step)
+                if held_out.is_over:
+                    break
             stream = self._stream("training", step)
             chosen = torch.randperm(len(rows["features"]), generator=stream)[: how.batch_size]
             batch = {name: column[chosen] for name, column in rows.items()}
             objective(batch | objective.draw(batch["features"].shape, stream)).backward()
             averaged.step(step)
+        held_out.look(how.steps)
+        if how.patience:
+            held_out.settle()
         averaged.settle()
+        self.losses[type(objective).__name__.lower()] = {
+            "start": held_out.curve[0][1],
+            "lowest": min(loss for _, loss in held_out.curve),
+            "looks": len(held_out.curve) - 1.0,
+        }
         return objective.kept.eval()
 
     def told(self, theta_EP: Tensor, trunk_E: Tensor | None = None) -> dict[str, float]:
@@ -230,25 +253,22 @@ class Split:
         return told
 
     def _logits(self, theta_EP: Tensor) -> Tensor:
-        pixels = self.data.normalise(self.data.validation.pixels_NCHW)
+        pixels = self.data.normalise(self.data.validation.inputs)
         return predict_logits(self.stack, theta_EP, pixels)
 
 
 def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
     """At temperatures fitted on the images that are not scored."""
-    fold_N = torch.arange(len(labels_N)) % 2
+    fold_N = torch.arange(len(labels_N)) % FOLDS
     scaled_NC = torch.zeros_like(probs_NC, dtype=torch.float64)
-    for fold in (0, 1):
+    for fold in range(FOLDS):
         temperature = fit_temperature(probs_NC[fold_N != fold], labels_N[fold_N != fold])
         scaled_NC[fold_N == fold] = apply_temperature(probs_NC[fold_N == fold], temperature)
     return nll(scaled_NC, labels_N)
 
 
 def figures(
-    config: PipelineConfig,
-    number: int,
-    scales: list[float],
-    finishes: list[tuple[float, float]],
+    config: PipelineConfig, number: int, finishes: list[tuple[float, float]]
 ) -> dict[str, dict[str, float]]:
     """Of one split."""
     split = Split(config, number)
@@ -261,11 +281,7 @@ def figures(
         "held out": split.told(split.theta_KP[held_out_K], split.trunk_K[held_out_K]),
         "trunk averages": split.told(split.recalibrated(averages_TP)),
     }
-    centre_TP = averages_TP if config.generator.conditional else averages_TP.mean(0, keepdim=True)
-    populations = {
-        f"generated x {scale:g}": spread_out(drawn_NP, trunk_N, centre_TP, scale)
-        for scale in scales
-    }
+    populations = {"generated": drawn_NP}
     if any(any(finish) for finish in finishes):
         populations["averages"] = averages_TP
     for name, theta_NP in populations.items():
@@ -275,7 +291,7 @@ def figures(
             guide = f", guided {guidance:g}" if guidance else ""
             anneal = f", annealed {annealing:g}" if annealing else ""
             told[name + guide + anneal] = split.told(finished_NP, trunks)
-    return told | {"cpu_seconds": split.seconds}
+    return told | split.losses | {"cpu_seconds": split.seconds}
 
 
 def main() -> None:
@@ -284,7 +300,6 @@ def main() -> None:
     parser.add_argument("file", nargs="?")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     parser.add_argument("--splits", nargs=2, type=int, default=(100, 6), help="first, how many")
-    parser.add_argument("--scale", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance", nargs="+", type=float, default=[0.0])
     parser.add_argument("--annealing", nargs="+", type=float, default=[0.0])
     arguments = parser.parse_args()
@@ -294,7 +309,9 @@ def main() -> None:
     columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(first, first + count):
         finishes = list(product(arguments.guidance, arguments.annealing))
-        for name, told in figures(config, number, arguments.scale, finishes).items():
+        found = figures(config, number, finishes)
+        print(json.dumps({"case": "split", "set": arguments.overrides, "split": number} | found))
+        for name, told in found.items():
             for figure, value in told.items():
                 columns[name][figure].append(value)
     means = {

@@ -195,8 +195,8 @@ def large(names: list[str]) -> None:
     with PeakMemory() as memory:
         runtime = RayRuntime(cluster.connect(None))
         for name in names:
-            architecture, image_shape, count = CASES[name]
-            layout = ParameterLayout.of(architecture.build(image_shape, 10))
+            architecture, input_shape, count = CASES[name]
+            layout = ParameterLayout.of(architecture.build(input_shape, 10))
             folder = tempfile.mkdtemp(prefix="codec")
             store = Store(folder)
             try:

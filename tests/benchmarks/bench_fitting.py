@@ -34,10 +34,10 @@ from multiprocessing.connection import Connection
 import torch
 from torch import Tensor, nn
 
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import Mlp
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.allocator import keep_freed_memory
@@ -108,7 +108,7 @@ class Task:
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
         labels = torch.randint(NUM_CLASSES, shape[:1], generator=generator)
-        self.images = Images(pixels, labels)
+        self.images = Examples(pixels, labels)
         self.inputs = normalise(pixels)
 
 
@@ -116,7 +116,7 @@ def ours(task: Task, models: int) -> int:
     """A cohort; models trained."""
     module = task.build()
     layout = ParameterLayout.of(module)
-    form = form_for(module, "cpu", stacks_on_cpu=task.network == "mlp")
+    form = form_for(module, "cpu")
     start_KP = torch.stack([layout.flatten(task.build().state_dict()) for _ in range(models)])
     generators = [torch.Generator().manual_seed(k) for k in range(models)]
     recipe = Recipe(epochs=task.epochs, batch_size=BATCH)

@@ -34,7 +34,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.comparison.comparison import Comparison, Members, StageCosts
 from bend_ray.comparison.evidence import evidence
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
@@ -123,10 +123,10 @@ class Guessers:
 
     def __init__(self, images: int) -> None:
         labels = torch.randint(10, (images,))
-        part = Images(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), labels)
+        part = Examples(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), labels)
         self.dataset = SimpleNamespace(validation=part, test=part)
 
-    def logits(self, theta_EP: Tensor, images: Images, trunks_E: list[int]) -> Tensor:
+    def logits(self, theta_EP: Tensor, images: Examples, trunks_E: list[int]) -> Tensor:
         return torch.randn(len(theta_EP), len(images), 10)
 
     def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:

@@ -31,13 +31,13 @@ from torch import nn
 
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.generation.diffusion import FlowMatching
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.samplers import Ancestral, Ddim, Euler
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout
@@ -64,10 +64,10 @@ def timed(works: dict[str, Callable[[], object]], rounds: int) -> dict[str, floa
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def random_images(count: int, shape: tuple[int, int, int]) -> Images:
+def random_images(count: int, shape: tuple[int, int, int]) -> Examples:
     """Noise with labels."""
     pixels = torch.randint(256, (count, *shape), dtype=torch.uint8)
-    return Images(pixels, torch.randint(10, (count,)))
+    return Examples(pixels, torch.randint(10, (count,)))
 
 
 def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[], object]], int]:
@@ -75,7 +75,7 @@ def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[]
     shape, _, num_validation = SIZES[task]
     module = config.seeds.architecture.build(shape, 10)
     layout = ParameterLayout.of(module)
-    form = form_for(module, "cpu", config.seeds.architecture.stacks_on_cpu)
+    form = form_for(module, "cpu")
     stack = Stack(module, layout, form)
     members = config.seeds.num_models
     count = min(config.samples.count, config.samples.shard_size)
@@ -96,8 +96,8 @@ def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[]
         "flow_50": (Euler(steps=50), FlowMatching()),
     }
     z_NZ = torch.randn(count, size)
-    recalibrating = normalise(random_images(config.samples.recalibration_images, shape).pixels_NCHW)
-    validating = normalise(random_images(num_validation, shape).pixels_NCHW)
+    recalibrating = normalise(random_images(config.samples.recalibration_images, shape).inputs)
+    validating = normalise(random_images(num_validation, shape).inputs)
 
     @torch.no_grad()
     def decode() -> torch.Tensor:
@@ -124,7 +124,7 @@ def of_training(
     recipe, architecture = config.seeds.recipe, config.seeds.architecture
     steps = min(TIMED_STEPS, recipe.num_steps(recipe.epochs, num_images))
     images = random_images(min(num_images, steps * recipe.batch_size), shape)
-    inputs = normalise(images.pixels_NCHW)
+    inputs = normalise(images.inputs)
     batches = [
         torch.arange(i * recipe.batch_size, (i + 1) * recipe.batch_size) % len(images)
         for i in range(steps)
@@ -142,7 +142,7 @@ def of_training(
     cohort = min(config.seeds.cohort_size, 32)
     module = architecture.build(shape, 10)
     layout = ParameterLayout.of(module)
-    form = form_for(module, "cpu", architecture.stacks_on_cpu)
+    form = form_for(module, "cpu")
     start_KP = torch.stack(
         [layout.flatten(architecture.build(shape, 10).state_dict()) for _ in range(cohort)]
     )

@@ -52,7 +52,7 @@ def make_bag(folder: Path, kind: str, members: int) -> None:
         created="now",
         bend_ray="benchmark",
         architecture=architecture,
-        image_shape=shape,
+        input_shape=shape,
         pixel_mean=(120.0,) * shape[0],
         pixel_std=(60.0,) * shape[0],
         class_names=tuple("0123456789"),
@@ -76,7 +76,7 @@ def load_modules(folder: Path) -> tuple[list[Any], Any]:
     std = torch.tensor(card.pixel_std).reshape(-1, 1, 1)
     modules = []
     for k in range(len(card.members)):
-        module = card.architecture.build(card.image_shape, len(card.class_names)).eval()
+        module = card.architecture.build(card.input_shape, len(card.class_names)).eval()
         module.load_state_dict({name: t[k] for name, t in state_K.items()}, strict=False)
         modules.append(module)
     return modules, lambda pixels: (torch.tensor(pixels, dtype=torch.float32)[None] - mean) / std

@@ -83,7 +83,7 @@ def test_the_default_is_what_the_default_config_holds(knob: Knob) -> None:
 
 def test_a_variant_that_is_not_the_default_shows_its_own_defaults() -> None:
     shown = {(knob.path, knob.kind): knob.default for knob in knobs()}
-    assert shown["autoencoder.model.latent_size", "principal_mlp"] == 96
+    assert shown["autoencoder.model.latent_size", "principal_mlp"] is None
     assert shown["autoencoder.model.latent_size", "conv1d"] == 128
     assert shown["samples.sampler", ""] == "ddim"
     assert shown["evaluation.rivals", ""][0] == "originals_bag"
@@ -95,6 +95,14 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.train", "image_parquet"),
         ("dataset.test", "image_parquet"),
         ("dataset.root", "image_folder"),
+        ("dataset.train", "arrays"),
+        ("dataset.target", "imported"),
+        ("seeds.architecture.target", "imported"),
+        ("seeds.recipe.augmentation.target", "imported"),
+        ("autoencoder.model.target", "imported"),
+        ("generator.denoiser.target", "imported"),
+        ("evaluation.vote.target", "imported"),
+        ("evaluation.rivals.target", "imported"),
     }
     assert all(knob.default is None for knob in knobs() if knob.required)
 

@@ -18,14 +18,14 @@ from image_files import encoded, pixels_of, some, write
 from PIL import Image
 
 from bend_ray.data.datasets import ImageFolder, ImageParquet
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.errors import DataError
 
 PNG = encoded(pixels_of(1))
 JPEG = encoded(pixels_of(1), "JPEG")
 
 
-def loaded(spec: ImageParquet | ImageFolder) -> ImageDataset | None:
+def loaded(spec: ImageParquet | ImageFolder) -> Parts | None:
     """The data set, its test part opened, or None; anything but one line of ours is raised."""
     try:
         dataset = spec.load()

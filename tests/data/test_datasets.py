@@ -10,42 +10,42 @@ import torch
 from pydantic import ValidationError
 
 from bend_ray.data.datasets import Digits
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.errors import DataError
 
 
 @pytest.fixture(scope="module")
-def digits() -> ImageDataset:
+def digits() -> Parts:
     return Digits().load()
 
 
-def images(pixels: torch.Tensor) -> Images:
-    return Images(pixels, torch.zeros(len(pixels), dtype=torch.int64))
+def images(pixels: torch.Tensor) -> Examples:
+    return Examples(pixels, torch.zeros(len(pixels), dtype=torch.int64))
 
 
-def rows(part: Images) -> list[bytes]:
+def rows(part: Examples) -> list[bytes]:
     """Each image with its label, as bytes."""
-    flat = part.pixels_NCHW.flatten(1).numpy()
+    flat = part.inputs.flatten(1).numpy()
     table = np.concatenate([flat, part.labels_N[:, None].numpy().astype(np.uint8)], axis=1)
     return [row.tobytes() for row in table]
 
 
-def never() -> Images:
+def never() -> Examples:
     raise AssertionError("the test part was read")
 
 
-def test_the_parts_have_the_sizes_and_types_they_should(digits: ImageDataset) -> None:
+def test_the_parts_have_the_sizes_and_types_they_should(digits: Parts) -> None:
     for part, size in ((digits.train, 1000), (digits.validation, 300), (digits.test, 497)):
         assert len(part) == size
-        assert part.pixels_NCHW.shape == (size, 1, 8, 8)
-        assert part.pixels_NCHW.dtype == torch.uint8
+        assert part.inputs.shape == (size, 1, 8, 8)
+        assert part.inputs.dtype == torch.uint8
         assert part.labels_N.dtype == torch.int64
         assert set(part.labels_N.tolist()) == set(range(10))
-    assert digits.image_shape == (1, 8, 8)
+    assert digits.input_shape == (1, 8, 8)
     assert digits.class_names == tuple("0123456789")
 
 
-def test_the_parts_are_scikit_learns_images_each_once(digits: ImageDataset) -> None:
+def test_the_parts_are_scikit_learns_images_each_once(digits: Parts) -> None:
     from sklearn.datasets import load_digits
 
     theirs = load_digits()
@@ -56,7 +56,7 @@ def test_the_parts_are_scikit_learns_images_each_once(digits: ImageDataset) -> N
     assert sorted(ours) == sorted(row.tobytes() for row in expected)
 
 
-def test_the_split_is_the_same_every_time(digits: ImageDataset) -> None:
+def test_the_split_is_the_same_every_time(digits: Parts) -> None:
     again = Digits().load()
     for part, same in ((digits.train, again.train), (digits.test, again.test)):
         assert rows(part) == rows(same)
@@ -64,7 +64,7 @@ def test_the_split_is_the_same_every_time(digits: ImageDataset) -> None:
     assert digits.train.labels_N[:10].tolist() == [6, 6, 6, 2, 5, 6, 6, 2, 2, 1]
 
 
-def test_another_split_seed_is_another_split(digits: ImageDataset) -> None:
+def test_another_split_seed_is_another_split(digits: Parts) -> None:
     other = Digits(split_seed=1).load()
     assert set(rows(other.train)) != set(rows(digits.train))
     assert set(rows(other.test)) != set(rows(digits.test))
@@ -86,16 +86,16 @@ def test_a_split_may_leave_one_image_for_the_test() -> None:
 
 
 def test_the_test_part_is_read_when_it_is_asked_for_and_once() -> None:
-    reads: list[Images] = []
+    reads: list[Examples] = []
 
-    def load_test() -> Images:
+    def load_test() -> Examples:
         reads.append(images(torch.zeros(2, 1, 2, 2, dtype=torch.uint8)))
         return reads[-1]
 
     part = images(torch.zeros(3, 1, 2, 2, dtype=torch.uint8))
-    dataset = ImageDataset(part, part, ("a",), load_test)
-    dataset.normalise(dataset.validation.pixels_NCHW)
-    assert dataset.image_shape == (1, 2, 2)
+    dataset = Parts(part, part, ("a",), load_test)
+    dataset.normalise(dataset.validation.inputs)
+    assert dataset.input_shape == (1, 2, 2)
     assert reads == []
     assert dataset.test is dataset.test
     assert len(reads) == 1
@@ -106,32 +106,32 @@ def test_statistics_are_those_of_each_training_channel() -> None:
     pixels = torch.randint(0, 256, (9, 3, 4, 5), generator=generator, dtype=torch.uint8)
     pixels[:, 1] //= 8
     bright = images(torch.full((4, 3, 4, 5), 255, dtype=torch.uint8))
-    dataset = ImageDataset(images(pixels), bright, ("a",), never)
-    mean, std = dataset.channel_statistics
+    dataset = Parts(images(pixels), bright, ("a",), never)
+    mean, std = dataset.statistics
     values = pixels.numpy().astype(np.float64).transpose(1, 0, 2, 3).reshape(3, -1)
     np.testing.assert_allclose(mean[:, 0, 0], values.mean(axis=1), rtol=1e-6)
     np.testing.assert_allclose(std[:, 0, 0], values.std(axis=1, ddof=1), rtol=1e-6)
 
 
-def test_normalised_training_pixels_have_mean_zero_and_variance_one(digits: ImageDataset) -> None:
-    normalised = digits.normalise(digits.train.pixels_NCHW)
+def test_normalised_training_pixels_have_mean_zero_and_variance_one(digits: Parts) -> None:
+    normalised = digits.normalise(digits.train.inputs)
     assert normalised.dtype == torch.float32
     assert float(normalised.mean()) == pytest.approx(0.0, abs=1e-5)
     assert float(normalised.std()) == pytest.approx(1.0, abs=1e-5)
 
 
-def test_images_are_normalised_alike_alone_and_in_any_batch(digits: ImageDataset) -> None:
-    pixels = digits.validation.pixels_NCHW[:6]
+def test_images_are_normalised_alike_alone_and_in_any_batch(digits: Parts) -> None:
+    pixels = digits.validation.inputs[:6]
     together = digits.normalise(pixels)
     assert torch.equal(digits.normalise(pixels.view(2, 3, 1, 8, 8)).flatten(0, 1), together)
     assert torch.equal(digits.normalise(pixels[4]), together[4])
 
 
 def test_a_channel_that_never_changes_becomes_zero() -> None:
-    dataset = ImageDataset(
+    dataset = Parts(
         images(torch.full((5, 2, 3, 3), 7, dtype=torch.uint8)), images(torch.zeros(0)), (), never
     )
-    assert torch.equal(dataset.normalise(dataset.train.pixels_NCHW), torch.zeros(5, 2, 3, 3))
+    assert torch.equal(dataset.normalise(dataset.train.inputs), torch.zeros(5, 2, 3, 3))
 
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

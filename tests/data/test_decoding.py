@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from bend_ray.data.datasets import Digits, ImageFolder, ImageParquet
 from bend_ray.data.decoding import Look, UnreadableError, pixels_of
-from bend_ray.data.parts import Decoding, ImageDataset
+from bend_ray.data.examples import Decoding, Parts
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.export.guide import guide
 from bend_ray.serve import pictures
@@ -67,7 +67,7 @@ def metadata(kind: str, form: str) -> dict[str, Any]:
     return {}
 
 
-def learnt(tmp_path: Path, content: bytes, **options: Any) -> list[ImageDataset]:
+def learnt(tmp_path: Path, content: bytes, **options: Any) -> list[Parts]:
     """The same file as a row of Parquet and as a file of a folder."""
     rows = [(content, 0), (content, 1)] * 2
     train, test = write(tmp_path / "a.parquet", rows), write(tmp_path / "b.parquet", rows)
@@ -94,11 +94,11 @@ def of_the_guide(card: Any) -> Callable[[Path], NDArray[np.uint8]]:
     return names["pixels_of"]  # type: ignore[no-any-return]
 
 
-def card_of(dataset: ImageDataset) -> Any:
+def card_of(dataset: Parts) -> Any:
     said = {"model_version": "v", "bend_ray": "0", "created": "", "temperature": 1.0}
     return SimpleNamespace(
         **said,
-        image_shape=dataset.image_shape,
+        image_shape=dataset.input_shape,
         decoding=dataset.decoding,
         class_names=dataset.class_names,
         members=[0],
@@ -119,8 +119,8 @@ def test_training_evaluation_serving_and_the_guide_see_the_same_pixels(
     for size, image_size, channels in zip(SIZES, (None, 8, 12), ("grey", "rgb", None), strict=True):
         content = encoded(picture(mode, size), form, **options)
         for dataset in learnt(tmp_path, content, image_size=image_size, mode=channels):
-            expected = dataset.train.pixels_NCHW[0].numpy()
-            np.testing.assert_array_equal(dataset.test.pixels_NCHW[0].numpy(), expected)
+            expected = dataset.train.inputs[0].numpy()
+            np.testing.assert_array_equal(dataset.test.inputs[0].numpy(), expected)
             card = card_of(dataset)
             np.testing.assert_array_equal(pictures.pixels_of(content, card, 10**6), expected)
             path = tmp_path / f"asked.{form.lower()}"

@@ -23,7 +23,7 @@ from PIL import Image
 
 from bend_ray.data import decoding
 from bend_ray.data.datasets import ImageFolder, ImageParquet, Torchvision
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.errors import DataError
 
 DATASETS = os.environ.get("BEND_DATASETS")
@@ -37,14 +37,14 @@ def parquet(tmp_path: Path, rows: Sequence[Row], **options: Any) -> ImageParquet
     return ImageParquet(**{"train": train, "test": test, "num_validation": 2} | options)
 
 
-def indices(part: Images) -> list[int]:
-    return part.pixels_NCHW[:, 0, 0, 0].tolist()
+def indices(part: Examples) -> list[int]:
+    return part.inputs[:, 0, 0, 0].tolist()
 
 
-def assert_is(part: Images, expected: Sequence[int]) -> None:
+def assert_is(part: Examples, expected: Sequence[int]) -> None:
     """Every image is pixel for pixel the one of its index, with its label."""
     assert sorted(indices(part)) == sorted(expected)
-    for pixels, label, index in zip(part.pixels_NCHW, part.labels_N, indices(part), strict=True):
+    for pixels, label, index in zip(part.inputs, part.labels_N, indices(part), strict=True):
         np.testing.assert_array_equal(pixels.permute(1, 2, 0), pixels_of(index))
         assert label == index % 3
 
@@ -56,7 +56,7 @@ def test_parts_are_exact_disjoint_and_of_the_seed(tmp_path: Path) -> None:
     assert_is(dataset.train, sorted(set(range(20)) - set(indices(dataset.validation))))
     assert_is(dataset.validation, sorted(set(range(20)) - set(indices(dataset.train))))
     assert_is(dataset.test, [100, 101, 102, 103])
-    assert torch.equal(dataset.train.pixels_NCHW, again.train.pixels_NCHW)
+    assert torch.equal(dataset.train.inputs, again.train.inputs)
     other = spec.model_copy(update={"split_seed": 1}).load()
     assert set(indices(other.validation)) != set(indices(dataset.validation))
     fewer = spec.model_copy(update={"num_train": 5}).load()
@@ -118,8 +118,8 @@ def test_a_data_set_travels_without_its_test_part_and_reads_it_there(tmp_path: P
     read_only = [memoryview(bytes(buffer.raw())).toreadonly() for buffer in buffers]
     there = pickle.loads(content, buffers=read_only)
     assert "test" not in vars(there)
-    assert torch.equal(there.train.pixels_NCHW, dataset.train.pixels_NCHW)
-    assert torch.equal(there.test.pixels_NCHW, kept.pixels_NCHW)
+    assert torch.equal(there.train.inputs, dataset.train.inputs)
+    assert torch.equal(there.test.inputs, kept.inputs)
     (tmp_path / "test.parquet").unlink()
     assert pickle.loads(content, buffers=read_only).with_test(kept).test is kept
 
@@ -174,9 +174,9 @@ def test_mixed_images_are_brought_to_one_size_and_mode_when_asked(tmp_path: Path
     flat = encoded(np.full((20, 40, 3), 90, dtype=np.uint8))
     rows = [*some(4), (GREY, 1), (flat, 2)]
     dataset = parquet(tmp_path, rows, image_size=5, mode="grey").load()
-    assert dataset.image_shape == (1, 5, 5)
-    assert dataset.test.pixels_NCHW.shape == (4, 1, 5, 5)
-    all_pixels = torch.cat([dataset.train.pixels_NCHW, dataset.validation.pixels_NCHW])
+    assert dataset.input_shape == (1, 5, 5)
+    assert dataset.test.inputs.shape == (4, 1, 5, 5)
+    all_pixels = torch.cat([dataset.train.inputs, dataset.validation.inputs])
     assert any(bool((image == 90).all()) for image in all_pixels)
 
 
@@ -191,7 +191,7 @@ def test_an_image_bomb_is_refused_before_it_is_decoded(
 
 
 def test_too_few_images_and_missing_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"at least 6 images.*got 5"):
+    with pytest.raises(DataError, match=r"at least 6 examples.*got 5"):
         parquet(tmp_path, some(5), num_validation=5).load()
     for name in ("train", "test"):
         with pytest.raises(DataError, match=rf"at dataset\.{name}=.*nowhere, got none"):
@@ -239,7 +239,7 @@ def test_folders_may_be_in_an_object_store(tmp_path: Path, monkeypatch: pytest.M
         there = ImageFolder(root=root, num_validation=4).load()
         for name in ("train", "validation", "test"):
             ours, theirs = getattr(there, name), getattr(here, name)
-            assert torch.equal(ours.pixels_NCHW, theirs.pixels_NCHW)
+            assert torch.equal(ours.inputs, theirs.inputs)
             assert torch.equal(ours.labels_N, theirs.labels_N)
     assert there.class_names == here.class_names == ("a", "b", "c")
 
@@ -336,10 +336,10 @@ def write_mnist(root: Path) -> None:
 def test_a_torchvision_set_is_read_by_name(tmp_path: Path) -> None:
     write_mnist(tmp_path)
     dataset = Torchvision(name="MNIST", root=str(tmp_path), num_validation=4).load()
-    assert dataset.image_shape == (1, 28, 28)
+    assert dataset.input_shape == (1, 28, 28)
     assert (len(dataset.train), len(dataset.validation), len(dataset.test)) == (8, 4, 6)
     assert len(dataset.class_names) == 10
-    for image, label in zip(dataset.train.pixels_NCHW, dataset.train.labels_N, strict=True):
+    for image, label in zip(dataset.train.inputs, dataset.train.labels_N, strict=True):
         index = int(image[0, 0, 0])
         np.testing.assert_array_equal(image[0], pixels_of(index, size=28, channels=1))
         assert label == index % 3
@@ -378,7 +378,7 @@ def test_real_files_are_read(name: str, shape: tuple[int, ...], classes: tuple[s
         num_validation=100,
     )
     dataset = spec.load()
-    assert dataset.image_shape == shape
+    assert dataset.input_shape == shape
     assert dataset.class_names[:2] == classes
     assert len(dataset.class_names) == 10
     assert (len(dataset.train), len(dataset.validation)) == (300, 100)

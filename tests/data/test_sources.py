@@ -13,23 +13,23 @@ from hypothesis import strategies as st
 from image_files import Row, encoded, pixels_of, some, write
 
 from bend_ray.data.datasets import ImageFolder, ImageParquet
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.errors import DataError
 
 NAMES = ("cat", "dog", "eel", "fox")
 
 
 def named_rows(animals: list[int], names: list[str], first: int) -> list[Row]:
-    """Images that know their animal: their first pixel is 4 i + animal."""
+    """Examples that know their animal: their first pixel is 4 i + animal."""
     images = [
         (encoded(pixels_of(4 * (first + i) + animal)), animal) for i, animal in enumerate(animals)
     ]
     return [(content, names.index(NAMES[animal])) for content, animal in images]
 
 
-def animals_of(dataset: ImageDataset, part: Images) -> list[tuple[str, str]]:
+def animals_of(dataset: Parts, part: Examples) -> list[tuple[str, str]]:
     """What each image is, and what the data set calls it."""
-    first = part.pixels_NCHW[:, 0, 0, 0].tolist()
+    first = part.inputs[:, 0, 0, 0].tolist()
     return [
         (NAMES[pixel % 4], dataset.class_names[label])
         for pixel, label in zip(first, part.labels_N.tolist(), strict=True)
@@ -151,8 +151,8 @@ def test_classes_without_an_image_are_told(
 ) -> None:
     names = ["a", "b", "c", "d"]
     parquet(tmp_path, some(9), [some(1)[0]], train=names, test=names).load()
-    assert "the train part has no image of 1 of 4 classes: d" in caplog.text
-    assert "the test part has no image of 3 of 4 classes: b, c, d" in caplog.text
+    assert "the train part has no example of 1 of 4 classes: d" in caplog.text
+    assert "the test part has no example of 3 of 4 classes: b, c, d" in caplog.text
 
 
 def test_one_class_alone_is_refused(tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_images_that_two_parts_share_are_told_or_refused(
     rows = some(12)
     spec = parquet(tmp_path, rows, [*some(3, 50), *rows[:2]])
     dataset = spec.load()
-    shared = set(dataset.train.pixels_NCHW[:, 0, 0, 0].tolist()) & {0, 1}
-    assert f"{len(shared)} of 5 images of the test part are in the train part too" in caplog.text
+    shared = set(dataset.train.inputs[:, 0, 0, 0].tolist()) & {0, 1}
+    assert f"{len(shared)} of 5 examples of the test part are in the train part too" in caplog.text
     refusing = spec.model_copy(update={"duplicates": "refuse"})
-    with pytest.raises(DataError, match="images of the test part are in the"):
+    with pytest.raises(DataError, match="examples of the test part are in the"):
         refusing.load()
     assert len(
         parquet(tmp_path, rows, some(3, 50)).model_copy(update={"duplicates": "refuse"}).load().test

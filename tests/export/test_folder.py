@@ -219,7 +219,7 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     assert card.model_version == f"{bag.graph.evaluation.fingerprint}-n2"
     # A temperature of its own: two members are not as unsure as all of them.
     validation = bag.config.dataset.load().validation
-    two = bag.logits(validation.pixels_NCHW.numpy())[:2].softmax(-1).mean(dim=0)
+    two = bag.logits(validation.inputs.numpy())[:2].softmax(-1).mean(dim=0)
     assert card.temperature == pytest.approx(fit_temperature(two, validation.labels_N), rel=1e-4)
     expected = apply_temperature(bag.logits(pixels)[:2].softmax(-1).mean(dim=0), card.temperature)
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)

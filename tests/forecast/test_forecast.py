@@ -19,7 +19,7 @@ from bend_ray.config.schema import (
     SamplesSection,
     SeedsSection,
 )
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
 from bend_ray.forecast.prediction import at_rate, predict
@@ -76,9 +76,9 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 16 + 16)
     gram, directions, training = works["autoencoder"].phases
     assert gram.work == pytest.approx(3466 * 0.5)
-    assert (directions.work, training.work) == (3.0, 1000 * 0.01)
+    assert (directions.work, training.work) == (3.0, 100 * 0.01)
     learning, probes = works["generator"].phases
-    assert learning.work == 750 * 0.02
+    assert learning.work == 100 * 0.02
     # Eight models are drawn half-way, and asked about 300 images.
     assert probes.work == pytest.approx(8 * 300 * RATES.answer + 4 * PROBLEM.training * 3466 / 1e12)
     assert works["generator"].stored_bytes == 4 * 2000
@@ -120,7 +120,7 @@ def test_what_does_not_shrink_with_machines_is_named() -> None:
     assert predict(works, 1).bottleneck == "autoencoder: Gram matrix, K x K x P"
     assert predict(works, 512).wall < predict(works, 1).wall
     few_columns = workload(load_config(None), PROBLEM, replace(RATES, gram_column=0.0))
-    assert predict(few_columns, 512).bottleneck == "generator: training"
+    assert predict(few_columns, 512).bottleneck == "evaluation: cohorts"
 
 
 def test_a_given_rate_replaces_the_measured_one_of_seeds() -> None:
@@ -140,7 +140,7 @@ def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     def opened(self: object) -> Any:
         raise AssertionError("the test part was opened")
 
-    monkeypatch.setattr(ImageDataset, "test", property(opened))
+    monkeypatch.setattr(Parts, "test", property(opened))
     monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.02)
     monkeypatch.setattr(calibration, "PIECES", 2)
     config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.cohort_size=4"])
@@ -163,6 +163,6 @@ def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> 
     told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])
     as_data = json.loads(told.stdout)
     assert list(as_data["nodes"]) == ["8"]
-    assert as_data["stages"]["generator"]["phases"]["training"]["seconds"] == 15.0
+    assert as_data["stages"]["generator"]["phases"]["training"]["seconds"] == 2.0
     wrong = CliRunner().invoke(cli, ["plan", "--nodes", "1,x"])
     assert "--nodes 1,x: expected numbers above 0" in str(wrong.exception)

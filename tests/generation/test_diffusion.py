@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process
+from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process, gaussian_prediction
 
 PREDICTIONS = ("v", "eps")
 
@@ -125,3 +125,23 @@ def test_a_process_is_found_by_its_kind() -> None:
 def test_a_chain_that_means_nothing_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
         Ddpm.model_validate(wrong)
+
+
+@pytest.mark.parametrize("process", [Ddpm(), Ddpm(prediction="eps"), FlowMatching()])
+@pytest.mark.parametrize("t", [0.02, 0.5, 0.97])
+def test_the_exact_denoiser_of_a_gaussian_is_the_regression_on_the_noisy_latent(
+    process: Process, t: float
+) -> None:
+    x0, eps = torch.randn(2, 200_000, 1, generator=generator()).double()
+    t_B = torch.full((len(x0),), t)
+    a, b = process.coefficients(t_B)
+    x_t, target = a * x0 + b * eps, process.target(x0, eps, t_B)
+    slope = (x_t * target).mean() / x_t.square().mean()
+    told = gaussian_prediction(process, x_t, t_B)
+    torch.testing.assert_close(told, slope * x_t, atol=0.03, rtol=0)
+
+
+def test_the_velocity_of_a_unit_gaussian_is_nothing() -> None:
+    x_t = torch.randn(5, 3, generator=generator())
+    told = gaussian_prediction(Ddpm(), x_t, torch.linspace(0, 0.99, 5))
+    torch.testing.assert_close(told, torch.zeros(5, 3))

@@ -2,9 +2,8 @@
 
 import torch
 
-from bend_ray.generation.guidance import guided, ways
+from bend_ray.generation.guidance import centres, guided, ways
 from bend_ray.generation.rivals import Gaussian
-from bend_ray.generation.spread import centres
 
 
 def test_a_guided_gaussian_is_the_gaussian_moved_on() -> None:
@@ -41,3 +40,8 @@ def test_a_trunk_without_members_has_no_way() -> None:
     centre_TP = centres(torch.tensor([[5.0], [3.0], [5.0]]), torch.tensor([2, 0, 2]), 3)
     way_TP = ways(centre_TP, early_TP)
     assert way_TP.tolist() == [[2.0], [0.0], [3.0]]
+
+
+def test_a_trunk_without_members_has_no_centre() -> None:
+    centre_TP = centres(torch.tensor([[5.0], [3.0], [4.0]]), torch.tensor([2, 0, 2]), 3)
+    assert centre_TP.nan_to_num(-1.0).tolist() == [[3.0], [-1.0], [4.5]]

@@ -101,9 +101,9 @@ def test_models_without_batchnorm_are_as_they_were() -> None:
 def test_batches_that_a_norm_cannot_be_trained_on_are_refused(name: str) -> None:
     module = TorchvisionModel(name=name).build((3, 32, 32), 3)
     before = {key: value.clone() for key, value in module.state_dict().items()}
-    with pytest.raises(DataError, match=r"batches .*got one of 1 at 32x32 pixels .*batch_size"):
-        check_batches(module, (3, 32, 32), 1)
-    check_batches(module, (3, 32, 32), 2)
-    check_batches(module, (3, 64, 64), 1)
+    with pytest.raises(DataError, match=r"batches .*got one of 1 .*batch_size"):
+        check_batches(module, torch.zeros(1, 3, 32, 32), 1)
+    check_batches(module, torch.zeros(1, 3, 32, 32), 2)
+    check_batches(module, torch.zeros(1, 3, 64, 64), 1)
     assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
     assert module.training

@@ -45,7 +45,7 @@ def test_logits_and_gradients_are_those_of_vmap(bias: bool, shared: bool) -> Non
     "module",
     [
         nn.Sequential(),
-        nn.Linear(4, 2),
+        nn.Bilinear(4, 4, 2),
         nn.Sequential(nn.Flatten(2), nn.Linear(4, 2)),
         nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Dropout(0.5)),
         nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.BatchNorm1d(2)),

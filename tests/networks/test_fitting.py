@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.data.datasets import Digits
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet, Mlp
 from bend_ray.networks.fitting import batch_order, fit, initial_parameters, snapshot_steps
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
 from bend_ray.parameters.layout import ParameterLayout
@@ -43,10 +43,10 @@ def build() -> nn.Module:
 LAYOUT = ParameterLayout.of(build())
 
 
-def pictures() -> Images:
+def pictures() -> Examples:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (NUM_IMAGES, 1, 3, 3), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
+    return Examples(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
 
 
 def scaled(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -105,14 +105,14 @@ def plain_loop(recipe: Recipe, stretch: Stretch, seed: int, dtype: torch.dtype) 
 
 def train_alone(
     module: nn.Module,
-    images: Images,
+    images: Examples,
     recipe: Recipe,
     stretch: Stretch,
     seed: int,
     dtype: torch.dtype = torch.float64,
 ) -> None:
     """Train a module in place through the whole recipe."""
-    inputs = scaled(dtype)(images.pixels_NCHW)
+    inputs = scaled(dtype)(images.inputs)
     total = recipe.num_steps(recipe.epochs, NUM_IMAGES)
     batches = batch_order(
         recipe.batch_sizes(NUM_IMAGES), total, stretch.bootstrap, generators([seed])[0]
@@ -154,10 +154,10 @@ def build_convnet() -> nn.Module:
     return ConvNet(channels=(4, 5)).build((1, 4, 4), NUM_CLASSES)
 
 
-def wide_pictures() -> Images:
+def wide_pictures() -> Examples:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (NUM_IMAGES, 1, 4, 4), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
+    return Examples(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
 
 
 @pytest.mark.trains
@@ -312,17 +312,17 @@ def test_the_start_is_left_as_it_was() -> None:
 def test_a_default_recipe_learns_digits() -> None:
     digits = Digits().load()
     architecture = Mlp()
-    module = architecture.build(digits.image_shape, 10)
+    module = architecture.build(digits.input_shape, 10)
     layout = ParameterLayout.of(module)
     stack = Stack(module, layout)
     start_P = initial_parameters(
-        lambda: architecture.build(digits.image_shape, 10), layout.flatten, 0
+        lambda: architecture.build(digits.input_shape, 10), layout.flatten, 0
     )
     stretch = Stretch(start=0.0, epochs=6.0)
     theta_KP = fit(
         stack, start_P[None], digits.train, digits.normalise, Recipe(), stretch, generators([0])
     )[-1]
-    inputs = digits.normalise(digits.validation.pixels_NCHW)
+    inputs = digits.normalise(digits.validation.inputs)
     right_KN = predict_logits(stack, theta_KP, inputs).argmax(-1) == digits.validation.labels_N
     assert float(right_KN.float().mean()) > 0.9
 
@@ -414,7 +414,7 @@ from bend_ray.optim import AdamW, Sgd
 from bend_ray.parameters.layout import ParameterLayout
 
 digits = Digits().load()
-build = lambda: Mlp().build(digits.image_shape, 10)
+build = lambda: Mlp().build(digits.input_shape, 10)
 layout = ParameterLayout.of(build())
 start = initial_parameters(build, layout.flatten, 0)[None]
 for optimizer in (AdamW(), Sgd()):

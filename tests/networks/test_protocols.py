@@ -15,12 +15,11 @@ from bend_ray.networks.protocols import (
     Independent,
     Member,
     Protocol,
-    Recipe,
-    Stretch,
     Tails,
     Trajectory,
     held_out_ids,
 )
+from bend_ray.networks.recipe import Recipe, Stretch
 
 RECIPE = Recipe(epochs=20)
 POPULATIONS = [

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_batchedtensor
 
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack
 from bend_ray.optim import Sgd
 from bend_ray.parameters.layout import ParameterLayout
@@ -52,10 +52,10 @@ def whole(theta_KP: Tensor) -> Tensor:
     return torch.stack([WHOLE.flatten(state) for state in states])
 
 
-def images() -> Images:
+def images() -> Examples:
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(0, 256, (NUM_IMAGES, 1, 8, 8), generator=generator, dtype=torch.uint8)
-    return Images(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
+    return Examples(pixels, torch.randint(NUM_CLASSES, (NUM_IMAGES,), generator=generator))
 
 
 def normalise(pixels: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("form", ["stacked", "loop"])
 def test_answers_are_those_of_the_whole_models(form: Form) -> None:
-    inputs = normalise(images().pixels_NCHW)
+    inputs = normalise(images().inputs)
     answers = Stack(build(), OWN, form, base()).eval()(members(), inputs)
     expected = Stack(build(), WHOLE, form).eval()(whole(members()), inputs)
     torch.testing.assert_close(answers, expected)
@@ -84,7 +84,7 @@ def test_layers_below_the_first_own_one_are_computed_once() -> None:
         if name not in {entry.name for entry in own.entries}
     }
     stack = Stack(module, own, "loop", shared).eval()
-    stack(torch.rand(NUM_MODELS, own.size), normalise(images().pixels_NCHW))
+    stack(torch.rand(NUM_MODELS, own.size), normalise(images().inputs))
     assert not seen["block0.conv"]
     assert not seen["block1.norm"]
     assert seen["block1.relu"]
@@ -111,7 +111,7 @@ def fine_tuned_alone(theta_P: Tensor, generator: torch.Generator) -> Tensor:
     for step, batch in enumerate(order[:steps]):
         for group in optimizer.param_groups:
             group["lr"] = RECIPE.optimizer.learning_rate * RECIPE.schedule.factor(step / steps)
-        logits = module(normalise(data.pixels_NCHW[batch]))
+        logits = module(normalise(data.inputs[batch]))
         loss = nn.functional.cross_entropy(logits, data.labels_N[batch])
         optimizer.zero_grad()
         loss.backward()
@@ -143,7 +143,7 @@ def test_fine_tuning_moves_what_is_own_and_nothing_else(form: Form) -> None:
 def test_only_own_statistics_are_recalibrated() -> None:
     stack = Stack(build(), OWN, "loop", base())
     before = members()
-    after = recalibrate_batchnorm(stack, before, normalise(images().pixels_NCHW))
+    after = recalibrate_batchnorm(stack, before, normalise(images().inputs))
     moved = OWN.unflatten((after != before).float())
     assert {name for name, part in moved.items() if part.any()} == {
         "block0.norm.running_mean",

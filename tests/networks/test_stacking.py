@@ -168,15 +168,33 @@ def test_buffers_given_apart_are_those_of_the_row(
     assert torch.equal(stack(trained, images, buffers_KQ=buffers), stack(theta_KP, images))
 
 
-def test_a_gpu_stacks_and_a_cpu_does_as_the_architecture_prefers() -> None:
-    assert form_for(mlp(), "cpu", True) == "stacked"
-    assert form_for(convnet(), "cpu", False) == "loop"
-    assert form_for(convnet(), "cuda", False) == "stacked"
-    assert form_for(convnet(), "cuda:1", False) == "stacked"
+class Asking(nn.Module):
+    """Dense layers on vectors; its code may ask for a number, which no stacked tensor has."""
+
+    def __init__(self, asks: bool) -> None:
+        super().__init__()
+        self.asks, self.layer = asks, nn.Linear(4, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.layer(x)
+        return -y if self.asks and y.sum().item() > 0 else y
+
+
+def test_a_gpu_stacks_and_a_cpu_stacks_dense_layers() -> None:
+    assert form_for(mlp(), "cpu") == "stacked"
+    assert form_for(convnet(), "cpu") == "loop"
+    assert form_for(convnet(), "cuda") == "stacked"
+    assert form_for(convnet(), "cuda:1") == "stacked"
+    vectors = torch.zeros(3, 4)
+    assert form_for(Asking(False), "cpu", vectors) == "stacked"
+    assert form_for(Asking(False), "cpu", torch.zeros(3, 5, 4)) == "loop"
+    assert (
+        form_for(Asking(True), "cpu", vectors) == form_for(Asking(True), "cuda", vectors) == "loop"
+    )
 
 
 def test_models_with_dropout_run_one_after_another_everywhere() -> None:
-    assert form_for(dropout(), "cpu", True) == form_for(dropout(), "cuda", True) == "loop"
+    assert form_for(dropout(), "cpu") == form_for(dropout(), "cuda") == "loop"
     assert is_random(StochasticDepth(0.1, "row"))
     assert not is_random(StochasticDepth(0.0, "row"))
     assert not is_random(nn.Dropout(0.0))

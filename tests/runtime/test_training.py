@@ -37,12 +37,17 @@ TRAINING = Training(steps=120, batch_size=8, checkpoint_every=20)
 def rows() -> Rows:
     values = np.random.default_rng(0).normal(size=(13, 5)).astype(np.float32)
     ids = np.arange(13)
-    table = pa.table({"model_id": ids, "trunk": ids % 2, "features": vectors(values)})
+    columns = {"model_id": ids, "trunk": ids % 2, "held_out": ids % 6 == 5}
+    table = pa.table({**columns, "features": vectors(values)})
     return Rows(1, lambda _: table)
 
 
 def fit_denoiser(
-    path: Path, training: Training = TRAINING, workers: object = 0, until: int | None = None
+    path: Path,
+    training: Training = TRAINING,
+    workers: object = 0,
+    until: int | None = None,
+    stops: bool = False,
 ) -> Artifact:
     """In this process, or by so many workers of Ray Train."""
     artifact = Store(str(path)).artifact("generator", 1, {})
@@ -63,7 +68,7 @@ def fit_denoiser(
 
         runtime = RayRuntime(own=False)
     fitted = runtime.train(job, rows())
-    assert fitted.curve[-1][0] >= (until or training.steps) - 1
+    assert stops or fitted.curve[-1][0] >= (until or training.steps) - 1
     assert fitted.cost.cpu_seconds > 0
     return artifact
 
@@ -142,6 +147,30 @@ def test_a_pause_that_was_cut_short_leaves_its_milestone_when_it_is_made_again(
     undisturbed = load_weights(fit_denoiser(tmp_path / "whole", until=50), milestone(50))
     again = fit_denoiser(tmp_path / "cut", until=50)
     assert_close(load_weights(again, milestone(50)), undisturbed)
+
+
+LOOKS = TRAINING.model_copy(update={"patience": 3, "look_every": 4})
+
+
+def test_a_training_that_stops_early_does_so_to_the_same_bits_however_it_was_cut(
+    tmp_path: Path,
+) -> None:
+    from bend_ray.runtime.loop import milestone
+
+    # The rows are noise: nothing that is learnt of them holds for those that are held out.
+    whole = load_weights(fit_denoiser(tmp_path / "whole", LOOKS, stops=True), WEIGHTS)
+    often = LOOKS.model_copy(update={"checkpoint_every": 3})
+    for until in (2, 6, 60):
+        paused = fit_denoiser(tmp_path / "paused", often, until=until, stops=True)
+    assert milestone(60) in {file.name for file in paused.list_files("train")}
+    assert_close(load_weights(paused, milestone(60)), whole)
+    assert_close(load_weights(fit_denoiser(tmp_path / "paused", often, stops=True), WEIGHTS), whole)
+
+
+def test_no_step_at_all_keeps_the_start(tmp_path: Path) -> None:
+    none = TRAINING.model_copy(update={"steps": 0})
+    kept = load_weights(fit_denoiser(tmp_path, none, stops=True), WEIGHTS)
+    assert not kept["project_out.weight"].any()
 
 
 @on_ray

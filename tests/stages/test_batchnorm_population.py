@@ -12,7 +12,7 @@ from tiny import MakeConfig, make
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.populations.networks import Classifiers
 
 CONVNET = "seeds.architecture={kind: convnet, channels: [8, 16]}"
@@ -21,7 +21,7 @@ CONVNET = "seeds.architecture={kind: convnet, channels: [8, 16]}"
 class Sealed:
     """A data set of which nothing but the training part can be had."""
 
-    def __init__(self, dataset: ImageDataset) -> None:
+    def __init__(self, dataset: Parts) -> None:
         self.train = dataset.train
         self.normalise = dataset.normalise
 
@@ -51,10 +51,8 @@ def test_statistics_follow_the_training_images(tiny: MakeConfig) -> None:
     classifiers = classifiers_of(tiny(CONVNET))
     dataset, theta_KP = classifiers.dataset, random_models(classifiers)
     before = classifiers.recalibrate(theta_KP)
-    black = Images(torch.zeros_like(dataset.train.pixels_NCHW), dataset.train.labels_N)
-    classifiers.dataset = ImageDataset(
-        black, dataset.validation, dataset.class_names, dataset.load_test
-    )
+    black = Examples(torch.zeros_like(dataset.train.inputs), dataset.train.labels_N)
+    classifiers.dataset = Parts(black, dataset.validation, dataset.class_names, dataset.load_test)
     assert not torch.allclose(classifiers.recalibrate(theta_KP), before)
 
 

@@ -28,7 +28,7 @@ SHORT = ("seeds.recipe.epochs=1", "seeds.held_out=0.4", "autoencoder.model.laten
 GUIDED = (
     *SHORT,
     f"seeds.protocol={{{TAILS}, early_tails: 2, tails: 3}}",
-    "samples.finish={scale: 1, guidance: 0, annealing: {fraction: 0}}",
+    "samples.finish={guidance: 0, annealing: {fraction: 0}}",
 )
 
 
@@ -93,21 +93,6 @@ def test_a_model_is_moved_on_along_the_way_of_its_own_trunk(
         )
 
 
-def test_a_model_is_spread_out_from_the_mean_of_what_was_learnt_from_its_trunk(
-    tiny: MakeConfig, fresh_store: Store
-) -> None:
-    config = tiny(*GUIDED, NETWORK, "samples.finish.scale=2.5")
-    artifact, members = trained(config, fresh_store)
-    spread_NP = finished(config, artifact, members, [4, 0]).numpy()
-    weights = slice(0, read_layout(artifact).num_trainable)
-    for row, model in enumerate((4, 0)):
-        seen = ~members.held_out & (members.trunk == members.trunk[model])
-        mean_P = members.theta_KP[seen].mean(axis=0)
-        expected_P = members.theta_KP[model].copy()
-        expected_P[weights] = (mean_P + 2.5 * (members.theta_KP[model] - mean_P))[weights]
-        np.testing.assert_allclose(spread_NP[row], expected_P, atol=1e-5)
-
-
 @pytest.mark.trains
 def test_annealing_trains_a_model_the_same_way_in_any_company(
     tiny: MakeConfig, fresh_store: Store
@@ -124,7 +109,7 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
 
 
 def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> None:
-    config = tiny(*GUIDED, "samples.finish={scale: 2, guidance: 1}")
+    config = tiny(*GUIDED, "samples.finish={guidance: 1}")
     artifact = graph_of(config, fresh_store).seeds  # and nothing is read: there is nothing
     theta_NP = torch.ones(2, 3)
     finish = finish_of(without_finish(config), artifact)
@@ -134,7 +119,7 @@ def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> N
 def test_guided_and_annealed_models_go_through_the_pipeline(
     tiny: MakeConfig, shared_store: Store
 ) -> None:
-    finish = "samples.finish={scale: 1.5, guidance: 0.5, annealing: {fraction: 0.1}}"
+    finish = "samples.finish={guidance: 0.5, annealing: {fraction: 0.1}}"
     config = tiny(*GUIDED, finish)
     made = make(config, shared_store)
     for artifact in made:

@@ -14,7 +14,7 @@ from bend_ray.comparison.comparison import Members
 from bend_ray.config.graph import STAGES
 from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
-from bend_ray.data.parts import ImageDataset
+from bend_ray.data.examples import Parts
 from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.populations.members import read_layout
@@ -122,7 +122,7 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
         raise TestOpenedError
 
     # What other processes run is run here, in this one.
-    monkeypatch.setattr(ImageDataset, "test", property(opened))
+    monkeypatch.setattr(Parts, "test", property(opened))
     dataset = config.dataset.load()
     trainer = SeedTrainer(config, again.seeds, config.dataset)
     trainer.store_roots([trainer.train_roots(0)])

@@ -16,6 +16,8 @@ from bend_ray.stages.probes import Floor, check_samples
 # was made a hundred times smaller. What a training that runs wild draws hangs on its last bits.
 UNTAUGHT = (
     "generator.process={kind: ddpm, prediction: eps}",
+    "generator.denoiser={kind: conv1d, channels: [4, 8], kernel: 3}",
+    "generator.training.patience=null",
     "generator.training.optimizer.learning_rate=1.0e-12",
 )
 LABELS = np.repeat(np.arange(4), 25)

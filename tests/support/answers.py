@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bend_ray.comparison.comparison import Members, StageCosts
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 
 N, C = 12, 3
 PRICES = StageCosts(bag=20.0, samples=1.0, seeds=10.0, roots=2.0, trained=8, ordinary=1.5)
@@ -21,12 +21,12 @@ class Answers:
         labels = torch.arange(2 * N) % C
         blank = torch.zeros(N, 1, 1, 1)
         self.dataset = SimpleNamespace(
-            validation=Images(blank, labels[:N]), test=Images(blank + 1, labels[N:])
+            validation=Examples(blank, labels[:N]), test=Examples(blank + 1, labels[N:])
         )
 
-    def logits(self, theta_EP: Tensor, images: Images, trunks_E: list[int]) -> Tensor:
+    def logits(self, theta_EP: Tensor, images: Examples, trunks_E: list[int]) -> Tensor:
         logits = theta_EP.view(len(theta_EP), 2, N, C)
-        return logits[:, int(images.pixels_NCHW[0].item())]
+        return logits[:, int(images.inputs[0].item())]
 
     def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:
         return theta_EP

@@ -35,7 +35,7 @@ SECTION = TuneSection.model_validate(
         "trials": 4,
         "ensemble_counts": [1, 8, 48],
         "knobs": {
-            "autoencoder.model.latent_size": [60, 96],
+            "autoencoder.model.latent_size": [60, None],
             "generator.process.prediction": ["v", "eps"],
         },
     }
@@ -43,7 +43,7 @@ SECTION = TuneSection.model_validate(
 STAGES = ("seeds", "autoencoder", "latents", "generator", "samples")
 
 
-def trial(number: int, latent: int, prediction: str, nll: float, **more: Any) -> TrialRecord:
+def trial(number: int, latent: int | None, prediction: str, nll: float, **more: Any) -> TrialRecord:
     """A trial that is done; seeds are everybody's, an autoencoder belongs to its latent size."""
     names = ["s", f"a{latent}", f"l{latent}", f"g{latent}{prediction}", f"p{latent}{prediction}"]
     values = {
@@ -63,7 +63,7 @@ def trial(number: int, latent: int, prediction: str, nll: float, **more: Any) ->
                 size=size,
                 nll=nll + 0.1 / size,
                 accuracy=0.9,
-                cost_seconds=10.0 + latent / 10 + size,
+                cost_seconds=10.0 + (latent or 96) / 10 + size,
                 flops=1000 * size,
                 objective=nll + 0.1 / size,
             )
@@ -82,10 +82,10 @@ def study(tmp_path: Path) -> Study:
         "milestones": [Milestone(share=0.25, nll=0.5, accuracy=0.8)],
     }
     trials = [
-        trial(0, 96, "v", 0.12),
+        trial(0, None, "v", 0.12),
         trial(1, 60, "v", 0.10),
         trial(2, 60, "eps", 0.2, **stopped),
-        trial(3, 96, "eps", 0.2, status="failed", bags=[], stages=[], error="<b>diverged</b>"),
+        trial(3, None, "eps", 0.2, status="failed", bags=[], stages=[], error="<b>diverged</b>"),
         # The same config again, as searchers will ask.
         trial(4, 60, "v", 0.10),
     ]

@@ -17,10 +17,10 @@ import torch
 from specs import Bench, Chains
 from torch import Tensor
 
-from bend_ray.data.parts import ImageDataset, Images
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.protocols import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.randomness import generator_for, seed_for
@@ -58,10 +58,10 @@ class Task:
     def __init__(self, bench: Bench, repeat: int) -> None:
         self.bench, self.repeat = bench, repeat
         spec = bench.dataset.model_copy(update={"split_seed": repeat})
-        self.dataset: ImageDataset = spec.load()
+        self.dataset: Parts = spec.load()
         module = self._build()
         self.layout = ParameterLayout.of(module)
-        form = form_for(module, "cpu", bench.architecture.stacks_on_cpu)
+        form = form_for(module, "cpu")
         self.stack = Stack(module, self.layout, form)
         self.step_seconds = self._price()
         self._kept: dict[tuple[object, ...], Tensor] = {}
@@ -91,6 +91,38 @@ class Task:
     def ends(self, chains: Chains, plan: Plan) -> Tensor:
         """Ends ``(M, P)`` of whole schedules."""
         return self._schedules(chains, plan)[-1]
+
+    def whole(self, count: int, epochs: float) -> Tensor:
+        """Ends ``(M, P)`` of whole schedules of so many epochs."""
+        return self.ends(Chains(), Plan(count, epochs, 0, self.steps_of(epochs), 0.0))
+
+    def steps_of(self, epochs: float) -> int:
+        """Gradient steps of so many epochs."""
+        return self.bench.recipe.num_steps(epochs, len(self.dataset.train))
+
+    def variant(self, plan: Plan, index: int, width: float) -> Tensor:
+        """The end ``(1, P)`` of a whole schedule with hyper-parameters of its own; the first has
+        the recipe's."""
+        recipe, stream = self._recipe(Chains(), plan), self.generator("variant", index)
+        if index:
+            rate, decay, smoothing = (2 * torch.rand(3, generator=stream) - 1).tolist()
+            update = {
+                "learning_rate": recipe.optimizer.learning_rate * width**rate,
+                "weight_decay": recipe.optimizer.weight_decay * width**decay,
+            }
+            recipe = recipe.model_copy(
+                update={
+                    "optimizer": recipe.optimizer.model_copy(update=update),
+                    "label_smoothing": recipe.label_smoothing * (1 + smoothing),
+                }
+            )
+        stretch = Stretch(start=0.0, epochs=plan.epochs)
+        name = ("variant", plan.epochs, width)
+
+        def train(first: int, last: int) -> Tensor:
+            return self._fit(self.start(index)[None], recipe, stretch, (*name, index))
+
+        return self._grown((*name, index), 1, train)[-1]
 
     def forks(self, chains: Chains, plan: Plan) -> Tensor:
         """Ends ``(F, M, P)`` of the forks of each trunk."""
@@ -133,13 +165,13 @@ class Task:
 
     def recalibrated(self, theta_EP: Tensor) -> Tensor:
         """Models with BatchNorm's statistics of training images."""
-        images = self.dataset.train.pixels_NCHW[: self.bench.recalibration_images]
+        images = self.dataset.train.inputs[: self.bench.recalibration_images]
         return recalibrate_batchnorm(self.stack, theta_EP, self.dataset.normalise(images))
 
-    def logits(self, theta_EP: Tensor, images: Images) -> Tensor:
+    def logits(self, theta_EP: Tensor, images: Examples) -> Tensor:
         """Answers ``(E, N, C)``."""
         self.stack.eval()
-        return predict_logits(self.stack, theta_EP, self.dataset.normalise(images.pixels_NCHW))
+        return predict_logits(self.stack, theta_EP, self.dataset.normalise(images.inputs))
 
     def generator(self, *purpose: str | int) -> torch.Generator:
         """A stream of the split's own."""
@@ -147,7 +179,7 @@ class Task:
 
     def _trunks(self, chains: Chains, plan: Plan, count: int) -> Tensor:
         if chains.trunk_fraction == 0.0:
-            return torch.stack([self._start(index) for index in range(count)])
+            return torch.stack([self.start(index) for index in range(count)])
         eighth = chains.trunk_fraction * EIGHTHS
         if eighth != int(eighth):
             raise ValueError(f"expected a trunk_fraction in eighths, got {chains.trunk_fraction}")
@@ -158,7 +190,7 @@ class Task:
         name = ("schedule", plan.epochs, chains.trunk_rate)
 
         def train(first: int, last: int) -> Tensor:
-            start_MP = torch.stack([self._start(index) for index in range(first, last)])
+            start_MP = torch.stack([self.start(index) for index in range(first, last)])
             stretch = Stretch(start=0.0, epochs=plan.epochs, snapshots=EIGHTHS)
             return self._fit(start_MP, self._recipe(chains, plan), stretch, name, first)
 
@@ -203,9 +235,10 @@ class Task:
 
     def _build(self) -> torch.nn.Module:
         dataset = self.dataset
-        return self.bench.architecture.build(dataset.image_shape, len(dataset.class_names))
+        return self.bench.architecture.build(dataset.input_shape, len(dataset.class_names))
 
-    def _start(self, index: int) -> Tensor:
+    def start(self, index: int) -> Tensor:
+        """A fresh model ``(P,)``."""
         seed = seed_for(self.repeat, "start", index)
         return initial_parameters(self._build, self.layout.flatten, seed)
 
@@ -215,7 +248,7 @@ class Task:
         stretch = Stretch(start=0.0, epochs=PRICED_STEPS / epoch)
         taken = []
         for turn in range(4):
-            start = self._start(turn)[None]
+            start = self.start(turn)[None]
             began = time.process_time()
             self._fit(start, self.bench.recipe, stretch, ("price", turn))
             taken.append((time.process_time() - began) / PRICED_STEPS)

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from chains import Plan, Task
-from specs import Drawn, Last, Method, Tails
+from rivals import more
+from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails
 from torch import Tensor
 
-from bend_ray.data.parts import Images
+from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
@@ -76,6 +77,9 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         ends = task.forks if forks > 1 else task.ends
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
+    if isinstance(readout, Ivon | Simplex | Pack):
+        theta_EP, steps = more(task, readout, plan)
+        return _paid(task, Made(theta_EP, torch.arange(len(theta_EP)) % plan.count, steps, 0.0, 0))
     theta_TMP, early_TMP = _parted(task, method, plan, used)
     if isinstance(readout, Drawn):
         name = (plan.count, plan.epochs, readout.law)
@@ -223,7 +227,7 @@ def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
 
 
 def drawn_quality(
-    task: Task, method: Method, budget: int, made: Made, images: Images
+    task: Task, method: Method, budget: int, made: Made, images: Examples
 ) -> dict[str, float]:
     """Drawn models against every second tail; the other tails, held out, beside them.
 

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from bend_ray.data.datasets import Dataset, ImageParquet
 from bend_ray.networks.architectures import Architecture
-from bend_ray.networks.protocols import Recipe
+from bend_ray.networks.recipe import Recipe
 from bend_ray.spec import Spec
 
 
@@ -89,7 +89,50 @@ class Drawn(Spec):
     """Learning rate at which the repair begins."""
 
 
-Readout = Annotated[Last | Averages | Tails | Drawn, Field(discriminator="kind")]
+class Ivon(Spec):
+    """Draws of the posterior that IVON learns along a chain."""
+
+    kind: Literal["ivon"] = "ivon"
+    per_chain: PositiveInt = 4
+    """Models drawn of each chain."""
+    learning_rate: PositiveFloat = 0.1
+    """At the top of half a cosine, as the package scales it."""
+    hess_init: PositiveFloat = 0.1
+    """Curvature to begin with; the higher, the nearer draws are to the mean."""
+    beta2: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+    """Of the curvature's running mean; the package's 0.99999 is for 100 times as many steps."""
+
+
+class Simplex(Spec):
+    """Points of a simplex of weights around each chain's end (SPRO; of several chains, ESPRO)."""
+
+    kind: Literal["simplex"] = "simplex"
+    per_chain: PositiveInt = 4
+    """Points drawn of each simplex."""
+    vertices: Annotated[int, Field(ge=2)] = 3
+    """Of a simplex, the end of the chain's ordinary training included."""
+    share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.3
+    """Of a chain's steps, those that train the further vertices."""
+    volume: NonNegativeFloat = 0.01
+    """Weight of the logarithm of the simplex's volume beside the loss."""
+    rate: PositiveFloat = 0.5
+    """At which a vertex's training begins, in the recipe's highest."""
+
+
+class Pack(Spec):
+    """Whole trainings that differ by hyper-parameters; validation picks, with repetition."""
+
+    kind: Literal["pack"] = "pack"
+    width: PositiveFloat = 3.0
+    """Learning rate and weight decay lie within this factor of the recipe's, label smoothing
+    between none and twice the recipe's."""
+    picks: PositiveInt = 4
+    """Votes that are given away, for each training."""
+
+
+Readout = Annotated[
+    Last | Averages | Tails | Drawn | Ivon | Simplex | Pack, Field(discriminator="kind")
+]
 
 
 class Method(Spec):

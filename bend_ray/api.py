@@ -1,0 +1,295 @@
+"""Bags from Python: ``fit``, ``run``, ``find`` and ``load_bag``, and what they give.
+
+>>> from sklearn.datasets import load_iris
+>>> import bend_ray as bend
+>>> x, y = load_iris(return_X_y=True)
+>>> small = {"seeds.protocol.trunks": 2, "samples.count": 4, "autoencoder.model.latent_size": 8}
+>>> run = bend.fit(bend.Mlp(hidden=[8]), (x, y), epochs=10, store=store, settings=small)
+>>> run.evaluation.bag.size, run.evaluation.part
+(4, 'validation')
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import Graph, graph_of, identified
+from bend_ray.config.newest import newest_config
+from bend_ray.config.reading import load_config, with_knobs
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.datasets import ArrayFiles, Dataset, LabelledExamples
+from bend_ray.errors import ConfigError, StoreError
+from bend_ray.imported import Imported
+from bend_ray.networks.architectures import Architecture, ImportedArchitecture, Mlp
+from bend_ray.spec import Spec
+from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import joined
+
+if TYPE_CHECKING:
+    from bend_ray.artifacts.population import Population
+    from bend_ray.report.evaluation import Evaluation, Result
+    from bend_ray.serve.bag import Bag
+
+STORE = "./bend-store"
+DATASETS = "datasets"
+"""Folder of a store that holds data which was given as objects."""
+GENTLE_RATE = 0.003
+"""Of AdamW, for networks that are not ours; the default population's is seven times as much."""
+
+
+class Run:
+    """A config whose artifacts are in a store.
+
+    Attributes:
+        config: what was made.
+        graph: its artifacts.
+    """
+
+    def __init__(self, config: PipelineConfig, graph: Graph) -> None:
+        self.config = config
+        self.graph = graph
+
+    def __repr__(self) -> str:
+        bag = self.evaluation.bag
+        return f"<Run {self.fingerprint}: {bag.size} members, NLL {bag.nll:.4f}>"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the evaluation."""
+        return self.graph.evaluation.fingerprint
+
+    @cached_property
+    def result(self) -> Result:
+        """The figures, what they cost, and what diverged."""
+        from bend_ray.report.evaluation import Result
+
+        return Result.of(self.graph)
+
+    @property
+    def evaluation(self) -> Evaluation:
+        """The figures: ``.bag``, ``.rivals["deep_ensemble"]``, ``.diversity``, ``.novelty``."""
+        return self.result.evaluation
+
+    def summary(self) -> str:
+        """The table that ``bend run`` prints."""
+        from bend_ray.report.results import table
+
+        return table(self.result)
+
+    def report(self, output: str | Path | None = None) -> str:
+        """Write the page with all figures.
+
+        Args:
+            output: a folder or URI; default: in the store.
+
+        Returns:
+            Where the page is.
+        """
+        from bend_ray.report.location import default_output, output_directory
+        from bend_ray.report.page import write_report
+        from bend_ray.report.runs import read_run
+
+        store = self.graph.evaluation.store
+        fingerprints = [self.fingerprint]
+        where = output_directory(str(output)) if output else default_output(store, fingerprints)
+        return write_report([read_run(store, self.fingerprint)], where)
+
+    def population(self, stage: str = "samples") -> Population:
+        """The models of ``seeds`` or ``samples``: ``.theta_KP``, ``.trunk``, ``.val_nll``.
+
+        Raises:
+            StoreError: they cannot be read.
+        """
+        return read_population(self.graph[stage])
+
+    def bag(self, members: int | None = None) -> Bag:
+        """The bag, ready to answer, without Ray and torch.
+
+        Args:
+            members: the first so many alone; None for all.
+        """
+        from bend_ray.export.folder import export_bag
+
+        folder = tempfile.mkdtemp(prefix="bend-bag-")
+        export_bag(self.config, self.graph, folder, members=members)
+        bag = load_bag(folder)
+        # A bag that is saved is copied from there.
+        weakref.finalize(bag, shutil.rmtree, folder, ignore_errors=True)
+        return bag
+
+
+def run(
+    config: PipelineConfig | str | Path | None = None,
+    *,
+    store: str | Path = STORE,
+    address: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
+    """Make what is missing of a config in a store.
+
+    Args:
+        config: or its YAML file; None: the default, which is digits.
+        store: folder or URI of artifacts.
+        address: None: in this process; ``local``: on Ray on this machine; else a Ray cluster.
+        settings: knobs by path, as in ``{"samples.count": 96}``.
+
+    Raises:
+        BendError: what the user can mend; what was finished is kept.
+    """
+    from bend_ray import pipeline
+
+    found = _config(config, settings)
+    graph = pipeline.run(found, str(store), address=address, local=address is None)
+    return Run(identified(found), graph)
+
+
+def find(
+    config: PipelineConfig | str | Path | None = None,
+    *,
+    store: str | Path = STORE,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
+    """A run that a store holds.
+
+    Args:
+        config: of the run, or its YAML file; with neither this nor settings: the newest.
+        store: folder or URI of artifacts.
+        settings: knobs by path.
+
+    Raises:
+        StoreError: there is none.
+    """
+    held = Store(str(store))
+    newest = config is None and not settings
+    known = newest_config(held) if newest else identified(_config(config, settings))
+    graph = graph_of(known, held)
+    if not graph.evaluation.exists():
+        raise StoreError(
+            f"expected evaluation {graph.evaluation.fingerprint} in {masked(held.uri)}, got none; "
+            "make it with bend_ray.run of the same config and store"
+        )
+    return Run(known, graph)
+
+
+def fit(
+    network: Architecture | Callable[..., Any] | str | None,
+    train: Any,
+    test: Any = None,
+    validation: Any = None,
+    *,
+    epochs: int | None = None,
+    learning_rate: float | None = None,
+    batch_size: int | None = None,
+    members: int | None = None,
+    seed: int = 0,
+    store: str | Path = STORE,
+    address: str | None = None,
+    settings: Mapping[str, Any] | None = None,
+) -> Run:
+    """Train a population of a network, learn a generator of its parameters, and bag what it draws.
+
+    Args:
+        network: a function or class that gives a ``torch.nn.Module``, its name as in
+            ``shop.nets:make_net``, one of our architectures, or None for a small dense one. Where
+            the function has a parameter ``num_classes`` or ``input_shape``, that is filled in.
+        train: ``(inputs, labels)`` as numpy, torch or lists; a frame; a torch ``Dataset`` or
+            ``DataLoader``; a Hugging Face data set; or a data set spec such as ``ImageFolder``.
+        test: likewise; None: figures are of the validation part.
+        validation: likewise; None: a fifth of the training part, at most 5,000.
+        epochs: of an ordinary training of the network.
+        learning_rate: of AdamW; default: 0.003 for a network of one's own.
+        batch_size: examples a step.
+        members: of the bag.
+        seed: of everything.
+        store: folder or URI of artifacts; data given as objects is written there once.
+        address: None: in this process; ``local``: on Ray on this machine; else a Ray cluster.
+        settings: further knobs by path, as in ``{"evaluation.vote.kind": "weighted"}``.
+
+    Raises:
+        BendError: what the user can mend, in one line; what was finished is kept.
+    """
+    architecture = _architecture(network)
+    if learning_rate is None and isinstance(architecture, Imported):
+        learning_rate = GENTLE_RATE
+    given = {
+        "seed": seed,
+        "seeds.recipe.epochs": epochs,
+        "seeds.recipe.optimizer.learning_rate": learning_rate,
+        "seeds.recipe.batch_size": batch_size,
+        "samples.count": members,
+    }
+    config = PipelineConfig()
+    dataset = _dataset(train, test, validation, str(store))
+    update = {"dataset": dataset, "seeds": _replaced(config.seeds, architecture=architecture)}
+    config = PipelineConfig.model_validate(dict(config) | update)
+    knobs = {path: value for path, value in given.items() if value is not None}
+    return run(config, store=store, address=address, settings=knobs | dict(settings or {}))
+
+
+def load_bag(folder: str | Path) -> Bag:
+    """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray and torch.
+
+    Raises:
+        DataError: the folder holds none.
+    """
+    from bend_ray.serve.bag import Bag
+
+    return Bag.load(Path(folder))
+
+
+def _config(
+    config: PipelineConfig | str | Path | None, settings: Mapping[str, Any] | None
+) -> PipelineConfig:
+    if not isinstance(config, PipelineConfig):
+        config = load_config(Path(config) if config is not None else None)
+    return with_knobs(config, settings) if settings else config
+
+
+def _architecture(network: Architecture | Callable[..., Any] | str | None) -> Architecture:
+    if network is None:
+        return Mlp()
+    if isinstance(network, Spec):
+        return network
+    if hasattr(network, "state_dict") and not isinstance(network, type):
+        raise ConfigError(
+            f"network: expected a function or class that makes one, as many are trained, got a "
+            f"{type(network).__qualname__} that is made; give lambda: {type(network).__name__}(...)"
+        )
+    return ImportedArchitecture.of(network)
+
+
+def _dataset(train: Any, test: Any, validation: Any, store: str) -> Dataset:
+    if isinstance(train, LabelledExamples):
+        if test is not None or validation is not None:
+            raise ConfigError("train: expected a data set with its own parts, or no test beside it")
+        return train  # type: ignore[return-value]
+    given = {"train": train, "validation": validation, "test": test}
+    return ArrayFiles(**{name: _spilled(its, name, store) for name, its in given.items()})
+
+
+def _spilled(given: Any, name: str, store: str) -> str | None:
+    """Where the examples are, as a file of the store; a file of arrays stays where it is."""
+    from bend_ray.data.arrays import ENDINGS
+    from bend_ray.data.given import arrays_of, spilled
+    from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
+
+    if given is None or str(given).endswith(ENDINGS):
+        return None if given is None else str(given)
+    file, content = spilled(arrays_of(given, name))
+    uri = joined(Store(store).uri, DATASETS, file)
+    filesystem, path = resolve(uri)
+    if not file_exists(filesystem, path):
+        write_bytes(filesystem, path, content)
+    return uri
+
+
+def _replaced(section: Any, **values: Any) -> Any:
+    return type(section).model_validate(dict(section) | values)

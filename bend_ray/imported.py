@@ -1,0 +1,157 @@
+"""What a user brings: a function or class of his own, by name, on any axis that takes one.
+
+The code reaches other processes with the config: by name where they can import it, else as Ray
+sends functions. Nothing of it is pickled into a store.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, JsonValue
+
+from bend_ray.errors import ConfigError
+from bend_ray.process.code import is_importable, module_digest, object_digest
+from bend_ray.spec import Spec
+
+_HELD: dict[str, Callable[..., Any]] = {}
+"""Functions that cannot be imported, such as a notebook's, by the digest of their source."""
+
+
+def _is_target(text: str) -> str:
+    module, separator, name = text.partition(":")
+    parts = [*module.split("."), *name.replace("<locals>", "locals").split(".")]
+    readable = [part.replace("<lambda>", "l") for part in parts]
+    if not separator or not all(part.isidentifier() for part in readable):
+        raise ValueError(f"expected module:function as in shop.nets:make_net, got {text!r}")
+    return text
+
+
+class Imported(Spec):
+    """A function or class of one's own, called with arguments."""
+
+    kind: Literal["imported"] = "imported"
+    target: Annotated[str, AfterValidator(_is_target)]
+    """Module and name, as in shop.nets:make_net; looked for in the working folder too."""
+    arguments: dict[str, JsonValue] = Field(default={})
+    """What it is called with, by name."""
+    version: str | None = None
+    """Another one makes everything anew, where the source alone does not show that it must."""
+    source: str | None = None
+    """Digest of the code, noted when it is first read; where it is given, other code is refused."""
+
+    @classmethod
+    def of(cls, target: Callable[..., Any] | str, **arguments: Any) -> Self:
+        """The spec of a function or class, or of its name.
+
+        Raises:
+            ConfigError: it is neither, or reads what cannot be told apart.
+        """
+        if isinstance(target, str):
+            return cls(target=target, arguments=arguments)
+        if not callable(target) or not hasattr(target, "__qualname__"):
+            raise ConfigError(
+                f"expected a function or class, or its name as in shop.nets:make_net, got a "
+                f"{type(target).__qualname__}; wrap it: def make(): return ..."
+            )
+        spec = cls(target=f"{target.__module__}:{target.__qualname__}", arguments=arguments)
+        if is_importable(target):
+            return spec
+        digest = object_digest(target)
+        _HELD[digest] = target
+        return spec.model_copy(update={"source": digest})
+
+    def identified(self) -> Self:
+        """The same, with the digest of its code.
+
+        Raises:
+            ConfigError: there is no such module.
+        """
+        if self.source is not None:
+            return self
+        return self.model_copy(update={"source": module_digest(self._module)})
+
+    def resolve(self) -> Callable[..., Any]:
+        """The function or class.
+
+        Raises:
+            ConfigError: it cannot be imported, or is not the one that was meant.
+        """
+        if self.source in _HELD:
+            return _HELD[self.source]
+        if self._module == "__main__" or "<" in self.target:
+            raise ConfigError(
+                f"{self.target}: expected the notebook or script that defines it to run this, got "
+                "another process; move it to a file, and name that"
+            )
+        if self.source is not None and (found := module_digest(self._module)) != self.source:
+            raise ConfigError(
+                f"{self.target}: expected source of digest {self.source}, got {found}: it has "
+                "changed since the run began; run again to begin anew with it"
+            )
+        value = self._imported()
+        if not callable(value):
+            raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
+        return value  # type: ignore[no-any-return]
+
+    def make(self, **offered: Any) -> Any:
+        """What it returns.
+
+        Args:
+            offered: given where it has a parameter of that name that ``arguments`` leaves open.
+
+        Raises:
+            ConfigError: it needs other arguments.
+        """
+        function = self.resolve()
+        wanted = _parameters(function)
+        given = {k: v for k, v in offered.items() if k in wanted} | self.arguments
+        try:
+            inspect.signature(function).bind(**given)
+        except TypeError as error:
+            raise ConfigError(
+                f"{self.target}: expected `arguments` that it takes, got {sorted(given)}: {error}"
+            ) from None
+        except ValueError:  # no signature to be had, as of what is built in
+            pass
+        return function(**given)
+
+    @property
+    def _module(self) -> str:
+        return self.target.partition(":")[0]
+
+    def _imported(self) -> Any:
+        name = self.target.partition(":")[2]
+        try:
+            value = importlib.import_module(self._module)
+            for part in name.split("."):
+                value = getattr(value, part)
+        except AttributeError:
+            raise ConfigError(
+                f"{self.target}: expected {name} in module {self._module}, got none"
+            ) from None
+        except Exception as error:  # the user's module may fail in any way
+            raise ConfigError(
+                f"{self.target}: cannot be imported: {type(error).__name__}: {error}"
+            ) from error
+        return value
+
+    def __getstate__(self) -> dict[Any, Any]:
+        held = _HELD.get(self.source or "")
+        return {**super().__getstate__(), "held": held}
+
+    def __setstate__(self, state: dict[Any, Any]) -> None:
+        held = state.pop("held", None)
+        super().__setstate__(state)
+        if held is not None and self.source is not None:
+            _HELD[self.source] = held
+
+
+def _parameters(function: Callable[..., Any]) -> set[str]:
+    try:
+        return set(inspect.signature(function).parameters)
+    except ValueError:
+        return set()

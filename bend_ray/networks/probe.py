@@ -1,0 +1,145 @@
+"""What is asked of a network before any is trained: that a population of it can be made and asked.
+
+Everything is tried on real training examples, and the network is left as it was. Each refusal is a
+line that says what to change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from bend_ray.data.examples import Inputs, count, each, rows
+from bend_ray.errors import DataError
+from bend_ray.networks.calls import call
+
+EXAMPLES = 4
+"""Shown together and one by one."""
+TOLERANCE = 1e-4
+"""By which answers may differ that should be the same, as a share of the largest logit."""
+
+
+def check_network(
+    build: Callable[[], nn.Module], inputs: Inputs, num_classes: int, name: str
+) -> None:
+    """Try what training, voting and storing will do; global randomness stays as it is.
+
+    Args:
+        build: gives a fresh network.
+        inputs: of a few training examples, as it will be given them.
+        num_classes: logits wanted.
+        name: how the user called it, for messages.
+
+    Raises:
+        DataError: it gives no network of this kind.
+    """
+    with torch.random.fork_rng(devices=[]):
+        module, other = build(), build()
+        for problem in (*_no_module(module), *_problems(module, other, inputs, num_classes)):
+            raise DataError(f"{name}: {problem}")
+
+
+def _no_module(module: Any) -> Iterator[str]:
+    if not isinstance(module, nn.Module):
+        got = type(module).__qualname__
+        yield f"expected a function that returns a torch.nn.Module, got a {got}"
+        return
+    parameters = dict(module.named_parameters())
+    if not parameters:
+        yield "expected a network with parameters, got none to train"
+    if any(is_lazy(tensor) for tensor in parameters.values()):
+        yield (
+            "expected parameters of known shapes, got lazy ones; give layers their sizes, or show "
+            "the network an example before you return it"
+        )
+    strange = {name: p.dtype for name, p in parameters.items() if p.dtype != torch.float32}
+    for path, dtype in strange.items():
+        yield f"expected parameters of float32, got {dtype} for {path}; call .float() on it"
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        yield "expected parameters to train, got frozen ones only; requires_grad_(True) on some"
+
+
+def _problems(
+    module: nn.Module, other: nn.Module, inputs: Inputs, num_classes: int
+) -> Iterator[str]:
+    """What is wrong, the first thing first."""
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    inputs = rows(inputs, slice(EXAMPLES))
+    module.eval(), other.eval()
+    with torch.no_grad():
+        try:
+            together, again = call(module, inputs), call(module, inputs)
+            alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
+        except Exception as error:  # a user's forward may fail in any way
+            yield f"expected a forward that takes {_told(inputs)}, got {_reason(error)}"
+            return
+        yield from _answers(together, again, num_classes, count(inputs))
+        if not _close(together, torch.cat(alone)):
+            yield (
+                "expected an answer that depends on its example alone, got another one in other "
+                "company; use no statistics of the batch in evaluation mode"
+            )
+        after = module.state_dict()
+        if changed := [k for k, tensor in before.items() if not torch.equal(tensor, after[k])]:
+            yield f"expected evaluation to change nothing, got another {changed[0]}"
+        other.load_state_dict(before)
+        if not _close(together, call(other, inputs)):
+            yield (
+                "expected a state dict that holds all that answers depend on, got another answer "
+                "from a second network with the same state; register tensors as buffers"
+            )
+    yield from _gradients(module.train(), inputs)
+
+
+def _answers(together: Any, again: Any, num_classes: int, num_examples: int) -> Iterator[str]:
+    if not isinstance(together, Tensor):
+        yield (
+            f"expected logits, or an output with .logits, got a {type(together).__qualname__}; "
+            "return the logits"
+        )
+    elif together.shape != (num_examples, num_classes):
+        yield (
+            f"expected logits of shape (batch, {num_classes}), one a class, got "
+            f"{tuple(together.shape)} for {num_examples} examples; give the last layer "
+            f"{num_classes} outputs (a parameter called num_classes is filled in)"
+        )
+    elif not together.is_floating_point() or not together.isfinite().all():
+        yield f"expected finite logits of a fresh network, got {together.dtype} or nan"
+    elif not torch.equal(together, again):
+        yield (
+            "expected the same answer twice in evaluation mode, got two; draw random numbers in "
+            "training only"
+        )
+
+
+def _gradients(module: nn.Module, inputs: Inputs) -> Iterator[str]:
+    try:
+        call(module, inputs).sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # a user's forward may fail in any way
+        yield f"expected a forward that can be trained, got {_reason(error)}"
+        return
+    if all(parameter.grad is None for parameter in module.parameters()):
+        yield "expected gradients of its parameters, got none; compute logits without no_grad"
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    scale = max(a.abs().max().item(), 1e-6)
+    return math.isfinite(scale) and (a - b).abs().max().item() <= TOLERANCE * scale
+
+
+def _told(inputs: Inputs) -> str:
+    """The inputs in words: shape and type, by name where there are several."""
+    words = each(lambda v: f"{tuple(v.shape)} {str(v.dtype).removeprefix('torch.')}", inputs)
+    if isinstance(words, dict):
+        return "by name " + ", ".join(f"{name} {word}" for name, word in words.items())
+    return f"one tensor {words}"
