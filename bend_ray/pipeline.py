@@ -157,7 +157,7 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
     from bend_ray.runtime.on_ray import RayRuntime
 
     tracking.require_installed(config)
-    runtime = RayRuntime(cluster.connect(address))
+    runtime = RayRuntime(cluster.connect(address, config))
     runtime.preflight(config, missing)
     return runtime
 

@@ -55,8 +55,9 @@ def submit(
     """Run a bend command on a Ray cluster, as a job that goes on without this machine.
 
     What would be refused here is refused before anything is sent. The job is sent the config file
-    that the command names; stores and data stay where they are. Prints the job's id, or with
-    --follow what the job prints, and exits as the job does. Ctrl-C stops following, not the job.
+    that the command names, and the code of yours that it names; stores and data stay where they
+    are. Prints the job's id, or with --follow what the job prints, and exits as the job does.
+    Ctrl-C stops following, not the job.
 
     \b
       bend submit --address http://127.0.0.1:8265 -- run --store s3://bucket/runs
@@ -99,14 +100,15 @@ def _what_next(address: str, job: str) -> str:
     )
 
 
-def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
-    """The files that a command names, after everything that can be refused has been.
+def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path]:
+    """The files that a command needs, after everything that can be refused has been.
 
     Raises:
         ConfigError: a command that makes no sense as a job, or a config that means nothing.
         click.ClickException: a command line that ``bend`` itself would refuse.
     """
     from bend_ray.config.reading import load_config
+    from bend_ray.imported import code_of
 
     group = context.find_root().command
     assert isinstance(group, click.Group)
@@ -125,9 +127,13 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
     if known is None or name not in runnable:
         raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
     given = known.make_context(name, list(arguments)).params
-    load_config(given["file"], given["overrides"])
+    config, file = load_config(given["file"], given["overrides"]), given["file"]
     _refuse_what_stays_there(given)
-    return [given["file"]] if given["file"] else []
+    if file is None:
+        return code_of(config)
+    if file.is_absolute() or ".." in file.parts:
+        raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
+    return {**code_of(config), str(file): file}
 
 
 def _joins(command: click.Command | None) -> bool:

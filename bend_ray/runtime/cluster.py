@@ -22,6 +22,7 @@ from bend_ray.runtime.address import check_address, no_answer
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.environment import cluster_to_join
 from bend_ray.runtime.nodes import Nodes
+from bend_ray.runtime.sending import importable, send_with
 from bend_ray.storage.masking import masked, utf8
 
 logger = logging.getLogger(__name__)
@@ -66,32 +67,42 @@ def _keep_credentials_out_of_job_metadata() -> None:
         utils.get_entrypoint_name = lambda: utf8(masked(entrypoint()))
 
 
-def connect(address: str | None) -> bool:
+def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     """Join the cluster at ``address``, or start one on this machine.
 
     Args:
         address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
+        config: whose code of a user's own workers must be able to import.
 
     Returns:
         Whether the cluster is our own: one machine, this one, and this process its head.
 
     Raises:
         ClusterError: no cluster answers there.
+        ConfigError: there is no such code.
     """
     global _started_here
     if ray.is_initialized():
+        if config is not None:
+            send_with(config)
         return _started_here
+    with importable(config) as code:
+        _started_here = _connect(address, code)
+    return _started_here
+
+
+def _connect(address: str | None, code: dict[str, Any]) -> bool:
     _keep_stdout_for_results()
     _keep_credentials_out_of_job_metadata()
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
         "logging_level": logging.WARNING,
         "namespace": "bend",
+        **code,
     }
     join = cluster_to_join(address)
     if join is None:
         _start(quiet)
-        _started_here = True
         return True
     named = f"--address {join}" if address else f"RAY_ADDRESS={join}"
     check_address(join, named)
@@ -100,7 +111,6 @@ def connect(address: str | None) -> bool:
         set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise no_answer(named, str(error) or type(error).__name__) from None
-    _started_here = False
     return False
 
 

@@ -11,8 +11,6 @@ folder to the bit, or it ends with exit code 2 and one line that names what must
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import shutil
 import signal
@@ -31,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support")]
 
 from bend_process import figures
-from object_store import BUCKET, ObjectStore, create_bucket, environment_of
+from object_store import BUCKET, ObjectStore, environment_of
 
 import bend_ray
 

@@ -179,7 +179,8 @@ def test_who_comes_and_who_goes_is_told_once(
 
 def test_other_versions_are_refused_with_the_node_and_what_it_has() -> None:
     expect(versions())
-    with pytest.raises(ClusterError, match=r"^expected bend_ray .*torch 1.0.* got torch .* on node"):
+    told = r"^expected bend_ray .*torch 1.0.* got torch .* on node"
+    with pytest.raises(ClusterError, match=told):
         expect({**versions(), "torch": "1.0"})
 
 
