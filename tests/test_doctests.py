@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import pkgutil
+from pathlib import Path
 
 import pytest
 
@@ -16,5 +17,6 @@ MODULES = [
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_run(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(name)).failed == 0
+def test_examples_run(name: str, tmp_path: Path) -> None:
+    here = {"store": str(tmp_path / "store")}
+    assert doctest.testmod(importlib.import_module(name), extraglobs=here).failed == 0

@@ -4,9 +4,8 @@
 say what a commit records), ``lease`` keeps two runs off one artifact, ``population`` and
 ``shards`` hold classifiers as rows, ``weights`` holds state dicts.
 
-May import pyarrow, numpy, pydantic, safetensors and ``bend_ray.spec``, ``errors``, ``log``,
-``filesystems`` and ``lazy``; never ray, and torch only in ``weights``, so that asking for a status
-costs no torch.
+May import pyarrow, numpy, pydantic, safetensors and ``bend_ray.storage``, ``spec``, ``process`` and
+``errors``; never ray, and torch only in ``weights``, so that asking for a status costs no torch.
 
 To add a format: one file with a ``write_...(artifact, ...) -> name`` that goes through
 ``artifact.open_output`` and a ``read_...`` that raises ``CorruptArtifact`` naming the file.

@@ -1,7 +1,7 @@
 """PipelineConfig: one section a stage, in order; every knob has one home.
 
 ``PipelineConfig()`` is the default run. The docstring under a field is its help text
-(``bend config``); ``config_file`` reads a config from YAML, ``knobs`` lists what there is to set.
+(``bend config``); ``reading`` reads a config from YAML, ``knobs`` lists what there is to set.
 """
 
 from __future__ import annotations

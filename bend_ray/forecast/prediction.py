@@ -1,4 +1,4 @@
-"""The table of ``bend graph``: what each stage takes on so many machines, and what it waits for."""
+"""The table of ``bend plan``: what each stage takes on so many machines, and what it waits for."""
 
 from __future__ import annotations
 

@@ -62,6 +62,8 @@ class ImportedDenoiser(Imported):
     Parameters of the function that are called ``latent_size`` and ``num_conditions`` are filled in.
     """
 
+    starts_gaussian: ClassVar[bool] = False
+
     def build(self, latent_size: int, num_conditions: int) -> ConditionedDenoiser:
         """The module, or what makes it one of ours.
 

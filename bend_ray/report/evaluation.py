@@ -246,8 +246,11 @@ class Result(_Record):
             cost = dict(fields["cost"])
             prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
             own = {name: fields[name] for name in ("diverged", "store", "fingerprints")}
-            names = Evaluation.model_fields.keys() - {"prices"}
-            evaluation = {name: fields[name] for name in names} | {"prices": prices}
+            evaluation = {"prices": prices} | {
+                name: fields[name]
+                for name, field in Evaluation.model_fields.items()
+                if name in fields or (field.is_required() and name != "prices")
+            }
             return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None

@@ -1,7 +1,10 @@
-"""Where work runs: Ray, and nothing else.
+"""Where work runs: on Ray, or in this process.
 
-``environment`` is set before Ray is imported, ``cluster`` connects and asks for room, ``capacity``
-knows what there is and what could be, ``pool`` shares out pieces of work, ``training`` is the only
-distributed training loop, ``sharing`` keeps a data set in the object store, ``jobs`` submits a run
-to a cluster, ``tracking`` tells a service of curves.
+``interface`` is what a stage asks of a runtime, ``on_ray`` and ``local`` are the two that there
+are; ``loop`` is the one training loop, ``pieces`` cuts work up, ``reading`` tells of a data set.
+
+Of Ray: ``environment`` is set before it is imported, ``address`` and ``cluster`` connect and ask
+for room, ``capacity`` knows what there is and what could be, ``pool`` shares out pieces of work,
+``training`` puts the loop on Ray Train, ``jobs`` submits a run to a cluster, ``tracking`` tells a
+service of curves.
 """

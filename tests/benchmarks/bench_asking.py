@@ -5,14 +5,14 @@
     uv run --group bench python tests/benchmarks/bench_asking.py --shared   # members of one trunk
 
 Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at once
-(``classifiers.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
+(``networks.stacking``); ``compiled``, the loop through ``torch.compile``; ``onnx_stacked`` and
 ``onnx_unrolled``, one ONNX Runtime graph of all members and their ballots in its two forms;
 ``auto``, the bag as ``bend serve`` holds it: of the graphs the one that it measures to be faster,
 with the vote and its uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of
 the same modules. ``auto`` says more than the mean that the others give: ``loop_in_full`` and its
 like say as much, counted in Python (``serve.voting``). With ``--shared`` members are ResNet-18s
 that own the last two norms alone: whole networks one after another beside
-``classifiers.stacking`` on a base. Raw uint8 pixels in, the mean of the members' softmaxes out, one
+``networks.stacking`` on a base. Raw uint8 pixels in, the mean of the members' softmaxes out, one
 thread. Bursts of 20 ms of all systems are interleaved; medians of wall milliseconds a call. Random
 weights: what a bag answers does not change how long it takes.
 

@@ -6,7 +6,7 @@
 
 ``training``: GFLOP/s of one by one and of ours (``bench_fitting``), as shares of the fastest
 product of two matrices, and beside them the same networks' layers alone, each forward and
-backward, again and again on inputs of its shape in the order of ``classifiers.stacking``: of the
+backward, again and again on inputs of its shape in the order of ``networks.stacking``: of the
 convolutions and dense layers, and of all layers. Neither has an optimizer, a loss, batches or
 Python in it. ``largest_ratio``: one by one over them. ``asking``: the bag's ONNX graph, and the
 time that its own profile gives to convolutions and products, beside a loop over torch modules.

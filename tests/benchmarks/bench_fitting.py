@@ -4,7 +4,7 @@
     uv run --group bench python tests/benchmarks/bench_fitting.py --memory
     uv run --group bench python tests/benchmarks/bench_fitting.py --processes
 
-Systems: ``ours``, ``classifiers.fitting.fit`` in the form that ``form_for`` picks; ``one_by_one``,
+Systems: ``ours``, ``networks.fitting.fit`` in the form that ``form_for`` picks; ``one_by_one``,
 a plain loop over torch modules with torch's optimizers; ``torchensemble``, its VotingClassifier;
 ``sklearn``, BaggingClassifier over MLPClassifier (dense networks only). All train the same network
 with AdamW (scikit-learn: Adam), batches of 50, in one thread, each system in a process of its own.

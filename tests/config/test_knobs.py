@@ -98,6 +98,7 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.train", "arrays"),
         ("dataset.target", "imported"),
         ("seeds.architecture.target", "imported"),
+        ("seeds.protocol.files", "checkpoints"),
         ("seeds.recipe.augmentation.target", "imported"),
         ("autoencoder.model.target", "imported"),
         ("generator.denoiser.target", "imported"),

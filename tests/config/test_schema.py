@@ -63,6 +63,7 @@ COMPANIONS = {
     "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
     "dataset.kind=image_folder": ["dataset.root=images"],
     "dataset.kind=arrays": ["dataset.train=train.npz"],
+    "seeds.protocol.kind=checkpoints": ["seeds.protocol.files=run-{trunk}.pt"],
 } | {f"{axis}.kind=imported": [f"{axis}.target=os:getcwd"] for axis in AXES}
 """What else a variant, or a knob, asks for."""
 

@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import (
     TEMPERATURE_RANGE,
+    ImportedVote,
     MajorityVote,
     SoftVote,
     Vote,
@@ -200,6 +201,7 @@ def test_a_vote_is_read_by_its_kind() -> None:
     read = TypeAdapter(Vote).validate_python
 
     assert read({"kind": "weighted", "sharpness": 2}) == WeightedVote(sharpness=2)
-    assert [read({"kind": cls().kind}) for cls in variants(Vote)] == ALL_VOTES
+    assert [read({"kind": vote.kind}) for vote in ALL_VOTES] == ALL_VOTES
+    assert {*map(type, ALL_VOTES), ImportedVote} == {*variants(Vote)}
     with pytest.raises(ValidationError, match="greater than or equal to 0"):
         read({"kind": "weighted", "sharpness": -1})

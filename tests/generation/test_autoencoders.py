@@ -57,6 +57,7 @@ def test_what_an_autoencoder_is_given_is_no_setting() -> None:
     assert {spec.model_fields["kind"].default for spec in variants(Autoencoder)} == {
         "principal_mlp",
         "conv1d",
+        "imported",
     }
     assert PrincipalMlp.features == "principal"
     assert Conv1d.features == "standardised"

@@ -21,7 +21,9 @@ class Answers:
         labels = torch.arange(2 * N) % C
         blank = torch.zeros(N, 1, 1, 1)
         self.dataset = SimpleNamespace(
-            validation=Examples(blank, labels[:N]), test=Examples(blank + 1, labels[N:])
+            validation=Examples(blank, labels[:N]),
+            test=Examples(blank + 1, labels[N:]),
+            has_test=True,
         )
 
     def logits(self, theta_EP: Tensor, images: Examples, trunks_E: list[int]) -> Tensor:
