@@ -83,6 +83,7 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     """
     global _started_here
     if ray.is_initialized():
+        set_up_data()
         if config is not None:
             send_with(config)
         return _started_here

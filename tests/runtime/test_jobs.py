@@ -15,7 +15,7 @@ import pytest
 import ray
 from tiny import TINY
 
-from bend_ray.cli.main import main
+from bend_ray.cli.main import cli
 from bend_ray.cli.submit import _checked
 from bend_ray.errors import ClusterError
 from bend_ray.runtime import jobs as module
@@ -106,11 +106,11 @@ def test_a_cluster_that_has_just_started_gets_time_but_not_for_ever(
 
 def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("configs/b.yaml", "bend-store/seeds/shard-00000.parquet", "shop/nets.py"):
+    for name in ("configs/b.yaml", "bend-store/seeds/shard-00000.parquet", "shop_jobs/nets.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_text("def make(): ...\n")
     Path("configs/a.yaml").write_text(
-        "seeds: {architecture: {kind: imported, target: 'shop.nets:make'}}"
+        "seeds: {architecture: {kind: imported, target: 'shop_jobs.nets:make'}}"
     )
     sent: dict[str, str] = {}
 
@@ -123,10 +123,10 @@ def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     jobs = object.__new__(Jobs)
     jobs.address, jobs._client = "", SimpleNamespace(submit_job=submit_job)
     command = ("seeds", "configs/a.yaml", "--store", str(tmp_path))
-    context = main.make_context("bend", [], resilient_parsing=True)
+    context = cli.make_context("bend", [], resilient_parsing=True)
     files = _checked(context, command)
     assert jobs.submit(command, files) == "job-1"
-    assert set(sent) == {"configs/a.yaml", "shop/nets.py"}
+    assert set(sent) == {"configs/a.yaml", "shop_jobs/nets.py"}
     jobs.submit(command, files, send_package=True)
     assert "bend_ray/cli/main.py" in sent
     assert not [name for name in sent if "__pycache__" in name or "store" in name.split("/")[0]]
