@@ -127,7 +127,8 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path
     if known is None or name not in runnable:
         raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
     given = known.make_context(name, list(arguments)).params
-    config, file = load_config(given["file"], given["overrides"]), given["file"]
+    file: Path | None = given.get("file")
+    config = load_config(file, given.get("overrides", ()))
     _refuse_what_stays_there(given)
     if file is None:
         return code_of(config)
@@ -145,7 +146,7 @@ def _joins(command: click.Command | None) -> bool:
 def _refuse_what_stays_there(given: dict[str, Any]) -> None:
     """Refuse options that would put a result where nobody looks for it."""
     store = given["store"]
-    if is_local_path(store) and not Path(store).is_absolute():
+    if store is not None and is_local_path(store) and not Path(store).is_absolute():
         raise ConfigError(
             f"--store {store}: expected a place that every machine of the cluster reaches, "
             "s3://, gs://, abfs:// or the absolute path of a disk they share"

@@ -47,10 +47,12 @@ def expect(wanted: dict[str, str]) -> None:
         ClusterError: with what this node has.
     """
     if versions() != wanted:
-        raise ClusterError(_differs(wanted, {ray.util.get_node_ip_address(): versions()}))
+        raise ClusterError(differs(wanted, {ray.util.get_node_ip_address(): versions()}))
 
 
-def _differs(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> str:
+def differs(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> str:
+    """That nodes compute with something else than is wanted, by their addresses."""
+
     def named(versions: dict[str, str], names: Sequence[str]) -> str:
         return ", ".join(f"{name} {versions[name]}" for name in names)
 
@@ -64,7 +66,7 @@ def _differs(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> str:
     )
 
 
-def _computes_with(gpus: float) -> dict[str, str]:
+def computes_with(gpus: float) -> dict[str, str]:
     """What decides how a process of this node computes, and why its GPU does not."""
     import torch  # noqa: F401 - so that its kernels are among the versions
 
@@ -104,14 +106,16 @@ class Nodes:
             logger.warning("cluster      node %s is lost, others go on", node.address)
         self._there = there
 
-    def ask(self, question: Callable[..., Any], arguments: Callable[[Node], Any]) -> dict[str, Any]:
+    def ask(
+        self, question: Callable[..., Any], arguments: Callable[[Node], tuple[Any, ...]]
+    ) -> dict[str, Any]:
         """What a process of each node answers, by the node's id; an exception where none does."""
         # It ends with its answer: a process that has looked at a GPU holds memory there.
         task = ray.remote(num_cpus=0, max_retries=MOST_DEATHS - 1, max_calls=1)(question)
         asked = {}
         for node in self.usable():
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-            asked[node.id] = task.options(scheduling_strategy=there).remote(arguments(node))
+            asked[node.id] = task.options(scheduling_strategy=there).remote(*arguments(node))
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
         answers: dict[str, Any] = {}
         for key, reference in asked.items():
@@ -133,7 +137,7 @@ class Nodes:
         Raises:
             ClusterError: no node answers, one has other versions, or a GPU that does not work.
         """
-        answers = self.ask(_computes_with, lambda node: gpus * node.resources.get("GPU", 0.0))
+        answers = self.ask(computes_with, lambda node: (gpus * node.resources.get("GPU", 0.0),))
         found = {}
         for key, answer in answers.items():
             if isinstance(answer, Exception):
@@ -152,7 +156,7 @@ class Nodes:
             elif answer["problem"]:
                 raise ClusterError(answer["problem"])
         if others:
-            raise ClusterError(_differs(wanted, others))
+            raise ClusterError(differs(wanted, others))
         kernels = Counter(answer["kernels"] for answer in found.values())
         if len(kernels) > 1:
             logger.warning(

@@ -57,7 +57,7 @@ def test_machines_wait_for_their_driver_log_in_and_leave_shared_memory_to_ray(cl
 
 @pytest.mark.parametrize(
     ("driver", "gpus", "waits"),
-    [("exit 0", "", False), ("exit 0", "NVIDIA", False), ("", "NVIDIA", True)],
+    [("exit 0", "", False), ("exit 0", "NVIDIA", False), ("exit 9", "NVIDIA", True)],
 )
 def test_a_machine_without_a_gpu_does_not_wait(
     tmp_path: Path, driver: str, gpus: str, waits: bool
