@@ -38,7 +38,7 @@ class Resources(Spec):
     gpus: NonNegativeFloat = 0.0
     """GPUs a process; a fraction puts several processes on one GPU."""
     memory: PositiveFloat | None = None
-    """Gigabytes of main memory a process; null for what is expected, where that is known.
+    """Gigabytes of main memory a process; null for the models it will hold, where they take one.
 
     A node runs no more processes than have room in seven tenths of its memory.
     """

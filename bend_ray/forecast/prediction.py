@@ -55,12 +55,13 @@ def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[
 
 def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[str, ...]]:
     """The table: a line a stage, their sum, processor hours and the bottleneck."""
-    head = ("", "computing", "stored", *(f"{p.nodes} x" for p in predictions))
+    head = ("", "computing", "stored", "models held", *(f"{p.nodes} x" for p in predictions))
     body = [
         (
             work.stage,
             duration(work.seconds),
             amount(work.stored_bytes),
+            amount(work.held_bytes) if work.held_bytes else "",
             *(duration(p.walls[work.stage]) for p in predictions),
         )
         for work in works
@@ -69,10 +70,11 @@ def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[s
         "together",
         duration(sum(work.seconds for work in works)),
         amount(sum(work.stored_bytes for work in works)),
+        "",
         *(duration(p.wall) for p in predictions),
     )
     held = [f"{p.nodes * p.wall / 3600:.2g} h" for p in predictions]
-    return [head, *body, total, ("processor hours, if all are held", "", "", *held)]
+    return [head, *body, total, ("processor hours, if all are held", "", "", "", *held)]
 
 
 def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str, Any]:
@@ -82,6 +84,7 @@ def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str,
             work.stage: {
                 "seconds": work.seconds,
                 "bytes": work.stored_bytes,
+                "held_bytes": work.held_bytes,
                 "phases": {
                     phase.name: {"pieces": phase.pieces, "seconds": phase.seconds}
                     for phase in work.phases

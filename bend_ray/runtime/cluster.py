@@ -175,10 +175,11 @@ def set_up_data() -> None:
 
 def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
     """What stages ask for, in their order."""
-    return [_request(config, stage) for stage in stages]
+    return [request(config, stage) for stage in stages]
 
 
-def _request(config: PipelineConfig, stage: str) -> Request:
+def request(config: PipelineConfig, stage: str) -> Request:
+    """What a stage asks for."""
     resources = getattr(config, "seeds" if stage == ORDINARY else stage).resources
     workers = resources.workers if isinstance(resources, TrainResources) else 1
     return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
@@ -200,15 +201,14 @@ def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: N
         raise _never(never[0], own)
 
 
-def wait_for(config: PipelineConfig, stage: str, own: bool) -> None:
-    """Wait until the cluster has room for a stage, where it grows to what is asked of it.
+def wait_for(asked: Request, own: bool) -> None:
+    """Wait until the cluster has room for a request, where it grows to what is asked of it.
 
     Raises:
         ClusterError: it never will.
     """
-    request = _request(config, stage)
-    if not capacity.wait_for(request):
-        raise _never(request, own)
+    if not capacity.wait_for(asked):
+        raise _never(asked, own)
 
 
 def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bend_ray.data.examples import Parts
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
+R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
 
 
@@ -122,6 +123,13 @@ class Runtime(Protocol):
 
         Raises:
             ClusterError: there never will be.
+        """
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """Resources of a process that will hold at least so many bytes of models.
+
+        Raises:
+            ClusterError: no machine ever will.
         """
 
     def errors(self) -> AbstractContextManager[None]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bend_ray.data.datasets import Dataset
     from bend_ray.data.examples import Parts
 
+R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
 PROGRESS_SECONDS = 1.0
 
@@ -94,6 +95,10 @@ class LocalRuntime:
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """There is room."""
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """There is what there is."""
+        return resources
 
     def errors(self) -> AbstractContextManager[None]:
         """They are what they are."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,10 +14,11 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from bend_ray.config.resources import ActorResources, Resources
+from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
 from bend_ray.process.computing import lent
 from bend_ray.runtime import cluster
+from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import train_here
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.examples import Parts
 
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Resources)
 T = TypeVar("T")
 
 
@@ -128,7 +133,16 @@ class RayRuntime:
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Where the cluster grows to what is asked of it."""
-        cluster.wait_for(config, stage, self.own)
+        cluster.wait_for(cluster.request(config, stage), self.own)
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """Memory is asked for that is not in the config, where it is a gigabyte or more."""
+        if resources.memory is not None or num_bytes < GIGABYTE:
+            return resources
+        resources = resources.model_copy(update={"memory": num_bytes / GIGABYTE})
+        logger.info("%-12s a process holds %.3g GB of models", stage, num_bytes / GIGABYTE)
+        cluster.wait_for(Request(stage, resources, 1), self.own)
+        return resources
 
     def errors(self) -> AbstractContextManager[None]:
         """A worker's come out as themselves, however deep Ray has wrapped them."""

@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
+HELD = 2 * 4
+"""Bytes of a parameter of a cohort's models: held once as they come, and once as a shard."""
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
@@ -49,14 +51,16 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
-            _check(config, Classifiers(config, dataset.load(), "cpu"))
+            classifiers = Classifiers(config, dataset.load(), "cpu")
+            _check(config, classifiers)
+            held = HELD * max(rows.values()) * classifiers.layout.size
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
             worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
                 *(worker, config, artifact, dataset),
-                resources=section.resources,
+                resources=runtime.holding("seeds", section.resources, held),
             ) as trainers:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
                 for index, _ in trainers.run("train_cohort", missing):
