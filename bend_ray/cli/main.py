@@ -29,7 +29,7 @@ from bend_ray.cli.options import (
 )
 from bend_ray.cli.report import compare, report, report_if_missing
 from bend_ray.cli.store import store_group
-from bend_ray.cli.submit import submit
+from bend_ray.cli.submit import jobs, logs, stop, submit
 from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
 from bend_ray.process import log, streams
@@ -177,7 +177,10 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (tune, report, compare, export, serve, submit, plan, doctor, store_group):
+for _command in (
+    *(tune, report, compare, export, serve, plan),
+    *(submit, jobs, logs, stop, doctor, store_group),
+):
     cli.add_command(_command)
 
 

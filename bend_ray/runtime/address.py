@@ -23,8 +23,7 @@ Service = Literal["cluster", "client"]
 """What listens at a cluster's own port, or at Ray Client's, whose addresses begin ``ray://``."""
 _MEANT = {"cluster": "{}, the cluster's own port", "client": "ray://{}, as of Ray Client's port"}
 UNAUTHENTICATED = (
-    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN, and "
-    "set RAY_AUTH_MODE=token"
+    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN"
 )
 _ANOTHER, _TOKEN_REFUSED = "something that is not Ray", "a refusal of the token"
 _HOST_PORT = "HOST:PORT as in 10.0.0.1:6379, ray://HOST:PORT as in ray://10.0.0.1:10001, or auto"

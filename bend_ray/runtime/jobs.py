@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -165,6 +166,22 @@ class Jobs:
         if code is None:  # It never came to a driver: say why, no log does.
             raise ClusterError(f"job {job} could not start: {details.message}")
         return int(code)
+
+    def listed(self) -> list[tuple[str, str, str, str]]:
+        """Every job: its id, state, UTC time of its start, and command; the latest first."""
+        with self._cluster_errors():
+            found = [each for each in self._client.list_jobs() if each.submission_id]
+        found.sort(key=lambda each: each.start_time or 0, reverse=True)
+        times = [datetime.fromtimestamp((each.start_time or 0) / 1000, UTC) for each in found]
+        return [
+            (each.submission_id or "", str(each.status), f"{time:%Y-%m-%d %H:%M}", each.entrypoint)
+            for each, time in zip(found, times, strict=True)
+        ]
+
+    def stop(self, job: str) -> None:
+        """End a job; what it had finished is kept."""
+        with self._cluster_errors():
+            self._client.stop_job(job)
 
     @contextmanager
     def _cluster_errors(self) -> Iterator[None]:

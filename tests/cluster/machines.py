@@ -11,6 +11,7 @@ folder to the bit, or it ends with exit code 2 and one line that names what must
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import signal
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent / "support")]
 
+import pytest
 from bend_process import figures
-from object_store import BUCKET, ObjectStore, environment_of
+from object_store import BUCKET, ObjectStore, create_bucket, environment_of
 
 import bend_ray
 
@@ -108,6 +110,9 @@ class Machine:
         mounts = (
             "mount -t proc proc /proc && mount -t tmpfs -o size=300m tmpfs /dev/shm && "
             f"mount -t tmpfs -o size={self._tmp_mib}m tmpfs /tmp && hostname {self.name} && "
+            # Of the folder of all machines it sees its own.
+            f"mount --bind {self.home} /mnt && mount -t tmpfs tmpfs {self.home.parent} && "
+            f"mkdir {self.home} && mount --move /mnt {self.home} && "
             "ip link set lo up && echo up && while :; do sleep 1 & wait; done"
         )
         self._init = subprocess.Popen(
@@ -276,8 +281,8 @@ def go_apart() -> None:
 
 
 @contextmanager
-def laboratory() -> Iterator[tuple[Path, Callable[[str], Site]]]:
-    """The bridge, and what makes sites on it."""
+def bridge() -> Iterator[None]:
+    """The network of all machines."""
     for command in (
         "link set lo up",
         "link add bridge type bridge",
@@ -285,7 +290,192 @@ def laboratory() -> Iterator[tuple[Path, Callable[[str], Site]]]:
         "link set bridge up",
     ):
         _ip(command)
-    with ExitStack() as stack:
-        # Not below /tmp, which each machine has of its own.
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bm", dir="/var/tmp")))
-        yield folder, lambda name: Site(folder / name, ObjectStore("0.0.0.0"), None)
+    yield
+    _ip("link del bridge")
+
+
+def undisturbed(folder: Path) -> Any:
+    """Figures of the run in a folder, on this machine alone."""
+    folder.mkdir()
+    (folder / "run.yaml").write_text(CONFIG)
+    arguments = ["run", "run.yaml", "--store", str(folder / "store"), "--json", "-"]
+    done = subprocess.run(
+        [PYTHON, "-m", "bend_ray", *arguments], cwd=folder, capture_output=True, text=True,
+        env=os.environ | {"RAY_AUTH_MODE": "disabled", "HOME": str(folder)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return figures(done.stdout)
+
+
+# Scenes: something happens in the middle of a run on three machines.
+
+
+def cut_and_join(site: Site) -> str:
+    """Two power cuts, and a machine that joins in between."""
+    head, second, third = site.cluster()
+    bend = site.run(head)
+    site.wait(lambda: site.shards() >= 3, bend)
+    second.cut()
+    fourth = site.machine()
+    fourth.start(head)
+    site.wait(lambda: site.shards() >= 12, bend)
+    third.cut()
+    site.same(bend)
+    assert f"node {second.address} is lost" in bend.said
+    assert f"node {fourth.address} has joined" in bend.said
+    return "figures to the bit; who was lost and who joined is told"
+
+
+def partition(site: Site) -> str:
+    """A machine without its network for a minute."""
+    head, _, third = site.cluster()
+    bend = site.run(head)
+    site.wait(lambda: site.shards() >= 3, bend)
+    third.plug(False)
+    time.sleep(60.0)
+    third.plug(True)
+    site.same(bend)
+    assert f"node {third.address} is lost" in bend.said
+    return "figures to the bit; the machine is told to be lost"
+
+
+def full_disk(site: Site) -> str:
+    """A machine on whose full disk no process starts."""
+    head, _, third = site.cluster(tmp_mib=120)
+    third.fill_tmp()
+    bend = site.run(head)
+    site.same(bend)
+    assert f"node {third.address} is left out" in bend.said
+    return "figures to the bit; the machine is left out and named"
+
+
+def other_version(site: Site) -> str:
+    """A machine with another bend_ray."""
+    head, _, third = site.cluster()
+    file = third.package / "optim.py"
+    file.write_text(file.read_text() + "\n")
+    bend = site.run(head)
+    assert bend.ended() == 2
+    (line,) = [each for each in bend.said.splitlines() if each.startswith("bend: ")]
+    assert third.address in line, line
+    assert site.shards() == 0
+    return line
+
+
+def skewed_clock(site: Site) -> str:
+    """A machine whose clock is an hour slow; two runs that want the same."""
+    head, second, _ = site.cluster()
+    second.set_clock(-3600.0)
+    first = site.run(head, "first")
+    site.wait(lambda: site.shards() >= 1, first)
+    other = second.bend(
+        ["run", "run.yaml", "--store", STORE, "--address", f"{head.address}:6379", "--json", "-"],
+        site.folder / "other",
+    )
+    site.same(first)
+    site.same(other)
+    assert "being made" in other.said
+    return "figures to the bit from both; one waited for the other"
+
+
+def head_lost(site: Site) -> str:
+    """The head's power cut, and the same run on another cluster."""
+    head, *_ = site.cluster()
+    bend = site.run(head)
+    site.wait(lambda: site.shards() >= 6, bend)
+    head.cut()
+    again, *_ = site.cluster(2)
+    kept = site.shards()
+    site.same(site.run(again, "again"))
+    assert kept >= 6
+    return f"figures to the bit; {kept} shards were kept"
+
+
+def own_code(site: Site) -> str:
+    """A user's own network in a folder that only the head has, run there and handed in."""
+    head, *_ = site.cluster()
+    package = head.home / "shop"
+    package.mkdir()
+    (package / "layers.py").write_text("from torch import nn\nHead = nn.Linear\n")
+    (package / "nets.py").write_text(
+        "from torch import nn\nfrom shop.layers import Head\n\n\n"
+        "def make_net(width):\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.ReLU(), Head(width, 10))\n"
+    )
+    own = (
+        "seeds.architecture={kind: imported, target: 'shop.nets:make_net', arguments: {width: 64}}"
+    )
+    driven = site.run(head, "driven", "--set", own)
+    assert driven.ended() == 0, driven.said
+    where = ["submit", "--address", f"http://{head.address}:8265", "--follow", "--"]
+    command = ["run", "run.yaml", "--store", f"{STORE}-job", "--json", "-", "--set", own]
+    job = head.bend([*where, *command], site.folder / "job")
+    assert job.ended() == 0, job.said
+    start = job.printed.index("\n{")
+    end = job.printed.rindex("\n}") + 2
+    assert figures(job.printed[start:end]) == figures(driven.printed)
+    return "workers and a job import it; figures of both are the same to the bit"
+
+
+def doctor(site: Site) -> str:
+    """What is wrong with two of three machines, told before a run."""
+    head, second, third = site.cluster(tmp_mib=120)
+    second.set_clock(-3600.0)
+    third.fill_tmp()
+    bend = head.bend(
+        ["doctor", "--address", f"{head.address}:6379", "--store", STORE], site.folder / "doctor"
+    )
+    assert bend.ended() == 2, bend.printed
+    assert f"node {head.address}  ok" in bend.printed, bend.printed
+    assert "its clock is -3" in bend.printed
+    assert f"node {third.address}  mend" in bend.printed
+    return bend.printed
+
+
+SCENES = {
+    scene.__name__: scene
+    for scene in (
+        *(cut_and_join, partition, full_disk, other_version),
+        *(skewed_clock, head_lost, own_code, doctor),
+    )
+}
+
+
+def main() -> None:
+    """Play scenes, and say of each what was seen."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--scene", choices=SCENES, action="append")
+    parser.add_argument("--keep", action="store_true", help="leave logs, and say where")
+    given = parser.parse_args()
+    go_apart()
+    # Not below /tmp, which each machine has of its own.
+    folder = Path(tempfile.mkdtemp(prefix="bm", dir="/var/tmp"))
+    failed = []
+    with bridge():
+        expected = undisturbed(folder / "alone")
+        for name in given.scene or SCENES:
+            (folder / name).mkdir()
+            began = time.monotonic()
+            with ObjectStore("0.0.0.0").serving() as server:
+                with pytest.MonkeyPatch.context() as patched:
+                    for key, value in environment_of(server).items():
+                        patched.setenv(key, value)
+                    create_bucket()
+                site = Site(folder / name, server, expected)
+                try:
+                    seen = SCENES[name](site)
+                except (AssertionError, subprocess.SubprocessError) as error:
+                    failed.append(name)
+                    seen = f"FAILED: {error}"
+                finally:
+                    site.close()
+            print(f"{name} ({time.monotonic() - began:.0f} s): {seen}", flush=True)
+    if given.keep:
+        print(f"logs are in {folder}")
+    else:
+        shutil.rmtree(folder)
+    sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -55,7 +55,8 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
     assert left.returncode == 130, err
     assert "Traceback" not in err
     job = re.findall(r"^job (\S+)$", err, flags=re.MULTILINE)[0]
-    assert f"ray job stop --address {dashboard} {job}" in err
+    assert f"bend stop --address {dashboard} {job}" in err
+    assert (job, "RUNNING") in [each[:2] for each in Jobs(dashboard).listed()]
 
     jobs = Jobs(dashboard)
     deadline = time.monotonic() + 240
