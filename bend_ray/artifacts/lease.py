@@ -3,13 +3,11 @@
 Whoever works on an artifact keeps ``lease.json`` in its directory and renews it every few
 seconds from a thread; a second run waits until the artifact is committed or the lease is free.
 
-A lease is dead, and may be taken over, when any of these holds:
+A lease is dead, and may be taken over, when either of these holds:
 
 - its holder was a process of this host (and of this container) that is gone: at once;
 - its file has not changed for ``stale_seconds`` of the *waiter's* monotonic clock, which no
-  difference between the clocks of two hosts can fake;
-- it was renewed more than a day ago by the wall clock, so that nobody waits for a cluster that
-  died last week; clocks may be hours apart.
+  difference between the clocks of two hosts can fake.
 
 A free local lease is created exclusively, which is atomic. Object stores offer no such thing
 through pyarrow, and neither does a takeover: there the taker writes, pauses and reads back, and
@@ -38,7 +36,6 @@ from bend_ray.storage.filesystems import read_bytes, store_errors, write_bytes
 logger = logging.getLogger(__name__)
 
 _REMIND_SECONDS = 10.0
-_LONG_AGO_SECONDS = 86400.0
 _RENEW_SECONDS = 5.0
 
 
@@ -147,9 +144,7 @@ class _Claim:
         holder = _parse(found)
         if holder is not None and holder.is_gone():
             return True
-        age = time.time() - holder.renewed if holder is not None else 0.0
-        unchanged = now - self._seen_since
-        return unchanged >= self.stale_seconds or age > _LONG_AGO_SECONDS
+        return now - self._seen_since >= self.stale_seconds
 
     def create(self) -> bool:
         """Takes a lease that nobody holds; False if another was quicker."""

@@ -35,6 +35,12 @@ from bend_ray.process import log
     metavar="N",
     help="Images of the test part, which stays closed; default: as many as validation images.",
 )
+@click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="What a machine costs an hour: adds what a run costs where all are held until its end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Seconds and bytes as JSON instead.")
 def plan(
     file: Path | None,
@@ -42,6 +48,7 @@ def plan(
     nodes: str,
     models_per_hour: float | None,
     test_images: int | None,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Predict a run: computing, bytes and wall time of each stage, and what becomes the bottleneck.
@@ -74,7 +81,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(prediction.as_json(works, predictions), indent=2))
         return
-    click.echo("\n".join(results.aligned(prediction.rows(works, predictions))))
+    click.echo("\n".join(results.aligned(prediction.rows(works, predictions, price))))
     for each in predictions:
         click.echo(f"{each.nodes} x waits longest for {each.bottleneck}")
 

@@ -53,8 +53,10 @@ def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[
     return [scaled(work) for work in works]
 
 
-def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[str, ...]]:
-    """The table: a line a stage, their sum, processor hours and the bottleneck."""
+def rows(
+    works: Sequence[Work], predictions: Sequence[Forecast], price: float | None = None
+) -> list[tuple[str, ...]]:
+    """The table: a line a stage, their sum, processor hours, and at a price an hour their cost."""
     head = ("", "computing", "stored", "models held", *(f"{p.nodes} x" for p in predictions))
     body = [
         (
@@ -73,8 +75,12 @@ def rows(works: Sequence[Work], predictions: Sequence[Forecast]) -> list[tuple[s
         "",
         *(duration(p.wall) for p in predictions),
     )
-    held = [f"{p.nodes * p.wall / 3600:.2g} h" for p in predictions]
-    return [head, *body, total, ("processor hours, if all are held", "", "", "", *held)]
+    hours = [p.nodes * p.wall / 3600 for p in predictions]
+    held = ("processor hours, if all are held", "", "", "", *(f"{h:.2g} h" for h in hours))
+    if price is None:
+        return [head, *body, total, held]
+    costs = (f"{h * price:.2f}" for h in hours)
+    return [head, *body, total, held, (f"at {price:g} an hour", "", "", "", *costs)]
 
 
 def as_json(works: Sequence[Work], predictions: Sequence[Forecast]) -> dict[str, Any]:

@@ -224,12 +224,6 @@ def test_a_holder_whose_clock_is_wrong_lives_as_long_as_it_renews(
     ]
 
 
-def test_a_lease_of_long_ago_is_not_waited_for(artifact: Artifact) -> None:
-    held_by(artifact, renewed=time.time() - 2 * 86400)
-    with lease(artifact, pytest.fail, settle_seconds=0.05) as acquired:
-        assert acquired
-
-
 def test_a_process_id_of_another_container_says_nothing(local: Artifact) -> None:
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()

@@ -18,6 +18,7 @@ from bend_ray.errors import ClusterError, DataError
 from bend_ray.runtime import pool as module
 from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.nodes import Nodes, expect, versions
+from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.runtime.pool import Pool
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("cluster")]
@@ -193,3 +194,20 @@ def test_every_node_is_asked_before_any_work(monkeypatch: pytest.MonkeyPatch) ->
     nodes.check(gpus=False)
     with pytest.raises(ClusterError, match=r"expected a GPU that works.*resources.gpus to 0"):
         nodes.check(gpus=True)
+
+
+def test_models_of_a_gigabyte_are_asked_for_and_refused_where_no_node_holds_them(
+    pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime, asked = RayRuntime(own=True), ActorResources()
+    assert runtime.holding("seeds", asked, 0.9e9) is asked
+    own = ActorResources(memory=0.1)
+    assert runtime.holding("seeds", own, 1e15) is own
+    told = r"^seeds.resources: .* never .*1 x \(1 CPU, 0 GPU, 1e\+06 GB\)"
+    with pytest.raises(ClusterError, match=told):
+        runtime.holding("seeds", asked, 1e15)
+    there = [Node({"CPU": 1.0, "memory": 5e9}, {}, "1", "10.0.0.1")]
+    monkeypatch.setattr("bend_ray.runtime.capacity.nodes", lambda: there)
+    given = runtime.holding("seeds", asked, 2e9)
+    assert given.memory == 2.0
+    assert runtime.nodes.room(given) == 1
