@@ -182,12 +182,14 @@ class Nodes:
 
     def died(self, key: str, why: str, resources: Resources) -> None:
         """A process died there that had done nothing since it, or the one before, began."""
-        if key not in self._there:
-            return
-        self._deaths[key] += 1
-        others = [node for node in self.usable() if node.id != key and node.room(resources)]
-        if self._deaths[key] >= MOST_DEATHS and others and key not in self.left_out:
+        self._deaths[key] += key in self._there
+        if self._deaths[key] >= MOST_DEATHS and self.has_others(key, resources):
             self.leave_out(key, f"{MOST_DEATHS} processes in a row died there, the last: {why}")
+
+    def has_others(self, key: str, resources: Resources) -> bool:
+        """Whether work can go on without a node that is not left out yet."""
+        others = [node for node in self.usable() if node.id != key and node.room(resources)]
+        return bool(others) and key not in self.left_out
 
     def did_well(self, key: str) -> None:
         """A process did something there."""

@@ -13,9 +13,10 @@ import ray
 import ray.exceptions
 
 from bend_ray.config.resources import Resources
+from bend_ray.errors import ClusterError
 from bend_ray.runtime import capacity, cluster
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
-from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, versions
+from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
 
 logger = logging.getLogger(__name__)
 
@@ -178,8 +179,12 @@ class Pool:
             return
         except ray.exceptions.RayTaskError as error:
             raise within(error) or error from None
-        if found != versions() and home not in self._nodes.left_out:
-            self._nodes.leave_out(home, f"it has other versions: {found}")
+        if found != versions():
+            refusal = differs(versions(), {self._nodes.address(home): found})
+            if self._nodes.has_others(home, self._resources):
+                self._nodes.leave_out(home, refusal)
+            elif home not in self._nodes.left_out:
+                raise ClusterError(refusal)
         if home in self._nodes.left_out:
             ray.kill(actor)
             self._followed = -float("inf")

@@ -46,7 +46,7 @@ RUN_SECONDS = 900.0
 
 CONFIG = """
 seeds:
-  recipe: {epochs: 60, optimizer: {learning_rate: 0.003}}
+  recipe: {epochs: 30, optimizer: {learning_rate: 0.003}}
   protocol: {kind: forks, trunks: 2, forks: 24, trunk_fraction: 0.2}
   cohort_size: 2
 autoencoder:

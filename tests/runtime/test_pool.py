@@ -211,3 +211,16 @@ def test_models_of_a_gigabyte_are_asked_for_and_refused_where_no_node_holds_them
     given = runtime.holding("seeds", asked, 2e9)
     assert given.memory == 2.0
     assert runtime.nodes.room(given) == 1
+
+
+def test_the_only_node_with_other_versions_is_refused_and_not_waited_for(
+    pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = r"^expected bend_ray .*torch 1.0.* on every node.* got torch .* on node .*: install"
+    with pool(1) as workers:
+        workers._follow(1)
+        (reference,) = workers._starting
+        ray.get(reference)
+        monkeypatch.setattr(module, "versions", lambda: {**versions(), "torch": "1.0"})
+        with pytest.raises(ClusterError, match=told):
+            workers._started(reference)
