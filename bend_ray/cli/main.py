@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from bend_ray.cli.bag import export, serve
+from bend_ray.cli.check import check
 from bend_ray.cli.doctor import doctor
 from bend_ray.cli.forecast import plan
 from bend_ray.cli.options import (
@@ -179,7 +180,7 @@ for _stage, _does in {
 
 for _command in (
     *(tune, report, compare, export, serve, plan),
-    *(submit, jobs, logs, stop, doctor, store_group),
+    *(submit, jobs, logs, stop, doctor, store_group, check),
 ):
     cli.add_command(_command)
 
