@@ -159,6 +159,11 @@ class Pool:
             self._heard = now
         elif now - self._heard >= PATIENCE_SECONDS:
             self._heard = now
+            if self._nodes.left_out and not self._nodes.room(self._resources):
+                raise ClusterError(
+                    f"{title}: expected a node to work on, got none but those that are left out: "
+                    f"{'; '.join(self._nodes.left_out.values())}"
+                )
             if self._flying:
                 logger.info("%-12s still at %d of %s", "", len(self._flying), title)
             else:

@@ -33,7 +33,7 @@ def test_the_rights_of_the_policy_files_suffice(server: ObjectStore) -> None:
     assert answers.refused == []
     assert abs(answers.ahead) <= 1.0  # it counts whole seconds
     assert server.denied == []
-    assert server.names() == []
+    assert set(server.names()) <= {"/runs/"}
 
 
 @pytest.mark.parametrize("right", ["ListBucket", "GetObject", "PutObject", "DeleteObject"])
