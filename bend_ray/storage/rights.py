@@ -53,8 +53,9 @@ def refusals(filesystem: pyarrow.fs.FileSystem, folder: str, size: int = 0) -> I
             patiently(filesystem, ask)
         except (OSError, StoreError) as error:
             right = f" ({_ON_S3[what]})" if filesystem.type_name == "s3" else ""
-            yield f"cannot {what} it: {cause(error)}; mend its permissions{right}"
-            if what == "write":  # The others would be refused for want of a file.
+            told = error if isinstance(error, StoreError) else f"cannot {what} it: {cause(error)}"
+            yield f"{told}; mend its permissions{right}"
+            if what in ("write", "read"):  # The others would be refused for the same reason.
                 return
 
 
