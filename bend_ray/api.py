@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Graph, graph_of, identified
-from bend_ray.config.newest import newest_config
+from bend_ray.config.graph import Graph, graph_of, identified, newest_config
 from bend_ray.config.reading import load_config, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import ArrayFiles, Dataset, LabelledExamples
@@ -93,9 +92,8 @@ class Run:
         Returns:
             Where the page is.
         """
-        from bend_ray.report.location import default_output, output_directory
         from bend_ray.report.page import write_report
-        from bend_ray.report.runs import read_run
+        from bend_ray.report.runs import default_output, output_directory, read_run
 
         store = self.graph.evaluation.store
         fingerprints = [self.fingerprint]

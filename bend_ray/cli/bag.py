@@ -75,8 +75,7 @@ def _chosen(
 ) -> tuple[PipelineConfig, Graph]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import graph_of, identified
-    from bend_ray.config.newest import newest_config
+    from bend_ray.config.graph import graph_of, identified, newest_config
     from bend_ray.config.reading import load_config
 
     store = Store(store_uri)

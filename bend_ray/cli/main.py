@@ -130,7 +130,7 @@ def run(
 def _tell(graphs: list[Graph], json_path: str | None) -> None:
     """Print a run's result, or that of its repeats, and write it where it was asked for."""
     from bend_ray.report.evaluation import Result
-    from bend_ray.report.results import repeats_table, table
+    from bend_ray.report.results import table
     from bend_ray.report.statistics import aggregate
 
     results = [Result.of(graph) for graph in graphs]
@@ -146,7 +146,7 @@ def _tell(graphs: list[Graph], json_path: str | None) -> None:
         return
     if json_path:
         write_file("--json", Path(json_path), f"{text}\n")
-    click.echo(table(results[0]) if len(results) == 1 else repeats_table(results))
+    click.echo(table(*results))
 
 
 def _stage_command(stage: str, does: str) -> None:

@@ -17,8 +17,7 @@ import torch
 from bags import Bagged, MakeBag
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import graph_of
-from bend_ray.config.newest import newest_config
+from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
