@@ -148,7 +148,7 @@ def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates
     """Measure this machine: its GPU where there is one, else one thread of its CPU."""
     with lent():
         # As a process of a stage computes that is given one CPU.
-        device = settle(cpus=1, gpus=1)
+        device = settle(cpus=1, gpus=float(torch.cuda.is_available()))
         return Rates(
             **_classifiers(config, dataset, device),
             **_weight_models(config, problem, device),
