@@ -16,7 +16,8 @@ set -euo pipefail
 RAY_AUTH_TOKEN=$(head --bytes=32 /dev/urandom | od --address-radix=n --format=x1 | tr --delete ' \n')
 export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 OMP_NUM_THREADS=1
 
-head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head --lines=1)
+# Not by `| head`: a long list would end in a broken pipe, and with it the job.
+read -r head < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
 address=$(srun --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | cut --delimiter=' ' --fields=1)
 
 srun --nodes="$SLURM_JOB_NUM_NODES" --ntasks="$SLURM_JOB_NUM_NODES" \
