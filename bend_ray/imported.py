@@ -120,17 +120,18 @@ class Imported(Spec):
         Raises:
             ConfigError: it needs other arguments.
         """
-        function = self.resolve()
-        wanted = _parameters(function)
+        try:
+            signature = inspect.signature(self.resolve())
+        except ValueError:  # none to be had, as of what is built in
+            return self.call(**self.arguments)
+        wanted = signature.parameters
         given = {k: v for k, v in offered.items() if k in wanted} | self.arguments
         try:
-            inspect.signature(function).bind(**given)
+            signature.bind(**given)
         except TypeError as error:
             raise ConfigError(
                 f"{self.target}: expected `arguments` that it takes, got {sorted(given)}: {error}"
             ) from None
-        except ValueError:  # no signature to be had, as of what is built in
-            pass
         return self.call(**given)
 
     def call(self, *given: Any, **named: Any) -> Any:
@@ -216,10 +217,3 @@ def code_of(config: Spec) -> dict[str, Path]:
         ConfigError: there is no such module.
     """
     return {name: file for each in imported_in(config) for name, file in each.files().items()}
-
-
-def _parameters(function: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(function).parameters)
-    except ValueError:
-        return set()

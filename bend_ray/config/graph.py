@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.config.reading import validated
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
 from bend_ray.errors import StoreError
@@ -26,12 +27,12 @@ from bend_ray.storage.masking import masked
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 2,
+    "seeds": 4,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 2,
-    "evaluation": 3,
+    "samples": 3,
+    "evaluation": 4,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
@@ -96,7 +97,7 @@ def identified(config: PipelineConfig) -> PipelineConfig:
     """
     known = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
-    return known if config.seeds.protocol.is_known else PipelineConfig.model_validate(dict(known))
+    return known if config.seeds.protocol.is_known else validated(dict(known))
 
 
 def _identified(spec: S) -> S:

@@ -32,7 +32,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return _validated(PipelineConfig().model_dump(mode="json"), values)
+    return validated(values, PipelineConfig().model_dump(mode="json"))
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
@@ -44,7 +44,7 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
     >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
     96
     """
-    return _validated(config.model_dump(mode="json"), nested(point))
+    return validated(nested(point), config.model_dump(mode="json"))
 
 
 def nested(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,12 +69,16 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
     values[name] = value
 
 
-def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
-    """``values`` on top of a config's."""
+def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """The config of sections, specs or their fields, on top of ``base``.
+
+    Raises:
+        ConfigError: one line with every problem found.
+    """
     if named := list(_variables(values, "")):
         raise refusal("; ".join(named))
     try:
-        return PipelineConfig.model_validate(_merged(base, values))
+        return PipelineConfig.model_validate(_merged(base or {}, values))
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it, and what is
         # wrong inside of a section says more than that it is no word.

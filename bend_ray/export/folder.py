@@ -24,7 +24,7 @@ from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, p
 from bend_ray.export.guide import guide
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.populations.states import member_facts, member_states
+from bend_ray.populations.members import member_facts, member_states
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
 from bend_ray.storage.masking import masked, utf8

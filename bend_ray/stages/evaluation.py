@@ -51,10 +51,7 @@ def _models_bytes(graph: Graph) -> int:
 
 
 def _evaluate(
-    config: PipelineConfig,
-    graph: Graph,
-    shared: Shared,
-    test: Examples,
+    config: PipelineConfig, graph: Graph, shared: Shared, test: Examples
 ) -> tuple[Evaluation, dict[str, Any], Cost]:
     """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)

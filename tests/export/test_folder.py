@@ -275,7 +275,7 @@ def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBa
 
 
 def test_vectors_of_another_network_are_refused(make_bag: MakeBag, tmp_path: Path) -> None:
-    from bend_ray.populations.states import member_states
+    from bend_ray.populations.members import member_states
 
     bag = make_bag(MLP)
     with pytest.raises(StoreError, match="expected classifiers of layout"):
