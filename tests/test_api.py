@@ -112,7 +112,7 @@ def test_a_bag_answers_and_is_saved(tmp_path: Path) -> None:
 def test_on_ray_a_fit_has_the_bits_of_one_in_this_process(tmp_path: Path) -> None:
     here = fitted(tmp_path / "here")
     there = fitted(tmp_path / "there", address="local")
-    assert here.graph.fingerprints == there.graph.fingerprints
+    assert here.fingerprint == there.fingerprint
     for stage in ("seeds", "samples"):
         assert (here.population(stage).theta_KP == there.population(stage).theta_KP).all()
     assert here.evaluation.bag == there.evaluation.bag
