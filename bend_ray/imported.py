@@ -13,12 +13,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue
 
-from bend_ray.errors import ConfigError
-from bend_ray.process.code import is_importable, module_digest, object_digest
+from bend_ray.errors import BendError, ConfigError
+from bend_ray.process.code import blamed, is_importable, module_digest, object_digest
 from bend_ray.spec import Spec
 
 _HELD: dict[str, Callable[..., Any]] = {}
 """Functions that cannot be imported, such as a notebook's, by the digest of their source."""
+_FOUND: dict[str, tuple[str, Callable[..., Any]]] = {}
+"""Digest and function of targets that were imported."""
 
 
 def _is_target(text: str) -> str:
@@ -82,19 +84,30 @@ class Imported(Spec):
         """
         if self.source in _HELD:
             return _HELD[self.source]
+        digest, found = _FOUND.get(self.target, (None, None))
+        if found is not None and digest == self.source:
+            return found
         if self._module == "__main__" or "<" in self.target:
             raise ConfigError(
                 f"{self.target}: expected the notebook or script that defines it to run this, got "
                 "another process; move it to a file, and name that"
             )
-        if self.source is not None and (found := module_digest(self._module)) != self.source:
+        if self.source is not None and (now := module_digest(self._module)) != self.source:
             raise ConfigError(
-                f"{self.target}: expected source of digest {self.source}, got {found}: it has "
+                f"{self.target}: expected source of digest {self.source}, got {now}: it has "
                 "changed since the run began; run again to begin anew with it"
             )
         value = self._imported()
         if not callable(value):
             raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
+        if self.source is None:
+            return value  # type: ignore[no-any-return]
+        if value is found:
+            raise ConfigError(
+                f"{self.target}: expected the code of its file, got that of before it changed; "
+                "importlib.reload the module, or start this process anew"
+            )
+        _FOUND[self.target] = self.source, value
         return value  # type: ignore[no-any-return]
 
     def make(self, **offered: Any) -> Any:
@@ -117,7 +130,21 @@ class Imported(Spec):
             ) from None
         except ValueError:  # no signature to be had, as of what is built in
             pass
-        return function(**given)
+        return self.call(**given)
+
+    def call(self, *given: Any, **named: Any) -> Any:
+        """What it returns of these.
+
+        Raises:
+            ConfigError: it fails.
+        """
+        function = self.resolve()
+        try:
+            return function(*given, **named)
+        except BendError:
+            raise
+        except Exception as error:  # a user's code may fail in any way
+            raise ConfigError(f"{self.target}: {blamed(error)}") from error
 
     @property
     def _module(self) -> str:
@@ -131,12 +158,10 @@ class Imported(Spec):
                 value = getattr(value, part)
         except AttributeError:
             raise ConfigError(
-                f"{self.target}: expected {name} in module {self._module}, got none"
+                f"{self.target}: expected a function or class of that name, got a module without"
             ) from None
         except Exception as error:  # the user's module may fail in any way
-            raise ConfigError(
-                f"{self.target}: cannot be imported: {type(error).__name__}: {error}"
-            ) from error
+            raise ConfigError(f"{self.target}: cannot be imported: {blamed(error)}") from error
         return value
 
     def __getstate__(self) -> dict[Any, Any]:

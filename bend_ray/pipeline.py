@@ -111,7 +111,7 @@ def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime
     if stage == ORDINARY:
         others = ordinary(config)
         assert others is not None
-        seeds.make(others, graph_of(others, artifacts.seeds.store), runtime)
+        seeds.make(others, graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
         return
     makers = {
         "seeds": seeds.make,
@@ -129,7 +129,7 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
     stages = ", ".join(f"{stage} {duration(cost.wall_seconds)}" for stage, cost in costs.items())
     computing = duration(sum(cost.cpu_seconds for cost in costs.values()))
     logger.info(
-        "done in %s: starting Ray %s, %s; of it %s CPU of computing, the rest is processes "
+        "done in %s: starting %s, %s; of it %s CPU of computing, the rest is processes "
         "starting and waiting",
         *(duration(whole), duration(connecting), stages, computing),
     )

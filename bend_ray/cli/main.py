@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from bend_ray.cli.bag import export, serve
+from bend_ray.cli.check import check
 from bend_ray.cli.forecast import plan
 from bend_ray.cli.options import (
     Command,
@@ -176,7 +177,7 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (tune, report, compare, export, serve, submit, plan, store_group):
+for _command in (tune, report, compare, export, serve, submit, plan, store_group, check):
     cli.add_command(_command)
 
 

@@ -85,9 +85,8 @@ class ImportedAugmentation(Imported):
         Raises:
             ConfigError: views of another shape or type.
         """
-        function = self.resolve()
         views = [
-            function(batch, generator, **self.arguments)
+            self.call(batch, generator, **self.arguments)
             for batch, generator in zip(inputs_KB, generators, strict=True)
         ]
         for batch, view in zip(inputs_KB, views, strict=True):

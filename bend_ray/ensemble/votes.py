@@ -213,7 +213,7 @@ class ImportedVote(Imported, _Vote):
         Raises:
             ConfigError: it gives something else than a weight of 0 or more for each member.
         """
-        given = torch.as_tensor(self.resolve()(val_nll_E, **self.arguments), dtype=torch.float64)
+        given = torch.as_tensor(self.call(val_nll_E, **self.arguments), dtype=torch.float64)
         if given.shape != val_nll_E.shape or not (given >= 0).all() or not given.sum() > 0:
             raise ConfigError(
                 f"{self.target}: expected weights of 0 or more, not all 0, for "

@@ -298,7 +298,7 @@ class ImportedRival(Imported, Drawing):
         Raises:
             ConfigError: models or trunks of other shapes.
         """
-        drawn_NP, trunks_N = self.resolve()(theta_KP, trunks_K, count, generator, **self.arguments)
+        drawn_NP, trunks_N = self.call(theta_KP, trunks_K, count, generator, **self.arguments)
         expected = (len(trunks_N), theta_KP.shape[1])
         if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:
             raise ConfigError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.parameter import is_lazy
 from bend_ray.data.examples import Inputs, count, each, rows
 from bend_ray.errors import DataError
 from bend_ray.networks.calls import call
+from bend_ray.process.code import blamed
 
 EXAMPLES = 4
 """Shown together and one by one."""
@@ -40,7 +42,8 @@ def check_network(
     """
     with torch.random.fork_rng(devices=[]):
         module, other = build(), build()
-        for problem in (*_no_module(module), *_problems(module, other, inputs, num_classes)):
+        found = chain(_no_module(module), _problems(module, other, inputs, num_classes))
+        if problem := next(found, None):
             raise DataError(f"{name}: {problem}")
 
 
@@ -76,7 +79,7 @@ def _problems(
             together, again = call(module, inputs), call(module, inputs)
             alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
         except Exception as error:  # a user's forward may fail in any way
-            yield f"expected a forward that takes {_told(inputs)}, got {_reason(error)}"
+            yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}"
             return
         yield from _answers(together, again, num_classes, count(inputs))
         if not _close(together, torch.cat(alone)):
@@ -121,15 +124,10 @@ def _gradients(module: nn.Module, inputs: Inputs) -> Iterator[str]:
     try:
         call(module, inputs).sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # a user's forward may fail in any way
-        yield f"expected a forward that can be trained, got {_reason(error)}"
+        yield f"expected a forward that can be trained, got {blamed(error)}"
         return
     if all(parameter.grad is None for parameter in module.parameters()):
         yield "expected gradients of its parameters, got none; compute logits without no_grad"
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

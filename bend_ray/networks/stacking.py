@@ -254,21 +254,15 @@ def form_for(module: nn.Module, device: str, example: Inputs | None = None) -> F
     """
     if is_random(module):
         return "loop"
-    if torch.device(device).type == "cpu" and not _is_flat(module, example):
+    if torch.device(device).type == "cpu" and not _is_flat(module):
         return "loop"
     return "stacked" if is_dense(module) or example is None or _maps(module, example) else "loop"
 
 
-def _is_flat(module: nn.Module, example: Inputs | None) -> bool:
-    """Whether a CPU gains from all models at once: dense layers on vectors."""
-    if is_dense(module):
-        return True
-    vectors = example is not None and all(
-        values.ndim == 2
-        for values in (example.values() if isinstance(example, dict) else [example])
-    )
+def _is_flat(module: nn.Module) -> bool:
+    """Whether a CPU gains from all models at once: dense layers alone have parameters."""
     own = [layer for layer in module.modules() if list(layer.parameters(recurse=False))]
-    return vectors and all(isinstance(layer, _FLAT_LAYERS) for layer in own)
+    return is_dense(module) or all(isinstance(layer, _FLAT_LAYERS) for layer in own)
 
 
 @torch.no_grad()

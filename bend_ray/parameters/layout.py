@@ -30,7 +30,7 @@ class Entry:
         name: As in ``module.state_dict()``.
         shape: Of one model's tensor.
         offset: Of its first number in the vector.
-        trainable: True for a parameter (also a frozen one), False for a buffer.
+        trainable: True for a parameter that takes a gradient, False for a frozen one or a buffer.
     """
 
     name: str
@@ -48,8 +48,9 @@ class Entry:
 class ParameterLayout:
     """Names, shapes and offsets: enough to read a vector back into a module.
 
-    Parameters come first, in the order of ``named_parameters()``, then the floating-point buffers
-    (BatchNorm's running statistics). Integer and non-persistent buffers are not stored.
+    Trained parameters come first, in the order of ``named_parameters()``, then frozen ones, then
+    the floating-point buffers (BatchNorm's running statistics). Integer and non-persistent buffers
+    are not stored.
 
     >>> layout = ParameterLayout.of(nn.Linear(2, 3))
     >>> [(entry.name, entry.offset) for entry in layout.entries], layout.size
@@ -65,7 +66,7 @@ class ParameterLayout:
 
     @property
     def num_trainable(self) -> int:
-        """The parameters are ``theta[..., :num_trainable]``, the buffers are the rest."""
+        """Trained are ``theta[..., :num_trainable]``; frozen ones and buffers are the rest."""
         return sum(entry.size for entry in self.entries if entry.trainable)
 
     @cached_property
@@ -201,15 +202,15 @@ MOST_PARAMETERS = 2**48
 
 
 def _stored_tensors(module: nn.Module) -> list[tuple[str, tuple[int, ...], bool]]:
-    """Name, shape and whether it is a parameter, of all that a vector can hold."""
+    """Name, shape and whether it is trained, of all that a vector can hold."""
     persistent = module.state_dict().keys()
-    parameters = [(name, tuple(p.shape), True) for name, p in module.named_parameters()]
+    parameters = [(name, tuple(p.shape), p.requires_grad) for name, p in module.named_parameters()]
     buffers = [
         (name, tuple(buffer.shape), False)
         for name, buffer in module.named_buffers()
         if name in persistent and buffer.is_floating_point()
     ]
-    return parameters + buffers
+    return sorted(parameters, key=lambda row: not row[2]) + buffers
 
 
 def _select(names: Sequence[str], include: Sequence[str]) -> set[str]:

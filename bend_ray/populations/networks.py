@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch import Tensor
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
-from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.imported import Imported
+from bend_ray.networks.batchnorm import check_batches, recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
+from bend_ray.networks.probe import EXAMPLES, check_network
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -179,3 +182,22 @@ def members_by_trunk(trunks_K: Sequence[int]) -> dict[int, list[int]]:
     for row, trunk in enumerate(trunks_K):
         rows.setdefault(int(trunk), []).append(row)
     return rows
+
+
+def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
+    """The base classifiers of a config on the CPU, once all is told that can be before training.
+
+    Raises:
+        DataError: the network does not fit the data, or is none that can be trained and voted.
+    """
+    architecture, sizes = config.seeds.architecture, dataset.input_shape
+    if isinstance(architecture, Imported) or dataset.decoding is None:
+        name = getattr(architecture, "target", architecture.kind)
+        build = partial(architecture.build, sizes, len(dataset.class_names))
+        check_network(build, dataset.shown(EXAMPLES), len(dataset.class_names), name)
+    classifiers = Classifiers(config, dataset, "cpu")
+    batches = config.seeds.recipe.batch_sizes(len(dataset.train))
+    batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]
+    smallest = min(batches)
+    check_batches(classifiers.build(), dataset.shown(smallest), smallest)
+    return classifiers

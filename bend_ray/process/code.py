@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import sysconfig
+import traceback
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +30,8 @@ MOST_FILES, MOST_BYTES = 2000, 32 * 2**20
 _INSTALLED = tuple(
     Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib")
 )
+
+_OURS = Path(__file__).resolve().parents[1]
 
 
 def find_source(module: str) -> tuple[Path, list[Path]]:
@@ -47,6 +50,8 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
             f"{module}: expected a module that can be imported from here, got none; start in the "
             "folder that holds it, or set PYTHONPATH"
         )
+    if found.origin in ("built-in", "frozen"):
+        return _INSTALLED[-1], []
     folders = list(found.submodule_search_locations or [])
     own = _module_file(found.origin, folders, below)
     if own is None:
@@ -97,6 +102,17 @@ def is_importable(value: Any) -> bool:
     for name in value.__qualname__.split("."):
         found = getattr(found, name, None)
     return found is value
+
+
+def blamed(error: BaseException) -> str:
+    """What a user's code raised, in a line, and where: the last place that is not installed."""
+    lines = str(error).strip().splitlines()
+    said = f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename).resolve()
+        if not any(path.is_relative_to(installed) for installed in (*_INSTALLED, _OURS)):
+            return f"{said} ({path.name}, line {frame.lineno})"
+    return said
 
 
 def _look_here() -> None:
@@ -165,7 +181,7 @@ def _code(function: Callable[..., Any], seen: set[int]) -> Iterator[bytes]:
     try:
         yield inspect.getsource(function).encode()
     except (OSError, TypeError):  # typed into an interpreter that keeps nothing
-        yield code.co_code + repr(code.co_consts).encode()
+        yield code.co_code + repr((code.co_consts, code.co_names)).encode()
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield from _described(default, seen)
     around = inspect.getclosurevars(function)

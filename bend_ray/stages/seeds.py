@@ -16,14 +16,11 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
-from bend_ray.imported import Imported
-from bend_ray.networks.batchnorm import check_batches
-from bend_ray.networks.probe import check_network
 from bend_ray.networks.protocols import Checkpoints, Protocol
 from bend_ray.populations.divergence import DIRECTORY as DIVERGED
 from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
-from bend_ray.populations.networks import Classifiers
+from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers
 from bend_ray.runtime.pieces import split
@@ -32,12 +29,12 @@ from bend_ray.stages.seed_trainer import SeedTrainer
 
 logger = logging.getLogger(__name__)
 
-FEW_IMAGES = 100
+FEW_EXAMPLES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
-    """Train the population of ``config.seeds`` and commit it."""
+def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
+    """Train the population of ``config.seeds`` and commit it; progress is of this name."""
     artifact, section = graph.seeds, config.seeds
     # Of others' checkpoints a trunk is a shard.
     together = 1 if is_given(section.protocol) else section.cohort_size
@@ -45,11 +42,11 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     rows = {index: sum(len(run) for run in cohort) for index, cohort in enumerate(cohorts)}
     done = done_shards(artifact, rows)
     missing = sorted(set(rows) - done)
-    with Stopwatch() as watch, ProgressLine("seeds", sum(rows.values()), "models") as progress:
+    with Stopwatch() as watch, ProgressLine(name, sum(rows.values()), "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
-            _check(config, Classifiers(config, dataset.load(), "cpu"))
+            _tell(config, checked(config, dataset.load()), name)
             if _would_align(section.protocol) and not section.architecture.permutation_groups():
                 kind = section.architecture.kind
                 logger.info("seeds        not aligned: no permutations of %s are known", kind)
@@ -76,20 +73,15 @@ def _would_align(protocol: Protocol) -> bool:
     return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
 
 
-def _check(config: PipelineConfig, classifiers: Classifiers) -> None:
-    """Tell what can be known before the work; that images fit was told when networks were built."""
-    dataset, architecture = classifiers.dataset, classifiers.architecture
-    if isinstance(architecture, Imported) or dataset.decoding is None:
-        name = getattr(architecture, "target", architecture.kind)
-        check_network(classifiers.build, dataset.shown(4), len(dataset.class_names), name)
-    sizes = config.seeds.recipe.batch_sizes(len(dataset.train))
-    sizes += [min(config.samples.recalibration_images or sizes[0], len(dataset.train))]
-    check_batches(classifiers.build(), dataset.shown(min(sizes)), min(sizes))
-    if config.evaluation.temperature_scaling and len(dataset.validation) < FEW_IMAGES:
+def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
+    """What is worth knowing before the work."""
+    num_validation = len(classifiers.dataset.validation)
+    few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
+    if few and name == "seeds":
         logger.warning(
-            "seeds        %d validation images hardly fix a temperature; %d or more would, or set "
-            "evaluation.temperature_scaling=false",
-            *(len(dataset.validation), FEW_IMAGES),
+            "seeds        %d validation examples hardly fix a temperature; %d or more would, or "
+            "set evaluation.temperature_scaling=false",
+            *(num_validation, FEW_EXAMPLES),
         )
     if classifiers.shares_a_base:
         logger.info(

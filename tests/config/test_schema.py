@@ -94,21 +94,26 @@ OTHERS = {
     "tell": "refuse",
     "auto": None,
 }
-OTHER_THAN_NULL = {
-    "dataset.mode": "grey",
-    "seeds.architecture.weights": "IMAGENET1K_V1",
-    "dataset.class_names": ["cat", "dog"],
-} | {
-    f"dataset.{name}": "elsewhere"
-    for name in (
-        *("train", "validation", "test", "root"),
-        *("content.train", "content.validation", "content.test"),
-    )
-}
+OTHER_THAN_NULL = (
+    {
+        "dataset.mode": "grey",
+        "seeds.architecture.weights": "IMAGENET1K_V1",
+        "dataset.class_names": ["cat", "dog"],
+        "seeds.protocol.found": [8, 16],
+    }
+    | {
+        f"dataset.{name}": "elsewhere"
+        for name in (
+            *("train", "validation", "test", "root"),
+            *("content.train", "content.validation", "content.test"),
+        )
+    }
+    | {f"seeds.protocol.{name}": "elsewhere" for name in ("files", "prefix", "content")}
+)
 
 INCIDENTAL = {
     f"dataset.{name}" for name in ("train", "validation", "test", "root", "download", "duplicates")
-}
+} | {"seeds.protocol.files"}
 """Knobs that say where something is found, or what is told of it."""
 
 

@@ -187,7 +187,7 @@ def test_a_gpu_stacks_and_a_cpu_stacks_dense_layers() -> None:
     assert form_for(convnet(), "cuda:1") == "stacked"
     vectors = torch.zeros(3, 4)
     assert form_for(Asking(False), "cpu", vectors) == "stacked"
-    assert form_for(Asking(False), "cpu", torch.zeros(3, 5, 4)) == "loop"
+    assert form_for(nn.Sequential(Asking(False), nn.GELU()), "cpu", vectors) == "stacked"
     assert (
         form_for(Asking(True), "cpu", vectors) == form_for(Asking(True), "cuda", vectors) == "loop"
     )

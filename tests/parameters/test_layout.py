@@ -84,10 +84,13 @@ def test_parameters_come_first_and_integer_and_passing_buffers_are_left_out() ->
     assert names == ["temperature", "bias", "empty", "momentum"]
 
 
-def test_freezing_a_parameter_does_not_move_it() -> None:
-    frozen = mlp()
-    frozen.requires_grad_(False)
-    assert ParameterLayout.of(frozen) == ParameterLayout.of(mlp())
+def test_frozen_parameters_stand_after_those_that_are_trained() -> None:
+    module = mlp()
+    first, *others = [name for name, _ in module.named_parameters()]
+    module.get_parameter(first).requires_grad_(False)
+    layout = ParameterLayout.of(module)
+    assert [entry.name for entry in layout.parts[0].entries] == others
+    assert layout.parts[1].entries[0].name == first
 
 
 def test_a_meta_module_has_the_same_layout() -> None:
