@@ -26,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -256,11 +257,15 @@ class Split:
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
-            seen = self._logits(members).argmax(dim=-1)
-            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, seen)
+            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, self._seen)
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}
         return told
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """What training members predict ``(K, N)``."""
+        return self._logits(self.theta_KP[self.train_K]).argmax(dim=-1)
 
     def _logits(self, theta_EP: Tensor) -> Tensor:
         pixels = self.data.normalise(self.data.validation.inputs)
