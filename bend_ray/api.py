@@ -15,17 +15,17 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Graph, graph_of, identified
-from bend_ray.config.newest import newest_config
-from bend_ray.config.reading import load_config, with_knobs
+from bend_ray.config.graph import Graph, graph_of, identified, newest_config
+from bend_ray.config.reading import load_config, validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.datasets import ArrayFiles, Dataset, LabelledExamples
+from bend_ray.data.datasets import LabelledExamples
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.imported import Imported
 from bend_ray.networks.architectures import Architecture, ImportedArchitecture, Mlp
@@ -45,17 +45,14 @@ GENTLE_RATE = 0.003
 """Of AdamW, for networks that are not ours; the default population's is seven times as much."""
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class Run:
-    """A config whose artifacts are in a store.
+    """A config whose artifacts are in a store."""
 
-    Attributes:
-        config: what was made.
-        graph: its artifacts.
-    """
-
-    def __init__(self, config: PipelineConfig, graph: Graph) -> None:
-        self.config = config
-        self.graph = graph
+    config: PipelineConfig
+    """What was made."""
+    graph: Graph
+    """Its artifacts."""
 
     def __repr__(self) -> str:
         bag = self.evaluation.bag
@@ -93,9 +90,8 @@ class Run:
         Returns:
             Where the page is.
         """
-        from bend_ray.report.location import default_output, output_directory
         from bend_ray.report.page import write_report
-        from bend_ray.report.runs import read_run
+        from bend_ray.report.runs import default_output, output_directory, read_run
 
         store = self.graph.evaluation.store
         fingerprints = [self.fingerprint]
@@ -111,7 +107,7 @@ class Run:
         return read_population(self.graph[stage])
 
     def bag(self, members: int | None = None) -> Bag:
-        """The bag, ready to answer, without Ray and torch.
+        """The bag, ready to answer, without Ray.
 
         Args:
             members: the first so many alone; None for all.
@@ -120,7 +116,7 @@ class Run:
 
         folder = tempfile.mkdtemp(prefix="bend-bag-")
         export_bag(self.config, self.graph, folder, members=members)
-        bag = load_bag(folder)
+        bag = load_bag(folder, run_code=True)
         # A bag that is saved is copied from there.
         weakref.finalize(bag, shutil.rmtree, folder, ignore_errors=True)
         return bag
@@ -201,7 +197,8 @@ def fit(
             ``shop.nets:make_net``, one of our architectures, or None for a small dense one. Where
             the function has a parameter ``num_classes`` or ``input_shape``, that is filled in.
         train: ``(inputs, labels)`` as numpy, torch or lists; a frame; a torch ``Dataset`` or
-            ``DataLoader``; a Hugging Face data set; or a data set spec such as ``ImageFolder``.
+            ``DataLoader``; a Hugging Face data set; scikit-learn's ``Bunch``; parts of these by
+            name, as a ``DatasetDict``; or a data set spec such as ``ImageFolder``.
         test: likewise; None: figures are of the validation part.
         validation: likewise; None: a fifth of the training part, at most 5,000.
         epochs: of an ordinary training of the network.
@@ -226,23 +223,26 @@ def fit(
         "seeds.recipe.batch_size": batch_size,
         "samples.count": members,
     }
-    config = PipelineConfig()
     dataset = _dataset(train, test, validation, str(store))
-    update = {"dataset": dataset, "seeds": _replaced(config.seeds, architecture=architecture)}
-    config = PipelineConfig.model_validate(dict(config) | update)
+    config = validated({"dataset": dataset, "seeds": {"architecture": architecture}})
     knobs = {path: value for path, value in given.items() if value is not None}
     return run(config, store=store, address=address, settings=knobs | dict(settings or {}))
 
 
-def load_bag(folder: str | Path) -> Bag:
-    """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray and torch.
+def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
+    """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray, and torch where it has ONNX.
+
+    Args:
+        folder: that holds it.
+        run_code: run the code of the network that the bag names, where that has no ONNX program:
+            only where you trust whoever wrote the bag.
 
     Raises:
         DataError: the folder holds none.
     """
     from bend_ray.serve.bag import Bag
 
-    return Bag.load(Path(folder))
+    return Bag.load(Path(folder), run_code=run_code)
 
 
 def _config(
@@ -266,30 +266,23 @@ def _architecture(network: Architecture | Callable[..., Any] | str | None) -> Ar
     return ImportedArchitecture.of(network)
 
 
-def _dataset(train: Any, test: Any, validation: Any, store: str) -> Dataset:
-    if isinstance(train, LabelledExamples):
-        if test is not None or validation is not None:
-            raise ConfigError("train: expected a data set with its own parts, or no test beside it")
-        return train  # type: ignore[return-value]
-    given = {"train": train, "validation": validation, "test": test}
-    return ArrayFiles(**{name: _spilled(its, name, store) for name, its in given.items()})
-
-
-def _spilled(given: Any, name: str, store: str) -> str | None:
-    """Where the examples are, as a file of the store; a file of arrays stays where it is."""
+def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
+    """A data set's spec, or one of arrays, of which objects are written to the store."""
     from bend_ray.data.arrays import ENDINGS
-    from bend_ray.data.given import arrays_of, spilled
-    from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
+    from bend_ray.data.given import parts_of, spilled, together
 
-    if given is None or str(given).endswith(ENDINGS):
-        return None if given is None else str(given)
-    file, content = spilled(arrays_of(given, name))
-    uri = joined(Store(store).uri, DATASETS, file)
-    filesystem, path = resolve(uri)
-    if not file_exists(filesystem, path):
-        write_bytes(filesystem, path, content)
-    return uri
-
-
-def _replaced(section: Any, **values: Any) -> Any:
-    return type(section).model_validate(dict(section) | values)
+    parts = together(train)
+    has_parts = parts is not None or isinstance(train, LabelledExamples)
+    if has_parts and (test is not None or validation is not None):
+        raise ConfigError("train: expected a data set with its own parts, or no test beside it")
+    if isinstance(train, LabelledExamples):
+        return train
+    parts = parts or {"train": train, "validation": validation, "test": test}
+    files = {
+        part: str(its)
+        for part, its in parts.items()
+        if isinstance(its, str | Path) and str(its).endswith(ENDINGS)
+    }
+    objects = parts_of({part: its for part, its in parts.items() if part not in files})
+    folder = joined(Store(store).uri, DATASETS)
+    return {"kind": "arrays"} | files | {p: spilled(its, folder) for p, its in objects.items()}

@@ -119,17 +119,18 @@ class Imported(Spec):
         Raises:
             ConfigError: it needs other arguments.
         """
-        function = self.resolve()
-        wanted = _parameters(function)
+        try:
+            signature = inspect.signature(self.resolve())
+        except ValueError:  # none to be had, as of what is built in
+            return self.call(**self.arguments)
+        wanted = signature.parameters
         given = {k: v for k, v in offered.items() if k in wanted} | self.arguments
         try:
-            inspect.signature(function).bind(**given)
+            signature.bind(**given)
         except TypeError as error:
             raise ConfigError(
                 f"{self.target}: expected `arguments` that it takes, got {sorted(given)}: {error}"
             ) from None
-        except ValueError:  # no signature to be had, as of what is built in
-            pass
         return self.call(**given)
 
     def call(self, *given: Any, **named: Any) -> Any:
@@ -173,10 +174,3 @@ class Imported(Spec):
         super().__setstate__(state)
         if held is not None and self.source is not None:
             _HELD[self.source] = held
-
-
-def _parameters(function: Callable[..., Any]) -> set[str]:
-    try:
-        return set(inspect.signature(function).parameters)
-    except ValueError:
-        return set()

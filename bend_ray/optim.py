@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -18,22 +18,46 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
-class Steps(Protocol):
+class Steps:
     """An optimizer bound to its parameters: torch's update rules without torch's classes.
 
     ``torch.optim.Optimizer`` imports torch's compiler on its first use, 4 s in every process
     that trains (measured, torch 2.15), more than a whole digits population takes to train. The
     functional forms are the same kernels without it.
+
+    Args:
+        parameters: that are moved.
+        names: of the tensors that the update rule keeps beside each.
     """
+
+    def __init__(self, parameters: Iterable[torch.Tensor], *names: str) -> None:
+        self.parameters = list(parameters)
+        self.kept = {name: [torch.zeros_like(p) for p in self.parameters] for name in names}
 
     def step(self, factor: float) -> None:
         """Move along the gradients at ``factor`` times the learning rate, then clear them."""
+        with torch.no_grad():
+            self.move(factor, [_gradient_of(parameter) for parameter in self.parameters])
+
+    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
+        """Apply the update rule."""
+        raise NotImplementedError
 
     def state(self) -> dict[str, list[torch.Tensor]]:
         """What a resumed training needs; the tensors themselves, not copies."""
+        return self.kept
 
     def load(self, state: dict[str, list[torch.Tensor]]) -> None:
         """Continue from a ``state()``."""
+        for name, tensors in self.kept.items():
+            for mine, loaded in zip(tensors, state[name], strict=True):
+                mine.copy_(loaded)
+
+
+def _gradient_of(parameter: torch.Tensor) -> torch.Tensor:
+    gradient, parameter.grad = parameter.grad, None
+    assert gradient is not None
+    return gradient
 
 
 class AdamW(Spec):
@@ -49,7 +73,7 @@ class AdamW(Spec):
 
     def build(self, parameters: Iterable[torch.Tensor]) -> Steps:
         """The optimizer over ``parameters``."""
-        return _AdamWSteps(self, list(parameters))
+        return _AdamWSteps(self, parameters)
 
 
 class Sgd(Spec):
@@ -67,83 +91,57 @@ class Sgd(Spec):
 
     def build(self, parameters: Iterable[torch.Tensor]) -> Steps:
         """The optimizer over ``parameters``."""
-        return _SgdSteps(self, list(parameters))
+        return _SgdSteps(self, parameters)
 
 
-class _TensorState:
-    """Parameters and the tensors an update rule keeps beside each."""
-
-    def __init__(self, parameters: list[torch.Tensor], *names: str) -> None:
-        self.parameters = parameters
-        self.kept = {name: [torch.zeros_like(p) for p in parameters] for name in names}
-
-    def state(self) -> dict[str, list[torch.Tensor]]:
-        return self.kept
-
-    def load(self, state: dict[str, list[torch.Tensor]]) -> None:
-        for name, tensors in self.kept.items():
-            for mine, loaded in zip(tensors, state[name], strict=True):
-                mine.copy_(loaded)
-
-    def take_gradients(self) -> list[torch.Tensor]:
-        gradients = []
-        for parameter in self.parameters:
-            assert parameter.grad is not None
-            gradients.append(parameter.grad)
-            parameter.grad = None
-        return gradients
-
-
-class _AdamWSteps(_TensorState):
-    def __init__(self, spec: AdamW, parameters: list[torch.Tensor]) -> None:
+class _AdamWSteps(Steps):
+    def __init__(self, spec: AdamW, parameters: Iterable[torch.Tensor]) -> None:
         super().__init__(parameters, "mean", "square")
         self.spec = spec
-        self.kept["count"] = [torch.zeros((), device=p.device) for p in parameters]
+        self.kept["count"] = [torch.zeros((), device=p.device) for p in self.parameters]
 
-    def step(self, factor: float) -> None:
+    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
         from torch.optim.adamw import adamw
 
-        with torch.no_grad():
-            adamw(
-                self.parameters,
-                self.take_gradients(),
-                self.kept["mean"],
-                self.kept["square"],
-                [],
-                self.kept["count"],
-                foreach=False,
-                fused=True,
-                amsgrad=False,
-                beta1=self.spec.betas[0],
-                beta2=self.spec.betas[1],
-                lr=factor * self.spec.learning_rate,
-                weight_decay=self.spec.weight_decay,
-                eps=1e-8,
-                maximize=False,
-            )
+        adamw(
+            self.parameters,
+            gradients,
+            self.kept["mean"],
+            self.kept["square"],
+            [],
+            self.kept["count"],
+            foreach=False,
+            fused=True,
+            amsgrad=False,
+            beta1=self.spec.betas[0],
+            beta2=self.spec.betas[1],
+            lr=factor * self.spec.learning_rate,
+            weight_decay=self.spec.weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
-class _SgdSteps(_TensorState):
-    def __init__(self, spec: Sgd, parameters: list[torch.Tensor]) -> None:
+class _SgdSteps(Steps):
+    def __init__(self, spec: Sgd, parameters: Iterable[torch.Tensor]) -> None:
         super().__init__(parameters, "momentum")
         self.spec = spec
 
-    def step(self, factor: float) -> None:
+    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
         from torch.optim.sgd import sgd
 
-        with torch.no_grad():
-            sgd(
-                self.parameters,
-                self.take_gradients(),
-                list(self.kept["momentum"]),
-                foreach=False,
-                weight_decay=self.spec.weight_decay,
-                momentum=self.spec.momentum,
-                lr=factor * self.spec.learning_rate,
-                dampening=0.0,
-                nesterov=self.spec.nesterov and self.spec.momentum > 0,
-                maximize=False,
-            )
+        sgd(
+            self.parameters,
+            gradients,
+            list(self.kept["momentum"]),
+            foreach=False,
+            weight_decay=self.spec.weight_decay,
+            momentum=self.spec.momentum,
+            lr=factor * self.spec.learning_rate,
+            dampening=0.0,
+            nesterov=self.spec.nesterov and self.spec.momentum > 0,
+            maximize=False,
+        )
 
 
 class Cosine(Spec):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from bend_ray.artifacts.lease import lease, maker
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import ORDINARY, Graph, graph_of, identified, ordinary
+from bend_ray.config.graph import ORDINARY, STAGES, Graph, graph_of, identified, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.process.log import duration
@@ -113,15 +113,8 @@ def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime
         assert others is not None
         seeds.make(others, graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
         return
-    makers = {
-        "seeds": seeds.make,
-        "autoencoder": autoencoder.make,
-        "latents": latents.make,
-        "generator": generator.make,
-        "samples": samples.make,
-        "evaluation": evaluation.make,
-    }
-    makers[stage](config, artifacts, runtime)
+    in_order = (seeds, autoencoder, latents, generator, samples, evaluation)
+    dict(zip(STAGES, in_order, strict=True))[stage].make(config, artifacts, runtime)
 
 
 def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whole: float) -> None:
@@ -138,10 +131,7 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
 def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> RayRuntime:
     """Connect to Ray and refuse at once what the cluster can never give a missing stage.
 
-    Args:
-        address: the cluster to join; None for RAY_ADDRESS, else one of our own.
-        config: whose stages are to be made.
-        missing: which of them.
+    Without an address to the cluster of RAY_ADDRESS, else to one of our own.
 
     Raises:
         ClusterError: no cluster answers, or it lacks what a stage asks for.
@@ -170,19 +160,16 @@ def _here(config: PipelineConfig) -> Runtime:
 
 @dataclass(frozen=True)
 class StageStatus:
-    """How far one stage is.
-
-    Attributes:
-        stage: its name.
-        artifact: where its result is, or will be.
-        state: ``committed``, ``running``, ``partial`` or ``missing``.
-        detail: what is there, in words.
-    """
+    """How far one stage is."""
 
     stage: str
+    """Its name."""
     artifact: Artifact
+    """Where its result is, or will be."""
     state: str
+    """``committed``, ``running``, ``partial`` or ``missing``."""
     detail: str
+    """What is there, in words."""
 
 
 def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
@@ -199,12 +186,8 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
             yield StageStatus(stage, artifact, "committed", took)
             continue
         done, by = _partial(config, artifact), maker(artifact)
-        if by is not None:
-            yield StageStatus(stage, artifact, "running", ", ".join(filter(None, (done, by))))
-        elif done is not None:
-            yield StageStatus(stage, artifact, "partial", done)
-        else:
-            yield StageStatus(stage, artifact, "missing", "")
+        state = "running" if by else "partial" if done else "missing"
+        yield StageStatus(stage, artifact, state, ", ".join(filter(None, (done, by))))
 
 
 def _partial(config: PipelineConfig, artifact: Artifact) -> str | None:

@@ -180,7 +180,7 @@ def test_only_functions_classes_and_names_are_taken(given: Any) -> None:
         ("seeds.recipe.augmentation", "lambda b, g: b.double()", "expected views"),
         ("autoencoder.model", "lambda num_features: shop.Autoencoder(num_features, 5)", "encode"),
         ("generator.denoiser", "lambda: shop.Denoiser(7)", r"\(x, t, condition\): expected"),
-        ("dataset", "lambda: [1, 2]", "expected parts by name"),
+        ("dataset", "lambda: [1, 2]", "expected a row of numbers"),
         ("seeds.architecture", "lambda: None", "expected a function that returns a torch.nn"),
     ],
 )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bend_ray.cli.options import config_arguments, store_option
+from bend_ray.cli.options import address_option, config_arguments, store_option
 from bend_ray.process import log
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, is_local_path
@@ -75,8 +75,7 @@ def _chosen(
 ) -> tuple[PipelineConfig, Graph]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store
-    from bend_ray.config.graph import graph_of, identified
-    from bend_ray.config.newest import newest_config
+    from bend_ray.config.graph import graph_of, identified, newest_config
     from bend_ray.config.reading import load_config
 
     store = Store(store_uri)
@@ -121,6 +120,12 @@ def _default_output(graph: Graph, members: int | None) -> str:
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--grpc-port", type=click.IntRange(1, 65535), help="Serve gRPC on this port too.")
+@click.option("--certfile", metavar="PEM", help="Certificate chain for TLS, with --keyfile.")
+@click.option("--keyfile", metavar="PEM", help="Its key.")
+@click.option(
+    "--direct", is_flag=True, help="In this process, without Ray: for one machine, and faster."
+)
 @_first_members
 @click.option(
     "--option",
@@ -142,6 +147,10 @@ def serve(
     folder: str | None,
     host: str,
     port: int,
+    grpc_port: int | None,
+    certfile: str | None,
+    keyfile: str | None,
+    direct: bool,
     members: int | None,
     options: tuple[str, ...],
     config_only: bool,
@@ -150,34 +159,104 @@ def serve(
 
     Without FILE, --set and --export it is the newest evaluation's of the store. Answers /predict,
     the Open Inference Protocol v2 below /v2, a page to draw on at / and /metrics. With
-    BEND_SERVE_TOKEN in the environment, requests must bear it.
+    BEND_SERVE_TOKEN in the environment, requests must bear it; on an address that others reach it
+    must be there.
 
     \b
       bend serve
+      bend serve --direct --grpc-port 8001
       bend serve --export ./bend-export/bf9345ebcce8 --option stop_when_decided=true
       bend serve --config-only > serve.yaml && serve deploy serve.yaml
     """
     started = time.monotonic()
     _prepare_serving()
+    from bend_ray.serve.listening import Listening, allow_many_connections
     from bend_ray.serve.settings import parse_settings
+    from bend_ray.serve.welcome import welcome
 
     settings = parse_settings(_parsed(options))
+    where = Listening(host, port, grpc_port, certfile, keyfile)
     if folder is not None:
         _refuse_beside_export(click.get_current_context())
-    where = canonical(folder or _exported(file, overrides, store, members))
+    bag = canonical(folder or _exported(file, overrides, store, members))
     if config_only:
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
-        _check_shown(where)
-        click.echo(deploy_text(deploy_config(where, settings, host, port)), nl=False)
+        _check_shown(bag)
+        click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
+        return
+    path = _folder_here(bag)
+    where.check()
+    allow_many_connections()
+    if direct:
+        from bend_ray.serve.direct import run, service_of
+
+        service = service_of(str(path), settings)
+        click.echo(welcome(where, where.told, path, time.monotonic() - started))
+        run(service, where)
         return
     from bend_ray.serve import local
 
-    path = _folder_here(where)
-    local.loadable(path)
-    url = local.start(str(path), local.token_settings(settings), host, port)
-    click.echo(local.welcome(url, path, time.monotonic() - started))
+    listens = local.start(str(path), settings, where)
+    click.echo(welcome(where, listens, path, time.monotonic() - started))
     local.wait(settings.name)
+
+
+@click.command(short_help="what the bag says about pictures")
+@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@store_option
+@click.option("--export", "folder", metavar="DIR", help="Ask this exported bag.")
+def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
+    """Ask the bag about picture files: a line each, in this process.
+
+    Without --export it is the newest evaluation's of the store.
+
+    \b
+      bend ask digit.png photo.jpg
+    """
+    from bend_ray.serve.asking import lines
+
+    bag = canonical(folder or _exported(None, (), store, None))
+    for line in lines(_folder_here(bag), pictures):
+        click.echo(line)
+
+
+@click.command(short_help="what the bag says about a folder of images or Parquet files")
+@click.argument("examples")
+@click.option(
+    "--output", required=True, metavar="URI", help="Folder for Parquet files: a row each."
+)
+@store_option
+@click.option("--export", "folder", metavar="URI", help="Ask this exported bag.")
+@click.option("--column", default="image", show_default=True, help="Of images in Parquet files.")
+@click.option("--run-code", is_flag=True, help="Run the code that a bag without ONNX names.")
+@address_option
+def predict(
+    examples: str,
+    output: str,
+    store: str,
+    folder: str | None,
+    column: str,
+    run_code: bool,
+    address: str | None,
+) -> None:
+    """Ask the bag about all EXAMPLES, a folder or a pattern of files, on a cluster.
+
+    Labels, probabilities and uncertainty of each go to Parquet files, beside the columns that are
+    no inputs. Images are read as the bag's training reads them, in image files or in Parquet as
+    Hugging Face lays them out; other inputs are columns of Parquet files.
+
+    \b
+      bend predict photos/ --output answers/
+      bend predict 's3://bucket/test-*.parquet' --output s3://bucket/answers --address auto
+    """
+    _prepare_serving(address)
+    from bend_ray.serve.bulk import predict as predicted
+
+    bag = canonical(folder or _exported(None, (), store, None))
+    count = predicted(canonical(examples), output, bag, column, address, run_code)
+    log.LOGGER.info("predict      %d examples", count)
+    click.echo(masked(output))
 
 
 def _check_shown(export: str) -> None:
@@ -222,11 +301,14 @@ def _refuse_beside_export(context: click.Context) -> None:
         )
 
 
-def _prepare_serving() -> None:
+def _prepare_serving(address: str | None = None) -> None:
     # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.process.environment import set_defaults
     from bend_ray.runtime.environment import prepare_environment
 
-    prepare_environment(None)
+    # By this name Ray is told that its cluster is this machine: it listens on loopback alone.
+    set_defaults({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})
+    prepare_environment(address)
 
 
 def _parsed(options: tuple[str, ...]) -> dict[str, object]:

@@ -55,28 +55,26 @@ def plan(
       bend plan configs/cifar10.yaml --set seeds.protocol.forks=1000 --nodes 1,64
     """
     from bend_ray.config.reading import load_config
-    from bend_ray.forecast import prediction
-    from bend_ray.forecast.calibration import calibrate, problem_of
-    from bend_ray.forecast.workload import workload
+    from bend_ray.forecast import workload
+    from bend_ray.forecast.calibration import Problem, calibrate
     from bend_ray.report import results
 
     config, counts = load_config(file, overrides), _counts(nodes)
     dataset = config.dataset.load()
-    problem = problem_of(config, dataset, test_images)
+    problem = Problem.of(config, dataset, test_images)
     log.LOGGER.info(
         "measuring    %d members of %d parameters, %d images",
         *(problem.members, problem.parameters, problem.train_images),
     )
-    works = workload(config, problem, calibrate(config, dataset, problem))
+    works = workload.workload(config, problem, calibrate(config, dataset, problem))
     if models_per_hour is not None:
-        works = prediction.at_rate(works, models_per_hour, problem.members)
-    predictions = [prediction.predict(works, count) for count in counts]
+        works = workload.at_rate(works, models_per_hour, problem.members)
     if as_json:
-        click.echo(json.dumps(prediction.as_json(works, predictions), indent=2))
+        click.echo(json.dumps(workload.as_json(works, counts), indent=2))
         return
-    click.echo("\n".join(results.aligned(prediction.rows(works, predictions))))
-    for each in predictions:
-        click.echo(f"{each.nodes} x waits longest for {each.bottleneck}")
+    click.echo("\n".join(results.aligned(workload.rows(works, counts))))
+    for count in counts:
+        click.echo(f"{count} x waits longest for {workload.bottleneck(works, count)}")
 
 
 def _counts(nodes: str) -> list[int]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from bend_ray.cli.bag import export, serve
+from bend_ray.cli.bag import ask, export, predict, serve
 from bend_ray.cli.check import check
 from bend_ray.cli.forecast import plan
 from bend_ray.cli.options import (
@@ -129,7 +129,7 @@ def run(
 def _tell(graphs: list[Graph], json_path: str | None) -> None:
     """Print a run's result, or that of its repeats, and write it where it was asked for."""
     from bend_ray.report.evaluation import Result
-    from bend_ray.report.results import repeats_table, table
+    from bend_ray.report.results import table
     from bend_ray.report.statistics import aggregate
 
     results = [Result.of(graph) for graph in graphs]
@@ -145,7 +145,7 @@ def _tell(graphs: list[Graph], json_path: str | None) -> None:
         return
     if json_path:
         write_file("--json", Path(json_path), f"{text}\n")
-    click.echo(table(results[0]) if len(results) == 1 else repeats_table(results))
+    click.echo(table(*results))
 
 
 def _stage_command(stage: str, does: str) -> None:
@@ -177,7 +177,10 @@ for _stage, _does in {
     _stage_command(_stage, _does)
 
 
-for _command in (tune, report, compare, export, serve, submit, plan, store_group, check):
+for _command in (
+    *(tune, report, compare, export, serve, ask, predict),
+    *(submit, plan, store_group, check),
+):
     cli.add_command(_command)
 
 

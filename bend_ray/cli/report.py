@@ -42,8 +42,8 @@ def report(
     from bend_ray.config.reading import load_config
     from bend_ray.config.repeats import repeats_of
     from bend_ray.report import runs as stored
-    from bend_ray.report.location import default_output, output_directory
     from bend_ray.report.page import write_report
+    from bend_ray.report.runs import default_output, output_directory
 
     held = Store(store)
     if file is None and not overrides and repeats == 1:
@@ -76,19 +76,19 @@ def compare(sources: tuple[str, ...], output: str) -> None:
       bend compare ./bend-store
       bend compare s3://bucket/mnist s3://bucket/cifar ./for-a-colleague result.json
     """
-    from bend_ray.report import results, side_by_side
-    from bend_ray.report.location import output_directory
+    from bend_ray.report import side_by_side
+    from bend_ray.report.runs import output_directory
 
     entries = side_by_side.read_entries(sources)
     page = side_by_side.compared(entries)
-    click.echo("\n\n".join("\n".join(results.aligned(part)) for part in side_by_side.text(page)))
+    click.echo(side_by_side.text(page))
     click.echo(f"\n{side_by_side.write_comparison(entries, page, output_directory(output))}")
 
 
 def report_if_missing(store_uri: str, graphs: list[Graph]) -> str | None:
     """Where the report of a run is; the run's figures stand whether it can be written or not."""
     from bend_ray.artifacts.store import Store
-    from bend_ray.report.location import default_output, written
+    from bend_ray.report.runs import default_output, written
 
     store = Store(store_uri)
     fingerprints = [graph.evaluation.fingerprint for graph in graphs]

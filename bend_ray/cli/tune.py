@@ -70,18 +70,17 @@ def tune(
     """
     from bend_ray.config.reading import load_config
     from bend_ray.tune import fresh as fresh_splits
-    from bend_ray.tune.best import best_yaml
     from bend_ray.tune.page import write_page
     from bend_ray.tune.search import tune as search
     from bend_ray.tune.space import load_section
-    from bend_ray.tune.study import summary
-    from bend_ray.tune.table import table
+    from bend_ray.tune.study import best_yaml, summary
+    from bend_ray.tune.table import text
 
     config = load_config(file, overrides)
     section = load_section(space, config, trials)
     study = search(config, section, store, address=address)
     lines = summary(study)
-    click.echo(f"{table(study)}\n\n" + "\n".join(lines))
+    click.echo(f"{text(study)}\n\n" + "\n".join(lines))
     write_file("--best", Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
     compared = None
     if fresh:

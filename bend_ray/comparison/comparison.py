@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -94,12 +94,7 @@ class Members:
 
     def select(self, indices: list[int]) -> Members:
         """Some of them, in the order given."""
-        return Members(
-            self.theta_EP[indices],
-            self.trunks_E[indices],
-            self.val_logits_ENC[indices],
-            self.test_logits_ENC[indices],
-        )
+        return Members(*(getattr(self, each.name)[indices] for each in fields(self)))
 
     def predictions(self) -> Tensor:
         """Each member's class for each test image, ``(E, N)``."""
@@ -110,38 +105,29 @@ class Members:
 
 
 @dataclass(frozen=True)
-class Voters:
-    """Who votes in a bag, and what they cost from scratch.
+class Bag:
+    """Members that vote, what they cost from scratch, and what they say of the test part.
 
     Attributes:
         members: in the order in which they joined.
         fixed_seconds: what the first of them needs, and all share.
         member_seconds: of each of them.
-    """
-
-    members: Members
-    fixed_seconds: float
-    member_seconds: float
-
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.fixed_seconds + self.member_seconds * len(self.members)
-
-
-@dataclass(frozen=True)
-class Votes:
-    """What a bag says of the test part.
-
-    Attributes:
         plain_NC: by the vote.
         temperature: fitted on the validation part.
         at_temperature: whether the bag answers at it.
     """
 
+    members: Members
+    fixed_seconds: float
+    member_seconds: float
     plain_NC: Tensor
     temperature: float
     at_temperature: bool
+
+    @property
+    def seconds(self) -> float:
+        """All of it."""
+        return self.fixed_seconds + self.member_seconds * len(self.members)
 
     @cached_property
     def scaled(self) -> Tensor:
@@ -154,10 +140,11 @@ class Votes:
         return self.scaled if self.at_temperature else self.plain_NC
 
 
+@dataclass
 class Comparison:
     """Everything the evaluation says.
 
-    Args:
+    Attributes:
         section: which members vote, how, and against whom.
         seed: of the rivals' randomness.
         classifiers: data and executor.
@@ -168,84 +155,59 @@ class Comparison:
         prices: what all of these cost.
     """
 
-    def __init__(
-        self,
-        section: EvaluationSection,
-        seed: int,
-        classifiers: Classifiers,
-        *,
-        originals: Members,
-        held_out: Members,
-        generated: Members,
-        ordinary: Members | None,
-        prices: StageCosts,
-    ) -> None:
-        self.section = section
-        self.seed = seed
-        self.classifiers = classifiers
-        self.originals = originals
-        self.held_out = held_out
-        self.generated = generated
-        self.ordinary = ordinary
-        self.prices = prices
-        dataset = classifiers.dataset
+    section: EvaluationSection
+    seed: int
+    classifiers: Classifiers
+    originals: Members
+    held_out: Members
+    generated: Members
+    ordinary: Members | None
+    prices: StageCosts
+
+    def __post_init__(self) -> None:
+        dataset = self.classifiers.dataset
         self.val_labels_N = dataset.validation.labels_N
         self.test_labels_N = dataset.test.labels_N
 
+    @property
+    def populations(self) -> dict[str, Members]:
+        """All but the ordinary one, by name."""
+        names = ("generated", "originals", "held_out")
+        return {name: getattr(self, name) for name in names}
+
     def evaluation(self) -> Evaluation:
         """The figures."""
-        populations = {
-            "generated": self.generated,
-            "originals": self.originals,
-            "held_out": self.held_out,
-        }
+        populations = self.populations
         held_out = NoveltyScores(**self._novelty(self.held_out)) if len(self.held_out) else None
         return Evaluation(
             part="test" if self.classifiers.dataset.has_test else "validation",
-            bag=self._scores(
-                self.bag_votes,
-                self.bag,
-                members=tuple(self.chosen),
-                cost_seconds=self.prices.bag,
-            ),
-            rivals={
-                name: self._scores(self.rival_votes[name], voters)
-                for name, voters in self.rivals.items()
-            },
+            bag=self._scores(self.bag, members=tuple(self.chosen), cost_seconds=self.prices.bag),
+            rivals={name: self._scores(bag) for name, bag in self.rivals.items()},
             diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
             novelty=Novelty(**self._novelty(self.generated), held_out=held_out),
             prices=self._model_costs(),
             **{n: PopulationScores(accuracy=self._spread(m)) for n, m in populations.items()},
         )
 
-    def _scores(self, votes: Votes, voters: Voters, **more: Any) -> BagScores:
+    def _scores(self, bag: Bag, **more: Any) -> BagScores:
         """How a bag scores on the test part."""
         return BagScores(
-            **asdict(score(votes.answers, self.test_labels_N)),
-            size=len(voters.members),
-            temperature=votes.temperature if votes.at_temperature else None,
-            **{"cost_seconds": voters.seconds, **more},
+            **asdict(score(bag.answers, self.test_labels_N)),
+            size=len(bag.members),
+            temperature=bag.temperature if bag.at_temperature else None,
+            **{"cost_seconds": bag.seconds, **more},
         )
 
-    def vote(self, members: Members) -> Votes:
-        """What all of ``members`` say together."""
+    def vote(self, members: Members, fixed_seconds: float, member_seconds: float) -> Bag:
+        """All of ``members`` together."""
         val_nll_E = member_nll(members.val_logits_ENC, self.val_labels_N)
         val_NC, test_NC = (
             self.section.vote.combine(logits, val_nll_E)
             for logits in (members.val_logits_ENC, members.test_logits_ENC)
         )
         temperature = fit_temperature(val_NC, self.val_labels_N)
-        return Votes(test_NC, temperature, self.section.temperature_scaling)
-
-    @cached_property
-    def bag_votes(self) -> Votes:
-        """What the bag of generated classifiers says."""
-        return self.vote(self.bag.members)
-
-    @cached_property
-    def rival_votes(self) -> dict[str, Votes]:
-        """What each rival says, by name."""
-        return {name: self.vote(voters.members) for name, voters in self.rivals.items()}
+        scaled = self.section.temperature_scaling
+        return Bag(members, fixed_seconds, member_seconds, test_NC, temperature, scaled)
 
     def _spread(self, members: Members) -> Spread | None:
         if not len(members):
@@ -270,15 +232,10 @@ class Comparison:
         )
 
     def _novelty(self, members: Members) -> dict[str, Any]:
-        found = novelty(
-            members.theta_EP,
-            members.trunks_E,
-            members.predictions(),
-            self.originals.theta_EP,
-            self.originals.trunks_E,
-            self.originals.predictions(),
+        models, originals = (
+            (each.theta_EP, each.trunks_E, each.predictions()) for each in (members, self.originals)
         )
-        return asdict(found)
+        return asdict(novelty(*models, *originals))
 
     @cached_property
     def chosen(self) -> list[int]:
@@ -291,30 +248,31 @@ class Comparison:
         )
 
     @cached_property
-    def bag(self) -> Voters:
+    def bag(self) -> Bag:
         """The bag of generated classifiers."""
         prices, drawn = self.prices, len(self.generated)
         members = self.generated.select(self.chosen)
         if sorted(self.chosen) == list(range(drawn)):
-            return Voters(members, prices.bag - prices.samples, prices.samples / drawn)
+            return self.vote(members, prices.bag - prices.samples, prices.samples / drawn)
         # To choose among all of them, all must be drawn.
-        return Voters(members, prices.bag, 0.0)
+        return self.vote(members, prices.bag, 0.0)
 
     @cached_property
-    def rivals(self) -> dict[str, Voters]:
+    def rivals(self) -> dict[str, Bag]:
         """The rivals by name; those drawn for the comparison without their parameters."""
         return {rival.name: self._rival(rival, len(self.chosen)) for rival in self.section.rivals}
 
-    def _rival(self, rival: Rival, size: int) -> Voters:
+    def _rival(self, rival: Rival, size: int) -> Bag:
         """Who votes for a rival, and what it costs from scratch."""
         if isinstance(rival, Choosing):
             return self._picked(rival, size)
         started = time.process_time()
         members = self._drawn(rival, size)
         drawing = time.process_time() - started
-        return Voters(members, self.prices.originals(len(self.originals)), drawing / len(members))
+        fixed = self.prices.originals(len(self.originals))
+        return self.vote(members, fixed, drawing / len(members))
 
-    def _picked(self, rival: Choosing, size: int) -> Voters:
+    def _picked(self, rival: Choosing, size: int) -> Bag:
         """Trained models; each is paid for where not all of the population is."""
         prices = self.prices
         trained = self.originals if rival.among == "originals" else self.ordinary
@@ -323,10 +281,10 @@ class Comparison:
         members = trained.select(rival.choose(trained.trunks_E, val_nll_E, size))
         if rival.among == "ordinary":
             assert prices.ordinary is not None
-            return Voters(members, 0.0, prices.ordinary)
+            return self.vote(members, 0.0, prices.ordinary)
         if rival.needs_all:
-            return Voters(members, prices.originals(len(trained)), 0.0)
-        return Voters(members, prices.roots, prices.originals(1) - prices.roots)
+            return self.vote(members, prices.originals(len(trained)), 0.0)
+        return self.vote(members, prices.roots, prices.originals(1) - prices.roots)
 
     def _drawn(self, rival: Drawing, size: int) -> Members:
         """Members a rival draws around the originals, asked."""
@@ -354,6 +312,6 @@ class Comparison:
         if self.ordinary is not None and prices.ordinary and math.isfinite(prices.bag):
             affordable = max(1, int(prices.bag / prices.ordinary))
             members = self.ordinary.select(list(range(min(affordable, len(self.ordinary)))))
-            voters = Voters(members, 0.0, prices.ordinary)
-            equal = self._scores(self.vote(members), voters, affordable=affordable)
+            bag = self.vote(members, 0.0, prices.ordinary)
+            equal = self._scores(bag, affordable=affordable)
         return Prices(per_model=per_model, equal_cost_deep_ensemble=equal)

@@ -7,19 +7,22 @@ and a report needs neither the models nor torch. Floats have six digits.
 from __future__ import annotations
 
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.comparison import Comparison, Members, Voters, Votes
+from bend_ray.comparison.comparison import Bag, Comparison, Members
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
 from bend_ray.ensemble.metrics import ece, member_accuracy, member_nll, nll
-from bend_ray.ensemble.novelty import COPY_RATIO, leave_one_out_distances, nearest_distances
-from bend_ray.ensemble.plane import principal_plane
+from bend_ray.ensemble.novelty import (
+    COPY_RATIO,
+    leave_one_out_distances,
+    nearest_distances,
+    principal_plane,
+)
 from bend_ray.ensemble.trust import differences, rejection, reliability
 from bend_ray.randomness import generator_for
 from bend_ray.storage.masking import masked_json
@@ -49,11 +52,7 @@ def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
 
 def evidence(comparison: Comparison) -> dict[str, Any]:
     """What the comparison's pictures show."""
-    populations = {
-        "generated": comparison.generated,
-        "originals": comparison.originals,
-        "held_out": comparison.held_out,
-    }
+    populations = comparison.populations
     rows = {name: _rows(members, comparison) for name, members in populations.items()}
     if comparison.ordinary is not None:
         rows["ordinary"] = _rows(comparison.ordinary, comparison)
@@ -123,42 +122,39 @@ def _bags(comparison: Comparison) -> dict[str, Any]:
     val_nll_E = member_nll(bag.members.val_logits_ENC, comparison.val_labels_N)
     # Chosen, like everything, on validation images.
     median = int(val_nll_E.argsort(stable=True)[len(val_nll_E) // 2])
-    member = Voters(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
-    voters = {BAG: bag, MEMBER: member, **comparison.rivals}
-    votes = {
-        BAG: comparison.bag_votes,
-        MEMBER: comparison.vote(member.members),
-        **comparison.rival_votes,
-    }
-    return {name: _bag(name, voters[name], votes[name], comparison) for name in voters}
+    member = comparison.vote(bag.members.select([median]), bag.fixed_seconds, bag.member_seconds)
+    bags = {BAG: bag, MEMBER: member, **comparison.rivals}
+    return {name: _bag(name, each, comparison) for name, each in bags.items()}
 
 
-def _bag(name: str, voters: Voters, votes: Votes, comparison: Comparison) -> dict[str, Any]:
+def _bag(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     labels_N = comparison.test_labels_N
-    ours_NC, theirs_NC = comparison.bag_votes.answers, votes.answers
-    accuracy, likelihood = differences(ours_NC, theirs_NC, labels_N)
+    accuracy, likelihood = differences(comparison.bag.answers, bag.answers, labels_N)
     return {
-        "size": len(voters.members),
-        "cost": {"fixed": voters.fixed_seconds, "member": voters.member_seconds},
+        "size": len(bag.members),
+        "cost": {"fixed": bag.fixed_seconds, "member": bag.member_seconds},
         "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
-        "curve": _bag_curve(name, voters.members, comparison),
-        **_trust(votes, labels_N),
+        "curve": _bag_curve(name, bag.members, comparison),
+        "temperature": bag.temperature,
+        "scaled": {"nll": nll(bag.scaled, labels_N), "ece": ece(bag.scaled, labels_N)},
+        "reliability": {
+            "before": asdict(reliability(bag.plain_NC, labels_N)),
+            "after": asdict(reliability(bag.scaled, labels_N)),
+        },
+        "rejection": asdict(rejection(bag.answers, labels_N)),
     }
 
 
 def _bag_curve(name: str, members: Members, comparison: Comparison) -> dict[str, Any] | None:
     """Scores by size; the deep ensemble's at fitted temperatures as well."""
-    scaled = comparison.section.temperature_scaling
-    if name != DEEP_ENSEMBLE or comparison.ordinary is None:
+    scaled, whole = comparison.section.temperature_scaling, comparison.ordinary
+    if name != DEEP_ENSEMBLE or whole is None:
         return _curve(name, members, comparison, scaled)
     # All that were trained, be they more than the bag has: the measure of all others.
-    whole = partial(_curve, name, comparison.ordinary, comparison)
-    curve = whole(scaled)
-    as_scaled = curve if scaled else whole(True)
-    if curve is not None and as_scaled is not None:
-        curve["scaled_nll"] = as_scaled["nll"]["mean"]
-    return curve
+    curve = _curve(name, whole, comparison, scaled)
+    as_scaled = curve if scaled else _curve(name, whole, comparison, True)
+    return curve and as_scaled and curve | {"scaled_nll": as_scaled["nll"]["mean"]}
 
 
 def _curve(
@@ -176,19 +172,6 @@ def _curve(
         calibrated_on=(members.val_logits_ENC, comparison.val_labels_N) if scaled else None,
     )
     return asdict(curve)
-
-
-def _trust(votes: Votes, labels_N: Tensor) -> dict[str, Any]:
-    """Reliability before and after temperature scaling on validation images, and rejection."""
-    return {
-        "temperature": votes.temperature,
-        "scaled": {"nll": nll(votes.scaled, labels_N), "ece": ece(votes.scaled, labels_N)},
-        "reliability": {
-            "before": asdict(reliability(votes.plain_NC, labels_N)),
-            "after": asdict(reliability(votes.scaled, labels_N)),
-        },
-        "rejection": asdict(rejection(votes.answers, labels_N)),
-    }
 
 
 def _rounded(value: Any) -> Any:

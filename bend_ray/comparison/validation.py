@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -35,14 +36,7 @@ ORDERS = 20
 
 @dataclass(frozen=True)
 class BagCurve:
-    """Bags of the first members in voting order, by size.
-
-    Attributes:
-        sizes: of the bags.
-        accuracy: on validation images, fractions of 1.
-        nll: on validation images, nats.
-        member_flops: floating-point operations of one member's answer to one image.
-    """
+    """Bags of the first members in voting order, by size, on validation images; FLOPs of one."""
 
     sizes: list[int]
     accuracy: list[float]
@@ -57,18 +51,7 @@ def validation_curve(
     trunks_E: Tensor,
     sizes: Sequence[int],
 ) -> BagCurve:
-    """Bags of the first of some models, scored on validation images.
-
-    Args:
-        config: of the pipeline.
-        classifiers: of the config.
-        theta_EP: the models.
-        trunks_E: whose each is.
-        sizes: of the bags, rising; those above E are left out.
-
-    Raises:
-        TrainingError: E is below the smallest size.
-    """
+    """Bags of the first of some models, on validation images: as many as the least bag at least."""
     # Fewer than the largest bag may be left of what was drawn.
     sizes = [size for size in sizes if size <= len(theta_EP)]
     if not sizes:
@@ -101,11 +84,11 @@ def cross_fitted_curve(
         sizes: rising, from 1 to E.
     """
     fold_N = torch.arange(len(labels_N)) % FOLDS
-    sums = [[0.0] * len(sizes), [0.0] * len(sizes)]
+    accuracy, nll = np.zeros(len(sizes)), np.zeros(len(sizes))
     for fold in range(FOLDS):
         scored, chosen_by = fold_N == fold, fold_N != fold
         seen_ENC, seen_labels = logits_ENC[:, chosen_by], labels_N[chosen_by]
-        curves = prefix_curve(
+        curve = prefix_curve(
             logits_ENC[:, scored],
             labels_N[scored],
             member_nll(seen_ENC, seen_labels),
@@ -115,10 +98,9 @@ def cross_fitted_curve(
             (seen_ENC, seen_labels) if section.temperature_scaling else None,
         )
         share = scored.double().mean().item()
-        for total, curve in zip(sums, curves, strict=True):
-            total[:] = [a + share * b for a, b in zip(total, curve, strict=True)]
-    accuracy, nll = sums
-    return accuracy, nll
+        accuracy += share * np.array(curve.accuracy.mean)
+        nll += share * np.array(curve.nll.mean)
+    return accuracy.tolist(), nll.tolist()
 
 
 def _orders(

@@ -2,7 +2,7 @@
 
 ``schema`` is the config, a section a stage; ``reading`` makes one of YAML and ``--set``, ``knobs``
 lists all there is, ``graph`` says which artifact each stage of a config makes of which others,
-``newest`` puts a config together from a store's manifests, ``repeats`` puts it under other seeds.
+``repeats`` puts it under other seeds.
 
 Imports neither torch nor Ray: asking what is there takes a fraction of a second.
 """

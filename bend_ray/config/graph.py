@@ -6,27 +6,33 @@ status``, a second ``bend run``) needs neither Ray nor torch.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from bend_ray.artifacts.store import Artifact, Store
+from bend_ray.config.reading import validated
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
+from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import DeepEnsemble
 from bend_ray.imported import Imported
 from bend_ray.networks.protocols import Checkpoints, Independent
 from bend_ray.spec import Spec
+from bend_ray.storage.masking import masked
 
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 2,
+    "seeds": 4,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 2,
-    "evaluation": 3,
+    "samples": 3,
+    "evaluation": 4,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
@@ -91,7 +97,7 @@ def identified(config: PipelineConfig) -> PipelineConfig:
     """
     known = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
-    return known if config.seeds.protocol.is_known else PipelineConfig.model_validate(dict(known))
+    return known if config.seeds.protocol.is_known else validated(dict(known))
 
 
 def _identified(spec: S) -> S:
@@ -111,12 +117,7 @@ def _each_identified(value: Any) -> Any:
 
 
 def graph_of(config: PipelineConfig, store: Store) -> Graph:
-    """Where each stage of a config leaves its result in ``store``.
-
-    Args:
-        config: from ``identified``, as the same words may mean other data tomorrow.
-        store: of the artifacts.
-    """
+    """Where each stage of a config, from ``identified``, leaves its result in a store."""
     as_asked = {"config": config.model_dump(mode="json")}
 
     def artifact(stage: str, decides: dict[str, object], *inputs: Artifact) -> Artifact:
@@ -147,3 +148,26 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     rivals = [] if ensemble is None else [ensemble]
     evaluation = artifact("evaluation", scored, seeds, samples, *rivals)
     return Graph(seeds, autoencoder, latents, generator, samples, evaluation, ensemble)
+
+
+def newest_config(store: Store) -> PipelineConfig:
+    """The config whose evaluation was committed last; its data set need not be at hand.
+
+    Raises:
+        StoreError: there is no evaluation, or another version of bend_ray made the newest.
+    """
+    evaluations = store.manifests("evaluation")
+    if not evaluations:
+        raise StoreError(
+            f"expected an evaluation in {masked(store.uri)}, got none; make one with "
+            "`bend run`, or name another store with --store"
+        )
+    newest = evaluations[-1]
+    with contextlib.suppress(ValidationError):
+        config = PipelineConfig.model_validate(newest.given.get("config"))
+        if graph_of(config, store).evaluation.fingerprint == newest.fingerprint:
+            return config
+    raise StoreError(
+        f"expected evaluation {newest.fingerprint} of {masked(store.uri)} to be of this "
+        "version of bend_ray, it is of another; run `bend run` again, or name its config"
+    )

@@ -37,14 +37,7 @@ def knobs() -> tuple[Knob, ...]:
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:
-    """The knobs of one class.
-
-    Args:
-        spec: the class.
-        default: what the default config holds in its place, if that is of this class.
-        prefix: the path of its fields.
-        kind: the variant it is part of.
-    """
+    """The knobs of a class, or of a variant; ``default``: what the default config has there."""
     for name, field in spec.model_fields.items():
         if name == "kind":
             continue

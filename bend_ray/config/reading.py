@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from bend_ray.config.knobs import knobs
+from bend_ray.config.knobs import Knob, knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.config.yaml_text import UNREADABLE, parsed, read_yaml, reason, refusal
 from bend_ray.spec import Spec, variants
@@ -24,11 +24,7 @@ _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
-    """The config of a YAML (or JSON) file and ``a.b=c`` overrides.
-
-    Args:
-        path: the file; None for the default config.
-        overrides: each ``key.path=value``, the value as YAML.
+    """The config of a YAML (or JSON) file, None for the default one, and of ``a.b=c`` overrides.
 
     Raises:
         ConfigError: one line with every problem found.
@@ -36,15 +32,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
         _apply(values, override)
-    return _validated(PipelineConfig().model_dump(mode="json"), values)
+    return validated(values, PipelineConfig().model_dump(mode="json"))
 
 
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
-    """A config with some knobs set otherwise.
-
-    Args:
-        config: the others are as in this one.
-        point: value by ``key.path``; another ``kind`` of a section starts afresh.
+    """A config with some knobs, by ``key.path``, set otherwise; another ``kind`` starts afresh.
 
     Raises:
         ConfigError: one line with every problem found.
@@ -52,22 +44,41 @@ def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConf
     >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
     96
     """
+    return validated(nested(point), config.model_dump(mode="json"))
+
+
+def nested(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Sections of values by ``key.path``.
+
+    >>> nested({"a.b": 1, "a.c": 2})
+    {'a': {'b': 1, 'c': 2}}
+    """
     values: dict[str, Any] = {}
     for key, value in point.items():
-        *parents, name = key.split(".")
-        place = values
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = value
-    return _validated(config.model_dump(mode="json"), values)
+        _put(values, key, value)
+    return values
 
 
-def _validated(base: Mapping[str, Any], values: Mapping[str, Any]) -> PipelineConfig:
-    """``values`` on top of a config's."""
+def _put(values: dict[str, Any], key: str, value: Any) -> None:
+    """Set what is at a path, making sections on the way."""
+    *parents, name = key.split(".")
+    for parent in parents:
+        values = values.setdefault(parent, {})
+        if not isinstance(values, dict):
+            raise ValueError(f"expected {parent} to be a section, got {_shortened(repr(values))}")
+    values[name] = value
+
+
+def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> PipelineConfig:
+    """The config of sections, specs or their fields, on top of ``base``.
+
+    Raises:
+        ConfigError: one line with every problem found.
+    """
     if named := list(_variables(values, "")):
         raise refusal("; ".join(named))
     try:
-        return PipelineConfig.model_validate(_merged(base, values))
+        return PipelineConfig.model_validate(_merged(base or {}, values))
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it, and what is
         # wrong inside of a section says more than that it is no word.
@@ -99,23 +110,18 @@ def _shortened(text: str) -> str:
 def _apply(values: dict[str, Any], override: str) -> None:
     """Set one ``a.b=c`` in ``values``, making mappings on the way."""
     key, separator, text = override.partition("=")
+    told = f"--set {_shortened(override)}"
     if not separator or not all(key.split(".")):
-        message = "expected a.b=value, as in --set samples.count=96"
-        raise refusal(f"--set {_shortened(override)}: {message}")
+        raise refusal(f"{told}: expected a.b=value, as in --set samples.count=96")
     try:
         value = parsed(text)
     except UNREADABLE as error:
-        message = f"expected a YAML value after =, got {reason(error) or _shortened(text)}"
-        raise refusal(f"--set {_shortened(override)}: {message}") from None
-    *parents, name = key.split(".")
-    place = values
-    for parent in parents:
-        below = place.setdefault(parent, {})
-        if not isinstance(below, dict):
-            message = f"expected {parent} to be a section, got {_shortened(repr(below))}"
-            raise refusal(f"--set {_shortened(override)}: {message}")
-        place = below
-    place[name] = value
+        got = reason(error) or _shortened(text)
+        raise refusal(f"{told}: expected a YAML value after =, got {got}") from None
+    try:
+        _put(values, key, value)
+    except ValueError as error:
+        raise refusal(f"{told}: {error}") from None
 
 
 def _merged(default: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,31 +196,31 @@ def _is_plain_type(part: int | str, specs: tuple[type[Spec], ...]) -> bool:
     return isinstance(part, str) and ("[" in part or (not specs and part in _PLAIN_TYPES))
 
 
+def _inside(path: str) -> list[tuple[Knob, list[str]]]:
+    """Knobs of a section, and of those in it, with their paths there.
+
+    The items of a list share those of the list.
+    """
+    section = [part for part in path.split(".") if part and not part.isdigit()]
+    parts = [(knob, knob.path.split(".")) for knob in knobs()]
+    depth = len(section)
+    return [(knob, path[depth:]) for knob, path in parts if path[:-1][:depth] == section]
+
+
 def _keys(path: str) -> list[str]:
     """The keys of a section, each once; ``kind`` first where it has variants."""
-    section = _section(path.split("."))
-    depth = len(section)
-    inside = [knob for knob in knobs() if knob.path.split(".")[:-1][:depth] == section]
-    own = [knob.path.split(".")[depth:] for knob in inside]
-    varies = any(knob.kind and len(key) == 1 for knob, key in zip(inside, own, strict=True))
-    return list(dict.fromkeys([*(["kind"] if varies else []), *(key[0] for key in own)]))
-
-
-def _section(parts: Sequence[str]) -> list[str]:
-    """Where knobs are listed: the items of a list share those of the list."""
-    return [part for part in parts if not part.isdigit()]
+    inside = _inside(path)
+    varies = any(knob.kind and len(key) == 1 for knob, key in inside)
+    return list(dict.fromkeys([*(["kind"] if varies else []), *(key[0] for _, key in inside)]))
 
 
 def _hint(path: str) -> str:
     """What may have been meant by a key that does not exist."""
     *parents, name = path.split(".")
-    section = _section(parents)
-    beside = [knob for knob in knobs() if knob.path.split(".")[:-1] == section]
-    names = [knob.path.split(".")[-1] for knob in beside]
-    if name in names:
-        owners = [knob.kind for knob, own in zip(beside, names, strict=True) if own == name]
+    beside = [(knob.kind, key[0]) for knob, key in _inside(".".join(parents)) if len(key) == 1]
+    if owners := [kind for kind, own in beside if own == name]:
         return f"it belongs to kind {' or '.join(owners)}"
-    close = difflib.get_close_matches(name, sorted(set(names)), n=1)
+    close = difflib.get_close_matches(name, sorted({own for _, own in beside}), n=1)
     if close:
         return f"did you mean {'.'.join([*parents, *close])}?"
     return "`bend config` lists every key"

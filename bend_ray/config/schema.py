@@ -285,7 +285,7 @@ class PipelineConfig(Spec):
         """What is done to drawn models, ``auto`` resolved."""
         finish = self.samples.finish
         if finish == "auto":
-            knows_the_way = _leaves_a_way(self.seeds.protocol) and _trunks_are_known(self)
+            knows_the_way = self.seeds.protocol.num_early > 0 and _trunks_are_known(self)
             return Finish() if knows_the_way else AS_DRAWN
         return finish or AS_DRAWN
 
@@ -348,17 +348,13 @@ def _sampler_fits(config: PipelineConfig) -> None:
         )
 
 
-def _leaves_a_way(protocol: Protocol) -> bool:
-    return protocol.num_early > 0
-
-
 def _trunks_are_known(config: PipelineConfig) -> bool:
     return config.seeds.protocol.num_trunks == 1 or config.generator.conditional
 
 
 def _finish_fits(config: PipelineConfig) -> None:
     finish, trunks = config.finish, config.seeds.protocol.num_trunks
-    if finish.guidance and not _leaves_a_way(config.seeds.protocol):
+    if finish.guidance and config.seeds.protocol.num_early == 0:
         raise ValueError(
             "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
             f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "

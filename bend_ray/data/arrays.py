@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import io
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from bend_ray.data.examples import Examples
 from bend_ray.data.files import File, Files
-from bend_ray.data.sources import listed, numbered
+from bend_ray.data.sources import by_name, listed, numbered
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file, store_errors
 from bend_ray.storage.masking import cause, printable
@@ -30,6 +28,10 @@ CLASS_NAMES = "class_names"
 """Of a safetensors file's metadata: a JSON list."""
 SINGLE = "inputs"
 """What we call the one input of a file that we write."""
+WRITTEN = "labels"
+"""What we call labels in it."""
+LABELS = (WRITTEN, "label", "y", "target")
+"""Names by which a column, key or array of labels is known."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class Arrays:
     labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
     named: bool
+    where: ClassVar[Any] = "example {}".format
 
     @classmethod
     def of(
@@ -69,14 +72,19 @@ class Arrays:
         """
         if not inputs:
             raise DataError(f"{where}: expected inputs beside labels, got none")
-        values = {name: _values(value, f"{where}: {name}") for name, value in inputs.items()}
-        codes_N, names, named = _classes(_array(labels, f"{where}: labels"), class_names, where)
-        for name, value in values.items():
-            if len(value) != len(codes_N):
-                raise DataError(
-                    f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
-                    f"{len(value)} of {name}"
-                )
+        if wrong := [name for name in inputs if not isinstance(name, str) or name == WRITTEN]:
+            raise DataError(
+                f"{where}: expected inputs by names of the network's parameters, not {WRITTEN}, "
+                f"got {wrong[0]}; rename it"
+            )
+        # A safetensors file's come in any order.
+        values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
+        codes_N, names, named = _classes(array_of(labels, f"{where}: labels"), class_names, where)
+        if unlike := [name for name, value in values.items() if len(value) != len(codes_N)]:
+            raise DataError(
+                f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
+                f"{len(values[unlike[0]])} of {unlike[0]}"
+            )
         if not len(codes_N):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
         return cls(values, codes_N, names, named)
@@ -84,7 +92,7 @@ class Arrays:
     def take(self, index: NDArray[np.int64]) -> Arrays:
         """Some of the examples."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
-        return Arrays(inputs, self.labels_N[index], self.class_names, self.named)
+        return replace(self, inputs=inputs, labels_N=self.labels_N[index])
 
     def like(self, train: Arrays, part: str) -> Arrays:
         """These with the classes of the training part, matched by name.
@@ -92,23 +100,16 @@ class Arrays:
         Raises:
             DataError: other inputs, or a class that the training part lacks.
         """
-        shapes = [
-            {name: (value.shape[1:], value.dtype) for name, value in each.inputs.items()}
+        kinds = [
+            ", ".join(f"{name} {v.shape[1:]} {v.dtype}" for name, v in each.inputs.items())
             for each in (train, self)
         ]
-        if shapes[0] != shapes[1]:
+        if kinds[0] != kinds[1]:
             raise DataError(
-                f"dataset.{part}: expected inputs as in the training part, {_told(shapes[0])}, got "
-                f"{_told(shapes[1])}"
+                f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
+                f"{kinds[1]}; give all parts alike"
             )
-        index = {name: label for label, name in enumerate(train.class_names)}
-        found = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int64)
-        if self.named != train.named or (found[self.labels_N] < 0).any():
-            raise DataError(
-                f"dataset.{part}: expected the classes of the training part, "
-                f"{listed(train.class_names)}, got {listed(self.class_names)}"
-            )
-        return Arrays(self.inputs, found[self.labels_N], train.class_names, train.named)
+        return by_name(self, part, train.class_names, train.named)
 
     def examples(self) -> Examples:
         """They, as a network is given them: by name where there are several inputs."""
@@ -118,24 +119,41 @@ class Arrays:
     def row_digests(self) -> list[bytes]:
         """What tells an example's inputs from others."""
         rows = zip(*(np.ascontiguousarray(value) for value in self.inputs.values()), strict=True)
-        return [blake2b(b"".join(map(bytes, row)), digest_size=16).digest() for row in rows]
+        return [
+            blake2b(b"".join(v.tobytes() for v in row), digest_size=16).digest() for row in rows
+        ]
 
     def to_bytes(self) -> bytes:
         """As a safetensors file, which ``read_arrays`` reads back."""
         arrays = {name: np.ascontiguousarray(value) for name, value in self.inputs.items()}
         names = {CLASS_NAMES: json.dumps(self.class_names)} if self.named else {}
-        labels_N = self.labels_N
-        if not self.named:
-            labels_N = np.array(self.class_names, dtype=np.int64)[labels_N]
-        return safetensors.numpy.save({**arrays, "labels": labels_N}, names)
+        codes = range(len(self.class_names)) if self.named else map(int, self.class_names)
+        arrays[WRITTEN] = np.array([*codes], dtype=np.int64)[self.labels_N]
+        return safetensors.numpy.save(arrays, names)
 
 
-def read_arrays(files: Files, label: str, class_names: Sequence[str] | None) -> Arrays:
+def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS) -> str:
+    """Which of the names is that of labels, the first that is wanted.
+
+    Raises:
+        DataError: none is, or a name is there twice.
+    """
+    if len(set(names)) < len(names):
+        raise DataError(f"{where}: expected columns of different names, got {listed(names)}")
+    if found := [name for name in wanted if name in names]:
+        return found[0]
+    raise DataError(
+        f"{where}: expected labels called {' or '.join(wanted)}, got "
+        f"{listed(list(map(str, names))) or 'nothing'}; give (inputs, labels), or rename them"
+    )
+
+
+def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | None) -> Arrays:
     """All examples of a part, its files one after another.
 
     Args:
         files: of the part.
-        label: name of the array of labels.
+        label: name of the array of labels; None for the one of ``LABELS``.
         class_names: what numbers 0, 1, ... mean in files that do not say it.
 
     Raises:
@@ -146,64 +164,54 @@ def read_arrays(files: Files, label: str, class_names: Sequence[str] | None) -> 
     names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
     if not first.named:
         names = tuple(sorted(names, key=int))
-    whole = Arrays(first.inputs, first.labels_N, names, first.named)
+    whole = replace(first, class_names=names)
     alike = [part.like(whole, file.name) for part, file in zip(parts, files, strict=True)]
-    inputs = {
-        name: np.concatenate([part.inputs[name] for part in alike])
-        if len(alike) > 1
-        else first.inputs[name]
-        for name in first.inputs
-    }
+    if len(alike) == 1:
+        return alike[0]
+    inputs = {name: np.concatenate([part.inputs[name] for part in alike]) for name in first.inputs}
     labels_N = np.concatenate([part.labels_N for part in alike])
-    return Arrays(inputs, labels_N, names, first.named)
+    return replace(whole, inputs=inputs, labels_N=labels_N)
 
 
-def _read(files: Files, file: File, label: str, class_names: Sequence[str] | None) -> Arrays:
+def _read(files: Files, file: File, label: str | None, class_names: Sequence[str] | None) -> Arrays:
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
     read = _read_npz if file.name.endswith(".npz") else _read_safetensors
     try:
         arrays, names = read(content)
-    except (SafetensorError, ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
-    if label not in arrays:
-        raise DataError(
-            f"{where}: expected an array of labels called {label}, got {listed(sorted(arrays))}; "
-            "name it in dataset.labels"
-        )
-    labels = arrays.pop(label)
+    labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
     return Arrays.of(arrays, labels, class_names or names, where)
 
 
 def _read_npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        if not hasattr(archive, "files"):
-            raise ValueError("a single array; name several with numpy.savez")
-        return {name: archive[name] for name in archive.files}, None
+        return dict(archive), None
 
 
 def _read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+    arrays = safetensors.numpy.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = (header.get("__metadata__") or {}).get(CLASS_NAMES)
-    return safetensors.numpy.load(content), None if names is None else json.loads(names)
+    return arrays, None if names is None else [str(name) for name in json.loads(names)]
 
 
 def _values(given: Any, where: str) -> NDArray[Any]:
     """Inputs in the few types that travel: float32, uint8, int64."""
-    values = _array(given, where)
-    if values.ndim == 0:
-        raise DataError(f"{where}: expected one row an example, got a single number")
-    if values.dtype == np.uint8 or values.dtype == np.int64:
+    values = array_of(given, where)
+    if 0 in values.shape[1:] or values.ndim == 0:
+        raise DataError(f"{where}: expected a row of numbers an example, got shape {values.shape}")
+    if values.dtype == np.uint8:
         return values
-    if np.issubdtype(values.dtype, np.integer):
-        return values.astype(np.int64)
-    if values.dtype == np.bool_:
-        return values.astype(np.float32)
-    if not np.issubdtype(values.dtype, np.floating):
+    if values.dtype.kind in "iu":
+        return values.astype(np.int64, copy=False)
+    if values.dtype.kind not in "fb":
         raise DataError(f"{where}: expected numbers, got {values.dtype}; encode them first")
-    values = values.astype(np.float32, copy=False)
-    wrong = ~np.isfinite(values.reshape(len(values), -1)).all(axis=1)
+    with np.errstate(over="ignore"):
+        values = values.astype(np.float32, copy=False)
+    wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
     if wrong.any():
         raise DataError(
             f"{where}: expected finite numbers, got nan or inf in {int(wrong.sum())} of "
@@ -212,19 +220,46 @@ def _values(given: Any, where: str) -> NDArray[Any]:
     return values
 
 
-def _array(given: Any, where: str) -> NDArray[Any]:
-    if hasattr(given, "detach"):  # a tensor
-        given = given.detach().cpu()
-        given = (given.float() if given.dtype.is_floating_point else given).numpy()
+def array_of(given: Any, where: str) -> NDArray[Any]:
+    """Whatever numpy takes, or a tensor, as numbers or texts.
+
+    Raises:
+        DataError: rows of several shapes, or objects.
+    """
     try:
-        array = np.asarray(given)
-        if array.dtype == object:
-            array = np.array(array.tolist())
-    except (ValueError, TypeError) as error:
-        raise DataError(f"{where}: expected rows of one shape, got: {cause(error)}") from None
+        array = _plain(given)
+    except Exception as error:  # what libraries raise of what they cannot give as an array
+        several = "rows of several shapes; pad, cut or resize them"
+        reason = several if "inhomogeneous" in str(error) else cause(error)
+        raise DataError(f"{where}: expected numbers in rows of one shape, got: {reason}") from None
     if array.dtype == object:
-        raise DataError(f"{where}: expected numbers or texts, got objects")
+        kinds = sorted({type(value).__name__ for value in array.flat})
+        raise DataError(
+            f"{where}: expected numbers or texts, got {listed(kinds)}; fill, encode or unpack them"
+        )
     return array
+
+
+def _plain(given: Any) -> NDArray[Any]:
+    """What numpy takes, tensors, pictures as ``(C, H, W)``, and lists of these."""
+    if hasattr(given, "detach"):
+        given = given.detach().cpu()
+        return (given.float() if given.dtype.is_floating_point else given).numpy()  # type: ignore
+    if hasattr(given, "getexif"):
+        from bend_ray.data.decoding import Look, pixels_of
+
+        return pixels_of(given, Look())
+    first = given[0] if isinstance(given, list | tuple) and given else None
+    if hasattr(first, "detach") or hasattr(first, "getexif"):
+        given = [_plain(value) for value in given]
+    elif np.ma.is_masked(given):
+        given = given.astype(float).filled(np.nan)
+    array = np.asarray(given)
+    if array.dtype != object:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else array
+    # Objects may be plain numbers and texts, or arrays of them.
+    deeper = np.array(array.tolist())
+    return deeper if deeper.shape == array.shape else _plain(deeper)
 
 
 def _classes(
@@ -234,25 +269,27 @@ def _classes(
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
-        raise DataError(f"{where}: expected one label an example, got shape {labels.shape}")
-    if labels.dtype.kind in "US":
-        names, codes_N = np.unique(labels.astype(str), return_inverse=True)
+        raise DataError(
+            f"{where}: expected one label an example, got shape {labels.shape}; of one-hot rows "
+            "give the argmax"
+        )
+    if labels.dtype.kind == "U":
+        names, codes_N = np.unique(labels, return_inverse=True)
         return codes_N.astype(np.int64), tuple(names.tolist()), True
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iub":
-        raise DataError(f"{where}: expected labels of whole numbers or texts, got {labels.dtype}")
+        some = labels[labels != np.rint(labels)][0] if labels.dtype.kind == "f" else labels.dtype
+        raise DataError(f"{where}: expected labels that are whole numbers or texts, got {some}")
     labels = labels.astype(np.int64)
     if class_names is None:
-        codes_N, numbers = numbered(labels, lambda row: f"{where}, row {row}")
+        codes_N, numbers = numbered(labels, lambda row: f"{where}, example {row}")
         return codes_N, numbers, False
+    if len(set(class_names)) < len(class_names):
+        raise DataError(f"{where}: expected classes of different names, got one twice")
     if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
         raise DataError(
             f"{where}: expected labels from 0 to {len(class_names) - 1}, one for each of the "
             f"{len(class_names)} class names, got {labels.min()} to {labels.max()}"
         )
     return labels, tuple(class_names), True
-
-
-def _told(shapes: Mapping[str, tuple[tuple[int, ...], Any]]) -> str:
-    return ", ".join(f"{name} {shape} {dtype}" for name, (shape, dtype) in shapes.items())

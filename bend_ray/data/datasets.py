@@ -9,7 +9,7 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from bend_ray.data.examples import Decoding, Examples, Parts, split_rows
+from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
@@ -98,26 +98,31 @@ class Digits(LabelledExamples):
         )
 
 
-class ImageFiles(LabelledExamples):
+class DrawnParts(LabelledExamples):
+    """A training part that is drawn from what there is, as the validation part may be."""
+
+    num_train: PositiveInt | None = None
+    """Training examples, drawn at random; null for all that are left."""
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts."""
+    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
+    """What to do where two parts have an example in common."""
+
+
+class ImageFiles(DrawnParts):
     """What all data sets of image files have in common: their parts, their size and mode.
 
     A variant says where its parts are: ``_open`` and ``_known_parts``.
     """
 
-    num_train: PositiveInt | None = None
-    """Training images, drawn at random; null for all that are left."""
     num_validation: PositiveInt = 5000
     """Validation images, drawn from the training part where the data set has no such part."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
     image_size: PositiveInt | None = None
     """Height and width to resize the central square of each image to; null: all are of one size."""
     mode: Literal["grey", "rgb"] | None = None
     """What to convert images to, grey or rgb; null where all are the one or the other."""
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an image file in common."""
 
     def _open(self, part: Part) -> Source:
         """The images of a part, not decoded."""
@@ -294,13 +299,9 @@ class ImageParquet(LocatedImages):
     """What classes 0, 1, ... are called in files that do not say it."""
 
     def _files(self, part: Part) -> Files:
-        from bend_ray.data.files import find_files
         from bend_ray.data.parquet import ENDINGS
 
-        uris = getattr(self, part)
-        return find_files(
-            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
-        )
+        return _found(getattr(self, part), part, ENDINGS)
 
     def _read(self, files: Files) -> Source:
         from bend_ray.data.parquet import Columns, open_parquet
@@ -378,7 +379,17 @@ class Torchvision(ImageFiles):
         return tuple(part for part in PARTS[self.name] if part != "test")
 
 
-class ArrayFiles(Located):
+class ArrayParts(DrawnParts):
+    """What all data sets of arrays have in common."""
+
+    standardise: bool = True
+    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
+    num_validation: PositiveInt | None = None
+    """Validation examples, drawn from the training part where no such part is given; null: a fifth
+    of it, at most 5,000."""
+
+
+class ArrayFiles(ArrayParts, Located):
     """Arrays of any shape in .npz or .safetensors files: one an input, and one of labels.
 
     Several inputs go to the network by name. Text and numbers as labels are mapped to classes.
@@ -391,30 +402,15 @@ class ArrayFiles(Located):
     """Test examples, likewise; null: there are none, and figures are of the validation part."""
     validation: Uris | None = None
     """Validation examples, likewise; null to draw them from the training part."""
-    labels: str = "labels"
-    """Name of the array of labels; all others are inputs."""
+    labels: str | None = None
+    """Name of the array of labels, all others are inputs; null: labels, label, y or target."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What labels 0, 1, ... are called in files that do not say it."""
-    standardise: bool = True
-    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
-    num_train: PositiveInt | None = None
-    """Training examples, drawn at random; null for all that are left."""
-    num_validation: PositiveInt | None = None
-    """Validation examples, drawn from the training part where no such part is given; null: a fifth
-    of it, at most 5,000."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an example in common."""
 
     def _files(self, part: Part) -> Files:
         from bend_ray.data.arrays import ENDINGS
-        from bend_ray.data.files import find_files
 
-        uris = getattr(self, part)
-        return find_files(
-            [uris] if isinstance(uris, str) else uris, part, ENDINGS, f"dataset.{part}"
-        )
+        return _found(getattr(self, part), part, ENDINGS)
 
     def _known_parts(self) -> tuple[Part, ...]:
         parts: tuple[Part, ...] = ("train", "validation", "test")
@@ -432,30 +428,14 @@ class ArrayFiles(Located):
             DataError: files that are missing or broken, or examples that do not fit together.
         """
         known = self.identified()
-        return split_arrays(
-            {part: known._arrays(part) for part in self._known_parts() if part != "test"},
-            partial(known._arrays, "test") if self.test is not None else None,
-            self,
-        )
+        return split_arrays({p: partial(known._arrays, p) for p in self._known_parts()}, self)
 
 
-class ImportedDataset(Imported, LabelledExamples):
-    """One's own: a function that gives parts by name: train and, if there are, validation and test.
+class ImportedDataset(Imported, ArrayParts):
+    """One's own: a function that gives a training part, or train, validation and test by name.
 
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
-
-    standardise: bool = True
-    """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
-    num_train: PositiveInt | None = None
-    """Training examples, drawn at random; null for all that are left."""
-    num_validation: PositiveInt | None = None
-    """Validation examples, drawn from the training part where no such part is given; null: a fifth
-    of it, at most 5,000."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
-    duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
-    """What to do where two parts have an example in common."""
 
     def load(self) -> Parts:
         """What the function gives.
@@ -464,37 +444,34 @@ class ImportedDataset(Imported, LabelledExamples):
             ConfigError: it cannot be imported.
             DataError: it gives no parts, or examples that do not fit together.
         """
-        from bend_ray.data.given import arrays_of
+        from bend_ray.data.given import parts_of, together
 
         given = self.make()
-        if not isinstance(given, dict) or "train" not in given:
-            raise DataError(
-                f"{self.target}: expected parts by name, train among them, got a "
-                f"{type(given).__qualname__}"
-            )
-        found = {part: arrays_of(its, f"{self.target}: {part}") for part, its in given.items()}
-        test = found.pop("test", None)
-        return split_arrays(found, None if test is None else partial(_given, test), self)
+        found = parts_of(together(given) or {"train": given}, f"{self.target}: ")
+        return split_arrays({part: partial(itself, its) for part, its in found.items()}, self)
 
 
-def split_arrays(
-    found: dict[str, Arrays],
-    read_test: Callable[[], Arrays] | None,
-    spec: ArrayFiles | ImportedDataset,
-) -> Parts:
+def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
+    from bend_ray.data.files import find_files
+
+    return find_files([uris] if isinstance(uris, str) else uris, part, endings, f"dataset.{part}")
+
+
+def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
     """The parts of a data set of arrays.
 
     Args:
-        found: training part and, if there is one, validation part.
-        read_test: gives the test part; None where there is none.
+        read: what gives each part that there is, the training part among them.
         spec: how they are split, and what is told.
 
     Raises:
-        DataError: there are too few examples, or one class alone.
+        DataError: there are too few examples, also of a class, or one class alone.
     """
     from bend_ray.data.sources import check_counts, check_overlap
 
-    train, validation = found["train"], found.get("validation")
+    train = read["train"]()
+    validation = read["validation"]() if "validation" in read else None
+    read_test = read.get("test")
     if validation is None:
         fifth = max(1, min(MOST_DRAWN, len(train.labels_N) // 5))
         cut = spec.num_validation or fifth
@@ -507,6 +484,11 @@ def split_arrays(
     parts = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
+    if (examples := len(train.labels_N)) < 2 * (classes := len(set(train.labels_N))):
+        raise DataError(
+            f"dataset: expected two training examples of a class on average, got {examples} of "
+            f"{classes} classes; give more, or labels that are classes"
+        )
     check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
     check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
     load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
@@ -517,10 +499,6 @@ def split_arrays(
         load_test,
         standardise=spec.standardise,
     )
-
-
-def _given(arrays: Arrays) -> Arrays:
-    return arrays
 
 
 def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:

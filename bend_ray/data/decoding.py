@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -204,7 +205,8 @@ def decode(
     digests = [b""] * len(rows_M)
     shape, first = look.shape, "the training images"
     for slot, (where, encoded) in zip(order_M, source.read(rows_M[order_M]), strict=True):
-        pixels_CHW = _decoded(where, encoded, look)
+        with _named(where):
+            pixels_CHW = pixels_of(encoded, look)
         shape, first = (pixels_CHW.shape, where) if shape is None else (shape, first)
         _check_alike(shape, first, pixels_CHW.shape, where)
         if not len(pixels_MCHW):
@@ -229,11 +231,9 @@ def survey(source: Source, look: Look) -> list[bytes]:
 
 
 def _shape_of_header(where: str, encoded: Encoded, look: Look) -> tuple[int, ...]:
-    try:
+    with _named(where):
         image = open_image(encoded, MAX_PIXELS)
         channels = 1 if _channels(image, look.mode) == "grey" else 3
-    except UnreadableError as error:
-        raise _named(where, error) from None
     width, height = look.size or image.size
     # Asked only where it matters: a PNG is decoded to tell it. Of a TIFF Pillow has heeded it.
     asked = look.size is None and width != height and image.format != "TIFF"
@@ -253,16 +253,13 @@ def _digest(encoded: Encoded) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _decoded(where: str, encoded: Encoded, look: Look) -> NDArray[np.uint8]:
+@contextmanager
+def _named(where: str) -> Iterator[None]:
     try:
-        return pixels_of(encoded, look)
+        yield
     except UnreadableError as error:
-        raise _named(where, error) from None
-
-
-def _named(where: str, error: UnreadableError) -> DataError:
-    advice = "shrink or remove it" if error.too_large else "replace or remove it"
-    return DataError(f"dataset: cannot use {where}: {error}; {advice}")
+        advice = "shrink or remove it" if error.too_large else "replace or remove it"
+        raise DataError(f"dataset: cannot use {where}: {error}; {advice}") from None
 
 
 def _check_alike(expected: tuple[int, ...], first: str, got: tuple[int, ...], where: str) -> None:

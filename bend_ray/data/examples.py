@@ -154,7 +154,7 @@ class Parts:
 
     def with_test(self, test: Examples) -> Parts:
         """The same data set, given the test part that another process has read."""
-        return replace(self, load_test=partial(_itself, test)) if self.has_test else self
+        return replace(self, load_test=partial(itself, test)) if self.has_test else self
 
     @property
     def input_shape(self) -> Shape:
@@ -183,8 +183,9 @@ class Parts:
         return {name: value for name, value in vars(self).items() if name != "test"}
 
 
-def _itself(examples: Examples) -> Examples:
-    return examples
+def itself(value: Any) -> Any:
+    """What is given."""
+    return value
 
 
 def _statistics(values: Tensor) -> Statistics:

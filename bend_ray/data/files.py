@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
-from typing import Literal, NoReturn
+from typing import Literal
 
 import pyarrow as pa
 import pyarrow.fs
@@ -77,11 +77,6 @@ class Files:
         """Of all together."""
         return sum(file.size for file in self.files)
 
-    @property
-    def is_read_whole(self) -> bool:
-        """Whether reading all of it once more costs little."""
-        return self.num_bytes <= READ_WHOLE_BYTES and len(self.files) <= READ_WHOLE_FILES
-
     def digest(self, named: bool = False) -> str:
         """What tells these files from any others, in 16 hex digits.
 
@@ -102,7 +97,7 @@ class Files:
 
     def _versions(self) -> Sequence[str]:
         if self.filesystem.type_name == "local":
-            if self.is_read_whole:
+            if self.num_bytes <= READ_WHOLE_BYTES and len(self.files) <= READ_WHOLE_FILES:
                 return side_by_side(_content_digest, self.files)
         elif len(self.files) <= MOST_ETAGS:
             return side_by_side(self._etag, self.files)
@@ -183,19 +178,18 @@ def _found(
     below = sorted((_file(info, root) for info in infos), key=lambda file: file.name)
     if pattern is not None:
         chosen = [file for file in below if _matches(file.name.split("/"), pattern)]
+        # A pattern may be one of folders.
+        inside = [f for f in below if _matches(f.name.split("/")[:-1], pattern)]
+        chosen = chosen or _counted(inside, endings, where, notes)
     else:
         counted = _counted(below, endings, where, notes)
         chosen = counted if part is None else _of_part(counted, part, where, notes)
     if not chosen:
-        _refuse_nothing(where, endings)
+        raise DataError(
+            f"{where}: expected a file, a pattern, or a folder of files that end in "
+            f"{', '.join(endings)}, got none; check the path"
+        )
     return chosen
-
-
-def _refuse_nothing(where: str, endings: Sequence[str]) -> NoReturn:
-    raise DataError(
-        f"dataset: expected a file, a pattern, or a folder of files that end in "
-        f"{', '.join(endings)} at {where}, got none; check the dataset section"
-    )
 
 
 def _file(info: pyarrow.fs.FileInfo, root: str) -> File:

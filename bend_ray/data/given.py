@@ -8,191 +8,233 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+from numpy.typing import NDArray
 
-from bend_ray.data.arrays import SINGLE, Arrays
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
+from bend_ray.data.files import Part
+from bend_ray.data.parquet import class_names_of
+from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
+from bend_ray.process.code import blamed
+from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
+from bend_ray.storage.masking import printable
+from bend_ray.storage.uris import joined
 
-LABELS = ("labels", "label", "y", "target")
-"""Names by which a column or key of labels is known."""
-MOST_EXAMPLES = 10_000_000
+MOST = 10_000_000
+"""Examples; an iterator without end would fill the memory."""
+
+
+def together(given: Any) -> Mapping[str, Any] | None:
+    """The parts by name where they are given so, as by a ``DatasetDict`` or the folder of one."""
+    if isinstance(given, str | Path) and (listing := Path(given, "dataset_dict.json")).is_file():
+        return {name: Path(given, name) for name in json.loads(listing.read_text())["splits"]}
+    return given if isinstance(given, Mapping) and "train" in given else None
+
+
+def parts_of(given: Mapping[Any, Any], where: str = "") -> dict[Part, Arrays]:
+    """The examples of each part.
+
+    Args:
+        given: for each what ``arrays_of`` takes, by the part's name; None where there is none.
+        where: what stands before that name in messages.
+
+    Raises:
+        DataError: other names, or parts that hold no examples, or of columns in another order.
+    """
+    if strange := sorted(set(given) - set(get_args(Part))):
+        raise DataError(
+            f"{where}dataset: expected parts called train, validation and test, got "
+            f"{listed(strange)}; rename or drop them"
+        )
+    there = {part: its for part, its in given.items() if its is not None or part == "train"}
+    columns = {part: names for part, its in there.items() if (names := _columns_of(its))}
+    for part, names in columns.items():
+        if names != (first := next(iter(columns.values()))):
+            raise DataError(
+                f"{where}{part}: expected columns of all parts alike and in one order, "
+                f"{listed(first)}, got {listed(names)}"
+            )
+    return {part: arrays_of(its, f"{where}{part}") for part, its in there.items()}
+
+
+def _columns_of(given: Any) -> list[str]:
+    """Of a frame or table, where their order says which number is which; else none."""
+    frame = given[0] if isinstance(given, tuple | list) and given else given
+    names = getattr(frame, "column_names", None) or (_is_frame(frame) and list(frame.columns))
+    return [str(n) for n in names if n not in LABELS] if isinstance(names, list) else []
 
 
 def arrays_of(given: Any, where: str) -> Arrays:
     """The examples of whatever holds them.
 
     Args:
-        given: ``(inputs, labels)``; a mapping or frame with one of ``LABELS`` in it; a torch
-            ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one; items of
-            ``(input, label)``. Inputs are anything numpy takes, or several by name.
+        given: ``(inputs, labels)``; a mapping, frame or table with one of ``LABELS`` in it; a torch
+            ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one;
+            scikit-learn's ``Bunch``; items of ``(input, label)``. Inputs are anything numpy takes,
+            pictures, or several by name.
         where: what it is called, for messages.
 
     Raises:
         DataError: it holds no examples, or they do not fit together.
     """
+    try:
+        return _arrays(given, where)
+    except DataError:
+        raise
+    except Exception as error:  # a user's object, and what libraries make of it, may fail anyhow
+        raise DataError(
+            f"{where}: expected (inputs, labels), a frame, or a data set of examples, got "
+            f"{printable(blamed(error))}"
+        ) from error
+
+
+def _arrays(given: Any, where: str) -> Arrays:
     if isinstance(given, str | Path):
         return _of_table(_read_saved(Path(given), where), where)
-    if hasattr(given, "batch_sampler") and hasattr(given, "dataset"):  # a DataLoader
-        given = given.dataset
-    if hasattr(given, "features") and hasattr(given, "with_format"):
-        return _of_table(given.with_format("arrow")[:], where)
+    if hasattr(given, "with_format") and isinstance(getattr(given, "num_rows", None), int):
+        shown = given.format
+        if shown["type"] != "custom":  # else its items are what the user's function makes
+            return _of_table(given.with_format("arrow", columns=shown["columns"])[:], where)
     if _is_frame(given):
         return _of_table(_table(given), where)
     if isinstance(given, Mapping):
         return _of_mapping(given, where)
-    if isinstance(given, tuple | list) and len(given) == 2 and not _is_example(given[0]):
-        inputs, labels = given
-        return Arrays.of(_named(inputs, where), labels, where=where)
+    # A list of two may be two examples, rather than all inputs and all labels.
+    first = given[0] if isinstance(given, tuple | list) and len(given) == 2 else (0, 0)
+    if not (isinstance(first, tuple) and len(first) == 2 and np.ndim(first[1]) == 0):
+        return _of_inputs(given[0], given[1], None, where)
     return _of_items(given, where)
 
 
-def spilled(arrays: Arrays) -> tuple[str, bytes]:
-    """The name of a file for these arrays, which is the same for the same content, and the file."""
+def spilled(arrays: Arrays, folder: str) -> str:
+    """The file of these arrays in a folder, whose name is the same for the same content."""
     content = arrays.to_bytes()
-    return f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors", content
-
-
-def _is_example(value: Any) -> bool:
-    """Whether a list's first item is an example and its label, rather than all inputs."""
-    return isinstance(value, tuple) and len(value) == 2 and np.ndim(value[1]) == 0
+    uri = joined(folder, f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors")
+    filesystem, path = resolve(uri)
+    if not file_exists(filesystem, path):
+        write_bytes(filesystem, path, content)
+    return uri
 
 
 def _is_frame(value: Any) -> bool:
-    return hasattr(value, "columns") and (hasattr(value, "to_arrow") or hasattr(value, "iloc"))
+    return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
 
 
 def _table(frame: Any) -> pa.Table:
-    if hasattr(frame, "to_arrow"):
-        table: pa.Table = frame.to_arrow()
-        return table
-    return pa.Table.from_pandas(frame, preserve_index=False)
+    # Else the rows' names, after a shuffle, would be a column.
+    return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
 
 
-def _named(inputs: Any, where: str) -> dict[str, Any]:
+def inputs_of(inputs: Any) -> Mapping[str, Any]:
+    """Inputs by name: columns of a frame, several as they are, or one array.
+
+    Raises:
+        DataError: a column that holds no numbers.
+    """
     if _is_frame(inputs):
-        return _columns(_table(inputs), where)
-    return dict(inputs) if isinstance(inputs, Mapping) else {SINGLE: inputs}
+        return _columns(_table(inputs))
+    return inputs if isinstance(inputs, Mapping) else {SINGLE: inputs}
+
+
+def _of_inputs(inputs: Any, labels: Any, names: Sequence[str] | None, where: str) -> Arrays:
+    return Arrays.of(inputs_of(inputs), labels, names, where)
 
 
 def _of_mapping(given: Mapping[str, Any], where: str) -> Arrays:
-    label = _label(list(given), where)
+    if "DESCR" in given:  # scikit-learn's Bunch, whose openml kind has a column's name there
+        names = [str(name) for name in given.get("target_names", ())]
+        return _of_inputs(given["data"], given["target"], names if names[1:] else None, where)
+    label = label_among(list(given), where)
     inputs = {name: value for name, value in given.items() if name != label}
     return Arrays.of(inputs, given[label], where=where)
 
 
 def _of_table(table: pa.Table, where: str) -> Arrays:
-    label = _label(table.column_names, where)
-    names = _class_names(table.schema, label)
-    labels = table.column(label).to_numpy(zero_copy_only=False)
-    return Arrays.of(_columns(table.drop_columns([label]), where), labels, names, where)
+    label = label_among(table.column_names, where)
+    names = class_names_of(table.schema, label)
+    labels = table.column(label).to_numpy()
+    return Arrays.of(_columns(table.drop_columns([label])), labels, names, where)
 
 
-def _label(names: Sequence[str], where: str) -> str:
-    found = [name for name in LABELS if name in names]
-    if not found:
-        raise DataError(
-            f"{where}: expected labels called {', '.join(LABELS)}, got "
-            f"{', '.join(map(str, names))}; give (inputs, labels), or rename the column"
-        )
-    return found[0]
-
-
-def _class_names(schema: pa.Schema, label: str) -> list[str] | None:
-    """The names that a Hugging Face data set gives its classes."""
-    described = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = described.get("info", {}).get("features", {}).get(label, {})
-    names: list[str] | None = feature.get("names")
-    return names
-
-
-def _columns(table: pa.Table, where: str) -> dict[str, Any]:
+def _columns(table: pa.Table) -> dict[str, Any]:
     """Inputs of a table: numbers together as one, each column of lists or pictures by itself."""
-    numbers = [f.name for f in table.schema if _is_number(f.type)]
-    others = [f for f in table.schema if f.name not in numbers]
-    inputs: dict[str, Any] = {f.name: _column(table, f, where) for f in others}
+    inputs = {name: _column(table.column(name)) for name in table.column_names}
+    numbers = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"]
     if numbers:
-        columns = [table.column(name).to_numpy(zero_copy_only=False) for name in numbers]
-        inputs[SINGLE] = np.stack([np.asarray(c, dtype=np.float32) for c in columns], axis=1)
+        label = "numbers" if SINGLE in inputs else SINGLE
+        inputs[label] = np.stack([inputs.pop(name).astype(float) for name in numbers], axis=1)
     return inputs
 
 
-def _is_number(kind: pa.DataType) -> bool:
-    tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
-    return any(test(kind) for test in tests)
+def _column(values: pa.ChunkedArray) -> Any:
+    if isinstance(values.type, pa.ExtensionType):
+        chunks = [chunk.storage for chunk in values.chunks]
+        values = pa.chunked_array(chunks, values.type.storage_type)
+    if pa.types.is_struct(values.type):
+        return [_picture(**value.as_py()) for value in values]
+    return values.to_numpy()
 
 
-def _column(table: pa.Table, field: pa.Field, where: str) -> Any:
-    values = table.column(field.name)
-    kind = field.type.storage_type if isinstance(field.type, pa.ExtensionType) else field.type
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
-        return np.stack([_pixels(each["bytes"].as_py(), where) for each in values])
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        return values.to_pylist()
-    raise DataError(
-        f"{where}: expected columns of numbers, lists or pictures, got {field.name} of "
-        f"{field.type}; encode it first, or drop it"
-    )
-
-
-def _pixels(content: bytes | None, where: str) -> Any:
+def _picture(bytes: bytes | None, path: str | None = None) -> NDArray[np.uint8]:
     """A picture ``(C, H, W)`` as it is in its file."""
     from bend_ray.data.decoding import Look, pixels_of
 
-    if content is None:
-        raise DataError(f"{where}: expected the bytes of pictures, got a path; embed them first")
-    return pixels_of(content, Look())
+    return pixels_of(bytes or Path(str(path)).read_bytes(), Look())
 
 
 def _of_items(given: Any, where: str) -> Arrays:
-    if not isinstance(given, Iterable) and not hasattr(given, "__getitem__"):
-        raise DataError(
-            f"{where}: expected (inputs, labels), arrays, a frame or a data set, got a "
-            f"{type(given).__qualname__}"
-        )
+    names = _class_names(given)
+    if hasattr(given, "batch_sampler") and hasattr(given, "dataset"):  # a DataLoader
+        chosen = getattr(given.sampler, "indices", None)
+        if chosen is None:
+            return arrays_of(given.dataset, where)
+        given = map(given.dataset.__getitem__, chosen)
     sized = hasattr(given, "__len__") and hasattr(given, "__getitem__")
-    items = [given[i] for i in range(len(given))] if sized else list(islice(given, MOST_EXAMPLES))
-    if not items:
-        raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
-    if isinstance(items[0], Mapping):
-        return _of_mapping({name: _stacked(items, name) for name in items[0]}, where)
-    if not (isinstance(items[0], tuple | list) and len(items[0]) == 2):
+    items = [given[i] for i in range(len(given))] if sized else list(islice(given, MOST + 1))
+    if not 0 < len(items) <= MOST:
         raise DataError(
-            f"{where}: expected examples of (input, label), got a {type(items[0]).__qualname__}"
+            f"{where}: expected 1 to {MOST:,} examples, got {'more' if items else 'none'}; an "
+            "iterator gives them once"
         )
+    if isinstance(items[0], Mapping):
+        return _of_mapping(_by_name(items), where)
+    for item in items:
+        if not (isinstance(item, tuple | list) and len(item) == 2):
+            raise DataError(
+                f"{where}: expected pairs of (input, label), got a {type(item).__name__}"
+            )
     inputs, labels = zip(*items, strict=True)
-    if isinstance(inputs[0], Mapping):
-        return Arrays.of({n: _stacked(inputs, n) for n in inputs[0]}, _plain(labels), where=where)
-    return Arrays.of({SINGLE: _plain(inputs)}, _plain(labels), where=where)
+    several = _by_name(inputs) if isinstance(inputs[0], Mapping) else inputs
+    return _of_inputs(several, labels, names, where)
 
 
-def _stacked(items: Sequence[Mapping[str, Any]], name: str) -> Any:
-    return _plain([item[name] for item in items])
+def _class_names(given: Any) -> Sequence[str] | None:
+    """What torchvision's data sets call classes, also where they are those of a ``Subset``."""
+    names = getattr(given, "classes", None)
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return names
+    return _class_names(given.dataset) if hasattr(given, "dataset") else None
 
 
-def _plain(values: Sequence[Any]) -> list[Any]:
-    """Tensors and pictures as arrays, pictures ``(C, H, W)``."""
-    arrays = [value.numpy() if hasattr(value, "detach") else np.asarray(value) for value in values]
-    if not hasattr(values[0], "getexif"):
-        return arrays
-    return [each[None] if each.ndim == 2 else each.transpose(2, 0, 1) for each in arrays]
+def _by_name(items: Sequence[Any]) -> dict[str, list[Any]]:
+    return {name: [item[name] for item in items] for name in items[0]}
 
 
 def _read_saved(folder: Path, where: str) -> pa.Table:
     """The table of a data set that ``datasets`` saved to a folder."""
-    files = sorted(folder.glob("data-*.arrow")) or sorted(folder.glob("*.arrow"))
+    files = sorted(folder.glob("data-*.arrow"))
     if not files:
         raise DataError(
-            f"{where}: expected a folder that save_to_disk of datasets wrote, got {folder}"
+            f"{where}: expected a file that ends in .npz or .safetensors, or a folder that "
+            f"save_to_disk of datasets wrote, got {folder}; read it, and give what holds it"
         )
-    tables = []
-    for file in files:
-        with pa.memory_map(str(file)) as source:
-            tables.append(pyarrow.ipc.open_stream(source).read_all())
-    return pa.concat_tables(tables)
+    streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
+    return pa.concat_tables([stream.read_all() for stream in streams])

@@ -139,7 +139,7 @@ def _read_labels(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns)
         if not pa.types.is_integer(column.type):
             return _texts(column)
         codes_N = column.cast(pa.int64()).to_numpy()
-        names = _class_names(file.schema_arrow, columns.label) or columns.class_names
+        names = class_names_of(file.schema_arrow, columns.label) or columns.class_names
     if names is None:
         return _Labels(codes_N, None)
     if len(set(names)) < len(names):
@@ -196,7 +196,7 @@ def _holds_classes(label: pa.DataType) -> bool:
     return any(check(label) for check in checks) or bool(pa.types.is_boolean(label))
 
 
-def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+def class_names_of(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     """``info.features.<label>.names`` of the Hugging Face metadata, where it is there."""
     try:
         description = json.loads((schema.metadata or {})[b"huggingface"])

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,10 @@ from bend_ray.data.files import Part
 from bend_ray.errors import DataError
 from bend_ray.storage.masking import printable
 
+if TYPE_CHECKING:
+    from bend_ray.data.arrays import Arrays
+
+T = TypeVar("T", "Source", "Arrays")
 logger = logging.getLogger(__name__)
 
 ReadRows = Callable[[NDArray[np.int64]], Iterator[tuple[str, Encoded]]]
@@ -62,14 +67,14 @@ def numbered(
     if len(negative):
         row = int(negative[0])
         raise DataError(
-            f"dataset: expected labels from 0 on, {where(row)} has {labels_N[row]}; remove "
-            "images that are not labelled"
+            f"dataset: expected labels from 0 on, {where(row)} has {labels_N[row]}; remove what is "
+            "not labelled, or give texts"
         )
     numbers, codes_N = np.unique(labels_N, return_inverse=True)
     return codes_N.astype(np.int64), tuple(map(str, numbers.tolist()))
 
 
-def by_name(source: Source, part: str, class_names: Sequence[str], named: bool) -> Source:
+def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
     """A part whose labels are indices into the training part's classes.
 
     Args:
@@ -79,7 +84,7 @@ def by_name(source: Source, part: str, class_names: Sequence[str], named: bool) 
         named: whether those are names, and no numbers.
 
     Raises:
-        DataError: the part has images of a class that the training part lacks, or one of the
+        DataError: the part has examples of a class that the training part lacks, or one of the
             two names its classes and the other numbers them.
     """
     if source.named != named:

@@ -29,18 +29,25 @@ class _Bag(Spec):
     size: int | None = Field(default=None, ge=1)
     """How many members vote, at most as many as there are; null for all of them."""
 
-    def num_voters(self, num_members: int) -> int:
-        """Return the size of the bag, given how many members there are.
+    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
+        """Choose members, the first to vote first.
 
         Raises:
-            ConfigError: if the bag is to be larger than that.
+            ConfigError: if the bag is larger than the members.
         """
-        if self.size is not None and self.size > num_members:
+        num_members = len(val_logits_ENC)
+        size = num_members if self.size is None else self.size
+        if size > num_members:
             raise ConfigError(
                 f"expected a bag of at most {num_members} members, as many as there are, got "
-                f"size {self.size}; lower the size, leave it out to use all, or make more members"
+                f"size {size}; lower the size, leave it out to use all, or make more members"
             )
-        return num_members if self.size is None else self.size
+        return self._order(val_logits_ENC, val_labels_N, trunks_E, size)[:size]
+
+    def _order(
+        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
+    ) -> list[int]:
+        raise NotImplementedError
 
 
 class All(_Bag):
@@ -48,14 +55,10 @@ class All(_Bag):
 
     kind: Literal["all"] = "all"
 
-    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Choose by position alone: the validation data is not used.
-
-        Raises:
-            ConfigError: if the bag is larger than the members.
-        """
-        size = self.num_voters(len(val_logits_ENC))
-        return _round_robin(range(len(val_logits_ENC)), trunks_E)[:size]
+    def _order(
+        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
+    ) -> list[int]:
+        return _round_robin(range(len(val_logits_ENC)), trunks_E)
 
 
 class TopK(_Bag):
@@ -63,31 +66,25 @@ class TopK(_Bag):
 
     kind: Literal["top_k"] = "top_k"
 
-    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Choose the members of lowest validation NLL, best first.
-
-        Raises:
-            ConfigError: if the bag is larger than the members.
-        """
-        size = self.num_voters(len(val_logits_ENC))
-        return _by_nll(val_logits_ENC, val_labels_N)[:size]
+    def _order(
+        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
+    ) -> list[int]:
+        return _by_nll(val_logits_ENC, val_labels_N)
 
 
 class Stratified(_Bag):
-    """The best members by validation NLL, as equal a number from each trunk as there are."""
+    """The best members by validation NLL, as equal a number from each trunk as there are.
+
+    The best of each trunk, then the second best of each, and so on: a size that the trunks do not
+    divide gives the last places to the best of their round.
+    """
 
     kind: Literal["stratified"] = "stratified"
 
-    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Choose the best of each trunk, then the second best of each, and so on.
-
-        A size that the trunks do not divide gives the last places to the best of their round.
-
-        Raises:
-            ConfigError: if the bag is larger than the members.
-        """
-        size = self.num_voters(len(val_logits_ENC))
-        return _round_robin(_by_nll(val_logits_ENC, val_labels_N), trunks_E)[:size]
+    def _order(
+        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
+    ) -> list[int]:
+        return _round_robin(_by_nll(val_logits_ENC, val_labels_N), trunks_E)
 
 
 class GreedyForward(_Bag):
@@ -100,13 +97,10 @@ class GreedyForward(_Bag):
     with_replacement: bool = False
     """Whether a member may be chosen again, which gives it more weight."""
 
-    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Choose one member at a time, the lowest index among equals; O(size E N).
-
-        Raises:
-            ConfigError: if the bag is larger than the members.
-        """
-        size = self.num_voters(len(val_logits_ENC))
+    def _order(
+        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
+    ) -> list[int]:
+        """One member at a time, the lowest index among equals; O(size E N)."""
         probs_EN = true_log_probs(val_logits_ENC, val_labels_N).exp()
         # No probability for any label is the worst a member can do, so one that diverged is last.
         probs_EN[~probs_EN.isfinite().all(dim=1)] = 0.0

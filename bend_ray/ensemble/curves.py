@@ -40,13 +40,11 @@ class Band:
 
 @dataclass(frozen=True)
 class SizeCurve:
-    """Scores of bags of random members, by size."""
+    """Scores of bags of random members, by size: accuracy in fractions of 1, NLL in nats."""
 
     sizes: list[int]
     accuracy: Band
-    """Fractions of 1."""
     nll: Band
-    """Nats."""
 
 
 def sizes_up_to(num_members: int) -> list[int]:
@@ -56,7 +54,7 @@ def sizes_up_to(num_members: int) -> list[int]:
     [1, 2, 3, 4, 6, 8, 12, 16, 20]
     """
     powers = [2**i for i in range(num_members.bit_length())]
-    between = [3 * 2**i for i in range(num_members.bit_length())]
+    between = [3 * size for size in powers]
     return sorted({size for size in [*powers, *between, num_members] if size <= num_members})
 
 
@@ -69,44 +67,14 @@ def size_curve(
     num_draws: int = 20,
     calibrated_on: Calibration | None = None,
 ) -> SizeCurve:
-    """Score bags of the first 1, 2, 3, ... members of several random orders.
+    """As ``prefix_curve``, of D random orders of the members that have a vote.
 
-    Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
-    running mean: O(D E N C) whatever the number of sizes.
-
-    Args:
-        logits_ENC: of the members.
-        labels_N: true classes.
-        val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
-        vote: how members' answers become one.
-        generator: of the orders.
-        num_draws: D.
-        calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
-
-    Returns:
-        The curve; its last size is the whole ensemble, without spread.
-
-    Raises:
-        TrainingError: a voting member's logits are not finite.
+    The last size is the whole ensemble, without spread.
     """
-    check_examples(logits_ENC.shape[1:-1], labels_N)
-    weight_E = vote.weights(val_nll_E)
-    voters = weight_E.nonzero().flatten()
-    sizes = sizes_up_to(len(voters))
+    voters = vote.weights(val_nll_E).nonzero().flatten()
     orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
-    temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
-    hits_DS = torch.zeros(num_draws, len(sizes), dtype=torch.float64)
-    nats_DS = torch.zeros_like(hits_DS)
-    width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
-    for start in range(0, len(labels_N), width):
-        part = slice(start, start + width)
-        ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
-        for draw, order in enumerate(orders):
-            bags = _running(ballots_ENC[order], weight_E[order], sizes)
-            scored = _scored(bags, labels_N[part], temperature_S)
-            hits_DS[draw] += scored[0]
-            nats_DS[draw] += scored[1]
-    return SizeCurve(sizes, _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
+    sizes = sizes_up_to(len(voters))
+    return prefix_curve(logits_ENC, labels_N, val_nll_E, vote, sizes, orders, calibrated_on)
 
 
 def prefix_curve(
@@ -115,10 +83,13 @@ def prefix_curve(
     val_nll_E: Tensor,
     vote: Vote,
     sizes: Sequence[int],
-    orders: Sequence[list[int]],
+    orders: Sequence[Tensor | list[int]],
     calibrated_on: Calibration | None = None,
-) -> tuple[list[float], list[float]]:
+) -> SizeCurve:
     """Score bags of the first members in the orders given.
+
+    Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
+    running mean: O(D E N C) whatever the number of sizes.
 
     Args:
         logits_ENC: of the members.
@@ -129,22 +100,24 @@ def prefix_curve(
         orders: positions of members, in voting order; at least one order.
         calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
 
-    Returns:
-        Accuracy, as fractions of 1, and NLL, in nats, by size: means over the orders.
-
     Raises:
         TrainingError: a voting member's logits are not finite.
     """
     check_examples(logits_ENC.shape[1:-1], labels_N)
     weight_E = vote.weights(val_nll_E)
-    ballots_ENC = _ballots(logits_ENC, weight_E, vote)
     temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
-    bags = (_running(ballots_ENC[order], weight_E[order], sizes) for order in orders)
-    scored = [_scored(each, labels_N, temperature_S) for each in bags]
-    hits_S, nats_S = (torch.stack(each).mean(dim=0) for each in zip(*scored, strict=True))
-    if not nats_S.isfinite().all():
-        raise TrainingError("expected finite answers from every voting member, got nan or inf")
-    return (hits_S / len(labels_N)).tolist(), (nats_S / len(labels_N)).tolist()
+    hits_DS = torch.zeros(len(orders), len(sizes), dtype=torch.float64)
+    nats_DS = torch.zeros_like(hits_DS)
+    width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
+    for start in range(0, len(labels_N), width):
+        part = slice(start, start + width)
+        ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
+        for draw, order in enumerate(orders):
+            bags = _running(ballots_ENC[order], weight_E[order], sizes)
+            hits_S, nats_S = _scored(bags, labels_N[part], temperature_S)
+            hits_DS[draw] += hits_S
+            nats_DS[draw] += nats_S
+    return SizeCurve(list(sizes), _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
 
 
 def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:

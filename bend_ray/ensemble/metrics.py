@@ -20,26 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What one set of probabilities is worth."""
+    """What one set of probabilities is worth; each score as the function of its name has it."""
 
     accuracy: float
-    """Share of examples whose most probable class is the label."""
     nll: float
-    """Mean negative log likelihood of the label, in nats."""
     brier: float
-    """Mean squared distance between probabilities and one-hot label, in [0, 2]."""
     ece: float
-    """Expected calibration error of the most probable class, in [0, 1]."""
 
 
 def score(probs_NC: Tensor, labels_N: Tensor) -> Scores:
     """All scores of one set of probabilities."""
-    return Scores(
-        accuracy=accuracy(probs_NC, labels_N),
-        nll=nll(probs_NC, labels_N),
-        brier=brier(probs_NC, labels_N),
-        ece=ece(probs_NC, labels_N),
-    )
+    return Scores(*(of(probs_NC, labels_N) for of in (accuracy, nll, brier, ece)))
 
 
 def accuracy(probs_NC: Tensor, labels_N: Tensor) -> float:
@@ -77,15 +68,10 @@ def brier(probs_NC: Tensor, labels_N: Tensor) -> float:
 
 
 def ece(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> float:
-    """Expected calibration error of the top label: mean |accuracy - confidence| over bins.
+    """Expected calibration error of the top label, in [0, 1].
 
-    Args:
-        probs_NC: probabilities.
-        labels_N: true classes.
-        num_bins: bins of equal width, ((m - 1) / num_bins, m / num_bins].
-
-    Returns:
-        The gap of each bin weighted by its share of the examples, in [0, 1].
+    The mean of |accuracy - confidence| over bins ((m - 1) / num_bins, m / num_bins], each weighted
+    by its share of the examples.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, equation 3.
     """
@@ -118,22 +104,12 @@ def true_log_probs(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
     check_examples(logits_ENC.shape[1:-1], labels_N)
     index_N1 = labels_N.long()[:, None]
     # A member at a time: the float64 copy of all logits would be the largest thing in memory.
-    return torch.stack(
-        [
-            torch.log_softmax(logits_NC.double(), dim=1).gather(1, index_N1).squeeze(1)
-            for logits_NC in logits_ENC
-        ]
-    )
+    probs = (torch.log_softmax(logits_NC.double(), dim=1) for logits_NC in logits_ENC)
+    return torch.stack([log_probs_NC.gather(1, index_N1).squeeze(1) for log_probs_NC in probs])
 
 
 def disagreement(predictions_EN: Tensor) -> float:
-    """Share of examples on which two members differ, mean over unordered pairs of members.
-
-    Counts, on each example, the pairs that agree from the votes of each class: O(E N).
-
-    Returns:
-        A fraction in [0, 1]; nan for a single member, which has nobody to differ from.
-    """
+    """Share of examples on which two members differ, mean over pairs; nan for one alone; O(E N)."""
     num_members, num_examples = predictions_EN.shape
     if num_members < 2:
         return float("nan")
@@ -157,11 +133,9 @@ def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
 
 
 def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
-    """Overlap of two members' errors, |both wrong| / |either wrong|, mean over unordered pairs.
+    """Overlap of two members' errors, |both wrong| / |either wrong|, in [0, 1], mean over pairs.
 
-    Returns:
-        A fraction in [0, 1], 1 where all err together. Pairs that never err are skipped; nan if
-        no pair is left.
+    Pairs that never err are skipped; nan if no pair is left.
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
@@ -171,11 +145,9 @@ def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
 
 def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
-    """Yule's Q of two members being right, mean over unordered pairs.
+    """Yule's Q of two members being right, in [-1, 1], mean over pairs: 0 for independent members.
 
-    Returns:
-        A value in [-1, 1]: 0 for independent members, 1 for members right and wrong together.
-        Pairs with a zero denominator are skipped; nan if no pair is left.
+    Pairs with a zero denominator are skipped; nan if no pair is left.
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
@@ -188,10 +160,7 @@ def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
 def _error_counts(
     predictions_EN: Tensor, labels_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """How many examples both, only the first, only the second, or neither of a pair get wrong.
-
-    Each is a float64 vector over unordered pairs; the counts are exact.
-    """
+    """By pair, how many examples both, only the first, only the second, or neither get wrong."""
     check_examples(predictions_EN.shape[1:], labels_N)
     num_members, num_examples = predictions_EN.shape
     wrong_EN = (predictions_EN != labels_N).double()
@@ -203,11 +172,7 @@ def _error_counts(
 
 
 def check_examples(shape: torch.Size, labels_N: Tensor) -> None:
-    """Insist on one label an example, and on an example.
-
-    Raises:
-        ValueError: if it is not so.
-    """
+    """Raise ValueError unless there is one label an example, and an example."""
     if labels_N.dim() != 1 or shape != labels_N.shape or len(labels_N) == 0:
         raise ValueError(
             f"expected one label for each of at least one example, got examples of shape "

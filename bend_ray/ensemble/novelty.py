@@ -1,4 +1,4 @@
-"""Is a generated model new, or a copy, or the mean of what it was learnt from?
+"""Where models are: is a generated one new, or a copy, or the mean of what it was learnt from?
 
 No one number tells: weight-space distance alone calls the mean of a trunk "novel". Read all of
 ``Novelty`` beside the same row for held-out training checkpoints, which is what new models of
@@ -12,7 +12,7 @@ large.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,19 +55,10 @@ def novelty(
 ) -> Novelty:
     """Compare a population of models with the training models; all tensors on one device.
 
-    Args:
-        theta_MP: parameters of the models.
-        trunks_M: integer trunk of each; a population without trunks has one value, such as -1.
-        predictions_MN: predicted class of each model on each example.
-        train_theta_KP: parameters of the training models.
-        train_trunks_K: their trunks.
-        train_predictions_KN: their predictions on the same examples.
-
-    Returns:
-        The measures. One without a meaning is nan: nearest_ratio with one training model or
-        where half of them have an exact twin (then only exact copies count as copies), spread
-        without a shared trunk or where each has one training model, within_trunk_disagreement
-        where no trunk has two models.
+    Trunks are integers; a population without any has one value, such as -1. A measure without a
+    meaning is nan: nearest_ratio with one training model or where half of them have an exact twin
+    (then only exact copies count as copies), spread without a shared trunk or where each has one
+    training model, within_trunk_disagreement where no trunk has two models.
 
     Raises:
         ValueError: if the shapes do not fit.
@@ -113,9 +104,8 @@ def _squared_distances(theta_MP: Tensor, train_theta_KP: Tensor) -> Tensor:
     Exact enough to say who is nearest (float32 parameters are coarser), not how near: a copy
     would come out at a distance of pure rounding. ``_distances`` measures that from differences.
     """
-    squared_MK = torch.zeros(
-        len(theta_MP), len(train_theta_KP), dtype=torch.float64, device=theta_MP.device
-    )
+    shape = (len(theta_MP), len(train_theta_KP))
+    squared_MK = torch.zeros(shape, dtype=torch.float64, device=theta_MP.device)
     for columns in _columns(theta_MP, train_theta_KP):
         train_KP = train_theta_KP[:, columns].double()
         mean_P = train_KP.mean(dim=0)
@@ -151,10 +141,7 @@ def _spread(
 def _trunk_distances(
     theta_MP: Tensor, trunks_M: Tensor, train_theta_KP: Tensor, train_trunks_K: Tensor
 ) -> Tensor:
-    """Distance of each model to the training mean of its trunk, (M,) float64.
-
-    Means nothing for a model whose trunk has no training model.
-    """
+    """Distance of each model to its trunk's training mean, (M,) float64; else without meaning."""
     trunks_T, counts_T = torch.unique(train_trunks_K, return_counts=True)
     share_TK = (trunks_T[:, None] == train_trunks_K).double() / counts_T[:, None]
     index_M = torch.searchsorted(trunks_T, trunks_M).clamp(max=len(trunks_T) - 1)
@@ -177,10 +164,55 @@ def _within_trunk_disagreement(predictions_MN: Tensor, trunks_M: Tensor) -> floa
     return _ratio(total, num_pairs)
 
 
-def _columns(a_MP: Tensor, b_KP: Tensor) -> Iterator[slice]:
-    """Slices of columns whose float64 copies, of both matrices, fit a chunk."""
-    width = max(1, _CHUNK_BYTES // (8 * (len(a_MP) + len(b_KP))))
-    for start in range(0, a_MP.shape[1], width):
+@dataclass(frozen=True)
+class Plane:
+    """Coordinates of every population, and how much of the differences the plane shows."""
+
+    coordinates: list[Tensor]
+    """A tensor (M, 2) for each population, in the units of a parameter."""
+    shares: tuple[float, float]
+    """Share of the training models' variance along each direction."""
+
+
+def principal_plane(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> Plane:
+    """Project populations onto the first two principal directions of the training models.
+
+    With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
+    coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
+    which make the largest entry of each column of U positive.
+    """
+    grams = _grams(train_theta_KP, [train_theta_KP, *populations])
+    eigenvalues_K, vectors_KK = torch.linalg.eigh(grams[0])
+    total = eigenvalues_K.clamp(min=0).sum()
+    directions_K2 = torch.zeros(len(eigenvalues_K), 2, dtype=torch.float64)
+    shares = [0.0, 0.0]
+    for axis in range(min(2, len(eigenvalues_K))):
+        eigenvalue, vector_K = eigenvalues_K[-1 - axis], vectors_KK[:, -1 - axis]
+        # Two models, or copies of them, differ in one direction only: the other is rounding.
+        if eigenvalue > 1e-12 * total:
+            sign = vector_K[vector_K.abs().argmax()].sign()
+            directions_K2[:, axis] = sign * vector_K / eigenvalue.sqrt()
+            shares[axis] = (eigenvalue / total).item()
+    return Plane([gram_MK @ directions_K2 for gram_MK in grams[1:]], (shares[0], shares[1]))
+
+
+def _grams(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> list[Tensor]:
+    """Inner products (M, K) of each population with the training models, around their mean."""
+    shapes = [(len(each), len(train_theta_KP)) for each in populations]
+    grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    for columns in _columns(train_theta_KP, *populations):
+        train_KP = train_theta_KP[:, columns].double()
+        mean_P = train_KP.mean(dim=0)
+        train_KP = train_KP - mean_P
+        for gram_MK, theta_MP in zip(grams, populations, strict=True):
+            gram_MK += (theta_MP[:, columns].double() - mean_P) @ train_KP.T
+    return grams
+
+
+def _columns(*matrices: Tensor) -> Iterator[slice]:
+    """Slices of columns whose float64 copies, of all matrices, fit a chunk."""
+    width = max(1, _CHUNK_BYTES // (8 * sum(map(len, matrices))))
+    for start in range(0, matrices[0].shape[1], width):
         yield slice(start, start + width)
 
 

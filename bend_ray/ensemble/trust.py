@@ -16,14 +16,17 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 @dataclass(frozen=True)
 class Reliability:
-    """Bins of equal width over the probability of the most probable class; empty bins are out."""
+    """Bins of equal width over the probability of the most probable class; empty bins are out.
+
+    Attributes:
+        confidence: mean probability of the answer given.
+        accuracy: share of right answers.
+        count: examples.
+    """
 
     confidence: list[float]
-    """Mean probability of the answer given."""
     accuracy: list[float]
-    """Share of right answers."""
     count: list[int]
-    """Examples."""
 
 
 def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> Reliability:
@@ -50,38 +53,27 @@ def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> Relia
 
 @dataclass(frozen=True)
 class Rejection:
-    """Accuracy on the examples that are answered when the least certain are refused."""
+    """Accuracy on the share, rising to 1, that is answered when the least certain are refused."""
 
     coverage: list[float]
-    """Share answered, rising to 1."""
     accuracy: list[float]
 
 
 def rejection(probs_NC: Tensor, labels_N: Tensor, points: int = 50) -> Rejection:
-    """Answer the examples of lowest predictive entropy first.
-
-    Args:
-        probs_NC: probabilities.
-        labels_N: true classes.
-        points: coverages to tell, equally spaced.
+    """Answer the examples of lowest predictive entropy first, at equally spaced coverages.
 
     Source: El-Yaniv & Wiener, "On the foundations of noise-free selective classification", 2010.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
     num = len(labels_N)
-    order_N = entropy(probs_NC).argsort(stable=True)
+    entropy_N = torch.special.entr(probs_NC.double()).sum(dim=1)
+    order_N = entropy_N.argsort(stable=True)
     right_N = (probs_NC.argmax(dim=1) == labels_N)[order_N].double().cumsum(dim=0)
     counts = sorted({max(1, round(num * (i + 1) / points)) for i in range(points)})
     return Rejection(
         coverage=[count / num for count in counts],
         accuracy=[right_N[count - 1].item() / count for count in counts],
     )
-
-
-def entropy(probs_NC: Tensor) -> Tensor:
-    """Predictive entropy of each example, (N,) in nats."""
-    entropy_N: Tensor = torch.special.entr(probs_NC.double()).sum(dim=1)
-    return entropy_N
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,7 @@ class _Vote(Spec):
     """What the bag's answer is, as an exported bag's README says it."""
 
     def weights(self, val_nll_E: Tensor) -> Tensor:
-        """Weights of the members, (E,) float64 on any scale; here 1 each, whose sums are exact.
-
-        Args:
-            val_nll_E: each member's mean validation NLL, in nats.
-        """
+        """Weights of the members, (E,) float64 on any scale, from their validation NLL in nats."""
         return torch.ones(len(val_nll_E), dtype=torch.float64)
 
     def ballots(self, logits: Tensor) -> Tensor:
@@ -126,17 +122,10 @@ class WeightedVote(_Vote):
 
 
 def fit_temperature(probs_NC: Tensor, labels_N: Tensor) -> float:
-    """Find the temperature that minimises the bag's validation NLL.
+    """Find the temperature, within ``TEMPERATURE_RANGE``, that minimises a bag's validation NLL.
 
-    The NLL is convex in 1/T: Newton's steps find where its slope is zero, and where one would
-    leave the interval that still holds it, that is halved instead.
-
-    Args:
-        probs_NC: the bag's probabilities on validation examples.
-        labels_N: their classes.
-
-    Returns:
-        The temperature, within ``TEMPERATURE_RANGE``: above 1 for an overconfident bag.
+    Above 1 for an overconfident bag. The NLL is convex in 1/T: Newton's steps find where its slope
+    is zero, and where one would leave the interval that still holds it, that is halved instead.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """

@@ -2,50 +2,57 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from bend_ray.artifacts.manifest import first_problem
-from bend_ray.data.examples import Decoding
+from bend_ray.data.examples import Decoding, Shape
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import DataError
 from bend_ray.networks.architectures import Architecture
-from bend_ray.report.evaluation import BagScores
 from bend_ray.spec import Spec
-from bend_ray.storage.filesystems import resolve, store_errors
 
 CARD = "config.json"
-MEMBERS = "members.safetensors"
-MEMBER_ONNX = "member.onnx"
-"""One member, without its parameters."""
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
 """Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
 
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
 FORMAT_VERSION: Literal[1] = 1
+IMAGES = "images"
+"""Name of the one input of a bag of images."""
+TOLERANCE = 1e-5
+"""Of a probability, where torch and ONNX Runtime add up in different orders."""
 MOST_NUMBERS = 3 * 2**26
-"""Of an image: three channels of 8192 x 8192."""
+"""Of an example: as an image of three channels of 8192 x 8192 has."""
 
 
-class TestScores(Spec):
-    """What the whole bag scored on the test part, in fractions of 1 and nats."""
+class Scored(Spec):
+    """What the whole bag scored, in fractions of 1 and nats."""
 
+    part: Literal["test", "validation"] = "test"
+    """On which examples; validation, which chose the bag, where there are no test examples."""
     accuracy: float | None
     nll: float | None
     brier: float | None
     ece: float | None
     """As ``ensemble.metrics.Scores``; null where a figure was not finite."""
-
-    @classmethod
-    def of(cls, bag: BagScores) -> TestScores:
-        """What an evaluation says of its bag."""
-        return cls(accuracy=bag.accuracy, nll=bag.nll, brier=bag.brier, ece=bag.ece)
 
 
 class OnnxNeeds(Spec):
@@ -57,6 +64,43 @@ class OnnxNeeds(Spec):
     """Of the operators."""
     onnxruntime: str = ONNXRUNTIME
     """The oldest ONNX Runtime."""
+
+
+class Input(Spec):
+    """One input of the members' network, as it is before it is normalised."""
+
+    shape: tuple[NonNegativeInt, ...]
+    """Of one example, such as channels, height and width."""
+    dtype: Literal["uint8", "float32", "int64"]
+    mean: tuple[FiniteFloat, ...] | None = None
+    """Of each channel or feature of the training examples; null: it is not normalised."""
+    std: tuple[PositiveFloat, ...] | None = None
+    """Its standard deviation."""
+    low: FiniteFloat = 0.0
+    """The smallest number of the training examples; of uint8 that there can be."""
+    high: FiniteFloat = 255.0
+    """Their largest."""
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Input:
+        channels = self.shape[0] if self.shape else 1
+        lengths = {"mean": self.mean and len(self.mean), "std": self.std and len(self.std)}
+        for name, got in lengths.items():
+            if got != (None if self.mean is None else channels):
+                raise ValueError(f"expected {channels} {name}, got {got}")
+        return self
+
+    @property
+    def numbers(self) -> int:
+        """Of one example."""
+        return math.prod(self.shape)
+
+    @property
+    def limits(self) -> tuple[float, float]:
+        """What a number can be; tokens, which index a table, are not negative."""
+        if self.dtype == "uint8":
+            return self.low, self.high
+        return (0.0 if self.dtype == "int64" and self.low >= 0 else -math.inf), math.inf
 
 
 class Card(Spec):
@@ -71,14 +115,11 @@ class Card(Spec):
     """Version that wrote this."""
     architecture: Architecture
     """The members' network."""
-    image_shape: tuple[PositiveInt, PositiveInt, PositiveInt]
-    """Channels, height and width."""
-    pixel_mean: tuple[float, ...]
-    """Of each channel of the training images, on the scale 0 to 255."""
-    pixel_std: tuple[PositiveFloat, ...]
-    """Its standard deviation."""
-    decoding: Decoding = Decoding()
-    """How a picture file becomes the pixels that the members were trained on."""
+    inputs: Annotated[dict[str, Input], Field(min_length=1)]
+    """By name; of images one, called images."""
+    decoding: Decoding | None = None
+    """How a picture file becomes the pixels that the members were trained on; null: inputs are no
+    images."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
     """One a class, in the order of the probabilities."""
     vote: Vote
@@ -89,31 +130,67 @@ class Card(Spec):
     """Each member's share of the vote; they sum to 1."""
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again."""
-    onnx: OnnxNeeds = OnnxNeeds()
-    """What the ONNX programs need, where they were asked for."""
-    scores: TestScores | None = None
-    """Of the whole bag on the test part; null for a part of the bag, which was not evaluated."""
+    onnx: OnnxNeeds | None = OnnxNeeds()
+    """What the ONNX programs need; null: there are none."""
+    scores: Scored | None = None
+    """Of the whole bag; null for a part of the bag, which was not evaluated."""
+    dataset: str = ""
+    """Kind of the data set that it was trained on."""
+    files: dict[str, str] = Field(default_factory=dict)
+    """SHA-256 of each file that programs read, by its name."""
+    warmup: tuple[tuple[float, ...], ...] = ()
+    """The members' softmaxes, averaged by weight, about each example of ``noise``."""
+    seal: str = ""
+    """SHA-256 of all of the above."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Card:
-        channels = self.image_shape[0]
-        for name, expected in (
-            ("pixel_mean", channels),
-            ("pixel_std", channels),
-            ("weights", len(self.members)),
-        ):
-            if len(getattr(self, name)) != expected:
-                raise ValueError(f"expected {expected} {name}, got {len(getattr(self, name))}")
-        if math.prod(self.image_shape) > MOST_NUMBERS:
-            raise ValueError(f"expected images of at most {MOST_NUMBERS:,} numbers")
+        if len(self.weights) != len(self.members):
+            raise ValueError(f"expected {len(self.members)} weights, got {len(self.weights)}")
+        if self.numbers > MOST_NUMBERS:
+            raise ValueError(f"expected examples of at most {MOST_NUMBERS:,} numbers")
+        if self.decoding is not None:
+            own = self.inputs.get(IMAGES)
+            if len(self.inputs) > 1 or own is None or len(own.shape) != 3 or own.dtype != "uint8":
+                raise ValueError("expected images (channels, height, width) alone, as uint8")
         if abs(sum(self.weights) - 1) > 1e-6:
             raise ValueError(f"expected weights that sum to 1, got {sum(self.weights)}")
         return self
+
+    def sealed(self) -> Card:
+        """The same card with its seal."""
+        told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
+        return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
 
     @property
     def rule(self) -> Rule:
         """How the members' answers are weighed."""
         return Rule(self.weights, self.vote.counts_votes, self.temperature)
+
+    @property
+    def numbers(self) -> int:
+        """Of one example."""
+        return sum(own.numbers for own in self.inputs.values())
+
+    @property
+    def input_shape(self) -> Shape:
+        """What the network is built for: the shape of the one input, or of each by name."""
+        shapes = {name: own.shape for name, own in self.inputs.items()}
+        return shapes if len(shapes) > 1 else next(iter(shapes.values()))
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width, of a bag of images."""
+        channels, height, width = self.inputs[IMAGES].shape
+        return channels, height, width
+
+    def takes_what(self, other: Card) -> bool:
+        """Whether the inputs of another card would do for this one."""
+        own, others = (
+            {name: (each.shape, each.dtype) for name, each in card.inputs.items()}
+            for card in (self, other)
+        )
+        return own == others
 
 
 def version_of(fingerprint: str, members: int | None) -> str:
@@ -129,7 +206,7 @@ def read_card(folder: Path) -> Card:
     """
     path = folder / CARD
     try:
-        return Card.model_validate_json(path.read_bytes())
+        card = Card.model_validate_json(path.read_bytes())
     except OSError as error:
         raise DataError(
             f"{folder}: expected a bag written by `bend export`, cannot read {CARD}: "
@@ -140,28 +217,27 @@ def read_card(folder: Path) -> Card:
             f"{path}: expected the card of a bag (format {FORMAT_VERSION}), got: "
             f"{first_problem(error)}; export it again"
         ) from None
+    if card.seal != card.sealed().seal:
+        raise DataError(
+            f"{path}: expected a card as it was exported, got another; copy it again, or export "
+            "it again"
+        )
+    return card
+
+
+def noise(card: Card, count: int = 2) -> dict[str, NDArray[Any]]:
+    """Examples that any program can make, in the range of the training part."""
+    found = {}
+    for name, own in card.inputs.items():
+        numbers = np.arange(1, count * own.numbers + 1, dtype=np.uint64) * 2654435761
+        share = (numbers % 2**32 >> 16) / 2**16
+        whole = own.dtype != "float32"
+        values = own.low + (own.high - own.low + whole) * share
+        values = np.floor(values) if whole else values
+        found[name] = values.astype(own.dtype).reshape(count, *own.shape)
+    return found
 
 
 def plain(card: Card) -> dict[str, Any]:
     """The card as JSON."""
     return card.model_dump(mode="json")
-
-
-def fetch_bag(uri: str, into: Path) -> Path:
-    """A local folder with the bag: ``uri`` itself, or a copy of it below ``into``.
-
-    Raises:
-        StoreError: it cannot be read.
-    """
-    filesystem, path = resolve(uri)
-    if filesystem.type_name == "local":
-        return Path(path)
-    # Each by its own name: those that a bucket lists may lead out of the folder.
-    for name in (MEMBERS, MEMBER_ONNX, CARD):
-        with (
-            store_errors("copy", f"{path}/{name}"),
-            filesystem.open_input_stream(f"{path}/{name}") as source,
-            (into / name).open("wb") as target,
-        ):
-            shutil.copyfileobj(source, target)
-    return into

@@ -1,15 +1,14 @@
-"""The exported bag as a folder on a disk or in an object store; ``config.json`` comes last."""
+"""The exported bag, made of what a store holds."""
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-import pyarrow.fs
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
@@ -17,21 +16,38 @@ from torch import Tensor
 from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Parts
+from bend_ray.data.arrays import SINGLE
+from bend_ray.data.examples import Parts, Statistics
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import CARD, MEMBER_ONNX, MEMBERS, Card, TestScores, plain, version_of
+from bend_ray.export.card import (
+    CARD,
+    IMAGES,
+    TOLERANCE,
+    Card,
+    Input,
+    Scored,
+    noise,
+    plain,
+    version_of,
+)
+from bend_ray.export.files import (
+    GUIDE,
+    MEMBER_ONNX,
+    MEMBERS,
+    ONNX,
+    digest,
+    publish,
+    refuse_strangers,
+)
 from bend_ray.export.guide import guide
-from bend_ray.networks.stacking import Stack, form_for, predict_logits
-from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.populations.states import member_facts, member_states
-from bend_ray.report.evaluation import BagScores, Evaluation
-from bend_ray.storage.filesystems import resolve, store_errors, write_atomically
-from bend_ray.storage.masking import masked, utf8
+from bend_ray.export.members import Members, network_of
+from bend_ray.populations.members import member_facts, member_states
+from bend_ray.process import log
+from bend_ray.report.evaluation import Evaluation
+from bend_ray.storage.masking import cause, masked, utf8
 from bend_ray.version import __version__
 
-GUIDE, ONNX = "README.md", "bag.onnx"
-_OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
 INLINE_BYTES = 2**30
 
@@ -60,42 +76,49 @@ def export_bag(
         StoreError: there is no evaluation, or something cannot be read or written.
         ConfigError: more members than the bag has, or a folder with something else in it.
     """
-    filesystem, path = resolve(output)
-    _refuse_strangers(filesystem, path, output)
+    refuse_strangers(output)
     card, state_K = _bag(config, graph, members)
     with tempfile.TemporaryDirectory() as scratch:
-        write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
-        _publish(Path(scratch), filesystem, path)
+        card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
+        publish(Path(scratch), output)
     return card
 
 
 def write_bag(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
-) -> None:
-    """Write any bag, evaluated or not, into a local folder.
-
-    Args:
-        folder: must be there.
-        card: of the bag.
-        state_K: its members' tensors, stacked.
-        with_onnx: whether to write ONNX programs beside them.
-    """
-    if with_onnx:
-        _write_onnx(folder, card, state_K)
+) -> Card:
+    """Write any bag, evaluated or not, into a local folder; returns its card as written."""
+    examples, probs_KNC = noise(card), None
+    try:
+        probs_KNC = Members(card, state_K).logits(examples).double().softmax(dim=-1)
+    except (IndexError, RuntimeError, ValueError) as error:
+        # A network may ask more of its inputs than to be in their range.
+        log.LOGGER.info("export       not tried on noise: %s", cause(error))
+    if not with_onnx or not _write_onnx(folder, card, state_K, probs_KNC):
+        card = card.model_copy(update={"onnx": None})
     safetensors.torch.save_file(
         {name: tensor.contiguous() for name, tensor in state_K.items()},
         folder / MEMBERS,
         {"model_version": card.model_version},
     )
-    (folder / GUIDE).write_text(guide(card, with_onnx=with_onnx), encoding="utf-8")
+    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    (folder / GUIDE).write_text(guide(card), encoding="utf-8")
+    warmup: tuple[tuple[float, ...], ...] = ()
+    if probs_KNC is not None and probs_KNC.isfinite().all():
+        weights_K = torch.tensor(card.weights, dtype=torch.float64)
+        mean_NC = torch.einsum("k,knc->nc", weights_K, probs_KNC)
+        warmup = tuple(tuple(round(p, 8) for p in row) for row in mean_NC.tolist())
+    card = card.model_copy(update={"files": files, "warmup": warmup}).sealed()
     (folder / CARD).write_bytes(to_json(plain(card)))
+    return card
 
 
 def _bag(
     config: PipelineConfig, graph: Graph, members: int | None
 ) -> tuple[Card, dict[str, Tensor]]:
     """What votes, and how: the card, and the tensors it is about."""
-    bag = _evaluated(graph)
+    evaluation = _evaluated(graph)
+    bag = evaluation.bag
     voters = list(bag.members or ())
     if members is not None and not 1 <= members <= len(voters):
         raise ConfigError(
@@ -105,45 +128,67 @@ def _bag(
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
-    mean, std = _channels(dataset)
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
-        image_shape=dataset.input_shape,
-        pixel_mean=tuple(mean.flatten().tolist()),
-        pixel_std=tuple(std.flatten().tolist()),
+        inputs=_inputs(dataset),
         decoding=dataset.decoding,
         class_names=tuple(map(utf8, dataset.class_names)),
         vote=config.evaluation.vote,
         members=tuple(member_facts(graph, rows)[0]),
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
-        scores=None if members else TestScores.of(bag),
+        scores=None if members else _scored(evaluation),
+        dataset=config.dataset.kind,
     )
-    state_K = member_states(config, graph, rows, card.image_shape, len(card.class_names))
+    state_K = member_states(config, graph, rows, card.input_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
         temperature = _fitted_temperature(card, state_K, dataset)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
 
-def _channels(dataset: Parts) -> tuple[Tensor, Tensor]:
-    statistics = dataset.statistics
-    if not isinstance(statistics, tuple) or isinstance(dataset.input_shape, dict):
-        raise ConfigError("expected a bag of images to export, got one of other inputs")
-    return statistics
+def _inputs(dataset: Parts) -> dict[str, Input]:
+    """What the network is given, by name."""
+    given, statistics = dataset.train.inputs, dataset.statistics
+    if isinstance(given, dict) and isinstance(statistics, dict):
+        return {utf8(name): _input(values, statistics[name]) for name, values in given.items()}
+    assert isinstance(given, Tensor)
+    assert not isinstance(statistics, dict)
+    if dataset.decoding is None:
+        return {SINGLE: _input(given, statistics)}
+    return {IMAGES: _input(given, statistics, dataset.decoding.pixel_max)}
 
 
-def _evaluated(graph: Graph) -> BagScores:
+def _input(values: Tensor, statistics: Statistics, most: int = 255) -> Input:
+    is_pixels = values.dtype == torch.uint8
+    low, high = (0, most) if is_pixels else (each.item() for each in values.aminmax())
+    mean, std = statistics if statistics is not None else (None, None)
+    return Input(
+        shape=tuple(values.shape[1:]),
+        dtype=str(values.dtype).removeprefix("torch."),
+        mean=None if mean is None else tuple(mean.flatten().tolist()),
+        std=None if std is None else tuple(std.flatten().tolist()),
+        low=low,
+        high=high,
+    )
+
+
+def _evaluated(graph: Graph) -> Evaluation:
     if not graph.evaluation.exists():
         raise StoreError(
             f"expected evaluation {graph.evaluation.fingerprint} in "
             f"{masked(graph.evaluation.store.uri)}, got none; run `bend run` with the same config "
             "and --store first"
         )
-    return Evaluation.of(graph.evaluation.manifest()).bag
+    return Evaluation.of(graph.evaluation.manifest())
+
+
+def _scored(evaluation: Evaluation) -> Scored:
+    bag, part = evaluation.bag, evaluation.part
+    return Scored(part=part, accuracy=bag.accuracy, nll=bag.nll, brier=bag.brier, ece=bag.ece)
 
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:
@@ -156,57 +201,60 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-@torch.no_grad()
 def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Parts) -> float:
-    """The temperature at which the bag's NLL on validation images is least."""
-    module = card.architecture.build(card.image_shape, len(card.class_names))
-    layout = ParameterLayout.of(module)
-    stack = Stack(module, layout, form_for(module, "cpu", dataset.shown(1)))
-    images = dataset.normalise(dataset.validation.inputs)
-    logits_KNC = predict_logits(stack, layout.flatten(dict(state_K)), images)
+    """The temperature at which the bag's NLL on validation examples is least."""
+    inputs = dataset.validation.inputs
+    named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
+    logits_KNC = Members(card, state_K).logits({name: each.numpy() for name, each in named.items()})
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
     probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
     return fit_temperature(probs_NC, dataset.validation.labels_N)
 
 
-def _write_onnx(folder: Path, card: Card, state_K: Mapping[str, Tensor]) -> None:
+def _write_onnx(
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], probs_KNC: Tensor | None
+) -> bool:
+    """Write the programs, or nothing where they do not say what torch says about ``noise``."""
     import onnx
 
     from bend_ray.export.graphs import bag_program
     from bend_ray.export.layers import member_graph
 
-    module = card.architecture.build(card.image_shape, len(card.class_names))
-    member = member_graph(module, card.image_shape, len(card.class_names))
-    arrays = {name: tensor.numpy() for name, tensor in state_K.items()}
-    large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
-    onnx.save_model(member, str(folder / MEMBER_ONNX))
-    onnx.save_model(
-        bag_program(card, member, arrays),
-        str(folder / ONNX),
-        save_as_external_data=large,
-        location=f"{ONNX}.data",
-    )
-
-
-def _publish(folder: Path, filesystem: pyarrow.fs.FileSystem, path: str) -> None:
-    """Copy everything to where it shall be, and nothing of an earlier export beside it.
-
-    Its card goes first, so that what is left by a failure is no export.
-    """
-    for earlier in (f"{path}/{name}" for name in (CARD, *sorted(_OURS - {CARD}))):
-        with store_errors("replace", earlier):
-            if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
-                filesystem.delete_file(earlier)
-    for file in sorted(folder.iterdir(), key=lambda file: file.name == CARD):
-        with write_atomically(filesystem, f"{path}/{file.name}") as target, file.open("rb") as own:
-            shutil.copyfileobj(own, target, 2**22)
-
-
-def _refuse_strangers(filesystem: pyarrow.fs.FileSystem, path: str, output: str) -> None:
-    with store_errors("list", path):
-        found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    if strangers := sorted({entry.base_name for entry in found} - _OURS):
-        raise ConfigError(
-            f"--output {masked(output)}: expected a new or empty folder, or an earlier export, got "
-            f"one with {', '.join(strangers[:3])}; name another"
+    try:
+        member = member_graph(network_of(card), card)
+        arrays = {name: tensor.numpy() for name, tensor in state_K.items()}
+        large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
+        onnx.save_model(member, str(folder / MEMBER_ONNX))
+        onnx.save_model(
+            bag_program(card, member, arrays),
+            str(folder / ONNX),
+            save_as_external_data=large,
+            location=f"{ONNX}.data",
         )
+        if off := _off(folder, card, probs_KNC):
+            raise ValueError(off)
+    except Exception as error:  # of torch's exporter, of onnx, of a user's network
+        if card.architecture.kind != "imported":
+            raise
+        first = error
+        while isinstance(first.__cause__, Exception):
+            first = first.__cause__
+        log.LOGGER.warning("export       no ONNX: %s: %s", type(first).__name__, cause(first))
+        for name in (MEMBER_ONNX, ONNX, f"{ONNX}.data"):
+            (folder / name).unlink(missing_ok=True)
+        return False
+    return True
+
+
+def _off(folder: Path, card: Card, probs_KNC: Tensor | None) -> str | None:
+    """How a program differs from torch; None where it does not."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(str(folder / ONNX), options)
+    if probs_KNC is None:
+        return None
+    (said_NKC,) = session.run(["member_probabilities"], noise(card))
+    off = np.abs(said_NKC - probs_KNC.transpose(0, 1).numpy()).max()
+    return None if off < TOLERANCE else f"expected probabilities as of torch, got {off:.1g} off"

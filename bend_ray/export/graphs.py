@@ -3,7 +3,7 @@
 Two forms compute the same. ``stacked``: all members in each batched matrix product, for chains of
 fully connected layers. ``unrolled``: the members side by side, for any network.
 
-Shape letters: K members, B images, C classes, D inputs of a layer, O outputs of it.
+Shape letters: K members, B examples, C classes, D inputs of a layer, O outputs of it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.export.card import IR_VERSION, OPSET, Card
 
-INPUT, LOGITS = "images", "logits"
+LOGITS = "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
 MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
 LABELS, ENTROPY, INFORMATION = "labels", "entropy", "information"
@@ -29,7 +29,14 @@ State = Mapping[str, NDArray[np.float32]]
 Output = tuple[str, int, list[int | str]]
 """Name, ONNX's number of its type, shape."""
 
-_PIXELS = "normalised"
+TYPES = {
+    "uint8": TensorProto.UINT8,
+    "float32": TensorProto.FLOAT,
+    "int64": TensorProto.INT64,
+}
+"""ONNX's, of a card's inputs."""
+
+_NORMALISED = ".normalised"
 _MEMBER_LOGITS = "member_logits"
 _LOG_SHARES, _COOLED = "log_shares", "cooled"
 
@@ -38,26 +45,19 @@ def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
     """The forms that a member's graph allows, the usually faster one first."""
     chain = [node.op_type for node in member.graph.node]
     connected = all(chain[i] in ("Relu", "Gemm") for i in range(1, len(chain)))
-    linear = connected and chain[:1] == ["Flatten"] and not member.graph.initializer
+    linear = connected and chain[0] in ("Flatten", "Gemm") and not member.graph.initializer
     return ("stacked", "unrolled") if linear else ("unrolled",)
 
 
 def ballots_program(
     card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
 ) -> onnx.ModelProto:
-    """Pixels ``(B, channels, H, W)`` uint8 to what some members say, and what they say together.
+    """Raw inputs, by name, to what some members say, and what they say together.
 
     Its outputs: ``member_probabilities``, each one's softmax, ``(K, B, C)``; ``mass``, their
     weighted sum ``(B, C)``; ``member_entropy``, the weighted sum of the softmaxes' entropies in
     nats, ``(B,)``; and ``choices``, each one's class, ``(K, B)`` int64. Here they cost a fraction
     of what they cost outside: measured, as much as the members themselves.
-
-    Args:
-        card: says how pixels are normalised.
-        member: one member's graph.
-        state_K: the tensors of the members wanted, stacked.
-        weights_K: the members' weights in the sums.
-        form: how they are run.
     """
     builder = _Builder(card, member, state_K, form)
     builder.ballots(weights_K)
@@ -75,20 +75,13 @@ def ballots_program(
 def answers_program(
     card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
 ) -> onnx.ModelProto:
-    """Pixels ``(B, channels, H, W)`` uint8 to all that a whole bag has to say about them.
+    """Raw inputs, by name, to all that a whole bag has to say about them.
 
     Its outputs: ``member_probabilities`` and ``choices`` as of ``ballots_program``; ``labels``
     ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``entropy`` ``(B,)``,
     theirs, and ``information`` ``(B,)``, the mutual information of label and member in the members'
     own softmaxes, both in nats. What is made of the members' sums is float64. In Python the same
     takes longer than a bag of small members (measured, one image).
-
-    Args:
-        card: says how pixels are normalised and answers become one.
-        member: one member's graph.
-        state_K: the tensors of all members, stacked.
-        weights_K: the members' weights; whole numbers where votes are counted.
-        form: how they are run.
     """
     builder = _Builder(card, member, state_K, form)
     builder.ballots(weights_K)
@@ -107,7 +100,7 @@ def answers_program(
 
 
 def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.ModelProto:
-    """The whole bag: pixels uint8 to ``probabilities`` and ``member_probabilities``.
+    """The whole bag: raw inputs to ``probabilities`` and ``member_probabilities``.
 
     The first, ``(B, C)``, has the vote and the temperature behind it, the second is each member's
     own softmax, ``(B, K, C)``, in voting order.
@@ -130,7 +123,7 @@ class _Builder:
         self.card, self.member, self.state_K = card, member, state_K
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = list(member.graph.initializer)
-        self.names = [given.name for given in member.graph.input[1:]]
+        self.names = [given.name for given in member.graph.input[len(card.inputs) :]]
         self._normalise()
         if form == "stacked":
             self._stacked()
@@ -150,16 +143,23 @@ class _Builder:
         return name
 
     def _normalise(self) -> None:
-        channels = (len(self.card.pixel_mean), 1, 1)
-        mean = self.tensor("pixel_mean", np.reshape(self.card.pixel_mean, channels))
-        std = self.tensor("pixel_std", np.reshape(self.card.pixel_std, channels))
-        pixels = self.node("Cast", [INPUT], "pixels", to=TensorProto.FLOAT)
-        centred = self.node("Sub", [pixels, mean], "centred")
-        self.node("Div", [centred, std], _PIXELS)
+        for name, own in self.card.inputs.items():
+            value, ready = name, f"{name}{_NORMALISED}"
+            if own.dtype == "uint8" and own.mean is None:
+                self.node("Cast", [value], ready, to=TensorProto.FLOAT)
+            elif own.mean is None:
+                self.node("Identity", [value], ready)
+            else:
+                broadcast = (-1,) + (1,) * (len(own.shape) - 1) if own.shape else ()
+                mean = self.tensor(f"{name}.mean", np.reshape(own.mean, broadcast))
+                std = self.tensor(f"{name}.std", np.reshape(own.std or (), broadcast))
+                value = self.node("Cast", [value], f"{name}.float", to=TensorProto.FLOAT)
+                self.node("Div", [self.node("Sub", [value, mean], f"{name}.centred"), std], ready)
 
     def _stacked(self) -> None:
         """Every layer of all members as one batched product, ``(K, B, D) @ (K, D, O)``."""
-        value = _PIXELS
+        (name,) = self.card.inputs
+        value = f"{name}{_NORMALISED}"
         for index, node in enumerate(self.member.graph.node):
             out = f"stacked{index}"
             if node.op_type != "Gemm":
@@ -178,7 +178,7 @@ class _Builder:
         self.node("Identity", [value], LOGITS)
 
     def _unrolled(self) -> None:
-        """One member after another; what reads the same pixels may run at the same time."""
+        """One member after another; what reads the same inputs may run at the same time."""
         read = {name for node in self.member.graph.node for name in node.input}
         own = [name for name in self.names if name in read]
         logits = [self._one(k, own) for k in range(len(self))]
@@ -189,7 +189,8 @@ class _Builder:
 
     def _one(self, k: int, own: Iterable[str]) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
-        renamed = {name: name for name in shared} | {INPUT: _PIXELS}
+        renamed = {name: name for name in shared}
+        renamed |= {name: f"{name}{_NORMALISED}" for name in self.card.inputs}
         for name in own:
             renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
         for node in self.member.graph.node:
@@ -298,11 +299,14 @@ class _Builder:
 
     def model(self, outputs: Sequence[Output]) -> onnx.ModelProto:
         """The graph with those outputs, as a model."""
-        shape = ["batch", *self.card.image_shape]
+        inputs = [
+            helper.make_tensor_value_info(name, TYPES[own.dtype], ["batch", *own.shape])
+            for name, own in self.card.inputs.items()
+        ]
         graph = helper.make_graph(
             self.nodes,
             "bag",
-            [helper.make_tensor_value_info(INPUT, TensorProto.UINT8, shape)],
+            inputs,
             [helper.make_tensor_value_info(*output) for output in outputs],
             self.tensors,
         )

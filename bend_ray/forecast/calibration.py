@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -36,6 +35,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.process.computing import lent, settle
 
 SHORT_STEPS = 3
 MEASURED_SECONDS = 1.0
@@ -63,6 +63,31 @@ class Problem:
     validation_images: int
     test_images: int
 
+    @classmethod
+    def of(cls, config: PipelineConfig, dataset: Parts, test_images: int | None) -> Problem:
+        """Sizes of everything; ``test_images`` None: as many as validation images.
+
+        The test part is not opened, not even to count it.
+        """
+        module = _build(config, dataset)
+        layout = ParameterLayout.of(module, config.parameters.include)
+        principal = config.autoencoder.model.features == "principal"
+        features = config.num_training_models - 1 if principal else layout.size
+        coder, denoiser = _coder(config, features), _denoiser(config)
+        validation = len(dataset.validation)
+        return cls(
+            members=config.seeds.num_models,
+            training=config.num_training_models,
+            parameters=layout.size,
+            whole=ParameterLayout.of(module).size,
+            features=features,
+            coder_parameters=ParameterLayout.of(coder).size,
+            denoiser_parameters=ParameterLayout.of(denoiser).size,
+            train_images=len(dataset.train),
+            validation_images=validation,
+            test_images=validation if test_images is None else test_images,
+        )
+
 
 @dataclass(frozen=True)
 class Line:
@@ -70,6 +95,15 @@ class Line:
 
     constant: float
     each: float
+
+    @classmethod
+    def through(cls, points: dict[int, float]) -> Line:
+        """The line through two points; through one and the origin where there is one."""
+        (first, low), (last, high) = min(points.items()), max(points.items())
+        if first == last:
+            return cls(0.0, low / first)
+        each = max(0.0, (high - low) / (last - first))
+        return cls(low - each * first, each)
 
     def __call__(self, size: int) -> float:
         """Seconds of a piece of a size."""
@@ -109,78 +143,30 @@ class Rates:
     read_bytes: float
 
 
-def problem_of(config: PipelineConfig, dataset: Parts, test_images: int | None) -> Problem:
-    """Sizes of everything; ``test_images`` None: as many as validation images.
-
-    The test part is not opened, not even to count it.
-    """
-    module = _build(config, dataset)
-    layout = ParameterLayout.of(module, config.parameters.include)
-    principal = config.autoencoder.model.features == "principal"
-    validation = len(dataset.validation)
-    features = config.num_training_models - 1 if principal else layout.size
-    latent, section = config.latent_size, config.generator
-    denoiser = section.denoiser.build(latent, config.num_conditions)
-    return Problem(
-        members=config.seeds.num_models,
-        training=config.num_training_models,
-        parameters=layout.size,
-        whole=ParameterLayout.of(module).size,
-        features=features,
-        coder_parameters=ParameterLayout.of(config.autoencoder.model.build(features)).size,
-        denoiser_parameters=ParameterLayout.of(denoiser).size,
-        train_images=len(dataset.train),
-        validation_images=validation,
-        test_images=validation if test_images is None else test_images,
-    )
-
-
 def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates:
     """Measure this machine: its GPU where there is one, else one thread of its CPU."""
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    with _one_thread():
-        step, setup, answer = _classifiers(config, dataset, device)
-        gram_column, eigenvectors = _gram(problem)
-        piece, write_bytes, read_bytes = _store(problem)
-        draw = _drawing(config, problem)
+    with lent():
+        # As a process of a stage computes that is given one CPU.
+        device = settle(cpus=1, gpus=1)
         return Rates(
-            step=step,
-            setup=setup,
-            answer=answer,
-            coder_step=_coder(config, problem, device),
-            denoiser_step=_denoiser(config, problem, device),
-            gram_column=gram_column,
-            eigenvectors=eigenvectors,
-            draw=draw,
-            mixed=_mixing(problem),
-            piece=piece,
-            write_bytes=write_bytes,
-            read_bytes=read_bytes,
+            **_classifiers(config, dataset, device),
+            **_weight_models(config, problem, device),
+            **_gram(problem),
+            **_store(problem),
+            draw=_drawing(config),
         )
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """As a process of a stage computes that is given one CPU."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _now(device: str) -> float:
-    if device == "cuda":
+def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:
+    def now() -> float:
+        if device == "cpu":
+            return time.process_time()
         torch.cuda.synchronize()
         return time.perf_counter()
-    return time.process_time()
 
-
-def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    started = _now(device)
+    started = now()
     work()
-    return _now(device) - started
+    return now() - started
 
 
 def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, float]:
@@ -189,11 +175,11 @@ def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, f
     The first call warms up: it allocates, and picks kernels.
     """
     work(SHORT_STEPS)
-    short = _seconds(lambda: work(SHORT_STEPS), device)
+    short = _seconds(partial(work, SHORT_STEPS), device)
     guess = max(short / SHORT_STEPS, 1e-9)
-    steps = SHORT_STEPS + min(MOST_STEPS, max(SHORT_STEPS, round(MEASURED_SECONDS / guess)))
-    long = _seconds(lambda: work(steps), device)
-    each = max(long - short, 0.0) / (steps - SHORT_STEPS)
+    more = min(MOST_STEPS, max(SHORT_STEPS, round(MEASURED_SECONDS / guess)))
+    long = _seconds(partial(work, SHORT_STEPS + more), device)
+    each = max(long - short, 0.0) / more
     return each, max(0.0, short - SHORT_STEPS * each)
 
 
@@ -201,12 +187,19 @@ def _build(config: PipelineConfig, dataset: Parts) -> nn.Module:
     return config.seeds.architecture.build(dataset.input_shape, len(dataset.class_names))
 
 
-def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> tuple[Line, Line, float]:
+def _coder(config: PipelineConfig, features: int) -> Any:
+    return config.autoencoder.model.build(features)
+
+
+def _denoiser(config: PipelineConfig) -> Any:
+    return config.generator.denoiser.build(config.latent_size, config.num_conditions)
+
+
+def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[str, Any]:
     """Training, by models at once, and answering."""
     module = _build(config, dataset)
     whole = ParameterLayout.of(module)
-    form = form_for(module, device, dataset.shown(2))
-    stack = Stack(module.to(device), whole, form)
+    stack = Stack(module.to(device), whole, form_for(module, device, dataset.shown(2)))
     recipe = config.seeds.recipe
     steps_per_epoch = recipe.num_steps(1.0, len(dataset.train))
     build = partial(_build, config, dataset)
@@ -220,138 +213,102 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> tuple[L
         stretch = Stretch(start=0.0, epochs=steps / steps_per_epoch)
         fit(stack, theta_KP, dataset.train, dataset.normalise, recipe, stretch, generators)
 
-    sizes = sorted({max(1, config.seeds.cohort_size // 4), config.seeds.cohort_size})
-    measured = []
-    for size in sizes:
-        theta_KP = models(size)
-        measured.append((size, *_per_step(partial(train, theta_KP), device)))
+    sizes = (max(1, config.seeds.cohort_size // 4), config.seeds.cohort_size)
+    measured = {size: _per_step(partial(train, models(size)), device) for size in sizes}
     inputs = dataset.normalise(moved(dataset.validation.inputs, device))
-    theta_KP = models(sizes[0])
-    predict_logits(stack, theta_KP, inputs)
-    answering = _seconds(lambda: predict_logits(stack, theta_KP, inputs), device)
-    return (
-        _through([(size, each) for size, each, _ in measured]),
-        _through([(size, once) for size, _, once in measured]),
-        answering / (len(theta_KP) * len(dataset.validation)),
-    )
-
-
-def _through(points: list[tuple[int, float]]) -> Line:
-    """The line through the first and the last point; through the origin where there is one."""
-    (first, low), (last, high) = points[0], points[-1]
-    if first == last:
-        return Line(0.0, low / first)
-    each = max(0.0, (high - low) / (last - first))
-    return Line(low - each * first, each)
-
-
-def _weight_space_step(
-    objective: nn.Module, training: Training, batch: dict[str, Tensor], device: str
-) -> float:
-    """A training step as the stages take it."""
-    averaged = AveragedSteps(objective.to(device), training)
-    generator = torch.Generator().manual_seed(0)
-    batch = {name: column.to(device) for name, column in batch.items()}
-
-    def steps(count: int) -> None:
-        for step in range(count):
-            noise = objective.draw(batch["features"].shape, generator)  # type: ignore[operator]
-            noise = {name: drawn.to(device) for name, drawn in noise.items()}
-            objective(batch | noise).backward()
-            averaged.step(step % training.steps)
-
-    return _per_step(steps, device)[0]
-
-
-def _coder(config: PipelineConfig, problem: Problem, device: str) -> float:
-    model, training = config.autoencoder.model, config.autoencoder.training
-    objective = Reconstruction(
-        model.build(problem.features), config.latent_size, model.input_noise, model.latent_noise
-    )
-    rows = min(problem.training, training.batch_size)
-    return _weight_space_step(
-        objective, training, {"features": torch.randn(rows, problem.features)}, device
-    )
-
-
-def _denoiser(config: PipelineConfig, problem: Problem, device: str) -> float:
-    section, latent = config.generator, config.latent_size
-    objective = Denoising(section.denoiser.build(latent, config.num_conditions), section.process)
-    rows = min(problem.training, section.training.batch_size)
-    batch = {
-        "features": torch.randn(rows, latent),
-        "condition": torch.zeros(rows, dtype=torch.int64),
+    ask = partial(predict_logits, stack, models(sizes[0]), inputs)
+    ask()
+    return {
+        "step": Line.through({size: each for size, (each, _) in measured.items()}),
+        "setup": Line.through({size: once for size, (_, once) in measured.items()}),
+        "answer": _seconds(ask, device) / (sizes[0] * len(dataset.validation)),
     }
-    return _weight_space_step(objective, section.training, batch, device)
 
 
-def _drawing(config: PipelineConfig, problem: Problem) -> Line:
-    """Drawing latents, by how many at once; on the CPU, as the stage does."""
-    latent, conditions = config.latent_size, config.num_conditions
-    denoiser = config.generator.denoiser.build(latent, conditions)
-    scale = LatentScale.diagonal(
-        torch.zeros(conditions, latent), torch.arange(conditions), conditions
+def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dict[str, Any]:
+    """Training steps of the autoencoder and of the denoiser, as their stages take them."""
+
+    def step_of(objective: nn.Module, training: Training, width: int) -> float:
+        rows = min(problem.training, training.batch_size)
+        batch = {
+            "features": torch.randn(rows, width).to(device),
+            "condition": torch.zeros(rows, dtype=torch.int64).to(device),
+        }
+        averaged = AveragedSteps(objective.to(device), training)
+        generator = torch.Generator().manual_seed(0)
+
+        def steps(count: int) -> None:
+            for step in range(count):
+                noise = objective.draw(batch["features"].shape, generator)  # type: ignore[operator]
+                noise = {name: drawn.to(device) for name, drawn in noise.items()}
+                objective(batch | noise).backward()
+                averaged.step(step % training.steps)
+
+        return _per_step(steps, device)[0]
+
+    model, latent = config.autoencoder.model, config.latent_size
+    coder = Reconstruction(
+        _coder(config, problem.features), latent, model.input_noise, model.latent_noise
     )
+    denoiser = Denoising(_denoiser(config), config.generator.process)
+    return {
+        "coder_step": step_of(coder, config.autoencoder.training, problem.features),
+        "denoiser_step": step_of(denoiser, config.generator.training, latent),
+    }
+
+
+def _drawing(config: PipelineConfig) -> Line:
+    """Drawing latents, by how many at once; on the CPU, as the stage does."""
+    conditions = config.num_conditions
+    denoiser, process = _denoiser(config), config.generator.process
+    zeros = torch.zeros(conditions, config.latent_size)
+    scale = LatentScale.diagonal(zeros, torch.arange(conditions), conditions)
 
     def draw(count: int) -> None:
-        sample_latents(
-            denoiser,
-            config.generator.process,
-            config.samples.sampler,
-            scale,
-            torch.zeros(count, dtype=torch.int64),
-            [torch.Generator().manual_seed(i) for i in range(count)],
-        )
+        generators = [torch.Generator().manual_seed(i) for i in range(count)]
+        condition_B = torch.zeros(count, dtype=torch.int64)
+        sample_latents(denoiser, process, config.samples.sampler, scale, condition_B, generators)
 
-    sizes = sorted({1, min(config.samples.count, config.samples.shard_size)})
-    draw(sizes[0])
-    return _through([(size, _seconds(partial(draw, size))) for size in sizes])
+    draw(1)
+    sizes = (1, min(config.samples.count, config.samples.shard_size))
+    return Line.through({size: _seconds(partial(draw, size)) for size in sizes})
 
 
-def _columns(rows: int, size: int) -> int:
-    return max(1, min(size, BLOCK_BYTES // (4 * rows)))
-
-
-def _gram(problem: Problem) -> tuple[float, float]:
-    """A column of all members' Gram matrix, and the principal directions."""
-    rows = min(problem.members, MOST_ROWS)
-    columns = _columns(rows, problem.parameters)
+def _gram(problem: Problem) -> dict[str, Any]:
+    """A column of all members' Gram matrix, principal directions, a parameter of a drawn model."""
+    rows, drawn = min(problem.members, MOST_ROWS), 8
+    columns = max(1, min(problem.parameters, BLOCK_BYTES // (4 * rows)))
     theta_KW = torch.randn(rows, columns)
     train_K = torch.ones(rows, dtype=torch.bool)
     layout = ParameterLayout.of(nn.Linear(columns, 1, bias=False))
+    weights_NK = torch.randn(drawn, rows)
 
     def sums(count: int) -> None:
         for _ in range(count):
             GramSum(layout, train_K).extend(theta_KW)
 
-    more = problem.members / rows
-    column = _per_step(sums)[0] / columns * more**2
-    symmetric = torch.randn(rows, rows, dtype=torch.float64)
-    symmetric = symmetric @ symmetric.T
-    return column, _seconds(lambda: torch.linalg.eigh(symmetric)) * more**3
-
-
-def _mixing(problem: Problem) -> float:
-    """A parameter of one drawn model."""
-    rows, drawn = min(problem.training, MOST_ROWS), 8
-    columns = _columns(rows, problem.parameters)
-    weights_NT, theta_TW = torch.randn(drawn, rows), torch.randn(rows, columns)
-
     def mixes(count: int) -> None:
         for _ in range(count):
-            mix(weights_NT, theta_TW)
+            mix(weights_NK, theta_KW)
 
-    return _per_step(mixes)[0] / (drawn * columns) * (problem.training / rows)
+    more = problem.members / rows
+    symmetric = torch.randn(rows, rows, dtype=torch.float64)
+    symmetric = symmetric @ symmetric.T
+    return {
+        "gram_column": _per_step(sums)[0] / columns * more**2,
+        "eigenvectors": _seconds(partial(torch.linalg.eigh, symmetric)) * more**3,
+        "mixed": _per_step(mixes)[0] / (drawn * columns) * (problem.training / rows),
+    }
 
 
-def _store(problem: Problem) -> tuple[float, float, float]:
+def _store(problem: Problem) -> dict[str, Any]:
     """What the driver spends on a shard; bytes written and read a second, in a folder."""
     with tempfile.TemporaryDirectory(prefix="bend-plan-") as folder:
         artifact = Store(folder).artifact("seeds", 1, {})
-        small, few = blank_population(1, 1), range(PIECES)
+        few = range(PIECES)
         for index in few:
             write_cost(artifact, shard_name(index), Cost())
-            write_shard(artifact, index, small)
+            write_shard(artifact, index, blank_population(1, 1))
 
         def book() -> None:
             complete_shards(artifact, dict.fromkeys(few, 1))
@@ -363,11 +320,15 @@ def _store(problem: Problem) -> tuple[float, float, float]:
         large = Store(folder).artifact("seeds", 1, {"large": True})
         rows = max(1, min(problem.members, BLOCK_BYTES // (4 * problem.parameters)))
         population = blank_population(rows, problem.parameters)
-        writing = _seconds(lambda: write_shard(large, 0, population))
+        writing = _seconds(partial(write_shard, large, 0, population))
         large.commit(files=[shard_name(0)], rows={shard_name(0): rows}, metrics={}, cost=Cost())
-        reading = _seconds(lambda: read_population(large))
+        reading = _seconds(partial(read_population, large))
         size = population.theta_KP.nbytes
-        return piece, size / max(writing, 1e-6), size / max(reading, 1e-6)
+        return {
+            "piece": piece,
+            "write_bytes": size / max(writing, 1e-6),
+            "read_bytes": size / max(reading, 1e-6),
+        }
 
 
 def blank_population(rows: int, parameters: int) -> Population:

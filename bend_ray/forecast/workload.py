@@ -1,21 +1,23 @@
-"""What a config has to be done, stage by stage: phases of equal pieces, and bytes to store.
+"""What a config has to be done, stage by stage, and what that takes on so many machines.
 
-Shape letters: K members, T of them for training, P parameters of a member, W of a whole model,
-N images.
+A stage is phases of equal pieces, and bytes to store.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from bend_ray.config.graph import ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.forecast.calibration import Problem, Rates
+from bend_ray.process.log import duration
 from bend_ray.stages.representations import GRAM_PARTS
 from bend_ray.stages.sample_drawer import drawn_together
 
 FLOAT_BYTES = 4
+PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,8 @@ class Phase:
 
     def bound(self, processes: int) -> str:
         """What sets its wall time."""
-        if self.pieces * self.driver_seconds >= self.wall(processes):
-            return f"driver, {self.name}"
-        return self.name
+        by_driver = self.pieces * self.driver_seconds >= self.wall(processes)
+        return f"driver, {self.name}" if by_driver else self.name
 
 
 @dataclass(frozen=True)
@@ -71,116 +72,185 @@ class Work:
 
 def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Work]:
     """What every stage has to do, at the rates of one processor."""
+    counts = _Counts(config, problem, rates)
+    drawn = config.samples.count * problem.parameters
+    phases_and_floats = {
+        "seeds": (counts.seeds(config), counts.stored_seeds()),
+        "autoencoder": (counts.autoencoder(), counts.stored_autoencoder()),
+        "latents": ((), problem.members * config.latent_size),
+        "generator": (counts.generator(), problem.denoiser_parameters),
+        "samples": (counts.samples(), drawn),
+        "evaluation": (counts.evaluation(), counts.num_ordinary * problem.whole),
+    }
     return [
-        Work("seeds", tuple(_seeds(config, problem, rates)), _seeds_bytes(config, problem)),
-        Work(
-            "autoencoder",
-            tuple(_autoencoder(config, problem, rates)),
-            _representation_bytes(config, problem) + FLOAT_BYTES * problem.coder_parameters,
-        ),
-        Work("latents", (), FLOAT_BYTES * problem.members * config.latent_size),
-        Work(
-            "generator",
-            tuple(_generator(config, problem, rates)),
-            FLOAT_BYTES * problem.denoiser_parameters,
-        ),
-        Work(
-            "samples",
-            tuple(_samples(config, problem, rates)),
-            FLOAT_BYTES * config.samples.count * problem.parameters,
-        ),
-        Work(
-            "evaluation",
-            tuple(_evaluation(config, problem, rates)),
-            FLOAT_BYTES * _num_ordinary(config) * problem.whole,
-        ),
+        Work(stage, tuple(phases), FLOAT_BYTES * floats)
+        for stage, (phases, floats) in phases_and_floats.items()
     ]
 
 
-def _seeds_bytes(config: PipelineConfig, problem: Problem) -> int:
-    protocol = config.seeds.protocol
-    has_early = protocol.run_stretch(config.seeds.recipe).early > 0
-    own = problem.members + (protocol.num_trunks if has_early else 0)
-    return FLOAT_BYTES * (own * problem.parameters + protocol.num_roots * problem.whole)
+@dataclass(frozen=True)
+class _Counts:
+    """Phases of the stages, and floats that they store."""
 
+    config: PipelineConfig
+    problem: Problem
+    rates: Rates
 
-def _representation_bytes(config: PipelineConfig, problem: Problem) -> int:
-    if config.autoencoder.model.features != "principal":
-        return 2 * FLOAT_BYTES * problem.parameters  # means and scales
-    weights = 2 * FLOAT_BYTES * problem.features * problem.training
-    return weights + FLOAT_BYTES * problem.members * problem.features
+    @property
+    def num_ordinary(self) -> int:
+        """Models trained for the deep ensemble."""
+        others = ordinary(self.config)
+        return others.seeds.num_models if others else 0
 
+    def stored_seeds(self) -> int:
+        protocol = self.config.seeds.protocol
+        has_early = protocol.run_stretch(self.config.seeds.recipe).early > 0
+        own = self.problem.members + (protocol.num_trunks if has_early else 0)
+        return own * self.problem.parameters + protocol.num_roots * self.problem.whole
 
-def _seeds(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    """Roots, then cohorts."""
-    section, protocol, images = config.seeds, config.seeds.protocol, problem.train_images
-    if protocol.num_roots:
+    def stored_autoencoder(self) -> int:
+        problem = self.problem
+        if self.config.autoencoder.model.features != "principal":
+            return 2 * problem.parameters + problem.coder_parameters  # means and scales
+        weights = 2 * problem.features * problem.training
+        return weights + problem.members * problem.features + problem.coder_parameters
+
+    def seeds(self, config: PipelineConfig) -> Iterator[Phase]:
+        """Roots, then cohorts."""
+        section, protocol = config.seeds, config.seeds.protocol
         together = min(protocol.num_roots, section.cohort_size)
-        steps = section.recipe.num_steps(protocol.root_stretch(section.recipe).epochs, images)
-        seconds = rates.setup(together) + steps * rates.step(together)
-        yield Phase("roots", -(-protocol.num_roots // section.cohort_size), seconds)
-    runs = protocol.runs()
-    together = min(len(runs), section.cohort_size)
-    members = together * len(runs[0])
-    stretch = protocol.run_stretch(section.recipe)
-    steps = section.recipe.num_steps(stretch.epochs, images)
-    seconds = rates.setup(together) + steps * rates.step(together)
-    seconds += members * problem.validation_images * rates.answer
-    seconds += members * problem.parameters * FLOAT_BYTES / rates.write_bytes
-    yield Phase("cohorts", -(-len(runs) // section.cohort_size), seconds, rates.piece)
+        if together:
+            seconds = self._fit(config, together, protocol.root_stretch(section.recipe).epochs)
+            yield Phase("roots", -(-protocol.num_roots // section.cohort_size), seconds)
+        runs = protocol.runs()
+        together = min(len(runs), section.cohort_size)
+        members = together * len(runs[0])
+        seconds = self._fit(config, together, protocol.run_stretch(section.recipe).epochs)
+        seconds += members * self.problem.validation_images * self.rates.answer
+        seconds += self._bytes(members) / self.rates.write_bytes
+        yield Phase("cohorts", -(-len(runs) // section.cohort_size), seconds, self.rates.piece)
+
+    def autoencoder(self) -> Iterator[Phase]:
+        problem, rates = self.problem, self.rates
+        if self.config.autoencoder.model.features == "principal":
+            seconds = self._bytes(problem.members) / rates.read_bytes
+            seconds += problem.parameters * rates.gram_column
+            yield Phase("Gram matrix, K x K x P", GRAM_PARTS, seconds / GRAM_PARTS)
+            yield Phase("principal directions", 1, rates.eigenvectors)
+        yield Phase("training", 1, self.config.autoencoder.training.steps * rates.coder_step)
+
+    def generator(self) -> Iterator[Phase]:
+        section = self.config.generator
+        yield Phase("training", 1, section.training.steps * self.rates.denoiser_step)
+        if section.probes.count:
+            yield Phase("probes", 1, self._drawing(section.probes.count))
+
+    def samples(self) -> Iterator[Phase]:
+        section, recipe = self.config.samples, self.config.seeds.recipe
+        together = drawn_together(section, self.problem.parameters)
+        seconds = self._drawing(together) + self._bytes(together) / self.rates.write_bytes
+        if epochs := self.config.finish.annealing.stretch(recipe).epochs:
+            seconds += self._fit(self.config, together, epochs)
+        yield Phase("shards", -(-section.count // together), seconds, self.rates.piece)
+
+    def evaluation(self) -> Iterator[Phase]:
+        config, problem = self.config, self.problem
+        if others := ordinary(config):
+            yield from self.seeds(others)
+        size = config.evaluation.bagging.size or config.samples.count
+        trunks = config.seeds.protocol.num_trunks
+        drawn = sum(rival.num_drawn(size, trunks) for rival in config.evaluation.rivals)
+        asked = problem.members + self.num_ordinary + config.samples.count + drawn
+        images = problem.validation_images + problem.test_images
+        seconds = self._bytes(asked) / self.rates.read_bytes + asked * images * self.rates.answer
+        yield Phase("answers of all models", 1, seconds)
+
+    def _bytes(self, models: int) -> int:
+        return models * self.problem.parameters * FLOAT_BYTES
+
+    def _fit(self, config: PipelineConfig, together: int, epochs: float) -> float:
+        """Seconds of a process that trains some models at once."""
+        steps = config.seeds.recipe.num_steps(epochs, self.problem.train_images)
+        return self.rates.setup(together) + steps * self.rates.step(together)
+
+    def _drawing(self, models: int) -> float:
+        """Seconds of a process that draws models and asks them about the validation images."""
+        problem, rates = self.problem, self.rates
+        read = self._bytes(problem.training) / rates.read_bytes
+        mixed = models * problem.parameters * rates.mixed
+        return read + rates.draw(models) + mixed + models * problem.validation_images * rates.answer
 
 
-def _autoencoder(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    if config.autoencoder.model.features == "principal":
-        read = problem.members * problem.parameters * FLOAT_BYTES / rates.read_bytes
-        seconds = read + problem.parameters * rates.gram_column
-        yield Phase("Gram matrix, K x K x P", GRAM_PARTS, seconds / GRAM_PARTS)
-        yield Phase("principal directions", 1, rates.eigenvectors)
-    yield Phase("training", 1, config.autoencoder.training.steps * rates.coder_step)
+def wall_of(works: Sequence[Work], nodes: int) -> float:
+    """Seconds of the run on so many machines of one processor each."""
+    return sum(work.wall(nodes) for work in works)
 
 
-def _generator(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    yield Phase("training", 1, config.generator.training.steps * rates.denoiser_step)
-    if probes := config.generator.probes.count:
-        yield Phase("probes", 1, _drawing(probes, problem, rates))
+def bottleneck(works: Sequence[Work], nodes: int) -> str:
+    """The phase that takes longest, and its stage."""
+    phases = [(phase, work.stage) for work in works for phase in work.phases]
+    longest, stage = max(phases, key=lambda each: each[0].wall(nodes))
+    return f"{stage}: {longest.bound(nodes)}"
 
 
-def _samples(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    section = config.samples
-    together = drawn_together(section, problem.parameters)
-    seconds = _drawing(together, problem, rates)
-    seconds += together * problem.parameters * FLOAT_BYTES / rates.write_bytes
-    recipe = config.seeds.recipe
-    annealing = recipe.num_steps(
-        config.finish.annealing.stretch(recipe).epochs, problem.train_images
-    )
-    if annealing:
-        seconds += rates.setup(together) + annealing * rates.step(together)
-    yield Phase("shards", -(-section.count // together), seconds, rates.piece)
+def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[Work]:
+    """The same, with the population trained at a rate that was measured elsewhere."""
+
+    def scaled(work: Work) -> Work:
+        if work.stage != "seeds":
+            return work
+        factor = models * 3600.0 / models_per_hour / work.seconds
+        phases = (replace(phase, seconds=phase.seconds * factor) for phase in work.phases)
+        return replace(work, phases=tuple(phases))
+
+    return [scaled(work) for work in works]
 
 
-def _drawing(models: int, problem: Problem, rates: Rates) -> float:
-    """Seconds of a process that draws models and asks them about the validation images."""
-    read = problem.training * problem.parameters * FLOAT_BYTES / rates.read_bytes
-    mixed = models * problem.parameters * rates.mixed
-    return read + rates.draw(models) + mixed + models * problem.validation_images * rates.answer
+def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:
+    """The table: a line a stage, their sum, and processor hours."""
+
+    def line(name: str, some: Sequence[Work]) -> tuple[str, ...]:
+        computing = duration(sum(work.seconds for work in some))
+        stored = amount(sum(work.stored_bytes for work in some))
+        return (name, computing, stored, *(duration(wall_of(some, n)) for n in nodes))
+
+    head = ("", "computing", "stored", *(f"{n} x" for n in nodes))
+    held = (f"{n * wall_of(works, n) / 3600:.2g} h" for n in nodes)
+    total = [line("together", works), ("processor hours, if all are held", "", "", *held)]
+    return [head, *(line(work.stage, [work]) for work in works), *total]
 
 
-def _num_ordinary(config: PipelineConfig) -> int:
-    """Models trained for the deep ensemble."""
-    others = ordinary(config)
-    return others.seeds.num_models if others else 0
+def as_json(works: Sequence[Work], nodes: Sequence[int]) -> dict[str, Any]:
+    """The same as data, in seconds and bytes."""
+    return {
+        "stages": {
+            work.stage: {
+                "seconds": work.seconds,
+                "bytes": work.stored_bytes,
+                "phases": {
+                    phase.name: {"pieces": phase.pieces, "seconds": phase.seconds}
+                    for phase in work.phases
+                },
+            }
+            for work in works
+        },
+        "nodes": {
+            str(n): {
+                "wall_seconds": {work.stage: work.wall(n) for work in works},
+                "bottleneck": bottleneck(works, n),
+            }
+            for n in nodes
+        },
+    }
 
 
-def _evaluation(config: PipelineConfig, problem: Problem, rates: Rates) -> Iterator[Phase]:
-    if others := ordinary(config):
-        yield from _seeds(others, problem, rates)
-    size = config.evaluation.bagging.size or config.samples.count
-    drawn = config.samples.count + sum(
-        rival.num_drawn(size, config.seeds.protocol.num_trunks)
-        for rival in config.evaluation.rivals
-    )
-    asked = problem.members + _num_ordinary(config) + drawn
-    images = problem.validation_images + problem.test_images
-    read = asked * problem.parameters * FLOAT_BYTES / rates.read_bytes
-    yield Phase("answers of all models", 1, read + asked * images * rates.answer)
+def amount(size: float) -> str:
+    """Bytes as a person writes them.
+
+    >>> [amount(s) for s in (0, 999, 2_200_000, 6.5e12)]
+    ['0 B', '999 B', '2.2 MB', '6.5 TB']
+    """
+    power = 0
+    while size >= 1000 and power < len(PREFIXES) - 1:
+        size, power = size / 1000, power + 1
+    return f"{size:.3g} {PREFIXES[power]}"

@@ -2,9 +2,8 @@
 
 ``architectures`` is an axis: to add one, a spec with ``build`` and its name in the union at the
 bottom. ``protocols`` says which models a population is made of; ``fitting`` trains them;
-``stacking`` evaluates many models of one architecture as one, by the program that ``inference``
-makes of it, ``dense`` and ``training_chain`` hold its fast forms; ``batchnorm`` recomputes the
-running statistics of models that no training gave them to.
+``stacking`` evaluates many models of one architecture as one, chains of dense layers by ``dense``;
+``batchnorm`` recomputes the running statistics of models that no training gave them to.
 
 May import torch, torchvision and ``data``; knows neither Ray nor the other rooms.
 """

@@ -1,8 +1,9 @@
 """Base classifiers: ``architecture.build(input_shape, num_classes) -> nn.Module``.
 
-A module maps inputs ``(B, ...)``, or several by name, to logits ``(B, num_classes)``; in evaluation
-mode it is deterministic in its parameters and buffers. One's own comes in as ``imported``; to add
-one here: one class, and its name in the union below.
+What is built has parameters drawn from torch's global generator; the shape is that of one example,
+by name where there are several inputs. A module maps inputs ``(B, ...)``, or several by name, to
+logits ``(B, num_classes)``; in evaluation mode it is deterministic in its parameters and buffers.
+One's own comes in as ``imported``; to add one here: one class, and its name in the union below.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -19,25 +20,6 @@ from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
-
-
-class Buildable(Protocol):
-    """What an architecture does."""
-
-    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
-        """A fresh network, its parameters drawn from torch's global generator.
-
-        Args:
-            input_shape: of one example, without the batch; by name where there are several inputs.
-            num_classes: logits.
-
-        Raises:
-            DataError: it takes no such inputs.
-        """
-
-
-PermutationGroup = tuple[tuple[str, int], ...]
-"""(parameter name, axis) pairs on which one permutation of hidden units acts."""
 
 
 class Mlp(Spec):
@@ -62,18 +44,6 @@ class Mlp(Spec):
                 layers.append(torch.nn.ReLU())
             layers.append(torch.nn.Linear(width, next_width))
         return torch.nn.Sequential(*layers)
-
-    def permutation_groups(self) -> tuple[PermutationGroup, ...]:
-        """The hidden units of each layer can be reordered without changing the function."""
-        # Layers of the Sequential: 0 flatten, then linear at 1, 3, 5, ...
-        return tuple(
-            (
-                (f"{1 + 2 * layer}.weight", 0),
-                (f"{1 + 2 * layer}.bias", 0),
-                (f"{3 + 2 * layer}.weight", 1),
-            )
-            for layer in range(len(self.hidden))
-        )
 
 
 class ConvNet(Spec):
@@ -119,29 +89,9 @@ class ConvNet(Spec):
         block["relu"] = torch.nn.ReLU()
         return block
 
-    def permutation_groups(self) -> tuple[PermutationGroup, ...]:
-        """The channels of each block can be reordered, with their norm and its statistics."""
-        by_channel = {
-            "batch": ("norm.weight", "norm.bias", "norm.running_mean", "norm.running_var"),
-            "group": ("norm.weight", "norm.bias"),
-            "none": ("conv.bias",),
-        }[self.norm]
-        readers = [f"block{i}.conv.weight" for i in range(1, len(self.channels))] + ["head.weight"]
-        return tuple(
-            (
-                (f"block{index}.conv.weight", 0),
-                *((f"block{index}.{name}", 0) for name in by_channel),
-                (reader, 1),
-            )
-            for index, reader in enumerate(readers)
-        )
-
 
 class TorchvisionModel(Spec):
-    """Any classification model of torchvision: ResNet, RegNet, ViT, ConvNeXt, MobileNet, ...
-
-    Its permutations are not known: ``align`` leaves its populations as they are, and says so.
-    """
+    """Any classification model of torchvision: ResNet, RegNet, ViT, ConvNeXt, MobileNet, ..."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = "resnet18"
@@ -175,10 +125,6 @@ class TorchvisionModel(Spec):
         check_image_shape(module, self.name, image_shape)
         return module
 
-    def permutation_groups(self) -> tuple[PermutationGroup, ...]:
-        """None that are known."""
-        return ()
-
 
 class ImportedArchitecture(Imported):
     """One's own network: a function or class that gives a torch.nn.Module.
@@ -193,10 +139,6 @@ class ImportedArchitecture(Imported):
             ConfigError: it cannot be imported, or needs other arguments.
         """
         return self.make(input_shape=input_shape, num_classes=num_classes)
-
-    def permutation_groups(self) -> tuple[PermutationGroup, ...]:
-        """None that are known."""
-        return ()
 
 
 def _image_shape(kind: str, shape: Shape) -> tuple[int, int, int]:

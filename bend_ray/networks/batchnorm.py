@@ -11,43 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bend_ray.data.examples import Inputs, count, numbers, rows
-from bend_ray.errors import DataError
-from bend_ray.networks.calls import call
 from bend_ray.networks.stacking import Stack
-
-
-@torch.no_grad()
-def check_batches(module: nn.Module, inputs: Inputs, smallest: int) -> None:
-    """Show a network the smallest batch that it will be trained on.
-
-    Args:
-        module: is left as it is.
-        inputs: normalised, of as many examples as the batch has, or of fewer, which are repeated.
-        smallest: examples of it.
-
-    Raises:
-        DataError: its norms have but one value a channel there, and nothing to divide by.
-    """
-    buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    training = module.training
-    index = torch.arange(smallest) % count(inputs)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            call(module.train(), rows(inputs, index))
-    except ValueError as error:
-        raise DataError(
-            f"expected batches that the network's norms can be trained on, got one of {smallest} "
-            f"({str(error).splitlines()[0]}); raise "
-            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
-            "examples, or a network without BatchNorm"
-        ) from None
-    finally:
-        module.train(training)
-        for name, buffer in module.named_buffers():
-            buffer.copy_(buffers[name])
 
 
 @torch.no_grad()

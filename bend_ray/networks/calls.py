@@ -12,12 +12,9 @@ from bend_ray.data.examples import Inputs
 
 
 def call(module: nn.Module, inputs: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
-    """Logits ``(B, C)``.
+    """Logits ``(B, C)``, computed with the tensors of ``state`` in the place of the module's own.
 
-    Args:
-        module: a network; several inputs are given by the names of its parameters.
-        inputs: of B examples.
-        state: tensors to compute with instead of the module's own, by name.
+    Several inputs are given by the names of its parameters.
     """
     arguments, named = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
     if state is None:

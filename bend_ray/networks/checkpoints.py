@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
-from safetensors import SafetensorError
 
 from bend_ray.data.files import File, Files, find_files
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
-from bend_ray.storage.filesystems import open_file, store_errors
+from bend_ray.storage.filesystems import open_file, resolve, store_errors
 from bend_ray.storage.masking import cause, printable
 
 if TYPE_CHECKING:
@@ -24,8 +25,10 @@ if TYPE_CHECKING:
 KEY = "seeds.protocol.files"
 ENDINGS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 TRUNK = "{trunk}"
-_INSIDE = ("state_dict", "model_state_dict", "model")
-"""Keys under which training loops put a network's tensors beside other things."""
+_MARK = "[*]"
+"""Of it in a pattern that goes through as a path."""
+BESIDE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "training_args")
+"""How files begin that Hugging Face's trainers put beside a network's."""
 
 
 def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
@@ -38,16 +41,21 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
     """
     patterns = [spec.files] if isinstance(spec.files, str) else spec.files
     files = find_files([p.replace(TRUNK, "*") for p in patterns], None, ENDINGS, KEY)
+    own = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(BESIDE))
+    files = replace(files, files=own)
     if spec.content is not None and (found := files.digest()) != spec.content:
         raise DataError(
             f"{KEY}: expected files of digest {spec.content}, got {found}: they have changed "
             "since they were first read; run again to begin anew with them"
         )
+    expressions = [_expression(pattern) for pattern in patterns if TRUNK in pattern]
     by_trunk: dict[str, list[File]] = {}
-    for file in files:
-        by_trunk.setdefault(_trunk(file, patterns), []).append(file)
-    trunks = [sorted(by_trunk[name], key=_step) for name in sorted(by_trunk, key=_numbers)]
-    shortest = min(map(len, trunks))
+    for file in sorted(files, key=lambda file: _numbers(file.name)):
+        matches = (re.fullmatch(expression, file.path) for expression in expressions)
+        trunk = next((match.group("trunk") for match in matches if match), "")
+        by_trunk.setdefault(trunk, []).append(file)
+    trunks = [by_trunk[name] for name in sorted(by_trunk, key=_numbers)]
+    shortest = min(map(len, trunks), default=0)
     if shortest < spec.early + 2:
         raise DataError(
             f"{KEY}: expected {spec.early + 2} checkpoints of each trunk at least, two of them "
@@ -57,82 +65,105 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
 
 
 def read_state(
-    files: Files, file: File, names: Sequence[str], prefix: str | None
-) -> dict[str, Any]:
-    """The tensors of a checkpoint that have these names, by them.
+    files: Files, file: File, shapes: Mapping[str, tuple[int, ...]], prefix: str | None
+) -> dict[str, Tensor]:
+    """The network's tensors in a checkpoint, by name.
 
     Args:
         files: of the population.
         file: one of them.
-        names: of the network's tensors.
-        prefix: what stands before them; None to find it.
+        shapes: of the network's tensors, by name.
+        prefix: what stands before names in the file, keys of mappings among it; None to find it.
 
     Raises:
-        DataError: it is no checkpoint, runs code, or lacks some.
+        DataError: it is no checkpoint, runs code, or is of another network.
     """
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
-    try:
-        if file.name.endswith(".safetensors"):
-            state: Mapping[str, Any] = safetensors.torch.load(content)
-        else:
-            state = _unwrapped(
-                torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    state = tensors_by_name(content, where)
+    before = _prefix(state, list(shapes), prefix, where)
+    found = {name: state[before + name].detach() for name in shapes}
+    for name, shape in shapes.items():
+        kind = (tuple(found[name].shape), found[name].is_floating_point(), found[name].layout)
+        if kind != (shape, True, torch.strided) or found[name].is_meta:
+            raise DataError(
+                f"{where}: expected {before + name} to be dense floats of shape {shape}, got "
+                f"{kind[0]} of {found[name].dtype}; take the network that was trained"
             )
-    except (SafetensorError, ValueError) as error:
-        raise DataError(f"{where}: expected tensors by name, got: {cause(error)}") from None
+    return found
+
+
+def tensors_by_name(content: bytes, where: str) -> dict[str, Tensor]:
+    """The tensors in a file of safetensors or of torch.save, as its name ends.
+
+    Raises:
+        DataError: it is neither, or runs code.
+    """
+    try:
+        return dict(_tensors(_loaded(content, where)))
     except Exception as error:  # what torch raises of a file that is none
-        reason = str(error).strip().partition("\n")[0]
+        reason = cause(error).partition(". ")[0]
         raise DataError(
-            f"{where}: expected tensors by name, and nothing that runs code, got: {reason}; save "
-            "model.state_dict() alone"
+            f"{where}: expected tensors by name and nothing that runs code, got "
+            f"{type(error).__name__}: {reason}; save model.state_dict() alone"
         ) from None
-    before = _prefix(state, names) if prefix is None else prefix
-    missing = [name for name in names if before + name not in state]
-    if missing:
-        some = ", ".join(map(printable, list(state)[:3]))
+
+
+def _loaded(content: bytes, name: str) -> Any:
+    if name.endswith(".safetensors"):
+        return safetensors.torch.load(content)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+
+
+def _tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors in mappings, as of a training loop's state, by the keys on the way."""
+    if torch.is_tensor(value):
+        yield name, value
+    elif isinstance(value, Mapping):
+        for key, its in value.items():
+            yield from _tensors(its, f"{name}.{key}" if name else str(key))
+
+
+def _prefix(
+    state: Mapping[str, Tensor], names: Sequence[str], prefix: str | None, where: str
+) -> str:
+    """What stands before all names of a network, such as ``module.`` or ``state_dict.model.``.
+
+    Raises:
+        DataError: nothing does, or the file holds several such networks.
+    """
+    ends = {key.removesuffix(names[0]) for key in state if f".{key}".endswith(f".{names[0]}")}
+    told = prefix or ""
+    meant = [end for end in {told, *ends} if not told or f".{end}".endswith(f".{told}")]
+    found = sorted(end for end in meant if all(end + name in state for name in names))
+    if len(found) == 1 or "" in found:
+        return found[0]
+    if found:
         raise DataError(
-            f"{where}: expected the network's {len(names)} tensors, got none for {missing[0]} "
-            f"({len(missing)} are missing); the file has {some}, ...; name what stands before them "
-            "in seeds.protocol.prefix, or take the network that was trained"
+            f"{where}: expected one network of such names, got several, behind "
+            f"{', '.join(map(printable, found))}; name one in seeds.protocol.prefix"
         )
-    return {name: state[before + name] for name in names}
+    some = ", ".join(map(printable, list(state)[:3])) or "no tensors"
+    missing = [name for name in names if told + name not in state]
+    raise DataError(
+        f"{where}: expected the network's {len(names)} tensors, got none for {missing[0]} "
+        f"({len(missing)} are missing); the file has {some}, ...; take the network that was "
+        "trained, or mend seeds.protocol.prefix"
+    )
 
 
-def _unwrapped(loaded: Any) -> Mapping[str, Tensor]:
-    for key in _INSIDE:
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            loaded = loaded[key]
-    if not isinstance(loaded, Mapping) or not all(map(torch.is_tensor, loaded.values())):
-        raise ValueError("no state dict")
-    return loaded
-
-
-def _prefix(state: Mapping[str, Any], names: Sequence[str]) -> str:
-    """What stands before the first of the names, as before all others; empty if nothing does."""
-    ends = [key.removesuffix(names[0]) for key in state if key.endswith(names[0])]
-    found = [end for end in ends if all(end + name in state for name in names)]
-    return min(found, key=len, default="")
-
-
-def _trunk(file: File, patterns: Sequence[str]) -> str:
-    """What a file's path has in the place of ``{trunk}``."""
-    for pattern in patterns:
-        # What is before the first of them is the same for all files.
-        parts = pattern[max(0, pattern.find(TRUNK)) :].split(TRUNK) if TRUNK in pattern else []
-        ends = [re.escape(part).replace(r"\*", "[^/]*").replace(r"\?", "[^/]") for part in parts]
-        if not ends:
-            continue
-        start = re.escape(pattern.partition(TRUNK)[0].rpartition("/")[2]).replace(r"\*", "[^/]*")
-        same = "(?P=trunk)".join(ends[1:])
-        if found := re.search(f"(?:^|/){start}(?P<trunk>[^/]+?){same}$", file.path):
-            return found.group("trunk")
-    return ""
-
-
-def _step(file: File) -> list[tuple[bool, int, str]]:
-    return _numbers(file.name)
+def _expression(pattern: str) -> str:
+    """A regular expression of the paths that a pattern means, with a group called trunk."""
+    _, path = resolve(pattern.replace(TRUNK, _MARK))
+    words = {_MARK: _MARK, "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*|\?|\[[^/]+?\])", path)
+    literal = [p.replace("[!", "[^") if p.startswith("[") else re.escape(p) for p in pieces]
+    before, *after = "".join(map(words.get, pieces, literal)).split(_MARK)
+    # Folders may be meant, whose files are taken.
+    return f"{before}(?P<trunk>[^/]+?){'(?P=trunk)'.join(after)}(?:/[^/]+)?"
 
 
 def _numbers(text: str) -> list[tuple[bool, int, str]]:

@@ -1,7 +1,7 @@
 """Chains of dense layers, K models at once: a batched matrix product a layer.
 
-What ``vmap`` does for such networks, to the bit, without its cost: measured 1.2 times as fast for
-32 models of the digits' size and 1.7 times for 8, gradients included.
+What ``vmap`` does for such networks, to the bit, without its cost: measured 1.3 times as fast for
+32 models of the digits' size and 1.7 times for 8, gradients included, and 1.5 times in asking 32.
 
 Shape letters: K models, B images, F features.
 """
@@ -36,13 +36,9 @@ def is_flat(inputs: Inputs, module: nn.Module, *, shared: bool) -> TypeGuard[Ten
 def run_dense(
     module: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, shared: bool
 ) -> Tensor:
-    """Logits ``(K, B, classes)`` of K models.
+    """Logits ``(K, B, classes)`` of K models ``{name: (K, *shape)}`` of a module that ``is_dense``.
 
-    Args:
-        module: that ``is_dense``.
-        state: the models' tensors by name, ``(K, *shape)``.
-        inputs: ``(B, ...)`` if ``shared``, else ``(K, B, ...)``.
-        shared: whether all models see the same examples.
+    Inputs are ``(B, ...)`` where all models share them, else ``(K, B, ...)``.
     """
     num_models = len(next(iter(state.values())))
     values = inputs.flatten(1).expand(num_models, -1, -1) if shared else inputs.flatten(2)
@@ -52,8 +48,9 @@ def run_dense(
         if not isinstance(layer, nn.Linear):
             values = layer(values)
             continue
-        weight_KFF = state[f"{path}.weight"].mT
-        if (bias := f"{path}.bias") in state:
+        own = f"{path}." if path else ""
+        weight_KFF = state[f"{own}weight"].mT
+        if (bias := f"{own}bias") in state:
             values = torch.baddbmm(state[bias][:, None], values, weight_KFF)
         else:
             values = values @ weight_KFF
@@ -68,14 +65,10 @@ def leaves(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
     if type(module) is not nn.Sequential:
         yield prefix, module
         return
-    for name, child in steps(module):
-        yield from leaves(child, f"{prefix}.{name}" if prefix else name)
-
-
-def steps(chain: nn.Sequential) -> list[tuple[str, nn.Module]]:
-    """Its layers by name, in the order in which they run; one that runs twice is there twice."""
-    inside = chain.named_modules(remove_duplicate=False)
-    return [(name, layer) for name, layer in inside if name and "." not in name]
+    # Not named_children, which leaves out a layer that runs a second time.
+    for name, child in module.named_modules(remove_duplicate=False):
+        if name and "." not in name:
+            yield from leaves(child, f"{prefix}.{name}" if prefix else name)
 
 
 def _is_flatten(layer: nn.Module) -> bool:

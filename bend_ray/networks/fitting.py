@@ -46,16 +46,10 @@ def initial_parameters(
 def batch_order(
     batch_sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
 ) -> list[Tensor]:
-    """Image indices of each step: a fresh permutation of the (re)sample every epoch.
+    """Image indices of each of T steps: a fresh permutation of the (re)sample every epoch.
 
-    Args:
-        batch_sizes: images of each step of an epoch; they sum to N.
-        num_steps: T.
-        bootstrap: permute N images drawn with replacement, once, instead of all N.
-        generator: the model's own.
-
-    Returns:
-        T index tensors.
+    ``batch_sizes`` are those of an epoch and sum to N; ``bootstrap`` permutes N images drawn with
+    replacement, once, instead of all N.
     """
     num_images = sum(batch_sizes)
     sample = (
@@ -165,8 +159,8 @@ def _views(
     if augmentation.shows_images_as_they_are:
         if 4 * numbers(given) * count(given) <= NORMALISED_BYTES:
             normalised = normalise(given)
-            return lambda index_KB, generators: _taken(normalised, index_KB)
-        return lambda index_KB, generators: normalise(_taken(given, index_KB))
+            return lambda index_KB, generators: each(partial(_rows, index_KB), normalised)
+        return lambda index_KB, generators: normalise(each(partial(_rows, index_KB), given))
     if not isinstance(given, Tensor):
         raise DataError("expected one input, images, for seeds.recipe.augmentation, got several")
     return lambda index_KB, generators: normalise(
@@ -174,13 +168,8 @@ def _views(
     )
 
 
-def _taken(inputs: Inputs, index_KB: Tensor) -> Inputs:
-    """The inputs of some examples for each model."""
-    taken: Inputs = each(partial(_rows, index_KB), inputs)
-    return taken
-
-
 def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
+    """The values of some examples for each model."""
     # Twice as fast as indexing by the whole index: a row is copied at once.
     rows = values.index_select(0, index_KB.flatten())
     return rows.view(*index_KB.shape, *values.shape[1:])
@@ -227,19 +216,13 @@ def _cycle_progress(step: int, ends: Sequence[int]) -> float:
 
 
 def stretch_marks(recipe: Recipe, stretch: Stretch, num_images: int) -> list[int]:
-    """Steps of a stretch after which a snapshot is taken."""
-    num_steps = recipe.num_steps(stretch.epochs, num_images)
-    burn_in = recipe.num_steps(stretch.burn_in, num_images)
-    return snapshot_steps(num_steps, stretch.snapshots, burn_in)
+    """Steps of a stretch after which a snapshot is taken.
 
+    They are equally spaced after its burn-in, the last at its end.
 
-def snapshot_steps(num_steps: int, snapshots: int, burn_in: int = 0) -> list[int]:
-    """Steps after which a snapshot is taken: equally spaced after ``burn_in``, the last at the end.
-
-    >>> snapshot_steps(10, 4)
+    >>> stretch_marks(Recipe(batch_size=10), Stretch(start=0.0, epochs=1.0, snapshots=4), 100)
     [2, 5, 8, 10]
-    >>> snapshot_steps(10, 2, burn_in=4)
-    [7, 10]
     """
-    spaced = num_steps - burn_in
-    return [burn_in + round((s + 1) * spaced / snapshots) for s in range(snapshots)]
+    burn_in = recipe.num_steps(stretch.burn_in, num_images)
+    spaced = recipe.num_steps(stretch.epochs, num_images) - burn_in
+    return [burn_in + round((s + 1) * spaced / stretch.snapshots) for s in range(stretch.snapshots)]

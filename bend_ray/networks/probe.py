@@ -29,13 +29,9 @@ TOLERANCE = 1e-4
 def check_network(
     build: Callable[[], nn.Module], inputs: Inputs, num_classes: int, name: str
 ) -> None:
-    """Try what training, voting and storing will do; global randomness stays as it is.
+    """Try what training, voting and storing will do on a few normalised training examples.
 
-    Args:
-        build: gives a fresh network.
-        inputs: of a few training examples, as it will be given them.
-        num_classes: logits wanted.
-        name: how the user called it, for messages.
+    Global randomness stays as it is.
 
     Raises:
         DataError: it gives no network of this kind.
@@ -45,6 +41,28 @@ def check_network(
         found = chain(_no_module(module), _problems(module, other, inputs, num_classes))
         if problem := next(found, None):
             raise DataError(f"{name}: {problem}")
+
+
+@torch.no_grad()
+def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int) -> None:
+    """Show a fresh network the smallest batch that one will be trained on.
+
+    Normalised inputs of fewer examples are repeated; global randomness stays as it is.
+
+    Raises:
+        DataError: its norms have but one value a channel there, and nothing to divide by.
+    """
+    index = torch.arange(smallest) % count(inputs)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            call(build().train(), rows(inputs, index))
+    except ValueError as error:
+        raise DataError(
+            f"expected batches that the network's norms can be trained on, got one of {smallest} "
+            f"({str(error).splitlines()[0]}); raise "
+            "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
+            "examples, or a network without BatchNorm"
+        ) from None
 
 
 def _no_module(module: Any) -> Iterator[str]:
@@ -67,6 +85,7 @@ def _no_module(module: Any) -> Iterator[str]:
         yield "expected parameters to train, got frozen ones only; requires_grad_(True) on some"
 
 
+@torch.no_grad()
 def _problems(
     module: nn.Module, other: nn.Module, inputs: Inputs, num_classes: int
 ) -> Iterator[str]:
@@ -74,28 +93,29 @@ def _problems(
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     inputs = rows(inputs, slice(EXAMPLES))
     module.eval(), other.eval()
-    with torch.no_grad():
-        try:
-            together, again = call(module, inputs), call(module, inputs)
-            alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
-        except Exception as error:  # a user's forward may fail in any way
-            yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}"
-            return
-        yield from _answers(together, again, num_classes, count(inputs))
-        if not _close(together, torch.cat(alone)):
-            yield (
-                "expected an answer that depends on its example alone, got another one in other "
-                "company; use no statistics of the batch in evaluation mode"
-            )
-        after = module.state_dict()
-        if changed := [k for k, tensor in before.items() if not torch.equal(tensor, after[k])]:
-            yield f"expected evaluation to change nothing, got another {changed[0]}"
-        other.load_state_dict(before)
-        if not _close(together, call(other, inputs)):
-            yield (
-                "expected a state dict that holds all that answers depend on, got another answer "
-                "from a second network with the same state; register tensors as buffers"
-            )
+    try:
+        together, again = call(module, inputs), call(module, inputs)
+        alone = [call(module, rows(inputs, slice(i, i + 1))) for i in range(count(inputs))]
+    except Exception as error:  # a user's forward may fail in any way
+        whole = "; whole numbers are tokens: give floats of what are quantities"
+        hint = whole if "int64" in _told(inputs) else ""
+        yield f"expected a forward that takes {_told(inputs)}, got {blamed(error)}{hint}"
+        return
+    yield from _answers(together, again, num_classes, count(inputs))
+    if not _close(together, torch.cat(alone)):
+        yield (
+            "expected an answer that depends on its example alone, got another one in other "
+            "company; use no statistics of the batch in evaluation mode"
+        )
+    after = module.state_dict()
+    if changed := [k for k, tensor in before.items() if not torch.equal(tensor, after[k])]:
+        yield f"expected evaluation to change nothing, got another {changed[0]}"
+    other.load_state_dict(before)
+    if not _close(together, call(other, inputs)):
+        yield (
+            "expected a state dict that holds all that answers depend on, got another answer "
+            "from a second network with the same state; register tensors as buffers"
+        )
     yield from _gradients(module.train(), inputs)
 
 
@@ -120,6 +140,7 @@ def _answers(together: Any, again: Any, num_classes: int, num_examples: int) -> 
         )
 
 
+@torch.enable_grad()
 def _gradients(module: nn.Module, inputs: Inputs) -> Iterator[str]:
     try:
         call(module, inputs).sum().backward()  # type: ignore[no-untyped-call]

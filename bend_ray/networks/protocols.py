@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -21,37 +21,26 @@ from bend_ray.spec import Incidental, Spec
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a population, before it is trained.
-
-    Attributes:
-        model_id: its index in the population.
-        trunk: the root it starts from, 0 where members start from scratch.
-        fork: its run's index among those of that root.
-        snapshot: which checkpoint of its run it is, from 0, early ones not counted.
-    """
+    """One model of a population, before it is trained."""
 
     model_id: int
+    """Its index in the population."""
     trunk: int
+    """The root it starts from, 0 where members start from scratch."""
     fork: int
+    """Its run's index among those of that root."""
     snapshot: int = 0
+    """Which checkpoint of its run it is, from 0, early ones not counted."""
 
 
 Run = tuple[Member, ...]
 
 
-def _checkpoints(roots: int, checkpoints: int) -> list[Run]:
-    """One run a root, leaving so many checkpoints."""
-    return [
-        tuple(
-            Member(model_id=root * checkpoints + c, trunk=root, fork=0, snapshot=c)
-            for c in range(checkpoints)
-        )
-        for root in range(roots)
-    ]
-
-
 class _Protocol(Spec):
-    """What a protocol says of its population; here, members that continue their trunks."""
+    """What a protocol says of its population; here, of trunks that each leave checkpoints."""
+
+    branches: ClassVar[bool] = True
+    """Whether members continue their trunk."""
 
     @property
     def num_early(self) -> int:
@@ -63,25 +52,36 @@ class _Protocol(Spec):
         """Whether it says how many members there are, before anything is listed."""
         return True
 
+    def _sizes(self) -> tuple[int, int]:
+        """Trunks, and members of each."""
+        raise NotImplementedError
+
     @property
     def num_trunks(self) -> int:
         """What a generator can tell apart."""
-        raise NotImplementedError
+        return self._sizes()[0]
 
     @property
     def members_per_trunk(self) -> int:
         """As many for each trunk."""
-        raise NotImplementedError
+        return self._sizes()[1]
 
     @property
     def num_roots(self) -> int:
         """Whole models that runs start from, or are aligned to: the trunks."""
         return self.num_trunks
 
-    @property
-    def branches(self) -> bool:
-        """Whether members continue their trunk."""
-        return True
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """How roots are trained: by the whole recipe."""
+        return Stretch(start=0.0, epochs=recipe.epochs)
+
+    def runs(self) -> list[Run]:
+        """What is trained in one go: a trunk's members, its checkpoints."""
+        trunks, members = self._sizes()
+        return [
+            tuple(Member(trunk * members + m, trunk, 0, snapshot=m) for m in range(members))
+            for trunk in range(trunks)
+        ]
 
 
 class Forks(_Protocol):
@@ -103,15 +103,8 @@ class Forks(_Protocol):
     align: bool = True
     """Permute the hidden units of every trunk to match the first trunk's."""
 
-    @property
-    def num_trunks(self) -> int:
-        """What a generator can tell apart."""
-        return self.trunks
-
-    @property
-    def members_per_trunk(self) -> int:
-        """Forks of a trunk."""
-        return self.forks
+    def _sizes(self) -> tuple[int, int]:
+        return self.trunks, self.forks
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """The common part."""
@@ -150,19 +143,8 @@ class Trajectory(_Protocol):
     align: bool = True
     """Permute the hidden units of every base to match the first one's."""
 
-    @property
-    def num_trunks(self) -> int:
-        """What a generator can tell apart: the bases."""
-        return self.bases
-
-    @property
-    def members_per_trunk(self) -> int:
-        """Checkpoints of a base."""
-        return self.checkpoints
-
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """The whole recipe."""
-        return Stretch(start=0.0, epochs=recipe.epochs)
+    def _sizes(self) -> tuple[int, int]:
+        return self.bases, self.checkpoints
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """Fine-tuning beyond the recipe's end."""
@@ -172,10 +154,6 @@ class Trajectory(_Protocol):
             constant_rate=self.learning_rate,
             snapshots=self.checkpoints,
         )
-
-    def runs(self) -> list[Run]:
-        """One run a base, leaving all its checkpoints."""
-        return _checkpoints(self.bases, self.checkpoints)
 
 
 class Tails(_Protocol):
@@ -212,15 +190,8 @@ class Tails(_Protocol):
     align: bool = True
     """Permute the hidden units of every trunk to match the first trunk's."""
 
-    @property
-    def num_trunks(self) -> int:
-        """What a generator can tell apart."""
-        return self.trunks
-
-    @property
-    def members_per_trunk(self) -> int:
-        """Tails of a trunk."""
-        return self.tails
+    def _sizes(self) -> tuple[int, int]:
+        return self.trunks, self.tails
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """The recipe up to the first tail."""
@@ -246,10 +217,6 @@ class Tails(_Protocol):
             early=self.early_tails,
         )
 
-    def runs(self) -> list[Run]:
-        """One run a trunk, leaving its tails' ends, the early ones not."""
-        return _checkpoints(self.trunks, self.tails)
-
 
 class Independent(_Protocol):
     """Ordinary trainings from independent starts: a deep ensemble (Lakshminarayanan et al. 2017).
@@ -257,6 +224,8 @@ class Independent(_Protocol):
     Unaligned they cannot be learnt by a generator at all, aligned only poorly.
     """
 
+    branches: ClassVar[bool] = False
+    """Members start from scratch; the root is only what they are aligned to."""
     kind: Literal["independent"] = "independent"
     models: PositiveInt = 128
     """Independent trainings."""
@@ -270,24 +239,9 @@ class Independent(_Protocol):
         """The reference model, where there is one."""
         return int(self.align)
 
-    @property
-    def num_trunks(self) -> int:
-        """One: no two members share a start."""
-        return 1
-
-    @property
-    def members_per_trunk(self) -> int:
-        """All models."""
-        return self.models
-
-    @property
-    def branches(self) -> bool:
-        """Members start from scratch; the root is only what they are aligned to."""
-        return False
-
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """The whole recipe."""
-        return Stretch(start=0.0, epochs=recipe.epochs)
+    def _sizes(self) -> tuple[int, int]:
+        """One trunk of all models: none share a start."""
+        return 1, self.models
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """The whole recipe."""
@@ -333,15 +287,9 @@ class Checkpoints(_Protocol):
         """The first of each trunk."""
         return self.early
 
-    @property
-    def num_trunks(self) -> int:
-        """What the pattern tells apart."""
-        return self.found[0] if self.found else 1
-
-    @property
-    def members_per_trunk(self) -> int:
-        """Checkpoints of a trunk that are members."""
-        return self.found[1] if self.found else 1
+    def _sizes(self) -> tuple[int, int]:
+        """What the pattern tells apart, and checkpoints of it that are members."""
+        return self.found or (1, 1)
 
     @property
     def num_roots(self) -> int:
@@ -365,14 +313,6 @@ class Checkpoints(_Protocol):
         """Nothing is trained."""
         return Stretch(start=0.0, epochs=0.0, snapshots=self.members_per_trunk, early=self.early)
 
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """Nothing is trained."""
-        return Stretch(start=0.0, epochs=0.0)
-
-    def runs(self) -> list[Run]:
-        """One a trunk, with all its checkpoints."""
-        return _checkpoints(self.num_trunks, self.members_per_trunk)
-
 
 Protocol = Annotated[
     Forks | Trajectory | Tails | Independent | Checkpoints, Field(discriminator="kind")
@@ -380,13 +320,7 @@ Protocol = Annotated[
 
 
 def held_out_ids(runs: Sequence[Run], share: float, generator: torch.Generator) -> frozenset[int]:
-    """Members the generator never sees: about the same share of every trunk, at random.
-
-    Args:
-        runs: the population.
-        share: of the members, in [0, 1).
-        generator: draws which.
-    """
+    """Members the generator never sees: about the same share, in [0, 1), of every trunk."""
     by_trunk: dict[int, list[int]] = {}
     for run in runs:
         for member in run:

@@ -51,25 +51,24 @@ class Recipe(Spec):
 
 @dataclass(frozen=True)
 class Stretch:
-    """A part of a training, in epochs of its recipe.
-
-    Attributes:
-        start: epochs already done when it begins.
-        epochs: epochs it takes.
-        constant_rate: a learning rate that replaces the recipe's schedule.
-        cyclic_rate: likewise, a learning rate from which half a cosine falls to zero at every
-            snapshot, to begin again; a burn-in is part of the first of these cycles.
-        bootstrap: train on as many images drawn with replacement, once for each run.
-        snapshots: checkpoints it leaves, equally spaced; the last is its end.
-        burn_in: epochs before the first snapshot's part begins.
-        early: so many of the snapshots, the first, are no members: their mean alone is kept.
-    """
+    """A part of a training, in epochs of its recipe."""
 
     start: float
+    """Epochs already done when it begins."""
     epochs: float
+    """Epochs it takes."""
     constant_rate: float | None = None
+    """A learning rate that replaces the recipe's schedule."""
     cyclic_rate: float | None = None
+    """Likewise, one from which half a cosine falls to zero at every snapshot, to begin again.
+
+    A burn-in is part of the first of these cycles.
+    """
     bootstrap: bool = False
+    """Train on as many images drawn with replacement, once for each run."""
     snapshots: int = 1
+    """Checkpoints it leaves, equally spaced; the last is its end."""
     burn_in: float = 0.0
+    """Epochs before the first snapshot's part begins."""
     early: int = 0
+    """So many of the snapshots, the first, are no members: their mean alone is kept."""

@@ -6,9 +6,9 @@ C classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from typing import Literal, Protocol
 
 import torch
@@ -19,8 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bend_ray.data.examples import Inputs, batches, count, each, numbers, rows
 from bend_ray.networks.calls import call
 from bend_ray.networks.dense import is_dense, is_flat, run_dense
-from bend_ray.networks.inference import Inference
-from bend_ray.networks.training_chain import for_training
 
 _FLAT_LAYERS = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d)
 
@@ -130,45 +128,11 @@ class Stack(nn.Module):
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}
-        one = partial(self._one, self._module)
-        stacked = vmap(one, in_dims=(0, None if shared else 0), randomness="different")
+        stacked = vmap(self._one, in_dims=(0, None if shared else 0), randomness="different")
         logits_KBC: Tensor = stacked(state, by_pixel(inputs) if self._base else inputs)
         for name, buffer in running.items():
             buffer.copy_(state[name])
         return logits_KBC
-
-    def answering(self, theta_KP: Tensor) -> Callable[[Inputs], Tensor]:
-        """These models in evaluation mode, from inputs ``(B, ...)`` to logits ``(K, B, C)``.
-
-        What ``forward`` computes, up to the rounding of floats; what depends on the models alone
-        is done here, once for all batches.
-        """
-        self.eval()
-        if self._is_dense:
-            return partial(self, theta_KP)
-        program, base = self._inference, self._base
-        shared = program.fold(base, base)
-
-        def one(own: dict[str, Tensor], inputs: Inputs) -> Tensor:
-            return call(program.module, inputs, shared | own)
-
-        if self.one_by_one:
-            states = [program.fold(self._layout.unflatten(row), base) for row in theta_KP.unbind()]
-            return lambda inputs: torch.stack([one(own, by_pixel(inputs)) for own in states])
-        state: dict[str, Tensor] = vmap(program.fold, in_dims=(0, None))(
-            self._layout.unflatten(theta_KP), base
-        )
-        return lambda inputs: vmap(one, in_dims=(0, None), randomness="different")(
-            state, by_pixel(inputs) if base else inputs
-        )
-
-    @cached_property
-    def _training_chain(self) -> nn.Module:
-        return for_training(self._module)
-
-    @cached_property
-    def _inference(self) -> Inference:
-        return Inference(self._module, self._base)
 
     def _loop(
         self,
@@ -178,19 +142,18 @@ class Stack(nn.Module):
         shared: bool,
         seeds_K: Sequence[int] | None,
     ) -> Tensor:
-        on_cpu, logits_KBC = theta_KP.device.type == "cpu", []
-        module = self._training_chain if self.training and on_cpu else self._module
+        logits_KBC = []
         # Rows by unbind: its backward is one stack, while an index would pad each to K rows.
         for k, theta_P in enumerate(theta_KP.unbind()):
             state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
             state |= running
             batch = by_pixel(inputs if shared else rows(inputs, k))
             with nullcontext() if seeds_K is None else _seeded(seeds_K[k], theta_KP.device):
-                logits_KBC.append(self._one(module, state, batch))
+                logits_KBC.append(self._one(state, batch))
         return torch.stack(logits_KBC)
 
-    def _one(self, module: nn.Module, state: dict[str, Tensor], batch: Inputs) -> Tensor:
-        return call(module, batch, self._base | state)
+    def _one(self, state: dict[str, Tensor], batch: Inputs) -> Tensor:
+        return call(self._module, batch, self._base | state)
 
     def _state(
         self, theta: Tensor, buffers: Tensor | None
@@ -244,13 +207,8 @@ def form_for(module: nn.Module, device: str, example: Inputs | None = None) -> F
 
     A GPU is kept busy by all models in one kernel; a CPU convolves one model after another faster.
     Models with dropout train one after another everywhere, as only so can each draw from a
-    generator of its own, whoever is in its cohort.
-
-    Args:
-        module: one model of the architecture.
-        device: where the models run.
-        example: inputs of an example or more, to see whether models can be stacked; None for
-            networks of which that is known.
+    generator of its own, whoever is in its cohort. Inputs of an example tell whether models can be
+    stacked; None for networks of which that is known.
     """
     if is_random(module):
         return "loop"
@@ -292,16 +250,10 @@ def is_random(module: nn.Module) -> bool:
 def predict_logits(
     stack: Stack, theta_KP: Tensor, inputs: Inputs, *, max_elements: int | None = None
 ) -> Tensor:
-    """Logits ``(K, N, C)`` of every model on every example, in pieces of bounded size.
+    """Logits ``(K, N, C)`` of every model on every normalised example, in evaluation mode.
 
-    Measured: what a CPU's caches do not hold costs a small CNN 1.3 to 2.5 times as long.
-
-    Args:
-        stack: the models' architecture, in evaluation mode.
-        theta_KP: one row of parameters a model.
-        inputs: normalised, of N examples.
-        max_elements: bound on models x input numbers in flight; by default as many as the
-            device computes fastest.
+    In pieces that bound models x input numbers in flight, by default to as many as the device
+    computes fastest: what a CPU's caches do not hold costs a small CNN 1.3 to 2.5 times as long.
     """
     if max_elements is None:
         on_cpu = theta_KP.device.type == "cpu"
@@ -310,8 +262,10 @@ def predict_logits(
     most = max(1, max_elements // max(1, numbers(inputs)))
     models = 1 if stack.one_by_one else max(1, min(len(theta_KP), most))
     parts = batches(inputs, max(1, most // models)) if count(inputs) else [inputs]
-    answers_KNC = []
-    for theta in torch.split(theta_KP, models):
-        answer = stack.answering(theta)
-        answers_KNC.append(torch.cat([answer(part) for part in parts], dim=1))
-    return torch.cat(answers_KNC)
+    stack.eval()
+    return torch.cat(
+        [
+            torch.cat([stack(theta, part) for part in parts], dim=1)
+            for theta in torch.split(theta_KP, models)
+        ]
+    )

@@ -9,16 +9,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
+from typing import Any
 from urllib.error import URLError
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError, DataError
+from bend_ray.networks.checkpoints import tensors_by_name
+from bend_ray.storage.filesystems import store_errors
 
 RGB = 3
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
@@ -45,11 +45,7 @@ def build(
 ) -> nn.Module:
     """A fresh model; its parameters come from torch's global generator.
 
-    Args:
-        name: of the model.
-        input_shape: channels, height and width.
-        num_classes: logits.
-        small_images: halve the images less often at the start.
+    ``small_images`` are halved less often at the start.
 
     Raises:
         ConfigError: ``small_images`` for a model whose first convolution is not of stride 2.
@@ -88,25 +84,12 @@ def _stem(module: nn.Module) -> tuple[str, nn.Conv2d]:
     return next((n, m) for n, m in module.named_modules() if isinstance(m, nn.Conv2d))
 
 
-def _replace_stem(
-    module: nn.Module,
-    *,
-    in_channels: int | None = None,
-    kernel_size: tuple[int, ...] | None = None,
-    stride: tuple[int, ...] | None = None,
-    padding: str | tuple[int, ...] | None = None,
-) -> None:
+def _replace_stem(module: nn.Module, **changes: Any) -> None:
     """Put a fresh first convolution in place; what is not given is as before."""
     name, old = _stem(module)
-    stem = nn.Conv2d(
-        in_channels or old.in_channels,
-        old.out_channels,
-        kernel_size or old.kernel_size,  # type: ignore[arg-type]
-        stride or old.stride,  # type: ignore[arg-type]
-        old.padding if padding is None else padding,  # type: ignore[arg-type]
-        bias=old.bias is not None,
-    )
-    module.set_submodule(name, stem)
+    kept = ("in_channels", "out_channels", "kernel_size", "stride", "padding")
+    given = {key: getattr(old, key) for key in kept} | changes
+    module.set_submodule(name, nn.Conv2d(**given, bias=old.bias is not None))
 
 
 def _keep_small_images(module: nn.Module, name: str) -> None:
@@ -121,7 +104,7 @@ def _keep_small_images(module: nn.Module, name: str) -> None:
             f"stride 2, such as resnet18; that of {name} is {stem.kernel_size[0]}x"
             f"{stem.kernel_size[1]} with stride {stem.stride[0]}; set it to false"
         )
-    _replace_stem(module, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    _replace_stem(module, kernel_size=3, stride=1, padding=1)
     for path, layer in module.named_modules():
         if isinstance(layer, nn.MaxPool2d):
             # In its place, not cut out: the names of later layers stay torchvision's.
@@ -154,12 +137,8 @@ def load_weights(module: nn.Module, name: str, weights: str) -> None:
 
     A first convolution trained on colour images is summed over its channels for grey ones, which
     is how it answers to grey images shown as colours. Images are normalised by the statistics of
-    the data set, whatever the weights were trained with.
-
-    Args:
-        module: from ``build``.
-        name: of the model.
-        weights: torchvision's name of them, or the path of a safetensors or ``torch.save`` file.
+    the data set, whatever they were trained with. ``weights`` is torchvision's name of them, or the
+    path of a safetensors or ``torch.save`` file.
 
     Raises:
         ConfigError: There are none of that name.
@@ -225,23 +204,5 @@ def _read(name: str, weights: str) -> Mapping[str, Tensor]:
             f"seeds.architecture.weights: expected one of {names}, or the path of a file every "
             f"machine sees, got {weights!r}"
         )
-    return _read_file(path)
-
-
-def _read_file(path: Path) -> Mapping[str, Tensor]:
-    try:
-        state = (
-            load_file(path)
-            if path.suffix == ".safetensors"
-            else torch.load(path, map_location="cpu", weights_only=True)
-        )
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
-        raise DataError(f"weights {path}: expected a state dict ({error})") from error
-    except UnpicklingError as error:
-        raise DataError(
-            f"weights {path}: expected a state dict of tensors alone; it holds other objects, "
-            "which are not loaded because they could run code"
-        ) from error
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise DataError(f"weights {path}: expected a state dict, {{name: tensor}}")
-    return state
+    with store_errors("read", weights):
+        return tensors_by_name(path.read_bytes(), f"weights {path}")

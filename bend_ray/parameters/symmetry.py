@@ -1,12 +1,8 @@
 """Hidden units in a common order: networks that differ only in the names of their units.
 
 Permuting the units of a hidden layer, with the rows that feed it and the columns that read it,
-leaves a network's function as it is. ``match`` finds the permutations that bring one network
-closest to another, so that their averages and interpolations mean something.
-
-A group lists what one such permutation acts on, as (entry name, axis) pairs::
-
-    (("0.weight", 0), ("0.bias", 0), ("2.weight", 1))     # the units between two linear layers
+leaves a network's function as it is. ``align`` finds the permutations that bring networks closest
+to another, so that their averages and interpolations mean something.
 
 Source: weight matching in Git Re-Basin, Ainsworth, Hayase & Srinivasa (2023), arXiv 2209.04836.
 """
@@ -15,109 +11,94 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from bend_ray.errors import ConfigError
 from bend_ray.parameters.layout import ParameterLayout
-
-Group: TypeAlias = tuple[tuple[str, int], ...]
-Groups: TypeAlias = tuple[Group, ...]
 
 # Of the product of norms; far above the rounding of float64, so that ties cannot take turns.
 MIN_GAIN = 1e-12
+MAX_SWEEPS = 20
+"""A handful is usual."""
+
+
+@dataclass(frozen=True)
+class Move:
+    """Where the units of a group stand in one tensor.
+
+    Attributes:
+        name: of the tensor.
+        axes: one, or two whose places are counted row by row.
+        places: ``(copies, units, places)``, along the axes.
+    """
+
+    name: str
+    axes: tuple[int, ...]
+    places: Tensor
+
+    def apply(self, tensor: Tensor, permutation: Tensor) -> Tensor:
+        """Unit i becomes what was unit ``permutation[copy, i]``."""
+        to_front = tuple(range(len(self.axes)))
+        front = tensor.movedim(self.axes, to_front)
+        rows = front.flatten(0, len(self.axes) - 1)
+        moved = rows.clone()
+        copies = torch.arange(len(permutation))[:, None]
+        moved[self.places] = rows[self.places[copies, permutation]]
+        return moved.reshape(front.shape).movedim(to_front, self.axes)
+
+    def by_unit(self, tensor: Tensor) -> Tensor:
+        """The numbers of each unit ``(copies, units, numbers)``."""
+        front = tensor.movedim(self.axes, tuple(range(len(self.axes))))
+        return front.flatten(0, len(self.axes) - 1)[self.places].flatten(2)
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """What permutations of one set of units, or of many alike, act on.
+
+    Attributes:
+        moves: in each tensor; two of one tensor if its rows and its columns are units (a residual
+            stream).
+        inside: groups whose copies stand, in order, in the units of this one: the numbers of a
+            head in that head.
+    """
+
+    moves: tuple[Move, ...]
+    inside: Groups = ()
+
+    @property
+    def num_copies(self) -> int:
+        """Sets of units, each with a permutation of its own."""
+        return self.moves[0].places.shape[0]
+
+    @property
+    def num_units(self) -> int:
+        """Of each set."""
+        return self.moves[0].places.shape[1]
+
+
+Groups: TypeAlias = "tuple[Group, ...]"
 
 
 def permute(
     state: Mapping[str, Tensor], groups: Groups, permutations: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """Rename hidden units: unit i becomes what was unit ``permutation[i]``.
+    """Rename hidden units: unit i of a set becomes what was unit ``permutation[set, i]``.
 
     Args:
         state: The tensors of one model; those that no group names are passed on as they are.
-        groups: What each permutation acts on. An entry may appear twice in a group, on two axes
-            (a residual stream). An axis may be a multiple of the permutation: it is moved in
-            contiguous blocks, as the flattened channels of an image are.
-        permutations: A LongTensor for each group.
+        groups: What each permutation acts on.
+        permutations: A LongTensor ``(copies, units)`` for each group.
     """
     permuted = dict(state)
     for group, permutation in zip(groups, permutations, strict=True):
-        for name, axis in group:
-            front = permuted[name].movedim(axis, 0)
-            moved = front.reshape(len(permutation), -1)[permutation].reshape(front.shape)
-            permuted[name] = moved.movedim(0, axis)
+        for move in group.moves:
+            permuted[move.name] = move.apply(permuted[move.name], permutation)
     return permuted
-
-
-def match(
-    reference: Mapping[str, Tensor],
-    candidate: Mapping[str, Tensor],
-    groups: Groups,
-    generator: torch.Generator,
-    max_sweeps: int = 20,
-) -> tuple[Tensor, ...]:
-    """Permutations of ``candidate`` that maximise its inner product with ``reference``.
-
-    Coordinate descent: one group at a time is solved as a linear assignment with the others held,
-    in random order, until a whole sweep improves nothing.
-
-    Args:
-        reference: The trainable tensors of one model; what is not in it takes no part, so leave
-            out the buffers, which follow the units but have units of measure of their own.
-        candidate: The same tensors of another model.
-        groups: What each permutation acts on.
-        generator: Of the order in which groups are visited (CPU).
-        max_sweeps: Bound on the sweeps; a handful is usual.
-
-    Returns:
-        A LongTensor for each group, for ``permute``.
-
-    Raises:
-        ValueError: A group without a tensor in ``reference``, or with axes that do not fit.
-    """
-    fixed = {name: tensor.to(torch.float64) for name, tensor in reference.items()}
-    moving = {name: candidate[name].to(torch.float64) for name in fixed}
-    groups = tuple(tuple(pair for pair in group if pair[0] in fixed) for group in groups)
-    permutations = [torch.arange(_num_units(group, fixed)) for group in groups]
-    min_gain = MIN_GAIN * _norm(fixed) * _norm(moving)
-    for _ in range(max_sweeps):
-        improved = False
-        for index in torch.randperm(len(groups), generator=generator).tolist():
-            step = _improve(fixed, moving, groups[index], len(permutations[index]), min_gain)
-            if step is not None:
-                permutations[index] = permutations[index][step]
-                improved = True
-        if not improved:
-            break
-    return tuple(permutations)
-
-
-def _improve(
-    fixed: Mapping[str, Tensor],
-    moving: dict[str, Tensor],
-    group: Group,
-    num_units: int,
-    min_gain: float,
-) -> Tensor | None:
-    """Move one group's units in place to their best order; None where nothing is gained."""
-    similarity = sum(
-        _by_unit(fixed[name], axis, num_units) @ _by_unit(moving[name], axis, num_units).T
-        for name, axis in group
-    )
-    assert isinstance(similarity, Tensor)
-    _, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
-    step = torch.from_numpy(columns)
-    if float(similarity[torch.arange(num_units), step].sum() - similarity.trace()) <= min_gain:
-        return None
-    # With two axes of one entry in the group, the assignment is only a linear view of the gain.
-    moved = permute({name: moving[name] for name, _ in group}, (group,), (step,))
-    if sum(float((fixed[name] * (moved[name] - moving[name])).sum()) for name in moved) <= min_gain:
-        return None
-    moving.update(moved)
-    return step
 
 
 def align(
@@ -129,55 +110,81 @@ def align(
 ) -> Tensor:
     """Bring K models to the units of one; each keeps its function.
 
-    A row's result depends on the row, the reference and the generator's state, not on the rows
-    that come with it: 4 or 400 workers give the same.
+    Coordinate descent: one group at a time is solved as a linear assignment with the others held,
+    in random order, until a whole sweep improves nothing. A row's result depends on the row, the
+    reference and the generator's state, not on the rows that come with it: 4 or 400 workers give
+    the same.
 
     Args:
         reference_P: The model whose order of units is taken.
         theta_KP: The models to align.
-        layout: Of both; its buffers move with the units but take no part in the matching.
-        groups: From the architecture; without any, nothing moves.
+        layout: Of all tensors of both; buffers move with the units but take no part in the
+            matching, for they have units of measure of their own.
+        groups: From ``find_symmetries``; without any, nothing moves.
         generator: Of the order in which groups are visited (CPU).
 
     Returns:
         theta_KP, float32.
-
-    Raises:
-        ConfigError: The layout holds only a part of what a permutation must move.
     """
-    _check_complete(layout, groups)
-    trainable = [entry.name for entry in layout.entries if entry.trainable]
-    reference = layout.unflatten(reference_P)
-    fixed = {name: reference[name] for name in trainable}
+    reference = layout.unflatten(reference_P.to(torch.float64))
+    fixed = {entry.name: reference[entry.name] for entry in layout.entries if entry.trainable}
     seed = int(torch.randint(2**62, (), generator=generator))
-    aligned = []
-    for theta_P in theta_KP:
-        state = layout.unflatten(theta_P)
+    aligned_KP = theta_KP.clone()
+    for row, theta_P in enumerate(theta_KP):
         order = torch.Generator().manual_seed(seed)
-        permutations = match(fixed, state, groups, order)
-        aligned.append(layout.flatten(permute(state, groups, permutations)))
-    return torch.stack(aligned) if aligned else theta_KP
+        moving = layout.unflatten(theta_P.to(torch.float64))
+        min_gain = MIN_GAIN * _norm(fixed) * _norm({name: moving[name] for name in fixed})
+        for _ in range(MAX_SWEEPS):
+            visited = torch.randperm(len(groups), generator=order).tolist()
+            gains = [_improve(fixed, moving, groups[index], min_gain) for index in visited]
+            if not any(gains):
+                break
+        aligned_KP[row] = layout.flatten(moving)
+    return aligned_KP
 
 
-def _check_complete(layout: ParameterLayout, groups: Groups) -> None:
-    stored = {entry.name for entry in layout.entries}
-    absent = sorted({name for group in groups for name, _ in group} - stored)
-    if absent:
-        raise ConfigError(
-            f"expected every tensor that a permutation moves in layout {layout.digest}, "
-            f"got none for {', '.join(absent)}; include all parameters or switch alignment off"
+def _improve(
+    fixed: Mapping[str, Tensor], moving: dict[str, Tensor], group: Group, min_gain: float
+) -> bool:
+    """Move one group's units in place to their best order; whether that gained anything."""
+    step = torch.stack([_assign(each)[0] for each in _similarity(fixed, moving, group)])
+    moved = permute({move.name: moving[move.name] for move in group.moves}, (group,), (step,))
+    for each in group.inside:
+        _improve(fixed, moved, each, min_gain)
+    # With two axes of one tensor in the group, or others inside its units, the assignment is only
+    # a view of the gain.
+    gain = sum((fixed[n] * (moved[n] - moving[n])).sum() for n in moved.keys() & fixed.keys())
+    if gain <= min_gain:
+        return False
+    moving.update(moved)
+    return True
+
+
+def _similarity(fixed: Mapping[str, Tensor], moving: Mapping[str, Tensor], group: Group) -> Tensor:
+    """Inner products of units ``(copies, units, units)``, what is inside them at its best."""
+    copies, units = group.num_copies, group.num_units
+    similarity = torch.zeros(copies, units, units, dtype=torch.float64)
+    elsewhere = {(move.name, move.axes) for each in group.inside for move in each.moves}
+    for move in group.moves:
+        if move.name in fixed and (move.name, move.axes) not in elsewhere:
+            similarity += move.by_unit(fixed[move.name]) @ move.by_unit(moving[move.name]).mT
+    for each in group.inside:
+        moves = [move for move in each.moves if move.name in fixed]
+        ours, theirs = (
+            torch.cat([move.by_unit(state[move.name]) for move in moves], dim=2)
+            for state in (fixed, moving)
         )
+        shape = (copies, units, *ours.shape[1:])
+        pairs = torch.einsum("cuin,cvjn->cuvij", ours.view(shape), theirs.view(shape))
+        best = [_assign(pair)[1] for pair in pairs.flatten(0, 2)]
+        similarity += torch.tensor(best).view_as(similarity)
+    return similarity
 
 
-def _num_units(group: Group, state: Mapping[str, Tensor]) -> int:
-    sizes = [state[name].shape[axis] for name, axis in group]
-    if not sizes or any(size % min(sizes) for size in sizes):
-        raise ValueError(f"expected axes of one size, or multiples of it, got {sizes} in {group}")
-    return min(sizes)
-
-
-def _by_unit(tensor: Tensor, axis: int, num_units: int) -> Tensor:
-    return tensor.movedim(axis, 0).reshape(num_units, -1)
+def _assign(similarity: Tensor) -> tuple[Tensor, float]:
+    """The best partner of each row, and the sum of what they have in common."""
+    rows, columns = linear_sum_assignment(similarity.numpy(), maximize=True)
+    return torch.from_numpy(columns), float(similarity[rows, columns].sum())
 
 
 def _norm(state: Mapping[str, Tensor]) -> float:

@@ -2,18 +2,21 @@
 
 A model has diverged where its parameters or its validation NLL are not finite. That depends on the
 config and the model alone, so however many actors there are, the same ones do. A piece of work that
-had such models says so in a note beside its shard, which the commit takes into the manifest.
+had such models says so in a note beside its shard, which the commit takes into the manifest. What
+reads and writes notes raises StoreError where the store cannot.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from bend_ray.artifacts.cost import COST_DIRECTORY, cost_of_pieces, read_costs
 from bend_ray.artifacts.shards import complete_shards, shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import TrainingError
@@ -28,52 +31,39 @@ logger = logging.getLogger(__name__)
 
 
 class Divergence(BaseModel):
-    """A model, or a run of models, that diverged.
-
-    Attributes:
-        kind: what it was: a root, a run from a root or from scratch, or a drawn model.
-        trunk: whose it is.
-        fork: which run of that trunk; -1 for a root.
-        seed: of the attempt that diverged, the second where there were two.
-        outcome: whether another seed did well, or it is left out.
-        models: ``model_id`` of the models that are left out.
-    """
+    """A model, or a run of models, that diverged."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["root", "run", "sample"]
+    """What it was: a root, a run from a root or from scratch, or a drawn model."""
     trunk: int
+    """Whose it is."""
     fork: int = -1
+    """Which run of that trunk; -1 for a root."""
     seed: int
+    """Of the attempt that diverged, the second where there were two."""
     outcome: Outcome
+    """Whether another seed did well, or it is left out."""
     models: tuple[int, ...] = ()
+    """``model_id`` of the models that are left out."""
 
 
 def finite_rows(*columns: Tensor) -> Tensor:
     """Of tensors ``(K, ...)``, which of the K rows hold finite numbers only: ``(K,)``."""
-    found = columns[0].isfinite().flatten(1).all(dim=1)
-    for column in columns[1:]:
-        found = found & column.isfinite().reshape(len(column), -1).all(dim=1)
-    return found
+    finite = [column.isfinite().unsqueeze(-1).flatten(1).all(dim=1) for column in columns]
+    return torch.stack(finite).all(dim=0)
 
 
 def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
-    """Say which models of a piece diverged; nothing where none did.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Say which models of a piece diverged; nothing where none did."""
     if diverged:
         rows = [each.model_dump() for each in diverged]
         artifact.write_note(f"{DIRECTORY}/{name}.json", rows)
 
 
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
-    """What the pieces of an artifact that is being made say, by the piece's name.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """What the pieces of an artifact that is being made say, by the piece's name."""
     names = [file.name for file in artifact.list_files(f"{DIRECTORY}/")]
     found = side_by_side(artifact.read_note, names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
@@ -84,15 +74,7 @@ def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
 
 
 def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
-    """Models by shard, those left out subtracted, as far as notes say; a shard may have none.
-
-    Args:
-        artifact: being made.
-        planned: shard index -> models it would hold if none diverged.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Models by shard, of those planned, without what notes leave out; a shard may have none."""
     found = notes(artifact)
     return {
         index: rows - sum(len(each.models) for each in found.get(shard_name(index), ()))
@@ -101,28 +83,42 @@ def left_rows(artifact: Artifact, planned: Mapping[int, int]) -> dict[int, int]:
 
 
 def done_shards(artifact: Artifact, planned: Mapping[int, int]) -> set[int]:
-    """Which shards need not be made again: they are whole, or nothing of them is left.
-
-    Args:
-        artifact: being made.
-        planned: as in ``left_rows``.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Which shards need not be made again: they are whole, or nothing of them is left."""
     rows = left_rows(artifact, planned)
     empty = {index for index, left in rows.items() if left == 0}
     return complete_shards(artifact, rows) | empty
 
 
-def noted(stage: str, diverged: Iterable[Divergence], models: int) -> list[dict[str, object]]:
-    """All that diverged, for the manifest; what became of it also goes to the log.
+def commit_left(
+    artifact: Artifact,
+    stage: str,
+    planned: Mapping[int, int],
+    wall_seconds: float,
+    *,
+    files: Sequence[str] = (),
+    priced: Sequence[str] = (),
+    metrics: Mapping[str, object] | None = None,
+) -> None:
+    """Commit the shards that hold models; what became of others goes to the manifest and the log.
 
-    Args:
-        stage: whose models they are.
-        diverged: in any order.
-        models: how many there would be if none had.
+    Beside them it may have further files, pieces whose cost was noted, and metrics.
     """
+    left = {shard_name(i): rows for i, rows in left_rows(artifact, planned).items() if rows}
+    costs = read_costs(artifact, [*map(shard_name, planned), *priced])
+    diverged = _told(stage, artifact, sum(planned.values()))
+    artifact.commit(
+        files=[*left, *files],
+        rows=left,
+        metrics={"models": sum(left.values()), "diverged": diverged, **(metrics or {})},
+        cost=cost_of_pieces(list(costs.values()), wall_seconds),
+    )
+    artifact.discard(COST_DIRECTORY)
+    artifact.discard(DIRECTORY)
+
+
+def _told(stage: str, artifact: Artifact, models: int) -> list[dict[str, object]]:
+    """All that diverged; what became of it also goes to the log."""
+    diverged = [each for piece in notes(artifact).values() for each in piece]
     found = sorted(diverged, key=lambda each: (each.kind, each.trunk, each.fork, each.models))
     again = sum(each.outcome == "retrained" for each in found)
     dropped = [model for each in found for model in each.models]

@@ -1,16 +1,23 @@
-"""A trained population once it is stored: its files, its layout, its members a block at a time.
+"""A population once it is stored: its files, its layout, its members a block at a time.
 
 Shape letters: K members, R roots, T trunks, P parameters of a member, W of a whole model.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from bend_ray.artifacts.shards import read_columns, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
+from bend_ray.config.graph import Graph
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.examples import Shape
+from bend_ray.errors import StoreError
 from bend_ray.parameters.gram import ColumnBlock, column_blocks
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.storage.masking import cause
@@ -30,13 +37,7 @@ codec holds, whatever the number of parameters.
 
 
 def early_name(index: int) -> str:
-    """The file of the means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``.
-
-    Those of the runs of one shard.
-
-    >>> early_name(3)
-    'early-00003.safetensors'
-    """
+    """The file of a shard's means of early checkpoints, ``theta (R, P)`` and ``trunk (R,)``."""
     return f"{EARLY}{index:05d}.safetensors"
 
 
@@ -92,3 +93,46 @@ def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock
 def read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
     """Columns ``(K, B)`` of all members."""
     return torch.from_numpy(read_columns(seeds, block.start, block.stop))
+
+
+def member_states(
+    config: PipelineConfig,
+    graph: Graph,
+    rows: Sequence[int],
+    input_shape: Shape,
+    num_classes: int,
+) -> dict[str, Tensor]:
+    """The whole state of some members of the generated population.
+
+    ``rows`` are their places in it, such as ``bag.members`` of an evaluation.
+
+    Returns:
+        ``{name: (len(rows), *shape)}``, float32: parameters and floating-point buffers.
+
+    Raises:
+        StoreError: the vectors are of another architecture.
+    """
+    module = config.seeds.architecture.build(input_shape, num_classes)
+    whole = ParameterLayout.of(module)
+    layout = ParameterLayout.of(module, config.parameters.include)
+    population = read_population(graph.samples)
+    if population.layout_digest != layout.digest:
+        raise StoreError(
+            f"expected classifiers of layout {layout.digest}, {graph.samples!r} holds those of "
+            f"{population.layout_digest}; run `bend run` again with this version"
+        )
+    chosen = population.select(np.asarray(rows, dtype=np.intp))
+    own = layout.unflatten(torch.from_numpy(chosen.theta_KP))
+    if layout.size == whole.size:
+        return own
+    # The rest is that of the trunk a member descends from.
+    roots_RW = load_roots(graph.seeds)
+    return whole.unflatten(roots_RW[torch.from_numpy(chosen.trunk).long()]) | own
+
+
+def member_facts(graph: Graph, rows: Sequence[int]) -> tuple[list[int], Tensor]:
+    """Ids, and validation NLL ``(K,)`` in float64, of some members of the generated population."""
+    population = read_population(graph.samples, theta=False)
+    chosen = np.asarray(rows, dtype=np.intp)
+    val_nll_K = torch.from_numpy(population.val_nll[chosen]).double()
+    return population.model_id[chosen].tolist(), val_nll_K

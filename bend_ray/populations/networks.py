@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -12,23 +12,21 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, moved, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.imported import Imported
-from bend_ray.networks.batchnorm import check_batches, recalibrate_batchnorm
+from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.probe import EXAMPLES, check_network
+from bend_ray.networks.probe import EXAMPLES, check_batches, check_network
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.randomness import generator_for
 
 
 class Classifiers:
-    """What every stage needs to turn vectors into answers.
+    """What every stage needs to turn vectors into answers, on a device.
 
-    Args:
-        config: of the pipeline.
-        dataset: of the config, loaded.
-        device: where models run.
-        load_roots: gives the trunks' whole vectors ``(R, W)``, asked where members share a base.
+    Where members share a base, ``load_roots`` is asked for the trunks' whole vectors ``(R, W)``.
 
     Attributes:
         whole: the layout ``(W,)`` of all of a model.
@@ -59,6 +57,11 @@ class Classifiers:
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
         return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """By which whole models are aligned."""
+        return find_symmetries(self._module, self.dataset.shown(EXAMPLES), call)
 
     @property
     def shares_a_base(self) -> bool:
@@ -199,5 +202,5 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]
     smallest = min(batches)
-    check_batches(classifiers.build(), dataset.shown(smallest), smallest)
+    check_batches(classifiers.build, dataset.shown(smallest), smallest)
     return classifiers

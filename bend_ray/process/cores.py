@@ -7,15 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 _PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""In which control groups this process is, and where those are mounted."""
 
 
 def usable_cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
-    """Cores that may compute at the same time, at least one.
-
-    Args:
-        proc: says in which control groups this process is.
-        cgroups: where those are mounted.
-    """
+    """Cores that may compute at the same time, at least one."""
     if hasattr(os, "sched_getaffinity"):
         allowed = len(os.sched_getaffinity(0))
     else:

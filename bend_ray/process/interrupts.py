@@ -21,10 +21,7 @@ AGAIN_SECONDS = 3.0
 def persistent_interrupts(again_seconds: float = AGAIN_SECONDS) -> Iterator[None]:
     """Within, one SIGINT raises KeyboardInterrupt every few seconds until one leaves the block.
 
-    Only the main thread may enter it.
-
-    Args:
-        again_seconds: how long the block may clean up before it is interrupted again.
+    So long it may clean up before it is interrupted again. Only the main thread may enter it.
     """
     main = threading.get_ident()
     timers: list[threading.Timer] = []

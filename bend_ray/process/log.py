@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from types import TracebackType
 from typing import TextIO
 
 LOGGER = logging.getLogger("bend_ray")
@@ -19,11 +18,7 @@ LOG_SECONDS = 5.0
 
 
 def configure(verbose: bool = False) -> None:
-    """Send this package's log to stderr: one plain line a message.
-
-    Args:
-        verbose: also show debug messages.
-    """
+    """Send this package's log to stderr, one plain line a message; debug messages if verbose."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
     LOGGER.handlers = [handler]
@@ -55,14 +50,7 @@ def moment(created: str) -> str:
 
 
 class ProgressLine:
-    """One stage's progress line, with rate and time to go.
-
-    Args:
-        label: what is being done, usually the stage's name.
-        total: how many units there are.
-        unit: the plural of what is counted.
-        stream: where the line goes; stderr by default.
-    """
+    """One stage's progress line, with rate and time to go; on stderr unless told otherwise."""
 
     def __init__(
         self, label: str, total: int, unit: str = "", stream: TextIO | None = None
@@ -79,12 +67,7 @@ class ProgressLine:
     def __enter__(self) -> ProgressLine:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         if self._terminal and self._last_line:
             self._stream.write("\n")
             self._stream.flush()

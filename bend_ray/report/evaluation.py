@@ -7,15 +7,9 @@ here.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import Manifest, first_problem
@@ -24,6 +18,8 @@ from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
 
 Figure = float | None
+_Left = Field(exclude_if=lambda value: value is None)
+"""Of what is not written where it is None."""
 
 
 class _Record(BaseModel):
@@ -39,20 +35,14 @@ class BagScores(_Record):
     ece: Figure
     size: int
     """Members that vote."""
-    temperature: Figure = None
+    temperature: Annotated[Figure, _Left] = None
     """At which it is scored; None where votes are scored as they are."""
     cost_seconds: Figure
     """Of all from scratch: GPU seconds where one was used, else CPU seconds; None if unknown."""
-    members: tuple[int, ...] | None = None
+    members: Annotated[tuple[int, ...] | None, _Left] = None
     """Of the bag of generated classifiers, their places in the population, in voting order."""
-    affordable: int | None = None
+    affordable: Annotated[int | None, _Left] = None
     """Of the deep ensemble of equal cost, members that our cost would have trained."""
-
-    @model_serializer(mode="wrap")
-    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        optional = ("temperature", "members", "affordable")
-        return {k: v for k, v in fields.items() if v is not None or k not in optional}
 
 
 class Spread(_Record):
@@ -118,19 +108,16 @@ class Prices(_Record):
     """What models cost, and what our cost would have bought."""
 
     per_model: ModelPrices
-    equal_cost_deep_ensemble: BagScores | None = None
+    equal_cost_deep_ensemble: Annotated[BagScores | None, _Left] = None
     """As many members of the deep ensemble as the bag's cost would have trained, if it has them."""
-
-    @model_serializer(mode="wrap")
-    def _without_what_it_has_not(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if v is not None}
 
 
 class Evaluation(_Record):
     """What an evaluation says, all on the test part, or on validation where there is no test."""
 
-    part: Literal["test", "validation"] = "test"
+    part: Annotated[
+        Literal["test", "validation"], Field(exclude_if=lambda part: part == "test")
+    ] = "test"
     """Whose examples the figures are of."""
     bag: BagScores
     """Of generated classifiers."""
@@ -145,18 +132,9 @@ class Evaluation(_Record):
     novelty: Novelty
     prices: Prices
 
-    @model_serializer(mode="wrap")
-    def _without_the_usual_part(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        fields: dict[str, Any] = handler(self)
-        return {k: v for k, v in fields.items() if k != "part" or v != "test"}
-
     @classmethod
     def of(cls, manifest: Manifest) -> Evaluation:
-        """What a committed evaluation says.
-
-        Raises:
-            StoreError: another version of bend_ray made it.
-        """
+        """What a committed evaluation says; StoreError where another version made it."""
         try:
             return cls.model_validate(manifest.metrics)
         except ValidationError as error:
@@ -168,11 +146,6 @@ class Evaluation(_Record):
     def scores(self, name: str) -> BagScores:
         """Of ``bag``, or of a rival."""
         return self.bag if name == "bag" else self.rivals[name]
-
-    def population(self, name: str) -> PopulationScores:
-        """Of ``generated``, ``originals`` or ``held_out``."""
-        scores: PopulationScores = getattr(self, name)
-        return scores
 
 
 class Diverged(_Record):
@@ -204,17 +177,12 @@ class Result(_Record):
 
     @classmethod
     def of(cls, graph: Graph) -> Result:
-        """Of committed artifacts.
-
-        Raises:
-            StoreError: one is missing, or of another version.
-        """
+        """Of committed artifacts; StoreError where one is missing, or of another version."""
         made = {stage: graph[stage].manifest() for stage in STAGES}
         return cls(
             evaluation=Evaluation.of(made["evaluation"]),
             diverged={
-                stage: Diverged.of(made[stage].metrics.get("diverged", []))
-                for stage in ("seeds", "samples")
+                s: Diverged.of(made[s].metrics.get("diverged", [])) for s in ("seeds", "samples")
             },
             costs={stage: manifest.cost for stage, manifest in made.items()},
             store=masked(graph.evaluation.store.uri),
@@ -223,34 +191,20 @@ class Result(_Record):
 
     def as_json(self) -> dict[str, Any]:
         """What ``bend run --json`` prints."""
-        fields = self.evaluation.model_dump(mode="json")
-        prices = fields.pop("prices")
-        whole = self.model_dump(mode="json", exclude={"evaluation", "costs"})
-        costs = {stage: cost.model_dump() for stage, cost in self.costs.items()}
-        return {
-            **fields,
-            "diverged": whole["diverged"],
-            "cost": {**costs, **prices},
-            "store": whole["store"],
-            "fingerprints": whole["fingerprints"],
-        }
+        made = self.model_dump(mode="json")
+        said, costs = made.pop("evaluation"), made.pop("costs")
+        prices = said.pop("prices")
+        return {**said, "cost": costs | prices, **made}
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Result:
-        """What ``as_json`` wrote.
-
-        Raises:
-            ValueError: it is something else; the message is one line.
-        """
+        """What ``as_json`` wrote; ValueError, in one line, where it is something else."""
         try:
             cost = dict(fields["cost"])
             prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
             own = {name: fields[name] for name in ("diverged", "store", "fingerprints")}
-            evaluation = {"prices": prices} | {
-                name: fields[name]
-                for name, field in Evaluation.model_fields.items()
-                if name in fields or (field.is_required() and name != "prices")
-            }
+            evaluation = {k: v for k, v in fields.items() if k in Evaluation.model_fields}
+            evaluation["prices"] = prices
             return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None

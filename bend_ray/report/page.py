@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
-from itertools import pairwise
 from typing import Any
 
 import jinja2
@@ -15,41 +15,22 @@ from markupsafe import Markup
 from bend_ray.artifacts.directory import Directory
 from bend_ray.config.yaml_text import block
 from bend_ray.process.log import moment
-from bend_ray.report import ink, verdicts
+from bend_ray.report import ink, panels_bags, panels_members, panels_trust, verdicts
 from bend_ray.report.command import command
-from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
-from bend_ray.report.panel import Chapter
-from bend_ray.report.panels import chapters
-from bend_ray.report.results import divergences, temperatures, unaffordable
-from bend_ray.report.runs import Run, seeds_of
-from bend_ray.report.statistics import BagDifference
-from bend_ray.report.verdicts import Highlight, Row
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of a table, and which way it speaks."""
-
-    text: str
-    verdict: str = ""
-
-
-@dataclass(frozen=True)
-class Line:
-    """A row of a table."""
-
-    cells: list[Cell]
-    ours: bool = False
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table, and how to read it."""
-
-    title: str
-    header: list[str]
-    rows: list[Line]
-    note: str = ""
+from bend_ray.report.evaluation import BagScores
+from bend_ray.report.results import (
+    BAG,
+    Table,
+    divergences,
+    named,
+    scored_bags,
+    span,
+    temperatures,
+    unaffordable,
+)
+from bend_ray.report.runs import NAME, Run, page_uri, seeds_of
+from bend_ray.report.statistics import COMPARED, cell, cells
+from bend_ray.report.verdicts import Highlight
 
 
 @dataclass(frozen=True)
@@ -61,46 +42,33 @@ class Page:
     headline: str
     highlights: list[Highlight] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
-    chapters: list[Chapter] = field(default_factory=list)
+    chapters: dict[str, list[ink.Panel]] = field(default_factory=dict)
+    """Figures by the question that they answer."""
     made: dict[str, str] | None = None
 
-    def write(self, where: Directory, data: Any, html_name: str, json_name: str) -> None:
-        """Write figures and data, and the page last: where it is, all of it is.
+    def write(self, where: Directory, name: str, data: Any) -> str:
+        """Write figures, ``name``.json and, last, ``name``.html: where it is, all of it is.
 
-        Raises:
-            StoreError: it cannot be written.
+        Returns where the page is, as a path or URI; raises StoreError where it cannot be written.
         """
-        panels = [panel for chapter in self.chapters for panel in chapter.panels]
         drawings = {}
-        for panel in panels:
+        for panel in itertools.chain(*self.chapters.values()):
             with where.open_output(f"{panel.name}.png") as stream:
-                stream.write(ink.png(panel.figure))
+                stream.write(ink.png(panel))
             # Our own drawing, its text escaped by matplotlib and by ink.
-            drawings[panel.name] = Markup(ink.svg(panel.figure, panel.alt, panel.name))  # noqa: S704
-        where.write_json(json_name, data)
+            drawings[panel.name] = Markup(ink.svg(panel))  # noqa: S704
+        where.write_json(f"{name}.json", data)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         environment.filters["unbroken"] = _unbroken
         source = files(__package__).joinpath("template.html").read_text(encoding="utf-8")
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        html = environment.from_string(source).render(**values, drawings=drawings)
-        with where.open_output(html_name) as stream:
+        html = environment.from_string(source).render(vars(self), drawings=drawings)
+        with where.open_output(f"{name}.html") as stream:
             stream.write(html.encode())
+        return page_uri(where, name)
 
 
 def write_report(runs: Sequence[Run], output: Directory) -> str:
-    """Write the report of one run or of its repeats.
-
-    Args:
-        runs: of one config, by seed.
-        output: where to; see ``location``.
-
-    Returns:
-        Where the page is, as a path or URI.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    page = report(runs)
+    """Write the report of a run, or of its repeats by seed; returns where the page is."""
     data = {
         "report": 1,
         "config": runs[0].config,
@@ -108,8 +76,7 @@ def write_report(runs: Sequence[Run], output: Directory) -> str:
         "versions": runs[0].versions,
         "created": max(run.created for run in runs),
     }
-    page.write(output, data, HTML_NAME, JSON_NAME)
-    return page_uri(output)
+    return report(runs).write(output, NAME, data)
 
 
 def report(runs: Sequence[Run]) -> Page:
@@ -126,7 +93,11 @@ def report(runs: Sequence[Run]) -> Page:
         headline=verdicts.headline(runs),
         highlights=verdicts.highlights(runs),
         tables=[_rivals(runs)],
-        chapters=chapters(runs),
+        chapters={
+            "What does a larger bag bring, and at what cost?": panels_bags.panels(runs),
+            "Are generated models as good, and as different?": panels_members.panels(runs),
+            "Can its probabilities be trusted?": panels_trust.panels(runs),
+        },
         made=_made(runs),
     )
 
@@ -138,27 +109,41 @@ def _unbroken(text: str) -> str:
 
 def _rivals(runs: Sequence[Run]) -> Table:
     evaluations = [run.evaluation for run in runs]
+    bags = scored_bags(evaluations)
     too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
     notes = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
-    both = not scaled
+    header = [
+        *(f"{evaluations[0].part} part", "members", "accuracy %", "NLL, nats", "NLL scaled"),
+        *("ECE %", "DEE", "DEE scaled", "cost, s", "bag minus it: points", "bag minus it: NLL"),
+    ]
+    rows = [_row(runs, name, scores) for name, scores in bags.items()]
+    # Where bags are scored after temperature scaling, that is all there is to say.
+    shown = [i for i, head in enumerate(header) if not scaled or head not in ("NLL scaled", "DEE")]
     return Table(
         title="The bag and its rivals, the best NLL first",
-        header=[
-            f"{runs[0].evaluation.part} part",
-            "members",
-            "accuracy %",
-            "NLL, nats",
-            *(["NLL scaled"] if both else []),
-            "ECE %",
-            *(["DEE"] if both else []),
-            "DEE scaled",
-            "cost, s",
-            "bag minus it: points",
-            "bag minus it: NLL",
-        ],
-        rows=[_line(row, both) for row in verdicts.rows(runs)],
+        header=[header[i] for i in shown],
+        rows=[[row[i] for i in shown] for row in rows],
         note=" ".join(filter(None, notes)) + _diverged(runs),
+        ours=list(bags).index(BAG),
     )
+
+
+def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> list[str]:
+    """A bag's, scores as voted and after temperature scaling."""
+    equivalents = verdicts.equivalents(runs, name)
+    minus = {} if name == BAG else verdicts.minus(runs, name)
+    recorded = [run.evidence["bags"].get(name) for run in runs]
+    scaled = [each["scaled"]["nll"] for each in recorded if each is not None]
+    return [
+        named(name),
+        span([each.size for each in scores]),
+        *cells(scores, "accuracy", "nll"),
+        cell(scaled, "nll"),
+        *cells(scores, "ece"),
+        *(str(equivalents.get(kind, "-")) for kind in (verdicts.AS_IT_IS, verdicts.SCALED)),
+        *cells(scores, "cost_seconds"),
+        *(minus[score].marked if score in minus else "" for score in COMPARED),
+    ]
 
 
 def _finished(finish: dict[str, Any]) -> str:
@@ -202,51 +187,10 @@ def _note(repeats: int) -> str:
     )
 
 
-def _line(row: Row, both: bool) -> Line:
-    """``both``: scores as voted and after temperature scaling, or the latter alone."""
-    ours = row.name == verdicts.named(verdicts.BAG)
-    return Line(
-        [
-            Cell(row.name),
-            Cell(row.size),
-            Cell(spread_text(row.accuracy, 100, 2)),
-            Cell(spread_text(row.nll, 1, 4)),
-            *([Cell(spread_text(row.scaled_nll, 1, 4))] if both else []),
-            Cell(spread_text(row.ece, 100, 2)),
-            *([Cell(str(row.equivalents.get(verdicts.AS_IT_IS, "-")))] if both else []),
-            Cell(str(row.equivalents.get(verdicts.SCALED, "-"))),
-            Cell("unknown" if row.cost_seconds is None else f"{row.cost_seconds:.1f}"),
-            difference_cell(row.minus.get("accuracy"), 100, 2),
-            difference_cell(row.minus.get("nll"), 1, 4),
-        ],
-        ours,
-    )
-
-
-def spread_text(value: tuple[float | None, float | None], scale: float, digits: int) -> str:
-    """Mean ± standard deviation, where they are known."""
-    mean, sd = value
-    if mean is None:
-        return "-"
-    spread = "" if sd is None else f" ± {scale * sd:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{spread}"
-
-
-def difference_cell(difference: BagDifference | None, scale: float, digits: int) -> Cell:
-    """A difference ± its standard error, marked as win, loss or tie."""
-    if difference is None:
-        return Cell("")
-    error = difference.standard_error
-    spread = "" if error is None else f" ± {scale * error:.{digits}f}"
-    mark = {"win": "▲", "loss": "▼", "tie": "="}[difference.verdict]
-    text = f"{scale * difference.mean:+.{digits}f}{spread} {mark}"
-    return Cell(text, difference.verdict)
-
-
 def _made(runs: Sequence[Run]) -> dict[str, str]:
     first = runs[0]
     seeds = [seeds_of(run) for run in runs]
-    in_a_row = all(b == (a[0] + 1, a[1] + 1) for a, b in pairwise(seeds))
+    in_a_row = all(b == (a[0] + 1, a[1] + 1) for a, b in itertools.pairwise(seeds))
     commands = (
         [command(first.config, len(runs))]
         if in_a_row or "split_seed" not in first.config["dataset"]

@@ -1,17 +1,24 @@
-"""Reading committed evaluations: of one graph, or whatever a store holds."""
+"""Committed evaluations, of one graph or whatever a store holds, and where their report is."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import EVIDENCE, STAGE_VERSIONS
 from bend_ray.errors import StoreError
 from bend_ray.report.evaluation import Diverged, Evaluation, Result
+from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import canonical, joined
+
+NAME = "report"
+"""Of the page, and of the data beside it."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,6 @@ def read_run(store: Store, fingerprint: str) -> Run:
 
     Raises:
         StoreError: it is not committed, an earlier bend-ray made it, or it cannot be read.
-        CorruptArtifact: its files are not what they should be.
     """
     where = store.directory("evaluation", fingerprint)
     manifest = store.manifest("evaluation", fingerprint)
@@ -77,12 +83,7 @@ def read_run(store: Store, fingerprint: str) -> Run:
 
 
 def stored_runs(store: Store) -> list[Run]:
-    """All evaluations of a store that a report can be made of, oldest first.
-
-    Raises:
-        StoreError: there is none, or the store cannot be read.
-        CorruptArtifact: one does not read.
-    """
+    """All evaluations of a store that can be reported, oldest first; StoreError for none."""
     manifests = store.manifests("evaluation")
     fresh = [m for m in manifests if m.stage_version == STAGE_VERSIONS["evaluation"]]
     if not fresh:
@@ -114,13 +115,38 @@ def seeds_of(run: Run) -> tuple[int, int]:
 
 def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """A config without what differs between repeats, and without where it ran."""
-    dataset = {key: value for key, value in config["dataset"].items() if key != "split_seed"}
-    return _without_places({**config, "seed": None, "tracking": None, "dataset": dataset})
+    return {**_without_places(config), "seed": None}
 
 
 def _without_places(value: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_places(each) if isinstance(each, dict) else each
         for key, each in value.items()
-        if key != "resources"
+        if key not in ("resources", "tracking", "split_seed")
     }
+
+
+def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:
+    """``report/{fingerprint}`` in a store; several evaluations have a name together."""
+    name = fingerprints[0]
+    if len(fingerprints) > 1:
+        together = "/".join(fingerprints)
+        name = hashlib.sha256(together.encode()).hexdigest()[: len(name)]
+    return store.directory("report", name)
+
+
+def output_directory(uri: str) -> Directory:
+    """A folder or URI to write to; StoreError where it means nothing."""
+    filesystem, path = resolve(uri)
+    return Directory(filesystem, path, canonical(uri))
+
+
+def written(output: Directory) -> str | None:
+    """Where the page is, if it has been written there; it is written last."""
+    names = {file.name for file in output.list_files(f"{NAME}.")}
+    return page_uri(output, NAME) if f"{NAME}.html" in names else None
+
+
+def page_uri(output: Directory, name: str) -> str:
+    """The page, as a path or URI without credentials."""
+    return masked(joined(output.uri, f"{name}.html"))

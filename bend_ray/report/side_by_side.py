@@ -13,52 +13,44 @@ from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
 from bend_ray.report import ink
 from bend_ray.report.command import different
-from bend_ray.report.evaluation import Result
-from bend_ray.report.location import HTML_NAME, JSON_NAME, page_uri
-from bend_ray.report.page import Cell, Line, Page, Table, difference_cell, spread_text
-from bend_ray.report.panel import Chapter, Panel
-from bend_ray.report.runs import grouped, stored_runs, without_seeds
-from bend_ray.report.statistics import BagDifference, differences, mean_and_sd
+from bend_ray.report.evaluation import Evaluation, Result
+from bend_ray.report.page import Page
+from bend_ray.report.results import BAG, DEEP_ENSEMBLE, Table, aligned, named
+from bend_ray.report.runs import NAME, grouped, stored_runs, without_seeds
+from bend_ray.report.statistics import BagDifference, cells, differences, mean_and_sd
 from bend_ray.storage.filesystems import read_bytes, resolve
 from bend_ray.storage.masking import cause, masked
 
-COMPARED = ("deep_ensemble", "originals_bag")
+COMPARED = (DEEP_ENSEMBLE, "originals_bag")
 _OWN = 6
 """Columns that tell of the bag alone; the first names it."""
-_NAMES = {"deep_ensemble": "deep ensemble", "originals_bag": "originals bag"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One run, or the repeats of one.
-
-    Attributes:
-        source: where it was read, without credentials.
-        results: one a repeat.
-        config: resolved; None where only a JSON result was given.
-    """
+    """One run, or its repeats, and where it was read; of a JSON result the config is not known."""
 
     source: str
     results: list[Result]
     config: dict[str, Any] | None
 
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """One a repeat."""
+        return [result.evaluation for result in self.results]
+
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
     """What each source holds: every run of a store, or the one of a report or a JSON result.
 
-    Args:
-        sources: stores; folders or files of reports (report.html or report.json beside it); files
-            of ``bend run --json``.
-
-    Raises:
-        StoreError: a source that is none of them.
+    Of a report the source is its folder, or one of its files; StoreError for anything else.
     """
     return [entry for source in sources for entry in _read(source)]
 
 
 def _read(source: str) -> list[Entry]:
     filesystem, path = resolve(source)
-    for candidate in (f"{path}/{JSON_NAME}", path.replace(HTML_NAME, JSON_NAME)):
+    for candidate in (f"{path}/{NAME}.json", path.replace(f"{NAME}.html", f"{NAME}.json")):
         if candidate.endswith(".json") and (content := _content(filesystem, candidate)):
             return [_parse(masked(source), content)]
     store = Store(source)
@@ -88,7 +80,7 @@ def _parse(source: str, content: bytes) -> Entry:
         results = [Result.from_json(each) for each in found]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
-            f"{source}: expected {JSON_NAME} or a result of bend run --json, got {cause(error)}"
+            f"{source}: expected {NAME}.json or a result of bend run --json, got {cause(error)}"
         ) from error
     return Entry(source, results, config)
 
@@ -132,32 +124,24 @@ def compared(entries: Sequence[Entry]) -> Page:
         subtitle=f"bend compare · {sources}",
         headline=_headline(entries),
         tables=[_table(entries, names)],
-        chapters=[Chapter("At a glance", [_figure(entries, names)])],
+        chapters={"At a glance": [_figure(entries, names)]},
     )
 
 
 def write_comparison(entries: Sequence[Entry], page: Page, output: Directory) -> str:
-    """Write the page, its figure and its data.
-
-    Returns:
-        Where the page is.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Write the page, its figure and its data; returns where the page is."""
     data = [
         {"label": label, "source": entry.source, "results": [r.as_json() for r in entry.results]}
         for label, entry in zip(labels(entries), entries, strict=True)
     ]
-    page.write(output, data, "compare.html", "compare.json")
-    return page_uri(output, "compare.html")
+    return page.write(output, "compare", data)
 
 
-def text(page: Page) -> list[list[tuple[str, ...]]]:
+def text(page: Page) -> str:
     """The table in two parts, as a terminal is narrow: the bags; what they are beside others."""
-    table = page.tables[0]
-    rows = [tuple(table.header), *(tuple(cell.text for cell in row.cells) for row in table.rows)]
-    return [[row[:_OWN] for row in rows], [(row[0], *row[_OWN:]) for row in rows]]
+    rows = [page.tables[0].header, *page.tables[0].rows]
+    parts = [row[:_OWN] for row in rows], [(row[0], *row[_OWN:]) for row in rows]
+    return "\n\n".join("\n".join(aligned(part)) for part in parts)
 
 
 def _headline(entries: Sequence[Entry]) -> str:
@@ -167,93 +151,74 @@ def _headline(entries: Sequence[Entry]) -> str:
         verdicts = [
             found["nll"].verdict
             for entry in entries
-            if len(entry.results) > 1 and "nll" in (found := _against(entry.results, rival))
+            if len(entry.results) > 1 and "nll" in (found := _against(entry, rival))
         ]
         if verdicts:
-            counts = {word: verdicts.count(word) for word in ("win", "tie", "loss")}
-            listed = ", ".join(f"{word} {count}" for word, count in counts.items())
-            parts.append(f"In NLL against the {_NAMES[rival]}: {listed} (runs with repeats).")
+            listed = ", ".join(f"{word} {verdicts.count(word)}" for word in ("win", "tie", "loss"))
+            parts.append(f"In NLL against the {named(rival)}: {listed} (runs with repeats).")
     return " ".join(parts) or "No run has repeats: differences of single runs are not judged."
 
 
 def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
     header = ["run", "repeats", "members", "bag: accuracy %", "bag: NLL, nats", "member median %"]
     for rival in COMPARED:
-        header += [f"minus {_NAMES[rival]}: points", f"minus {_NAMES[rival]}: NLL"]
+        header += [f"minus {named(rival)}: points", f"minus {named(rival)}: NLL"]
     return Table(
         title="The bag of every run",
         header=[*header, "cost, s"],
-        rows=[_line(entry, name) for entry, name in zip(entries, names, strict=True)],
+        rows=[_row(entry, name) for entry, name in zip(entries, names, strict=True)],
         note="± of scores: standard deviation over repeats; of differences, paired by repeat: "
         "standard error. ▲ win, ▼ loss, = tie within 2 standard errors or of two repeats; a "
         "single run has no spread and no verdict.",
     )
 
 
-def _line(entry: Entry, name: str) -> Line:
-    results = entry.results
-    bags = [result.evaluation.bag for result in results]
-    spreads = [result.evaluation.generated.accuracy for result in results]
-    medians = [None if spread is None else spread.median for spread in spreads]
-    cells = [
-        Cell(name),
-        Cell(str(len(results))),
-        Cell(str(bags[0].size)),
-        Cell(spread_text(mean_and_sd([bag.accuracy for bag in bags]), 100, 2)),
-        Cell(spread_text(mean_and_sd([bag.nll for bag in bags]), 1, 4)),
-        Cell(spread_text(mean_and_sd(medians), 100, 2)),
-    ]
+def _row(entry: Entry, name: str) -> list[str]:
+    bags = [each.bag for each in entry.evaluations]
+    models = [e.generated.accuracy for e in entry.evaluations if e.generated.accuracy is not None]
+    row = [name, str(len(bags)), str(bags[0].size), *cells(bags, "accuracy", "nll")]
+    row += cells(models, "median")
     for rival in COMPARED:
-        found = _against(results, rival)
-        cells += [_minus(found.get("accuracy"), 100, 2), _minus(found.get("nll"), 1, 4)]
-    cost, _ = mean_and_sd([bag.cost_seconds for bag in bags])
-    return Line([*cells, Cell("unknown" if cost is None else f"{cost:.1f}")])
+        found = _against(entry, rival)
+        differ = [found.get(score) for score in ("accuracy", "nll")]
+        row += ["-" if d is None else d.marked if len(bags) > 1 else d.text for d in differ]
+    return [*row, *cells(bags, "cost_seconds")]
 
 
-def _against(results: Sequence[Result], rival: str) -> dict[str, BagDifference]:
+def _against(entry: Entry, rival: str) -> dict[str, BagDifference]:
     """The bag minus a rival; nothing where it was none."""
-    evaluations = [result.evaluation for result in results]
-    if rival not in evaluations[0].rivals:
+    if rival not in entry.evaluations[0].rivals:
         return {}
-    return differences([e.bag for e in evaluations], [e.rivals[rival] for e in evaluations])
+    ours, theirs = ([each.scores(name) for each in entry.evaluations] for name in (BAG, rival))
+    return differences(ours, theirs)
 
 
-def _minus(difference: BagDifference | None, scale: float, digits: int) -> Cell:
-    if difference is not None and difference.standard_error is None:
-        return Cell(f"{scale * difference.mean:+.{digits}f}")
-    return difference_cell(difference, scale, digits) if difference else Cell("-")
-
-
-def _figure(entries: Sequence[Entry], names: Sequence[str]) -> Panel:
+def _figure(entries: Sequence[Entry], names: Sequence[str]) -> ink.Panel:
     """NLL of the bag and of those it is compared with, a line a run."""
-    figure, place = ink.axes(legend_rows=2, left=1.9, height=max(1.8, 0.42 * len(names) + 1.0))
-    sentences = []
-    for level, (entry, name) in enumerate(zip(entries, names, strict=True)):
-        parts = []
-        for shift, bag in enumerate(("bag", *COMPARED)):
-            evaluations = [result.evaluation for result in entry.results]
-            scores = [e.scores(bag) for e in evaluations if bag == "bag" or bag in e.rivals]
+    height = max(1.8, 0.42 * len(names) + 1.0)
+    panel = ink.Panel("compare", "test NLL (nats)", legend_rows=2, left=1.9, height=height)
+    sentences: dict[str, list[str]] = {name: [] for name in names}
+    for shift, bag in enumerate((BAG, *COMPARED)):
+        label = named(bag)
+        look = {key: ink.LOOKS[bag][key] for key in ("color", "marker")}
+        for level, (entry, name) in enumerate(zip(entries, names, strict=True)):
+            scores = [e.scores(bag) for e in entry.evaluations if bag == BAG or bag in e.rivals]
             mean, sd = mean_and_sd([each.nll for each in scores])
-            if mean is None:
-                continue
-            look = {key: ink.LOOKS[bag][key] for key in ("color", "marker")}
-            label = {"bag": "bag of generated"}.get(bag, _NAMES.get(bag)) if level == 0 else None
-            height = -level - 0.22 * (shift - 1)
-            place.errorbar(
-                [mean], [height], xerr=[sd or 0.0], linestyle="none", capsize=2, label=label, **look
-            )
-            parts.append(f"{_NAMES.get(bag, bag)} {mean:.4f}")
-        sentences.append(f"{name}: {', '.join(parts)}")
+            if mean is not None:
+                at = ([mean], [level + 0.22 * (shift - 1)])
+                panel.axes.errorbar(
+                    *at, xerr=[sd or 0.0], linestyle="none", capsize=2, label=label, **look
+                )
+                label = ""
+                sentences[name].append(f"{named(bag)} {mean:.4f}")
     short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
-    place.set_yticks([-level for level in range(len(names))], short)
-    place.tick_params(axis="y", labelsize=7)
-    place.set_xlabel("test NLL (nats)")
-    ink.legend(figure, place)
-    return Panel(
-        "compare",
+    panel.axes.set_yticks(range(len(names)), short)
+    panel.axes.invert_yaxis()
+    panel.axes.tick_params(axis="y", labelsize=7)
+    listed = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in sentences.items())
+    return panel.told(
         "NLL of every run",
         "The bag and those it is compared with; bars are standard deviations over repeats. To the "
         "left is better.",
-        f"Test NLL: {'; '.join(sentences)}.",
-        figure,
+        f"Test NLL: {listed}.",
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +16,30 @@ TIE_ERRORS = 2.0
 LEAST_PAIRS = 3
 """Of fewer repeats the standard error itself says too little: nothing but a tie is told."""
 
+COMPARED = {"accuracy": ("accuracy", "points", 100.0, 2), "nll": ("NLL", "nats", 1.0, 4)}
+"""Scores in which bags are compared: name, unit of a difference, scale and digits."""
+
+_DIGITS = {
+    **dict.fromkeys(("cost_seconds", "cpu_seconds", "gpu_seconds"), 1),
+    **dict.fromkeys(("temperature", "error_iou", "q_statistic", "nearest_ratio", "spread"), 2),
+    **dict.fromkeys(("nll", "brier"), 4),
+    **dict.fromkeys(("marginal_seconds", "amortised_seconds", "ordinary_seconds"), 4),
+}
+"""Of what is no share."""
+_MAY_BE_UNKNOWN = ("cost_seconds", "amortised_seconds")
 _NAMES = ("store", "fingerprints", "members")
 
 
 @dataclass(frozen=True)
 class BagDifference:
-    """The bag minus a rival.
+    """The bag minus a rival in a score of ``COMPARED``: mean over so many pairs, standard error.
 
-    Attributes:
-        mean: of the differences.
-        standard_error: over repeats, or over test images where there is one repeat; None for a
-            single image.
-        higher_is_better: which way a difference is good.
-        pairs: how many differences the standard error is of: repeats or images.
+    Pairs are repeats, or test images where there is one repeat; of a single one there is no error.
     """
 
+    score: str
     mean: float
     standard_error: float | None
-    higher_is_better: bool
     pairs: int
 
     @property
@@ -42,25 +48,35 @@ class BagDifference:
         unknown = self.standard_error is None or self.pairs < LEAST_PAIRS
         if unknown or abs(self.mean) <= TIE_ERRORS * (self.standard_error or 0.0):
             return "tie"
-        return "win" if (self.mean > 0) == self.higher_is_better else "loss"
+        return "win" if (self.mean > 0) == (self.score == "accuracy") else "loss"
+
+    @property
+    def text(self) -> str:
+        """Mean ± standard error, in points or nats.
+
+        >>> BagDifference("accuracy", 0.012, 0.002, 5).text
+        '+1.20 ± 0.20'
+        """
+        _, _, scale, digits = COMPARED[self.score]
+        error = self.standard_error
+        spread = "" if error is None else f" ± {scale * error:.{digits}f}"
+        return f"{scale * self.mean:+.{digits}f}{spread}"
+
+    @property
+    def marked(self) -> str:
+        """The text, and whether it is a win, a loss or a tie."""
+        return f"{self.text} {({'win': '▲', 'loss': '▼', 'tie': '='})[self.verdict]}"
 
     def as_json(self) -> dict[str, Any]:
         """Mean, standard error and verdict."""
-        return {
-            "mean": self.mean,
-            "standard_error": self.standard_error,
-            "verdict": self.verdict,
-        }
+        return {"mean": self.mean, "standard_error": self.standard_error, "verdict": self.verdict}
 
 
 def aggregate(results: Sequence[Result]) -> dict[str, Any]:
-    """Repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
+    """Two or more repeats' results in one, of the same shape: each figure as ``{mean, sd}``.
 
     Beside every rival's figures stand ``bag_minus_it``: paired differences in accuracy and NLL,
     their standard errors and a verdict.
-
-    Args:
-        results: of at least two repeats.
     """
     evaluations = [result.evaluation for result in results]
     spreads: dict[str, Any] = _spreads([result.as_json() for result in results])
@@ -73,26 +89,52 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
 def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[str, BagDifference]:
     """Bags minus rivals in accuracy and NLL, paired by repeat; scores that are None are out."""
     found = {}
-    for score, higher_is_better in (("accuracy", True), ("nll", False)):
+    for score in COMPARED:
         pairs = [
             (getattr(bag, score), getattr(rival, score))
             for bag, rival in zip(bags, rivals, strict=True)
         ]
         minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
         if minus:
-            error = statistics.stdev(minus) / math.sqrt(len(minus)) if len(minus) > 1 else None
-            mean = statistics.fmean(minus)
-            found[score] = BagDifference(mean, error, higher_is_better, len(minus))
+            mean, sd = mean_and_sd(minus)
+            error = None if sd is None else sd / math.sqrt(len(minus))
+            found[score] = BagDifference(score, mean or 0.0, error, len(minus))
     return found
 
 
-def mean_and_sd(values: Sequence[float | None]) -> tuple[float | None, float | None]:
+def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | None]:
     """Mean and standard deviation (n - 1) of what is not null; null where there is too little."""
     known = [value for value in values if value is not None]
     return (
         statistics.fmean(known) if known else None,
         statistics.stdev(known) if len(known) > 1 else None,
     )
+
+
+def cells(records: Sequence[Any], *names: str) -> tuple[str, ...]:
+    """Mean ± standard deviation of attributes over records; what nobody knows is a dash.
+
+    Shares are in percent. A cost is unknown where any of the records' is: what somebody else has
+    trained has no price unless he gives it.
+
+    >>> from bend_ray.artifacts.cost import Cost
+    >>> cells([Cost(cpu_seconds=1.0), Cost(cpu_seconds=2.0)], "cpu_seconds")
+    ('1.5 ± 0.7',)
+    """
+    return tuple(cell([getattr(record, name) for record in records], name) for name in names)
+
+
+def cell(values: Sequence[float | None], name: str) -> str:
+    """Mean ± standard deviation of values that go by a name."""
+    if name in _MAY_BE_UNKNOWN and None in values:
+        return "unknown"
+    mean, sd = mean_and_sd(values)
+    if mean is None:
+        return "-"
+    digits = _DIGITS.get(name)
+    scale, digits = (100, 2) if digits is None else (1, digits)
+    spread = "" if sd is None else f" ± {scale * sd:.{digits}f}"
+    return f"{scale * mean:.{digits}f}{spread}"
 
 
 def _spreads(values: Sequence[Any]) -> Any:

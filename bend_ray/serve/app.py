@@ -1,182 +1,256 @@
-"""The HTTP interface over a ``Service``: for people, for OIP clients, and for Prometheus."""
+"""The HTTP interface over a bag: for people, for OIP clients, and for Prometheus.
+
+``openapi.json`` describes it.
+"""
 
 from __future__ import annotations
 
+import io
+import json
+import logging
+from collections.abc import Awaitable, Callable
 from importlib.resources import files
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+import numpy as np
+import python_multipart
+from numpy.typing import NDArray
+from pydantic_core import to_json
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from bend_ray.export.card import Card
-from bend_ray.serve import oip
-from bend_ray.serve.guard import App, Guard
+from bend_ray.export.card import IMAGES, Card
+from bend_ray.serve.answering import MIDDLE, SMALL, Answering
+from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
-from bend_ray.serve.predict import add_predict
+from bend_ray.serve.oip import Answered, OpenInference
+from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
+from bend_ray.serve.queries import (
+    Inputs,
+    Question,
+    Stops,
+    check_size,
+    given,
+    inputs_of_json,
+    parse_object,
+)
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.service import Service
+from bend_ray.serve.voting import Answers
 from bend_ray.version import __version__
 
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what strangers send is no news
 
-def make_app(service: Service, token: str | None = None) -> App:
-    """The interface, guarded.
+HEADER_LENGTH = "Inference-Header-Content-Length"
+_MODEL = "/v2/models/{name}"
 
-    Args:
-        service: that answers.
-        token: that requests must bear; None: everybody is welcome.
-    """
-    api = FastAPI(
-        title="bend_ray",
-        version=__version__,
-        description="A bag of classifiers drawn from noise.",
-        docs_url=None,
-        redoc_url=None,
-    )
-    _add_errors(api)
-    _add_pages(api, service)
-    _add_health(api, service)
-    _add_models(api, service)
-    add_predict(api, service)
-    return Guard(api, service.meters, service.settings.max_body_bytes, token)
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def refused(status: int, message: str) -> JSONResponse:
-    """A refusal as a response; OIP's error object, everywhere."""
-    headers = {"Retry-After": "1"} if status == 503 else {}
-    return JSONResponse({"error": message}, status, headers)
+class PredictQuery(Stops):
+    """What ``/predict`` can be told beside the examples."""
+
+    member_labels: bool = False
+    """Add each asked member's class."""
+    seen: bool = False
+    """Add the inputs that the members saw."""
 
 
-def _add_errors(api: FastAPI) -> None:
-    @api.exception_handler(Refusal)
-    async def refusal(request: Request, error: Refusal) -> JSONResponse:
-        return refused(error.status, error.message)
+def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
+    """The interface, to be put behind a ``Guard``; ``metrics`` is what Prometheus is told."""
+    protocol = OpenInference(service)
 
-    @api.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
+    def known(request: Request) -> Card:
+        return protocol.known(request.path_params["name"], request.path_params.get("version"))
+
+    def says(what: Callable[[Request], Any]) -> Endpoint:
+        async def endpoint(request: Request) -> Response:
+            return JSONResponse(what(request))
+
+        return endpoint
+
+    def count(request: Request) -> Response:  # in a thread: Ray's agents are asked
+        return Response(metrics(), media_type=CONTENT_TYPE)
+
+    async def predict(request: Request) -> Response:
+        return Response(to_json(await _predict(request, service)), media_type="application/json")
+
+    async def infer(request: Request) -> Response:
+        card, content = known(request), await request.body()
+        check_size(content, card, service.settings.max_batch_size)
+        head, tail = _split(content, request.headers.get(HEADER_LENGTH))
+        body = await service.read(len(head), parse_object, head)
+        asked, outputs = await protocol.infer(card, body, tail)
+        own = {"model_name": protocol.name, "model_version": card.model_version}
+        return _written(own if asked.id is None else own | {"id": asked.id}, outputs)
+
+    draw, docs = _page("page.html", "text/html"), _page("docs.html", "text/html")
+
+    async def front(request: Request) -> Response:
+        no_images = service.bag is not None and service.card().decoding is None
+        return await (docs if no_images else draw)(request)
+
+    get: dict[str, Endpoint] = {
+        "/": front,
+        "/docs": docs,
+        "/openapi.json": _page("openapi.json", "application/json"),
+        "/about": says(lambda _: _about(service.card())),
+        "/v2": says(lambda _: protocol.server()),
+        "/v2/health/live": says(lambda _: {"live": True}),
+        "/v2/health/ready": says(lambda _: {"ready": bool(service.card())}),
+    }
+    post: dict[str, Endpoint] = {
+        "/predict": predict,
+        "/v2/repository/index": says(lambda _: protocol.index()),
+    }
+    for base in (_MODEL, f"{_MODEL}/versions/{{version}}"):
+        get[base] = says(lambda r: protocol.metadata(known(r)))
+        get[f"{base}/ready"] = says(lambda r: {"name": protocol.name, "ready": bool(known(r))})
+        get[f"{base}/config"] = says(lambda r: protocol.config(known(r)))
+        get[f"{base}/stats"] = says(lambda r: protocol.statistics(known(r)))
+        post[f"{base}/infer"] = infer
+    # They are looked for in this order.
+    routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
+    routes += [Route(path, endpoint) for path, endpoint in get.items()]
+    routes.append(Route("/metrics", count))
+    refused = dict.fromkeys((Refusal, HTTPException, Exception), _refused)
+    app = Starlette(routes=routes, exception_handlers=refused)
+    app.router.redirect_slashes = False  # it would lead to whatever host the request names
+    return app
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException):
+        told = str(error.detail)
         if error.status_code == 404:
-            return refused(404, "expected one of the paths that /docs lists")
-        return refused(error.status_code, str(error.detail))
-
-    @api.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"][1:])
-        return refused(422, f"{where}: {first['msg']}")
+            told = "expected one of the paths that /docs lists"
+        return JSONResponse({"error": told}, error.status_code, error.headers)
+    if isinstance(error, Refusal):
+        return JSONResponse({"error": error.message}, error.status, error.headers)
+    return JSONResponse({"error": "this is a bug of the server, not of the request"}, 500)
 
 
-def _add_pages(api: FastAPI, service: Service) -> None:
-    def page(name: str) -> str:
-        return (files("bend_ray.serve") / name).read_text(encoding="utf-8")
+def _page(name: str, kind: str) -> Endpoint:
+    content = (files("bend_ray.serve") / name).read_text(encoding="utf-8")
+    content = content.replace('"version": ""', f'"version": "{__version__}"')
 
-    index, docs = page("page.html"), page("docs.html")
+    async def page(request: Request) -> Response:
+        return Response(content, media_type=kind)
 
-    @api.get("/", response_class=HTMLResponse, include_in_schema=False)
-    async def draw() -> str:
-        return index
-
-    @api.get("/docs", response_class=HTMLResponse, include_in_schema=False)
-    async def document() -> str:
-        return docs
-
-    @api.get("/metrics", tags=["operations"], summary="Counts, as Prometheus reads them")
-    async def metrics() -> Response:
-        return Response(service.meters.text(), media_type=CONTENT_TYPE)
+    return page
 
 
-def _add_health(api: FastAPI, service: Service) -> None:
-    tags: list[Any] = ["open inference protocol"]
-
-    @api.get("/v2", tags=tags, summary="The server")
-    async def server() -> dict[str, Any]:
-        return {"name": "bend_ray", "version": __version__, "extensions": oip.EXTENSIONS}
-
-    @api.get("/v2/health/live", tags=tags, summary="Whether the server runs")
-    async def live() -> dict[str, bool]:
-        return {"live": True}
-
-    @api.get("/v2/health/ready", tags=tags, summary="Whether the bag is loaded and warm")
-    async def ready() -> dict[str, bool]:
-        service.card()
-        return {"ready": True}
+def _about(card: Card) -> dict[str, Any]:
+    told = {"dataset", "class_names", "inputs", "decoding", "scores", "model_version"}
+    return card.model_dump(mode="json", include=told) | {"members": len(card.members)}
 
 
-def _add_models(api: FastAPI, service: Service) -> None:
-    tags: list[Any] = ["open inference protocol"]
-    problems: dict[int | str, dict[str, Any]] = {
-        status: {"description": "What was expected, and what came"}
-        for status in (400, 401, 404, 413, 415, 422, 503)
+async def _predict(request: Request, service: Answering) -> dict[str, Any]:
+    """What the bag thinks of one picture, or of the examples in a JSON text."""
+    query = given(PredictQuery, dict(request.query_params), 422, strict=False)
+    card, content = service.card(), await request.body()
+    content_type = request.headers.get("content-type", "")
+    is_json = content_type.partition(";")[0].strip().lower() == "application/json"
+    if is_json:
+        check_size(content, card, service.settings.max_batch_size)
+        inputs = await service.read(len(content), inputs_of_json, content, card)
+    else:
+        inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
+    question = Question(inputs, query.or_else(service.settings.stop))
+    answers = await service.ask(card, question)
+    said = [prediction(card, answers, inputs, row, query) for row in range(len(question))]
+    return {"predictions": said} if is_json else said[0]
+
+
+async def _pixels(
+    content_type: str, content: bytes, card: Card, service: Answering
+) -> NDArray[np.uint8]:
+    kind = content_type.partition(";")[0].strip().lower()
+    if card.decoding is None or kind not in (*MEDIA_TYPES, "multipart/form-data"):
+        known = (*MEDIA_TYPES, "multipart/form-data with a file") if card.decoding else ()
+        expected = ", ".join((*known, "application/json"))
+        raise Refusal(415, f"Content-Type: expected {expected}, got {kind[:64] or 'none'}")
+    if kind == "multipart/form-data":
+        content = await service.read(len(content), _upload, content_type, content)
+    most = most_pixels(card, service.settings.max_image_pixels)
+    # Even a header may take long to read.
+    cost = max(SMALL + 1, len(content))
+    pixels = await service.read(cost, pixels_of, content, card, most, MIDDLE)
+    if pixels is None:
+        pixels = await service.read(MIDDLE + 1, pixels_of, content, card, most)
+    assert pixels is not None
+    return pixels
+
+
+def _upload(content_type: str, content: bytes) -> bytes:
+    """The one file of a form."""
+    found: list[bytes] = []
+
+    def take(file: python_multipart.multipart.File) -> None:
+        file.file_object.seek(0)
+        found.append(file.file_object.read())
+        file.close()
+
+    headers = {"Content-Type": content_type.encode("latin-1")}
+    try:
+        python_multipart.parse_form(headers, io.BytesIO(content), lambda field: None, take)
+    except Exception as error:  # of its own, and whatever a charset makes Python raise
+        raise Refusal(400, f"expected a form with one file, got: {str(error)[:200]}") from None
+    if len(found) != 1:
+        raise Refusal(422, f"expected one file in the form, got {len(found) or 'none'}")
+    return found[0]
+
+
+def prediction(
+    card: Card, answers: Answers, inputs: Inputs, row: int, query: PredictQuery
+) -> dict[str, Any]:
+    """The answer about one example, as people are told it."""
+    names, own = card.class_names, {name: values[row] for name, values in inputs.items()}
+    said = {
+        "label": names[int(answers.labels_B[row])],
+        "probabilities": dict(zip(names, answers.probs_BC[row].tolist(), strict=True)),
+        "votes": dict(zip(names, answers.votes_BC[row].tolist(), strict=True)),
+        "predictive_entropy": float(answers.entropy_B[row]),
+        "mutual_information": float(answers.information_B[row]),
+        "members_used": int(answers.used_B[row]),
+        "members": len(card.members),
+        "model_version": card.model_version,
+        "notes": notes_on(own, card),
     }
+    if query.member_labels:
+        said["member_labels"] = [names[c] for c in answers.choices_BE[row].tolist() if c >= 0]
+    return said | ({"seen": {n: v.tolist() for n, v in own.items()}} if query.seen else {})
 
-    def known(name: str, version: str | None) -> Card:
-        card = service.card()
-        if name != service.settings.name:
-            raise Refusal(404, f"expected the model {service.settings.name}")
-        if version not in (None, card.model_version):
-            raise Refusal(404, f"expected version {card.model_version} of the model")
-        return card
 
-    async def metadata(name: str, version: str | None = None) -> dict[str, Any]:
-        return oip.model_metadata(name, known(name, version))
-
-    async def ready(name: str, version: str | None = None) -> dict[str, Any]:
-        known(name, version)
-        return {"name": name, "ready": True}
-
-    async def infer(name: str, request: Request, version: str | None = None) -> Response:
-        card = known(name, version)
-        settings = service.settings
-        parsed = oip.parse_request(
-            await request.body(),
-            request.headers.get(oip.HEADER_LENGTH),
-            card,
-            settings.stop,
-            settings.max_batch_size,
+def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
+    """The JSON of a request, and what is behind it."""
+    if header_length is None:
+        return content, b""
+    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
+    if not valid or int(header_length) > len(content):
+        raise Refusal(
+            400,
+            f"{HEADER_LENGTH}: expected a number of bytes, at most the {len(content)} of the body, "
+            f"got {header_length[:20]!r}",
         )
-        answers = await service.ask(card, parsed.question)
-        body, headers = oip.write_response(name, card, parsed, answers)
-        return Response(body, headers=headers)
-
-    for base in ("/v2/models/{name}", "/v2/models/{name}/versions/{version}"):
-        api.get(base, tags=tags, responses=problems, summary="The model")(metadata)
-        api.get(f"{base}/ready", tags=tags, responses=problems, summary="Its readiness")(ready)
-        api.post(
-            f"{base}/infer",
-            tags=tags,
-            responses=problems,
-            summary="Ask the bag about images",
-            openapi_extra={"requestBody": _infer_body()},
-        )(infer)
+    return content[: int(header_length)], content[int(header_length) :]
 
 
-def _infer_body() -> dict[str, Any]:
-    tensor = {
-        "type": "object",
-        "required": ["name", "datatype", "shape", "data"],
-        "properties": {
-            "name": {"type": "string", "const": oip.INPUT},
-            "datatype": {"type": "string", "const": "UINT8"},
-            "shape": {"type": "array", "items": {"type": "integer"}},
-            "data": {"type": "array", "items": {}},
-        },
-    }
-    parameters = {
-        "type": "object",
-        "properties": {
-            "stop_when_decided": {"type": "boolean"},
-            "confidence": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-            "binary_data_output": {"type": "boolean"},
-        },
-    }
-    schema = {
-        "type": "object",
-        "required": ["inputs"],
-        "properties": {
-            "id": {"type": "string"},
-            "parameters": parameters,
-            "inputs": {"type": "array", "minItems": 1, "maxItems": 1, "items": tensor},
-            "outputs": {"type": "array", "items": {"type": "object"}},
-        },
-    }
-    return {"required": True, "content": {"application/json": {"schema": schema}}}
+def _written(own: dict[str, str], outputs: list[Answered]) -> Response:
+    written, tail = [], []
+    for each in outputs:
+        shape = list(each.values.shape)
+        output: dict[str, Any] = {"name": each.name, "datatype": each.datatype, "shape": shape}
+        if each.binary:
+            tail.append(each.content())
+            output["parameters"] = {"binary_data_size": len(tail[-1])}
+        else:
+            output["data"] = each.values.flatten().tolist()
+        written.append(output)
+    head = json.dumps(own | {"outputs": written}).encode()
+    if not tail:
+        return Response(head, media_type="application/json")
+    headers = {HEADER_LENGTH: str(len(head))}
+    return Response(head + b"".join(tail), headers=headers, media_type="application/octet-stream")

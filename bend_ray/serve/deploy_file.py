@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.errors import ConfigError
+from bend_ray.serve.listening import Listening, is_loopback
 from bend_ray.serve.settings import ServeSettings, parse_settings
 
 BUILDER = "bend_ray.serve.deployment:application"
@@ -18,29 +19,39 @@ _HEAD = """\
 #   serve deploy FILE             the first time, and after every change
 # To let another bag go live without a restart, change `export` alone.
 # With BEND_SERVE_TOKEN in the environment of the replicas, requests must bear it.
+# Have every machine start Ray with this, or its proxy does without limits and deadlines of ours:
+#   RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=bend_ray.serve.door:middlewares
 """
 
 
-def deploy_config(export: str, settings: ServeSettings, host: str, port: int) -> dict[str, Any]:
-    """The config as data.
+def grpc_options(port: int | None) -> dict[str, Any] | None:
+    """Ray Serve's gRPC proxy on a port; None for none."""
+    if port is None:
+        return None
+    add = "bend_ray.serve.oip_grpc.add_to_server"
+    return {"port": port, "grpc_servicer_functions": [add], "enable_reflection": False}
 
-    Args:
-        export: folder or URI of the exported bag.
-        settings: of the deployment.
-        host: where proxies listen.
-        port: where they listen.
-    """
+
+def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dict[str, Any]:
+    """The config as data."""
     from bend_ray.serve.deployment import NAME, options
 
-    deployment = options(settings)
-    backpressure = deployment.pop("backpressure_config").model_dump()
+    if not is_loopback(where.host):
+        settings = settings.model_copy(update={"require_token": True})
+    deployment, tls = options(settings), where.certfile is not None
     if "autoscaling_config" in deployment:
         deployment["autoscaling_config"] = deployment["autoscaling_config"].model_dump(
             include={"min_replicas", "max_replicas", "target_ongoing_requests"}
         )
     config = {
         "proxy_location": "EveryNode",
-        "http_options": {"host": host, "port": port, "request_timeout_s": 60},
+        "http_options": {
+            "host": where.host,
+            "port": where.port,
+            "request_timeout_s": 60,
+            **({"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if tls else {}),
+        },
+        **({} if where.grpc_port is None else {"grpc_options": grpc_options(where.grpc_port)}),
         "applications": [
             {
                 "name": settings.name,
@@ -51,7 +62,6 @@ def deploy_config(export: str, settings: ServeSettings, host: str, port: int) ->
                     {
                         "name": NAME,
                         "user_config": {"export": export},
-                        "backpressure_config": backpressure,
                         **deployment,
                     }
                 ],

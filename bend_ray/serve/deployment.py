@@ -9,124 +9,80 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import tempfile
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+import urllib.request
 from typing import Any
 
+import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig
 from ray.util import metrics
 
-from bend_ray.errors import ConfigError
-from bend_ray.export.card import Card, fetch_bag
+from bend_ray.errors import BendError, ConfigError
 from bend_ray.process.environment import variable
+from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
-from bend_ray.serve.bag import Bag
-from bend_ray.serve.batches import answer_batch
-from bend_ray.serve.guard import App
+from bend_ray.serve.guard import App, Guard
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.queries import Question
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_settings
-from bend_ray.serve.voting import Answers
 
 logger = logging.getLogger("ray.serve")
 
 NAME = "Bag"
-_POWERS = [float(2**power) for power in range(11)]
-
-Item = tuple[Bag, Question]
-
-
-def _num_images(items: list[Item]) -> int:
-    return sum(len(question) for _, question in items)
 
 
 @serve.deployment(name=NAME)
 @serve.ingress()
-class BagDeployment:
-    """A replica.
-
-    Args:
-        args: of the Serve config, see ``ServeSettings``.
-    """
+class BagDeployment(GrpcMethods):
+    """A replica; its ``args`` are ``ServeSettings``."""
 
     def __init__(self, args: dict[str, Any]) -> None:
-        self.settings = parse_settings(args)
+        settings = parse_settings(args)
         self.token = variable(TOKEN_VARIABLE)
-        if self.settings.require_token and self.token is None:
+        if settings.require_token and self.token is None:
             raise ConfigError(f"expected {TOKEN_VARIABLE} in the environment of every replica")
-        self.meters = Meters(_ray_metrics())
-        self.bag: Bag | None = None
-        # One thread: sessions run one batch at a time, and the loop goes on reading requests.
-        self._computing = ThreadPoolExecutor(1, thread_name_prefix="bag")
-        self._batched.set_max_batch_size(self.settings.max_batch_size)
-        self._batched.set_batch_wait_timeout_s(self.settings.batch_wait_ms / 1000)
+        self.service = Answering(settings, Meters(metrics))
+        self.inference = GrpcInference(self.service, self.token)
 
     def __serve_build_asgi_app__(self) -> App:
-        return make_app(self, self.token)
+        limits = self.service.settings.limits()
+        app = make_app(self.service, node_metrics)
+        return Guard(app, limits, self.token, self.service.meters)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
-        """Load the bag that ``user_config`` names, warm it, and let it answer from now on."""
+        """Load the bag that ``user_config`` names, warm it, and let it answer from now on.
+
+        Where it is damaged the earlier one goes on answering.
+        """
         if set(user_config) != {"export"} or not isinstance(user_config["export"], str):
             raise ConfigError(f"user_config: expected export alone, a folder or URI: {user_config}")
         loop = asyncio.get_running_loop()
-        bag = await loop.run_in_executor(None, self._load, user_config["export"])
-        self.bag = bag
-        self.meters.loaded(bag.card.model_version, len(bag.card.members))
-        logger.info("bag %s is live, run as %s", bag.card.model_version, bag.way)
-
-    def _load(self, export: str) -> Bag:
-        settings = self.settings
-        with tempfile.TemporaryDirectory() as scratch:
-            return Bag.load(
-                fetch_bag(export, Path(scratch)),
-                groups=settings.groups,
-                threads=max(1, int(settings.cpus)),
-                batch=settings.max_batch_size,
-            )
-
-    def card(self) -> Card:
-        """Of the bag that is live."""
-        return self._live().card
-
-    def _live(self) -> Bag:
-        if self.bag is None:
-            raise Refusal(503, "expected a bag to be loaded, none is yet")
-        return self.bag
-
-    async def ask(self, card: Card, question: Question) -> Answers:
-        """Answer in a batch with others."""
-        bag = self._live()
-        if bag.card is not card and bag.card.image_shape != card.image_shape:
-            raise Refusal(503, "the bag was replaced by one of other images; ask again")
-        answers: Answers = await self._batched((bag, question))
-        return answers
-
-    @serve.batch(  # type: ignore[untyped-decorator]
-        max_batch_size=32, batch_wait_timeout_s=0.0, batch_size_fn=_num_images
-    )
-    async def _batched(self, items: list[Item]) -> list[Answers]:
-        loop = asyncio.get_running_loop()
-        answers = await loop.run_in_executor(self._computing, answer_batch, items)
-        self.meters.batch(_num_images(items), [n for each in answers for n in each.used_B.tolist()])
-        return answers
+        try:
+            bag = await loop.run_in_executor(None, self.service.load, user_config["export"])
+        except BendError as error:
+            if self.service.bag is None:
+                raise
+            logger.error("%s; the earlier bag goes on answering", error)
+            self.service.meters.bag(user_config["export"].rpartition("/")[2], "refused")
+            return
+        self.service.go_live(bag)
 
 
-def _ray_metrics() -> Any:
-    """Batches in Ray's own metrics too, which know every replica."""
-    batch = metrics.Histogram("bend_batch_images", "Images of a batch.", boundaries=_POWERS)
-    members = metrics.Histogram(
-        "bend_members_used", "Members asked about an image.", boundaries=_POWERS
-    )
-
-    def report(images: int, used: list[int]) -> None:
-        batch.observe(images)
-        for count in used:
-            members.observe(count)
-
-    return report
+def node_metrics() -> bytes:
+    """What all replicas of the cluster have counted, from Ray's agents on its machines."""
+    lines: list[bytes] = []
+    for node in ray.nodes():
+        if not node["Alive"] or node["MetricsExportPort"] <= 0:
+            continue
+        host, port = node["NodeManagerAddress"], node["MetricsExportPort"]
+        host = f"[{host}]" if ":" in host else host
+        try:
+            with urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=5) as said:
+                lines += [line for line in said if b"ray_bend_" in line]
+        except OSError as error:
+            logger.warning("no metrics of %s: %s", host, error)
+    # Each machine describes them all.
+    return b"".join(dict.fromkeys(lines)).replace(b"ray_bend_", b"bend_")
 
 
 def options(settings: ServeSettings) -> dict[str, Any]:
@@ -135,15 +91,13 @@ def options(settings: ServeSettings) -> dict[str, Any]:
     autoscaling = AutoscalingConfig(
         min_replicas=settings.min_replicas,
         max_replicas=max(settings.min_replicas, settings.max_replicas),
-        target_ongoing_requests=settings.max_ongoing_requests / 2,
+        target_ongoing_requests=settings.target_ongoing_requests,
     )
     return {
         "ray_actor_options": {"num_cpus": settings.cpus},
-        "max_ongoing_requests": settings.max_ongoing_requests,
-        "max_queued_requests": settings.max_queued_requests,
-        "backpressure_config": BackpressureConfig(
-            status_code=503, retry_after_s=settings.retry_after_seconds
-        ),
+        # Ray's router makes waiting requests wait ever longer, and is no more than a tenth as fast:
+        # replicas take them all, and the doors refuse what is too much.
+        "max_ongoing_requests": 2**20,
         "graceful_shutdown_timeout_s": settings.drain_seconds,
         "graceful_shutdown_wait_loop_s": 0.5,
         "health_check_period_s": 5,

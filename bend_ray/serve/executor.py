@@ -1,6 +1,6 @@
 """How a graph is run on this machine: chosen by measuring, when a bag is loaded.
 
-Shape letters: K members, B images.
+Shape letters: E members, B examples, C classes.
 """
 
 from __future__ import annotations
@@ -10,25 +10,20 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnxruntime
-from numpy.typing import NDArray
 
-from bend_ray.export.graphs import (
-    CHOICES,
-    ENTROPY,
-    INFORMATION,
-    INPUT,
-    LABELS,
-    MASS,
-    MEMBER_ENTROPY,
-    MEMBER_PROBABILITIES,
-    PROBABILITIES,
-    Form,
-)
-from bend_ray.serve.voting import Answers, Ballots, count_choices
+from bend_ray.export import graphs
+from bend_ray.export.card import Card, noise
+from bend_ray.export.graphs import Form
+from bend_ray.serve.queries import Inputs
+from bend_ray.serve.voting import Answers, Ballots, count_choices, log_softmax
+
+if TYPE_CHECKING:
+    from bend_ray.export.members import Members
 
 logger = logging.getLogger(__name__)
 
@@ -39,13 +34,7 @@ _REPEATS = 15
 
 @dataclass(frozen=True)
 class Way:
-    """One way to run a graph.
-
-    Attributes:
-        form: of the graph.
-        threads: that share one operator, or where ``parallel`` the operators.
-        parallel: whether operators that do not need one another run at the same time.
-    """
+    """One way to run a graph: ``threads`` share an operator, or where ``parallel`` all of them."""
 
     form: Form
     threads: int
@@ -76,22 +65,39 @@ def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
     return found
 
 
-def ask(session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]) -> Ballots:
+def ask(session: onnxruntime.InferenceSession, inputs: Inputs) -> Ballots:
     """What the members of a graph of ``ballots_program`` say."""
-    names = [MASS, MEMBER_ENTROPY, CHOICES, MEMBER_PROBABILITIES]
-    return Ballots(*session.run(names, {INPUT: pixels_BCHW}))
+    names = [graphs.MASS, graphs.MEMBER_ENTROPY, graphs.CHOICES, graphs.MEMBER_PROBABILITIES]
+    return Ballots(*session.run(names, inputs))
+
+
+def ask_in_torch(members: Members, inputs: Inputs) -> Ballots:
+    """What the members of a bag without programs say."""
+    logs_EBC = log_softmax(members.logits(inputs).numpy())
+    probs_EBC = np.exp(logs_EBC)
+    weights_E = np.array(members.card.rule.sums_exactly, dtype=np.float32)
+    return Ballots(
+        mass_BC=np.tensordot(weights_E, probs_EBC, 1),
+        entropy_B=np.tensordot(weights_E, -(probs_EBC * logs_EBC).sum(axis=-1), 1),
+        choices_EB=logs_EBC.argmax(axis=-1),
+        probs_EBC=probs_EBC,
+    )
 
 
 def ask_everyone(
-    session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8], *, keep_members: bool
+    session: onnxruntime.InferenceSession, inputs: Inputs, *, keep_members: bool
 ) -> Answers:
     """What the whole bag of a graph of ``answers_program`` says."""
-    names = [LABELS, PROBABILITIES, ENTROPY, INFORMATION, CHOICES]
+    names = [
+        graphs.LABELS,
+        graphs.PROBABILITIES,
+        graphs.ENTROPY,
+        graphs.INFORMATION,
+        graphs.CHOICES,
+    ]
     if keep_members:
-        names.append(MEMBER_PROBABILITIES)
-    labels, probs, entropy, information, choices_EB, *members = session.run(
-        names, {INPUT: pixels_BCHW}
-    )
+        names.append(graphs.MEMBER_PROBABILITIES)
+    labels, probs, entropy, information, choices_EB, *members = session.run(names, inputs)
     return Answers(
         labels_B=labels,
         probs_BC=probs,
@@ -107,31 +113,26 @@ def ask_everyone(
 def fastest(
     candidates: list[Way],
     build: Callable[[Form], onnx.ModelProto],
-    pixels_BCHW: NDArray[np.uint8],
+    card: Card,
+    batch: int,
 ) -> Way:
-    """The way with the least time, one image and a whole batch counting the same.
-
-    Args:
-        candidates: at least one.
-        build: the graph of a form.
-        pixels_BCHW: a whole batch.
-    """
+    """The way with the least time, one example and a whole batch counting the same."""
     if len(candidates) == 1:
         return candidates[0]
     times = {}
     for way in candidates:
         session = way.session(build(way.form))
-        times[way] = [_median(session, pixels_BCHW[:1]), _median(session, pixels_BCHW)]
+        times[way] = [_median(session, noise(card, count)) for count in (1, batch)]
         logger.debug("%s: %s s", way, times[way])
     best = [min(column) for column in zip(*times.values(), strict=True)]
     return min(times, key=lambda way: sum(t / b for t, b in zip(times[way], best, strict=True)))
 
 
-def _median(session: onnxruntime.InferenceSession, pixels_BCHW: NDArray[np.uint8]) -> float:
-    ask(session, pixels_BCHW)  # the first run allocates
+def _median(session: onnxruntime.InferenceSession, inputs: Inputs) -> float:
+    ask(session, inputs)  # the first run allocates
     taken: list[float] = []
     while len(taken) < _REPEATS and sum(taken) < BUDGET_SECONDS:
         started = time.perf_counter()
-        ask(session, pixels_BCHW)
+        ask(session, inputs)
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)

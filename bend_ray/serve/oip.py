@@ -1,238 +1,299 @@
-"""The Open Inference Protocol v2 over HTTP: JSON, and tensors in binary behind it.
+"""The Open Inference Protocol v2, however it is carried: what is asked, answered and described.
 
-Source: https://github.com/kserve/open-inference-protocol, and for the binary form the extension
-that Triton describes in ``protocol/extension_binary_data.md``.
+Descriptions are JSON in Triton's words, which are also the names of gRPC's fields. Source:
+https://github.com/kserve/open-inference-protocol, and Triton's ``EXTENSIONS`` to it.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, NonNegativeInt
 
+from bend_ray.export import card as cards
 from bend_ray.export.card import Card
-from bend_ray.serve.queries import Question, in_range, parse_object, stop_of, whole_numbers
+from bend_ray.serve.answering import Answering
+from bend_ray.serve.queries import Inputs, Question, Stops, fitted, given, numbers, together
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers, Stop
+from bend_ray.spec import Spec
+from bend_ray.version import __version__
 
-INPUT = "images"
-HEADER_LENGTH = "Inference-Header-Content-Length"
-PLATFORM = "bend_ray"
-EXTENSIONS = ["binary_tensor_data"]
-
-_DATATYPES = {np.dtype(np.float32): "FP32", np.dtype(np.int64): "INT64"}
-_ALWAYS = ("label", "probabilities", "votes", "entropy", "mutual_information", "members_used")
+EXTENSIONS = (
+    *("binary_tensor_data", "classification", "model_configuration", "model_repository"),
+    "statistics",
+)
+Datatype = Literal[
+    "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+]
+"""Of inputs; where the network takes whole numbers, they must be whole in any of these."""
 MEMBERS = "member_probabilities"
+Name = Literal[
+    "label", "probabilities", "votes", "entropy", "mutual_information", "members_used",
+    "member_probabilities"
+]  # fmt: skip
+_ALWAYS: tuple[Name, ...] = get_args(Name)[:-1]
+_BY_CLASS = ("probabilities", "votes")
+_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
+_NAMES = {_FLOAT: "FP32", _INT: "INT64"}
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
+
+
+class _Coded(Spec):
+    content_type: str | None = None  # MLServer's clients say how a tensor is to be decoded
+
+
+class InputParameters(_Coded):
+    """Of an input."""
+
+    binary_data_size: NonNegativeInt | None = None
+
+
+class Input(Spec):
+    """A tensor."""
+
+    name: str
+    datatype: Datatype
+    shape: list[NonNegativeInt]
+    parameters: InputParameters | None = None
+    data: Any = None
+
+
+class OutputParameters(_Coded):
+    """Of an output: in binary or not, and of how many of the best classes, where not of all."""
+
+    binary_data: bool | None = None
+    classification: NonNegativeInt = 0
+
+
+class Output(Spec):
+    """An output that is wanted."""
+
+    name: Name
+    parameters: OutputParameters | None = None
+
+
+class Parameters(_Coded, Stops):
+    """Of a request."""
+
+    binary_data_output: bool = False
+
+
+class Request(Spec):
+    """A request."""
+
+    id: str | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+    parameters: Parameters | None = None
+    inputs: Annotated[list[Input], Field(min_length=1)]
+    outputs: list[Output] | None = None
 
 
 @dataclass(frozen=True)
-class InferRequest:
-    """A request, parsed.
+class Answered:
+    """An output, answered; ``values`` are texts where the datatype is BYTES."""
 
-    Attributes:
-        id: given back in the response; None where there is none.
-        question: what is asked.
-        outputs: name -> whether it is wanted in binary.
-    """
+    name: str
+    datatype: str
+    values: NDArray[Any]
+    binary: bool
 
-    id: str | None
-    question: Question
-    outputs: Mapping[str, bool]
+    def content(self) -> bytes:
+        """Its values in binary."""
+        if self.datatype != "BYTES":
+            return self.values.tobytes()
+        texts = [text.encode() for text in self.values.flatten().tolist()]
+        return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
 
 
-def outputs_of(card: Card) -> list[dict[str, Any]]:
-    """Name, datatype and shape of every output."""
+class OpenInference:
+    """The protocol over a bag."""
+
+    def __init__(self, service: Answering) -> None:
+        self.service, self.name = service, service.settings.name
+
+    def known(self, name: str, version: str | None = None) -> Card:
+        """The card of the live bag, if that is what is meant."""
+        card = self.service.card()
+        if name != self.name:
+            raise Refusal(404, f"expected the model {self.name}")
+        if version not in (None, "", card.model_version):
+            raise Refusal(404, f"expected version {card.model_version} of the model")
+        return card
+
+    def server(self) -> dict[str, Any]:
+        """Metadata of the server."""
+        return {"name": "bend_ray", "version": __version__, "extensions": list(EXTENSIONS)}
+
+    def metadata(self, card: Card) -> dict[str, Any]:
+        """What the model takes and gives, and how much at a time."""
+        return {
+            "name": self.name,
+            "versions": [card.model_version],
+            "platform": "bend_ray",
+            "inputs": [
+                {"name": name, "datatype": _DATATYPES[own.dtype], "shape": [-1, *own.shape]}
+                for name, own in card.inputs.items()
+            ],
+            "outputs": [
+                {"name": name, "datatype": _NAMES[dtype], "shape": [-1, *shape]}
+                for name, (dtype, shape) in _outputs_of(card).items()
+            ],
+            "properties": {"max_batch_size": str(self.service.settings.max_batch_size)},
+        }
+
+    def config(self, card: Card) -> dict[str, Any]:
+        """The same in the words of Triton's model configuration, without the batch's dimension."""
+        flat = {"dims": [1], "reshape": {"shape": []}}
+        return {
+            "name": self.name,
+            "platform": "bend_ray",
+            "backend": "bend_ray",
+            "max_batch_size": self.service.settings.max_batch_size,
+            "input": [
+                {"name": name, "data_type": f"TYPE_{_DATATYPES[own.dtype]}"}
+                | ({"dims": list(own.shape)} if own.shape else flat)
+                for name, own in card.inputs.items()
+            ],
+            "output": [
+                {"name": name, "data_type": f"TYPE_{_NAMES[dtype]}"}
+                | ({"dims": shape} if shape else flat)
+                for name, (dtype, shape) in _outputs_of(card).items()
+            ],
+        }
+
+    def index(self) -> list[dict[str, str]]:
+        """The one model that there is."""
+        version = self.service.card().model_version
+        return [{"name": self.name, "version": version, "state": "READY", "reason": ""}]
+
+    def statistics(self, card: Card) -> dict[str, Any]:
+        """What the replica that is asked has done; for all of them there are the metrics."""
+        seen = self.service.statistics
+        waited, computed = int(1e9 * seen.queue_seconds), int(1e9 * seen.compute_seconds)
+        spent = {"success": waited + computed, "queue": waited, "compute_infer": computed}
+        spent |= dict.fromkeys(("fail", "compute_input", "compute_output"), 0)
+        one = {
+            "name": self.name,
+            "version": card.model_version,
+            "last_inference": int(1000 * seen.last),
+            "inference_count": seen.examples,
+            "execution_count": seen.batches,
+            "inference_stats": {
+                name: {"count": seen.questions if ns else 0, "ns": ns} for name, ns in spent.items()
+            },
+            "batch_stats": [],
+        }
+        return {"model_stats": [one]}
+
+    async def infer(
+        self, card: Card, body: Mapping[str, Any], tail: bytes
+    ) -> tuple[Request, list[Answered]]:
+        """Answer an inference request: JSON, and tensors in binary behind it."""
+        settings = self.service.settings
+        request = given(Request, body, 400)
+        parameters = request.parameters or Parameters()
+        wanted = request.outputs or [Output(name=name) for name in _ALWAYS]
+        best = {each.name for each in wanted if each.parameters and each.parameters.classification}
+        if best - set(_BY_CLASS):
+            raise Refusal(400, f"classification: expected of {' or '.join(_BY_CLASS)} alone")
+        inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
+        keep = any(each.name == MEMBERS for each in wanted)
+        # Every member is wanted, so every member is asked.
+        stop = Stop() if keep else parameters.or_else(settings.stop)
+        answers = await self.service.ask(card, Question(inputs, stop, keep))
+        arrays, binary = _arrays(answers), parameters.binary_data_output
+        names = card.class_names
+        return request, [_answered(each, arrays[each.name], names, binary) for each in wanted]
+
+
+def _outputs_of(card: Card) -> dict[str, tuple[np.dtype[Any], list[int]]]:
+    """Type and shape of every output about one example."""
     classes, members = len(card.class_names), len(card.members)
-    shapes: dict[str, tuple[str, list[int]]] = {
-        "label": ("INT64", [-1]),
-        "probabilities": ("FP32", [-1, classes]),
-        "votes": ("INT64", [-1, classes]),
-        "entropy": ("FP32", [-1]),
-        "mutual_information": ("FP32", [-1]),
-        "members_used": ("INT64", [-1]),
-        MEMBERS: ("FP32", [-1, members, classes]),
-    }
-    return [{"name": n, "datatype": d, "shape": s} for n, (d, s) in shapes.items()]
-
-
-def model_metadata(name: str, card: Card) -> dict[str, Any]:
-    """What the model takes and gives."""
-    images = {"name": INPUT, "datatype": "UINT8", "shape": [-1, *card.image_shape]}
     return {
-        "name": name,
-        "versions": [card.model_version],
-        "platform": PLATFORM,
-        "inputs": [images],
-        "outputs": outputs_of(card),
+        "label": (_INT, []),
+        "probabilities": (_FLOAT, [classes]),
+        "votes": (_INT, [classes]),
+        "entropy": (_FLOAT, []),
+        "mutual_information": (_FLOAT, []),
+        "members_used": (_INT, []),
+        MEMBERS: (_FLOAT, [members, classes]),
     }
 
 
-def parse_request(
-    content: bytes, header_length: str | None, card: Card, default: Stop, max_images: int
-) -> InferRequest:
-    """A request's body.
-
-    Args:
-        content: the body.
-        header_length: of the JSON at its beginning; None where it is JSON alone.
-        card: of the bag.
-        default: when the deployment's votes stop.
-        max_images: the most of one request.
-
-    Raises:
-        Refusal: what is wrong with it.
-    """
-    head, tail = _split(content, header_length)
-    body = parse_object(head)
-    request_id = body.get("id")
-    if request_id is not None and not isinstance(request_id, str):
-        raise Refusal(400, "id: expected a string")
-    parameters = _mapping(body, "parameters", "parameters")
-    outputs = _outputs(body, parameters)
-    pixels_BCHW = _images(body, tail, card, max_images)
-    stop = stop_of(parameters.get("stop_when_decided"), parameters.get("confidence"), default)
-    if MEMBERS in outputs:
-        stop = Stop()  # every member is wanted, so every member is asked
-    return InferRequest(request_id, Question(pixels_BCHW, stop, MEMBERS in outputs), outputs)
+def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
+    """What is asked about: tensors in JSON, and others behind it in their order."""
+    names = sorted(tensor.name for tensor in tensors)
+    if names != sorted(card.inputs):
+        expected, got = ", ".join(card.inputs), ", ".join(names)[:64]
+        raise Refusal(400, f"inputs: expected {expected}, got {got}")
+    found, start = {}, 0
+    for tensor in tensors:
+        size = (tensor.parameters and tensor.parameters.binary_data_size) or 0
+        own = card.inputs[tensor.name]
+        found[tensor.name] = _values(tensor, tail[start : start + size], own, most)
+        start += size
+    if start != len(tail):
+        raise Refusal(400, f"expected {start} bytes behind the JSON, got {len(tail)}")
+    return together(found)
 
 
-def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return content, b""
-    valid = header_length.isascii() and header_length.isdigit() and len(header_length) < 12
-    if not valid or int(header_length) > len(content):
+def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArray[Any]:
+    where, shape = tensor.name, tuple(tensor.shape)
+    if shape[1:] != own.shape or not shape or not 1 <= shape[0] <= most:
+        sizes = "".join(f", {size}" for size in own.shape)
         raise Refusal(
             400,
-            f"{HEADER_LENGTH}: expected a number of bytes, at most the {len(content)} of the body, "
-            f"got {header_length[:20]!r}",
+            f"{where}.shape: expected examples, shape [n{sizes}] with 1 to {most} of them, got "
+            f"{list(shape)[:8]}",
         )
-    return content[: int(header_length)], content[int(header_length) :]
-
-
-def _mapping(holder: Mapping[str, Any], key: str, where: str) -> Mapping[str, Any]:
-    value = holder.get(key)
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise Refusal(400, f"{where}: expected an object")
-    return value
-
-
-def _outputs(body: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, bool]:
-    all_binary = parameters.get("binary_data_output") is True
-    wanted = body.get("outputs")
-    if wanted is None or wanted == []:
-        return dict.fromkeys(_ALWAYS, all_binary)
-    if not isinstance(wanted, list) or not all(isinstance(each, dict) for each in wanted):
-        raise Refusal(400, "outputs: expected a list of objects")
-    found = {}
-    for index, output in enumerate(wanted):
-        name = output.get("name")
-        if name not in (*_ALWAYS, MEMBERS):
-            known = ", ".join((*_ALWAYS, MEMBERS))
-            raise Refusal(400, f"outputs[{index}].name: expected one of {known}")
-        own = _mapping(output, "parameters", f"outputs[{index}].parameters")
-        found[name] = own.get("binary_data", all_binary) is True
-    return found
-
-
-def _images(body: Mapping[str, Any], tail: bytes, card: Card, max_images: int) -> NDArray[np.uint8]:
-    inputs = body.get("inputs")
-    if not isinstance(inputs, list) or len(inputs) != 1 or not isinstance(inputs[0], dict):
-        raise Refusal(400, f"inputs: expected a list of one tensor, {INPUT}")
-    tensor = inputs[0]
-    expected = f"{INPUT}, UINT8, shape [n, {', '.join(map(str, card.image_shape))}]"
-    if tensor.get("name") != INPUT or tensor.get("datatype") != "UINT8":
-        came = f"{str(tensor.get('name'))[:64]}, {str(tensor.get('datatype'))[:16]}"
-        raise Refusal(400, f"inputs[0]: expected {expected}; got {came}")
-    shape = tensor.get("shape")
-    if not _is_shape(shape) or tuple(shape[1:]) != card.image_shape:  # type: ignore[index]
-        raise Refusal(400, f"inputs[0].shape: expected {expected}")
-    assert isinstance(shape, list)
-    if not 1 <= shape[0] <= max_images:
-        raise Refusal(400, f"inputs[0].shape: expected 1 to {max_images} images, got {shape[0]}")
-    return _values(tensor, tail, tuple(shape), card)
-
-
-def _is_shape(shape: Any) -> bool:
-    return (
-        isinstance(shape, list)
-        and len(shape) == 4
-        and all(type(size) is int and 0 <= size < 2**31 for size in shape)
-    )
-
-
-def _values(
-    tensor: Mapping[str, Any], tail: bytes, shape: tuple[int, ...], card: Card
-) -> NDArray[np.uint8]:
-    count = int(np.prod(shape, dtype=np.int64))
-    size = _mapping(tensor, "parameters", "inputs[0].parameters").get("binary_data_size")
-    if size is not None:
-        if type(size) is not int or size != count or len(tail) != count or "data" in tensor:
+    count, kind = shape[0] * own.numbers, tensor.datatype
+    bits, letter = int(re.sub(r"\D", "", kind)), kind[0].lower()
+    dtype = np.dtype(f"<{letter}{bits // 8}")
+    if tensor.parameters and tensor.parameters.binary_data_size is not None:
+        size, expected = tensor.parameters.binary_data_size, count * dtype.itemsize
+        if {size, len(content)} != {expected} or tensor.data is not None:
             raise Refusal(
                 400,
-                f"inputs[0]: expected binary_data_size and as many bytes behind the JSON to be "
-                f"{count}, got {len(tail)} bytes",
+                f"{where}: expected binary_data_size and as many bytes behind the JSON to be "
+                f"{expected}, got {size} and {len(content)}",
             )
-        return in_range(np.frombuffer(tail, np.uint8).reshape(shape), "inputs[0]", card)
-    if tail:
-        raise Refusal(400, f"expected no bytes behind the JSON, got {len(tail)}")
-    array = whole_numbers(tensor.get("data"), "inputs[0].data")
+        return fitted(np.frombuffer(content, dtype).reshape(shape), where, own)
+    array = numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
-        raise Refusal(
-            400, f"inputs[0].data: expected {count} numbers, flat or in shape {list(shape)}"
-        )
-    return in_range(array.reshape(shape), "inputs[0].data", card)
+        raise Refusal(400, f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
+    return fitted(array.reshape(shape), f"{where}.data", own)
 
 
 def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:
-    return {
-        "label": answers.labels_B.astype(np.int64),
-        "probabilities": answers.probs_BC.astype(np.float32),
-        "votes": answers.votes_BC.astype(np.int64),
-        "entropy": answers.entropy_B.astype(np.float32),
-        "mutual_information": answers.information_B.astype(np.float32),
-        "members_used": answers.used_B.astype(np.int64),
+    members = answers.member_probs_BEC
+    arrays: dict[str, NDArray[Any]] = {
+        "label": answers.labels_B.astype(_INT),
+        "probabilities": answers.probs_BC.astype(_FLOAT),
+        "votes": answers.votes_BC.astype(_INT),
+        "entropy": answers.entropy_B.astype(_FLOAT),
+        "mutual_information": answers.information_B.astype(_FLOAT),
+        "members_used": answers.used_B.astype(_INT),
     }
+    return arrays if members is None else arrays | {MEMBERS: members}
 
 
-def write_response(
-    name: str, card: Card, request: InferRequest, answers: Answers
-) -> tuple[bytes, dict[str, str]]:
-    """The body and the headers of a response.
-
-    Args:
-        name: of the model.
-        card: of the bag that answered.
-        request: that is answered.
-        answers: to it.
-    """
-    arrays = _arrays(answers)
-    if answers.member_probs_BEC is not None:
-        arrays[MEMBERS] = answers.member_probs_BEC
-    written, tail = [], []
-    for wanted, binary in request.outputs.items():
-        array = np.ascontiguousarray(arrays[wanted])
-        output: dict[str, Any] = {
-            "name": wanted,
-            "datatype": _DATATYPES[array.dtype],
-            "shape": list(array.shape),
-        }
-        if binary:
-            output["parameters"] = {"binary_data_size": array.nbytes}
-            tail.append(array.tobytes())
-        else:
-            output["data"] = array.flatten().tolist()
-        written.append(output)
-    body: dict[str, Any] = {"model_name": name, "model_version": card.model_version}
-    if request.id is not None:
-        body["id"] = request.id
-    head = json.dumps(body | {"outputs": written}).encode()
-    if not tail:
-        return head, {"Content-Type": "application/json"}
-    headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
-    return head + b"".join(tail), headers
+def _answered(
+    wanted: Output, array: NDArray[Any], class_names: tuple[str, ...], all_binary: bool
+) -> Answered:
+    how = wanted.parameters or OutputParameters()
+    binary = all_binary if how.binary_data is None else how.binary_data
+    if not how.classification:
+        return Answered(wanted.name, _NAMES[array.dtype], np.ascontiguousarray(array), binary)
+    best_BK = np.argsort(-array, axis=1, kind="stable")[:, : how.classification]
+    rows = [
+        [f"{row[c]:f}:{c}:{class_names[c]}" for c in best]
+        for row, best in zip(array.tolist(), best_BK.tolist(), strict=True)
+    ]
+    return Answered(wanted.name, "BYTES", np.array(rows, dtype=object), binary)

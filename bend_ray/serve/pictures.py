@@ -2,34 +2,93 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+from PIL import PngImagePlugin
 
-from bend_ray.data.decoding import FORMATS, Look, UnreadableError
+from bend_ray.data.decoding import FORMATS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
-from bend_ray.export.card import Card
+from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.refusals import Refusal
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")
 """Content types of pictures; what a file is, its first bytes say."""
+LONGEST_SIDE = 8192
+# Texts in a PNG, which nobody reads, may be a hundred times as long as what is sent.
+PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 
 
-def pixels_of(content: bytes, card: Card, max_pixels: int) -> NDArray[np.uint8]:
+def look_of(card: Card) -> Look:
+    """How a picture becomes what the bag was trained on."""
+    if card.decoding is None:
+        raise Refusal(415, "the model takes no pictures; send JSON")
+    channels, height, width = card.image_shape
+    if channels not in (1, 3):
+        raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
+    return Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
+
+
+def most_pixels(card: Card, given: int | None) -> int:
+    """Of a picture: as many as were ``given``, or as there is any use for."""
+    return given or min(2**24, max(2**22, 1024 * card.numbers))
+
+
+def pixels_of(
+    content: bytes, card: Card, max_pixels: int, at_once: int | None = None
+) -> NDArray[np.uint8] | None:
     """The pixels ``(channels, height, width)`` of an encoded picture.
 
     Args:
         content: of a picture file.
         card: what images the bag expects.
         max_pixels: a larger picture is refused by its header alone.
+        at_once: a larger picture is not decoded; None: any is.
 
-    Raises:
-        Refusal: it is not such a file, or too large.
+    Returns:
+        None where it was not decoded.
     """
-    channels, height, width = card.image_shape
-    if channels not in (1, 3):
-        raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
-    look = Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
+    look = look_of(card)
     try:
+        width, height = open_image(content, max_pixels).size
+        if max(width, height) > max(LONGEST_SIDE, 16 * max(card.image_shape)):
+            raise UnreadableError(
+                f"expected sides of at most {LONGEST_SIDE}, got {width} x {height}", too_large=True
+            )
+        if at_once is not None and width * height > at_once:
+            return None
         return decoded(content, look, max_pixels)
     except UnreadableError as error:
         raise Refusal(413 if error.too_large else 415, f"picture: {error}") from None
+
+
+def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
+    """What of an example is unlike the training part, so that an answer may mean little."""
+    if card.decoding is not None:
+        return _on_pixels(inputs[IMAGES], card, card.inputs[IMAGES])
+    return [
+        f"{name}: some numbers are outside of the training part's, {own.low:g} to {own.high:g}"
+        for name, own in card.inputs.items()
+        if inputs[name].size and (inputs[name].min() < own.low or inputs[name].max() > own.high)
+    ]
+
+
+def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
+    assert card.decoding is not None
+    brightest, mean = card.decoding.pixel_max, float(pixels_CHW.mean())
+    spread = float(pixels_CHW.std())
+    if spread == 0:
+        return ["every pixel is the same"]
+    notes, stds, means = [], own.std or (0.0,), own.mean or (brightest / 2,)
+    usual = math.sqrt(sum(std**2 for std in stds) / len(stds))
+    if spread < usual / 4:
+        notes.append("the contrast is far below that of the training images")
+    # How far the mean may be from the usual one before its opposite is the nearer of the two.
+    expected = sum(means) / len(means)
+    if abs(brightest - mean - expected) < abs(mean - expected) / 2:
+        kind = "light on dark" if expected < brightest / 2 else "dark on light"
+        notes.append(f"it looks inverted: the training images are {kind}")
+    return notes

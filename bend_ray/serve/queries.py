@@ -1,174 +1,190 @@
-"""What clients send as JSON, turned into pixels, or into a refusal that says what was expected."""
+"""What clients send, turned into questions, or into a ``Refusal`` that says what was expected."""
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from pydantic_core import from_json
 
-from bend_ray.export.card import Card
+from bend_ray.artifacts.manifest import first_problem
+from bend_ray.data.arrays import array_of
+from bend_ray.data.given import inputs_of
+from bend_ray.errors import DataError
+from bend_ray.export.card import Card, Input
 from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
+from bend_ray.spec import Spec
 
-MAX_DEPTH = 32
+Given = TypeVar("Given", bound=Spec)
+
+
+Inputs = dict[str, NDArray[Any]]
+"""Raw, by the names of a bag's card, each with the examples as its first dimension."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """Images to be answered, checked against the bag they are for.
+    """Examples to be answered, checked against the bag they are for."""
 
-    Attributes:
-        pixels_BCHW: raw, uint8.
-        stop: when the vote about them may stop.
-        keep_members: whether every member's softmax is wanted.
-    """
-
-    pixels_BCHW: NDArray[np.uint8]
+    inputs: Inputs
     stop: Stop
     keep_members: bool = False
 
     def __len__(self) -> int:
-        return len(self.pixels_BCHW)
+        return len(next(iter(self.inputs.values())))
 
 
-def parse_json(content: bytes) -> Any:
-    """The value of a JSON text of moderate depth.
+class Stops(Spec):
+    """When to stop, as a request says it."""
 
-    Raises:
-        Refusal: it is none.
-    """
+    stop_when_decided: bool | None = None
+    confidence: Annotated[float, Field(gt=0, le=1)] | None = None
+
+    def or_else(self, default: Stop) -> Stop:
+        """What it says, or what the deployment does."""
+        if self.stop_when_decided is None and self.confidence is None:
+            return default
+        return Stop(bool(self.stop_when_decided), self.confidence)
+
+
+def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool = True) -> Given:
+    """What a client gives, if it is what is expected; not ``strict`` where all are texts."""
     try:
-        value = json.loads(content, parse_constant=_no_constant)
-    except RecursionError:
-        raise Refusal(400, f"expected JSON of at most {MAX_DEPTH} levels, got more") from None
-    except ValueError as error:
-        # Also UnicodeDecodeError, and an integer of too many digits.
-        reason = str(error).partition("\n")[0][:200]
-        raise Refusal(400, f"expected JSON, got what does not parse: {reason}") from None
-    _check_depth(value)
-    return value
+        return what.model_validate(value, strict=strict)
+    except ValidationError as error:
+        known = ", ".join(what.model_fields)
+        told = f"{first_problem(error)[:300]}; expected of {known}"
+    raise Refusal(status, told)
 
 
-def _no_constant(name: str) -> float:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _check_depth(value: Any) -> None:
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            item
-            for holder in level
-            if isinstance(holder, list | dict)
-            for item in (holder.values() if isinstance(holder, dict) else holder)
-            if isinstance(item, list | dict)
-        ]
-        if not level:
-            return
-    raise Refusal(400, f"expected JSON of at most {MAX_DEPTH} levels, got more")
+def check_size(content: bytes, card: Card, examples: int) -> None:
+    """Refuse more bytes than so many examples of the bag's can need."""
+    if len(content) > (most := text_bytes(card, examples)):
+        raise Refusal(413, f"expected a body of at most {most} bytes, got {len(content)}")
 
 
 def parse_object(content: bytes) -> dict[str, Any]:
-    """The JSON object of a text.
-
-    Raises:
-        Refusal: it is none.
-    """
-    value = parse_json(content)
+    """The JSON object of a text."""
+    try:
+        value = from_json(content, allow_inf_nan=False)
+    except ValueError as error:
+        raise Refusal(400, f"expected JSON, got what does not parse: {error}") from None
     if not isinstance(value, dict):
         raise Refusal(400, f"expected a JSON object, got {_kind(value)}")
     return value
 
 
-def pixels_of_json(value: Any, card: Card) -> NDArray[np.uint8]:
-    """One image ``(channels, height, width)`` from nested lists of whole numbers.
-
-    A grey image may leave out its one channel.
+def given_inputs(x: Any, card: Card) -> Inputs:
+    """The inputs of an object of a user's: an array, tensor, frame, or several by name.
 
     Raises:
-        Refusal: another shape, or other values.
+        DataError: they are not what the bag takes.
     """
-    array = whole_numbers(value, "pixels")
-    if card.image_shape[0] == 1 and array.ndim == 2:
-        array = array[None]
-    if array.shape != card.image_shape:
-        raise Refusal(
-            422,
-            f"pixels: expected shape {list(card.image_shape)} (channels, height, width), got "
-            f"{list(array.shape)}",
+    found = dict(inputs_of(x))
+    if len(found) == len(card.inputs) == 1:
+        found = dict(zip(card.inputs, found.values(), strict=True))
+    try:
+        _check_names(found, card, "x")
+        return together(
+            {n: fitted(array_of(found[n], n), n, own) for n, own in card.inputs.items()}
         )
-    return in_range(array, "pixels", card)
+    except Refusal as refusal:
+        raise DataError(f"x: {refusal.message}") from None
 
 
-def whole_numbers(value: Any, where: str) -> NDArray[Any]:
-    """Nested lists as an array of whole numbers.
+def inputs_of_json(content: bytes, card: Card) -> Inputs:
+    """The inputs in ``{"instances": [...]}``: each an example, of several inputs an object."""
+    body = parse_object(content)
+    if set(body) != {"instances"}:
+        keys = ", ".join(sorted(body)[:5])[:64] or "no key"
+        raise Refusal(422, f"expected an object with instances and nothing else, got {keys}")
+    rows = body["instances"]
+    if not isinstance(rows, list):
+        raise Refusal(422, f"instances: expected a list of examples, got {_kind(rows)}")
+    if len(card.inputs) == 1 and not (rows and isinstance(rows[0], dict)):
+        rows = [dict.fromkeys(card.inputs, row) for row in rows]
+    for index, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise Refusal(422, f"instances[{index}]: expected an object, got {_kind(row)}")
+        _check_names(row, card, f"instances[{index}]")
+    return together(
+        {
+            name: fitted(numbers([row[name] for row in rows], name), name, own)
+            for name, own in card.inputs.items()
+        }
+    )
 
-    Raises:
-        Refusal: ragged lists, or anything but whole numbers in them.
-    """
+
+def _check_names(found: Mapping[str, Any], card: Card, where: str) -> None:
+    if set(found) != set(card.inputs):
+        got = ", ".join(map(str, list(found)[:5]))[:64] or "none"
+        raise Refusal(422, f"{where}: expected {', '.join(card.inputs)}, got {got}")
+
+
+def together(inputs: Inputs) -> Inputs:
+    """Inputs that are of the same examples."""
+    counts = {name: len(values) for name, values in inputs.items()}
+    if len(set(counts.values())) > 1:
+        raise Refusal(422, f"expected as many examples of each input, got {counts}")
+    return inputs
+
+
+def numbers(value: Any, where: str) -> NDArray[Any]:
+    """Nested lists as an array."""
     if not isinstance(value, list):
-        raise Refusal(422, f"{where}: expected a list of whole numbers, got {_kind(value)}")
+        raise Refusal(422, f"{where}: expected a list of numbers, got {_kind(value)}")
     try:
         array = np.array(value)
     except (ValueError, OverflowError, RecursionError):
         raise Refusal(422, f"{where}: expected lists of equal lengths, got ragged ones") from None
     if array.size and _holds_truth(value):
         # Among numbers, numpy makes them numbers.
-        raise Refusal(422, f"{where}: expected whole numbers, got true or false")
-    if array.size and array.dtype.kind == "f" and np.array_equal(array, np.trunc(array)):
-        return array
-    if array.size and array.dtype.kind not in "iu":
-        raise Refusal(422, f"{where}: expected whole numbers, got others")
+        raise Refusal(422, f"{where}: expected numbers, got true or false")
     return array
 
 
-def _holds_truth(value: Any) -> bool:
-    if isinstance(value, list):
-        return any(map(_holds_truth, value))
-    return isinstance(value, bool)
+def _holds_truth(value: list[Any]) -> bool:
+    kinds = set(map(type, value))
+    return bool in kinds or (
+        list in kinds and any(_holds_truth(v) for v in value if type(v) is list)
+    )
 
 
-def in_range(array: NDArray[Any], where: str, card: Card) -> NDArray[np.uint8]:
-    """Pixels as uint8, all on the scale of the training images.
+def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
+    """Examples of an input, in the type that the network is given.
 
-    Raises:
-        Refusal: one that is not.
+    A grey image may leave out its one channel.
     """
-    brightest = card.decoding.pixel_max
-    if array.size and not (array.min() >= 0 and array.max() <= brightest):
-        raise Refusal(
-            422,
-            f"{where}: expected pixels from 0 to {brightest}, as the training images have "
-            f"them, got {array.min()} to {array.max()}",
-        )
-    return np.ascontiguousarray(array, dtype=np.uint8)
-
-
-def stop_of(decided: Any, confidence: Any, default: Stop) -> Stop:
-    """When to stop, as a request says, or as the deployment does.
-
-    Args:
-        decided: true or false; None: not said.
-        confidence: above 0 and at most 1; None: not said.
-        default: the deployment's.
-
-    Raises:
-        Refusal: something else.
-    """
-    if decided is not None and not isinstance(decided, bool):
-        raise Refusal(422, f"stop_when_decided: expected true or false, got {_kind(decided)}")
-    if confidence is not None:
-        number = isinstance(confidence, int | float) and not isinstance(confidence, bool)
-        if not number or not math.isfinite(confidence) or not 0 < confidence <= 1:
-            raise Refusal(422, "confidence: expected a number above 0 and at most 1")
-        confidence = float(confidence)
-    if decided is None and confidence is None:
-        return default
-    return Stop(bool(decided), confidence)
+    if array.shape[1:] != own.shape and own.shape[:1] == (1,) and array.shape[1:] == own.shape[1:]:
+        array = array[:, None]
+    if array.ndim == 0 or (len(array) and array.shape[1:] != own.shape):
+        sizes = "".join(f", {size}" for size in own.shape)
+        got = list(array.shape)[:8]
+        raise Refusal(422, f"{where}: expected examples, shape [n{sizes}], got {got}")
+    array = array.reshape(len(array), *own.shape)
+    if array.size and array.dtype.kind not in "biuf":
+        raise Refusal(422, f"{where}: expected numbers, got others")
+    low, high = own.limits
+    with np.errstate(over="ignore"):
+        values = array.astype(np.float32) if own.dtype == "float32" else array
+    if not values.size:
+        return values.astype(own.dtype)
+    if own.dtype == "float32":
+        if not np.isfinite(values).all():
+            raise Refusal(422, f"{where}: expected finite numbers, got others")
+    elif not np.array_equal(values, np.trunc(values)):
+        raise Refusal(422, f"{where}: expected whole numbers, got others")
+    elif not (values.min() >= low and values.max() <= min(high, 2**63 - 1025)):
+        told = f"from {low:g} to {high:g}" if own.dtype == "uint8" else "that index a table"
+        span = f"{values.min()} to {values.max()}"
+        raise Refusal(422, f"{where}: expected whole numbers {told}, as in training, got {span}")
+    return np.ascontiguousarray(values, dtype=own.dtype)
 
 
 def _kind(value: Any) -> str:

@@ -8,10 +8,33 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, Valida
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.errors import ConfigError
+from bend_ray.export.card import Card
 from bend_ray.serve.voting import Stop
 from bend_ray.spec import Spec
 
 TOKEN_VARIABLE = "BEND_SERVE_TOKEN"  # noqa: S105 - the name of it
+LIMITS_VARIABLE = "BEND_SERVE_LIMITS"
+"""``Limits`` as JSON, for doors in Ray's proxies."""
+
+
+class Limits(Spec):
+    """What a door lets in; one in a process that knows no settings has them from its environment.
+
+    The names are those of ``ServeSettings``, in short.
+    """
+
+    body_bytes: PositiveInt = 16 * 2**20
+    """Of any body, also when it is inflated."""
+    text_bytes: PositiveInt = 16 * 2**20
+    """Of a body that is no picture."""
+    ongoing: PositiveInt = 1024
+    connections: PositiveInt = 4096
+    request_log: bool = False
+
+
+def text_bytes(card: Card, examples: int) -> int:
+    """The most bytes in which so many examples can stand as JSON, or as binary numbers."""
+    return 2**16 + 32 * examples * max(1, card.numbers) + 256 * examples * len(card.inputs)
 
 
 class ServeSettings(Spec):
@@ -26,7 +49,7 @@ class ServeSettings(Spec):
     confidence: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     """Stop every request's vote when its label has this probability; null: never."""
     max_batch_size: PositiveInt = 32
-    """Images answered at once, and the most of one request."""
+    """Examples answered at once, and the most of one request."""
     batch_wait_ms: NonNegativeFloat = 0.0
     """How long a batch waits for company; 0: it takes what came while the last one was answered."""
     cpus: PositiveFloat = 1.0
@@ -35,18 +58,25 @@ class ServeSettings(Spec):
     """Replicas there always are."""
     max_replicas: PositiveInt = 1
     """Replicas there are at most."""
-    max_ongoing_requests: PositiveInt = 128
-    """Requests a replica works on at the same time; half of them is the target of autoscaling."""
-    max_queued_requests: PositiveInt = 512
-    """Requests a proxy holds beyond those; one more is refused with 503 and Retry-After."""
-    retry_after_seconds: PositiveFloat = 1.0
-    """What a refused client is told to wait."""
+    target_ongoing_requests: PositiveInt = 64
+    """Requests a replica shall have at the same time: the target of autoscaling."""
+    max_ongoing_requests: PositiveInt = 1024
+    """Requests, wholly there, that wait at one door; one more gets 503 and Retry-After."""
+    max_wait_seconds: PositiveFloat = 10.0
+    """A request that has waited so long for its batch gets 503, so that others are answered."""
+    max_connections_per_peer: PositiveInt = 4096
+    """Connections from one address; a proxy before this one has one for all its clients."""
     drain_seconds: PositiveFloat = 20.0
     """What a replica that must go may take to answer what it has."""
     max_body_mib: PositiveFloat = 16.0
     """Larger requests are refused with 413."""
-    max_image_pixels: PositiveInt = 2**24
-    """Pictures of more pixels are refused before they are decoded."""
+    max_image_pixels: PositiveInt | None = None
+    """Pictures of more pixels are refused before they are decoded; null: 4 million, or for bags of
+    large images 1,024 times as many as theirs, up to 16 million."""
+    request_log: bool = False
+    """Log a line a request: time, route, outcome, duration, peer, trace; nothing of its body."""
+    run_code: bool = False
+    """Where the bag has no ONNX program, run the user's code that its card names."""
     require_token: bool = False
     """Refuse to start where BEND_SERVE_TOKEN is not set; where it is, it is always asked for."""
 
@@ -59,6 +89,21 @@ class ServeSettings(Spec):
     def max_body_bytes(self) -> int:
         """The body limit."""
         return int(self.max_body_mib * 2**20)
+
+    def limits(self, card: Card | None = None) -> Limits:
+        """What a door lets in.
+
+        Args:
+            card: of the bag behind it; None where the door cannot know it.
+        """
+        body = self.max_body_bytes
+        return Limits(
+            body_bytes=body,
+            text_bytes=body if card is None else min(body, text_bytes(card, self.max_batch_size)),
+            ongoing=self.max_ongoing_requests,
+            connections=self.max_connections_per_peer,
+            request_log=self.request_log,
+        )
 
 
 def parse_settings(args: dict[str, object]) -> ServeSettings:

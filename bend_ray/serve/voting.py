@@ -1,13 +1,13 @@
 """Counting the members' answers, group after group, and stopping when more cannot matter.
 
-Shape letters: E members, B images, C classes. A member's softmax is float32, as its logits are;
+Shape letters: E members, B examples, C classes. A member's softmax is float32, as its logits are;
 sums over groups of members are float64, and sums of whole votes are exact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a bag says about B images.
+    """What a bag says about B examples.
 
     Attributes:
         labels_B: the class with the highest probability, the lowest of equals.
@@ -59,24 +59,23 @@ class Answers:
     choices_BE: NDArray[np.int64]
     member_probs_BEC: NDArray[np.float32] | None
 
-    def rows(self, start: int, stop: int) -> Answers:
-        """The answers about some of the images."""
-        members = None if self.member_probs_BEC is None else self.member_probs_BEC[start:stop]
-        return Answers(
-            self.labels_B[start:stop],
-            self.probs_BC[start:stop],
-            self.votes_BC[start:stop],
-            self.entropy_B[start:stop],
-            self.information_B[start:stop],
-            self.used_B[start:stop],
-            self.choices_BE[start:stop],
-            members,
+    @property
+    def is_finite(self) -> NDArray[np.bool_]:
+        """Whether the answer about each example is one."""
+        finite_B: NDArray[np.bool_] = np.isfinite(
+            self.probs_BC.sum(axis=1) + self.entropy_B + self.information_B
         )
+        return finite_B
+
+    def rows(self, start: int, stop: int) -> Answers:
+        """The answers about some of the examples."""
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{k: v[start:stop] for k, v in parts.items() if v is not None})
 
 
 @dataclass(frozen=True)
 class Ballots:
-    """What some members say about B images; sums are over them, with their weights.
+    """What some members say about B examples; sums are over them, with their weights.
 
     Attributes:
         mass_BC: sum of the softmaxes.
@@ -92,40 +91,27 @@ class Ballots:
 
 
 class Tally:
-    """The count so far, image by image.
-
-    Args:
-        rule: how answers are weighed.
-        num_images: B.
-        num_classes: C.
-        keep_members: whether to keep every member's softmax.
-    """
+    """The count so far, example by example."""
 
     def __init__(
-        self, rule: Rule, num_images: int, num_classes: int, *, keep_members: bool = False
+        self, rule: Rule, num_examples: int, num_classes: int, *, keep_members: bool = False
     ) -> None:
         self.rule = rule
         self.weights_E: Floats = np.array(rule.sums_exactly)
         members = len(self.weights_E)
-        self.mass_BC = np.zeros((num_images, num_classes))
-        self.mean_BC = np.zeros((num_images, num_classes))
-        self.member_entropy_B = np.zeros(num_images)
-        self.votes_BC = np.zeros((num_images, num_classes), dtype=np.int64)
-        self.seen_B = np.zeros(num_images)
-        self.choices_BE = np.full((num_images, members), -1, dtype=np.int64)
+        self.mass_BC = np.zeros((num_examples, num_classes))
+        self.mean_BC = np.zeros((num_examples, num_classes))
+        self.member_entropy_B = np.zeros(num_examples)
+        self.votes_BC = np.zeros((num_examples, num_classes), dtype=np.int64)
+        self.seen_B = np.zeros(num_examples)
+        self.choices_BE = np.full((num_examples, members), -1, dtype=np.int64)
         self.member_probs_BEC: NDArray[np.float32] | None = None
         if keep_members:
-            shape = (num_images, members, num_classes)
+            shape = (num_examples, members, num_classes)
             self.member_probs_BEC = np.full(shape, np.nan, dtype=np.float32)
 
     def add(self, first: int, ballots: Ballots, rows_B: NDArray[np.intp]) -> None:
-        """Count some members' answers about some images.
-
-        Args:
-            first: the first of the members; the others follow it.
-            ballots: what they say.
-            rows_B: which images, each once.
-        """
+        """Count what members from ``first`` on say about some examples, each once."""
         members = slice(first, first + len(ballots.choices_EB))
         weights_E = self.weights_E[members]
         choices_BE = ballots.choices_EB.T
@@ -142,7 +128,7 @@ class Tally:
             self.member_probs_BEC[rows_B, members] = ballots.probs_EBC.transpose(1, 0, 2)
 
     def decided(self) -> NDArray[np.bool_]:
-        """Images whose label the members left cannot change, whatever they say.
+        """Examples whose label the members left cannot change, whatever they say.
 
         The most a class can still gain on the leader is the weight of all of them. Where votes
         are counted this is exact, ties included; where probabilities are averaged a sliver of the
@@ -167,10 +153,11 @@ class Tally:
         if self.rule.temperature == 1.0:
             return probs_BC
         logs_BC = np.log(np.maximum(probs_BC, SMALLEST_PROBABILITY)) / self.rule.temperature
-        return np.exp(_log_softmax(logs_BC))
+        cooled_BC: Floats = np.exp(log_softmax(logs_BC))
+        return cooled_BC
 
     def finished(self, stops: Sequence[Stop]) -> NDArray[np.bool_]:
-        """Images about which nobody else need be asked."""
+        """Examples about which nobody else need be asked."""
         decided_B = self.decided()
         confidence_B = self.probabilities().max(axis=1)
         return np.array(
@@ -203,18 +190,12 @@ class Tally:
 def count_choices(
     choices_BE: NDArray[np.int64], num_classes: int, weights_E: Floats | None = None
 ) -> NDArray[Any]:
-    """What each class gets of the members who chose it, ``(B, C)``: float64 weights, or int64 ones.
-
-    Args:
-        choices_BE: each member's class.
-        num_classes: C.
-        weights_E: of the members; None for 1 each.
-    """
-    images = len(choices_BE)
-    cells_BE = choices_BE + num_classes * np.arange(images)[:, None] if images > 1 else choices_BE
-    shares = None if weights_E is None else np.tile(weights_E, images)
-    counted = np.bincount(cells_BE.ravel(), shares, minlength=images * num_classes)
-    return counted.reshape(images, num_classes)
+    """What each class gets of those who chose it, ``(B, C)``: float64 weights, or a count."""
+    count = len(choices_BE)
+    cells_BE = choices_BE + num_classes * np.arange(count)[:, None] if count > 1 else choices_BE
+    shares = None if weights_E is None else np.tile(weights_E, count)
+    counted = np.bincount(cells_BE.ravel(), shares, minlength=count * num_classes)
+    return counted.reshape(count, num_classes)
 
 
 def _entropy(probs_BC: Floats) -> Floats:
@@ -224,7 +205,8 @@ def _entropy(probs_BC: Floats) -> Floats:
     return entropy_B
 
 
-def _log_softmax(logits: Floats) -> Floats:
+def log_softmax(logits: NDArray[Any]) -> NDArray[Any]:
+    """Of the last dimension."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
-    logs: Floats = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    logs: NDArray[Any] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
     return logs

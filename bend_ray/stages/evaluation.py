@@ -44,10 +44,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
 
 
 def _evaluate(
-    config: PipelineConfig,
-    graph: Graph,
-    shared: Shared,
-    test: Examples,
+    config: PipelineConfig, graph: Graph, shared: Shared, test: Examples
 ) -> tuple[Evaluation, dict[str, Any], Cost]:
     """Figures, evidence, and what computing both cost; runs as a Ray task."""
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)

@@ -23,20 +23,8 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for
 
 
-def without_finish(config: PipelineConfig) -> PipelineConfig:
-    """The config of what the generator draws, as it draws it."""
-    samples = config.samples.model_copy(update={"finish": None})
-    return config.model_copy(update={"samples": samples})
-
-
 class Finisher:
-    """Guidance and annealing of a config's drawn models; the first holds two vectors a trunk.
-
-    Args:
-        config: of the pipeline.
-        seeds: the population that the generator learnt from.
-        classifiers: of the config.
-    """
+    """Guidance and annealing of a config's drawn models; the first holds two vectors a trunk."""
 
     def __init__(self, config: PipelineConfig, seeds: Artifact, classifiers: Classifiers) -> None:
         self.config = config

@@ -84,14 +84,19 @@ def _fit(
     config: PipelineConfig, graph: Graph, runtime: Runtime, until: int | None = None
 ) -> Fitted:
     section, conditions = config.generator, config.num_conditions
-    rows = _read(graph.latents, section.conditional)
-    scale = _fit_scale(section, conditions, *rows)
+    table, z_KZ, trunk_K = _read(graph.latents)
+    condition_K = trunk_K * int(section.conditional)
+    learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
+    scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
     save_weights(graph.generator, SCALE, scale.state())
-    latent_size = scale.mean_CZ.shape[1]
+    # Unit residuals, the trunk as condition.
+    unit = table.select(["model_id", "held_out"])
+    unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
+    unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
     return runtime.train(
         TrainingTask(
             stage="generator",
-            build=partial(build_objective, section, latent_size, conditions),
+            build=partial(build_objective, section, z_KZ.shape[1], conditions),
             training=section.training,
             resources=section.resources,
             seed=config.seed,
@@ -99,7 +104,7 @@ def _fit(
             weights=WEIGHTS,
             until=until,
         ),
-        Rows(1, lambda _: _unit_rows(scale, *rows)),
+        Rows(1, lambda _: unit),
     )
 
 
@@ -108,33 +113,20 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
 
 
-def _read(latents_artifact: Artifact, conditional: bool) -> tuple[pa.Table, Tensor, Tensor]:
-    """All members' rows, their latents ``(K, Z)``, and which trunk each is told to be of."""
+def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
+    """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
     path = latents_artifact.child(latents.FILE)
     with open_file(latents_artifact.filesystem, path) as source:
         table = pq.read_table(source, page_checksum_verification=True)
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
-    condition_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
-    return table, torch.tensor(np.concatenate(chunks)), condition_K * int(conditional)
+    trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
+    return table, torch.tensor(np.concatenate(chunks)), trunk_K
 
 
 def _fit_scale(
-    section: GeneratorSection, conditions: int, table: pa.Table, z_KZ: Tensor, condition_K: Tensor
+    section: GeneratorSection, conditions: int, z_KZ: Tensor, condition_K: Tensor, learnt_K: Tensor
 ) -> LatentScale:
-    learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     training = z_KZ[learnt_K], condition_K[learnt_K]
     if not section.denoiser.starts_gaussian:
         return LatentScale.diagonal(*training, conditions)
     return LatentScale.fit(*training, conditions, (z_KZ[~learnt_K], condition_K[~learnt_K]))
-
-
-def _unit_rows(scale: LatentScale, table: pa.Table, z_KZ: Tensor, condition_K: Tensor) -> pa.Table:
-    """Rows ``model_id, held_out, trunk, features``: unit residuals, the trunk as condition."""
-    return pa.table(
-        {
-            "model_id": table.column("model_id"),
-            "held_out": table.column("held_out"),
-            "trunk": condition_K.numpy(),
-            "features": vectors(scale.apply(z_KZ, condition_K).numpy()),
-        }
-    )

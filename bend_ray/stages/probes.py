@@ -24,7 +24,6 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.runtime.interface import Runtime, Shared
-from bend_ray.stages.finish import without_finish
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.storage.filesystems import open_file, side_by_side
 
@@ -40,29 +39,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Floor:
-    """What is asked of drawn models, as accuracy on validation images.
-
-    Attributes:
-        chance: of whoever always says the most frequent class.
-        members: the training members' median.
-        least: what one drawn model at least must reach; 0 where nothing can be asked.
-    """
+    """What is asked of drawn models, as accuracy on validation images."""
 
     chance: float
+    """Of whoever always says the most frequent class."""
     members: float
+    """The training members' median."""
     least: float
+    """What one drawn model at least must reach; 0 where nothing can be asked."""
 
     @classmethod
     def of(
         cls, member_accuracy_K: NDArray[np.float32], labels_N: NDArray[np.int64], share: float
     ) -> Floor:
-        """A share of the way from chance to the members' median.
-
-        Args:
-            member_accuracy_K: of the training members.
-            labels_N: of the validation images.
-            share: 0 to ask nothing.
-        """
+        """A share of the way from chance to the training members' median; 0 asks nothing."""
         chance = float(np.bincount(labels_N).max() / len(labels_N))
         members = float(np.median(member_accuracy_K))
         error = math.sqrt(chance * (1 - chance) / len(labels_N))
@@ -87,14 +77,7 @@ class Floor:
 def check_generator(
     config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, step: int
 ) -> tuple[dict[str, Any], Cost]:
-    """Draw a few classifiers with the weights of a milestone.
-
-    Args:
-        config: of the pipeline.
-        graph: committed up to the latents.
-        runtime: where they are drawn.
-        weights: the milestone's file.
-        step: how far the training is.
+    """Draw a few classifiers with a milestone's file of weights; needs the latents.
 
     Returns:
         What the manifest says of it, and what it cost.
@@ -167,8 +150,10 @@ def _draw(
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
-        drawer = SampleDrawer(without_finish(config), graph, shared, weights)
+        samples = config.samples.model_copy(update={"finish": None})
+        unfinished = config.model_copy(update={"samples": samples})
+        drawer = SampleDrawer(unfinished, graph, shared, weights)
         ids = range(_num_probes(config))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
-        accuracy_N = drawer.classifiers_of(ids).val_accuracy_N
+        accuracy_N = drawer.classifiers_of(ids).val_accuracy
     return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

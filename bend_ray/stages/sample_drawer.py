@@ -7,7 +7,7 @@ process that drew it. Shape letters: N drawn, P parameters, Z latent.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -62,41 +62,14 @@ def drawn_together(section: SamplesSection, num_parameters: int) -> int:
     return min(section.count, section.shard_size, fitting)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """Classifiers that did not diverge.
-
-    Attributes:
-        model_ids: (N,) int64.
-        trunks_N: whose each was asked to be, -1 where nobody was asked.
-        theta_NP: parameters.
-        val_accuracy_N: on validation images.
-        val_nll_N: on validation images, nats.
-    """
-
-    model_ids: NDArray[np.int64]
-    trunks_N: NDArray[np.int32]
-    theta_NP: torch.Tensor
-    val_accuracy_N: torch.Tensor
-    val_nll_N: torch.Tensor
-
-
 class SampleDrawer:
-    """One process that draws shards: it holds the generator and the training members.
+    """One process that draws shards: it holds the training members and the generator.
 
-    Args:
-        config: of the pipeline.
-        graph: of its artifacts.
-        dataset: of the config.
-        weights: the generator's, committed or at a milestone.
+    That is the committed one, unless ``weights`` names a milestone's file.
     """
 
     def __init__(
-        self,
-        config: PipelineConfig,
-        graph: Graph,
-        dataset: Shared,
-        weights: str = WEIGHTS,
+        self, config: PipelineConfig, graph: Graph, dataset: Shared, weights: str = WEIGHTS
     ) -> None:
         self.config = config
         self.artifact = graph.samples
@@ -117,48 +90,47 @@ class SampleDrawer:
 
     def draw(self, index: int) -> None:
         """Draw one shard, validate its classifiers, and write those that did not diverge."""
-        section = self.config.samples
         ids = list(self.shards[index])
-        gpus = section.resources.gpus if self.device == "cuda" else 0.0
+        gpus = self.config.samples.resources.gpus if self.device == "cuda" else 0.0
         with Stopwatch(gpus) as watch:
             drawn = self.classifiers_of(ids)
-        left = drawn.model_ids.tolist()
+        left = drawn.model_id.tolist()
         # Note and cost first: where the shard is whole, they are there.
         note(self.artifact, shard_name(index), [self._diverged(i) for i in ids if i not in left])
         write_cost(self.artifact, shard_name(index), watch.cost)
-        if not left:
-            return
-        population = Population(
-            model_id=drawn.model_ids,
-            trunk=drawn.trunks_N,
-            fork=(drawn.model_ids // len(self.trunks)).astype(np.int32),
-            step=np.full(len(left), self.finish.num_steps),
-            seed=np.array([self._seed(i) for i in left]),
-            held_out=np.full(len(left), False),
-            val_accuracy=drawn.val_accuracy_N.numpy(),
-            val_nll=drawn.val_nll_N.numpy(),
-            fit_seconds=np.full(len(left), watch.cost.cpu_seconds / len(left)),
-            origin="generated",
-            theta_KP=drawn.theta_NP.numpy(),
-            layout_digest=self.classifiers.layout.digest,
-        )
-        write_shard(self.artifact, index, population)
+        if left:
+            seconds = np.full(len(left), watch.cost.cpu_seconds / len(left), np.float32)
+            write_shard(self.artifact, index, replace(drawn, fit_seconds=seconds))
 
-    def classifiers_of(self, ids: Sequence[int]) -> Drawn:
+    def classifiers_of(self, ids: Sequence[int]) -> Population:
         """Draw classifiers that can vote: finished, recalibrated, validated; no diverged one."""
-        model_ids, trunks_N = np.array(ids), self._trunks(ids)
         with torch.no_grad():
             theta_NP = self.decode(self.autoencoder.decode(self.latents(ids)))
+        val_accuracy_N = val_nll_N = torch.zeros(0)
         keep_N = finite_rows(theta_NP)
-        model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
-        if not len(model_ids):
-            return Drawn(model_ids, trunks_N, theta_NP, torch.zeros(0), torch.zeros(0))
-        theta_NP = self.finish(theta_NP, trunks_N, model_ids.tolist())
-        theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
-        val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
+        if not keep_N.all():  # else nothing is copied
+            ids, theta_NP = np.array(ids)[keep_N.numpy()].tolist(), theta_NP[keep_N]
+        trunks_N = self._trunks(ids)
+        if ids:
+            theta_NP = self.finish(theta_NP, trunks_N, ids)
+            theta_NP = self.classifiers.recalibrate(theta_NP, trunks_N.tolist())
+            val_accuracy_N, val_nll_N = self.classifiers.validate(theta_NP, trunks_N.tolist())
+        drawn = Population(
+            model_id=np.array(ids),
+            trunk=trunks_N,
+            fork=np.array([self._fork(i) for i in ids]),
+            step=np.full(len(ids), self.finish.num_steps),
+            seed=np.array([self._seed(i) for i in ids]),
+            held_out=np.full(len(ids), False),
+            val_accuracy=val_accuracy_N.numpy(),
+            val_nll=val_nll_N.numpy(),
+            fit_seconds=np.zeros(len(ids), np.float32),
+            origin="generated",
+            theta_KP=theta_NP.numpy(),
+            layout_digest=self.classifiers.layout.digest,
+        )
         keep_N = finite_rows(theta_NP, val_nll_N)
-        model_ids, trunks_N, theta_NP = _kept(keep_N, model_ids, trunks_N, theta_NP)
-        return Drawn(model_ids, trunks_N, theta_NP, val_accuracy_N[keep_N], val_nll_N[keep_N])
+        return drawn if keep_N.all() else drawn.select(keep_N.numpy())
 
     def _trunks(self, ids: Sequence[int]) -> NDArray[np.int32]:
         """The trunk each was asked to be of; -1 where the generator cannot be asked for one."""
@@ -183,6 +155,9 @@ class SampleDrawer:
             self.config.samples.temperature,
         )
 
+    def _fork(self, model_id: int) -> int:
+        return model_id // len(self.trunks)
+
     def _seed(self, model_id: int) -> int:
         return seed_for(self.config.seed, "sample", model_id)
 
@@ -190,20 +165,8 @@ class SampleDrawer:
         return Divergence(
             kind="sample",
             trunk=int(self._trunks([model_id])[0]),
-            fork=model_id // len(self.trunks),
+            fork=self._fork(model_id),
             seed=self._seed(model_id),
             outcome="dropped",
             models=(model_id,),
         )
-
-
-def _kept(
-    keep_N: torch.Tensor,
-    model_ids: NDArray[np.int64],
-    trunks_N: NDArray[np.int32],
-    theta_NP: torch.Tensor,
-) -> tuple[NDArray[np.int64], NDArray[np.int32], torch.Tensor]:
-    """Some rows of each; usually all, and nothing is copied."""
-    if keep_N.all():
-        return model_ids, trunks_N, theta_NP
-    return model_ids[keep_N.numpy()], trunks_N[keep_N.numpy()], theta_NP[keep_N]

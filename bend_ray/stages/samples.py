@@ -5,13 +5,12 @@ A generated population has the format of a trained one.
 
 from __future__ import annotations
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, cost_of_pieces, read_costs
+from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.populations.divergence import DIRECTORY as DIVERGED
-from bend_ray.populations.divergence import done_shards, left_rows, noted, notes
+from bend_ray.populations.divergence import commit_left, done_shards, left_rows
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime
 from bend_ray.stages.probes import check_samples
@@ -34,24 +33,11 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
                 for index, _ in drawers.run("draw", missing):
                     done.add(index)
                     progress.update(sum(rows[index] for index in done))
-    left = {index: count for index, count in left_rows(artifact, rows).items() if count}
+    left = [shard_name(index) for index, count in left_rows(artifact, rows).items() if count]
     if not left:
         raise TrainingError(
             f"samples: expected finite parameters, all {section.count} drawn models have others; "
             "train the generator for longer"
         )
-    names = [shard_name(index) for index in left]
-    check_samples(config, graph, runtime, names)
-    costs = list(read_costs(artifact, map(shard_name, rows)).values())
-    diverged = [each for piece in notes(artifact).values() for each in piece]
-    artifact.commit(
-        files=names,
-        rows=dict(zip(names, left.values(), strict=True)),
-        metrics={
-            "models": sum(left.values()),
-            "diverged": noted("samples", diverged, section.count),
-        },
-        cost=cost_of_pieces(costs, watch.cost.wall_seconds),
-    )
-    artifact.discard(COST_DIRECTORY)
-    artifact.discard(DIVERGED)
+    check_samples(config, graph, runtime, left)
+    commit_left(artifact, "samples", rows, watch.cost.wall_seconds)

@@ -7,6 +7,7 @@ from functools import partial
 
 import torch
 
+from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.comparison.validation import BagCurve, validation_curve
 from bend_ray.config.graph import Graph
@@ -36,12 +37,7 @@ def milestone_curve(
 ) -> BagCurve:
     """Of as many classifiers as the largest size, drawn by a generator still being trained.
 
-    Args:
-        config: of the pipeline.
-        graph: committed up to the latents.
-        runtime: where they are drawn.
-        weights: the file that ``generator.train_until`` named.
-        sizes: of the bags, rising.
+    Needs the latents, and the file of weights that ``generator.train_until`` named.
 
     Raises:
         TrainingError: of what is drawn, less is finite than the smallest bag has.
@@ -56,15 +52,18 @@ def _of_samples(
 ) -> BagCurve:
     device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
     classifiers = Classifiers(config, shared.load(), device, partial(load_roots, graph.seeds))
-    drawn = read_population(graph.samples)
-    theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.tensor(drawn.trunk).long()
-    return validation_curve(config, classifiers, theta_EP, trunks_E, sizes)
+    return _curve(config, classifiers, read_population(graph.samples), sizes)
 
 
 def _of_milestone(
     config: PipelineConfig, graph: Graph, weights: str, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
     drawer = SampleDrawer(config, graph, shared, weights)
-    drawn = drawer.classifiers_of(range(max(sizes)))
-    trunks_E = torch.from_numpy(drawn.trunks_N).long()
-    return validation_curve(config, drawer.classifiers, drawn.theta_NP, trunks_E, sizes)
+    return _curve(config, drawer.classifiers, drawer.classifiers_of(range(max(sizes))), sizes)
+
+
+def _curve(
+    config: PipelineConfig, classifiers: Classifiers, drawn: Population, sizes: Sequence[int]
+) -> BagCurve:
+    theta_EP, trunks_E = torch.from_numpy(drawn.theta_KP), torch.tensor(drawn.trunk).long()
+    return validation_curve(config, classifiers, theta_EP, trunks_E, sizes)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
-from bend_ray.networks.protocols import Run, held_out_ids
+from bend_ray.networks.protocols import Member, Run, held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.parameters.symmetry import align
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
@@ -59,30 +60,18 @@ class _Runs:
         """Which runs did not diverge, ``(R,)``."""
         return finite_rows(self.theta_RSP, self.val_nll_RS).tolist()
 
-    def replace(self, rows: list[int], other: _Runs) -> _Runs:
-        """Some rows taken from another."""
-
-        def put(column: Tensor, second: Tensor) -> Tensor:
-            return column.index_put((torch.tensor(rows),), second)
-
-        seeds = dict(zip(rows, other.seeds_R, strict=True))
-        return _Runs(
-            put(self.theta_RSP, other.theta_RSP),
-            put(self.early_RP, other.early_RP),
-            put(self.val_accuracy_RS, other.val_accuracy_RS),
-            put(self.val_nll_RS, other.val_nll_RS),
-            [seeds.get(row, seed) for row, seed in enumerate(self.seeds_R)],
-        )
+    def replace(self, rows: list[int], other: _Runs) -> None:
+        """Take another's for some rows."""
+        self.theta_RSP[rows] = other.theta_RSP
+        self.early_RP[rows] = other.early_RP
+        self.val_accuracy_RS[rows] = other.val_accuracy_RS
+        self.val_nll_RS[rows] = other.val_nll_RS
+        for row, seed in zip(rows, other.seeds_R, strict=True):
+            self.seeds_R[row] = seed
 
 
 class SeedTrainer:
-    """An actor that trains roots and cohorts; it keeps the data, and no other state.
-
-    Args:
-        config: of the pipeline.
-        artifact: where shards go.
-        dataset: of the config.
-    """
+    """An actor that trains roots and cohorts into an artifact; it keeps the data, nothing else."""
 
     def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: Shared) -> None:
         self.section = config.seeds
@@ -106,7 +95,7 @@ class SeedTrainer:
         diverged = []
         with self._stopwatch() as watch:
             theta_RW = self._fit_roots(ids)
-            if rows := _indices(finite_rows(theta_RW), False):
+            if rows := (~finite_rows(theta_RW)).nonzero().flatten().tolist():
                 spare = [num_roots + ids[row] for row in rows]
                 theta_RW[rows] = self._fit_roots(spare)
                 diverged = [
@@ -136,11 +125,11 @@ class SeedTrainer:
         """
         with self._stopwatch() as watch:
             theta_RW = torch.cat([roots.theta_RW for roots in trained])
-            finite = _indices(finite_rows(theta_RW), True)
-            if not finite:
+            finite_R = finite_rows(theta_RW)
+            if not finite_R.any():
                 raise all_diverged(f"all {len(theta_RW)} roots")
             if self.section.protocol.align:
-                theta_RW = self._align(theta_RW[finite[0]], theta_RW)
+                theta_RW = self._align(theta_RW[finite_R.nonzero()[0, 0]], theta_RW)
         cost = sum((roots.cost for roots in trained), watch.cost)
         note(self.artifact, ROOTS, [each for roots in trained for each in roots.diverged])
         write_cost(self.artifact, ROOTS, cost)
@@ -156,38 +145,58 @@ class SeedTrainer:
                 root_seconds = read_cost(self.artifact, ROOTS).cpu_seconds
             runs, left, diverged = self._train_runs(cohort, roots_RW)
         members = [member for run, _ in left for member in run]
-        if index == 0:
-            self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
-        # Note and cost first: where the shard is whole, they are there.
-        note(self.artifact, shard_name(index), diverged)
-        write_cost(self.artifact, shard_name(index), watch.cost)
         if runs is None or not members:
+            self._write(index, [], watch.cost, diverged)
             return
         rows = [row for _, row in left]
         # All of them, usually: then nothing is copied.
         whole = len(rows) == len(runs.theta_RSP)
         theta_RSP = runs.theta_RSP if whole else runs.theta_RSP[rows]
         stretch = protocol.run_stretch(self.section.recipe)
-        if stretch.early:
-            trunks = torch.tensor([run[0].trunk for run, _ in left])
-            means = {"theta": runs.early_RP[rows], "trunk": trunks}
-            save_weights(self.artifact, early_name(index), means)
+        steps = self._steps(stretch)
         # A member costs its part of the cohort, and its part of the roots.
         seconds = watch.cost.cpu_seconds / len(members) + root_seconds / self.section.num_models
-        steps = self._steps(stretch)
+        self._write(
+            *(index, members, watch.cost, diverged),
+            early_RP=runs.early_RP[rows] if stretch.early else None,
+            step=np.array([steps[m.snapshot] for m in members]),
+            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
+            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
+            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
+            fit_seconds=np.full(len(members), seconds),
+            theta_KP=theta_RSP.flatten(0, 1).numpy(),
+        )
+
+    def _write(
+        self,
+        index: int,
+        members: Sequence[Member],
+        cost: Cost,
+        diverged: Sequence[Divergence],
+        *,
+        early_RP: Tensor | None = None,
+        **columns: Any,
+    ) -> None:
+        """Write a shard of members, unless none is left, and of their trunks' early means."""
+        if index == 0:
+            self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
+        # Note and cost first: where the shard is whole, they are there.
+        note(self.artifact, shard_name(index), diverged)
+        write_cost(self.artifact, shard_name(index), cost)
+        if not members:
+            return
+        if early_RP is not None:
+            trunks = torch.tensor(list(dict.fromkeys(member.trunk for member in members)))
+            means = {"theta": early_RP, "trunk": trunks}
+            save_weights(self.artifact, early_name(index), means)
         population = Population(
             model_id=np.array([m.model_id for m in members]),
             trunk=np.array([m.trunk for m in members]),
             fork=np.array([m.fork for m in members]),
-            step=np.array([steps[m.snapshot] for m in members]),
-            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
             held_out=np.array([m.model_id in self.held_out for m in members]),
-            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
-            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
-            fit_seconds=np.full(len(members), seconds),
             origin="trained",
-            theta_KP=theta_RSP.flatten(0, 1).numpy(),
             layout_digest=self.classifiers.layout.digest,
+            **columns,
         )
         write_shard(self.artifact, index, population)
 
@@ -206,8 +215,7 @@ class SeedTrainer:
             return None, [], diverged
         runs = self._attempt(trained, roots_RW, 0)
         if again := [row for row, well in enumerate(runs.finite()) if not well]:
-            second = self._attempt([trained[row] for row in again], roots_RW, 1)
-            runs = runs.replace(again, second)
+            runs.replace(again, self._attempt([trained[row] for row in again], roots_RW, 1))
         finite = runs.finite()
         for row in again:
             first = 0 if finite[row] else 1
@@ -267,7 +275,7 @@ class SeedTrainer:
 
     def _align(self, reference_P: Tensor, theta_KP: Tensor) -> Tensor:
         """Models in the units of one; those that diverged stay as they are."""
-        groups = self.section.architecture.permutation_groups()
+        groups = self.classifiers.symmetries.groups
         generator = generator_for(self.seed, "align")
         finite_K = finite_rows(theta_KP)
         rows_KP = theta_KP if finite_K.all() else theta_KP[finite_K]
@@ -282,7 +290,3 @@ class SeedTrainer:
         first = recipe.num_steps(stretch.start, num_images)
         marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
         return [first + step for step in marks]
-
-
-def _indices(flags_K: Tensor, value: bool) -> list[int]:
-    return [row for row, flag in enumerate(flags_K.tolist()) if flag is value]

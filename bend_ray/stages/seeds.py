@@ -10,15 +10,16 @@ from __future__ import annotations
 import logging
 from typing import TypeGuard
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, cost_of_pieces, read_costs
+from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.errors import DataError
+from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints, Protocol
-from bend_ray.populations.divergence import DIRECTORY as DIVERGED
-from bend_ray.populations.divergence import all_diverged, done_shards, left_rows, noted, notes
+from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
@@ -47,9 +48,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         if missing:
             dataset = runtime.share(config.dataset)
             _tell(config, checked(config, dataset.load()), name)
-            if _would_align(section.protocol) and not section.architecture.permutation_groups():
-                kind = section.architecture.kind
-                logger.info("seeds        not aligned: no permutations of %s are known", kind)
             worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
                 *(worker, config, artifact, dataset),
@@ -68,13 +66,11 @@ def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
     return isinstance(protocol, Checkpoints)
 
 
-def _would_align(protocol: Protocol) -> bool:
-    """Whether there are models that could be aligned to another."""
-    return protocol.align and (protocol.num_roots > 1 or not protocol.branches)
-
-
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
     """What is worth knowing before the work."""
+    protocol = config.seeds.protocol
+    if protocol.align and (is_given(protocol) or protocol.num_roots > 1 or not protocol.branches):
+        logger.info("%-12s aligned by %s", name, classifiers.symmetries)
     num_validation = len(classifiers.dataset.validation)
     few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
     if few and name == "seeds":
@@ -104,27 +100,26 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
 def _commit(
     artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
 ) -> None:
-    left = {index: count for index, count in left_rows(artifact, rows).items() if count}
+    left = [index for index, count in left_rows(artifact, rows).items() if count]
+    if not left and is_given(section.protocol):
+        raise DataError(
+            f"{KEY}: expected checkpoints that give finite losses, got none; take others"
+        )
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
-    shards = [shard_name(index) for index in left]
     has_early = section.protocol.run_stretch(section.recipe).early > 0
     early = [early_name(index) for index in left] if has_early else []
-    costs = read_costs(artifact, [*map(shard_name, rows), *roots])
-    root_cost = sum((costs[name] for name in roots), Cost())
-    events = write_events(artifact, population_progress(artifact, shards))
-    diverged = [each for piece in notes(artifact).values() for each in piece]
-    artifact.commit(
-        files=[LAYOUT, *shards, *early, *roots, events],
-        rows=dict(zip(shards, left.values(), strict=True)),
+    events = write_events(artifact, population_progress(artifact, [*map(shard_name, left)]))
+    commit_left(
+        artifact,
+        "seeds",
+        rows,
+        wall_seconds,
+        files=[LAYOUT, *early, *roots, events],
+        priced=roots,
         metrics={
-            "models": sum(left.values()),
-            "diverged": noted("seeds", diverged, sum(rows.values())),
-            "root_cpu_seconds": root_cost.cpu_seconds,
+            "root_cpu_seconds": sum(read_cost(artifact, root).cpu_seconds for root in roots),
             "priced": not is_given(section.protocol) or section.protocol.seconds is not None,
         },
-        cost=cost_of_pieces(list(costs.values()), wall_seconds),
     )
-    artifact.discard(COST_DIRECTORY)
-    artifact.discard(DIVERGED)

@@ -1,11 +1,11 @@
 """Tune: a search over the pipeline's knobs with Ray Tune, and the trade it finds.
 
 A trial is a config like any other: what two trials have in common, down to a stage, they find in
-the store by its fingerprint. ``space`` and ``objectives`` say what is searched and for what,
-``search`` is Ray Tune over ``trial`` with one of ``searchers``, as many at once as ``shares`` has
-room for, with ``live`` on stderr. What is left is a ``study`` of ``records``: ``front`` finds what
-is worth its cost, ``best`` is the winner as a file, ``fresh`` holds it against the config as it was
-given, on fresh splits; ``table``, ``panels`` and ``page`` show it.
+the store by its fingerprint. ``space`` says what is searched and for what, ``search`` is Ray Tune
+over ``trial`` with one of ``searchers``, as many at once as ``shares`` has room for, with ``live``
+on stderr. What is left is a ``study`` of ``records``, which knows the winner and the bags that are
+worth their cost; ``fresh`` holds the winner against the config as it was given, on fresh splits;
+``table``, ``panels`` and ``page`` show it.
 
 May import everything below the command line. Only ``search``, ``searchers``, ``trial``, ``live``
 and ``shares`` need Ray.

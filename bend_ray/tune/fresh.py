@@ -6,30 +6,20 @@ once.
 
 from __future__ import annotations
 
-import math
-import statistics
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray import pipeline
 from bend_ray.config.repeats import repeats_of
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.log import LOGGER
 from bend_ray.report.evaluation import Result
-from bend_ray.report.statistics import BagDifference, differences
+from bend_ray.report.statistics import COMPARED, BagDifference, cells, differences
 from bend_ray.tune.study import Study
-
-BASE = "base"
 
 
 @dataclass(frozen=True)
 class Fresh:
-    """Winner and base on the same splits.
-
-    Attributes:
-        winner: a result a split.
-        base: those of the config as it was given.
-    """
+    """Results on the same splits, one a split: of the winner, and of the config as it was given."""
 
     winner: list[Result]
     base: list[Result]
@@ -48,26 +38,19 @@ class Fresh:
 
 
 def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | None) -> Fresh:
-    """Run winner and base under so many seeds after the search's own; what is there is kept.
-
-    Raises:
-        BendError: as ``pipeline.run``.
-    """
-    winner = study.config_of(*study.winner)
-    runs: dict[str, list[Result]] = {}
-    pairs = zip(_fresh(winner, splits), _fresh(study.config, splits), strict=True)
-    for number, pair in enumerate(pairs, start=1):
-        for name, config in zip(("winner", BASE), pair, strict=True):
-            LOGGER.info(
-                "fresh        split %d of %d, seed %d: %s", number, splits, config.seed, name
-            )
+    """Run winner and base under so many seeds after the search's own; what is there is kept."""
+    found = Fresh([], [])
+    ours, theirs = (
+        repeats_of(config, splits + 1)[1:]
+        for config in (study.config_of(*study.winner), study.config)
+    )
+    for number, pair in enumerate(zip(ours, theirs, strict=True), start=1):
+        for name, config in zip(("winner", "base"), pair, strict=True):
+            told = (number, splits, config.seed, name)
+            LOGGER.info("fresh        split %d of %d, seed %d: %s", *told)
             made = pipeline.run(config, store_uri, address=address)
-            runs.setdefault(name, []).append(Result.of(made))
-    return Fresh(runs["winner"], runs[BASE])
-
-
-def _fresh(config: PipelineConfig, splits: int) -> list[PipelineConfig]:
-    return repeats_of(config, splits + 1)[1:]
+            getattr(found, name).append(Result.of(made))
+    return found
 
 
 def sentences(fresh: Fresh) -> list[str]:
@@ -75,17 +58,9 @@ def sentences(fresh: Fresh) -> list[str]:
     lines = []
     for name, runs in (("winner", fresh.winner), ("config as given", fresh.base)):
         bags = [run.evaluation.bag for run in runs]
-        accuracy = statistics.fmean(bag.accuracy or 0.0 for bag in bags)
-        nll = statistics.fmean(math.inf if bag.nll is None else bag.nll for bag in bags)
-        cost = statistics.fmean(bag.cost_seconds or math.nan for bag in bags)
-        lines.append(
-            f"{name}: test accuracy {100 * accuracy:.2f} %, NLL {nll:.4f}, cost {cost:.1f} s"
-        )
-    for score, scale, unit in (("accuracy", 100, "points"), ("nll", 1, "nats")):
-        minus = fresh.differences[score]
-        error = "" if minus.standard_error is None else f" ± {scale * minus.standard_error:.4f}"
-        lines.append(
-            f"winner minus config as given: {scale * minus.mean:+.4f}{error} {unit}: "
-            f"{minus.verdict}"
-        )
+        accuracy, nll, cost = cells(bags, "accuracy", "nll", "cost_seconds")
+        lines.append(f"{name}: test accuracy {accuracy} %, NLL {nll}, cost {cost} s")
+    for score, minus in fresh.differences.items():
+        unit = COMPARED[score][1]
+        lines.append(f"winner minus config as given: {minus.text} {unit}: {minus.verdict}")
     return lines

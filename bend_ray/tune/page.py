@@ -3,53 +3,37 @@
 from __future__ import annotations
 
 from bend_ray.process.log import duration
-from bend_ray.report.location import page_uri
-from bend_ray.report.page import Cell, Line, Page, Table
+from bend_ray.report.page import Page
 from bend_ray.report.verdicts import Highlight
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune import fresh as fresh_splits
-from bend_ray.tune.best import best_yaml
 from bend_ray.tune.fresh import Fresh
 from bend_ray.tune.panels import chapters
-from bend_ray.tune.study import Study, summary
-from bend_ray.tune.table import failures, front_header, front_rows, header, rows
+from bend_ray.tune.study import Study, best_yaml, summary
+from bend_ray.tune.table import front_table, stages_table, trials_table
 
-HTML_NAME = "tune.html"
-JSON_NAME = "tune.json"
+NAME = "tune"
 
 
 def write_page(study: Study, fresh: Fresh | None) -> str:
-    """Write a study's page beside the reports of the store.
-
-    Args:
-        study: that is over.
-        fresh: the winner on fresh splits, if it was asked for.
-
-    Returns:
-        Where the page is, as a path or URI.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
-    artifact = study.artifact
-    where = artifact.store.directory("report", artifact.fingerprint)
+    """Write a study's page beside the reports of the store; returns where it is."""
     data = {
         "tune": 1,
         "config": masked_json(study.config.model_dump(mode="json")),
         "search": study.section.model_dump(mode="json"),
         "trials": [trial.model_dump() for trial in study.trials],
-        "front": front_rows(study),
+        "front": front_table(study).rows,
         "stages": study.stages(),
         "cost": study.cost.model_dump(),
         "fresh": fresh.as_json() if fresh else None,
     }
-    page(study, fresh).write(where, data, HTML_NAME, JSON_NAME)
-    return page_uri(where, HTML_NAME)
+    where = study.artifact.store.directory("report", study.artifact.fingerprint)
+    return page(study, fresh).write(where, NAME, data)
 
 
 def page(study: Study, fresh: Fresh | None = None) -> Page:
     """The page, drawn but not written."""
-    counts, stages, *winner = summary(study)
+    counts, _, *winner = summary(study)
     section = study.section
     text = ". ".join([*winner, *(fresh_splits.sentences(fresh) if fresh else [])])
     return Page(
@@ -58,7 +42,7 @@ def page(study: Study, fresh: Fresh | None = None) -> Page:
         f"objective {section.objective.kind} · {duration(study.cost.wall_seconds)}",
         headline=text[:1].upper() + text[1:] + ".",
         highlights=_cards(study),
-        tables=[_trials(study), _front(study), _stages(study, stages)],
+        tables=[trials_table(study), front_table(study), stages_table(study)],
         chapters=chapters(study),
         made={
             "sentence": "The winner's config, best.yaml, for bend run:",
@@ -77,8 +61,8 @@ def page(study: Study, fresh: Fresh | None = None) -> Page:
 
 def _cards(study: Study) -> list[Highlight]:
     trial, bag = study.winner
+    turn, turned = study.front()[1]
     asked, made = study.stages_in_all()
-    _, knee = study.front()
     return [
         Highlight(
             value=f"{bag.nll:.4f}",
@@ -86,9 +70,9 @@ def _cards(study: Study) -> list[Highlight]:
             note=f"trial {trial.number}, {bag.size} members, {100 * bag.accuracy:.2f} % accuracy",
         ),
         Highlight(
-            value=f"{knee[1].nll:.4f} at {knee[1].cost_seconds:.1f} s",
+            value=f"{turned.nll:.4f} at {turned.cost_seconds:.1f} s",
             label="Knee of the trade",
-            note=f"trial {knee[0].number}, {knee[1].size} members",
+            note=f"trial {turn.number}, {turned.size} members",
         ),
         Highlight(
             value=f"{asked - made} of {asked}",
@@ -96,41 +80,3 @@ def _cards(study: Study) -> list[Highlight]:
             note=f"{made} were made, in {study.cost.seconds:.0f} s of the processor",
         ),
     ]
-
-
-def _trials(study: Study) -> Table:
-    winner = study.winner[0]
-    return Table(
-        title="Trials, the best objective first",
-        header=header(study),
-        rows=[
-            Line([Cell(text) for text in row], trial.name == winner.name)
-            for trial, row in rows(study)
-        ],
-        note="Scores of a trial's best bag on validation images; of a trial that was stopped, of "
-        "its last milestone. The test part was not opened by the search. Cost: everything from "
-        "scratch, as if nothing were shared."
-        + "".join(f" Trial {number} failed: {error}." for number, error in failures(study)),
-    )
-
-
-def _front(study: Study) -> Table:
-    return Table(
-        title="The Pareto front, the lowest NLL first",
-        header=front_header(),
-        rows=[Line([Cell(text) for text in row], row[-1] == "knee") for row in front_rows(study)],
-        note="Of every bag of every trial: none other is as good in NLL, total cost and cost of an "
-        "answer, and better in one. MFLOP: of the whole bag for one image.",
-    )
-
-
-def _stages(study: Study, sentence: str) -> Table:
-    return Table(
-        title="What the trials shared",
-        header=["stage", "asked for", "made", "shared"],
-        rows=[
-            Line([Cell(stage), Cell(str(asked)), Cell(str(made)), Cell(str(asked - made))])
-            for stage, (asked, made) in study.stages().items()
-        ],
-        note=f"{sentence[:1].upper()}{sentence[1:]}. Made: artifacts that differ, by fingerprint.",
-    )

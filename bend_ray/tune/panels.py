@@ -3,268 +3,190 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from bend_ray.config.yaml_text import flow
 from bend_ray.report import ink
-from bend_ray.report.panel import Chapter, Panel
-from bend_ray.tune.records import BagRecord, TrialRecord
-from bend_ray.tune.study import Study
+from bend_ray.tune.records import TrialRecord
+from bend_ray.tune.space import LATENT_SIZE
+from bend_ray.tune.study import Point, Study
 
-LATENT_SIZE = "autoencoder.model.latent_size"
-
-_LABELS = {"accuracy": "validation accuracy (%)", "nll": "validation NLL (nats)"}
 _LEFT = 0.75
 """Inches for labels of four decimals."""
+_NAMES = {"nll": "NLL", "accuracy": "Accuracy"}
+_LOOKS: dict[str, ink.Look] = {
+    "winner": {"color": ink.VERMILLION, "marker": "o"},
+    "config as given": {"color": ink.BLUE, "marker": "s"},
+    "knee": {"color": ink.GREEN, "marker": "D"},
+}
 
-_Look = dict[str, Any]
 
-_WINNER: _Look = {"color": ink.VERMILLION, "marker": "o"}
-_BASE: _Look = {"color": ink.BLUE, "marker": "s"}
-_OTHER: _Look = {"color": ink.SKY, "marker": "o"}
-_KNEE: _Look = {"color": ink.GREEN, "marker": "D"}
-
-
-def chapters(study: Study) -> list[Chapter]:
+def chapters(study: Study) -> dict[str, list[ink.Panel]]:
     """Every figure, in reading order."""
-    by_latent = [_by_latent_size(study, score) for score in ("nll", "accuracy")]
-    by_count = [_by_count(study, score) for score in ("nll", "accuracy")]
-    found = [
-        Chapter("What does the latent size do?", [panel for panel in by_latent if panel]),
-        Chapter("What do more members bring?", by_count),
-        Chapter("What is worth its cost?", [_front(study), _parallel(study)]),
-    ]
-    return [chapter for chapter in found if chapter.panels]
+    tuned = LATENT_SIZE in study.section.knobs
+    return {
+        "What does the latent size do?": [_by_latent_size(study, s) for s in _NAMES if tuned],
+        "What do more members bring?": [_by_count(study, score) for score in _NAMES],
+        "What is worth its cost?": [_front(study), _parallel(study)],
+    }
 
 
-def _value(bag: BagRecord, score: str) -> float:
-    return bag.nll if score == "nll" else bag.accuracy
+def _panel(name: str, x: str, score: str, legend_rows: int = 1) -> ink.Panel:
+    y = ink.SCORES[score].format("validation")
+    return ink.Panel(name, x, y, legend_rows=legend_rows, left=_LEFT)
 
 
-def _latent_size(study: Study, trial: TrialRecord) -> int:
-    return study.config_of(trial, trial.best).latent_size
-
-
-def _by_latent_size(study: Study, score: str) -> Panel | None:
-    if LATENT_SIZE not in study.section.knobs:
-        return None
-    sizes = [_latent_size(study, trial) for trial in study.done]
-    values = [_value(trial.best, score) for trial in study.done]
-    figure, place = ink.axes(legend_rows=1, left=_LEFT)
-    place.plot(sizes, values, linestyle="none", **_OTHER, label="a trial's best bag")
+def _by_latent_size(study: Study, score: str) -> ink.Panel:
+    panel = _panel(f"{score}_by_latent_size", "latent size", score)
+    values = {trial.name: getattr(trial.best, score) for trial in study.done}
+    size_of = {t.name: study.config_of(t, t.best).latent_size for t in study.done}
+    scored = [(size_of[name], value) for name, value in values.items()]
+    other: ink.Look = {"color": ink.SKY, "marker": "o", "linestyle": "none"}
+    panel.axes.plot(*zip(*scored, strict=True), **other, label="a trial's best bag")
     best = max if score == "accuracy" else min
-    scored = list(zip(sizes, values, strict=True))
-    envelope = [(each, best(v for s, v in scored if s == each)) for each in sorted(set(sizes))]
-    place.plot(*zip(*envelope, strict=True), color=ink.INK, linewidth=1.0, label="best of a size")
-    winner = study.winner[0]
-    place.plot(
-        [_latent_size(study, winner)],
-        [_value(winner.best, score)],
-        linestyle="none",
-        **_WINNER,
-        label="winner",
-    )
-    _scores_axis(place, score)
-    place.set_xlabel("latent size")
-    ink.legend(figure, place, columns=3)
-    listed = ", ".join(f"{size}: {_written(value, score)}" for size, value in envelope)
-    name = "NLL" if score == "nll" else "Accuracy"
-    return Panel(
-        f"{score}_by_latent_size",
-        f"{name} against latent size",
+    sizes = sorted({size for size, _ in scored})
+    envelope = [(size, best(value for s, value in scored if s == size)) for size in sizes]
+    line: ink.Look = {"color": ink.INK, "linewidth": 1.0}
+    panel.axes.plot(*zip(*envelope, strict=True), **line, label="best of a size")
+    winner = study.winner[0].name
+    at = ([size_of[winner]], [values[winner]])
+    panel.axes.plot(*at, linestyle="none", **_LOOKS["winner"], label="winner")
+    listed = ", ".join(f"{size}: {ink.score_text(value, score)}" for size, value in envelope)
+    return panel.told(
+        f"{_NAMES[score]} against latent size",
         "Each trial's best bag on validation images; trials of a size differ in the other knobs. "
         "Trials that were stopped early are not shown.",
-        f"Best {name} by latent size: {listed}.",
-        figure,
+        f"Best {_NAMES[score]} by latent size: {listed}.",
+        columns=3,
     )
 
 
-def _by_count(study: Study, score: str) -> Panel:
+def _by_count(study: Study, score: str) -> ink.Panel:
+    panel = _panel(f"{score}_by_ensemble_count", "members that vote", score)
+    ink.sizes_axis(panel.axes, study.section.ensemble_counts)
     winner, base = study.winner[0], study.base
-    figure, place = ink.axes(legend_rows=1, left=_LEFT)
+
+    def curve(trial: TrialRecord, **look: Any) -> None:
+        values = [getattr(bag, score) for bag in trial.bags]
+        panel.axes.plot([bag.size for bag in trial.bags], values, **look)
+
+    pale: ink.Look = {"color": ink.SKY, "alpha": 0.5, "linewidth": 0.8}
     for trial in study.done:
-        if trial.name != winner.name and (base is None or trial.name != base.name):
-            _line(place, trial, score, color=ink.SKY, alpha=0.5, linewidth=0.8)
-    place.plot([], [], color=ink.SKY, alpha=0.5, label="other trials")
-    if base is not None and base.name != winner.name:
-        _line(place, base, score, **_BASE, linestyle=ink.DASHES[1], label="config as given")
-    _line(place, winner, score, **_WINNER, label="winner")
-    place.set_xscale("log", base=2)
-    place.xaxis.set_major_locator(FixedLocator(_powers(study.section.ensemble_counts)))
-    place.xaxis.set_minor_locator(NullLocator())
-    place.xaxis.set_major_formatter(ScalarFormatter())
-    place.set_xlabel("members that vote")
-    _scores_axis(place, score)
-    ink.legend(figure, place, columns=3)
-    listed = ", ".join(f"{bag.size}: {_written(_value(bag, score), score)}" for bag in winner.bags)
-    name = "NLL" if score == "nll" else "Accuracy"
-    return Panel(
-        f"{score}_by_ensemble_count",
-        f"{name} against ensemble count",
+        curve(trial, **pale)
+    panel.axes.plot([], [], **pale, label="all trials")
+    if base is not None:
+        dashed: ink.Look = {"linestyle": ink.DASHES[1], "label": "config as given"}
+        curve(base[0], **_LOOKS["config as given"], **dashed)
+    curve(winner, **_LOOKS["winner"], label="winner")
+    listed = ", ".join(
+        f"{bag.size}: {ink.score_text(getattr(bag, score), score)}" for bag in winner.bags
+    )
+    return panel.told(
+        f"{_NAMES[score]} against ensemble count",
         "Bags of members of one set of samples, on validation images; of members that vote as they "
         "come, the mean over 20 orders.",
-        f"{name} of the winner by members: {listed}.",
-        figure,
+        f"{_NAMES[score]} of the winner by members: {listed}.",
+        columns=3,
     )
 
 
-def _powers(counts: Sequence[int]) -> list[int]:
-    return [2**i for i in range(max(counts).bit_length()) if min(counts) <= 2**i] or list(counts)
-
-
-def _line(place: Axes, trial: TrialRecord, score: str, **look: Any) -> None:
-    sizes = [bag.size for bag in trial.bags]
-    place.plot(sizes, [_value(bag, score) for bag in trial.bags], **look)
-
-
-def _front(study: Study) -> Panel:
+def _front(study: Study) -> ink.Panel:
     """NLL against total cost; the cost of an answer is the size of a point."""
     front, knee = study.front()
-    figure, place = ink.axes(legend_rows=2, left=_LEFT)
-    points = study.points
-    flops = np.array([bag.flops for _, bag in points], dtype=float)
-    area = 4 + 60 * (flops / flops.max()) ** 0.5
-    place.scatter(
-        [bag.cost_seconds for _, bag in points],
-        [bag.nll for _, bag in points],
-        s=area,
-        color=ink.SKY,
-        alpha=0.35,
-        linewidths=0,
-        label="a bag",
-    )
-    ahead = [point for point in points if point in front]
-    place.scatter(
-        [bag.cost_seconds for _, bag in ahead],
-        [bag.nll for _, bag in ahead],
-        s=[4 + 60 * (bag.flops / flops.max()) ** 0.5 for _, bag in ahead],
-        facecolors="none",
-        edgecolors=ink.INK,
-        linewidths=0.9,
-        label="on the front",
-    )
-    marks: list[tuple[str, BagRecord, _Look]] = [
-        ("knee", knee[1], _KNEE),
-        ("winner", study.winner[1], _WINNER),
-    ]
-    if (base := study.base) is not None:
-        marks.append(("config as given", study.base_bag(base), _BASE))
-    for name, bag, look in marks:
-        at = ([bag.cost_seconds], [bag.nll])
-        place.plot(*at, linestyle="none", markersize=6, **look, label=name)
-    place.set_xlabel("total cost from scratch (CPU seconds, GPU where used)")
-    _scores_axis(place, "nll")
-    ink.legend(figure, place, columns=3)
+    x = "total cost from scratch (CPU seconds, GPU where used)"
+    panel = _panel("pareto_front", x, "nll", legend_rows=2)
+    most = max(bag.flops for _, bag in study.points)
+
+    def scatter(points: Sequence[Point], **look: Any) -> None:
+        x = [bag.cost_seconds for _, bag in points]
+        area = [4 + 60 * (bag.flops / most) ** 0.5 for _, bag in points]
+        panel.axes.scatter(x, [bag.nll for _, bag in points], s=area, **look)
+
+    scatter(study.points, color=ink.SKY, alpha=0.35, linewidths=0, label="a bag")
+    ring: ink.Look = {"facecolors": "none", "edgecolors": ink.INK, "linewidths": 0.9}
+    scatter(front, **ring, label="on the front")
+    marked = {"knee": knee, "winner": study.winner, "config as given": study.base}
+    for name, point in marked.items():
+        if point is not None:
+            at = ([point[1].cost_seconds], [point[1].nll])
+            panel.axes.plot(*at, linestyle="none", markersize=6, **_LOOKS[name], label=name)
     listed = "; ".join(
         f"trial {trial.number} with {bag.size} members: {bag.nll:.4f} at {bag.cost_seconds:.1f} s"
         for trial, bag in front
     )
-    return Panel(
-        "pareto_front",
+    return panel.told(
         "The trade: NLL, total cost, cost of an answer",
         "Every bag of every trial; a larger point costs more to ask. On the front no other bag is "
         "as good in all three and better in one. The knee is nearest to the least of each, costs "
         "by their logarithms.",
         f"The front: {listed}. Knee: trial {knee[0].number} with {knee[1].size} members.",
-        figure,
+        columns=3,
     )
 
 
-def _parallel(study: Study) -> Panel:
+@dataclass(frozen=True)
+class _Column:
+    """One axis of the parallel coordinates: where each trial's line crosses it, from 0 to 1."""
+
+    name: str
+    heights: list[float]
+    ticks: dict[float, str]
+
+    @classmethod
+    def of(cls, name: str, values: list[Any], digits: str = ".4g") -> _Column:
+        """Numbers in proportion, anything else at equal distances."""
+        if not all(isinstance(each, int | float) and each is not True for each in values):
+            texts = [flow(each) for each in values]
+            places = {text: i for i, text in enumerate(sorted(set(texts)))}
+            most = max(1, len(places) - 1)
+            ticks = {place / most: text for text, place in places.items()}
+            return cls(name, [places[text] / most for text in texts], ticks)
+        low, high = min(values), max(values)
+        shown = sorted(set(values))
+        shown = shown if len(shown) <= 8 else [low, (low + high) / 2, high]
+        spread = (high - low) or 1
+        ticks = {(each - low) / spread: format(each, digits) for each in shown}
+        return cls(name, [(each - low) / spread for each in values], ticks)
+
+
+def _parallel(study: Study) -> ink.Panel:
     """Each trial a line through its knobs, its ensemble count and its scores."""
-    columns = _columns(study)
-    figure, place = ink.axes(left=0.35, height=4.2)
-    scores = np.array([trial.best.objective for trial in study.done])
-    order = np.argsort(-scores)
-    ramp = LinearSegmentedColormap.from_list("bend", [ink.VERMILLION, ink.SKY])
+    done, winner = study.done, study.winner[0]
+    bags = [trial.best for trial in done]
+    columns = [
+        *(_Column.of(n, [t.point[path] for t in done]) for path, n in study.section.names.items()),
+        _Column.of("members", [bag.size for bag in bags]),
+        _Column.of("cost, s", [bag.cost_seconds for bag in bags], ".1f"),
+        _Column.of("NLL", [bag.nll for bag in bags], ".4f"),
+    ]
+    panel = ink.Panel("parallel_coordinates", left=0.35, height=4.2)
+    scores = np.array([bag.objective for bag in bags])
     spread = float(scores.max() - scores.min()) or 1.0
-    winner = study.winner[0]
-    for i in order:
-        trial = study.done[i]
-        heights = [column.height(trial) for column in columns]
-        is_best = trial.name == winner.name
-        place.plot(
-            range(len(columns)),
-            heights,
+    ramp = LinearSegmentedColormap.from_list("bend", [ink.VERMILLION, ink.SKY])
+    for i in np.argsort(-scores):
+        panel.axes.plot(
+            [column.heights[i] for column in columns],
             color=ramp((scores[i] - scores.min()) / spread),
-            linewidth=2.4 if is_best else 0.9,
-            alpha=1.0 if is_best else 0.7,
+            linewidth=2.4 if done[i] is winner else 0.9,
+            alpha=1.0 if done[i] is winner else 0.7,
         )
     for x, column in enumerate(columns):
-        place.axvline(x, color=ink.INK, linewidth=0.7)
-        for height, text in column.ticks:
-            place.annotate(
-                text, (x, height), xytext=(3, -2.5), textcoords="offset points", fontsize=6.5
-            )
-    place.set_xticks(range(len(columns)), [column.name for column in columns], rotation=25)
-    place.tick_params(axis="x", labelsize=7)
-    place.set_yticks([])
-    place.grid(visible=False)
-    place.set_xlim(-0.1, len(columns) - 0.35)
+        panel.axes.axvline(x, color=ink.INK, linewidth=0.7)
+        for height, text in column.ticks.items():
+            ink.note(panel.axes, text, (x, height))
+    panel.axes.set_xticks(range(len(columns)), [column.name for column in columns], rotation=25)
+    panel.axes.tick_params(axis="x", labelsize=7)
+    panel.axes.set_yticks([])
+    panel.axes.grid(visible=False)
+    panel.axes.set_xlim(-0.1, len(columns) - 0.35)
     listed = ", ".join(f"{path} {flow(value)}" for path, value in winner.point.items())
-    return Panel(
-        "parallel_coordinates",
+    return panel.told(
         "All knobs at once",
         "A line is a trial that came to its end, through its knobs to the size and the score of "
         "its best bag; red is low in the objective, the thick line is the winner.",
         f"Winner: {listed}, {winner.best.size} members.",
-        figure,
     )
-
-
-class _Column:
-    """One axis of the parallel coordinates.
-
-    Args:
-        name: below it.
-        values: of each trial, numbers or not.
-        digits: of its ticks.
-    """
-
-    def __init__(self, name: str, values: dict[str, Any], digits: str = ".4g") -> None:
-        self.name = name
-        if all(isinstance(each, int | float) and each is not True for each in values.values()):
-            low, high = min(values.values()), max(values.values())
-            shown = sorted(set(values.values()))
-            shown = shown if len(shown) <= 8 else [low, (low + high) / 2, high]
-            spread = (high - low) or 1
-            self._heights = {name: (each - low) / spread for name, each in values.items()}
-            self.ticks = [((each - low) / spread, format(each, digits)) for each in shown]
-        else:
-            texts = sorted(set(map(flow, values.values())))
-            heights = {text: i / max(1, len(texts) - 1) for i, text in enumerate(texts)}
-            self._heights = {name: heights[flow(each)] for name, each in values.items()}
-            self.ticks = [(height, text) for text, height in heights.items()]
-
-    def height(self, trial: TrialRecord) -> float:
-        """Where a trial's line crosses it, from 0 to 1."""
-        return float(self._heights[trial.name])
-
-
-def _columns(study: Study) -> list[_Column]:
-    done = study.done
-    knobs = [
-        _Column(name, {trial.name: trial.point[path] for trial in done})
-        for path, name in study.section.names.items()
-    ]
-    return [
-        *knobs,
-        _Column("members", {t.name: t.best.size for t in done}),
-        _Column("cost, s", {t.name: t.best.cost_seconds for t in done}, ".1f"),
-        _Column("NLL", {t.name: t.best.nll for t in done}, ".4f"),
-    ]
-
-
-def _scores_axis(place: Axes, score: str) -> None:
-    if score == "accuracy":
-        ink.percent(place, "y")
-    place.set_ylabel(_LABELS[score])
-
-
-def _written(value: float, score: str) -> str:
-    return f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.4f}"

@@ -5,6 +5,7 @@ A trial writes its record itself, at every step, so that a killed driver loses n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,11 +13,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.storage.masking import cause
-from bend_ray.tune.objectives import ScoredBag
 
 TRIALS = "trials"
-
-Status = Literal["running", "done", "stopped", "failed"]
 
 
 class _Record(BaseModel):
@@ -40,19 +38,23 @@ class StageRecord(_Record):
 
 
 class BagRecord(_Record):
-    """``objectives.Bag``, and what the search minimised of it."""
+    """One bag of a trial, and what it costs.
+
+    Attributes:
+        size: members that vote.
+        nll: on validation images, nats.
+        accuracy: on validation images, a fraction of 1.
+        cost_seconds: of all of it from scratch, GPU seconds where one was used, else CPU seconds.
+        flops: floating-point operations of the whole bag's answer to one image, each member whole.
+        objective: what the search minimises of it.
+    """
 
     size: int
     nll: float
     accuracy: float
     cost_seconds: float
     flops: int
-    objective: float
-
-    @property
-    def bag(self) -> ScoredBag:
-        """The bag."""
-        return ScoredBag(self.size, self.nll, self.accuracy, self.cost_seconds, self.flops)
+    objective: float = math.nan
 
 
 class TrialRecord(_Record):
@@ -64,15 +66,14 @@ class TrialRecord(_Record):
         point: value by config path.
         status: done; stopped by the scheduler; failed; running, where it was cut off.
         error: why it failed.
-        milestones: as far as it came.
-        stages: as far as it came.
+        milestones: as far as it came, like ``stages``.
         bags: by size, of a trial that is done.
     """
 
     name: str
     number: int = -1
     point: dict[str, Any]
-    status: Status = "running"
+    status: Literal["running", "done", "stopped", "failed"] = "running"
     error: str | None = None
     milestones: list[Milestone] = []
     stages: list[StageRecord] = []
@@ -94,21 +95,12 @@ def best_of(bags: Sequence[BagRecord]) -> BagRecord:
 
 
 def write_record(study: Directory, record: TrialRecord) -> None:
-    """Keep a trial's record.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Keep a trial's record."""
     study.write_note(f"{TRIALS}/{record.name}.json", record.model_dump())
 
 
 def read_record(study: Directory, name: str) -> TrialRecord | None:
-    """A trial's record, None where there is none.
-
-    Raises:
-        StoreError: it is there and cannot be read.
-        CorruptArtifact: it is no record.
-    """
+    """A trial's record, None where there is none; CorruptArtifact where it is no record."""
     file = f"{TRIALS}/{name}.json"
     if not any(entry.name == file for entry in study.list_files(TRIALS)):
         return None

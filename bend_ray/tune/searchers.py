@@ -1,17 +1,23 @@
-"""Ray Tune's searchers, schedulers and domains, from the specs of ``space``."""
+"""Ray Tune's searchers and schedulers, from the specs of ``space``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from optuna.samplers import TPESampler
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.samplers import RandomSampler, TPESampler
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
-from bend_ray.tune.space import Asha, Choices, Grid, Random, Range, Tpe, TuneSection, encode
-from bend_ray.tune.trial import PROGRESS
+from bend_ray.tune.space import Asha, Choices, Grid, Range, Tpe, TuneSection, encode, values_of
+from bend_ray.tune.trial import OBJECTIVE, PROGRESS
 
 
 class PruningOptunaSearch(OptunaSearch):  # type: ignore[misc]
@@ -34,21 +40,43 @@ class PruningOptunaSearch(OptunaSearch):  # type: ignore[misc]
 def searcher_of(section: TuneSection, first: dict[str, Any] | None, room: int) -> Any:
     """The searcher.
 
-    Args:
-        section: of the search.
-        first: a point, encoded, to be tried before all others.
-        room: trials at once; of those that need no results Tune itself would run all.
+    It tries ``first``, an encoded point, before all others. Of a grid Tune itself would run all
+    trials at once; there is ``room`` for so many.
     """
-    points = None if first is None else [first]
-    if isinstance(section.searcher, Tpe):
-        sampler = TPESampler(
-            seed=section.searcher.seed, n_startup_trials=section.searcher.random_trials
-        )
-        return PruningOptunaSearch(sampler=sampler, points_to_evaluate=points)
-    if isinstance(section.searcher, Random):
-        seed = section.searcher.seed
-        return BasicVariantGenerator(points, max_concurrent=room, random_state=seed)
-    return BasicVariantGenerator(max_concurrent=room)
+    searcher = section.searcher
+    if isinstance(searcher, Grid):
+        return BasicVariantGenerator(max_concurrent=room)
+    sampler = (
+        TPESampler(seed=searcher.seed, n_startup_trials=searcher.random_trials)
+        if isinstance(searcher, Tpe)
+        else RandomSampler(seed=searcher.seed)
+    )
+    return PruningOptunaSearch(
+        {path: _distribution(domain) for path, domain in section.knobs.items()},
+        OBJECTIVE,
+        "min",
+        points_to_evaluate=None if first is None else [first],
+        sampler=sampler,
+    )
+
+
+def grid_of(section: TuneSection) -> dict[str, Any]:
+    """Ray Tune's space of a grid; a searcher of Optuna's has its own."""
+    if not isinstance(section.searcher, Grid):
+        return {}
+    return {
+        path: tune.grid_search([encode(value) for value in values_of(domain)])
+        for path, domain in section.knobs.items()
+    }
+
+
+def _distribution(domain: Range | Choices) -> BaseDistribution:
+    if not isinstance(domain, Range):
+        return CategoricalDistribution([encode(value) for value in domain])
+    high = domain.high if domain.step is None else domain.values()[-1]
+    if domain.whole:
+        return IntDistribution(int(domain.low), int(high), domain.log, int(domain.step or 1))
+    return FloatDistribution(domain.low, high, domain.log, domain.step)
 
 
 def scheduler_of(section: TuneSection) -> Any:
@@ -62,22 +90,3 @@ def scheduler_of(section: TuneSection) -> Any:
         max_t=100.0,
         reduction_factor=section.scheduler.reduction,
     )
-
-
-def domain_of(section: TuneSection, domain: Range | Choices) -> Any:
-    """A knob's values."""
-    if isinstance(section.searcher, Grid):
-        values = domain.values() if isinstance(domain, Range) else domain
-        return tune.grid_search([encode(value) for value in values])
-    if not isinstance(domain, Range):
-        return tune.choice([encode(value) for value in domain])
-    if domain.step is not None:
-        # Tune itself rounds to multiples of the step, Optuna counts steps from the lower bound.
-        if not isinstance(section.searcher, Tpe):
-            return tune.choice(domain.values())
-        stepped = tune.qrandint if domain.whole else tune.quniform
-        return stepped(domain.low, domain.values()[-1], domain.step)
-    if domain.whole:
-        # The upper bound is exclusive.
-        return (tune.lograndint if domain.log else tune.randint)(domain.low, int(domain.high) + 1)
-    return (tune.loguniform if domain.log else tune.uniform)(domain.low, domain.high)

@@ -32,45 +32,35 @@ class Processors:
         resources = [node.resources for node in capacity.nodes()]
         return cls(*(sum(each.get(kind, 0.0) for each in resources) for kind in ("CPU", "GPU")))
 
+    def usable(self, own: bool) -> Processors:
+        """What stages may have; ``own``: ``connect`` started it, with more CPUs than cores."""
+        return Processors(max(1.0, self.cpus - (SPARE_CPUS if own else DATA_CPUS)), self.gpus)
+
+    def over(self, cpus: float, gpus: float) -> int:
+        """How many processes of so much fit, at least one."""
+        most = int(self.cpus // cpus)
+        return max(1, min(most, int(self.gpus // gpus)) if gpus else most)
+
 
 def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
-    """Trials at once, at least one.
-
-    Args:
-        config: whose stages they run.
-        have: what the cluster has.
-        own: whether ``connect`` started it, with more CPUs than there are cores.
-    """
+    """Trials at once that a cluster has room for, at least one; ``own``: ``connect`` started it."""
     needs = cluster.requests(config, STAGES)
     cpus = max(need.processes * need.resources.cpus for need in needs)
     gpus = max(need.processes * need.resources.gpus for need in needs)
-    room = int(_cpus(have, own) // cpus)
-    if gpus:
-        room = min(room, int(have.gpus // gpus))
-    return max(1, room)
+    return have.usable(own).over(cpus, gpus)
 
 
 def share_of(config: PipelineConfig, have: Processors, own: bool, trials: int) -> PipelineConfig:
     """The config with every stage held to one trial's share of the cluster; no result changes."""
-    cpus, gpus = _cpus(have, own) / trials, have.gpus / trials
+    usable = have.usable(own)
+    share = Processors(usable.cpus / trials, usable.gpus / trials)
     sections = {}
     for stage in STAGES:
-        resources = _resources(config, stage)
-        most = int(cpus // resources.cpus)
-        if resources.gpus:
-            most = min(most, int(gpus // resources.gpus))
         section = getattr(config, stage)
-        sections[stage] = section.model_copy(update={"resources": _held(resources, max(1, most))})
+        most = share.over(section.resources.cpus, section.resources.gpus)
+        held = _held(section.resources, most)
+        sections[stage] = section.model_copy(update={"resources": held})
     return config.model_copy(update=sections)
-
-
-def _cpus(have: Processors, own: bool) -> float:
-    return max(1.0, have.cpus - (SPARE_CPUS if own else DATA_CPUS))
-
-
-def _resources(config: PipelineConfig, stage: str) -> Resources:
-    resources: Resources = getattr(config, stage).resources
-    return resources
 
 
 def _held(resources: Resources, most: int) -> Resources:

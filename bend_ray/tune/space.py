@@ -8,12 +8,14 @@ members.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -25,10 +27,10 @@ from pydantic import (
 from bend_ray.config.knobs import knobs
 from bend_ray.config.reading import with_knobs
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.config.yaml_text import read_yaml
+from bend_ray.config.yaml_text import read_yaml, refusal
 from bend_ray.errors import ConfigError
 from bend_ray.spec import Spec
-from bend_ray.tune.objectives import Nll, Objective
+from bend_ray.tune.records import BagRecord
 
 Scalar = bool | int | float | str | None
 Choices = Annotated[tuple[Any, ...], Field(min_length=1)]
@@ -42,8 +44,7 @@ _NOT_TUNED = {
     "samples.count": "ensemble_counts says how many members are tried",
     "evaluation.bagging.size": "ensemble_counts says how many members are tried",
 }
-_LATENT_SIZE = "autoencoder.model.latent_size"
-_TEMPERATURE = "samples.temperature"
+LATENT_SIZE = "autoencoder.model.latent_size"
 
 
 class Range(Spec):
@@ -74,11 +75,7 @@ class Range(Spec):
         return self
 
     def values(self) -> list[int | float]:
-        """All of them, where there is a step.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """All of them, where there is a step; else ConfigError."""
         if self.step is None:
             raise ConfigError(
                 f"searcher grid: expected a step for the range {self.low} to {self.high}, got "
@@ -102,6 +99,41 @@ class Range(Spec):
         if self.step is not None:
             return any(abs(value - each) < 1e-9 for each in self.values())
         return self.low <= value <= self.high
+
+
+class Nll(Spec):
+    """Validation NLL, in nats."""
+
+    kind: Literal["nll"] = "nll"
+
+    def of(self, bag: BagRecord) -> float:
+        """Lower is better."""
+        return bag.nll
+
+
+class Accuracy(Spec):
+    """Share of validation images the bag gets wrong."""
+
+    kind: Literal["accuracy"] = "accuracy"
+
+    def of(self, bag: BagRecord) -> float:
+        """Lower is better."""
+        return 1.0 - bag.accuracy
+
+
+class PenalisedNll(Spec):
+    """Validation NLL, and a price for each doubling of what the bag costs."""
+
+    kind: Literal["penalised_nll"] = "penalised_nll"
+    cost: NonNegativeFloat = 0.002
+    """Nats that halving the total cost is worth."""
+    inference: NonNegativeFloat = 0.002
+    """Nats that halving the cost of an answer is worth."""
+
+    def of(self, bag: BagRecord) -> float:
+        """Lower is better."""
+        cost, inference = (math.log2(max(each, 1e-9)) for each in (bag.cost_seconds, bag.flops))
+        return bag.nll + self.cost * cost + self.inference * inference
 
 
 class Tpe(Spec):
@@ -153,10 +185,9 @@ class Asha(Spec):
         >>> Asha().milestones
         [0.25, 0.5]
         """
-        found, share = [], self.first
-        while share < 1.0:
-            found.append(share)
-            share *= self.reduction
+        found = [self.first]
+        while found[-1] * self.reduction < 1.0:
+            found.append(found[-1] * self.reduction)
         return found
 
 
@@ -164,13 +195,10 @@ class NoStopping(Spec):
     """Every trial goes on to its end."""
 
     kind: Literal["none"] = "none"
-
-    @property
-    def milestones(self) -> list[float]:
-        """None."""
-        return []
+    milestones: ClassVar[list[float]] = []
 
 
+Objective = Annotated[Nll | Accuracy | PenalisedNll, Field(discriminator="kind")]
 Searcher = Annotated[Tpe | Random | Grid, Field(discriminator="kind")]
 Scheduler = Annotated[Asha | NoStopping, Field(discriminator="kind")]
 
@@ -215,10 +243,7 @@ class TuneSection(Spec):
     @model_validator(mode="after")
     def _grid_is_whole(self) -> TuneSection:
         if isinstance(self.searcher, Grid):
-            combinations = 1
-            for domain in self.knobs.values():
-                values = domain.values() if isinstance(domain, Range) else domain
-                combinations *= len(values)
+            combinations = math.prod(len(values_of(domain)) for domain in self.knobs.values())
             if combinations > self.trials:
                 raise ValueError(
                     f"trials: expected at least the {combinations} combinations of the grid, got "
@@ -232,39 +257,38 @@ class TuneSection(Spec):
         found = {}
         for path in self.knobs:
             parts = path.split(".")
-            ends = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
-            found[path] = next(
-                end
-                for end in ends
-                if sum(f".{each}".endswith(f".{end}") for each in self.knobs) == 1
-            )
-        return {path: name.replace("_", " ") for path, name in found.items()}
+            ends = (f".{'.'.join(parts[-length:])}" for length in range(1, len(parts) + 1))
+            own = next(e for e in ends if sum(f".{k}".endswith(e) for k in self.knobs) == 1)
+            found[path] = own[1:].replace("_", " ")
+        return found
 
     def decoded(self, point: Mapping[str, Any]) -> dict[str, Any]:
         """A point of Ray Tune's, with the values as the file has them."""
-        return {path: self._value(path, each) for path, each in point.items()}
-
-    def _value(self, path: str, encoded: Any) -> Any:
-        domain = self.knobs[path]
-        if isinstance(domain, Range):
-            return domain.nearest(encoded)
-        return next(value for value in domain if encode(value) == encoded)
+        return {
+            path: domain.nearest(point[path])
+            if isinstance(domain, Range)
+            else next(value for value in domain if encode(value) == point[path])
+            for path, domain in self.knobs.items()
+        }
 
     def point_of(self, config: PipelineConfig) -> dict[str, Any] | None:
         """Where a config lies in the space, encoded; None where it lies outside."""
         point = {}
         for path, domain in self.knobs.items():
-            value = _value_at(config, path)
             if isinstance(domain, Range):
-                if not domain.holds(value):
-                    return None
-                point[path] = value
+                value = _value_at(config, path)
+                values: Sequence[Any] = [value] if domain.holds(value) else []
             else:
-                same = [each for each in domain if _says(config, path, each)]
-                if not same:
-                    return None
-                point[path] = encode(same[0])
+                values = [each for each in domain if _says(config, path, each)]
+            if not values:
+                return None
+            point[path] = encode(values[0])
         return point
+
+
+def values_of(domain: Range | Choices) -> Sequence[Any]:
+    """Every value of a knob; ConfigError where they cannot be told one by one."""
+    return domain.values() if isinstance(domain, Range) else domain
 
 
 def encode(value: Any) -> Scalar:
@@ -300,19 +324,14 @@ def default_section(config: PipelineConfig) -> dict[str, Any]:
     return {
         "ensemble_counts": sizes_up_to(config.samples.count),
         "knobs": {
-            _LATENT_SIZE: [*sorted(sizes - {config.latent_size}), own],
-            _TEMPERATURE: sorted(temperatures),
+            LATENT_SIZE: [*sorted(sizes - {config.latent_size}), own],
+            "samples.temperature": sorted(temperatures),
         },
     }
 
 
 def load_section(path: Path | None, config: PipelineConfig, trials: int | None) -> TuneSection:
     """The search a SPACE file describes; what it leaves out is as in the default search.
-
-    Args:
-        path: the file; None for the default search.
-        config: the trials set knobs of this one.
-        trials: instead of the file's, where given.
 
     Raises:
         ConfigError: one line with every problem found.
@@ -323,27 +342,17 @@ def load_section(path: Path | None, config: PipelineConfig, trials: int | None) 
     try:
         return TuneSection.model_validate(values)
     except ValidationError as error:
-        problems = []
-        for details in error.errors():
-            where = ".".join(str(part) for part in details["loc"])
-            problems.append(f"{where}: {details['msg'].removeprefix('Value error, ')}".lstrip(": "))
-        name = "the default space" if path is None else str(path)
-        raise ConfigError(" ".join(f"{name}: {'; '.join(problems)}".split())) from None
+        problems = [
+            f"{'.'.join(map(str, details['loc']))}: {details['msg']}".lstrip(": ")
+            for details in error.errors()
+        ]
+        raise refusal(f"{path or 'the default space'}: {'; '.join(problems)}") from None
 
 
 def trial_config(
     config: PipelineConfig, section: TuneSection, point: Mapping[str, Any]
 ) -> PipelineConfig:
-    """The config of a trial: it draws the largest ensemble count, and all of them vote.
-
-    Args:
-        config: the base.
-        section: of the search.
-        point: decoded.
-
-    Raises:
-        ConfigError: the point's values do not go together.
-    """
+    """The config of a trial: it draws the largest ensemble count, and all of them vote."""
     asked = with_knobs(config, point)
     drawn = max(section.ensemble_counts)
     if asked.evaluation.bagging.kind != "all":

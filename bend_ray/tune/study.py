@@ -1,4 +1,4 @@
-"""A study: all trials of a search, and what came out.
+"""A study: all trials of a search, what came out, and which bag is worth its cost.
 
 Its artifact is ``{store}/tune/{fingerprint}/``: the trials' records, ``study.json`` and
 ``best.yaml``, and in ``ray/`` the state of Ray Tune, from which a killed search goes on, with its
@@ -7,38 +7,56 @@ TensorBoard files.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import STAGE_VERSIONS, STAGES
+from bend_ray.config.reading import nested
 from bend_ray.config.schema import PipelineConfig, identity
+from bend_ray.config.yaml_text import block
 from bend_ray.errors import TrainingError
-from bend_ray.tune.front import trade_off
+from bend_ray.report.command import settings
+from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, bag_config, encode, trial_config
 
 VERSION = 1
 STUDY = "study.json"
+BEST = "best.yaml"
+
+Point = tuple[TrialRecord, BagRecord]
 
 
 @dataclass(frozen=True)
 class Study:
-    """A search that is over.
-
-    Attributes:
-        config: whose knobs were set.
-        section: of the search.
-        trials: by number.
-        cost: of all artifacts the trials needed, each once, and the wall time of the search.
-        artifact: where it is kept.
-    """
+    """A search, its trials by number once it is over, and what it cost: each artifact once."""
 
     config: PipelineConfig
     section: TuneSection
-    trials: list[TrialRecord]
-    cost: Cost
     artifact: Artifact
+    trials: list[TrialRecord] = field(default_factory=list)
+    cost: Cost = field(default_factory=Cost)
+
+    @classmethod
+    def of(cls, config: PipelineConfig, section: TuneSection, store: Store) -> Study:
+        """One that may not have begun, where it is, or will be."""
+        decides = {
+            "config": identity(config),
+            "tune": section.model_dump(mode="json"),
+            "stages": dict(STAGE_VERSIONS),
+        }
+        return cls(config, section, store.artifact("tune", VERSION, decides))
+
+    def read(self) -> Study:
+        """With its trials; StoreError where they are not committed, or cannot be read."""
+        content = self.artifact.read_json(STUDY)
+        trials = [TrialRecord.model_validate(each) for each in content["trials"]]
+        return replace(self, trials=trials, cost=self.artifact.manifest().cost)
 
     @property
     def done(self) -> list[TrialRecord]:
@@ -46,7 +64,7 @@ class Study:
         return [trial for trial in self.trials if trial.status == "done"]
 
     @property
-    def winner(self) -> tuple[TrialRecord, BagRecord]:
+    def winner(self) -> Point:
         """The trial and its bag of the lowest objective, the earliest of equals.
 
         Raises:
@@ -62,42 +80,39 @@ class Study:
         return trial, trial.best
 
     @property
-    def base(self) -> TrialRecord | None:
-        """The trial of the config as it was given, if it came to its end."""
+    def base(self) -> Point | None:
+        """The config as it was given, if its trial came to its end.
+
+        The bag is the one of the config's own size, or the next smaller one tried.
+        """
         point = self.section.point_of(self.config)
+        size = self.config.evaluation.bagging.size or self.config.samples.count
         for trial in self.done:
             if point == {path: encode(value) for path, value in trial.point.items()}:
-                return trial
+                fitting = [bag for bag in trial.bags if bag.size <= size] or trial.bags[:1]
+                return trial, fitting[-1]
         return None
 
-    def base_bag(self, base: TrialRecord) -> BagRecord:
-        """Of the base's bags, the one of the config's own size, or the next smaller one tried."""
-        size = self.config.evaluation.bagging.size or self.config.samples.count
-        fitting = [bag for bag in base.bags if bag.size <= size] or base.bags[:1]
-        return fitting[-1]
-
     @property
-    def points(self) -> list[tuple[TrialRecord, BagRecord]]:
+    def points(self) -> list[Point]:
         """Every bag of every trial that is done, equal configs once."""
-        seen, found = set(), []
+        distinct: dict[Any, TrialRecord] = {}
         for trial in self.done:
-            key = tuple(encode(value) for value in trial.point.values())
-            if key not in seen:
-                seen.add(key)
-                found += [(trial, bag) for bag in trial.bags]
-        return found
+            distinct.setdefault(encode(list(trial.point.values())), trial)
+        return [(trial, bag) for trial in distinct.values() for bag in trial.bags]
 
-    def front(self) -> tuple[list[tuple[TrialRecord, BagRecord]], tuple[TrialRecord, BagRecord]]:
+    def front(self) -> tuple[list[Point], Point]:
         """The Pareto front of (validation NLL, total cost, inference cost), and its knee.
 
-        Raises:
-            TrainingError: no trial came to its end.
+        Costs are compared by their logarithms where the knee is sought.
         """
-        points = self.points
-        if not points:
-            _ = self.winner
-        front, knee = trade_off([bag.bag for _, bag in points])
-        return sorted((points[i] for i in front), key=lambda point: point[1].nll), points[knee]
+        points = self.points or [self.winner]
+        rows = [(bag.nll, bag.cost_seconds, bag.flops) for _, bag in points]
+        values = np.array(rows, dtype=np.float64)
+        front = pareto_front(values)
+        values[:, 1:] = np.log(np.maximum(values[:, 1:], 1e-9))
+        turn = points[front[knee(values[front])]]
+        return sorted((points[i] for i in front), key=lambda point: point[1].nll), turn
 
     def config_of(self, trial: TrialRecord, bag: BagRecord) -> PipelineConfig:
         """The config whose run makes a bag."""
@@ -117,45 +132,71 @@ class Study:
         return sum(asked), sum(made)
 
 
-def study_artifact(config: PipelineConfig, section: TuneSection, store: Store) -> Artifact:
-    """Where a study is, or will be."""
-    decides = {
-        "config": identity(config),
-        "tune": section.model_dump(mode="json"),
-        "stages": dict(STAGE_VERSIONS),
-    }
-    return store.artifact("tune", VERSION, decides)
+def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
+    """Rows that no other row dominates: none is at most as large in all columns, less in one.
 
+    Returns:
+        Indices, rising, of N candidates by M things to be small; of equal rows the first.
 
-def read_study(config: PipelineConfig, section: TuneSection, artifact: Artifact) -> Study:
-    """A committed study.
-
-    Raises:
-        StoreError: it is not committed, or cannot be read.
+    >>> pareto_front(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]))
+    [0, 1]
     """
-    content = artifact.read_json(STUDY)
-    trials = [TrialRecord.model_validate(each) for each in content["trials"]]
-    return Study(config, section, trials, artifact.manifest().cost, artifact)
+    found = []
+    for i, row in enumerate(values_NM):
+        no_worse = (values_NM <= row).all(axis=1)
+        better = no_worse & (values_NM < row).any(axis=1)
+        equal_before = no_worse[:i] & (values_NM[:i] == row).all(axis=1)
+        if not better.any() and not equal_before.any():
+            found.append(i)
+    return found
+
+
+def knee(values_NM: NDArray[np.float64]) -> int:
+    """The row of a front nearest to having the least of everything, each column scaled to [0, 1].
+
+    Returns:
+        Its index, the lowest of equals.
+
+    Source: the compromise solution of Zeleny, "Compromise programming", 1973, with the Euclidean
+    distance.
+
+    >>> knee(np.array([[0.0, 1.0], [0.2, 0.2], [1.0, 0.0]]))
+    1
+    """
+    low, high = values_NM.min(axis=0), values_NM.max(axis=0)
+    scaled = (values_NM - low) / np.where(high > low, high - low, 1.0)
+    return int(np.square(scaled).sum(axis=1).argmin())
 
 
 def summary(study: Study) -> list[str]:
     """What came out, a line a sentence."""
-    trial, bag = study.winner
     counts = dict.fromkeys(("done", "stopped", "failed"), 0)
     for each in study.trials:
         counts[each.status] += 1
+    listed = ", ".join(f"{count} {status}" for status, count in counts.items() if count)
     asked, made = study.stages_in_all()
     lines = [
-        f"{len(study.trials)} trials: "
-        + ", ".join(f"{count} {status}" for status, count in counts.items() if count),
+        f"{len(study.trials)} trials: {listed}",
         f"{asked} stages asked for, {made} made, {asked - made} shared",
-        f"winner: trial {trial.number} with {bag.size} members, validation NLL {bag.nll:.4f}, "
-        f"accuracy {100 * bag.accuracy:.2f} %",
     ]
-    if (base := study.base) is not None:
-        own = study.base_bag(base)
-        lines.append(
-            f"the config as given: trial {base.number} with {own.size} members, validation NLL "
-            f"{own.nll:.4f}, accuracy {100 * own.accuracy:.2f} %"
-        )
+    for name, point in (("winner", study.winner), ("the config as given", study.base)):
+        if point is not None:
+            trial, bag = point
+            lines.append(
+                f"{name}: trial {trial.number} with {bag.size} members, validation NLL "
+                f"{bag.nll:.4f}, accuracy {100 * bag.accuracy:.2f} %"
+            )
     return lines
+
+
+def best_yaml(config: PipelineConfig, about: str, *, mask: bool = False) -> str:
+    """A config as a file that ``bend run`` takes: what differs from the default, below ``about``.
+
+    ``mask`` replaces credentials in URIs, for a file others will read.
+    """
+    whole = config.model_dump(mode="json")
+    # It is to be run on what the data set is by then.
+    whole["dataset"].pop("content", None)
+    values = nested(settings(whole))
+    head = "".join(f"# {line}\n" for line in about.splitlines())
+    return head + block(masked_json(values) if mask else values)

@@ -1,52 +1,73 @@
-"""The table of trials: one row a trial and its best bag, as text and for the page."""
+"""The tables of a study: trials, the Pareto front, and what trials shared."""
 
 from __future__ import annotations
 
 from bend_ray.config.yaml_text import flow
-from bend_ray.report.results import aligned
+from bend_ray.report.results import Table
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.study import Study
 
-
-def header(study: Study) -> list[str]:
-    """Names of the columns."""
-    scores = ["validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer"]
-    return ["trial", *study.section.names.values(), *scores, "state", "made"]
+SCORES = ("validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer")
 
 
-def rows(study: Study) -> list[tuple[TrialRecord, list[str]]]:
+def score_cells(bag: BagRecord) -> list[str]:
+    """A bag's ``SCORES``."""
+    scores = (f"{bag.nll:.4f}", f"{100 * bag.accuracy:.2f}", str(bag.size))
+    return [*scores, f"{bag.cost_seconds:.1f}", f"{bag.flops / 1e6:.3g}"]
+
+
+def trials_table(study: Study) -> Table:
     """Trials that are done, the lowest objective first, then those that are not."""
-    front, knee = study.front()
     others = [trial for trial in study.trials if trial.status != "done"]
     ordered = [*sorted(study.done, key=lambda trial: trial.best.objective), *others]
-    marks = {trial.name: _mark(trial, front, knee) for trial in study.done}
-    return [(trial, _row(study, trial, marks.get(trial.name, ""))) for trial in ordered]
+    return Table(
+        title="Trials, the best objective first",
+        header=["trial", *study.section.names.values(), *SCORES, "state", "made"],
+        rows=[_row(study, trial) for trial in ordered],
+        ours=0,
+        note="Scores of a trial's best bag on validation images; of a trial that was stopped, of "
+        "its last milestone. The test part was not opened by the search. Cost: everything from "
+        "scratch, as if nothing were shared."
+        + "".join(f" Trial {number} failed: {error}." for number, error in failures(study)),
+    )
 
 
-def front_header() -> list[str]:
-    """Names of the front's columns."""
-    return ["trial", "members", "validation NLL", "accuracy %", "cost s", "MFLOP an answer", ""]
-
-
-def front_rows(study: Study) -> list[list[str]]:
-    """The Pareto front, the lowest NLL first, its knee marked."""
+def front_table(study: Study) -> Table:
+    """The Pareto front, its knee marked."""
     front, knee = study.front()
-    return [
-        [str(trial.number), str(bag.size), *_scores(bag), "knee" if (trial, bag) == knee else ""]
-        for trial, bag in front
-    ]
+    return Table(
+        title="The Pareto front, the lowest NLL first",
+        header=["trial", *SCORES, ""],
+        rows=[
+            [str(trial.number), *score_cells(bag), "knee" if (trial, bag) == knee else ""]
+            for trial, bag in front
+        ],
+        ours=front.index(knee),
+        note="Of every bag of every trial: none other is as good in NLL, total cost and cost of an "
+        "answer, and better in one. MFLOP: of the whole bag for one image.",
+    )
 
 
-def table(study: Study) -> str:
-    """Both as aligned text."""
-    sections = [
-        [tuple(header(study)), *(tuple(row) for _, row in rows(study))],
-        [tuple(front_header()), *(tuple(row) for row in front_rows(study))],
-    ]
-    trials, front = ("\n".join(aligned(section)) for section in sections)
+def stages_table(study: Study) -> Table:
+    """What trials shared."""
+    asked, made = study.stages_in_all()
+    return Table(
+        title="What the trials shared",
+        header=["stage", "asked for", "made", "shared"],
+        rows=[
+            [stage, str(asked), str(made), str(asked - made)]
+            for stage, (asked, made) in study.stages().items()
+        ],
+        note=f"{asked} stages asked for, {made} made, {asked - made} shared. Made: artifacts that "
+        "differ, by fingerprint.",
+    )
+
+
+def text(study: Study) -> str:
+    """Trials and front as aligned text."""
     failed = "".join(f"trial {number} failed: {error}\n" for number, error in failures(study))
     title = "Pareto front of validation NLL, total cost and cost of an answer"
-    return f"{trials}\n{failed}\n{title}\n{front}"
+    return f"{trials_table(study).text}\n{failed}\n{title}\n{front_table(study).text}"
 
 
 def failures(study: Study) -> list[tuple[int, str]]:
@@ -54,17 +75,15 @@ def failures(study: Study) -> list[tuple[int, str]]:
     return [(t.number, t.error or "unknown") for t in study.trials if t.status == "failed"]
 
 
-def _row(study: Study, trial: TrialRecord, mark: str) -> list[str]:
+def _row(study: Study, trial: TrialRecord) -> list[str]:
     # A trial whose process died before its record was written has no point.
     knobs = [flow(trial.point[path]) if trial.point else "-" for path in study.section.knobs]
     made = ", ".join(stage.stage for stage in trial.stages if stage.made) or "nothing"
-    if trial.status == "done":
-        bag = trial.best
-        scores = [f"{bag.nll:.4f}", f"{100 * bag.accuracy:.2f}", str(bag.size), *_costs(bag)]
-        return [str(trial.number), *knobs, *scores, mark, made]
     state: str = trial.status
-    scores = ["-"] * 5
-    if trial.milestones:
+    scores = ["-"] * len(SCORES)
+    if trial.status == "done":
+        scores, state = score_cells(trial.best), _place(study, trial)
+    elif trial.milestones:
         last = trial.milestones[-1]
         scores[:2] = [f"{last.nll:.4f}", f"{100 * last.accuracy:.2f}"]
         if trial.status == "stopped":
@@ -72,21 +91,11 @@ def _row(study: Study, trial: TrialRecord, mark: str) -> list[str]:
     return [str(trial.number), *knobs, *scores, state, made]
 
 
-def _mark(
-    trial: TrialRecord,
-    front: list[tuple[TrialRecord, BagRecord]],
-    knee: tuple[TrialRecord, BagRecord],
-) -> str:
-    sizes = [bag.size for each, bag in front if each.name == trial.name]
+def _place(study: Study, trial: TrialRecord) -> str:
+    """Where a trial that is done stands to the front."""
+    front, knee = study.front()
+    sizes = sorted(bag.size for each, bag in front if each.name == trial.name)
     if not sizes:
         return "done"
-    on = f"on the front with {', '.join(str(size) for size in sorted(sizes))}"
+    on = f"on the front with {', '.join(map(str, sizes))}"
     return f"{on}; knee" if knee[0].name == trial.name else on
-
-
-def _scores(bag: BagRecord) -> list[str]:
-    return [f"{bag.nll:.4f}", f"{100 * bag.accuracy:.2f}", *_costs(bag)]
-
-
-def _costs(bag: BagRecord) -> list[str]:
-    return [f"{bag.cost_seconds:.1f}", f"{bag.flops / 1e6:.3g}"]

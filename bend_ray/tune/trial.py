@@ -9,16 +9,15 @@ both, and its stages take their own CPUs from the cluster.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import ray
 from ray import tune
 
 from bend_ray import pipeline
-from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.lease import lease
-from bend_ray.artifacts.store import Store
+from bend_ray.artifacts.store import Artifact
 from bend_ray.comparison.validation import BagCurve
 from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.reading import with_knobs
@@ -31,7 +30,6 @@ from bend_ray.runtime.pool import get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import bag_curve, milestone_curve
 from bend_ray.storage.masking import cause
-from bend_ray.tune.objectives import ScoredBag
 from bend_ray.tune.records import (
     BagRecord,
     Milestone,
@@ -43,6 +41,7 @@ from bend_ray.tune.records import (
 from bend_ray.tune.space import TuneSection, trial_config
 
 OBJECTIVE = "objective"
+"""Of the best bag, whose whole record Ray Tune is told."""
 PROGRESS = "percent"
 """Of the generator's training; a trial that is at its end reports 100."""
 
@@ -63,26 +62,24 @@ class Assignment:
     Attributes:
         config: whose knobs a trial sets; its resources are one trial's share of the cluster.
         section: the search.
-        store_uri: where artifacts are.
-        study: where records are.
+        study: where records are, in the store of the stages' artifacts.
         dataset: of the config, shared by the driver.
         own_cluster: whether the driver started the cluster.
     """
 
     config: PipelineConfig
     section: TuneSection
-    store_uri: str
-    study: Directory
+    study: Artifact
     dataset: InStore
     own_cluster: bool
 
+    def graph(self, config: PipelineConfig) -> Graph:
+        """Where the stages of a trial's config are."""
+        return graph_of(config, self.study.store)
+
 
 class StageWorker:
-    """A process that runs stages for one trial after another.
-
-    Args:
-        job: of the study.
-    """
+    """A process that runs stages for one trial of a study after another."""
 
     def __init__(self, job: Assignment) -> None:
         cluster.set_up_data()
@@ -91,14 +88,14 @@ class StageWorker:
 
     def make(self, stage: str, config: PipelineConfig) -> bool:
         """Make a stage's artifact; whether this call made it."""
-        return pipeline.make_stage(stage, config, self._plan(config), self.runtime)
+        return pipeline.make_stage(stage, config, self.job.graph(config), self.runtime)
 
     def milestone(self, config: PipelineConfig, step: int, sizes: list[int]) -> BagCurve | None:
         """Train the generator to a step, and what its bags are worth then.
 
         None where it is trained further already.
         """
-        found = self._plan(config)
+        found = self.job.graph(config)
         # Held until the bag is scored: whoever commits the generator removes the milestones.
         with lease(found.generator, LOGGER.info) as mine:
             weights = generator.train_until(config, found, self.runtime, step) if mine else None
@@ -108,10 +105,7 @@ class StageWorker:
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""
-        return bag_curve(config, self._plan(config), self.runtime, sizes)
-
-    def _plan(self, config: PipelineConfig) -> Graph:
-        return graph_of(config, Store(self.job.store_uri))
+        return bag_curve(config, self.job.graph(config), self.runtime, sizes)
 
 
 def run_trial(point: dict[str, Any], job: Assignment) -> None:
@@ -139,7 +133,7 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
     """The record at every step; at milestones and at the end with the best bag so far."""
     section = job.section
     config = trial_config(job.config, section, record.point)
-    found = graph_of(config, Store(job.store_uri))
+    found = job.graph(config)
     worker = _worker(job)
 
     def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
@@ -174,9 +168,8 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
 
 def _milestone_sizes(section: TuneSection) -> list[int]:
     most = getattr(section.scheduler, "members", 1)
-    return [size for size in section.ensemble_counts if size <= most] or [
-        section.ensemble_counts[0]
-    ]
+    counts = section.ensemble_counts
+    return [size for size in counts if size <= most] or [counts[0]]
 
 
 def _bags(
@@ -194,23 +187,21 @@ def _bags(
     for size, nll, accuracy in zip(curve.sizes, curve.nll, curve.accuracy, strict=True):
         # To choose among all that were drawn, all must be.
         share = size / config.samples.count if config.evaluation.bagging.kind == "all" else 1.0
-        bag = ScoredBag(size, nll, accuracy, fixed + drawing * share, size * curve.member_flops)
-        bags.append(BagRecord(**asdict(bag), objective=section.objective.of(bag)))
+        bag = BagRecord(
+            size=size,
+            nll=nll,
+            accuracy=accuracy,
+            cost_seconds=fixed + drawing * share,
+            flops=size * curve.member_flops,
+        )
+        bags.append(bag.model_copy(update={"objective": section.objective.of(bag)}))
     return bags
 
 
 def _metrics(record: TrialRecord, best: BagRecord) -> dict[str, float]:
-    """What Tune's scheduler, its searcher and TensorBoard are told."""
+    """What Tune's scheduler, its searcher and TensorBoard are told: progress and the best bag."""
     done = record.status == "done"
-    return {
-        PROGRESS: 100.0 if done else 100.0 * record.milestones[-1].share,
-        OBJECTIVE: best.objective,
-        "validation_nll": best.nll,
-        "validation_accuracy": best.accuracy,
-        "members": best.size,
-        "cost_seconds": best.cost_seconds,
-        "megaflops": best.flops / 1e6,
-    }
+    return {PROGRESS: 100.0 if done else 100.0 * record.milestones[-1].share, **best.model_dump()}
 
 
 SURVIVES = {"max_restarts": 5, "max_task_retries": 5}

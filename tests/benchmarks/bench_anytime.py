@@ -32,7 +32,7 @@ def median_ms(bag: Bag, pixels: np.ndarray, stop: Stop) -> float:
     taken = []
     for _ in range(30):
         started = time.perf_counter()
-        bag.answer(pixels, [stop] * len(pixels))
+        bag.answer({"images": pixels}, [stop] * len(pixels))
         taken.append(time.perf_counter() - started)
     return round(1000 * statistics.median(taken), 3)
 
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     for groups in (1, 4, 12):
         bag = Bag.load(folder, groups=groups)
         for name, stop in STOPS.items():
-            answers = bag.answer(pixels, [stop] * len(pixels))
+            answers = bag.answer({"images": pixels}, [stop] * len(pixels))
             said = {
                 "groups": groups,
                 "way": str(bag.way),

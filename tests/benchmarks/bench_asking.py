@@ -28,7 +28,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
-from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
 from bend_ray.ensemble.rule import Rule
-from bend_ray.export.card import Card
+from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import answers_program, ballots_program, forms
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp, TorchvisionModel
@@ -64,9 +64,11 @@ def card(members: int, shape: tuple[int, int, int]) -> Card:
         created="now",
         bend_ray="benchmark",
         architecture=Mlp(),
-        input_shape=shape,
-        pixel_mean=(128.0,) * shape[0],
-        pixel_std=(64.0,) * shape[0],
+        inputs={
+            "images": Input(
+                shape=shape, dtype="uint8", mean=(128.0,) * shape[0], std=(64.0,) * shape[0]
+            )
+        },
         class_names=tuple(map(str, range(NUM_CLASSES))),
         vote={"kind": "soft"},
         members=tuple(range(members)),
@@ -165,7 +167,7 @@ def bag_of(
 ) -> tuple[Card, onnx.ModelProto, dict[str, np.ndarray]]:
     """The card of a bag of these members, one member's graph, and the members' tensors, stacked."""
     build, (_, *shape), _ = NETWORKS[network]
-    member = member_graph(build(), tuple(shape), NUM_CLASSES)
+    member = member_graph(build(), card(len(modules), tuple(shape)))
     states = [module.state_dict() for module in modules]
     names = [tensor.name for tensor in member.graph.input[1:]]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
@@ -178,17 +180,21 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
     systems: dict[str, Ask] = {}
     for form in forms(member):
         session = Way(form, 1).session(ballots_program(given, member, state_K, given.weights, form))
-        systems[f"onnx_{form}"] = lambda pixels, session=session: ask(session, pixels).mass_BC
-        systems[f"onnx_{form}{IN_FULL}"] = in_full(partial(ask, session), len(modules))
-    batch = np.zeros((32, *given.input_shape), dtype=np.uint8)
+        systems[f"onnx_{form}"] = lambda pixels, session=session: (
+            ask(session, {"images": pixels}).mass_BC
+        )
+        systems[f"onnx_{form}{IN_FULL}"] = in_full(
+            lambda pixels, session=session: ask(session, {"images": pixels}), len(modules)
+        )
     way = fastest(
         ways(forms(member), 1),
         lambda form: ballots_program(given, member, state_K, given.weights, form),
-        batch,
+        given,
+        32,
     )
     session = way.session(answers_program(given, member, state_K, given.weights, way.form))
-    bag = Bag(given, way, whole=session)
-    systems["auto"] = lambda pixels: bag.answer(pixels, [Stop()] * len(pixels)).probs_BC
+    bag = Bag(Path(), given, way, whole=session)
+    systems["auto"] = lambda pixels: bag.answer({"images": pixels}, [Stop()] * len(pixels)).probs_BC
     return systems, way.form
 
 

@@ -42,6 +42,7 @@ from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
@@ -49,6 +50,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
 
@@ -114,7 +116,7 @@ class Split:
         if protocol.branches:
             trunks = self._fit(start, protocol.root_stretch(recipe), "root")[:, -1]
             if protocol.align:
-                groups = section.architecture.permutation_groups()
+                groups = find_symmetries(self._build(), self.data.shown(4), call).groups
                 trunks = align(trunks[0], trunks, self.layout, groups, self._stream("align"))
             start = trunks[[run[0].trunk for run in runs]]
         stretch = protocol.run_stretch(recipe)

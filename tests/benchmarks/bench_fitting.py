@@ -40,7 +40,7 @@ from bend_ray.networks.fitting import fit
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.process.allocator import keep_freed_memory
+from bend_ray.process.computing import keep_freed_memory
 
 BATCH, NUM_CLASSES, RATE = 50, 10, 3e-3
 AT_MOST = 8

@@ -38,7 +38,8 @@ def make_bag(folder: Path, kind: str, members: int) -> None:
     """Export a bag of random members."""
     import torch
 
-    from bend_ray.export.card import Card
+    from bend_ray.data.examples import Decoding
+    from bend_ray.export.card import Card, Input
     from bend_ray.export.folder import write_bag
     from bend_ray.networks.architectures import ConvNet, Mlp
 
@@ -52,9 +53,12 @@ def make_bag(folder: Path, kind: str, members: int) -> None:
         created="now",
         bend_ray="benchmark",
         architecture=architecture,
-        input_shape=shape,
-        pixel_mean=(120.0,) * shape[0],
-        pixel_std=(60.0,) * shape[0],
+        inputs={
+            "images": Input(
+                shape=shape, dtype="uint8", mean=(120.0,) * shape[0], std=(60.0,) * shape[0]
+            )
+        },
+        decoding=Decoding(),
         class_names=tuple("0123456789"),
         vote={"kind": "soft"},
         members=tuple(range(members)),
@@ -72,8 +76,8 @@ def load_modules(folder: Path) -> tuple[list[Any], Any]:
 
     torch.set_num_threads(1)
     card, state_K = read_card(folder), load_file(folder / "members.safetensors")
-    mean = torch.tensor(card.pixel_mean).reshape(-1, 1, 1)
-    std = torch.tensor(card.pixel_std).reshape(-1, 1, 1)
+    own = card.inputs["images"]
+    mean, std = (torch.tensor(each).reshape(-1, 1, 1) for each in (own.mean, own.std))
     modules = []
     for k in range(len(card.members)):
         module = card.architecture.build(card.input_shape, len(card.class_names)).eval()
@@ -94,7 +98,7 @@ def fastapi_main(folder: str, port: int) -> None:
     @app.post("/predict")
     def predict(body: dict[str, Any]) -> dict[str, Any]:
         with torch.no_grad():
-            inputs = normalise(body["pixels"])
+            inputs = normalise(body["instances"][0])
             probs = sum(module(inputs).softmax(-1) for module in modules) / len(modules)
         return {"label": str(int(probs.argmax())), "probabilities": probs[0].tolist()}
 
@@ -122,7 +126,7 @@ def naive_application(folder: Path, members: int) -> Any:
             self.handles = handles
 
         async def __call__(self, request: Any) -> dict[str, Any]:
-            pixels = (await request.json())["pixels"]
+            pixels = (await request.json())["instances"][0]
             probs = await asyncio.gather(*(handle.remote(pixels) for handle in self.handles))
             mean = np.mean(probs, axis=0)
             return {"label": str(int(mean.argmax())), "probabilities": mean.tolist()}
@@ -236,7 +240,7 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         memory["fastapi"] = memory_mib("--fastapi")
     shape = SHAPES[arguments.kind]
     pixels = np.random.default_rng(0).integers(0, 256, shape).tolist()
-    body = json.dumps({"pixels": pixels}).encode()
+    body = json.dumps({"instances": [pixels]}).encode()
     rates: dict[tuple[str, int], list[float]] = {}
     try:
         for url in urls.values():
@@ -271,7 +275,7 @@ def soak(arguments: argparse.Namespace, folder: Path) -> None:
     args = {"export": str(folder), "min_replicas": 2, "max_replicas": 2, "cpus": 0.5}
     serve.run(application(args), name="ours", route_prefix="/")
     url = f"http://127.0.0.1:{port}/predict"
-    body = json.dumps({"pixels": np.full(SHAPES[arguments.kind], 7).tolist()}).encode()
+    body = json.dumps({"instances": [np.full(SHAPES[arguments.kind], 7).tolist()]}).encode()
     ended = threading.Event()
     kills = [0]
 
@@ -309,7 +313,7 @@ async def _ask_steadily(url: str, body: bytes, seconds: float) -> dict[str, Any]
                     async with session.post(url, data=body, headers=headers) as response:
                         text, status = await response.read(), str(response.status)
                     if status == "200":
-                        said = json.loads(text)
+                        (said,) = json.loads(text)["predictions"]
                         expected = expected or said
                         wrong += not _same(said, expected)
                     elif status in ("503", "500"):

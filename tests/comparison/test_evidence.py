@@ -89,7 +89,7 @@ def test_where_bags_are_scored_at_temperatures_so_are_their_curves_and_differenc
     assert bag["curve"]["nll"]["mean"][-1] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
     assert bag["scaled"]["nll"] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
     assert ensemble["curve"]["scaled_nll"] == ensemble["curve"]["nll"]["mean"]
-    refused = rejection(compared.bag_votes.scaled, compared.test_labels_N)
+    refused = rejection(compared.bag.scaled, compared.test_labels_N)
     assert bag["rejection"]["accuracy"] == pytest.approx(refused.accuracy, rel=1e-4)
     minus = metrics["bag"]["nll"] - metrics["rivals"]["deep_ensemble"]["nll"]
     assert ensemble["bag_minus_it"]["nll"]["mean"] == pytest.approx(minus, rel=1e-4)

@@ -12,8 +12,7 @@ from image_files import some, write, write_folder
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, Graph, graph_of, identified
-from bend_ray.config.newest import newest_config
+from bend_ray.config.graph import STAGES, Graph, graph_of, identified, newest_config
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import DataError

@@ -99,6 +99,7 @@ OTHER_THAN_NULL = (
         "dataset.mode": "grey",
         "seeds.architecture.weights": "IMAGENET1K_V1",
         "dataset.class_names": ["cat", "dog"],
+        "dataset.labels": "y",
         "seeds.protocol.found": [8, 16],
     }
     | {
@@ -182,7 +183,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.architecture.name",
         "seeds.architecture.norm",
         "seeds.protocol.rate",
-        *(f"dataset.{name}" for name in ("image_column", "label_column", "labels", "name", "root")),
+        *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *("dataset.background", "dataset.duplicates", "samples.finish"),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
     }

@@ -85,7 +85,7 @@ def of_the_guide(card: Any) -> Callable[[Path], NDArray[np.uint8]]:
     """What an export's README tells to do, without us."""
     code = re.search(
         r"## An image file as input\n.*?```python\n(.*?)```",
-        guide(card, with_onnx=False),
+        guide(card),
         re.DOTALL,
     )
     assert code is not None
@@ -96,9 +96,12 @@ def of_the_guide(card: Any) -> Callable[[Path], NDArray[np.uint8]]:
 
 def card_of(dataset: Parts) -> Any:
     said = {"model_version": "v", "bend_ray": "0", "created": "", "temperature": 1.0}
+    shape = dataset.input_shape
     return SimpleNamespace(
         **said,
-        image_shape=dataset.input_shape,
+        image_shape=shape,
+        inputs={"images": SimpleNamespace(shape=shape, dtype="uint8", low=0, high=255)},
+        onnx=None,
         decoding=dataset.decoding,
         class_names=dataset.class_names,
         members=[0],

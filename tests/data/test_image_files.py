@@ -194,7 +194,7 @@ def test_too_few_images_and_missing_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"at least 6 examples.*got 5"):
         parquet(tmp_path, some(5), num_validation=5).load()
     for name in ("train", "test"):
-        with pytest.raises(DataError, match=rf"at dataset\.{name}=.*nowhere, got none"):
+        with pytest.raises(DataError, match=rf"^dataset\.{name}=.*nowhere: .* got none"):
             parquet(tmp_path, some(5), **{name: str(tmp_path / "nowhere")}).load()
 
 

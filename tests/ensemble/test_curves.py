@@ -45,18 +45,20 @@ def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
 def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> None:
     logits, labels, val_nll = answers()
     orders, sizes = [[3, 1, 4, 0], [6, 5, 0, 2]], [1, 3, 4]
-    curves = prefix_curve(logits, labels, val_nll, vote, sizes, orders)
+    curve = prefix_curve(logits, labels, val_nll, vote, sizes, orders)
     for place, size in enumerate(sizes):
         bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
-        assert curves[0][place] == pytest.approx(sum(accuracy(b, labels) for b in bags) / 2)
-        assert curves[1][place] == pytest.approx(sum(nll(b, labels) for b in bags) / 2)
+        assert curve.accuracy.mean[place] == pytest.approx(
+            sum(accuracy(b, labels) for b in bags) / 2
+        )
+        assert curve.nll.mean[place] == pytest.approx(sum(nll(b, labels) for b in bags) / 2)
 
 
 def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images() -> None:
     logits, labels, val_nll = answers()
     seen, seen_labels, _ = answers(seed=2)
     sizes, orders = [2, E], [[3, 1, 4, 0, 2, 6, 5], [6, 5, 0, 2, 1, 3, 4]]
-    _, nats = prefix_curve(
+    curve = prefix_curve(
         logits, labels, val_nll, SoftVote(), sizes, orders, calibrated_on=(seen, seen_labels)
     )
     for place, size in enumerate(sizes):
@@ -66,7 +68,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
         )
         temperature = fit_temperature(torch.cat(others), seen_labels.repeat(2))
         expected = [nll(apply_temperature(bag, temperature), labels) for bag in pairs]
-        assert nats[place] == pytest.approx(sum(expected) / 2)
+        assert curve.nll.mean[place] == pytest.approx(sum(expected) / 2)
 
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

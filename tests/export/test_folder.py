@@ -17,8 +17,7 @@ import torch
 from bags import Bagged, MakeBag
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import graph_of
-from bend_ray.config.newest import newest_config
+from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
@@ -70,11 +69,15 @@ def blocks(folder: Path) -> dict[str, str]:
     said = {}
     for heading, code in found:
         replaced = re.sub(
-            r"images = (np|torch)\.zeros\(.*", r'images = numpy.load("images.npy")', code
+            r"inputs = \{  # yours\n(?:    .*\n)*\}",
+            r'inputs = {"images": numpy.load("images.npy")}',
+            code,
         )
         assert replaced != code
         if "import torch" in code:
-            replaced = replaced.replace('npy")', 'npy")\nimages = torch.from_numpy(images)')
+            replaced = replaced.replace('numpy.load("images.npy")', "own").replace(
+                "inputs =", 'own = torch.from_numpy(numpy.load("images.npy"))\ninputs =', 1
+            )
         said[heading] = replaced
     return said
 
@@ -276,7 +279,7 @@ def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBa
 
 
 def test_vectors_of_another_network_are_refused(make_bag: MakeBag, tmp_path: Path) -> None:
-    from bend_ray.populations.states import member_states
+    from bend_ray.populations.members import member_states
 
     bag = make_bag(MLP)
     with pytest.raises(StoreError, match="expected classifiers of layout"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from bend_ray.export.card import Card
+from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import MEMBER_PROBABILITIES, ballots_program
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp
@@ -56,9 +56,7 @@ def card(members: int) -> Card:
         created="now",
         bend_ray="test",
         architecture=Mlp(),
-        image_shape=SHAPE,
-        pixel_mean=(100.0, 120.0),
-        pixel_std=(50.0, 70.0),
+        inputs={"images": Input(shape=SHAPE, dtype="uint8", mean=(100.0, 120.0), std=(50.0, 70.0))},
         class_names=tuple("abcde"),
         vote={"kind": "soft"},
         members=tuple(range(members)),
@@ -74,7 +72,7 @@ def program(
     for buffer in (buffer for module in modules for buffer in module.buffers()):
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
-    member = member_graph(modules[0], SHAPE, 5)
+    member = member_graph(modules[0], card(members))
     states = [module.state_dict() for module in modules]
     names = [given.name for given in member.graph.input[1:]]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}

@@ -9,9 +9,24 @@ import pytest
 import torch
 from torch import nn
 
+from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import forms
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import ConvNet, Mlp
+
+
+def card(shape: tuple[int, int, int]) -> Card:
+    return Card(
+        model_version="test",
+        created="now",
+        bend_ray="test",
+        architecture=Mlp(),
+        inputs={"images": Input(shape=shape, dtype="uint8")},
+        class_names=tuple("abcde"),
+        vote={"kind": "soft"},
+        members=(0,),
+        weights=(1.0,),
+    )
 
 
 def same(module: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
@@ -20,7 +35,7 @@ def same(module: nn.Module, shape: tuple[int, int, int]) -> onnx.ModelProto:
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)
     inputs = torch.randn(3, *shape)
-    model = member_graph(module, shape, 5)
+    model = member_graph(module, card(shape))
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString())
     state = {given.name: module.state_dict()[given.name].numpy() for given in model.graph.input[1:]}

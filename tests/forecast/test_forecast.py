@@ -21,9 +21,8 @@ from bend_ray.config.schema import (
 )
 from bend_ray.data.examples import Parts
 from bend_ray.forecast import calibration
-from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate, problem_of
-from bend_ray.forecast.prediction import at_rate, predict
-from bend_ray.forecast.workload import Phase, Work, workload
+from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate
+from bend_ray.forecast.workload import Phase, Work, at_rate, bottleneck, wall_of, workload
 from bend_ray.generation.autoencoders import PrincipalMlp
 from bend_ray.networks.protocols import Tails
 
@@ -117,10 +116,10 @@ def test_early_tails_and_annealing_are_counted() -> None:
 
 def test_what_does_not_shrink_with_machines_is_named() -> None:
     works = workload(load_config(None), PROBLEM, RATES)
-    assert predict(works, 1).bottleneck == "autoencoder: Gram matrix, K x K x P"
-    assert predict(works, 512).wall < predict(works, 1).wall
+    assert bottleneck(works, 1) == "autoencoder: Gram matrix, K x K x P"
+    assert wall_of(works, 512) < wall_of(works, 1)
     few_columns = workload(load_config(None), PROBLEM, replace(RATES, gram_column=0.0))
-    assert predict(few_columns, 512).bottleneck == "evaluation: cohorts"
+    assert bottleneck(few_columns, 512) == "evaluation: cohorts"
 
 
 def test_a_given_rate_replaces_the_measured_one_of_seeds() -> None:
@@ -145,7 +144,7 @@ def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     monkeypatch.setattr(calibration, "PIECES", 2)
     config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.cohort_size=4"])
     dataset = config.dataset.load()
-    problem = problem_of(config, dataset, None)
+    problem = Problem.of(config, dataset, None)
     assert problem.parameters == 64 * 4 + 4 + 4 * 10 + 10
     assert (problem.members, problem.training, problem.features) == (128, 112, 111)
     rates = calibrate(config, dataset, problem)

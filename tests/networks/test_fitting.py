@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet, Mlp
-from bend_ray.networks.fitting import batch_order, fit, initial_parameters, snapshot_steps
+from bend_ray.networks.fitting import batch_order, fit, initial_parameters, stretch_marks
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
@@ -238,9 +238,15 @@ def test_snapshots_are_the_ends_of_shorter_stretches() -> None:
     assert all(not torch.equal(a, b) for a, b in pairwise(snapshots_SKP))
 
 
+def marks(num_steps: int, snapshots: int) -> list[int]:
+    """Of a stretch of so many steps: one image is a step."""
+    stretch = Stretch(start=0.0, epochs=num_steps, snapshots=snapshots)
+    return stretch_marks(Recipe(), stretch, num_images=1)
+
+
 def test_more_snapshots_than_steps_repeat_what_there_is() -> None:
     snapshots_SKP = cohort(DESCENT, Stretch(start=0.0, epochs=2.0, snapshots=6), (0,))
-    steps = snapshot_steps(2, 6)
+    steps = marks(2, 6)
     assert steps == [0, 1, 1, 1, 2, 2]
     ends = [cohort(DESCENT, Stretch(start=0.0, epochs=float(e)), (0,))[-1] for e in range(3)]
     assert torch.equal(ends[0], starts([0]))
@@ -252,7 +258,7 @@ def test_more_snapshots_than_steps_repeat_what_there_is() -> None:
 def test_snapshots_are_equally_spaced_and_the_last_is_the_end(
     num_steps: int, snapshots: int
 ) -> None:
-    steps = snapshot_steps(num_steps, snapshots)
+    steps = marks(num_steps, snapshots)
     assert len(steps) == snapshots
     assert steps[-1] == num_steps
     gaps = [after - before for before, after in pairwise([0, *steps])]

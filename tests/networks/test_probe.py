@@ -150,3 +150,4 @@ def test_another_is_refused(build: Callable[[], Any], message: str) -> None:
         checked(build)
     assert str(refused.value).startswith("shop:net: ")
     assert len(str(refused.value).splitlines()) == 1
+    assert torch.is_grad_enabled()

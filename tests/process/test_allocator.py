@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 SCRIPT = """
 import ctypes, resource, sys
-from bend_ray.process.allocator import keep_freed_memory
+from bend_ray.process.computing import keep_freed_memory
 if sys.argv[1] == "keep":
     keep_freed_memory()
 libc = ctypes.CDLL(None)

@@ -4,7 +4,7 @@ import pytest
 
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.report.command import command, different, overrides
+from bend_ray.report.command import command, different, settings
 
 
 @pytest.mark.parametrize(
@@ -28,8 +28,8 @@ def test_the_command_makes_the_same_config_again(given: list[str]) -> None:
 
 def test_it_says_nothing_of_defaults() -> None:
     assert command(PipelineConfig().model_dump(mode="json")) == "bend run"
-    said = overrides(load_config(None, ["samples.count=96"]).model_dump(mode="json"))
-    assert said == ["samples.count=96"]
+    said = settings(load_config(None, ["samples.count=96"]).model_dump(mode="json"))
+    assert said == {"samples.count": 96}
 
 
 def test_configs_differ_in_what_is_not_common_to_all() -> None:

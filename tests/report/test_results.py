@@ -74,12 +74,12 @@ def test_the_bag_comes_first_and_rivals_by_nll() -> None:
     assert [cells(line)[0] for line in bags[1:]] == [
         "bag of generated",
         "deep ensemble",
-        "gaussian",
         "deep ensemble, equal cost",
+        "Gaussian",
     ]
     assert cells(bags[1]) == [
         "bag of generated",
-        *("95.12 %", "0.1654", "0.0721", "1.34 %", "48", "12.0"),
+        *("95.12", "0.1654", "0.0721", "1.34", "48", "12.0"),
     ]
 
 
@@ -105,15 +105,17 @@ def test_a_temperature_that_validation_images_do_not_fix_is_told() -> None:
     for scores in (said["bag"], *said["rivals"].values()):
         scores["temperature"] = 0.5
     said["bag"]["temperature"] = TEMPERATURE_RANGE[0]
-    assert "do not fix that of bag: it is at an end of its range, 0.1 to 100." in table(said)
+    assert (
+        "do not fix that of bag of generated: it is at an end of its range, 0.1 to 100."
+        in table(said)
+    )
 
 
 def test_a_rival_whose_nll_is_not_a_number_comes_last() -> None:
     said = whole_result()
     said["rivals"] = {"noise": {**said["rivals"]["gaussian"], "nll": None}, **said["rivals"]}
     bags = sections(table(said))[0]
-    assert [cells(line)[0] for line in bags[2:5]] == ["deep ensemble", "gaussian", "noise"]
-    assert cells(bags[4])[2] == "-"
+    assert cells(bags[-1])[:3] == ["noise", "95.12", "-"]
 
 
 def test_what_is_not_known_is_a_dash_and_what_is_not_there_no_row() -> None:

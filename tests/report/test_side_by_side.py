@@ -8,9 +8,8 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of
 from bend_ray.errors import StoreError
 from bend_ray.report.evaluation import Result
-from bend_ray.report.location import output_directory
 from bend_ray.report.page import write_report
-from bend_ray.report.runs import Run
+from bend_ray.report.runs import Run, output_directory
 from bend_ray.report.side_by_side import compared, labels, read_entries, text, write_comparison
 
 
@@ -54,10 +53,11 @@ def test_runs_are_named_by_what_tells_them_apart(store: Store, other: Store) -> 
 def test_one_table_one_figure(store: Store, other: Store, tmp_path: Path) -> None:
     entries = read_entries([store.uri, other.uri])
     page = compared(entries)
-    (header, first, second), (beside, *_) = text(page)
-    assert beside[0] == header[0]
-    assert "minus deep ensemble: NLL" in beside
-    assert header[:2] == ("run", "repeats")
+    header, first, second = [page.tables[0].header, *page.tables[0].rows]
+    assert header[:2] == ["run", "repeats"]
+    bags, beside = text(page).split("\n\n")
+    assert "minus deep ensemble: NLL" in beside.splitlines()[0]
+    assert "minus" not in bags
     assert first[1] == "3"
     assert "±" in first[3]
     assert "±" not in second[3]

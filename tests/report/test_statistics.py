@@ -8,7 +8,7 @@ from bend_ray.config.graph import graph_of
 from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.report.evaluation import Result
-from bend_ray.report.results import repeats_table
+from bend_ray.report.results import table
 from bend_ray.report.statistics import BagDifference, aggregate, differences
 
 
@@ -61,21 +61,21 @@ def test_differences_are_those_of_a_paired_t_test() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mean", "error", "higher", "pairs", "verdict"),
+    ("mean", "error", "score", "pairs", "verdict"),
     [
-        (0.03, 0.01, True, 3, "win"),
-        (-0.03, 0.01, True, 3, "loss"),
-        (-0.03, 0.01, False, 3, "win"),
-        (0.03, 0.01, False, 3, "loss"),
-        (0.02, 0.01, True, 3, "tie"),
-        (0.5, None, True, 1, "tie"),
-        (0.5, 0.01, True, 2, "tie"),
+        (0.03, 0.01, "accuracy", 3, "win"),
+        (-0.03, 0.01, "accuracy", 3, "loss"),
+        (-0.03, 0.01, "nll", 3, "win"),
+        (0.03, 0.01, "nll", 3, "loss"),
+        (0.02, 0.01, "accuracy", 3, "tie"),
+        (0.5, None, "accuracy", 1, "tie"),
+        (0.5, 0.01, "accuracy", 2, "tie"),
     ],
 )
 def test_within_two_standard_errors_or_of_two_repeats_it_is_a_tie(
-    mean: float, error: float | None, higher: bool, pairs: int, verdict: str
+    mean: float, error: float | None, score: str, pairs: int, verdict: str
 ) -> None:
-    assert BagDifference(mean, error, higher, pairs).verdict == verdict
+    assert BagDifference(score, mean, error, pairs).verdict == verdict
 
 
 def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:
@@ -86,13 +86,14 @@ def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:
 
 
 def test_the_table_of_repeats_ranks_rivals_and_says_who_won() -> None:
-    bags, members, note = repeats_table(results()).split("\n\n")
+    bags, members, *_ = table(*results()).split("\n\n")
+    *lines, note = bags.splitlines()
     assert "within 2 standard errors, or of only two repeats" in note
-    lines = bags.splitlines()
     assert [line.split("  ")[0] for line in lines[1:]] == [
         "bag of generated",
-        "gaussian",
+        "Gaussian",
         "deep ensemble",
+        "deep ensemble, equal cost",
     ]
     assert "96.00 ± 1.00" in lines[1]
     assert "+1.00 ± 0.58 tie" in lines[2]

@@ -3,9 +3,10 @@ import statistics
 import numpy as np
 import pytest
 
+from bend_ray.report.results import EQUAL_COST, scored_bags
 from bend_ray.report.runs import Run
 from bend_ray.report.statistics import differences
-from bend_ray.report.verdicts import equivalent, headline, highlights, minus, rows
+from bend_ray.report.verdicts import equivalent, equivalents, headline, highlights, minus
 
 
 @pytest.mark.parametrize(
@@ -38,19 +39,13 @@ def test_a_curve_that_rises_again_counts_with_its_best() -> None:
     assert str(equivalent(0.25, [1, 2], [0.4, 0.4])) == "> 2"
 
 
-def test_rows_are_ranked_by_nll_and_hold_the_spread_of_repeats(repeats: list[Run]) -> None:
-    told = rows(repeats)
-    assert [row.nll[0] for row in told] == sorted(row.nll[0] for row in told)
-    ours = next(row for row in told if row.name == "bag of generated")
-    accuracies = [run.evaluation.bag.accuracy for run in repeats]
-    assert ours.accuracy == pytest.approx(
-        (statistics.fmean(accuracies), statistics.stdev(accuracies))
-    )
-    assert ours.minus == {}
-    ensemble = next(row for row in told if row.name == "deep ensemble")
-    # It is what others are measured by.
-    assert ensemble.equivalents == {}
-    assert any(row.equivalents for row in told)
+def test_bags_are_ranked_by_nll_and_measured_by_the_deep_ensemble(repeats: list[Run]) -> None:
+    told = scored_bags([run.evaluation for run in repeats])
+    means = [statistics.fmean(each.nll for each in scores) for scores in told.values()]
+    assert means == sorted(means)
+    assert told["bag"] == [run.evaluation.bag for run in repeats]
+    measured = {name for name in told if equivalents(repeats, name)}
+    assert measured == told.keys() - {"deep_ensemble", EQUAL_COST}
 
 
 def test_differences_are_over_repeats_or_over_images(repeats: list[Run]) -> None:

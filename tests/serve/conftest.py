@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bag(folder: Path) -> Bag:
-    return Bag.load(folder)
+    return Bag.load(folder, groups=4)
 
 
 @pytest.fixture

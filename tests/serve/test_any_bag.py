@@ -10,6 +10,7 @@ import pytest
 from fuzzing import damaged, fuzzed
 from hypothesis import given
 from hypothesis import strategies as st
+from served import reseal
 from starlette.testclient import TestClient
 
 from bend_ray.errors import BendError, DataError
@@ -19,13 +20,17 @@ FILES = ("config.json", "members.safetensors", "member.onnx")
 
 
 @pytest.mark.slow
-@given(data=st.data(), name=st.sampled_from(FILES))
+@given(data=st.data(), name=st.sampled_from(FILES), sealed=st.booleans())
 @fuzzed(20)
-def test_any_file_of_a_bag(folder: Path, tmp_path: Path, data: st.DataObject, name: str) -> None:
+def test_any_file_of_a_bag(
+    folder: Path, tmp_path: Path, data: st.DataObject, name: str, sealed: bool
+) -> None:
     for each in FILES:
         shutil.copyfile(folder / each, tmp_path / each)
     content = (folder / name).read_bytes()
     (tmp_path / name).write_bytes(data.draw(damaged(content)))
+    if sealed and name != "config.json":
+        reseal(tmp_path)
     try:
         Bag.load(tmp_path)
     except BendError as error:
@@ -49,6 +54,7 @@ def test_a_graph_that_reads_other_files_is_refused(
     tensor.external_data.add(key="location", value=location)
     model.graph.initializer.append(tensor)
     (bag / "member.onnx").write_bytes(model.SerializeToString())
+    reseal(bag)
     with pytest.raises(DataError, match=r"^[^\n]*(inside|relative)[^\n]*$"):
         Bag.load(bag)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ def picture(pixels_CHW: np.ndarray, kind: str = "PNG", scale: int = 1) -> bytes:
 
 
 def check_prediction(said: dict[str, Any], bag: Bag, pixels_CHW: np.ndarray) -> None:
-    expected = bag.answer(pixels_CHW[None], [Stop()])
+    expected = bag.answer({"images": pixels_CHW[None]}, [Stop()])
     names = bag.card.class_names
     assert said["label"] == names[int(expected.labels_B[0])]
     np.testing.assert_allclose(
@@ -48,8 +50,8 @@ def test_pixels_files_and_forms_are_answered_alike(
 ) -> None:
     image = images[0]
     asked: list[dict[str, Any]] = [
-        {"json": {"pixels": image.tolist()}},
-        {"json": {"pixels": image[0].tolist()}},
+        {"json": {"instances": [image.tolist()]}},
+        {"json": {"instances": [image[0].tolist()]}},
         {"content": picture(image), "headers": {"Content-Type": "image/png"}},
         {"content": picture(image, scale=5), "headers": {"Content-Type": "image/png"}},
         {"files": {"file": ("a.png", picture(image), "image/png")}},
@@ -57,7 +59,8 @@ def test_pixels_files_and_forms_are_answered_alike(
     for arguments in asked:
         done = http.post("/predict", **arguments)
         assert done.status_code == 200, done.text
-        check_prediction(done.json(), bag, image)
+        said = done.json()
+        check_prediction(said["predictions"][0] if "json" in arguments else said, bag, image)
     jpeg = {"content": picture(image, "JPEG"), "headers": {"Content-Type": "image/jpeg"}}
     assert http.post("/predict", **jpeg).status_code == 200
 
@@ -65,13 +68,13 @@ def test_pixels_files_and_forms_are_answered_alike(
 def test_members_can_be_seen_and_can_be_spared(
     http: TestClient, bag: Bag, images: np.ndarray
 ) -> None:
-    body = {"pixels": images[0].tolist()}
-    said = http.post("/predict?member_labels=true", json=body).json()
+    body = {"instances": [images[0].tolist()]}
+    said = http.post("/predict?member_labels=true", json=body).json()["predictions"][0]
     assert len(said["member_labels"]) == 9
     counts = {name: said["member_labels"].count(name) for name in bag.card.class_names}
     assert counts == said["votes"]
     for query in ("confidence=0.01", "stop_when_decided=true"):
-        early = http.post(f"/predict?{query}", json=body).json()
+        early = http.post(f"/predict?{query}", json=body).json()["predictions"][0]
         assert early["members_used"] <= 9
         if query.startswith("stop"):
             assert early["label"] == said["label"]
@@ -82,9 +85,9 @@ def test_members_can_be_seen_and_can_be_spared(
 @pytest.mark.slow
 def test_the_deployment_decides_where_the_request_does_not(folder: Path) -> None:
     eager = client(folder, ServeSettings(confidence=0.01, groups=9))
-    body = {"pixels": [[0] * 8] * 8}
-    assert eager.post("/predict", json=body).json()["members_used"] == 1
-    patient = eager.post("/predict?stop_when_decided=false", json=body).json()
+    body = {"instances": [[[0] * 8] * 8]}
+    assert eager.post("/predict", json=body).json()["predictions"][0]["members_used"] == 1
+    patient = eager.post("/predict?stop_when_decided=false", json=body).json()["predictions"][0]
     assert patient["members_used"] == 9
 
 
@@ -105,7 +108,7 @@ def test_open_inference_protocol_in_json(http: TestClient, bag: Bag, images: np.
     assert (said["model_name"], said["id"]) == ("bag", "7")
     assert said["model_version"] == bag.card.model_version
     outputs = {output["name"]: output for output in said["outputs"]}
-    expected = bag.answer(images, [Stop()] * 6)
+    expected = bag.answer({"images": images}, [Stop()] * 6)
     assert outputs["label"]["data"] == expected.labels_B.tolist()
     assert outputs["probabilities"]["shape"] == [6, 10]
     np.testing.assert_allclose(
@@ -132,7 +135,7 @@ def test_open_inference_protocol_in_binary(http: TestClient, bag: Bag, images: n
         size = output["parameters"]["binary_data_size"]
         if output["name"] == "probabilities":
             got = np.frombuffer(tail[:size], "<f4").reshape(output["shape"])
-            expected = bag.answer(images, [Stop()] * 6).probs_BC
+            expected = bag.answer({"images": images}, [Stop()] * 6).probs_BC
             np.testing.assert_allclose(got, expected, atol=1e-6)
         tail = tail[size:]
     assert tail == b""
@@ -145,7 +148,7 @@ def test_models_and_health(http: TestClient, bag: Bag) -> None:
         assert http.get(f"{base}/ready").json() == {"name": "bag", "ready": True}
     assert http.get("/v2/models/other").status_code == 404
     assert http.get("/v2/models/bag/versions/other").status_code == 404
-    assert http.get("/v2").json()["extensions"] == ["binary_tensor_data"]
+    assert "binary_tensor_data" in http.get("/v2").json()["extensions"]
     assert http.get("/v2/health/live").json() == {"live": True}
     assert http.get("/v2/health/ready").json() == {"ready": True}
 
@@ -153,7 +156,7 @@ def test_models_and_health(http: TestClient, bag: Bag) -> None:
 def test_before_a_bag_is_loaded_it_lives_but_is_not_ready() -> None:
     http = client(None)
     assert http.get("/v2/health/live").status_code == 200
-    for answer in (http.get("/v2/health/ready"), http.post("/predict", json={"pixels": []})):
+    for answer in (http.get("/v2/health/ready"), http.post("/predict", json={"instances": []})):
         assert answer.status_code == 503
         assert answer.headers["retry-after"] == "1"
 
@@ -172,21 +175,25 @@ def test_requests_batches_and_members_are_counted(http: TestClient, images: np.n
     http.post(INFER, json=infer_body(images))
     http.post("/predict", json={})
     text = http.get("/metrics").text
-    assert 'bend_request_seconds_count{route="/v2/models/{name}/infer",status="200"} 1.0' in text
-    assert 'bend_requests_rejected_total{status="422"} 1.0' in text
-    assert "bend_batch_images_sum 6.0" in text
+    assert 'bend_requests_total{route="/v2/models/{name}/infer",status="200"} 1.0' in text
+    assert 'bend_request_seconds_count{route="/v2/models/{name}/infer"} 1.0' in text
+    assert 'bend_requests_total{route="/predict",status="422"} 1.0' in text
+    assert "bend_batch_examples_sum 6.0" in text
+    assert "bend_answer_entropy_nats_count 6.0" in text
     assert "bend_members_used_sum 54.0" in text
-    assert "bend_requests_ongoing 1.0" in text
+    assert "bend_requests_ongoing 0.0" in text
 
 
 def test_no_other_site_may_read_the_answers(http: TestClient) -> None:
-    asked = http.post("/predict", json={"pixels": [[0] * 8] * 8}, headers={"Origin": "http://x.y"})
+    asked = http.post(
+        "/predict", json={"instances": [[[0] * 8] * 8]}, headers={"Origin": "http://x.y"}
+    )
     assert not [name for name in asked.headers if name.startswith("access-control")]
 
 
 def test_a_token_is_asked_for_everywhere_but_at_the_door(folder: Path) -> None:
     http = client(folder, token="secret")
-    body = {"json": {"pixels": [[0] * 8] * 8}}
+    body = {"json": {"instances": [[[0] * 8] * 8]}}
     for path in ("/v2/health/live", "/v2/health/ready", "/", "/docs"):
         assert http.get(path).status_code == 200
     for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
@@ -196,3 +203,15 @@ def test_a_token_is_asked_for_everywhere_but_at_the_door(folder: Path) -> None:
         assert http.get("/metrics", headers=headers).status_code == 401
     allowed = http.post("/predict", headers={"Authorization": "Bearer secret"}, **body)
     assert allowed.status_code == 200
+
+
+def test_the_board_asks_for_metrics_that_there_are(http: TestClient, images: np.ndarray) -> None:
+    http.post(INFER, json=infer_body(images))
+    told = set(re.findall(r"^# TYPE (\S+)", http.get("/metrics").text, re.MULTILINE))
+    board = json.loads((files("bend_ray.serve") / "grafana.json").read_text())
+    asked = re.findall(
+        r"\(ray_\)\?(bend_\w+?)(?:_bucket|_sum|_count)?\"",
+        json.dumps(board["panels"]).replace('\\"', '"'),
+    )
+    assert set(asked) <= told
+    assert len(set(asked)) >= 10

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from served import export_random
+from served import export_random, reseal
 
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
 from bend_ray.errors import DataError
-from bend_ray.export.card import CARD, read_card
+from bend_ray.export.card import noise, read_card
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way
+from bend_ray.serve.queries import Inputs
 from bend_ray.serve.voting import Answers, Stop
 
 
@@ -27,8 +28,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {kind: export_random(root, kind) for kind in ("mlp", "convnet")}
 
 
-def pixels(count: int) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 17, (count, 1, 8, 8), dtype=np.uint8)
+def softmaxes(folder: Path) -> np.ndarray:
+    """Of each member about the examples of the card, ``(2, K, C)``."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "bag.onnx"))
+    (said,) = session.run(["member_probabilities"], noise(read_card(folder)))
+    return np.asarray(said)
+
+
+def pixels(count: int) -> Inputs:
+    return {"images": np.random.default_rng(0).integers(0, 17, (count, 1, 8, 8), dtype=np.uint8)}
 
 
 @pytest.mark.slow
@@ -41,7 +51,7 @@ def test_groups_and_threads_change_nothing(
 
     session = onnxruntime.InferenceSession(str(folders[kind] / "bag.onnx"))
     images = pixels(9)
-    probabilities, member_probabilities = session.run(None, {"images": images})
+    probabilities, member_probabilities = session.run(None, images)
     bag = Bag.load(folders[kind], groups=groups, threads=2, batch=9)
     assert len(bag.groups) == (min(groups, 9) if groups > 1 else 0)
     for stop in (Stop(), Stop(confidence=2.0)):  # all at once, and group after group to the end
@@ -65,9 +75,9 @@ def test_the_graph_that_answers_counts_as_the_tally_does(
     folder = shutil.copytree(folders["convnet"], tmp_path / "bag")
     weights = np.arange(1, 10) / 45 if vote.kind == "weighted" else np.full(9, 1 / 9)
     change = {"vote": vote, "weights": tuple(weights.tolist()), "temperature": temperature}
-    card = read_card(folder).model_copy(update=change)
-    (folder / CARD).write_text(card.model_dump_json())
-    bag, images = Bag.load(folder), pixels(40)
+    with_weights = np.tensordot(weights, softmaxes(folder), (0, 1))
+    reseal(folder, warmup=tuple(map(tuple, with_weights.tolist())), **change)
+    bag, images = Bag.load(folder, groups=4), pixels(40)
     graph = bag.answer(images, [Stop()] * 40, keep_members=True)
     tally = bag.answer(images, [Stop(confidence=2.0)] * 40, keep_members=True)
     for field in fields(Answers):
@@ -115,6 +125,8 @@ def test_a_broken_folder_is_told_in_one_line(folders: dict[str, Path], tmp_path:
         (tmp_path / name).unlink()
         if content is not None:
             (tmp_path / name).write_bytes(content)
+        if name != "config.json":
+            reseal(tmp_path)
         with pytest.raises(DataError, match=told) as refused:
             Bag.load(tmp_path)
         assert "\n" not in str(refused.value)
@@ -125,6 +137,7 @@ def test_members_of_another_shape_are_refused(folders: dict[str, Path], tmp_path
         (tmp_path / file.name).write_bytes(file.read_bytes())
     convnet = folders["convnet"] / "members.safetensors"
     (tmp_path / "members.safetensors").write_bytes(convnet.read_bytes())
+    reseal(tmp_path)
     with pytest.raises(DataError, match=r"expected 1\.weight of shape"):
         Bag.load(tmp_path)
 
@@ -132,9 +145,9 @@ def test_members_of_another_shape_are_refused(folders: dict[str, Path], tmp_path
 @pytest.mark.slow
 def test_answering_imports_no_torch(folders: dict[str, Path]) -> None:
     code = (
-        "import sys, pathlib, numpy; from bend_ray.serve.bag import Bag, Stop;"
+        "import sys, pathlib, numpy; from bend_ray.serve.bag import Bag;"
         f"bag = Bag.load(pathlib.Path({str(folders['mlp'])!r}));"
-        "bag.answer(numpy.zeros((1, 1, 8, 8), numpy.uint8), [Stop()]);"
+        "bag.predict(numpy.zeros((1, 1, 8, 8), numpy.uint8));"
         "print([name for name in ('torch', 'ray', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

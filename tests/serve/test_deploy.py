@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +15,16 @@ from served import export_random
 
 from bend_ray.errors import ConfigError
 from bend_ray.serve.deploy_file import check_deploy_config, deploy_config, deploy_text
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
+HERE = Listening("127.0.0.1", 8000)
 SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def test_a_written_config_is_one_that_serve_takes() -> None:
     settings = ServeSettings(max_replicas=3, groups=2)
-    config = deploy_config("s3://bags/digits", settings, "127.0.0.1", 8000)
+    config = deploy_config("s3://bags/digits", settings, HERE)
     read = yaml.safe_load(deploy_text(config))
     assert read == config
     (application,) = read["applications"]
@@ -50,7 +53,7 @@ def test_a_written_config_is_one_that_serve_takes() -> None:
 def test_a_key_that_serve_would_ignore_is_refused(
     place: tuple[str | int, ...], key: str, told: str
 ) -> None:
-    config = deploy_config("/bag", ServeSettings(), "127.0.0.1", 8000)
+    config = deploy_config("/bag", ServeSettings(), HERE)
     holder = config
     for step in place:
         holder = holder[step]  # type: ignore[index]
@@ -69,6 +72,7 @@ import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from bend_ray.runtime import cluster
 from bend_ray.serve.deploy_file import deploy_config
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
 first, second, port = sys.argv[2], sys.argv[3], free_port()
@@ -76,7 +80,7 @@ cluster.connect(None)
 serve = ServeSubmissionClient("http://" + ray._private.worker.global_worker.node.webui_url)
 
 def deploy(export, **settings):
-    config = deploy_config(export, ServeSettings(**settings), "127.0.0.1", port)
+    config = deploy_config(export, ServeSettings(**settings), Listening("127.0.0.1", port))
     config["proxy_location"] = "HeadOnly"
     serve.deploy_applications(config)
 
@@ -101,6 +105,10 @@ with Load(f"http://127.0.0.1:{port}") as load:
     deploy(second)
     until(lambda: load.answers[second.rpartition("/")[2]] > 20)
     told["pids"].append(replicas())
+    before = load.answers[first.rpartition("/")[2]]
+    deploy(sys.argv[4])  # a damaged copy of the first
+    time.sleep(5)
+    told["of_the_damaged"] = load.answers[first.rpartition("/")[2]] - before
     deploy(second, groups=2)
     until(lambda: len(replicas()) == 1 and replicas() != told["pids"][1])
     soon = sum(load.answers.values()) + 20
@@ -121,9 +129,13 @@ def test_bags_and_settings_change_under_load_without_a_failed_request(
     folder: Path, tmp_path: Path
 ) -> None:
     second = export_random(tmp_path, "mlp", "seed=1")
+    damaged = shutil.copytree(folder, tmp_path / "damaged" / folder.name)
+    content = bytearray((damaged / "members.safetensors").read_bytes())
+    content[-400:] = os.urandom(400)
+    (damaged / "members.safetensors").write_bytes(content)
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     done = subprocess.run(
-        [sys.executable, "-c", _UNDER_LOAD, str(SUPPORT), str(folder), str(second)],
+        [sys.executable, "-c", _UNDER_LOAD, str(SUPPORT), str(folder), str(second), str(damaged)],
         capture_output=True,
         text=True,
         env=environment | {"RAY_AUTH_MODE": "disabled"},
@@ -132,6 +144,7 @@ def test_bags_and_settings_change_under_load_without_a_failed_request(
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout.splitlines()[-1])
     assert told["failures"] == []
+    assert told["of_the_damaged"] == 0
     assert set(told["answers"]) == {folder.name, second.name}
     one, swapped, replaced = told["pids"]
     assert one == swapped

@@ -39,7 +39,7 @@ def serving(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def test_the_curl_it_prints_works(serving: Serving, bag: Bag) -> None:
     command = serving.said().splitlines()[-1]
     done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["model_version"] == bag.card.model_version
+    assert json.loads(done.stdout)["predictions"][0]["model_version"] == bag.card.model_version
 
 
 def test_the_replica_computes_without_torch(serving: Serving) -> None:
@@ -69,7 +69,7 @@ def test_tritons_own_client(serving: Serving, bag: Bag, images: np.ndarray, bina
     names = ("probabilities", "label", "member_probabilities")
     outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
     said = client.infer("bag", [asked], outputs=outputs)
-    expected = bag.answer(images, [Stop()] * len(images), keep_members=True)
+    expected = bag.answer({"images": images}, [Stop()] * len(images), keep_members=True)
     np.testing.assert_array_equal(said.as_numpy("label"), expected.labels_B)
     np.testing.assert_allclose(said.as_numpy("probabilities"), expected.probs_BC, atol=1e-6)
     members = said.as_numpy("member_probabilities")

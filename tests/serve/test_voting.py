@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
-from bend_ray.export.card import Card
+from bend_ray.export.card import Card, Input
 from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.voting import Ballots, Stop, Tally
 
@@ -24,9 +24,7 @@ def card(vote: Vote, weights: list[float], classes: int, temperature: float = 1.
         created="now",
         bend_ray="0",
         architecture=Mlp(),
-        image_shape=(1, 2, 2),
-        pixel_mean=(0.0,),
-        pixel_std=(1.0,),
+        inputs={"inputs": Input(shape=(4,), dtype="float32")},
         class_names=tuple(str(c) for c in range(classes)),
         vote=vote,
         members=tuple(range(len(weights))),

@@ -19,7 +19,7 @@ from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import seeds
-from bend_ray.stages.finish import Finisher, without_finish
+from bend_ray.stages.finish import Finisher
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 NETWORK = "seeds.architecture={kind: convnet, channels: [4, 4]}"
@@ -109,10 +109,10 @@ def test_annealing_trains_a_model_the_same_way_in_any_company(
 
 
 def test_switched_off_nothing_is_done(tiny: MakeConfig, fresh_store: Store) -> None:
-    config = tiny(*GUIDED, "samples.finish={guidance: 1}")
+    config = tiny(*GUIDED, "samples.finish=null")
     artifact = graph_of(config, fresh_store).seeds  # and nothing is read: there is nothing
     theta_NP = torch.ones(2, 3)
-    finish = finish_of(without_finish(config), artifact)
+    finish = finish_of(config, artifact)
     assert finish(theta_NP, np.zeros(2, dtype=np.int32), [0, 1]) is theta_NP
 
 

@@ -6,6 +6,9 @@ from pathlib import Path
 
 from bags import bag_config, store_bag
 
+from bend_ray.artifacts.directory import to_json
+from bend_ray.export.card import CARD, plain, read_card
+from bend_ray.export.files import digest
 from bend_ray.export.folder import export_bag
 
 ARCHITECTURES = {
@@ -20,3 +23,11 @@ def export_random(root: Path, kind: str, *overrides: str) -> Path:
     folder = root / bag.graph.evaluation.fingerprint
     export_bag(bag.config, bag.graph, str(folder))
     return folder
+
+
+def reseal(folder: Path, **changes: object) -> None:
+    """Give a bag the digests of what is there now, as whoever means harm would, and a new card."""
+    card = read_card(folder)
+    files = {name: digest(folder / name) for name in card.files if (folder / name).exists()}
+    card = card.model_copy(update={"files": files, **changes}).sealed()
+    (folder / CARD).write_bytes(to_json(plain(card)))

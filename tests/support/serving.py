@@ -28,8 +28,9 @@ def free_port() -> int:
 class Serving:
     """A ``bend serve`` in a folder of its own."""
 
-    def __init__(self, folder: Path, export: Path, *arguments: str) -> None:
-        self.port = free_port()
+    def __init__(self, folder: Path, export: Path, *arguments: str, grpc: bool = False) -> None:
+        self.port, self.grpc_port = free_port(), free_port()
+        arguments += ("--grpc-port", str(self.grpc_port)) if grpc else ()
         self.url = f"http://127.0.0.1:{self.port}"
         environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.log = folder / "serve.log"
@@ -87,7 +88,7 @@ class Load:
             thread.join()
 
     def _ask(self) -> None:
-        body = b'{"pixels":' + str([[3] * 8] * 8).encode() + b"}"
+        body = b'{"instances":[' + str([[3] * 8] * 8).encode() + b"]}"
         while not self._ending.is_set():
             request = urllib.request.Request(
                 f"{self.url}/predict", body, {"Content-Type": "application/json"}

@@ -1,5 +1,7 @@
 """The Pareto front and its knee, against their definitions."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -8,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from bend_ray.tune.front import knee, pareto_front, trade_off
-from bend_ray.tune.objectives import Accuracy, Nll, PenalisedNll, ScoredBag
+from bend_ray.artifacts.store import Store
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.tune.records import BagRecord, TrialRecord
+from bend_ray.tune.space import Accuracy, Nll, PenalisedNll, TuneSection
+from bend_ray.tune.study import Study, knee, pareto_front
 
 # Few values, so that rows are equal and tied.
 FEW = arrays(np.float64, st.tuples(st.integers(1, 12), st.just(3)), elements=st.integers(0, 3))
@@ -30,18 +35,27 @@ def test_the_knee_depends_on_no_unit(values: Any, scale: int, shift: int) -> Non
     assert knee(values) == knee(values * scale + shift)
 
 
-def test_a_bag_that_is_bent_towards_the_least_of_all_is_the_knee() -> None:
+def scored(size: int, **figures: Any) -> BagRecord:
+    return BagRecord(size=size, accuracy=0.9, **figures)
+
+
+def test_a_bag_that_is_bent_towards_the_least_of_all_is_the_knee(tmp_path: Path) -> None:
     bags = [
-        ScoredBag(1, nll=0.30, accuracy=0.9, cost_seconds=10.0, flops=10),
-        ScoredBag(4, nll=0.11, accuracy=0.9, cost_seconds=11.0, flops=40),
-        ScoredBag(64, nll=0.10, accuracy=0.9, cost_seconds=100.0, flops=640),
-        ScoredBag(8, nll=0.11, accuracy=0.9, cost_seconds=12.0, flops=80),
+        scored(1, nll=0.30, cost_seconds=10.0, flops=10),
+        scored(4, nll=0.11, cost_seconds=11.0, flops=40),
+        scored(64, nll=0.10, cost_seconds=100.0, flops=640),
+        scored(8, nll=0.11, cost_seconds=12.0, flops=80),
     ]
-    assert trade_off(bags) == ([0, 1, 2], 1)
+    trial = TrialRecord(name="t", point={"samples.temperature": 1.0}, status="done", bags=bags)
+    section = TuneSection(ensemble_counts=(1, 4, 64), knobs={"samples.temperature": (1.0,)})
+    study = Study.of(PipelineConfig(), section, Store(str(tmp_path)))
+    front, turn = replace(study, trials=[trial]).front()
+    assert [bag.size for _, bag in front] == [64, 4, 1]
+    assert turn[1].size == 4
 
 
 def test_objectives_say_what_they_weigh() -> None:
-    bag = ScoredBag(4, nll=0.2, accuracy=0.9, cost_seconds=16.0, flops=8)
+    bag = scored(4, nll=0.2, cost_seconds=16.0, flops=8)
     assert Nll().of(bag) == 0.2
     assert Accuracy().of(bag) == pytest.approx(0.1)
     # Four doublings of a second and three of an operation.

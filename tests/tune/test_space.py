@@ -10,7 +10,6 @@ import yaml
 from bend_ray.config.reading import load_config, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.tune.best import best_yaml
 from bend_ray.tune.space import (
     Asha,
     Range,
@@ -20,6 +19,7 @@ from bend_ray.tune.space import (
     load_section,
     trial_config,
 )
+from bend_ray.tune.study import best_yaml
 
 SAMPLERS = [{"kind": "ddim", "steps": 20}, {"kind": "ancestral"}]
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,10 @@ from bend_ray.tune.records import (
     read_record,
     write_record,
 )
+from bend_ray.tune.search import can_go_on, refuse_strangers
 from bend_ray.tune.space import TuneSection
-from bend_ray.tune.state import can_go_on, refuse_strangers
-from bend_ray.tune.study import Study, study_artifact, summary
-from bend_ray.tune.table import table
+from bend_ray.tune.study import Study, summary
+from bend_ray.tune.table import text as table
 
 SECTION = TuneSection.model_validate(
     {
@@ -89,19 +90,19 @@ def study(tmp_path: Path) -> Study:
         # The same config again, as searchers will ask.
         trial(4, 60, "v", 0.10),
     ]
-    artifact = study_artifact(config, SECTION, Store(str(tmp_path)))
-    return Study(config, SECTION, trials, Cost(cpu_seconds=40, wall_seconds=60), artifact)
+    found = Study.of(config, SECTION, Store(str(tmp_path)))
+    return replace(found, trials=trials, cost=Cost(cpu_seconds=40, wall_seconds=60))
 
 
 def test_the_winner_the_base_and_their_configs(study: Study) -> None:
     won, bag = study.winner
     assert (won.number, bag.size) == (1, 48)
     assert study.base is not None
-    assert study.base.number == 0
-    assert study.base_bag(study.base).size == PipelineConfig().samples.count
+    assert study.base[0].number == 0
+    assert study.base[1].size == PipelineConfig().samples.count
     config = study.config_of(won, won.bags[1])
     assert (config.autoencoder.model.latent_size, config.samples.count) == (60, 8)
-    assert study.config_of(study.base, study.base_bag(study.base)) == PipelineConfig()
+    assert study.config_of(*study.base) == PipelineConfig()
 
 
 def test_stages_are_counted_by_what_differs(study: Study) -> None:
@@ -130,7 +131,7 @@ def test_the_table_tells_of_every_trial(study: Study) -> None:
 
 def test_a_search_without_an_end_says_why(study: Study) -> None:
     failed = [each for each in study.trials if each.status == "failed"]
-    empty = Study(study.config, study.section, failed, study.cost, study.artifact)
+    empty = replace(study, trials=failed)
     for ask in (lambda: empty.winner, empty.front):
         with pytest.raises(TrainingError, match=r"none of 1: <b>diverged</b>"):
             ask()
@@ -188,7 +189,7 @@ def test_a_state_that_somebody_else_pickled_is_refused_before_ray_starts(
     from bend_ray.tune import search
 
     monkeypatch.setattr(search.pipeline, "connect", lambda *_: pytest.fail("Ray was started"))
-    artifact = study_artifact(PipelineConfig(), SECTION, Store(str(tmp_path)))
+    artifact = Study.of(PipelineConfig(), SECTION, Store(str(tmp_path))).artifact
     artifact.write_json("ray/experiment_state.json", {})
     refuse_strangers(artifact)
     monkeypatch.setattr(os, "getuid", lambda: os.stat(tmp_path).st_uid + 1)

@@ -1,0 +1,226 @@
+"""Whoever holds a bag and answers questions, in batches: ``Answering``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from bend_ray.export.card import Card
+from bend_ray.export.files import fetch_bag
+from bend_ray.serve.bag import Bag
+from bend_ray.serve.meters import Meters
+from bend_ray.serve.queries import Question
+from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.settings import ServeSettings
+from bend_ray.serve.voting import Answers
+from bend_ray.storage.masking import cause
+
+logger = logging.getLogger(__name__)
+
+SMALL, MIDDLE = 2**16, 2**20
+"""Pixels or bytes that are read at once, and those that wait behind none but their like."""
+MOST_WAITING = 32
+"""Pictures or texts that wait for a reader; one more is refused."""
+
+Read = TypeVar("Read")
+
+
+@dataclass
+class Statistics:
+    """What was done since the start; ``last``: when, in seconds since 1970."""
+
+    examples: int = 0
+    batches: int = 0
+    questions: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+    last: float = 0.0
+
+
+@dataclass
+class _Asked:
+    bag: Bag
+    question: Question
+    answer: asyncio.Future[Answers]
+    since: float = field(default_factory=time.perf_counter)
+
+
+class _Reader:
+    """One thread that yields to others, before which a few may wait."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, "reader", _yield_to_others)
+        self._waiting = 0
+
+    async def run(self, function: Callable[..., Read], *arguments: Any) -> Read:
+        if self._waiting >= MOST_WAITING:
+            raise Refusal(503, "expected fewer large requests at a time; ask again")
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._pool, function, *arguments)
+        finally:
+            self._waiting -= 1
+
+
+def _yield_to_others() -> None:
+    if sys.platform == "linux":  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+
+
+class Answering:
+    """A bag and its questions; everything but ``load`` is for one event loop."""
+
+    def __init__(self, settings: ServeSettings, meters: Meters) -> None:
+        self.settings, self.meters = settings, meters
+        self.statistics = Statistics()
+        self.bag: Bag | None = None
+        # One thread: sessions run one batch at a time, and the loop goes on reading requests.
+        self._computing = ThreadPoolExecutor(1, thread_name_prefix="bag")
+        self._middle, self._large = _Reader(), _Reader()
+        self._waiting: deque[_Asked] = deque()
+        self._turns: asyncio.Task[None] | None = None
+
+    def load(self, export: str) -> Bag:
+        """Read and warm the bag in a folder or at a URI.
+
+        Raises:
+            DataError: it is damaged, or none.
+            StoreError: it cannot be read.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            return Bag.load(
+                fetch_bag(export, Path(scratch)),
+                groups=self.settings.groups,
+                threads=max(1, int(self.settings.cpus)),
+                batch=self.settings.max_batch_size,
+                run_code=self.settings.run_code,
+            )
+
+    def go_live(self, bag: Bag) -> None:
+        """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""
+        self.bag = bag
+        self.meters.bag(bag.card.model_version, "live")
+        logger.info("bag %s is live, run as %s", bag.card.model_version, bag.way or "torch")
+
+    def card(self) -> Card:
+        """Of the bag that is live."""
+        return self._live().card
+
+    def _live(self) -> Bag:
+        if self.bag is None:
+            raise Refusal(503, "expected a bag to be loaded, none is yet")
+        return self.bag
+
+    async def read(self, cost: int, function: Callable[..., Read], *arguments: Any) -> Read:
+        """Call what reads so many pixels or bytes; what costs much stands in nobody's way."""
+        if cost <= SMALL:
+            return function(*arguments)
+        return await (self._middle if cost <= MIDDLE else self._large).run(function, *arguments)
+
+    async def ask(self, card: Card, question: Question) -> Answers:
+        """Answer in a batch with others."""
+        bag = self._live()
+        if not bag.card.takes_what(card):
+            raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
+        most = self.settings.max_batch_size
+        if not 1 <= len(question) <= most:
+            raise Refusal(422, f"expected 1 to {most} examples, got {len(question)}")
+        if len(self._waiting) >= self.settings.max_ongoing_requests:
+            raise Refusal(503, "expected fewer requests at a time; ask again")
+        asked = _Asked(bag, question, asyncio.get_running_loop().create_future())
+        self._waiting.append(asked)
+        if self._turns is None or self._turns.done():
+            self._turns = asyncio.create_task(self._answer())
+        return await asked.answer
+
+    async def _answer(self) -> None:
+        """Batch after batch, until nobody waits."""
+        if self.settings.batch_wait_ms:
+            await asyncio.sleep(self.settings.batch_wait_ms / 1000)
+        while self._waiting:
+            if batch := self._next():
+                await self._answered(batch)
+
+    def _next(self) -> list[_Asked]:
+        """Who is answered next, by one bag: not who has gone, and not who waited too long."""
+        batch: list[_Asked] = []
+        examples, now = 0, time.perf_counter()
+        while self._waiting:
+            asked = self._waiting[0]
+            examples += len(asked.question)
+            if batch and (examples > self.settings.max_batch_size or asked.bag is not batch[0].bag):
+                break
+            self._waiting.popleft()
+            if now - asked.since > self.settings.max_wait_seconds and not asked.answer.done():
+                asked.answer.set_exception(Refusal(503, "too many asked before you; ask again"))
+            if asked.answer.done():
+                examples -= len(asked.question)
+            else:
+                batch.append(asked)
+        return batch
+
+    async def _answered(self, batch: list[_Asked]) -> None:
+        started, loop = time.perf_counter(), asyncio.get_running_loop()
+        questions = [each.question for each in batch]
+        try:
+            if batch[0].bag.is_quick:
+                answers = answer_together(batch[0].bag, questions)
+            else:
+                answers = await loop.run_in_executor(
+                    self._computing, answer_together, batch[0].bag, questions
+                )
+        except Exception as error:
+            if len(batch) > 1:  # of one of them, which must not be the others' harm
+                for each in batch:
+                    await self._answered([each])
+            elif not batch[0].answer.done():
+                told = f"expected inputs that the network takes, it says {cause(error)[:200]}"
+                batch[0].answer.set_exception(Refusal(422, told))
+            return
+        for each, answer in zip(batch, answers, strict=True):
+            if each.answer.done():
+                continue
+            if answer.is_finite.all():
+                each.answer.set_result(answer)
+            else:
+                told = "expected inputs that the network takes, it answers with nan"
+                each.answer.set_exception(Refusal(422, told))
+        seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
+        self.meters.batch(seconds, waits, answers)
+        seen = self.statistics
+        seen.examples += sum(map(len, questions))
+        seen.batches += 1
+        seen.questions += len(batch)
+        seen.queue_seconds += sum(waits)
+        seen.compute_seconds += seconds * len(batch)
+        seen.last = time.time()
+
+
+def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
+    """The answer to each question."""
+    inputs = {
+        name: np.concatenate([question.inputs[name] for question in questions])
+        for name in bag.card.inputs
+    }
+    stops = [question.stop for question in questions for _ in range(len(question))]
+    keep = any(question.keep_members for question in questions)
+    answers = bag.answer(inputs, stops, keep_members=keep)
+    ends = np.cumsum([len(question) for question in questions]).tolist()
+    return [
+        answers.rows(end - len(question), end)
+        for question, end in zip(questions, ends, strict=True)
+    ]

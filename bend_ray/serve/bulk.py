@@ -1,0 +1,125 @@
+"""Many examples at once, by Ray Data: ``bend predict``."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.fs
+import ray
+import ray.data
+
+from bend_ray.data import folders, parquet
+from bend_ray.data.arrays import LABELS
+from bend_ray.data.decoding import UnreadableError, pixels_of
+from bend_ray.data.files import find_files
+from bend_ray.errors import ConfigError, DataError
+from bend_ray.export.card import IMAGES
+from bend_ray.export.files import fetch_bag
+from bend_ray.runtime import cluster
+from bend_ray.runtime.pool import our_errors
+from bend_ray.serve.bag import Bag
+from bend_ray.serve.pictures import look_of
+from bend_ray.serve.queries import Inputs, given_inputs
+from bend_ray.serve.voting import Stop
+from bend_ray.storage.filesystems import resolve
+from bend_ray.storage.masking import masked
+
+BATCH = 64
+
+
+def predict(
+    examples: str, output: str, export: str, column: str, address: str | None, run_code: bool
+) -> int:
+    """Ask a bag about image files or the rows of Parquet files, and say how many there were.
+
+    All are paths or URIs that every machine can read; the output is of Parquet, a row an example.
+
+    Raises:
+        DataError: examples that are missing, or cannot be read.
+        ConfigError: the output is not empty.
+    """
+    filesystem, path = resolve(output)
+    if filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
+        raise ConfigError(
+            f"--output {masked(output)}: expected a new or empty folder; name another"
+        )
+    files = find_files([examples], None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
+    paths = [file.path for file in files]
+    tables = [each for each in paths if each.lower().endswith(parquet.ENDINGS)]
+    if tables and len(tables) < len(paths):
+        raise DataError(f"{masked(examples)}: expected image files or Parquet files, got both")
+    cluster.connect(address)
+    read = ray.data.read_parquet
+    if not tables:
+        read = partial(ray.data.read_binary_files, include_paths=True)
+    processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
+    work = read(paths, filesystem=files.filesystem).map_batches(
+        _Predictor,
+        batch_size=BATCH,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
+        fn_constructor_args=(export, column if tables else None, run_code),
+        num_cpus=1,
+    )
+    with our_errors():
+        work.write_parquet(path, filesystem=filesystem)
+    return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
+
+
+class _Predictor:
+    """One process with a bag; ``column`` is that of images in a table, None for image files."""
+
+    def __init__(self, export: str, column: str | None, run_code: bool) -> None:
+        with tempfile.TemporaryDirectory() as scratch:
+            self.bag = Bag.load(fetch_bag(export, Path(scratch)), batch=BATCH, run_code=run_code)
+        self.column = column
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The table with answers instead of inputs."""
+        card = self.bag.card
+        if card.decoding is not None:
+            inputs, rest = self._images(table)
+        elif self.column is None:
+            raise DataError("expected Parquet files, as the bag takes no pictures, got image files")
+        else:
+            known = [name for name in card.inputs if name in table.column_names]
+            labels = [name for name in table.column_names if name in LABELS]
+            used = table.select(known) if known else table.drop_columns(labels)
+            inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
+        said = self.bag.answer(inputs, [Stop()] * len(table))
+        answers = {
+            "prediction": [card.class_names[label] for label in said.labels_B.tolist()],
+            "probability": said.probs_BC.max(axis=1),
+            "probabilities": pa.array(said.probs_BC.tolist(), pa.list_(pa.float64())),
+            "predictive_entropy": said.entropy_B,
+            "mutual_information": said.information_B,
+            "model_version": [card.model_version] * len(table),
+        }
+        for name, values in answers.items():
+            rest = rest.append_column(name, pa.array(values))
+        return rest
+
+    def _images(self, table: pa.Table) -> tuple[Inputs, pa.Table]:
+        look, pixels, wheres = look_of(self.bag.card), [], []
+        if self.column is not None and self.column not in table.column_names:
+            told = ", ".join(table.column_names)
+            raise DataError(f"expected a column {self.column} of images, got {told}; use --column")
+        held = table.select([self.column] if self.column else ["bytes", "path"])
+        for row in held.to_pylist():
+            image: Any = row[self.column] if self.column else row
+            content, where = image.get("bytes"), image.get("path")
+            wheres.append(where)
+            try:
+                pixels.append(pixels_of(content, look))
+            except (UnreadableError, TypeError) as error:
+                raise DataError(f"cannot use {where}: {error}; replace or remove it") from None
+        rest = table.drop_columns(held.column_names)
+        return {IMAGES: np.stack(pixels)}, rest.append_column(
+            "image", pa.array(wheres, pa.string())
+        )

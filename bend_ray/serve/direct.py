@@ -1,0 +1,95 @@
+"""Serving on this machine without Ray, in this process: ``bend serve --direct``."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import uvicorn
+from prometheus_client import generate_latest
+
+from bend_ray.serve.answering import Answering
+from bend_ray.serve.app import make_app
+from bend_ray.serve.guard import Guard
+from bend_ray.serve.listening import Listening, add_port, token
+from bend_ray.serve.meters import Meters, Prometheus
+from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
+from bend_ray.serve.settings import ServeSettings
+from bend_ray.serve.wire import Protocol
+
+KEEP_ALIVE_SECONDS = 75
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, which ends well when it is asked to end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Stop at the first signal when all is answered, at the second one at once."""
+        loop = asyncio.get_running_loop()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(each, self.handle_exit, each, None)
+        yield
+
+
+def service_of(export: str, settings: ServeSettings) -> Answering:
+    """A bag that answers in this process.
+
+    Raises:
+        DataError: it is damaged, or none.
+    """
+    service = Answering(settings, Meters(Prometheus()))
+    service.go_live(service.load(export))
+    return service
+
+
+def guarded(service: Answering, token: str | None) -> Guard:
+    """The interface over a bag in this process."""
+    made: Any = service.meters.make
+    limits = service.settings.limits(None if service.bag is None else service.card())
+    app = make_app(service, lambda: generate_latest(made.registry))
+    return Guard(app, limits, token, service.meters)
+
+
+def run(service: Answering, where: Listening) -> None:
+    """Answer until SIGINT or SIGTERM; then answer what has come, and stop."""
+    drain = service.settings.drain_seconds
+    config = uvicorn.Config(
+        guarded(service, token()),
+        host=where.host,
+        port=where.port,
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        backlog=4096,
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(drain),
+        ssl_certfile=where.certfile,
+        ssl_keyfile=where.keyfile,
+    )
+    asyncio.run(_serve(_Server(config), service, where))
+
+
+async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -> None:
+    if where.grpc_port is None:
+        await server.serve()
+        return
+    most = service.settings.max_body_bytes
+    calls = grpc.aio.server(
+        options=[("grpc.max_receive_message_length", most), ("grpc.so_reuseport", 0)],
+        maximum_concurrent_rpcs=service.settings.max_ongoing_requests,
+    )
+    add_to_server(GrpcInference(service, token()), calls)
+    add_port(calls, where.grpc_address, where.certfile, where.keyfile)
+    await calls.start()
+    await server.serve()
+    await calls.stop(service.settings.drain_seconds)

@@ -1,0 +1,123 @@
+"""The door in Ray Serve's proxies: a guard before the way to a replica, and a stricter protocol.
+
+``RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=bend_ray.serve.door:middlewares`` in the environment of
+a machine puts it into the proxy there. A whole body is handed on with its request; without it
+replicas fetch it in a call of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from dataclasses import asdict, replace
+from typing import Any
+
+from ray.serve._private import default_impl
+from ray.util import metrics
+from starlette.middleware import Middleware
+from uvicorn.protocols.http import auto
+
+from bend_ray.process.environment import variable
+from bend_ray.serve.guard import BODY, LIVE, Gone, Guard, Message, Receive, Scope, Send, say
+from bend_ray.serve.listening import Listening, add_port
+from bend_ray.serve.meters import Meters
+from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.settings import LIMITS_VARIABLE, TOKEN_VARIABLE, Limits
+from bend_ray.serve.wire import Protocol
+
+logger = logging.getLogger("ray.serve")
+
+CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+LISTENING_VARIABLE = "BEND_SERVE_LISTENING"
+"""JSON of a ``Listening`` for Ray's gRPC proxy: by itself it takes all addresses, and no TLS."""
+
+# Ray's proxy obeys some headers, among them one that takes every deadline away.
+_PASSED = frozenset(
+    {
+        *(b"host", b"authorization", b"content-type", b"content-length", b"accept", b"user-agent"),
+        *(b"inference-header-content-length", b"traceparent", b"tracestate", b"origin"),
+    }
+)
+
+
+class Door(Guard):
+    """A guard before Ray's proxy, which answers some requests by itself, in its own words."""
+
+    async def _pass_on(
+        self, scope: Scope, body: bytes, receive: Receive | None, send: Send
+    ) -> None:
+        assert receive is not None
+        if scope["path"] == LIVE:
+            await say(send, 200, {"live": True})
+            return
+        headers = [(k, v) for k, v in scope["headers"] if k in _PASSED and v.isascii()]
+        inner = {**scope, "headers": headers, "extensions": {BODY: body}, "state": {}}
+        start: Message | None = None
+        told, gone = b"", False
+        began = False
+
+        async def receiving() -> Message:
+            nonlocal began, gone
+            if not began:
+                began = True
+                return {"type": "http.request", "body": b"", "more_body": False}
+            message = await receive()
+            gone = message["type"] == "http.disconnect"
+            return message
+
+        async def sending(message: Message) -> None:
+            nonlocal start, told
+            if message["type"] == "http.response.start":
+                start = message
+            assert start is not None
+            if not _is_rays(start):
+                await send(message)
+            elif message["type"] == "http.response.body":
+                told += message.get("body", b"")
+
+        await self._app(inner, receiving, sending)
+        if start is None and gone:
+            raise Gone
+        if start is None or _is_rays(start):
+            raise _honest(500 if start is None else start["status"], told)
+
+
+def _is_rays(start: Message) -> bool:
+    """Whether an answer is a refusal of the proxy's own: ours are JSON."""
+    kind = dict(start.get("headers", [])).get(b"content-type", b"")
+    return start["status"] >= 400 and not kind.startswith(b"application/json")
+
+
+def _honest(status: int, told: bytes) -> Refusal:
+    """What a proxy's refusal means to a client: ask again."""
+    if status == 404:
+        return Refusal(503, "expected a bag, none is deployed or it is stopping; ask again")
+    if status == 408:
+        return Refusal(503, "no replica has answered in time; ask again")
+    if status == 500:
+        return Refusal(503, "the replica that was asked is gone; ask again")
+    return Refusal(503, told.decode("utf-8", "replace")[:200] or "not now; ask again")
+
+
+def middlewares() -> list[Middleware]:
+    """What Ray Serve's proxy puts before itself; called once, before it listens."""
+    # Uvicorn names its protocol here, and Ray leaves it the choice.
+    auto.AutoHTTPProtocol = Protocol
+    default_impl.add_grpc_address = _add_grpc_address
+    limits = Limits.model_validate_json(variable(LIMITS_VARIABLE) or "{}")
+    token = variable(TOKEN_VARIABLE)
+    return [Middleware(Door, limits=limits, token=token, meters=Meters(metrics))]
+
+
+def _add_grpc_address(server: Any, address: str) -> None:
+    where = Listening(**json.loads(variable(LISTENING_VARIABLE) or '{"host": "::", "port": 0}'))
+    port = int(address.rpartition(":")[2])
+    add_port(server, replace(where, grpc_port=port).grpc_address, where.certfile, where.keyfile)
+
+
+def put_up(limits: Limits, where: Listening) -> None:
+    """Put the door into the proxies of a cluster that this process is about to start."""
+    os.environ[CALLBACK_VARIABLE] = "bend_ray.serve.door:middlewares"
+    os.environ[LIMITS_VARIABLE] = limits.model_dump_json()
+    os.environ[LISTENING_VARIABLE] = json.dumps(asdict(where))

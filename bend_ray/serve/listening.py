@@ -1,0 +1,120 @@
+"""Where a server listens, and that nobody from outside is let in without a token."""
+
+from __future__ import annotations
+
+import ipaddress
+import resource
+import socket
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from bend_ray.errors import ConfigError
+from bend_ray.process.environment import variable
+from bend_ray.serve.settings import TOKEN_VARIABLE
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Addresses, and a certificate chain and its key in PEM for TLS."""
+
+    host: str
+    port: int
+    grpc_port: int | None = None
+    certfile: str | None = None
+    keyfile: str | None = None
+
+    @property
+    def url(self) -> str:
+        """Where a browser of this machine finds it."""
+        scheme = "http" if self.certfile is None else "https"
+        return f"{scheme}://{_shown(self.host)}:{self.port}"
+
+    @property
+    def grpc_address(self) -> str:
+        """Where gRPC listens."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.grpc_port}"
+
+    @property
+    def told(self) -> str:
+        """What listens where, in words."""
+        also = "" if self.grpc_port is None else f", gRPC on {self.grpc_address}"
+        asks = "with BEND_SERVE_TOKEN alone" if token() else "without a token"
+        return f"HTTP on {self.host}:{self.port}{also}, {asks}"
+
+    def check(self) -> None:
+        """Refuse what cannot be listened on, or should not be.
+
+        Raises:
+            ConfigError: what is wrong, in one line.
+        """
+        if not is_loopback(self.host) and token() is None:
+            raise ConfigError(
+                f"--host {self.host}: expected {TOKEN_VARIABLE} in the environment where others "
+                "can reach it; set it, or listen on 127.0.0.1"
+            )
+        for option, port in (("--port", self.port), ("--grpc-port", self.grpc_port)):
+            if port is not None:
+                _check_free(self.host, option, port)
+        if self.certfile is None and self.keyfile is None:
+            return
+        if self.certfile is None or self.keyfile is None:
+            raise ConfigError("--certfile and --keyfile: expected both, or neither")
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self.certfile, self.keyfile)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"--certfile {self.certfile} --keyfile {self.keyfile}: expected a certificate and "
+                f"its key in PEM, got: {error.strerror or error}"
+            ) from None
+
+
+def token() -> str | None:
+    """What requests must bear; None: everybody is welcome."""
+    return variable(TOKEN_VARIABLE)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches an address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def allow_many_connections() -> None:
+    """Let this process, and those that it starts, open as many files as the system allows."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
+def add_port(server: Any, address: str, certfile: str | None, keyfile: str | None) -> None:
+    """Have a gRPC server listen, with TLS where there is a certificate."""
+    if certfile is None or keyfile is None:
+        server.add_insecure_port(address)
+        return
+    pair = (Path(keyfile).read_bytes(), Path(certfile).read_bytes())
+    server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+
+
+def _check_free(host: str, option: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        with socket.socket(family) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((host, port))
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(
+            f"--host {host} {option} {port}: expected an address to listen on, got: {reason}; "
+            "name another port"
+        ) from None
+
+
+def _shown(host: str) -> str:
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only shown
+    return f"[{host}]" if ":" in host else host
