@@ -10,9 +10,9 @@ from typing import Any
 
 import nbformat
 import numpy as np
+import own_things
 import prose
 import pytest
-import shop
 from nbclient import NotebookClient
 
 import bend_ray as bend
@@ -32,9 +32,9 @@ SETTINGS = {
 
 
 def fitted(store: Path, **options: Any) -> bend.Run:
-    parts = shop.make_parts()
+    parts = own_things.make_parts()
     given = {"epochs": 30, "members": 4, "settings": SETTINGS, "store": store} | options
-    return bend.fit(shop.make_net, parts["train"], parts["test"], **given)
+    return bend.fit(own_things.make_net, parts["train"], parts["test"], **given)
 
 
 def test_importing_it_imports_neither_torch_nor_ray() -> None:
@@ -90,10 +90,10 @@ def test_a_fit_gives_figures_models_and_a_page(tmp_path: Path) -> None:
 @pytest.mark.trains
 def test_a_bag_answers_and_is_saved(tmp_path: Path) -> None:
     run = fitted(tmp_path / "runs")
-    inputs_NF, labels_N = shop.make_parts()["test"]
+    inputs_NF, labels_N = own_things.make_parts()["test"]
     bag = run.bag()
     probs_NC = bag.predict_proba(inputs_NF)
-    assert probs_NC.shape == (len(inputs_NF), shop.NUM_CLASSES)
+    assert probs_NC.shape == (len(inputs_NF), own_things.NUM_CLASSES)
     np.testing.assert_allclose(probs_NC.sum(axis=1), 1, atol=1e-5)
     assert (bag.predict(inputs_NF) == probs_NC.argmax(axis=1)).all()
     assert (bag.predict(inputs_NF) == labels_N).mean() == run.evaluation.bag.accuracy
@@ -120,10 +120,15 @@ def test_on_ray_a_fit_has_the_bits_of_one_in_this_process(tmp_path: Path) -> Non
 
 
 def test_without_a_test_part_figures_say_validation(tmp_path: Path) -> None:
-    inputs_NF, labels_N = shop.make_parts()["train"]
+    inputs_NF, labels_N = own_things.make_parts()["train"]
     names = np.array(["ant", "bee", "cat"])[labels_N]
     run = bend.fit(
-        shop.make_net, (inputs_NF, names), members=4, epochs=4, settings=SETTINGS, store=tmp_path
+        own_things.make_net,
+        (inputs_NF, names),
+        members=4,
+        epochs=4,
+        settings=SETTINGS,
+        store=tmp_path,
     )
     assert run.evaluation.part == "validation"
     assert run.summary().startswith("validation part")
@@ -132,12 +137,12 @@ def test_without_a_test_part_figures_say_validation(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"network": shop.make_net(3)}, "expected a function or class that makes one"),
+        ({"network": own_things.make_net(3)}, "expected a function or class that makes one"),
         ({"network": 3}, "expected a function or class, or its name"),
         ({"network": "nowhere:make"}, "expected a module that can be imported from here"),
-        ({"network": lambda: shop.make_net(7)}, r"one a class, got \(4, 7\)"),
+        ({"network": lambda: own_things.make_net(7)}, r"one a class, got \(4, 7\)"),
         (
-            {"network": lambda width: shop.make_net(3, width)},
+            {"network": lambda width: own_things.make_net(3, width)},
             "missing a required argument",
         ),
         ({"train": (np.zeros((9, 6)), np.zeros(8))}, "8 labels"),
@@ -152,7 +157,11 @@ def test_without_a_test_part_figures_say_validation(tmp_path: Path) -> None:
 def test_what_is_wrong_is_told_in_a_line_and_nothing_is_made(
     tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
-    given = {"network": shop.make_net, "train": shop.make_parts()["train"], "settings": SETTINGS}
+    given = {
+        "network": own_things.make_net,
+        "train": own_things.make_parts()["train"],
+        "settings": SETTINGS,
+    }
     with pytest.raises(bend.BendError, match=message) as refused:
         bend.fit(**given | changes, store=tmp_path)
     assert len(str(refused.value).splitlines()) == 1

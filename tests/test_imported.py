@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import own_things
 import pytest
-import shop
 
 from bend_ray import imported, pipeline
 from bend_ray.artifacts.shards import read_population
@@ -39,7 +39,7 @@ SMALL = [
     "autoencoder.training.steps=5",
     "generator.training.steps=5",
     "samples.count=4",
-    'evaluation.rivals=[{"kind": "imported", "target": "shop:pairs"}]',
+    'evaluation.rivals=[{"kind": "imported", "target": "own_things:pairs"}]',
 ]
 
 
@@ -48,7 +48,7 @@ def own_config(*overrides: str) -> PipelineConfig:
     named = [
         text
         for axis, name in OWN.items()
-        for text in (f"{axis}.kind=imported", f"{axis}.target=shop:{name}")
+        for text in (f"{axis}.kind=imported", f"{axis}.target=own_things:{name}")
     ]
     return load_config(None, [*named, *SMALL, *overrides])
 
@@ -60,7 +60,7 @@ def test_a_run_takes_something_of_ones_own_on_every_axis(tmp_path: Path) -> None
     assert evaluation.bag.accuracy > 0.5
     assert set(evaluation.rivals) == {"pairs"}
     drawn = read_population(graph.samples)
-    assert drawn.theta_KP.shape == (4, sum(p.numel() for p in shop.make_net(3).parameters()))
+    assert drawn.theta_KP.shape == (4, sum(p.numel() for p in own_things.make_net(3).parameters()))
     assert [line.state for line in pipeline.status(own_config(), str(tmp_path))][-1] == "committed"
     # What is stored can be read without the code, which it does not hold.
     held = [path for path in tmp_path.rglob("*") if path.is_file()]
@@ -68,7 +68,7 @@ def test_a_run_takes_something_of_ones_own_on_every_axis(tmp_path: Path) -> None
 
 
 def test_results_are_read_without_a_users_code(tmp_path: Path) -> None:
-    folder = tmp_path / "shop"
+    folder = tmp_path / "own_things"
     folder.mkdir()
     (folder / "hats.py").write_text("raise SystemExit('was imported')\n")
     arguments = ["seeds.architecture.kind=imported", "seeds.architecture.target=hats:make"]
@@ -109,9 +109,9 @@ def test_its_code_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.Mo
     ("target", "message"),
     [
         ("nowhere_at_all:make", "expected a module that can be imported from here"),
-        ("shop:none", "expected a function or class of that name"),
-        ("shop:NUM_CLASSES", "expected a function or class, got 3"),
-        ("shop:make_net", "expected `arguments` that it takes, got .*: missing a required"),
+        ("own_things:none", "expected a function or class of that name"),
+        ("own_things:NUM_CLASSES", "expected a function or class, got 3"),
+        ("own_things:make_net", "expected `arguments` that it takes, got .*: missing a required"),
     ],
 )
 def test_what_cannot_be_called_is_refused(target: str, message: str) -> None:
@@ -119,22 +119,26 @@ def test_what_cannot_be_called_is_refused(target: str, message: str) -> None:
         Imported(target=target).identified().make()
 
 
-@pytest.mark.parametrize("target", ["shop", "shop:", ":make", "a b:c"])
+@pytest.mark.parametrize("target", ["own_things", "own_things:", ":make", "a b:c"])
 def test_a_target_is_a_module_and_a_name(target: str) -> None:
     with pytest.raises(ConfigError, match="expected module:function as in shop"):
         load_config(None, [f"seeds.architecture={{kind: imported, target: '{target}'}}"])
 
 
 def test_open_parameters_are_filled_in_and_given_ones_kept() -> None:
-    assert Imported(target="shop:make_net").make(num_classes=5, unknown=1)[-1].out_features == 5
-    own = Imported(target="shop:make_net", arguments={"num_classes": 4, "width": 3})
+    assert (
+        Imported(target="own_things:make_net").make(num_classes=5, unknown=1)[-1].out_features == 5
+    )
+    own = Imported(target="own_things:make_net", arguments={"num_classes": 4, "width": 3})
     assert own.make(num_classes=5)[0].out_features == 3
     assert own.make(num_classes=5)[-1].out_features == 4
 
 
 def test_what_fails_is_told_in_a_line() -> None:
-    with pytest.raises(ConfigError, match=r"^shop:jitter: AttributeError: .*\(shop.py, line"):
-        Imported(target="shop:jitter").call("text", None)
+    with pytest.raises(
+        ConfigError, match=r"^own_things:jitter: AttributeError: .*\(own_th.*line"
+    ):
+        Imported(target="own_things:jitter").call("text", None)
 
 
 def _closure(width: int) -> Callable[[], int]:
@@ -165,7 +169,7 @@ def test_a_version_makes_another_identity() -> None:
     assert identified(config) != identified(other)
 
 
-@pytest.mark.parametrize("given", [3, "shop", shop.Denoiser(3)])
+@pytest.mark.parametrize("given", [3, "own_things", own_things.Denoiser(3)])
 def test_only_functions_classes_and_names_are_taken(given: Any) -> None:
     with pytest.raises((ConfigError, ValueError), match="expected"):
         Imported.of(given)
@@ -178,8 +182,12 @@ def test_only_functions_classes_and_names_are_taken(given: Any) -> None:
         ("evaluation.vote", "lambda nll: nll * 0", "expected weights of 0 or more"),
         ("seeds.recipe.augmentation", "lambda b, g: b[:, :2]", "expected views"),
         ("seeds.recipe.augmentation", "lambda b, g: b.double()", "expected views"),
-        ("autoencoder.model", "lambda num_features: shop.Autoencoder(num_features, 5)", "encode"),
-        ("generator.denoiser", "lambda: shop.Denoiser(7)", r"\(x, t, condition\): expected"),
+        (
+            "autoencoder.model",
+            "lambda num_features: own_things.Autoencoder(num_features, 5)",
+            "encode",
+        ),
+        ("generator.denoiser", "lambda: own_things.Denoiser(7)", r"\(x, t, condition\): expected"),
         ("dataset", "lambda: [1, 2]", "expected a row of numbers"),
         ("seeds.architecture", "lambda: None", "expected a function that returns a torch.nn"),
     ],
@@ -189,7 +197,7 @@ def test_what_does_not_fit_its_axis_is_refused_before_it_is_stored(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     name = f"wrong_{abs(hash((axis, source)))}"
-    (tmp_path / f"{name}.py").write_text(f"import shop\nmake = {source}\n")
+    (tmp_path / f"{name}.py").write_text(f"import own_things\nmake = {source}\n")
     store = tmp_path / "store"
     with pytest.raises(BendError, match=message) as refused:
         pipeline.run(own_config(f"{axis}.target={name}:make"), str(store), local=True)

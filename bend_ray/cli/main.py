@@ -240,6 +240,7 @@ def main() -> NoReturn:
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes every one for the user's Ctrl-D
             _tell_bug(error.__cause__)
+        streams.drop_unwritten()
         click.echo("bend: interrupted; what was finished is kept: run again to go on", err=True)
         sys.exit(130)
     except click.ClickException as error:

@@ -24,6 +24,10 @@ class _Results(io.FileIO):
 
     _failed = False
 
+    def close_early(self) -> None:
+        """Take nothing more, as if all were written."""
+        self._failed = True
+
     def write(self, content: Any) -> int:
         """Write, or end the process where nobody reads.
 
@@ -70,6 +74,13 @@ def prepare() -> None:
     if sys.stdout is sys.__stdout__:
         results = _Results(1, "w", closefd=False)
         sys.stdout = _text(results, sys.stdout, line_buffering=results.isatty())
+
+
+def drop_unwritten() -> None:
+    """After an interrupt: what stdout still holds may have been written, and would be twice."""
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    if isinstance(raw, _Results):
+        raw.close_early()
 
 
 def _text(raw: io.FileIO, before: TextIO | None, *, line_buffering: bool) -> TextIO:

@@ -113,12 +113,12 @@ def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path("configs/a.yaml").write_text(
         "seeds: {architecture: {kind: imported, target: 'shop_jobs.nets:make'}}"
     )
-    sent: dict[str, str] = {}
+    sent: dict[str, bytes] = {}
 
     def submit_job(runtime_env: dict[str, str], **job: object) -> str:
         folder = Path(runtime_env["working_dir"])
         files = [each for each in folder.rglob("*") if each.is_file()]
-        sent.update({str(each.relative_to(folder)): each.read_text() for each in files})
+        sent.update({str(each.relative_to(folder)): each.read_bytes() for each in files})
         return "job-1"
 
     jobs = object.__new__(Jobs)

@@ -1,6 +1,6 @@
 """What a user might bring: one thing of his own for each axis that takes one.
 
-The tests name them as he would: ``shop:make_net``.
+The tests name them as he would: ``own_things:make_net``.
 """
 
 from __future__ import annotations
