@@ -36,9 +36,6 @@ def write_events(artifact: Artifact, scalars: Iterable[Scalar]) -> str:
 
     Returns:
         The file's name, for the commit.
-
-    Raises:
-        StoreError: it cannot be written, or another run has committed the artifact.
     """
     artifact.ensure_uncommitted()
     # Here, and not above: it takes a second to import, of processes that write nothing too.

@@ -51,6 +51,9 @@ class Holder(BaseModel):
     pid_namespace: str
     renewed: float
 
+    def __str__(self) -> str:
+        return f"pid {self.pid} on host {self.host}"
+
     def is_gone(self) -> bool:
         """Whether it was a process that this one could see, and is no more."""
         here = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
@@ -79,22 +82,14 @@ def lease(
 
     Yields:
         True: make it. False: another run committed it meanwhile, there is nothing to do.
-
-    Raises:
-        StoreError: the lease cannot be read or written.
-        CorruptArtifact: it was committed and is broken.
     """
     claim = _Claim(artifact, stale_seconds, settle_seconds)
     if not _acquire(claim, waiting, poll_seconds):
         yield False
         return
     stop = threading.Event()
-    renewer = threading.Thread(
-        target=_renew,
-        args=(claim, stop, renew_seconds),
-        name=f"lease-{artifact.stage}",
-        daemon=True,
-    )
+    renewal, name = (claim, stop, renew_seconds), f"lease-{artifact.stage}"
+    renewer = threading.Thread(target=_renew, args=renewal, name=name, daemon=True)
     renewer.start()
     try:
         # The one we waited for may have committed and left between two looks.
@@ -188,9 +183,6 @@ def maker(
         fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host;
             where these say otherwise it is looked at again, as they may be wrong.
         renew_seconds: between renewals.
-
-    Raises:
-        StoreError: the store cannot be read.
     """
     path = artifact.child(LEASE_NAME)
     holder = _parse(read_bytes(artifact.filesystem, path))
@@ -200,7 +192,7 @@ def maker(
         time.sleep(1.5 * renew_seconds)
         if _parse(read_bytes(artifact.filesystem, path)) in (holder, None):
             return None
-    return f"pid {holder.pid} on host {holder.host}"
+    return str(holder)
 
 
 def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float) -> bool:
@@ -217,14 +209,10 @@ def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float)
         elif claim.artifact.exists():
             return False
         if found is not None and time.monotonic() - reminded >= _REMIND_SECONDS:
-            waiting(_waiting_line(claim.artifact, _parse(found)))
+            made = f"{claim.artifact.stage} {claim.artifact.fingerprint} is being made"
+            waiting(f"{made} by {_parse(found) or 'another run'}; waiting")
             reminded = time.monotonic()
         time.sleep(poll_seconds)
-
-
-def _waiting_line(artifact: Artifact, holder: Holder | None) -> str:
-    maker = f"pid {holder.pid} on host {holder.host}" if holder else "another run"
-    return f"{artifact.stage} {artifact.fingerprint} is being made by {maker}; waiting"
 
 
 def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
@@ -233,11 +221,8 @@ def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
             holder = _parse(claim.read())
             if holder is not None and holder.owner != claim.owner:
                 logger.warning(
-                    "pid %d on host %s took over %r, which this run still works on: it was not "
-                    "renewed in time",
-                    holder.pid,
-                    holder.host,
-                    claim.artifact,
+                    "%s took over %r, which this run still works on: it was not renewed in time",
+                    *(holder, claim.artifact),
                 )
                 return
             claim.write()

@@ -16,18 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 import bend_ray
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import is_inside
+from bend_ray.artifacts.directory import inside
 from bend_ray.errors import StoreError
 
 SCHEMA_VERSION = 2
@@ -75,14 +68,8 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _is_inside(name: str) -> str:
-    # A manifest may be anybody's, and its files and inputs are opened by their names.
-    if not is_inside(name):
-        raise ValueError(f"expected a name inside, got {name!r}")
-    return name
-
-
-_Name = Annotated[str, AfterValidator(_is_inside)]
+# A manifest may be anybody's, and its files and inputs are opened by their names.
+_Name = Annotated[str, AfterValidator(inside)]
 
 
 class ManifestInput(_Record):

@@ -53,9 +53,6 @@ class Store:
 
     Args:
         uri: see ``filesystems.resolve``; a local path is made absolute.
-
-    Raises:
-        StoreError: the URI means nothing or the store cannot be reached.
     """
 
     def __init__(self, uri: str) -> None:
@@ -106,12 +103,7 @@ class Store:
         return Directory(self.filesystem, path, joined(self.uri, stage, name))
 
     def manifest(self, stage: str, fingerprint: str) -> Manifest | None:
-        """What an artifact says about itself, ``None`` where it is not committed.
-
-        Raises:
-            CorruptArtifact: its manifest does not read, or is another's.
-            StoreError: a newer bend-ray wrote it, or the store cannot be read.
-        """
+        """What an artifact says about itself, ``None`` where it is not committed."""
         where = self.directory(stage, fingerprint)
         content = read_bytes(self.filesystem, where.child(MANIFEST_NAME))
         if content is None:
@@ -128,11 +120,7 @@ class Store:
         return manifest
 
     def fingerprints(self, stage: str) -> list[str]:
-        """Of every artifact of a stage, committed or not, sorted.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """Of every artifact of a stage, committed or not, sorted."""
         folder = f"{self.path.rstrip('/')}/{stage}"
         selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
         with store_errors("list", folder):
@@ -140,33 +128,18 @@ class Store:
         return sorted(entry.base_name for entry in found if not entry.is_file)
 
     def manifests(self, stage: str) -> list[Manifest]:
-        """Those of every committed artifact of a stage, oldest first.
-
-        Raises:
-            CorruptArtifact: one does not read.
-            StoreError: a newer bend-ray wrote one, or the store cannot be read.
-        """
+        """Those of every committed artifact of a stage, oldest first."""
         names = self.fingerprints(stage)
         found = [each for name in names if (each := self.manifest(stage, name)) is not None]
         return sorted(found, key=lambda manifest: (manifest.created, manifest.fingerprint))
 
     def stored(self, manifest: Manifest) -> Artifact:
         """The committed artifact that a manifest is of, to be read: it names no inputs."""
-        return Artifact(
-            self,
-            manifest.stage,
-            manifest.stage_version,
-            manifest.identity,
-            (),
-            manifest.fingerprint,
-        )
+        asked = (manifest.stage, manifest.stage_version, manifest.identity, ())
+        return Artifact(self, *asked, manifest.fingerprint)
 
     def ensure_writable(self) -> None:
-        """Creates the root and asks, once, for all that a run will ask for.
-
-        Raises:
-            StoreError: something is refused; the message says what, why and what to do.
-        """
+        """Creates the root and asks, once, for all that a run will ask for."""
         for refused in refusals(self.filesystem, self.path):
             raise StoreError(
                 f"the store {masked(self.uri)} is not writable: {refused} or name another with "
@@ -202,12 +175,7 @@ class Artifact(Directory):
         return Artifact, (*asked, self.fingerprint, self.given)
 
     def exists(self) -> bool:
-        """Whether it is committed: the manifest reads, every file it lists is there, whole.
-
-        Raises:
-            CorruptArtifact: a manifest that does not read, or a file missing or of another size.
-            StoreError: a manifest of a newer bend-ray, or a store that cannot be read.
-        """
+        """Whether it is committed: the manifest reads, every file it lists is there, whole."""
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             return False
@@ -219,12 +187,7 @@ class Artifact(Directory):
         return True
 
     def manifest(self) -> Manifest:
-        """What was committed.
-
-        Raises:
-            StoreError: nothing was.
-            CorruptArtifact: the manifest does not read.
-        """
+        """What was committed."""
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
@@ -236,9 +199,6 @@ class Artifact(Directory):
         A run that was stopped for long may find that. Between this look and the end of what is
         then written another may still commit; such a file is not what its manifest says, which
         whoever reads it is told.
-
-        Raises:
-            StoreError: another run has committed it, or the store cannot be read.
         """
         if read_bytes(self.filesystem, self.child(MANIFEST_NAME)) is not None:
             raise StoreError(
@@ -263,8 +223,6 @@ class Artifact(Directory):
             rows: file name -> rows, for files that have them.
 
         Raises:
-            StoreError: a file is missing, the manifest cannot be written, or another run has
-                committed the artifact.
             ValueError: ``rows`` names a file that is not in ``files``.
         """
         manifest = Manifest(
@@ -273,7 +231,7 @@ class Artifact(Directory):
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
             given=dict(self.given),
-            inputs=_named(self.inputs),
+            inputs=[ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in self.inputs],
             files=self._measured(files, rows or {}),
             metrics=dict(metrics),
             cost=cost,
@@ -290,12 +248,9 @@ class Artifact(Directory):
 
     def _remove_halves(self) -> None:
         """Remove what killed processes had not finished writing."""
-        selector = pyarrow.fs.FileSelector(self.path, recursive=True)
-        with store_errors("list", self.path):
-            infos = self.filesystem.get_file_info(selector)
-        for info in infos:
-            if info.is_file and info.path.endswith(TEMPORARY_SUFFIX):
-                self.discard(info.path.removeprefix(f"{self.path}/"))
+        for name in self.everything():
+            if name.endswith(TEMPORARY_SUFFIX):
+                self.discard(name)
 
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
         if strangers := sorted(set(rows) - set(files)):
@@ -318,12 +273,7 @@ class Artifact(Directory):
         ]
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file inside; of a committed one, exactly what was committed.
-
-        Raises:
-            CorruptArtifact: it is not.
-            StoreError: there is no such file, or it cannot be read.
-        """
+        """The content of a file inside; of a committed one, exactly what was committed."""
         content = super().read_bytes(name)
         manifest = self.store.manifest(self.stage, self.fingerprint)
         for file in manifest.files if manifest else ():
@@ -332,28 +282,16 @@ class Artifact(Directory):
         return content
 
     def report_progress(self, done: int, total: int, unit: str) -> None:
-        """Says how far the work has come, for anyone who asks; ``commit`` removes it.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Says how far the work has come, for anyone who asks; ``commit`` removes it."""
         self.write_note(PROGRESS_NAME, Progress(done=done, total=total, unit=unit).model_dump())
 
     def progress(self) -> Progress | None:
-        """The last progress reported, ``None`` if there is none that reads.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """The last progress reported, ``None`` if there is none that reads."""
         content = read_bytes(self.filesystem, self.child(PROGRESS_NAME))
         try:
             return None if content is None else Progress.model_validate_json(content)
         except ValidationError:
             return None
-
-
-def _named(artifacts: Sequence[Artifact]) -> list[ManifestInput]:
-    return [ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in artifacts]
 
 
 def _digest(content: bytes) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import pyarrow.fs
-
 from bend_ray.artifacts.directory import MANIFEST_NAME, Directory
 from bend_ray.artifacts.lease import maker
 from bend_ray.artifacts.manifest import Manifest
@@ -40,9 +38,6 @@ def verify(store: Store, stages: Sequence[str]) -> Iterator[tuple[Name, str | No
     """Every committed artifact, and what is wrong with it: None where it holds what it should.
 
     Reads all of them.
-
-    Raises:
-        StoreError: the store cannot be listed.
     """
     for stage in stages:
         for fingerprint in store.fingerprints(stage):
@@ -81,10 +76,6 @@ def unneeded(
         stages: of the pipeline, the last one that of the evaluations.
         keep: so many evaluations, the latest; None: all.
         older_than: what was written to more recently stays, whoever needs it.
-
-    Raises:
-        CorruptArtifact: a manifest does not read: what it needs is not known.
-        StoreError: a run is working in the store, or it cannot be read.
     """
     _refuse_while_working(store, stages)
     evaluations = store.manifests(stages[-1])
@@ -102,11 +93,7 @@ def unneeded(
 
 
 def remove(store: Store, held: Held) -> None:
-    """Remove a directory; its manifest first, so that what is left by a failure is no artifact.
-
-    Raises:
-        StoreError: it cannot be removed.
-    """
+    """Remove a directory; its manifest first, so that what is left by a failure is no artifact."""
     held.where.discard(MANIFEST_NAME)
     with store_errors("remove", held.where.path):
         store.filesystem.delete_dir(held.where.path)
@@ -139,9 +126,7 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
 def _measured(store: Store, stage: str, fingerprint: str) -> tuple[Held, datetime]:
     """A directory, and when it was last written to."""
     where = store.directory(stage, fingerprint)
-    selector = pyarrow.fs.FileSelector(where.path, recursive=True, allow_not_found=True)
-    with store_errors("list", where.path):
-        files = [each for each in store.filesystem.get_file_info(selector) if each.is_file]
+    files = where.everything().values()
     is_committed = store.manifest(stage, fingerprint) is not None
     why = "no kept evaluation needs it" if is_committed else "it was never committed"
     written = max((each.mtime for each in files), default=datetime.min.replace(tzinfo=UTC))

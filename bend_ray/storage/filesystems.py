@@ -51,9 +51,6 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Args:
         uri: a local path (``~`` and relative paths are made absolute), or ``file://``,
             ``s3://``, ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
-
-    Raises:
-        StoreError: an empty or malformed URI, another scheme, or a store that cannot be reached.
     """
     place = canonical(uri)
     if is_local_path(place):
@@ -85,11 +82,7 @@ def store_errors(doing: str, path: str) -> Iterator[None]:
 
 
 def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
-    """The content of a file, ``None`` where there is none.
-
-    Raises:
-        StoreError: the file is there and cannot be read.
-    """
+    """The content of a file, ``None`` where there is none."""
 
     def read() -> bytes:
         with filesystem.open_input_stream(path) as stream:
@@ -145,7 +138,6 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
 
     Raises:
         OSError: raised by ``ask``.
-        StoreError: the same.
     """
     pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
     while True:
@@ -159,22 +151,14 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
 
 
 def file_exists(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    """Whether there is a file, whole as all that ``write_bytes`` leaves.
-
-    Raises:
-        StoreError: it cannot be known.
-    """
+    """Whether there is a file, whole as all that ``write_bytes`` leaves."""
     with store_errors("look for", path):
         info = patiently(filesystem, lambda: filesystem.get_file_info(path))
     return bool(info.is_file)
 
 
 def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a whole file atomically.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Writes a whole file atomically."""
     with write_atomically(filesystem, path) as stream:
         stream.write(content)
 
@@ -186,9 +170,6 @@ def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[p
     Parent directories are made. Locally the bytes go to a temporary sibling that is renamed;
     elsewhere straight to the object, which is deleted if the block fails. Of a local file only
     ``make_durable`` says that it outlives a power failure.
-
-    Raises:
-        StoreError: any ``OSError`` while opening, writing, closing or renaming.
     """
     is_local = filesystem.type_name == "local"
     stream_to = _renamed_when_whole if is_local else _visible_when_closed
@@ -234,9 +215,6 @@ def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> Non
 
     Nothing to do where a file is visible once it is stored. Not for every file: a disk takes up to
     half a second for it (measured), and what is not committed can be made again.
-
-    Raises:
-        StoreError: a file is not there, or the disk refuses.
     """
     if filesystem.type_name != "local":
         return
