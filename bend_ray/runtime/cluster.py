@@ -82,13 +82,12 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
         ConfigError: there is no such code.
     """
     global _started_here
-    if ray.is_initialized():
-        set_up_data()
-        if config is not None:
-            send_with(config)
-        return _started_here
-    with importable(config) as code:
-        _started_here = _connect(address, code)
+    if not ray.is_initialized():
+        with importable(config) as code:
+            _started_here = _connect(address, code)
+    elif config is not None:
+        send_with(config)
+    set_up_data()
     return _started_here
 
 
@@ -109,7 +108,6 @@ def _connect(address: str | None, code: dict[str, Any]) -> bool:
     check_address(join, named)
     try:
         ray.init(address=join, **quiet)
-        set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise no_answer(named, str(error) or type(error).__name__) from None
     return False
@@ -132,7 +130,6 @@ def _start(quiet: dict[str, Any]) -> None:
             f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
             "of memory: run again, or give --address of a cluster"
         ) from error
-    set_up_data()
 
 
 @contextmanager
@@ -159,10 +156,8 @@ def set_up_data() -> None:
     For every process that runs stages: the one that connected, and workers that do.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(
-        logging.CRITICAL
-    )
+    for noisy in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{noisy}").setLevel(logging.CRITICAL)
     # It also warns that its progress bars are off, which is what the lines below ask for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -186,11 +181,7 @@ def request(config: PipelineConfig, stage: str) -> Request:
 
 
 def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: Nodes) -> None:
-    """Refuse at once what a stage that is to run would wait for for ever.
-
-    Raises:
-        ClusterError: with what was asked and what there is, or could be.
-    """
+    """See ``interface.Runtime``."""
     asked = requests(config, stages)
     missing = [each for each in asked if nodes.room(each.resources) < each.processes]
     can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
@@ -202,11 +193,7 @@ def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: N
 
 
 def wait_for(asked: Request, own: bool) -> None:
-    """Wait until the cluster has room for a request, where it grows to what is asked of it.
-
-    Raises:
-        ClusterError: it never will.
-    """
+    """See ``interface.Runtime``; for where the cluster grows to what is asked of it."""
     if not capacity.wait_for(asked):
         raise _never(asked, own)
 

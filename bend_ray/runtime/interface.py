@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -41,13 +40,12 @@ class Rows:
 
     def map(self, work: Callable[[pa.Table], pa.Table]) -> Rows:
         """The rows that ``work`` makes of each part's."""
-        return Rows(self.parts, partial(_mapped, work, self.part))
+        return Rows(self.parts, lambda number: work(self.part(number)))
 
 
-def _mapped(
-    work: Callable[[pa.Table], pa.Table], part: Callable[[int], pa.Table], number: int
-) -> pa.Table:
-    return work(part(number))
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive pieces of ``size``; the last may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def vectors(rows_KF: NDArray[np.float32]) -> pa.FixedSizeListArray:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
-from bend_ray.errors import TrainingError
+from bend_ray.errors import StoreError, TrainingError
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.optim import Training
 from bend_ray.process.computing import settle
@@ -35,6 +36,7 @@ TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
 CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 CURVE_POINTS = 100
+PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,21 @@ class Team:
     world: int = 1
     replicated: Callable[[nn.Module], nn.Module] = lambda module: module
     progress: Callable[[int], None] = lambda done: None
+
+
+def tell_in(job: TrainingTask) -> Callable[[int], None]:
+    """Says, now and then, how many steps are done, for others to see in the artifact."""
+    told = -PROGRESS_SECONDS
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            # A line that cannot be shown is no reason to end the training.
+            with suppress(StoreError):
+                job.artifact.report_progress(done, job.training.steps, "steps")
+
+    return tell
 
 
 def columns_of(rows: pa.Table) -> dict[str, Tensor]:
@@ -225,18 +242,23 @@ class _Worker:
         spent = self._cost()
         if self.team.rank > 0:
             return
-        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
-        for name, kept in self.steps.optimizer.state().items():
-            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        tensors = self._tensors()
         if self.held_out is not None:
-            tensors |= {f"best.{i}": v for i, v in enumerate(self.held_out.best)}
             tensors["held_out"] = torch.tensor(self.held_out.curve, dtype=torch.float64)
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
         tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
         tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
         tensors["done"] = torch.tensor(done)
         save_weights(self.job.artifact, CHECKPOINT, tensors)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Those that steps change, by their names in a checkpoint."""
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
+        for name, kept in self.steps.optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        best = self.held_out.best if self.held_out is not None else []
+        return tensors | {f"best.{i}": v for i, v in enumerate(best)}
 
     def finish(self, file: str) -> Fitted:
         """Store the averaged weights of what is kept.
@@ -271,19 +293,9 @@ class _Worker:
         return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
 
     def _restore(self, state: dict[str, Tensor]) -> None:
-        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        self.objective.load_state_dict(model)
-        for i, average in enumerate(self.steps.average):
-            average.copy_(state[f"average.{i}"])
-        self.steps.optimizer.load(
-            {
-                name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
-                for name, kept in self.steps.optimizer.state().items()
-            }
-        )
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
         if self.held_out is not None:
-            for i, best in enumerate(self.held_out.best):
-                best.copy_(state[f"best.{i}"])
             self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
         self.times = state["times"].tolist()

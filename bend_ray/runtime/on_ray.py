@@ -21,11 +21,10 @@ from bend_ray.runtime import cluster
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.interface import Rows, Workers
-from bend_ray.runtime.local import train_here
+from bend_ray.runtime.local import load_reported, train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
 from bend_ray.runtime.nodes import Nodes, expect, versions
 from bend_ray.runtime.pool import Pool
-from bend_ray.runtime.reading import load_reported
 from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:

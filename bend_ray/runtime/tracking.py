@@ -13,7 +13,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
@@ -25,19 +25,6 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "bend_ray"
 """Experiment or project where the environment names none."""
-
-
-class Service(Protocol):
-    """Where curves and figures go."""
-
-    def curve(self, name: str, points: list[tuple[int, float]]) -> None:
-        """A training's loss by step."""
-
-    def figures(self, values: dict[str, float]) -> None:
-        """Figures that are known once."""
-
-    def close(self, succeeded: bool) -> None:
-        """End the tracking run."""
 
 
 class _MLflow:
@@ -83,7 +70,8 @@ class _Wandb:
         self._run.finish(exit_code=0 if succeeded else 1)
 
 
-_SERVICES: dict[str, type[_MLflow] | type[_Wandb]] = {"mlflow": _MLflow, "wandb": _Wandb}
+Service = _MLflow | _Wandb
+_SERVICES: dict[str, type[Service]] = {"mlflow": _MLflow, "wandb": _Wandb}
 
 
 def require_installed(config: PipelineConfig) -> None:
@@ -131,11 +119,7 @@ def _harmless(what: str) -> Iterator[None]:
 
 @contextmanager
 def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
-    """A tracker for one run of the pipeline.
-
-    Args:
-        config: of the run; ``config.tracking`` names the service.
-        evaluation: whose fingerprint names the tracking run.
+    """A tracker for one run of the pipeline, which the evaluation's fingerprint names.
 
     Raises:
         ConfigError: the service cannot be reached or does not take us.

@@ -35,8 +35,7 @@ from bend_ray.populations.members import (
     read_layout,
     training_rows,
 )
-from bend_ray.runtime.interface import Rows, Runtime, vectors
-from bend_ray.runtime.pieces import split
+from bend_ray.runtime.interface import Rows, Runtime, split, vectors
 
 FILE = "representation.safetensors"
 GRAM_PARTS = 16
