@@ -76,8 +76,8 @@ def lease(
         artifact: what is to be made.
         waiting: called with a line that says for whom we wait, at first and every 10 s.
         renew_seconds: between renewals.
-        stale_seconds: without a renewal, after which a holder counts as dead.
         poll_seconds: between looks at another's lease.
+        stale_seconds: without a renewal, after which a holder counts as dead.
         settle_seconds: between writing and reading back where another may write at the same time.
 
     Yields:
@@ -178,11 +178,8 @@ def maker(
 ) -> str | None:
     """Who is making an artifact, in words; None where nobody is.
 
-    Args:
-        artifact: committed or not.
-        fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host;
-            where these say otherwise it is looked at again, as they may be wrong.
-        renew_seconds: between renewals.
+    Where the lease is not fresh by the clocks of its holder and of this host, it is looked at
+    again after a renewal, as they may be wrong.
     """
     path = artifact.child(LEASE_NAME)
     holder = _parse(read_bytes(artifact.filesystem, path))

@@ -58,10 +58,7 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(artifact: Artifact, index: int, population: Population) -> str:
-    """Writes one shard, atomically, in row groups of about 64 MiB.
-
-    Returns:
-        The file's name.
+    """Writes one shard, atomically, in row groups of about 64 MiB; its file's name.
 
     Raises:
         ValueError: a population without models or without theta.
@@ -110,12 +107,7 @@ def shard_rows(artifact: Artifact, index: int) -> int | None:
 
 
 def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]:
-    """Which shards need not be made again.
-
-    Args:
-        artifact: the artifact being made.
-        expected: shard index -> models it should hold.
-    """
+    """Which shards need not be made again, by index -> models that they should hold."""
     # Listed a thousand at a time: of shards that are not there, none is asked for.
     there = {file.name for file in artifact.list_files("shard-")}
     indices = [index for index in expected if shard_name(index) in there]

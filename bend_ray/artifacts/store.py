@@ -77,15 +77,11 @@ class Store:
         """The artifact, made or not, of a stage asked with ``identity`` about ``inputs``.
 
         Args:
-            stage: the stage's name, also the directory's.
-            version: the stage's version; raising it makes every artifact of the stage anew.
-            identity: JSON of everything that decides the content (not where it is computed).
+            stage: its name, also the directory's.
+            version: its; raising it makes every artifact of the stage anew.
+            identity: JSON, without NaN, of everything that decides the content.
             inputs: the artifacts it is made from.
             given: JSON that its manifest notes, and that decides nothing.
-
-        Raises:
-            ValueError: ``identity`` holds a NaN.
-            TypeError: ``identity`` holds what JSON cannot.
         """
         question = {
             "stage": stage,
@@ -220,10 +216,7 @@ class Artifact(Directory):
             files: names of the files that belong to it; all must be there.
             metrics: JSON; NaN and infinities are recorded as null.
             cost: of everything that went into making it.
-            rows: file name -> rows, for files that have them.
-
-        Raises:
-            ValueError: ``rows`` names a file that is not in ``files``.
+            rows: file name -> rows, for those of the files that have them.
         """
         manifest = Manifest(
             stage=self.stage,
@@ -243,14 +236,11 @@ class Artifact(Directory):
         self.write_json(MANIFEST_NAME, sealed(json.loads(to_json(manifest.model_dump()))))
         make_durable(self.filesystem, [self.child(MANIFEST_NAME)])
         with suppress(StoreError):
-            self._remove_halves()
+            # What killed processes had not finished writing.
+            for name in self.everything():
+                if name.endswith(TEMPORARY_SUFFIX):
+                    self.discard(name)
         return self
-
-    def _remove_halves(self) -> None:
-        """Remove what killed processes had not finished writing."""
-        for name in self.everything():
-            if name.endswith(TEMPORARY_SUFFIX):
-                self.discard(name)
 
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
         if strangers := sorted(set(rows) - set(files)):

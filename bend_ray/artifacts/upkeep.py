@@ -21,13 +21,7 @@ Name = tuple[str, str]
 
 @dataclass(frozen=True)
 class Held:
-    """A directory of a store that may go.
-
-    Attributes:
-        where: it is.
-        num_bytes: of everything in it.
-        why: it is not needed, in words.
-    """
+    """A directory of a store that may go, the bytes of all in it, and why it is not needed."""
 
     where: Directory
     num_bytes: int
@@ -72,7 +66,7 @@ def unneeded(
     """What no kept evaluation needs or shows, directly or through others.
 
     Args:
-        store: whose artifacts; while a run works in it, nothing is said to be unneeded.
+        store: whose artifacts; while a run works in it, that is refused.
         stages: of the pipeline, the last one that of the evaluations.
         keep: so many evaluations, the latest; None: all.
         older_than: what was written to more recently stays, whoever needs it.

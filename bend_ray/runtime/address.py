@@ -31,11 +31,7 @@ _MEANT = {
 
 
 def check_address(address: str, named: str) -> None:
-    """Refuse within seconds an address at which no cluster can be joined.
-
-    Args:
-        address: ``host:port`` or ``auto``.
-        named: how it was given, for the message.
+    """Refuse within seconds an address, given as is ``named``, at which no cluster can be joined.
 
     Raises:
         ClusterError: nothing answers there, or something else than what the address says.
@@ -51,7 +47,10 @@ def check_address(address: str, named: str) -> None:
     if separator or not (host and is_port):
         hint = f"; {_MEANT[scheme]}" if scheme in _MEANT else ""
         raise ClusterError(f"{named}: expected HOST:PORT as in 10.0.0.1:6379, or auto{hint}")
-    _check_connection(host.strip("[]"), int(port), named)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(named, str(error) or type(error).__name__) from None
     _check_service(address, named)
 
 
@@ -74,13 +73,6 @@ def _running_here() -> str | None:
     except ConnectionError:
         return None
     return found
-
-
-def _check_connection(host: str, port: int, named: str) -> None:
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise no_answer(named, str(error) or type(error).__name__) from None
 
 
 def _check_service(host_port: str, named: str) -> None:

@@ -32,13 +32,7 @@ _ACCELERATOR = "accelerator_type:"
 
 @dataclass(frozen=True)
 class Request:
-    """What a stage asks for: processes that there must be at the same time.
-
-    Attributes:
-        stage: whose they are.
-        resources: of one, which must fit on one node.
-        processes: how many.
-    """
+    """What a stage asks for: so many processes at the same time, each of which fits on a node."""
 
     stage: str
     resources: Resources

@@ -12,10 +12,10 @@ import ray
 import ray.data
 
 from bend_ray.config.graph import ORDINARY
-from bend_ray.config.resources import GIGABYTE, Resources, TrainResources
+from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
-from bend_ray.process.cores import usable_cores
+from bend_ray.process.computing import usable_cores
 from bend_ray.process.environment import variable
 from bend_ray.runtime import capacity
 from bend_ray.runtime.address import check_address, no_answer
@@ -68,11 +68,9 @@ def _keep_credentials_out_of_job_metadata() -> None:
 
 
 def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
-    """Join the cluster at ``address``, or start one on this machine.
+    """Join the cluster at ``address`` or RAY_ADDRESS, or start one on this machine.
 
-    Args:
-        address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
-        config: whose code of a user's own workers must be able to import.
+    Workers can import the code of the user's own that ``config`` names.
 
     Returns:
         Whether the cluster is our own: one machine, this one, and this process its head.
@@ -235,11 +233,9 @@ def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> in
 
 def options(resources: Resources, nodes: Nodes) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
-    given: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    if resources.accelerator:
-        given["accelerator_type"] = resources.accelerator
-    if resources.memory:
-        given["memory"] = int(resources.memory * GIGABYTE)
+    taken = capacity.bundle(resources)
+    given: dict[str, object] = {"num_cpus": taken.pop("CPU"), "num_gpus": taken.pop("GPU", 0.0)}
+    given |= {"memory": taken.pop("memory", None), "resources": taken}
     if selector := {**resources.labels, **nodes.selector()}:
         given["label_selector"] = selector
     if getattr(resources, "placement", "pack") == "spread":

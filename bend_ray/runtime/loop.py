@@ -126,12 +126,7 @@ def columns_of(rows: pa.Table) -> dict[str, Tensor]:
 
 
 def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
-    """What every process of a team does.
-
-    Args:
-        job: what is trained.
-        columns: from ``columns_of``.
-        team: its others.
+    """What every process of a team does with all rows, which are ``columns_of`` a table.
 
     Raises:
         TrainingError: it diverged.

@@ -126,13 +126,9 @@ class Nodes:
         return answers
 
     def check(self, gpus: bool = False) -> bool:
-        """Ask every node what it computes with; nodes that do not answer are left out.
+        """Ask every node what it computes with, be it with ``gpus``; whether some do not answer.
 
-        Args:
-            gpus: whether GPUs will be asked for.
-
-        Returns:
-            Whether some are.
+        These are left out.
 
         Raises:
             ClusterError: no node answers, one has other versions, or a GPU that does not work.

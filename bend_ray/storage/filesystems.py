@@ -56,20 +56,16 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     if is_local_path(place):
         return pyarrow.fs.LocalFileSystem(), place
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(place))
+        if place.startswith("s3:") and "allow_delayed_open=" not in place:
+            # A small object is uploaded in one request; a multipart upload takes three.
+            place = f"{place}{'&' if '?' in place else '?'}allow_delayed_open=true"
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
     if not path.strip("/"):
         raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
     return filesystem, path.strip("/")
-
-
-def _tuned(uri: str) -> str:
-    """The URI, with a small object uploaded in one request; a multipart upload takes three."""
-    if not uri.startswith("s3:") or "allow_delayed_open=" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 @contextmanager
@@ -220,13 +216,9 @@ def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> Non
         return
     for path in [*paths, *sorted({path.rpartition("/")[0] for path in paths})]:
         with store_errors("sync", path):
-            _sync(path)
-
-
-def _sync(path: str) -> None:
-    # pyarrow's streams have no fileno.
-    descriptor = os.open(path or "/", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            # pyarrow's streams have no fileno.
+            descriptor = os.open(path or "/", os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
