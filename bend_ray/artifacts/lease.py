@@ -56,8 +56,15 @@ class Holder(BaseModel):
 
     def is_gone(self) -> bool:
         """Whether it was a process that this one could see, and is no more."""
-        here = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
-        return here and not _is_alive(self.pid)
+        if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # It is somebody else's.
+            pass
+        return False
 
 
 @contextmanager
@@ -233,16 +240,6 @@ def _parse(content: bytes | None) -> Holder | None:
         return None if content is None else Holder.model_validate_json(content)
     except ValidationError:
         return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _pid_namespace() -> str:

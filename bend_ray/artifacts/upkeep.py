@@ -33,27 +33,26 @@ def verify(store: Store, stages: Sequence[str]) -> Iterator[tuple[Name, str | No
 
     Reads all of them.
     """
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            try:
-                manifest = store.manifest(stage, fingerprint)
-                if manifest is None:
-                    continue
-                _verify(store, manifest)
-            except BendError as error:
-                yield (stage, fingerprint), str(error)
-            else:
-                yield (stage, fingerprint), None
+    for name in _names(store, stages):
+        try:
+            manifest = store.manifest(*name)
+            if manifest is None:
+                continue
+            artifact = store.stored(manifest)
+            artifact.exists()
+            for file in manifest.files:
+                if file.sha256 is not None:
+                    artifact.read_bytes(file.name)
+                elif file.rows is not None:
+                    verify_table(artifact, file.name)
+        except BendError as error:
+            yield name, str(error)
+        else:
+            yield name, None
 
 
-def _verify(store: Store, manifest: Manifest) -> None:
-    artifact = store.stored(manifest)
-    artifact.exists()
-    for file in manifest.files:
-        if file.sha256 is not None:
-            artifact.read_bytes(file.name)
-        elif file.rows is not None:
-            verify_table(artifact, file.name)
+def _names(store: Store, stages: Sequence[str]) -> Iterator[Name]:
+    return ((stage, each) for stage in stages for each in store.fingerprints(stage))
 
 
 def unneeded(
@@ -77,12 +76,11 @@ def unneeded(
     needed = _needed(store, kept)
     limit = datetime.now(UTC) - older_than
     found = []
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            if (stage, fingerprint) not in needed:
-                held, written = _measured(store, stage, fingerprint)
-                if written < limit:
-                    found.append(held)
+    for name in _names(store, stages):
+        if name not in needed:
+            held, written = _measured(store, *name)
+            if written < limit:
+                found.append(held)
     return found
 
 
@@ -94,14 +92,12 @@ def remove(store: Store, held: Held) -> None:
 
 
 def _refuse_while_working(store: Store, stages: Sequence[str]) -> None:
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            where = store.directory(stage, fingerprint)
-            if (who := maker(where)) is not None:
-                raise StoreError(
-                    f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
-                    f"being made by {who}: wait until it is done"
-                )
+    for stage, fingerprint in _names(store, stages):
+        if (who := maker(store.directory(stage, fingerprint))) is not None:
+            raise StoreError(
+                f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
+                f"being made by {who}: wait until it is done"
+            )
 
 
 def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:

@@ -156,14 +156,15 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path
             "environment"
         )
     name, *arguments = command
-    known = group.get_command(context, name)
-    # Commands that run stages: those that join a cluster.
-    runnable = [
-        each for each in group.list_commands(context) if _joins(group.get_command(context, each))
-    ]
-    if known is None or name not in runnable:
+    # Commands that run stages: those that may join a cluster.
+    runnable = {
+        each: known
+        for each, known in group.commands.items()
+        if any(option.name == "address" and not option.required for option in known.params)
+    }
+    if name not in runnable:
         raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
-    given = known.make_context(name, list(arguments)).params
+    given = runnable[name].make_context(name, list(arguments)).params
     file: Path | None = given.get("file")
     config = load_config(file, given.get("overrides", ()))
     _refuse_what_stays_there(given)
@@ -172,12 +173,6 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path
     if file.is_absolute() or ".." in file.parts:
         raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
     return {**code_of(config), str(file): file}
-
-
-def _joins(command: click.Command | None) -> bool:
-    return command is not None and any(
-        parameter.name == "address" and not parameter.required for parameter in command.params
-    )
 
 
 def _refuse_what_stays_there(given: dict[str, Any]) -> None:

@@ -43,7 +43,10 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
         ConfigError: there is no such module.
     """
     top, _, below = module.partition(".")
-    _look_here()
+    # Modules of the working folder are found too, after all others: a command does not look there.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     found = importlib.util.find_spec(top)
     if found is None or (found.origin is None and not found.submodule_search_locations):
         raise ConfigError(
@@ -71,7 +74,9 @@ def module_digest(module: str) -> str:
     root, files = find_source(module)
     digest = hashlib.sha256(module.encode())
     if not files:
-        digest.update(_installed_version(module.partition(".")[0]).encode())
+        names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+        versions = (f"{name}=={importlib.metadata.version(name)}" for name in sorted(names))
+        digest.update(" ".join(versions).encode())
     for file in sorted(files):
         try:
             content = file.read_bytes()
@@ -115,13 +120,6 @@ def blamed(error: BaseException) -> str:
     return said
 
 
-def _look_here() -> None:
-    """Let modules of the working folder be found, after all others: a command does not."""
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-
-
 def _module_file(origin: str | None, folders: list[str], below: str) -> Path | None:
     if not below:
         return Path(origin) if origin else Path(folders[0])
@@ -136,11 +134,6 @@ def _files(package: Path) -> list[Path]:
     files = [file for file in package.rglob("*.py") if file.is_file()]
     whole = sum(file.stat().st_size for file in files)
     return files if len(files) <= MOST_FILES and whole <= MOST_BYTES else []
-
-
-def _installed_version(top: str) -> str:
-    names = importlib.metadata.packages_distributions().get(top, [])
-    return " ".join(f"{name}=={importlib.metadata.version(name)}" for name in sorted(names))
 
 
 def _described(value: Any, seen: set[int]) -> Iterator[bytes]:

@@ -82,7 +82,10 @@ class Workers(Protocol):
 
 
 class Runtime(Protocol):
-    """Where the work of stages is done."""
+    """Where the work of stages is done.
+
+    What no machine ever gives is a ClusterError, with what was asked and what there is.
+    """
 
     def share(self, dataset: Dataset) -> Shared:
         """A data set, read by this process, for all that work.
@@ -110,25 +113,13 @@ class Runtime(Protocol):
         """
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
-        """Refuse before any work what stages ask for and never get.
-
-        Raises:
-            ClusterError: with what was asked and what there is.
-        """
+        """Refuse before any work what stages ask for and never get."""
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
-        """Wait until there is room for a stage.
-
-        Raises:
-            ClusterError: there never will be.
-        """
+        """Wait until there is room for a stage."""
 
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
-        """Resources of a process that will hold at least so many bytes of models.
-
-        Raises:
-            ClusterError: no machine ever will.
-        """
+        """Resources of a process that will hold at least so many bytes of models."""
 
     def errors(self) -> AbstractContextManager[None]:
         """Around work: errors of workers come out as they were raised."""

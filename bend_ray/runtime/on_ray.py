@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -58,16 +59,6 @@ def get(reference: Any) -> Any:
         return ray.get(reference)
 
 
-class _Call:
-    """A worker that does one thing."""
-
-    def __init__(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.work = partial(work, *arguments)
-
-    def call(self, _: int) -> Any:
-        return self.work()
-
-
 class RayRuntime:
     """See ``interface.Runtime``.
 
@@ -101,7 +92,10 @@ class RayRuntime:
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """An actor's only call, tried again when its process dies."""
-        make = partial(_Call, work, arguments)
+
+        def make() -> SimpleNamespace:
+            return SimpleNamespace(call=lambda _: work(*arguments))
+
         with Pool(work.__name__, make, resources, self.own, self.nodes) as pool:
             ((_, result),) = pool.run("call", [0])
         return result  # type: ignore[no-any-return]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from bend_ray.artifacts.store import Artifact
@@ -88,24 +89,16 @@ def require_installed(config: PipelineConfig) -> None:
         )
 
 
-class Tracker:
-    """Tells a service of stages; without one, nobody."""
-
-    def __init__(self, service: Service | None) -> None:
-        self._service = service
-
-    def stage(self, artifact: Artifact) -> None:
-        """Tell of a committed stage: its loss curve, its cost, its figures."""
-        if self._service is None:
-            return
-        manifest = artifact.manifest()
-        metrics = dict(manifest.metrics)
-        curve = metrics.pop("loss", None)
-        flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
-        with _harmless(artifact.stage):
-            if curve is not None:
-                self._service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
-            self._service.figures(flat)
+def _tell(service: Service, artifact: Artifact) -> None:
+    """Tell of a committed stage: its loss curve, its cost, its figures."""
+    manifest = artifact.manifest()
+    metrics = dict(manifest.metrics)
+    curve = metrics.pop("loss", None)
+    flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
+    with _harmless(artifact.stage):
+        if curve is not None:
+            service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
+        service.figures(flat)
 
 
 @contextmanager
@@ -118,14 +111,14 @@ def _harmless(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
-    """A tracker for one run of the pipeline, which the evaluation's fingerprint names.
+def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[[Artifact], None]]:
+    """What to call with each stage of a run that the evaluation's fingerprint names.
 
     Raises:
         ConfigError: the service cannot be reached or does not take us.
     """
     if config.tracking is None:
-        yield Tracker(None)
+        yield lambda artifact: None
         return
     name = f"{evaluation.fingerprint}-seed{config.seed}"
     try:
@@ -137,7 +130,7 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
         ) from error
     succeeded = False
     try:
-        yield Tracker(service)
+        yield partial(_tell, service)
         succeeded = True
     finally:
         with _harmless("the end"):
