@@ -51,12 +51,9 @@ class FileEntry(NamedTuple):
 
 
 class Directory:
-    """A directory of a store, and the files in it.
+    """A directory of a store, by its path on a filesystem, and the files in it.
 
-    Attributes:
-        filesystem: where it is.
-        path: the directory, as a path on ``filesystem``.
-        uri: the same, as a path or URI; may hold credentials, so mask it in messages.
+    Its path or URI may hold credentials, so mask it in messages.
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> None:

@@ -218,24 +218,16 @@ def _read(
     theta_KS = np.empty((num_models, len(wanted)), dtype=np.float32)
     tables = []
     row = 0
-    for table in _row_groups(artifact, shards, table_format, [*names, *parts]):
-        copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
-        tables.append(table.select(names))
-        row += table.num_rows
-    return pa.concat_tables(tables), theta_KS
-
-
-def _row_groups(
-    artifact: Artifact, shards: list[ManifestFile], table_format: TableFormat, columns: list[str]
-) -> Iterator[pa.Table]:
-    """Every row group in order."""
     for shard in shards:
         with _open_listed(artifact, shard, table_format) as file:
             for group in range(file.num_row_groups):
-                read = partial(file.read_row_group, group, columns=columns)
+                read = partial(file.read_row_group, group, columns=[*names, *parts])
                 with _reading(artifact, shard.name):
                     table = patiently(artifact.filesystem, read)
-                yield table
+                copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
+                tables.append(table.select(names))
+                row += table.num_rows
+    return pa.concat_tables(tables), theta_KS
 
 
 @contextmanager

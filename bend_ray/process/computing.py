@@ -84,10 +84,8 @@ def keep_freed_memory() -> None:
 def lent(cpus: float | None = None) -> Iterator[None]:
     """Around work in a process that is somebody else's: its threads are put back.
 
-    torch's advice on how we stack models is kept from it.
-
-    Args:
-        cpus: to compute with as many threads as ``settle`` would give; None for those there are.
+    torch's advice on how we stack models is kept from it. With ``cpus``, it has as many threads as
+    ``settle`` would give.
     """
     import torch
 

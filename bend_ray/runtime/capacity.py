@@ -121,11 +121,7 @@ def can_grow_to(requests: Sequence[Request]) -> list[bool]:
 
 
 def wait_for(request: Request) -> bool:
-    """Wait until the cluster has grown to what is asked for; says meanwhile for what.
-
-    Returns:
-        Whether it has; False where the autoscaler says that it never will.
-    """
+    """Wait, and say for what, until the cluster has grown to it; False where it never will."""
     if sum(node.room(request.resources) for node in nodes()) >= request.processes:
         return True
     group, started, reminded = _asked(request), time.monotonic(), -REMIND_SECONDS

@@ -28,12 +28,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rows:
-    """A table that is made in parts.
-
-    Attributes:
-        parts: how many.
-        part: a number below to its rows.
-    """
+    """A table that is made in so many parts; of each, by its number, the rows."""
 
     parts: int
     part: Callable[[int], pa.Table]
@@ -75,9 +70,7 @@ class Workers(Protocol):
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
         """Call a method of a worker with each piece; yields the piece and what came, as they end.
 
-        Args:
-            method: its name; calling it twice with a piece must do no harm.
-            pieces: in the order to begin them.
+        They are begun in their order. Calling it twice with a piece must do no harm.
         """
 
 

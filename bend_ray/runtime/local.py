@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -42,18 +42,15 @@ class _Here:
         return self.dataset
 
 
+@dataclass(frozen=True)
 class _Worker:
     """One worker, made when it has something to do."""
 
-    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
-        self._make: Callable[[], Any] = partial(worker, *arguments)
-        self._worker: Any = None
+    made: Callable[[], Any]
 
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
-        if pieces and self._worker is None:
-            self._worker = self._make()
         for piece in pieces:
-            yield piece, getattr(self._worker, method)(piece)
+            yield piece, getattr(self.made(), method)(piece)
 
 
 class LocalRuntime:
@@ -74,7 +71,7 @@ class LocalRuntime:
     ) -> Iterator[Workers]:
         """One, whatever the resources say."""
         with lent():
-            yield _Worker(worker, arguments)
+            yield _Worker(cache(partial(worker, *arguments)))
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """Called."""

@@ -59,7 +59,7 @@ class Pool:
         name: of the workers, for titles and logs.
         make: makes a worker, in its process.
         resources: of a process.
-        own: whether the cluster is this machine alone, and this process its head.
+        own: as of ``RayRuntime``.
         nodes: of the cluster.
     """
 

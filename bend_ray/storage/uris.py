@@ -30,10 +30,7 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z_]|[{(][A-Za-z_])")
 class Uri(NamedTuple):
     """A URI that means something; its text is the same for every spelling of it.
 
-    Attributes:
-        scheme: of ``SCHEMES``.
-        location: all between ``://`` and the parameters, escaped, without a slash at its end.
-        parameters: with the ``?``, escaped; or empty.
+    The location is all between ``://`` and the parameters, which have their ``?``; all is escaped.
     """
 
     scheme: str
