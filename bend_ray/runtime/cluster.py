@@ -83,8 +83,15 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     if not ray.is_initialized():
         with importable(config) as code:
             _started_here = _connect(address, code)
-    elif config is not None:
-        send_with(config)
+    else:
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "local", "auto", here):
+            raise ClusterError(
+                f"address: expected the cluster that this process is in, {here}, got "
+                f"{masked(str(address))}; call ray.shutdown() before you join another"
+            )
+        if config is not None:
+            send_with(config)
     set_up_data()
     return _started_here
 
