@@ -81,11 +81,7 @@ def config_arguments(command: Command) -> Command:
 
 
 def write_file(option: str, path: Path, text: str) -> None:
-    """Write what an option names.
-
-    Raises:
-        BendError: it cannot be written.
-    """
+    """Write what an option names; a BendError where it cannot be written."""
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:

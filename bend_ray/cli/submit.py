@@ -138,12 +138,7 @@ def _what_next(address: str, job: str) -> str:
 
 
 def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path]:
-    """The files that a command needs, after everything that can be refused has been.
-
-    Raises:
-        ConfigError: a command that makes no sense as a job, or a config that means nothing.
-        click.ClickException: a command line that ``bend`` itself would refuse.
-    """
+    """The files that a command needs, after everything that can be refused has been."""
     from bend_ray.config.reading import load_config
     from bend_ray.imported import code_of
 

@@ -2,7 +2,8 @@
 
 A function or class of a module goes by that module's source: of a package of his own by all its
 files, as one may import another; of an installed one by its version and the module's file. What was
-typed into a notebook or a script goes by its source and by what it reads from around it.
+typed into a notebook or a script goes by its source and by what it reads from around it. Of what is
+not there, or cannot be told from other code, all raise ConfigError.
 """
 
 from __future__ import annotations
@@ -38,9 +39,6 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
     """The folder that must be importable for ``module``, and the files that decide what it is.
 
     No file for a module that is installed, as every machine has it.
-
-    Raises:
-        ConfigError: there is no such module.
     """
     top, _, below = module.partition(".")
     # Modules of the working folder are found too, after all others: a command does not look there.
@@ -66,11 +64,7 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
 
 
 def module_digest(module: str) -> str:
-    """Hexadecimal digits that change with the source of a module.
-
-    Raises:
-        ConfigError: there is no such module, or it cannot be read.
-    """
+    """Hexadecimal digits that change with the source of a module."""
     root, files = find_source(module)
     digest = hashlib.sha256(module.encode())
     if not files:
@@ -87,11 +81,7 @@ def module_digest(module: str) -> str:
 
 
 def object_digest(value: Any) -> str:
-    """Hexadecimal digits that change with the source of a function or class, wherever it is.
-
-    Raises:
-        ConfigError: it reads something from around it whose content cannot be told.
-    """
+    """Hexadecimal digits that change with the source of a function or class, wherever it is."""
     digest = hashlib.sha256()
     for part in _described(value, set()):
         digest.update(part + b"\0")

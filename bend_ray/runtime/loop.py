@@ -256,11 +256,7 @@ class _Worker:
         return tensors | {f"best.{i}": v for i, v in enumerate(best)}
 
     def finish(self, file: str) -> Fitted:
-        """Store the averaged weights of what is kept.
-
-        Raises:
-            TrainingError: the last steps made them infinite or not a number.
-        """
+        """Store the averaged weights of what is kept, if they are finite."""
         if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
         if self.held_out is not None:

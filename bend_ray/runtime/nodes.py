@@ -41,11 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def expect(wanted: dict[str, str]) -> None:
-    """Refuse to work in a process that computes with something else than the driver's.
-
-    Raises:
-        ClusterError: with what this node has.
-    """
+    """Refuse, by a ClusterError, to compute with something else than the driver does."""
     if versions() != wanted:
         raise ClusterError(differs(wanted, {ray.util.get_node_ip_address(): versions()}))
 

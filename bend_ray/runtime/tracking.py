@@ -76,11 +76,7 @@ _SERVICES: dict[str, type[Service]] = {"mlflow": _MLflow, "wandb": _Wandb}
 
 
 def require_installed(config: PipelineConfig) -> None:
-    """Refuse, before any work, to track with what is not installed.
-
-    Raises:
-        ConfigError: with what to install.
-    """
+    """Refuse, before any work, to track with what is not installed; told by a ConfigError."""
     name = config.tracking
     if name is not None and importlib.util.find_spec(name) is None:
         raise ConfigError(
@@ -114,8 +110,7 @@ def _harmless(what: str) -> Iterator[None]:
 def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[[Artifact], None]]:
     """What to call with each stage of a run that the evaluation's fingerprint names.
 
-    Raises:
-        ConfigError: the service cannot be reached or does not take us.
+    A service that does not take us is a ConfigError.
     """
     if config.tracking is None:
         yield lambda artifact: None

@@ -111,11 +111,7 @@ def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
 
 
 def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
-    """What ``work`` gives of each item, in their order; for many small files of an object store.
-
-    Raises:
-        Exception: the first that ``work`` raises.
-    """
+    """What ``work`` gives of each item, in their order; for many small files of an object store."""
     with ThreadPoolExecutor(MOST_REQUESTS, thread_name_prefix="store") as pool:
         return list(pool.map(work, items))
 
