@@ -63,7 +63,7 @@ def read_costs(artifact: Directory, names: Iterable[str]) -> list[Cost]:
 
 
 class Stopwatch:
-    """Measures this process's cost between entering and leaving a ``with`` block.
+    """Measures this process's cost since it was made, or of a ``with`` block.
 
     Args:
         num_gpus: GPUs held meanwhile; each is charged for the whole wall time, used or not.
@@ -71,7 +71,7 @@ class Stopwatch:
 
     def __init__(self, num_gpus: float = 0.0) -> None:
         self._num_gpus = num_gpus
-        self._started = (0.0, 0.0)
+        self._started = _now()
         self._stopped: tuple[float, float] | None = None
 
     def __enter__(self) -> Stopwatch:
@@ -83,7 +83,7 @@ class Stopwatch:
 
     @property
     def cost(self) -> Cost:
-        """The cost of the block, so far while inside it."""
+        """The cost so far, or of the block that was left."""
         cpu, wall = self._stopped or _now()
         cpu, wall = cpu - self._started[0], wall - self._started[1]
         return Cost(cpu_seconds=cpu, gpu_seconds=wall * self._num_gpus, wall_seconds=wall)

@@ -21,7 +21,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
@@ -161,7 +161,7 @@ class _Worker:
         self.job = job
         self.team = team
         self.device = settle(job.resources.cpus, job.resources.gpus)
-        self.started = time.process_time(), time.perf_counter()
+        self.watch = Stopwatch(job.resources.gpus if self.device == "cuda" else 0.0)
         held_out_K = columns["held_out"]
         self.rows, unseen = (
             {n: columns[n][keep_K].to(self.device) for n in ("features", "condition")}
@@ -275,13 +275,13 @@ class _Worker:
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
-        cpu, wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
-        gpu = wall * self.job.resources.gpus if self.device == "cuda" else 0.0
-        seconds = torch.tensor([cpu, gpu], dtype=torch.float64, device=self.device)
+        here = self.watch.cost
+        used = [here.cpu_seconds, here.gpu_seconds]
+        seconds = torch.tensor(used, dtype=torch.float64, device=self.device)
         if self.team.world > 1:
             torch.distributed.all_reduce(seconds)
         cpu, gpu = seconds.tolist()
-        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=here.wall_seconds)
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():

@@ -163,43 +163,26 @@ def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[p
     elsewhere straight to the object, which is deleted if the block fails. Of a local file only
     ``make_durable`` says that it outlives a power failure.
     """
+    folder, _, name = path.rpartition("/")
     is_local = filesystem.type_name == "local"
-    stream_to = _renamed_when_whole if is_local else _visible_when_closed
+    target = f"{folder}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}" if is_local else path
     with store_errors("write", path):
         if filesystem.type_name not in _OBJECT_STORES:
-            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with stream_to(filesystem, path) as stream:
+            filesystem.create_dir(folder, recursive=True)
+        stream = filesystem.open_output_stream(target)
+        try:
             yield stream
-
-
-@contextmanager
-def _renamed_when_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    directory, _, name = path.rpartition("/")
-    temporary = f"{directory}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-    try:
-        with filesystem.open_output_stream(temporary) as stream:
-            yield stream
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-@contextmanager
-def _visible_when_closed(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    stream = filesystem.open_output_stream(path)
-    try:
-        yield stream
-        stream.close()
-    except BaseException:
-        # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
-        # makes what was written so far visible.
-        with suppress(OSError):
             stream.close()
-        with suppress(OSError):
-            filesystem.delete_file(path)
-        raise
+            if is_local:
+                os.replace(target, path)
+        except BaseException:
+            # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
+            # makes what was written so far visible.
+            with suppress(OSError):
+                stream.close()
+            with suppress(OSError):
+                filesystem.delete_file(target)
+            raise
 
 
 def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> None:
