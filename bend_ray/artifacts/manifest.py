@@ -110,10 +110,11 @@ class Manifest(_Record):
 
 def sealed(record: Any) -> dict[str, Any]:
     """A manifest as plain JSON with a checksum, which ``parse_manifest`` verifies."""
-    return {**record, _CHECKSUM: _digest(record)}
+    return {**record, _CHECKSUM: digest(record)}
 
 
-def _digest(record: Any) -> str:
+def digest(record: Any) -> str:
+    """Hexadecimal SHA-256 of plain JSON, however its keys are ordered."""
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -137,7 +138,7 @@ def parse_manifest(content: bytes) -> Manifest:
         )
     # Manifests of schema version 1 have no checksum.
     checksum = record.pop(_CHECKSUM, None) if isinstance(record, dict) else None
-    if checksum not in (None, _digest(record)):
+    if checksum not in (None, digest(record)):
         raise ValueError("its content is not what was committed")
     try:
         return Manifest.model_validate(record)

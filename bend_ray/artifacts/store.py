@@ -22,6 +22,7 @@ from bend_ray.artifacts.manifest import (
     Manifest,
     ManifestFile,
     ManifestInput,
+    digest,
     parse_manifest,
     sealed,
 )
@@ -89,9 +90,8 @@ class Store:
             "identity": identity,
             "inputs": [given.fingerprint for given in inputs],
         }
-        canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-        return Artifact(self, stage, version, identity, tuple(inputs), fingerprint, given)
+        asked = (stage, version, identity, tuple(inputs), digest(question)[:12])
+        return Artifact(self, *asked, given)
 
     def directory(self, stage: str, name: str) -> Directory:
         """The directory ``{store}/{stage}/{name}``, there or not."""
