@@ -168,11 +168,12 @@ def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_st
 @pytest.mark.usefixtures("cluster")
 def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
     from bend_ray.runtime.cluster import preflight
+    from bend_ray.runtime.nodes import Nodes
 
     config = tiny("latents.resources.cpus=1000")
     with pytest.raises(ClusterError, match=r"latents\.resources.*asked for 1 x \(1000 CPU"):
-        preflight(config, STAGES, own=True)
-    preflight(tiny(), STAGES, own=True)
+        preflight(config, STAGES, True, Nodes())
+    preflight(tiny(), STAGES, True, Nodes())
 
 
 @pytest.mark.ray
