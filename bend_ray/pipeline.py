@@ -60,12 +60,12 @@ def run(
     connecting = time.monotonic() - started
     from bend_ray.runtime.tracking import tracking
 
-    with tracking(config, artifacts.evaluation) as tracker:
+    with tracking(config, artifacts.evaluation) as tell:
         for step in steps:
             if step in missing:
                 make_stage(step, config, artifacts, runtime)
             if step != ORDINARY:
-                tracker.stage(artifacts[step])
+                tell(artifacts[step])
     _tell_where_time_went(artifacts, missing, connecting, time.monotonic() - started)
     return artifacts
 

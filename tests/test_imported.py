@@ -135,9 +135,7 @@ def test_open_parameters_are_filled_in_and_given_ones_kept() -> None:
 
 
 def test_what_fails_is_told_in_a_line() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^own_things:jitter: AttributeError: .*\(own_th.*line"
-    ):
+    with pytest.raises(ConfigError, match=r"^own_things:jitter: AttributeError: .*\(own_th.*line"):
         Imported(target="own_things:jitter").call("text", None)
 
 

@@ -29,7 +29,7 @@ KNOWN = {
     ("runtime/on_ray.py", "ray.cloudpickle"),
     ("runtime/on_ray.py", "ray.cloudpickle.loads"),
     ("runtime/on_ray.py", "ray.cloudpickle.dumps"),
-    # Code of the user who runs this, to workers of his own; nothing is read.
+    # Code of the user's own, which this process has imported, on its way to workers.
     ("runtime/sending.py", "ray.cloudpickle"),
     ("runtime/sending.py", "ray.cloudpickle.register_pickle_by_value"),
 }

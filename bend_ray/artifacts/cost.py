@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from functools import partial
-from types import TracebackType
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
@@ -49,36 +48,22 @@ def cost_of_pieces(costs: Sequence[Cost], wall_seconds: float) -> Cost:
 
 
 def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
-    """Notes what a piece cost, so that a resumed stage knows it.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Notes what a piece cost, so that a resumed stage knows it."""
     artifact.write_note(f"{COST_DIRECTORY}/{name}.json", cost.model_dump())
 
 
 def read_cost(artifact: Directory, name: str) -> Cost:
-    """What ``write_cost`` noted.
-
-    Raises:
-        StoreError: nothing was.
-    """
+    """What ``write_cost`` noted."""
     return Cost.model_validate(artifact.read_note(f"{COST_DIRECTORY}/{name}.json"))
 
 
-def read_costs(artifact: Directory, names: Iterable[str]) -> dict[str, Cost]:
-    """``read_cost`` of each, several at a time.
-
-    Raises:
-        StoreError: of one nothing was noted.
-    """
-    wanted = list(names)
-    costs = side_by_side(partial(read_cost, artifact), wanted)
-    return dict(zip(wanted, costs, strict=True))
+def read_costs(artifact: Directory, names: Iterable[str]) -> list[Cost]:
+    """``read_cost`` of each, several at a time."""
+    return side_by_side(partial(read_cost, artifact), names)
 
 
 class Stopwatch:
-    """Measures this process's cost between entering and leaving a ``with`` block.
+    """Measures this process's cost since it was made, or of a ``with`` block.
 
     Args:
         num_gpus: GPUs held meanwhile; each is charged for the whole wall time, used or not.
@@ -86,31 +71,22 @@ class Stopwatch:
 
     def __init__(self, num_gpus: float = 0.0) -> None:
         self._num_gpus = num_gpus
-        self._started = (0.0, 0.0)
+        self._started = _now()
         self._stopped: tuple[float, float] | None = None
 
     def __enter__(self) -> Stopwatch:
         self._started, self._stopped = _now(), None
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self._stopped = _now()
 
     @property
     def cost(self) -> Cost:
-        """The cost of the block, so far while inside it."""
+        """The cost so far, or of the block that was left."""
         cpu, wall = self._stopped or _now()
-        cpu_seconds, wall_seconds = cpu - self._started[0], wall - self._started[1]
-        return Cost(
-            cpu_seconds=cpu_seconds,
-            gpu_seconds=wall_seconds * self._num_gpus,
-            wall_seconds=wall_seconds,
-        )
+        cpu, wall = cpu - self._started[0], wall - self._started[1]
+        return Cost(cpu_seconds=cpu, gpu_seconds=wall * self._num_gpus, wall_seconds=wall)
 
 
 def _now() -> tuple[float, float]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -31,14 +31,16 @@ LEASE_NAME = "lease.json"
 _BOOKKEEPING = (MANIFEST_NAME, PROGRESS_NAME, LEASE_NAME)
 
 
-def is_inside(name: str) -> bool:
-    """Whether a name is of something inside a directory, at any depth.
+def inside(name: str) -> str:
+    """A name, which is of something inside a directory, at any depth.
 
-    >>> is_inside("cost/roots.json"), is_inside("a/../../b"), is_inside("/etc/passwd")
-    (True, False, False)
+    Raises:
+        ValueError: it is empty, or leads out of it.
     """
     leads_out = name.startswith("/") or {"..", "."} & set(name.split("/"))
-    return bool(name) and "\0" not in name and not leads_out
+    if not name or "\0" in name or leads_out:
+        raise ValueError(f"expected a name inside a directory, got {name!r}")
+    return name
 
 
 class FileEntry(NamedTuple):
@@ -49,12 +51,9 @@ class FileEntry(NamedTuple):
 
 
 class Directory:
-    """A directory of a store, and the files in it.
+    """A directory of a store, by its path on a filesystem, and the files in it.
 
-    Attributes:
-        filesystem: where it is.
-        path: the directory, as a path on ``filesystem``.
-        uri: the same, as a path or URI; may hold credentials, so mask it in messages.
+    Its path or URI may hold credentials, so mask it in messages.
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, path: str, uri: str) -> None:
@@ -66,14 +65,8 @@ class Directory:
         return f"{type(self).__name__}({masked(self.uri)!r})"
 
     def child(self, name: str) -> str:
-        """The path on ``filesystem`` of a file inside.
-
-        Raises:
-            ValueError: the name would leave the directory, or is empty.
-        """
-        if not is_inside(name):
-            raise ValueError(f"expected a name inside {masked(self.uri)}, got {name!r}")
-        return f"{self.path}/{name}"
+        """The path on ``filesystem`` of a file inside."""
+        return f"{self.path}/{inside(name)}"
 
     def corrupt(self, name: str, problem: str) -> CorruptArtifact:
         """The error that says which file is broken, how, and what to do about it."""
@@ -83,48 +76,24 @@ class Directory:
             f"delete {directory} and run again, the stage will be made anew"
         )
 
-    @contextmanager
-    def open_output(self, name: str) -> Iterator[pa.NativeFile]:
-        """An output stream to a file inside that is there whole, or not at all.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
-        with write_atomically(self.filesystem, self.child(name)) as stream:
-            yield stream
+    def open_output(self, name: str) -> AbstractContextManager[pa.NativeFile]:
+        """An output stream to a file inside that is there whole, or not at all."""
+        return write_atomically(self.filesystem, self.child(name))
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes JSON; NaN and infinities become null.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes JSON; NaN and infinities become null."""
         write_bytes(self.filesystem, self.child(name), to_json(value))
 
     def write_note(self, name: str, value: Any) -> None:
-        """Writes JSON that no commit knows of, or that is the same whoever makes the artifact.
-
-        Raises:
-            StoreError: it cannot be written, even patiently.
-        """
+        """Writes JSON that no commit knows of, or that is the same whoever makes the artifact."""
         patiently(self.filesystem, partial(self.write_json, name, value))
 
     def read_json(self, name: str) -> Any:
-        """Reads JSON.
-
-        Raises:
-            StoreError: there is no such file.
-            CorruptArtifact: it is not JSON.
-        """
+        """Reads JSON."""
         return self._parsed(name, self.read_bytes(name))
 
     def read_note(self, name: str) -> Any:
-        """Reads JSON that no commit knows of; in one request, where ``read_json`` may verify.
-
-        Raises:
-            StoreError: there is no such file.
-            CorruptArtifact: it is not JSON.
-        """
+        """Reads JSON that no commit knows of; in one request, where ``read_json`` may verify."""
         return self._parsed(name, Directory.read_bytes(self, name))
 
     def _parsed(self, name: str, content: bytes) -> Any:
@@ -134,11 +103,7 @@ class Directory:
             raise self.corrupt(name, f"expected JSON, got: {cause(error)}") from error
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file inside.
-
-        Raises:
-            StoreError: there is no such file, or it cannot be read.
-        """
+        """The content of a file inside."""
         content = read_bytes(self.filesystem, self.child(name))
         if content is None:
             raise StoreError(f"expected {name} in {masked(self.uri)}, got no such file")
@@ -148,30 +113,24 @@ class Directory:
         """Files inside whose name begins with ``prefix``, by name, at any depth.
 
         Leaves out what is not content: the manifest, the lease, the progress and ``*.tmp``.
-
-        Raises:
-            StoreError: the directory cannot be listed.
         """
+        return sorted(
+            FileEntry(name, info.size)
+            for name, info in self.everything().items()
+            if name.startswith(prefix)
+            and name not in _BOOKKEEPING
+            and not name.endswith(TEMPORARY_SUFFIX)
+        )
+
+    def everything(self) -> dict[str, pyarrow.fs.FileInfo]:
+        """Every file inside, content or not, by its name."""
         selector = pyarrow.fs.FileSelector(self.path, recursive=True, allow_not_found=True)
         with store_errors("list", self.path):
             infos = patiently(self.filesystem, partial(self.filesystem.get_file_info, selector))
-        entries = [
-            FileEntry(info.path.removeprefix(f"{self.path}/"), info.size)
-            for info in infos
-            if info.is_file and not info.path.endswith(TEMPORARY_SUFFIX)
-        ]
-        return sorted(
-            entry
-            for entry in entries
-            if entry.name.startswith(prefix) and entry.name not in _BOOKKEEPING
-        )
+        return {i.path.removeprefix(f"{self.path}/"): i for i in infos if i.is_file}
 
     def discard(self, name: str) -> None:
-        """Removes a file or folder inside, if it is there.
-
-        Raises:
-            StoreError: it is there and cannot be removed.
-        """
+        """Removes a file or folder inside, if it is there."""
         path = self.child(name)
         with store_errors("remove", path):
             kind = self.filesystem.get_file_info(path).type

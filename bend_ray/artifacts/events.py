@@ -32,14 +32,7 @@ class Scalar(NamedTuple):
 
 
 def write_events(artifact: Artifact, scalars: Iterable[Scalar]) -> str:
-    """Write curves into an artifact.
-
-    Returns:
-        The file's name, for the commit.
-
-    Raises:
-        StoreError: it cannot be written, or another run has committed the artifact.
-    """
+    """Write curves into an artifact; the file's name, for the commit."""
     artifact.ensure_uncommitted()
     # Here, and not above: it takes a second to import, of processes that write nothing too.
     from tensorboardX import SummaryWriter
@@ -68,10 +61,6 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     """How a population grew: models by time, and how well each shard's do on validation images.
 
     A shard's time is that of its file, so that the curve of a resumed stage is whole.
-
-    Args:
-        artifact: being made, its shards all there.
-        shards: their names.
 
     Raises:
         OSError: a shard cannot be read.

@@ -51,10 +51,20 @@ class Holder(BaseModel):
     pid_namespace: str
     renewed: float
 
+    def __str__(self) -> str:
+        return f"pid {self.pid} on host {self.host}"
+
     def is_gone(self) -> bool:
         """Whether it was a process that this one could see, and is no more."""
-        here = (self.host, self.pid_namespace) == (socket.gethostname(), _pid_namespace())
-        return here and not _is_alive(self.pid)
+        if (self.host, self.pid_namespace) != (socket.gethostname(), _pid_namespace()):
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:  # It is somebody else's.
+            pass
+        return False
 
 
 @contextmanager
@@ -73,28 +83,20 @@ def lease(
         artifact: what is to be made.
         waiting: called with a line that says for whom we wait, at first and every 10 s.
         renew_seconds: between renewals.
-        stale_seconds: without a renewal, after which a holder counts as dead.
         poll_seconds: between looks at another's lease.
+        stale_seconds: without a renewal, after which a holder counts as dead.
         settle_seconds: between writing and reading back where another may write at the same time.
 
     Yields:
         True: make it. False: another run committed it meanwhile, there is nothing to do.
-
-    Raises:
-        StoreError: the lease cannot be read or written.
-        CorruptArtifact: it was committed and is broken.
     """
     claim = _Claim(artifact, stale_seconds, settle_seconds)
     if not _acquire(claim, waiting, poll_seconds):
         yield False
         return
     stop = threading.Event()
-    renewer = threading.Thread(
-        target=_renew,
-        args=(claim, stop, renew_seconds),
-        name=f"lease-{artifact.stage}",
-        daemon=True,
-    )
+    renewal, name = (claim, stop, renew_seconds), f"lease-{artifact.stage}"
+    renewer = threading.Thread(target=_renew, args=renewal, name=name, daemon=True)
     renewer.start()
     try:
         # The one we waited for may have committed and left between two looks.
@@ -183,14 +185,8 @@ def maker(
 ) -> str | None:
     """Who is making an artifact, in words; None where nobody is.
 
-    Args:
-        artifact: committed or not.
-        fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host;
-            where these say otherwise it is looked at again, as they may be wrong.
-        renew_seconds: between renewals.
-
-    Raises:
-        StoreError: the store cannot be read.
+    Where the lease is not fresh by the clocks of its holder and of this host, it is looked at
+    again after a renewal, as they may be wrong.
     """
     path = artifact.child(LEASE_NAME)
     holder = _parse(read_bytes(artifact.filesystem, path))
@@ -200,7 +196,7 @@ def maker(
         time.sleep(1.5 * renew_seconds)
         if _parse(read_bytes(artifact.filesystem, path)) in (holder, None):
             return None
-    return f"pid {holder.pid} on host {holder.host}"
+    return str(holder)
 
 
 def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float) -> bool:
@@ -217,14 +213,10 @@ def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float)
         elif claim.artifact.exists():
             return False
         if found is not None and time.monotonic() - reminded >= _REMIND_SECONDS:
-            waiting(_waiting_line(claim.artifact, _parse(found)))
+            made = f"{claim.artifact.stage} {claim.artifact.fingerprint} is being made"
+            waiting(f"{made} by {_parse(found) or 'another run'}; waiting")
             reminded = time.monotonic()
         time.sleep(poll_seconds)
-
-
-def _waiting_line(artifact: Artifact, holder: Holder | None) -> str:
-    maker = f"pid {holder.pid} on host {holder.host}" if holder else "another run"
-    return f"{artifact.stage} {artifact.fingerprint} is being made by {maker}; waiting"
 
 
 def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
@@ -233,11 +225,8 @@ def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
             holder = _parse(claim.read())
             if holder is not None and holder.owner != claim.owner:
                 logger.warning(
-                    "pid %d on host %s took over %r, which this run still works on: it was not "
-                    "renewed in time",
-                    holder.pid,
-                    holder.host,
-                    claim.artifact,
+                    "%s took over %r, which this run still works on: it was not renewed in time",
+                    *(holder, claim.artifact),
                 )
                 return
             claim.write()
@@ -251,16 +240,6 @@ def _parse(content: bytes | None) -> Holder | None:
         return None if content is None else Holder.model_validate_json(content)
     except ValidationError:
         return None
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _pid_namespace() -> str:

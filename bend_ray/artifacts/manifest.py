@@ -16,18 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeInt,
-    ValidationError,
-)
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 import bend_ray
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import is_inside
+from bend_ray.artifacts.directory import inside
 from bend_ray.errors import StoreError
 
 SCHEMA_VERSION = 2
@@ -75,14 +68,8 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-def _is_inside(name: str) -> str:
-    # A manifest may be anybody's, and its files and inputs are opened by their names.
-    if not is_inside(name):
-        raise ValueError(f"expected a name inside, got {name!r}")
-    return name
-
-
-_Name = Annotated[str, AfterValidator(_is_inside)]
+# A manifest may be anybody's, and its files and inputs are opened by their names.
+_Name = Annotated[str, AfterValidator(inside)]
 
 
 class ManifestInput(_Record):
@@ -123,10 +110,11 @@ class Manifest(_Record):
 
 def sealed(record: Any) -> dict[str, Any]:
     """A manifest as plain JSON with a checksum, which ``parse_manifest`` verifies."""
-    return {**record, _CHECKSUM: _digest(record)}
+    return {**record, _CHECKSUM: digest(record)}
 
 
-def _digest(record: Any) -> str:
+def digest(record: Any) -> str:
+    """Hexadecimal SHA-256 of plain JSON, however its keys are ordered."""
     canonical = json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -150,7 +138,7 @@ def parse_manifest(content: bytes) -> Manifest:
         )
     # Manifests of schema version 1 have no checksum.
     checksum = record.pop(_CHECKSUM, None) if isinstance(record, dict) else None
-    if checksum not in (None, _digest(record)):
+    if checksum not in (None, digest(record)):
         raise ValueError("its content is not what was committed")
     try:
         return Manifest.model_validate(record)

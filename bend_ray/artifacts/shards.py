@@ -27,15 +27,14 @@ from numpy.typing import NDArray
 
 from bend_ray.artifacts.directory import MANIFEST_NAME
 from bend_ray.artifacts.manifest import ManifestFile, installed_versions
-from bend_ray.artifacts.population import Population
-from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.tables import (
+from bend_ray.artifacts.population import (
     ROW_TYPES,
+    Population,
     TableFormat,
     copy_theta,
-    overlapping,
     table_from_population,
 )
+from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import CorruptArtifact, StoreError
 from bend_ray.storage.filesystems import open_file, patiently, side_by_side
 from bend_ray.storage.masking import cause
@@ -59,14 +58,10 @@ def shard_name(index: int) -> str:
 
 
 def write_shard(artifact: Artifact, index: int, population: Population) -> str:
-    """Writes one shard, atomically, in row groups of about 64 MiB.
-
-    Returns:
-        The file's name.
+    """Writes one shard, atomically, in row groups of about 64 MiB; its file's name.
 
     Raises:
         ValueError: a population without models or without theta.
-        StoreError: it cannot be written.
     """
     if 0 in population.theta_KP.shape:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
@@ -102,11 +97,7 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
 
 
 def shard_rows(artifact: Artifact, index: int) -> int | None:
-    """How many models a shard holds; None where it is missing, torn or no population.
-
-    Raises:
-        StoreError: the store cannot be read, or a newer bend-ray wrote the shard.
-    """
+    """How many models a shard holds; None where it is missing, torn or no population."""
     # A local file is visible before it is closed, so only a readable footer proves it whole.
     try:
         with _open_shard(artifact, shard_name(index)) as (file, _):
@@ -116,15 +107,7 @@ def shard_rows(artifact: Artifact, index: int) -> int | None:
 
 
 def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]:
-    """Which shards need not be made again.
-
-    Args:
-        artifact: the artifact being made.
-        expected: shard index -> models it should hold.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Which shards need not be made again, by index -> models that they should hold."""
     # Listed a thousand at a time: of shards that are not there, none is asked for.
     there = {file.name for file in artifact.list_files("shard-")}
     indices = [index for index in expected if shard_name(index) in there]
@@ -133,22 +116,14 @@ def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]
 
 
 def count_models(artifact: Artifact) -> int:
-    """Models in the whole shards of an artifact, committed or not.
-
-    Raises:
-        StoreError: the store cannot be read.
-    """
+    """Models in the whole shards of an artifact, committed or not."""
     found = (_SHARD_NAME.fullmatch(file.name) for file in artifact.list_files("shard-"))
     indices = [int(match[1]) for match in found if match]
     return sum(shard_rows(artifact, index) or 0 for index in indices)
 
 
 def shard_names(artifact: Artifact) -> list[str]:
-    """The files of a committed population's shards, in order.
-
-    Raises:
-        StoreError: nothing is committed, or it is no population.
-    """
+    """The files of a committed population's shards, in order."""
     return [shard.name for shard in _listed_shards(artifact)]
 
 
@@ -158,12 +133,7 @@ def verified() -> pa.dataset.ParquetFragmentScanOptions:
 
 
 def verify_table(artifact: Artifact, name: str) -> None:
-    """Read a shard, or another Parquet file, against the checksums of its pages.
-
-    Raises:
-        CorruptArtifact: it is not what was written.
-        StoreError: the store cannot be read.
-    """
+    """Read a shard, or another Parquet file, against the checksums of its pages."""
     with ExitStack() as stack:
         if _SHARD_NAME.fullmatch(name):
             file, _ = stack.enter_context(_open_shard(artifact, name))
@@ -175,31 +145,16 @@ def verify_table(artifact: Artifact, name: str) -> None:
 
 
 def read_format(artifact: Artifact) -> TableFormat:
-    """P, the layout's digest and the theta columns of a committed population, without its rows.
-
-    Raises:
-        CorruptArtifact: the first shard does not read.
-        StoreError: nothing is committed, or it is no population.
-    """
-    return _first_format(artifact, _listed_shards(artifact))
+    """P, the layout's digest and the theta columns of a committed population, without its rows."""
+    return _listed(artifact)[1]
 
 
 def read_population(artifact: Artifact, *, theta: bool = True) -> Population:
     """All models of a committed artifact, in the order of its shards.
 
-    Memory holds the vectors once, plus one row group.
-
-    Args:
-        artifact: committed, with the rows of its shards.
-        theta: whether to read the vectors; without, ``theta_KP`` is (K, 0).
-
-    Raises:
-        CorruptArtifact: a shard is missing, does not read, or disagrees with the manifest or
-            with the first shard; the message names it.
-        StoreError: it is not committed, is no population, or cannot be read.
+    Memory holds the vectors once, plus one row group; without ``theta``, ``theta_KP`` is (K, 0).
     """
-    shards = _listed_shards(artifact)
-    table_format = _first_format(artifact, shards)
+    shards, table_format = _listed(artifact)
     stop = table_format.num_parameters if theta else 0
     names = [name for name in ROW_TYPES if name != "origin"]
     rows, theta_KP = _read(artifact, shards, table_format, names, range(stop))
@@ -212,17 +167,8 @@ def read_population(artifact: Artifact, *, theta: bool = True) -> Population:
 
 
 def read_table(artifact: Artifact, names: Collection[str]) -> pa.Table:
-    """Some shards of a committed population as they are stored, one after another.
-
-    Args:
-        artifact: committed, with the rows of its shards.
-        names: of ``shard_names``.
-
-    Raises:
-        CorruptArtifact, StoreError: as ``read_population``.
-    """
-    shards = _listed_shards(artifact)
-    table_format = _first_format(artifact, shards)
+    """Some shards of a committed population, by name, as they are stored, one after another."""
+    shards, table_format = _listed(artifact)
     tables = []
     for shard in shards:
         if shard.name in names:
@@ -242,10 +188,8 @@ def read_columns(artifact: Artifact, start: int, stop: int) -> NDArray[np.float3
 
     Raises:
         ValueError: an empty range, or one beyond the parameters.
-        CorruptArtifact, StoreError: as ``read_population``.
     """
-    shards = _listed_shards(artifact)
-    table_format = _first_format(artifact, shards)
+    shards, table_format = _listed(artifact)
     if not 0 <= start < stop <= table_format.num_parameters:
         raise ValueError(
             f"expected a range within {table_format.num_parameters} parameters, "
@@ -254,9 +198,11 @@ def read_columns(artifact: Artifact, start: int, stop: int) -> NDArray[np.float3
     return _read(artifact, shards, table_format, [], range(start, stop))[1]
 
 
-def _first_format(artifact: Artifact, shards: list[ManifestFile]) -> TableFormat:
+def _listed(artifact: Artifact) -> tuple[list[ManifestFile], TableFormat]:
+    """The shards, and the format of the first, which all must have."""
+    shards = _listed_shards(artifact)
     with _open_shard(artifact, shards[0].name) as (_, table_format):
-        return table_format
+        return shards, table_format
 
 
 def _read(
@@ -267,29 +213,21 @@ def _read(
     wanted: range,
 ) -> tuple[pa.Table, NDArray[np.float32]]:
     """The columns ``names`` and, beside them, the parameters ``wanted`` as theta_KS."""
-    parts = overlapping(table_format.parts(), wanted)
+    parts = table_format.parts(wanted)
     num_models = sum(shard.rows or 0 for shard in shards)
     theta_KS = np.empty((num_models, len(wanted)), dtype=np.float32)
     tables = []
     row = 0
-    for table in _row_groups(artifact, shards, table_format, [*names, *parts]):
-        copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
-        tables.append(table.select(names))
-        row += table.num_rows
-    return pa.concat_tables(tables), theta_KS
-
-
-def _row_groups(
-    artifact: Artifact, shards: list[ManifestFile], table_format: TableFormat, columns: list[str]
-) -> Iterator[pa.Table]:
-    """Every row group in order."""
     for shard in shards:
         with _open_listed(artifact, shard, table_format) as file:
             for group in range(file.num_row_groups):
-                read = partial(file.read_row_group, group, columns=columns)
+                read = partial(file.read_row_group, group, columns=[*names, *parts])
                 with _reading(artifact, shard.name):
                     table = patiently(artifact.filesystem, read)
-                yield table
+                copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
+                tables.append(table.select(names))
+                row += table.num_rows
+    return pa.concat_tables(tables), theta_KS
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from bend_ray.artifacts.manifest import (
     Manifest,
     ManifestFile,
     ManifestInput,
+    digest,
     parse_manifest,
     sealed,
 )
@@ -53,9 +54,6 @@ class Store:
 
     Args:
         uri: see ``filesystems.resolve``; a local path is made absolute.
-
-    Raises:
-        StoreError: the URI means nothing or the store cannot be reached.
     """
 
     def __init__(self, uri: str) -> None:
@@ -80,15 +78,11 @@ class Store:
         """The artifact, made or not, of a stage asked with ``identity`` about ``inputs``.
 
         Args:
-            stage: the stage's name, also the directory's.
-            version: the stage's version; raising it makes every artifact of the stage anew.
-            identity: JSON of everything that decides the content (not where it is computed).
+            stage: its name, also the directory's.
+            version: its; raising it makes every artifact of the stage anew.
+            identity: JSON, without NaN, of everything that decides the content.
             inputs: the artifacts it is made from.
             given: JSON that its manifest notes, and that decides nothing.
-
-        Raises:
-            ValueError: ``identity`` holds a NaN.
-            TypeError: ``identity`` holds what JSON cannot.
         """
         question = {
             "stage": stage,
@@ -96,9 +90,8 @@ class Store:
             "identity": identity,
             "inputs": [given.fingerprint for given in inputs],
         }
-        canonical = json.dumps(question, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        fingerprint = hashlib.sha256(canonical.encode()).hexdigest()[:12]
-        return Artifact(self, stage, version, identity, tuple(inputs), fingerprint, given)
+        asked = (stage, version, identity, tuple(inputs), digest(question)[:12])
+        return Artifact(self, *asked, given)
 
     def directory(self, stage: str, name: str) -> Directory:
         """The directory ``{store}/{stage}/{name}``, there or not."""
@@ -106,12 +99,7 @@ class Store:
         return Directory(self.filesystem, path, joined(self.uri, stage, name))
 
     def manifest(self, stage: str, fingerprint: str) -> Manifest | None:
-        """What an artifact says about itself, ``None`` where it is not committed.
-
-        Raises:
-            CorruptArtifact: its manifest does not read, or is another's.
-            StoreError: a newer bend-ray wrote it, or the store cannot be read.
-        """
+        """What an artifact says about itself, ``None`` where it is not committed."""
         where = self.directory(stage, fingerprint)
         content = read_bytes(self.filesystem, where.child(MANIFEST_NAME))
         if content is None:
@@ -128,11 +116,7 @@ class Store:
         return manifest
 
     def fingerprints(self, stage: str) -> list[str]:
-        """Of every artifact of a stage, committed or not, sorted.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """Of every artifact of a stage, committed or not, sorted."""
         folder = f"{self.path.rstrip('/')}/{stage}"
         selector = pyarrow.fs.FileSelector(folder, allow_not_found=True)
         with store_errors("list", folder):
@@ -140,33 +124,18 @@ class Store:
         return sorted(entry.base_name for entry in found if not entry.is_file)
 
     def manifests(self, stage: str) -> list[Manifest]:
-        """Those of every committed artifact of a stage, oldest first.
-
-        Raises:
-            CorruptArtifact: one does not read.
-            StoreError: a newer bend-ray wrote one, or the store cannot be read.
-        """
+        """Those of every committed artifact of a stage, oldest first."""
         names = self.fingerprints(stage)
         found = [each for name in names if (each := self.manifest(stage, name)) is not None]
         return sorted(found, key=lambda manifest: (manifest.created, manifest.fingerprint))
 
     def stored(self, manifest: Manifest) -> Artifact:
         """The committed artifact that a manifest is of, to be read: it names no inputs."""
-        return Artifact(
-            self,
-            manifest.stage,
-            manifest.stage_version,
-            manifest.identity,
-            (),
-            manifest.fingerprint,
-        )
+        asked = (manifest.stage, manifest.stage_version, manifest.identity, ())
+        return Artifact(self, *asked, manifest.fingerprint)
 
     def ensure_writable(self) -> None:
-        """Creates the root and asks, once, for all that a run will ask for.
-
-        Raises:
-            StoreError: something is refused; the message says what, why and what to do.
-        """
+        """Creates the root and asks, once, for all that a run will ask for."""
         for refused in refusals(self.filesystem, self.path):
             raise StoreError(
                 f"the store {masked(self.uri)} is not writable: {refused} or name another with "
@@ -202,12 +171,7 @@ class Artifact(Directory):
         return Artifact, (*asked, self.fingerprint, self.given)
 
     def exists(self) -> bool:
-        """Whether it is committed: the manifest reads, every file it lists is there, whole.
-
-        Raises:
-            CorruptArtifact: a manifest that does not read, or a file missing or of another size.
-            StoreError: a manifest of a newer bend-ray, or a store that cannot be read.
-        """
+        """Whether it is committed: the manifest reads, every file it lists is there, whole."""
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             return False
@@ -219,12 +183,7 @@ class Artifact(Directory):
         return True
 
     def manifest(self) -> Manifest:
-        """What was committed.
-
-        Raises:
-            StoreError: nothing was.
-            CorruptArtifact: the manifest does not read.
-        """
+        """What was committed."""
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
@@ -236,9 +195,6 @@ class Artifact(Directory):
         A run that was stopped for long may find that. Between this look and the end of what is
         then written another may still commit; such a file is not what its manifest says, which
         whoever reads it is told.
-
-        Raises:
-            StoreError: another run has committed it, or the store cannot be read.
         """
         if read_bytes(self.filesystem, self.child(MANIFEST_NAME)) is not None:
             raise StoreError(
@@ -260,12 +216,7 @@ class Artifact(Directory):
             files: names of the files that belong to it; all must be there.
             metrics: JSON; NaN and infinities are recorded as null.
             cost: of everything that went into making it.
-            rows: file name -> rows, for files that have them.
-
-        Raises:
-            StoreError: a file is missing, the manifest cannot be written, or another run has
-                committed the artifact.
-            ValueError: ``rows`` names a file that is not in ``files``.
+            rows: file name -> rows, for those of the files that have them.
         """
         manifest = Manifest(
             stage=self.stage,
@@ -273,7 +224,7 @@ class Artifact(Directory):
             fingerprint=self.fingerprint,
             identity=dict(self.identity),
             given=dict(self.given),
-            inputs=_named(self.inputs),
+            inputs=[ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in self.inputs],
             files=self._measured(files, rows or {}),
             metrics=dict(metrics),
             cost=cost,
@@ -285,17 +236,11 @@ class Artifact(Directory):
         self.write_json(MANIFEST_NAME, sealed(json.loads(to_json(manifest.model_dump()))))
         make_durable(self.filesystem, [self.child(MANIFEST_NAME)])
         with suppress(StoreError):
-            self._remove_halves()
+            # What killed processes had not finished writing.
+            for name in self.everything():
+                if name.endswith(TEMPORARY_SUFFIX):
+                    self.discard(name)
         return self
-
-    def _remove_halves(self) -> None:
-        """Remove what killed processes had not finished writing."""
-        selector = pyarrow.fs.FileSelector(self.path, recursive=True)
-        with store_errors("list", self.path):
-            infos = self.filesystem.get_file_info(selector)
-        for info in infos:
-            if info.is_file and info.path.endswith(TEMPORARY_SUFFIX):
-                self.discard(info.path.removeprefix(f"{self.path}/"))
 
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
         if strangers := sorted(set(rows) - set(files)):
@@ -318,12 +263,7 @@ class Artifact(Directory):
         ]
 
     def read_bytes(self, name: str) -> bytes:
-        """The content of a file inside; of a committed one, exactly what was committed.
-
-        Raises:
-            CorruptArtifact: it is not.
-            StoreError: there is no such file, or it cannot be read.
-        """
+        """The content of a file inside; of a committed one, exactly what was committed."""
         content = super().read_bytes(name)
         manifest = self.store.manifest(self.stage, self.fingerprint)
         for file in manifest.files if manifest else ():
@@ -332,28 +272,16 @@ class Artifact(Directory):
         return content
 
     def report_progress(self, done: int, total: int, unit: str) -> None:
-        """Says how far the work has come, for anyone who asks; ``commit`` removes it.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Says how far the work has come, for anyone who asks; ``commit`` removes it."""
         self.write_note(PROGRESS_NAME, Progress(done=done, total=total, unit=unit).model_dump())
 
     def progress(self) -> Progress | None:
-        """The last progress reported, ``None`` if there is none that reads.
-
-        Raises:
-            StoreError: the store cannot be read.
-        """
+        """The last progress reported, ``None`` if there is none that reads."""
         content = read_bytes(self.filesystem, self.child(PROGRESS_NAME))
         try:
             return None if content is None else Progress.model_validate_json(content)
         except ValidationError:
             return None
-
-
-def _named(artifacts: Sequence[Artifact]) -> list[ManifestInput]:
-    return [ManifestInput(stage=a.stage, fingerprint=a.fingerprint) for a in artifacts]
 
 
 def _digest(content: bytes) -> str:

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-import pyarrow.fs
-
 from bend_ray.artifacts.directory import MANIFEST_NAME, Directory
 from bend_ray.artifacts.lease import maker
 from bend_ray.artifacts.manifest import Manifest
@@ -23,13 +21,7 @@ Name = tuple[str, str]
 
 @dataclass(frozen=True)
 class Held:
-    """A directory of a store that may go.
-
-    Attributes:
-        where: it is.
-        num_bytes: of everything in it.
-        why: it is not needed, in words.
-    """
+    """A directory of a store that may go, the bytes of all in it, and why it is not needed."""
 
     where: Directory
     num_bytes: int
@@ -40,31 +32,27 @@ def verify(store: Store, stages: Sequence[str]) -> Iterator[tuple[Name, str | No
     """Every committed artifact, and what is wrong with it: None where it holds what it should.
 
     Reads all of them.
-
-    Raises:
-        StoreError: the store cannot be listed.
     """
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            try:
-                manifest = store.manifest(stage, fingerprint)
-                if manifest is None:
-                    continue
-                _verify(store, manifest)
-            except BendError as error:
-                yield (stage, fingerprint), str(error)
-            else:
-                yield (stage, fingerprint), None
+    for name in _names(store, stages):
+        try:
+            manifest = store.manifest(*name)
+            if manifest is None:
+                continue
+            artifact = store.stored(manifest)
+            artifact.exists()
+            for file in manifest.files:
+                if file.sha256 is not None:
+                    artifact.read_bytes(file.name)
+                elif file.rows is not None:
+                    verify_table(artifact, file.name)
+        except BendError as error:
+            yield name, str(error)
+        else:
+            yield name, None
 
 
-def _verify(store: Store, manifest: Manifest) -> None:
-    artifact = store.stored(manifest)
-    artifact.exists()
-    for file in manifest.files:
-        if file.sha256 is not None:
-            artifact.read_bytes(file.name)
-        elif file.rows is not None:
-            verify_table(artifact, file.name)
+def _names(store: Store, stages: Sequence[str]) -> Iterator[Name]:
+    return ((stage, each) for stage in stages for each in store.fingerprints(stage))
 
 
 def unneeded(
@@ -77,14 +65,10 @@ def unneeded(
     """What no kept evaluation needs or shows, directly or through others.
 
     Args:
-        store: whose artifacts; while a run works in it, nothing is said to be unneeded.
+        store: whose artifacts; while a run works in it, that is refused.
         stages: of the pipeline, the last one that of the evaluations.
         keep: so many evaluations, the latest; None: all.
         older_than: what was written to more recently stays, whoever needs it.
-
-    Raises:
-        CorruptArtifact: a manifest does not read: what it needs is not known.
-        StoreError: a run is working in the store, or it cannot be read.
     """
     _refuse_while_working(store, stages)
     evaluations = store.manifests(stages[-1])
@@ -92,35 +76,28 @@ def unneeded(
     needed = _needed(store, kept)
     limit = datetime.now(UTC) - older_than
     found = []
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            if (stage, fingerprint) not in needed:
-                held, written = _measured(store, stage, fingerprint)
-                if written < limit:
-                    found.append(held)
+    for name in _names(store, stages):
+        if name not in needed:
+            held, written = _measured(store, *name)
+            if written < limit:
+                found.append(held)
     return found
 
 
 def remove(store: Store, held: Held) -> None:
-    """Remove a directory; its manifest first, so that what is left by a failure is no artifact.
-
-    Raises:
-        StoreError: it cannot be removed.
-    """
+    """Remove a directory; its manifest first, so that what is left by a failure is no artifact."""
     held.where.discard(MANIFEST_NAME)
     with store_errors("remove", held.where.path):
         store.filesystem.delete_dir(held.where.path)
 
 
 def _refuse_while_working(store: Store, stages: Sequence[str]) -> None:
-    for stage in stages:
-        for fingerprint in store.fingerprints(stage):
-            where = store.directory(stage, fingerprint)
-            if (who := maker(where)) is not None:
-                raise StoreError(
-                    f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
-                    f"being made by {who}: wait until it is done"
-                )
+    for stage, fingerprint in _names(store, stages):
+        if (who := maker(store.directory(stage, fingerprint))) is not None:
+            raise StoreError(
+                f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
+                f"being made by {who}: wait until it is done"
+            )
 
 
 def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
@@ -139,9 +116,7 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
 def _measured(store: Store, stage: str, fingerprint: str) -> tuple[Held, datetime]:
     """A directory, and when it was last written to."""
     where = store.directory(stage, fingerprint)
-    selector = pyarrow.fs.FileSelector(where.path, recursive=True, allow_not_found=True)
-    with store_errors("list", where.path):
-        files = [each for each in store.filesystem.get_file_info(selector) if each.is_file]
+    files = where.everything().values()
     is_committed = store.manifest(stage, fingerprint) is not None
     why = "no kept evaluation needs it" if is_committed else "it was never committed"
     written = max((each.mtime for each in files), default=datetime.min.replace(tzinfo=UTC))

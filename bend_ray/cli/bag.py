@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bend_ray.cli.options import address_option, config_arguments, store_option
+from bend_ray.cli.options import Asked, address_option, config_arguments, store_option
 from bend_ray.process import log
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, is_local_path
@@ -45,12 +45,7 @@ _first_members = click.option(
 )
 @_first_members
 def export(
-    file: Path | None,
-    overrides: tuple[str, ...],
-    store: str,
-    output: str | None,
-    with_onnx: bool,
-    members: int | None,
+    asked: Asked, store: str, output: str | None, with_onnx: bool, members: int | None
 ) -> None:
     """Write the bag that an evaluation chose as a folder, and print where.
 
@@ -64,28 +59,24 @@ def export(
     """
     from bend_ray.export.folder import export_bag
 
-    config, graph = _chosen(file, overrides, store, members)
+    config, graph = _chosen(asked, store, members)
     where = output or _default_output(graph, members)
     export_bag(config, graph, where, with_onnx=with_onnx, members=members)
     click.echo(masked(where))
 
 
-def _chosen(
-    file: Path | None, overrides: tuple[str, ...], store_uri: str, members: int | None
-) -> tuple[PipelineConfig, Graph]:
+def _chosen(asked: Asked, store_uri: str, members: int | None) -> tuple[PipelineConfig, Graph]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store
     from bend_ray.config.graph import graph_of, identified, newest_config
-    from bend_ray.config.reading import load_config
 
     store = Store(store_uri)
-    named = file is not None or bool(overrides)
-    config = identified(load_config(file, overrides)) if named else newest_config(store)
+    config = identified(asked.load()) if asked.by_name else newest_config(store)
     chosen = graph_of(config, store)
     # What is wrong with it, or that it is missing, is told by whoever reads it.
     manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
     if manifest is not None:
-        _tell_whose(manifest, store, newest=not named)
+        _tell_whose(manifest, store, newest=not asked.by_name)
         if members is not None:
             log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
     return config, chosen
@@ -141,8 +132,7 @@ def _default_output(graph: Graph, members: int | None) -> str:
     f"the bag is exported to {EXPORTS}/VERSION for it.",
 )
 def serve(
-    file: Path | None,
-    overrides: tuple[str, ...],
+    asked: Asked,
     store: str,
     folder: str | None,
     host: str,
@@ -178,7 +168,7 @@ def serve(
     where = Listening(host, port, grpc_port, certfile, keyfile)
     if folder is not None:
         _refuse_beside_export(click.get_current_context())
-    bag = canonical(folder or _exported(file, overrides, store, members))
+    bag = canonical(folder or _exported(asked, store, members))
     if config_only:
         from bend_ray.serve.deploy_file import deploy_config, deploy_text
 
@@ -216,7 +206,7 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
     """
     from bend_ray.serve.asking import lines
 
-    bag = canonical(folder or _exported(None, (), store, None))
+    bag = canonical(folder or _exported(Asked(), store))
     for line in lines(_folder_here(bag), pictures):
         click.echo(line)
 
@@ -253,7 +243,7 @@ def predict(
     _prepare_serving(address)
     from bend_ray.serve.bulk import predict as predicted
 
-    bag = canonical(folder or _exported(None, (), store, None))
+    bag = canonical(folder or _exported(Asked(), store))
     count = predicted(canonical(examples), output, bag, column, address, run_code)
     log.LOGGER.info("predict      %d examples", count)
     click.echo(masked(output))
@@ -327,14 +317,12 @@ def _parsed(options: tuple[str, ...]) -> dict[str, object]:
     return parsed
 
 
-def _exported(
-    file: Path | None, overrides: tuple[str, ...], store: str, members: int | None
-) -> str:
+def _exported(asked: Asked, store: str, members: int | None = None) -> str:
     """Where the bag is exported to; exports it where it is not yet."""
     from bend_ray.errors import DataError
     from bend_ray.export.card import read_card
 
-    config, graph = _chosen(file, overrides, store, members)
+    config, graph = _chosen(asked, store, members)
     where = _default_output(graph, members)
     try:
         read_card(Path(where))

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 from bend_ray.cli.bag import ask, export, predict, serve
-from bend_ray.cli.check import check
-from bend_ray.cli.doctor import doctor
-from bend_ray.cli.forecast import plan
+from bend_ray.cli.beforehand import check, doctor, plan
 from bend_ray.cli.options import (
+    Asked,
     Command,
     address_option,
     config_arguments,
@@ -89,8 +88,7 @@ def run_options(command: Command) -> Command:
 )
 @repeats_option
 def run(
-    file: Path | None,
-    overrides: tuple[str, ...],
+    asked: Asked,
     store: str,
     address: str | None,
     local: bool,
@@ -108,14 +106,12 @@ def run(
       bend run --repeats 5 --json result.json
     """
     from bend_ray import pipeline
-    from bend_ray.config.reading import load_config
     from bend_ray.config.repeats import repeats_of
 
-    configs = repeats_of(load_config(file, overrides), repeats)
+    configs = repeats_of(asked.load(), repeats)
     if json_path not in (None, "-"):
-        write_file(
-            "--json", Path(str(json_path)), ""
-        )  # so that a wrong path is told before the work
+        # So that a wrong path is told before the work.
+        write_file("--json", Path(str(json_path)), "")
     graphs = []
     for number, config in enumerate(configs, start=1):
         if repeats > 1:
@@ -134,12 +130,9 @@ def _tell(graphs: list[Graph], json_path: str | None) -> None:
     from bend_ray.report.statistics import aggregate
 
     results = [Result.of(graph) for graph in graphs]
-    results_json = [result.as_json() for result in results]
-    whole = (
-        results_json[0]
-        if len(results_json) == 1
-        else {"repeats": results_json, "aggregate": aggregate(results)}
-    )
+    repeats = [result.as_json() for result in results]
+    several = len(repeats) > 1
+    whole = {"repeats": repeats, "aggregate": aggregate(results)} if several else repeats[0]
     text = json.dumps(whole, indent=2)
     if json_path == "-":
         click.echo(text)
@@ -152,18 +145,10 @@ def _tell(graphs: list[Graph], json_path: str | None) -> None:
 def _stage_command(stage: str, does: str) -> None:
     @cli.command(name=stage, help=f"Run the pipeline up to {stage}: {does}.", short_help=does)
     @run_options
-    def command(
-        file: Path | None,
-        overrides: tuple[str, ...],
-        store: str,
-        address: str | None,
-        local: bool,
-    ) -> None:
+    def command(asked: Asked, store: str, address: str | None, local: bool) -> None:
         from bend_ray import pipeline
-        from bend_ray.config.reading import load_config
 
-        config = load_config(file, overrides)
-        graph = pipeline.run(config, store, until=stage, address=address, local=local)
+        graph = pipeline.run(asked.load(), store, until=stage, address=address, local=local)
         click.echo(graph[stage].path)
 
 
@@ -188,16 +173,15 @@ for _command in (
 @cli.command(short_help="what a store holds of a config")
 @config_arguments
 @store_option
-def status(file: Path | None, overrides: tuple[str, ...], store: str) -> None:
+def status(asked: Asked, store: str) -> None:
     """Say what a store holds of a config, a line a stage.
 
     \b
       bend status configs/digits.yaml --store s3://bucket/runs
     """
     from bend_ray import pipeline
-    from bend_ray.config.reading import load_config
 
-    for line in pipeline.status(load_config(file, overrides), store):
+    for line in pipeline.status(asked.load(), store):
         fields = f"{line.stage:<12} {line.artifact.fingerprint}  {line.state:<9}  {line.detail}"
         click.echo(fields.rstrip())
 
@@ -205,7 +189,7 @@ def status(file: Path | None, overrides: tuple[str, ...], store: str) -> None:
 @cli.command(short_help="the resolved config, and what every knob means")
 @config_arguments
 @click.option("--schema", is_flag=True, help="Print a JSON Schema of FILE instead, for editors.")
-def config(file: Path | None, overrides: tuple[str, ...], schema: bool) -> None:
+def config(asked: Asked, schema: bool) -> None:
     """Print the resolved config as JSON on stdout, and what every knob means on stderr.
 
     \b
@@ -214,15 +198,14 @@ def config(file: Path | None, overrides: tuple[str, ...], schema: bool) -> None:
       bend config --schema > bend.schema.json
     """
     from bend_ray.config.knobs import json_schema, knobs
-    from bend_ray.config.reading import load_config
 
     if schema:
-        if file is not None or overrides:
+        if asked.by_name:
             raise click.UsageError("--schema: expected no FILE and no --set beside it")
         click.echo(json.dumps(json_schema(), indent=2))
         return
     # In ASCII, for a terminal of any encoding.
-    click.echo(json.dumps(load_config(file, overrides).model_dump(mode="json"), indent=2))
+    click.echo(json.dumps(asked.load().model_dump(mode="json"), indent=2))
     for knob in knobs():
         variant = f" [{knob.kind}]" if knob.kind else ""
         default = "" if knob.default is None else f" (default {json.dumps(knob.default)})"

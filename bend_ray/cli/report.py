@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from bend_ray.cli.options import config_arguments, repeats_option, store_option
+from bend_ray.cli.options import Asked, config_arguments, repeats_option, store_option
 from bend_ray.errors import BendError
 from bend_ray.process import log
 
@@ -24,9 +23,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Folder or URI to write to; default: report/ in the store, a folder a run.",
 )
-def report(
-    file: Path | None, overrides: tuple[str, ...], store: str, repeats: int, output: str | None
-) -> None:
+def report(asked: Asked, store: str, repeats: int, output: str | None) -> None:
     """Write report.html, a PNG of each figure and report.json, from a committed evaluation alone.
 
     Without FILE, --set and --repeats it is of the newest run in the store, with all repeats of it
@@ -39,21 +36,19 @@ def report(
     """
     from bend_ray.artifacts.store import Store
     from bend_ray.config.graph import graph_of, identified
-    from bend_ray.config.reading import load_config
     from bend_ray.config.repeats import repeats_of
     from bend_ray.report import runs as stored
     from bend_ray.report.page import write_report
-    from bend_ray.report.runs import default_output, output_directory
 
     held = Store(store)
-    if file is None and not overrides and repeats == 1:
+    if not asked.by_name and repeats == 1:
         runs = stored.newest(stored.grouped(stored.stored_runs(held)))
     else:
-        config = identified(load_config(file, overrides))
+        config = identified(asked.load())
         graphs = [graph_of(each, held) for each in repeats_of(config, repeats)]
         runs = [stored.read_run(held, each.evaluation.fingerprint) for each in graphs]
     fingerprints = [run.fingerprint for run in runs]
-    where = output_directory(output) if output else default_output(held, fingerprints)
+    where = stored.output_directory(output) if output else stored.default_output(held, fingerprints)
     click.echo(write_report(runs, where))
 
 
@@ -88,7 +83,7 @@ def compare(sources: tuple[str, ...], output: str) -> None:
 def report_if_missing(store_uri: str, graphs: list[Graph]) -> str | None:
     """Where the report of a run is; the run's figures stand whether it can be written or not."""
     from bend_ray.artifacts.store import Store
-    from bend_ray.report.runs import default_output, written
+    from bend_ray.report.runs import default_output, read_run, written
 
     store = Store(store_uri)
     fingerprints = [graph.evaluation.fingerprint for graph in graphs]
@@ -97,7 +92,6 @@ def report_if_missing(store_uri: str, graphs: list[Graph]) -> str | None:
         if (page := written(output)) is not None:
             return page
         from bend_ray.report.page import write_report
-        from bend_ray.report.runs import read_run
 
         return write_report([read_run(store, each) for each in fingerprints], output)
     except BendError as error:

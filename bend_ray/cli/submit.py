@@ -138,12 +138,7 @@ def _what_next(address: str, job: str) -> str:
 
 
 def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path]:
-    """The files that a command needs, after everything that can be refused has been.
-
-    Raises:
-        ConfigError: a command that makes no sense as a job, or a config that means nothing.
-        click.ClickException: a command line that ``bend`` itself would refuse.
-    """
+    """The files that a command needs, after everything that can be refused has been."""
     from bend_ray.config.reading import load_config
     from bend_ray.imported import code_of
 
@@ -156,14 +151,15 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path
             "environment"
         )
     name, *arguments = command
-    known = group.get_command(context, name)
-    # Commands that run stages: those that join a cluster.
-    runnable = [
-        each for each in group.list_commands(context) if _joins(group.get_command(context, each))
-    ]
-    if known is None or name not in runnable:
+    # Commands that run stages: those that may join a cluster.
+    runnable = {
+        each: known
+        for each, known in group.commands.items()
+        if any(option.name == "address" and not option.required for option in known.params)
+    }
+    if name not in runnable:
         raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
-    given = known.make_context(name, list(arguments)).params
+    given = runnable[name].make_context(name, list(arguments)).params
     file: Path | None = given.get("file")
     config = load_config(file, given.get("overrides", ()))
     _refuse_what_stays_there(given)
@@ -172,12 +168,6 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path
     if file.is_absolute() or ".." in file.parts:
         raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
     return {**code_of(config), str(file): file}
-
-
-def _joins(command: click.Command | None) -> bool:
-    return command is not None and any(
-        parameter.name == "address" and not parameter.required for parameter in command.params
-    )
 
 
 def _refuse_what_stays_there(given: dict[str, Any]) -> None:

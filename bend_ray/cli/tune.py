@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from bend_ray.cli.options import address_option, config_arguments, store_option, write_file
+from bend_ray.cli.options import Asked, address_option, config_arguments, store_option, write_file
 
 
 @click.command(short_help="search latent size, ensemble count and any other knob")
@@ -37,8 +37,7 @@ from bend_ray.cli.options import address_option, config_arguments, store_option,
     help="Where to write the winner's config, for `bend run`.",
 )
 def tune(
-    file: Path | None,
-    overrides: tuple[str, ...],
+    asked: Asked,
     store: str,
     address: str | None,
     space: Path | None,
@@ -68,7 +67,6 @@ def tune(
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none
     """
-    from bend_ray.config.reading import load_config
     from bend_ray.tune import fresh as fresh_splits
     from bend_ray.tune.page import write_page
     from bend_ray.tune.search import tune as search
@@ -76,7 +74,7 @@ def tune(
     from bend_ray.tune.study import best_yaml, summary
     from bend_ray.tune.table import text
 
-    config = load_config(file, overrides)
+    config = asked.load()
     section = load_section(space, config, trials)
     study = search(config, section, store, address=address)
     lines = summary(study)

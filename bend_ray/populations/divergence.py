@@ -110,7 +110,7 @@ def commit_left(
         files=[*left, *files],
         rows=left,
         metrics={"models": sum(left.values()), "diverged": diverged, **(metrics or {})},
-        cost=cost_of_pieces(list(costs.values()), wall_seconds),
+        cost=cost_of_pieces(costs, wall_seconds),
     )
     artifact.discard(COST_DIRECTORY)
     artifact.discard(DIRECTORY)

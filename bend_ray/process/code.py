@@ -2,7 +2,8 @@
 
 A function or class of a module goes by that module's source: of a package of his own by all its
 files, as one may import another; of an installed one by its version and the module's file. What was
-typed into a notebook or a script goes by its source and by what it reads from around it.
+typed into a notebook or a script goes by its source and by what it reads from around it. Of what is
+not there, or cannot be told from other code, all raise ConfigError.
 """
 
 from __future__ import annotations
@@ -38,12 +39,12 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
     """The folder that must be importable for ``module``, and the files that decide what it is.
 
     No file for a module that is installed, as every machine has it.
-
-    Raises:
-        ConfigError: there is no such module.
     """
     top, _, below = module.partition(".")
-    _look_here()
+    # Modules of the working folder are found too, after all others: a command does not look there.
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
     found = importlib.util.find_spec(top)
     if found is None or (found.origin is None and not found.submodule_search_locations):
         raise ConfigError(
@@ -63,15 +64,13 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
 
 
 def module_digest(module: str) -> str:
-    """Hexadecimal digits that change with the source of a module.
-
-    Raises:
-        ConfigError: there is no such module, or it cannot be read.
-    """
+    """Hexadecimal digits that change with the source of a module."""
     root, files = find_source(module)
     digest = hashlib.sha256(module.encode())
     if not files:
-        digest.update(_installed_version(module.partition(".")[0]).encode())
+        names = importlib.metadata.packages_distributions().get(module.partition(".")[0], [])
+        versions = (f"{name}=={importlib.metadata.version(name)}" for name in sorted(names))
+        digest.update(" ".join(versions).encode())
     for file in sorted(files):
         try:
             content = file.read_bytes()
@@ -82,11 +81,7 @@ def module_digest(module: str) -> str:
 
 
 def object_digest(value: Any) -> str:
-    """Hexadecimal digits that change with the source of a function or class, wherever it is.
-
-    Raises:
-        ConfigError: it reads something from around it whose content cannot be told.
-    """
+    """Hexadecimal digits that change with the source of a function or class, wherever it is."""
     digest = hashlib.sha256()
     for part in _described(value, set()):
         digest.update(part + b"\0")
@@ -115,13 +110,6 @@ def blamed(error: BaseException) -> str:
     return said
 
 
-def _look_here() -> None:
-    """Let modules of the working folder be found, after all others: a command does not."""
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
-
-
 def _module_file(origin: str | None, folders: list[str], below: str) -> Path | None:
     if not below:
         return Path(origin) if origin else Path(folders[0])
@@ -136,11 +124,6 @@ def _files(package: Path) -> list[Path]:
     files = [file for file in package.rglob("*.py") if file.is_file()]
     whole = sum(file.stat().st_size for file in files)
     return files if len(files) <= MOST_FILES and whole <= MOST_BYTES else []
-
-
-def _installed_version(top: str) -> str:
-    names = importlib.metadata.packages_distributions().get(top, [])
-    return " ".join(f"{name}=={importlib.metadata.version(name)}" for name in sorted(names))
 
 
 def _described(value: Any, seen: set[int]) -> Iterator[bytes]:

@@ -1,13 +1,14 @@
-"""A process that computes: its threads, its memory, its device."""
+"""A process that computes: its cores, its threads, its memory, its device."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from bend_ray.errors import ClusterError
 from bend_ray.process.environment import variable
@@ -19,6 +20,9 @@ KEPT_BYTES = 2**29
 """Free memory at the end of the heap that a process keeps."""
 LARGEST_BYTES = 2**25
 """Tensors up to this size are taken from the heap; glibc allows no more."""
+
+_PROC, _CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""In which control groups this process is, and where those are mounted."""
 
 _DRIVER = Path("/proc/driver/nvidia/version")
 
@@ -80,10 +84,8 @@ def keep_freed_memory() -> None:
 def lent(cpus: float | None = None) -> Iterator[None]:
     """Around work in a process that is somebody else's: its threads are put back.
 
-    torch's advice on how we stack models is kept from it.
-
-    Args:
-        cpus: to compute with as many threads as ``settle`` would give; None for those there are.
+    torch's advice on how we stack models is kept from it. With ``cpus``, it has as many threads as
+    ``settle`` would give.
     """
     import torch
 
@@ -96,3 +98,39 @@ def lent(cpus: float | None = None) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
+
+
+def usable_cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
+    """Cores that may compute at the same time: affinity and the quotas of containers heeded."""
+    if hasattr(os, "sched_getaffinity"):
+        allowed = len(os.sched_getaffinity(0))
+    else:
+        allowed = os.cpu_count() or 1
+    return max(1, min([allowed, *map(int, _quotas(proc, cgroups))]))
+
+
+def _quotas(proc: Path, cgroups: Path) -> Iterator[float]:
+    """The cores' worth of time that each control group of this process leaves it."""
+    for line in _text(proc).splitlines():
+        _, controllers, path = line.split(":", 2)
+        # A container sees its own group as the root, under the name it has outside.
+        inside = PurePosixPath(path.lstrip("/"))
+        for group in (inside, *inside.parents):
+            if not controllers:
+                yield from _quota(*_text(cgroups / group / "cpu.max").split())
+            elif "cpu" in controllers.split(","):
+                old = cgroups / controllers / group
+                yield from _quota(_text(old / "cpu.cfs_quota_us"), _text(old / "cpu.cfs_period_us"))
+
+
+def _quota(microseconds: str = "", period: str = "") -> Iterator[float]:
+    """Of version 2, ``max`` is none; of version 1, ``-1``."""
+    if microseconds.isdigit() and period.isdigit() and int(period) > 0:
+        yield int(microseconds) / int(period)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:
+        return ""

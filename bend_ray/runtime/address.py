@@ -22,7 +22,6 @@ ANSWER_SECONDS = 10.0
 UNAUTHENTICATED = (
     "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN"
 )
-_REFUSED = "a refusal of the token"
 _MEANT = {
     "http": "http:// is a dashboard's, for `bend submit`",
     "https": "https:// is a dashboard's, for `bend submit`",
@@ -31,11 +30,7 @@ _MEANT = {
 
 
 def check_address(address: str, named: str) -> None:
-    """Refuse within seconds an address at which no cluster can be joined.
-
-    Args:
-        address: ``host:port`` or ``auto``.
-        named: how it was given, for the message.
+    """Refuse within seconds an address, given as is ``named``, at which no cluster can be joined.
 
     Raises:
         ClusterError: nothing answers there, or something else than what the address says.
@@ -51,7 +46,10 @@ def check_address(address: str, named: str) -> None:
     if separator or not (host and is_port):
         hint = f"; {_MEANT[scheme]}" if scheme in _MEANT else ""
         raise ClusterError(f"{named}: expected HOST:PORT as in 10.0.0.1:6379, or auto{hint}")
-    _check_connection(host.strip("[]"), int(port), named)
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(named, str(error) or type(error).__name__) from None
     _check_service(address, named)
 
 
@@ -76,17 +74,11 @@ def _running_here() -> str | None:
     return found
 
 
-def _check_connection(host: str, port: int, named: str) -> None:
-    try:
-        socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise no_answer(named, str(error) or type(error).__name__) from None
-
-
 def _check_service(host_port: str, named: str) -> None:
     """Ask what listens whether it is what the address says."""
     try:
         from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
     except ImportError:  # private, so another Ray may have none
         return
     try:
@@ -94,37 +86,30 @@ def _check_service(host_port: str, named: str) -> None:
         opened = init_grpc_channel(host_port, [("grpc.enable_http_proxy", 0)])
     except (RuntimeError, AuthenticationError) as error:
         raise no_answer(named, f"no question: {error}") from None
-    with opened as channel:
-        answer = _answer(channel)
-    if answer == _REFUSED:
-        raise ClusterError(f"{named}: {UNAUTHENTICATED}")
-    if answer is not None:
-        raise no_answer(
-            named,
-            f"{answer}; a cluster's port is 6379 unless it was started with another, 8265 is its "
-            "dashboard's, for `bend submit`",
-        )
-
-
-def _answer(channel: Any) -> str | None:
-    """What comes instead of a cluster's answer to a question that costs nothing; None if it is."""
-    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
-
-    asked = gcs_service_pb2.GetInternalConfigRequest()
+    asked = gcs_service_pb2.GetInternalConfigRequest()  # costs nothing
     try:
-        gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
-            asked, timeout=ANSWER_SECONDS
-        )
+        with opened as channel:
+            gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
+                asked, timeout=ANSWER_SECONDS
+            )
     except grpc.RpcError as error:
-        details = str(error.details())
-        if "HTTP/2" in details or "http2 header" in details:
-            return "a web server"
-        if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-            return f"nothing ({details})"
-        # Others come from the service itself.
-        refusals = {
-            grpc.StatusCode.UNIMPLEMENTED: "something that is not Ray",
-            grpc.StatusCode.UNAUTHENTICATED: _REFUSED,
-        }
-        return refusals.get(error.code())
-    return None
+        if (answer := _instead(error)) is not None:
+            raise no_answer(
+                named,
+                f"{answer}; a cluster's port is 6379 unless it was started with another, 8265 is "
+                "its dashboard's, for `bend submit`",
+            ) from None
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise ClusterError(f"{named}: {UNAUTHENTICATED}") from None
+
+
+def _instead(error: Any) -> str | None:
+    """What it is that answered, if not a cluster."""
+    details = str(error.details())
+    if "HTTP/2" in details or "http2 header" in details:
+        return "a web server"
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return f"nothing ({details})"
+    # Others come from the service itself.
+    is_ray = error.code() != grpc.StatusCode.UNIMPLEMENTED
+    return None if is_ray else "something that is not Ray"

@@ -27,19 +27,12 @@ VERDICT_SECONDS = 30.0
 POLL_SECONDS = 0.5
 REMIND_SECONDS = 10.0
 
-_COUNTED = ("CPU", "GPU")
 _ACCELERATOR = "accelerator_type:"
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a stage asks for: processes that there must be at the same time.
-
-    Attributes:
-        stage: whose they are.
-        resources: of one, which must fit on one node.
-        processes: how many.
-    """
+    """What a stage asks for: so many processes at the same time, each of which fits on a node."""
 
     stage: str
     resources: Resources
@@ -77,11 +70,6 @@ def nodes() -> list[Node]:
         for n in ray.nodes()
         if n["Alive"]
     ]
-
-
-def room(resources: Resources) -> int:
-    """Processes that all nodes hold when they are empty."""
-    return sum(node.room(resources) for node in nodes())
 
 
 def bundle(resources: Resources) -> dict[str, float]:
@@ -124,25 +112,17 @@ def can_grow_to(requests: Sequence[Request]) -> list[bool]:
     verdicts: dict[str, bool] = {}
     for request in requests:
         if str(request) not in verdicts:
-            verdicts[str(request)] = _may_be(request)
+            group = _asked(request)
+            try:
+                verdicts[str(request)] = _verdict(group)
+            finally:
+                remove_placement_group(group)
     return [verdicts[str(request)] for request in requests]
 
 
-def _may_be(request: Request) -> bool:
-    group = _asked(request)
-    try:
-        return _verdict(group)
-    finally:
-        remove_placement_group(group)
-
-
 def wait_for(request: Request) -> bool:
-    """Wait until the cluster has grown to what is asked for; says meanwhile for what.
-
-    Returns:
-        Whether it has; False where the autoscaler says that it never will.
-    """
-    if room(request.resources) >= request.processes:
+    """Wait, and say for what, until the cluster has grown to it; False where it never will."""
+    if sum(node.room(request.resources) for node in nodes()) >= request.processes:
         return True
     group, started, reminded = _asked(request), time.monotonic(), -REMIND_SECONDS
     try:
@@ -157,11 +137,8 @@ def wait_for(request: Request) -> bool:
                 return False
     finally:
         remove_placement_group(group)
-    logger.info(
-        "%-12s the cluster has grown to it in %s",
-        request.stage,
-        duration(time.monotonic() - started),
-    )
+    took = duration(time.monotonic() - started)
+    logger.info("%-12s the cluster has grown to it in %s", request.stage, took)
     return True
 
 
@@ -186,7 +163,7 @@ def counted(found: Iterable[Node]) -> str:
 
 
 def _described(resources: Mapping[str, float], labels: Mapping[str, str]) -> str:
-    amounts = [f"{resources.get(name, 0.0):g} {name}" for name in _COUNTED]
+    amounts = [f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU")]
     if memory := resources.get("memory"):
         amounts.append(f"{memory / GIGABYTE:.3g} GB")
     kinds = [k.removeprefix(_ACCELERATOR) for k in resources if k.startswith(_ACCELERATOR)]

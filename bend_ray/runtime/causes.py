@@ -51,24 +51,20 @@ def told(error: BaseException) -> str:
 
 @contextmanager
 def our_errors() -> Iterator[None]:
-    """Around calls of Ray: a worker's ``BendError`` comes out as itself.
+    """Around calls of Ray: a worker's ``BendError`` comes out, however deep Ray has wrapped it.
 
     Raises:
-        BendError: raised by the worker, however deep Ray and Ray Data have wrapped it.
+        BendError: the worker's.
         ClusterError: the worker died more often than it may, or the cluster fails.
     """
     try:
         yield
-    except ray.exceptions.RayTaskError as error:
-        if (ours := within(error)) is not None:
-            raise ours from None
-        if (ours := _refusal(error.cause)) is not None:
-            raise ours from None
-        raise
     except ray.exceptions.RayError as error:
-        if (ours := _refusal(error)) is not None:
-            raise ours from None
-        raise
+        raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+        ours = within(error) or _refusal(raised)
+        if ours is None:
+            raise
+        raise ours from None
 
 
 def _refusal(error: Exception) -> ClusterError | None:

@@ -12,10 +12,10 @@ import ray
 import ray.data
 
 from bend_ray.config.graph import ORDINARY
-from bend_ray.config.resources import GIGABYTE, Resources, TrainResources
+from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
-from bend_ray.process.cores import usable_cores
+from bend_ray.process.computing import usable_cores
 from bend_ray.process.environment import variable
 from bend_ray.runtime import capacity
 from bend_ray.runtime.address import check_address, no_answer
@@ -68,11 +68,9 @@ def _keep_credentials_out_of_job_metadata() -> None:
 
 
 def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
-    """Join the cluster at ``address``, or start one on this machine.
+    """Join the cluster at ``address`` or RAY_ADDRESS, or start one on this machine.
 
-    Args:
-        address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
-        config: whose code of a user's own workers must be able to import.
+    Workers can import the code of the user's own that ``config`` names.
 
     Returns:
         Whether the cluster is our own: one machine, this one, and this process its head.
@@ -82,19 +80,19 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
         ConfigError: there is no such code.
     """
     global _started_here
-    if ray.is_initialized():
+    if not ray.is_initialized():
+        with importable(config) as code:
+            _started_here = _connect(address, code)
+    else:
         here = ray.get_runtime_context().gcs_address
         if address not in (None, "local", "auto", here):
             raise ClusterError(
                 f"address: expected the cluster that this process is in, {here}, got "
                 f"{masked(str(address))}; call ray.shutdown() before you join another"
             )
-        set_up_data()
         if config is not None:
             send_with(config)
-        return _started_here
-    with importable(config) as code:
-        _started_here = _connect(address, code)
+    set_up_data()
     return _started_here
 
 
@@ -115,7 +113,6 @@ def _connect(address: str | None, code: dict[str, Any]) -> bool:
     check_address(join, named)
     try:
         ray.init(address=join, **quiet)
-        set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise no_answer(named, str(error) or type(error).__name__) from None
     return False
@@ -138,7 +135,6 @@ def _start(quiet: dict[str, Any]) -> None:
             f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
             "of memory: run again, or give --address of a cluster"
         ) from error
-    set_up_data()
 
 
 @contextmanager
@@ -165,10 +161,8 @@ def set_up_data() -> None:
     For every process that runs stages: the one that connected, and workers that do.
     """
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data.exceptions").setLevel(logging.CRITICAL)
-    logging.getLogger("ray.data._internal.execution.streaming_executor_state").setLevel(
-        logging.CRITICAL
-    )
+    for noisy in ("exceptions", "_internal.execution.streaming_executor_state"):
+        logging.getLogger(f"ray.data.{noisy}").setLevel(logging.CRITICAL)
     # It also warns that its progress bars are off, which is what the lines below ask for.
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
@@ -192,11 +186,7 @@ def request(config: PipelineConfig, stage: str) -> Request:
 
 
 def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: Nodes) -> None:
-    """Refuse at once what a stage that is to run would wait for for ever.
-
-    Raises:
-        ClusterError: with what was asked and what there is, or could be.
-    """
+    """See ``interface.Runtime``."""
     asked = requests(config, stages)
     missing = [each for each in asked if nodes.room(each.resources) < each.processes]
     can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
@@ -208,11 +198,7 @@ def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: N
 
 
 def wait_for(asked: Request, own: bool) -> None:
-    """Wait until the cluster has room for a request, where it grows to what is asked of it.
-
-    Raises:
-        ClusterError: it never will.
-    """
+    """See ``interface.Runtime``; for where the cluster grows to what is asked of it."""
     if not capacity.wait_for(asked):
         raise _never(asked, own)
 
@@ -254,11 +240,9 @@ def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> in
 
 def options(resources: Resources, nodes: Nodes) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
-    given: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
-    if resources.accelerator:
-        given["accelerator_type"] = resources.accelerator
-    if resources.memory:
-        given["memory"] = int(resources.memory * GIGABYTE)
+    taken = capacity.bundle(resources)
+    given: dict[str, object] = {"num_cpus": taken.pop("CPU"), "num_gpus": taken.pop("GPU", 0.0)}
+    given |= {"memory": taken.pop("memory", None), "resources": taken}
     if selector := {**resources.labels, **nodes.selector()}:
         given["label_selector"] = selector
     if getattr(resources, "placement", "pack") == "spread":

@@ -20,11 +20,7 @@ def cluster_to_join(address: str | None) -> str | None:
 
 
 def prepare_environment(address: str | None) -> None:
-    """Set what Ray reads when it is first imported; what the user has set stays.
-
-    Args:
-        address: the cluster that will be joined; None for a local one of our own.
-    """
+    """Set what Ray reads when it is first imported, to join a cluster; what is set stays."""
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         # Else a driver under `uv run` makes every worker start through `uv run`, in 10 s and more.

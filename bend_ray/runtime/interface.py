@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
@@ -29,25 +28,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Rows:
-    """A table that is made in parts.
-
-    Attributes:
-        parts: how many.
-        part: a number below to its rows.
-    """
+    """A table that is made in so many parts; of each, by its number, the rows."""
 
     parts: int
     part: Callable[[int], pa.Table]
 
     def map(self, work: Callable[[pa.Table], pa.Table]) -> Rows:
         """The rows that ``work`` makes of each part's."""
-        return Rows(self.parts, partial(_mapped, work, self.part))
+        return Rows(self.parts, lambda number: work(self.part(number)))
 
 
-def _mapped(
-    work: Callable[[pa.Table], pa.Table], part: Callable[[int], pa.Table], number: int
-) -> pa.Table:
-    return work(part(number))
+def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive pieces of ``size``; the last may be smaller."""
+    return [items[start : start + size] for start in range(0, len(items), size)]
 
 
 def vectors(rows_KF: NDArray[np.float32]) -> pa.FixedSizeListArray:
@@ -77,14 +70,15 @@ class Workers(Protocol):
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
         """Call a method of a worker with each piece; yields the piece and what came, as they end.
 
-        Args:
-            method: its name; calling it twice with a piece must do no harm.
-            pieces: in the order to begin them.
+        They are begun in their order. Calling it twice with a piece must do no harm.
         """
 
 
 class Runtime(Protocol):
-    """Where the work of stages is done."""
+    """Where the work of stages is done.
+
+    What no machine ever gives is a ClusterError, with what was asked and what there is.
+    """
 
     def share(self, dataset: Dataset) -> Shared:
         """A data set, read by this process, for all that work.
@@ -112,25 +106,13 @@ class Runtime(Protocol):
         """
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
-        """Refuse before any work what stages ask for and never get.
-
-        Raises:
-            ClusterError: with what was asked and what there is.
-        """
+        """Refuse before any work what stages ask for and never get."""
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
-        """Wait until there is room for a stage.
-
-        Raises:
-            ClusterError: there never will be.
-        """
+        """Wait until there is room for a stage."""
 
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
-        """Resources of a process that will hold at least so many bytes of models.
-
-        Raises:
-            ClusterError: no machine ever will.
-        """
+        """Resources of a process that will hold at least so many bytes of models."""
 
     def errors(self) -> AbstractContextManager[None]:
         """Around work: errors of workers come out as they were raised."""

@@ -47,7 +47,8 @@ class Jobs:
         address: of its dashboard, ``http://host:port``.
 
     Raises:
-        ClusterError: nobody answers there, or the token is not the cluster's.
+        ClusterError: nobody answers there, or the token is not the cluster's; also later, of all
+            that asks it.
     """
 
     def __init__(self, address: str) -> None:
@@ -85,7 +86,9 @@ class Jobs:
             if files or send_package:
                 gather(files, Path(folder))
                 if send_package:
-                    _add_package(Path(folder))
+                    source = Path(bend_ray.__file__).parent
+                    skip = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(source, Path(folder, source.name), ignore=skip)
                 runtime["working_dir"] = folder
             return self._submitted(
                 entrypoint=shlex.join(["python", "-m", "bend_ray", *arguments]),
@@ -94,11 +97,7 @@ class Jobs:
             )
 
     def _submitted(self, **job: Any) -> str:
-        """The id of a job that was handed in; a cluster that has just started gets time.
-
-        Raises:
-            ClusterError: it takes none; the message says why.
-        """
+        """The id of a job that was handed in; a cluster that has just started gets time."""
         deadline = time.monotonic() + STARTING_SECONDS
         while True:
             try:
@@ -109,23 +108,17 @@ class Jobs:
                 if _NOT_YET not in str(error):
                     raise
             if time.monotonic() > deadline:
-                raise self._no_agent()
+                raise ClusterError(
+                    f"--address {masked(self.address)}: expected a cluster that takes jobs, got no "
+                    f"answer of its head's agent for {STARTING_SECONDS:.0f} s; where another Ray "
+                    "cluster of that machine has its port, start the head with "
+                    "--dashboard-agent-listen-port=0"
+                )
             logger.info("submit       the cluster takes no jobs yet: trying again")
             time.sleep(RECONNECT_SECONDS)
 
-    def _no_agent(self) -> ClusterError:
-        return ClusterError(
-            f"--address {masked(self.address)}: expected a cluster that takes jobs, got no "
-            f"answer of its head's agent for {STARTING_SECONDS:.0f} s; where another Ray cluster "
-            "of that machine has its port, start the head with --dashboard-agent-listen-port=0"
-        )
-
     def follow(self, job: str, show: Callable[[str], None]) -> None:
-        """Show what a job prints, from its start, until it ends; survives a lost connection.
-
-        Raises:
-            ClusterError: the cluster stays away.
-        """
+        """Show what a job prints, from its start, until it ends; survives a lost connection."""
         asyncio.run(self._follow(job, show))
 
     async def _follow(self, job: str, show: Callable[[str], None]) -> None:
@@ -198,9 +191,3 @@ class Jobs:
             f"--address {masked(self.address)}: expected the dashboard of a Ray cluster, as in "
             f"http://127.0.0.1:8265, got: {reason}"
         )
-
-
-def _add_package(folder: Path) -> None:
-    source = Path(bend_ray.__file__).parent
-    skip = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(source, folder / source.name, ignore=skip)

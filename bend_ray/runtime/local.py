@@ -5,21 +5,20 @@ The bits are those of a cluster, as pieces are the same and computed by as many 
 
 from __future__ import annotations
 
-import time
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
-from bend_ray.errors import StoreError
+from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.process.computing import lent
-from bend_ray.process.log import ProgressLine
+from bend_ray.process.log import ProgressLine, duration
 from bend_ray.runtime.interface import Rows, Workers
-from bend_ray.runtime.loop import Fitted, Team, TrainingTask, columns_of, train
-from bend_ray.runtime.reading import load_reported
+from bend_ray.runtime.loop import Fitted, Team, TrainingTask, columns_of, tell_in, train
 
 if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
@@ -29,7 +28,8 @@ if TYPE_CHECKING:
 
 R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
-PROGRESS_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,18 +42,15 @@ class _Here:
         return self.dataset
 
 
+@dataclass(frozen=True)
 class _Worker:
     """One worker, made when it has something to do."""
 
-    def __init__(self, worker: type, arguments: tuple[Any, ...]) -> None:
-        self._make: Callable[[], Any] = partial(worker, *arguments)
-        self._worker: Any = None
+    made: Callable[[], Any]
 
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
-        if pieces and self._worker is None:
-            self._worker = self._make()
         for piece in pieces:
-            yield piece, getattr(self._worker, method)(piece)
+            yield piece, getattr(self.made(), method)(piece)
 
 
 class LocalRuntime:
@@ -74,7 +71,7 @@ class LocalRuntime:
     ) -> Iterator[Workers]:
         """One, whatever the resources say."""
         with lent():
-            yield _Worker(worker, arguments)
+            yield _Worker(cache(partial(worker, *arguments)))
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """Called."""
@@ -105,18 +102,27 @@ class LocalRuntime:
         return nullcontext()
 
 
+def load_reported(dataset: Dataset) -> Parts:
+    """Its training and validation part, decoded, and told about in one line."""
+    with Stopwatch() as watch:
+        loaded = dataset.load()
+    logger.info(
+        "%-12s %d training and %d validation images of %s, %d classes, read in %s",
+        *("dataset", len(loaded.train), len(loaded.validation)),
+        "x".join(map(str, loaded.input_shape)),
+        len(loaded.class_names),
+        duration(watch.cost.wall_seconds),
+    )
+    return loaded
+
+
 def train_here(job: TrainingTask, rows: pa.Table) -> Fitted:
     """A training in this process, with its progress on stderr and, for others, in the artifact."""
-    shown = -PROGRESS_SECONDS
     with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
+        tell = tell_in(job)
 
         def progress(done: int) -> None:
-            nonlocal shown
             line.update(done)
-            if time.monotonic() - shown > PROGRESS_SECONDS:
-                shown = time.monotonic()
-                # A line that cannot be shown is no reason to end the training.
-                with suppress(StoreError):
-                    job.artifact.report_progress(done, job.training.steps, "steps")
+            tell(done)
 
         return train(job, columns_of(rows), Team(progress=progress))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +21,11 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
-from bend_ray.errors import TrainingError
+from bend_ray.errors import StoreError, TrainingError
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.optim import Training
 from bend_ray.process.computing import settle
@@ -35,6 +36,7 @@ TRAIN_DIRECTORY = "train"
 """What a training leaves in its artifact until the commit."""
 CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 CURVE_POINTS = 100
+PROGRESS_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,21 @@ class Team:
     progress: Callable[[int], None] = lambda done: None
 
 
+def tell_in(job: TrainingTask) -> Callable[[int], None]:
+    """Says, now and then, how many steps are done, for others to see in the artifact."""
+    told = -PROGRESS_SECONDS
+
+    def tell(done: int) -> None:
+        nonlocal told
+        if time.monotonic() - told > PROGRESS_SECONDS:
+            told = time.monotonic()
+            # A line that cannot be shown is no reason to end the training.
+            with suppress(StoreError):
+                job.artifact.report_progress(done, job.training.steps, "steps")
+
+    return tell
+
+
 def columns_of(rows: pa.Table) -> dict[str, Tensor]:
     """All rows as ``features``, ``condition`` and ``held_out``, in the order of the population."""
     order = np.argsort(rows.column("model_id").to_numpy())
@@ -109,12 +126,7 @@ def columns_of(rows: pa.Table) -> dict[str, Tensor]:
 
 
 def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
-    """What every process of a team does.
-
-    Args:
-        job: what is trained.
-        columns: from ``columns_of``.
-        team: its others.
+    """What every process of a team does with all rows, which are ``columns_of`` a table.
 
     Raises:
         TrainingError: it diverged.
@@ -149,7 +161,7 @@ class _Worker:
         self.job = job
         self.team = team
         self.device = settle(job.resources.cpus, job.resources.gpus)
-        self.started = time.process_time(), time.perf_counter()
+        self.watch = Stopwatch(job.resources.gpus if self.device == "cuda" else 0.0)
         held_out_K = columns["held_out"]
         self.rows, unseen = (
             {n: columns[n][keep_K].to(self.device) for n in ("features", "condition")}
@@ -225,12 +237,8 @@ class _Worker:
         spent = self._cost()
         if self.team.rank > 0:
             return
-        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
-        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
-        for name, kept in self.steps.optimizer.state().items():
-            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        tensors = self._tensors()
         if self.held_out is not None:
-            tensors |= {f"best.{i}": v for i, v in enumerate(self.held_out.best)}
             tensors["held_out"] = torch.tensor(self.held_out.curve, dtype=torch.float64)
         tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
         tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
@@ -238,12 +246,17 @@ class _Worker:
         tensors["done"] = torch.tensor(done)
         save_weights(self.job.artifact, CHECKPOINT, tensors)
 
-    def finish(self, file: str) -> Fitted:
-        """Store the averaged weights of what is kept.
+    def _tensors(self) -> dict[str, Tensor]:
+        """Those that steps change, by their names in a checkpoint."""
+        tensors = {f"model.{k}": v for k, v in self.objective.state_dict().items()}
+        tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
+        for name, kept in self.steps.optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
+        best = self.held_out.best if self.held_out is not None else []
+        return tensors | {f"best.{i}": v for i, v in enumerate(best)}
 
-        Raises:
-            TrainingError: the last steps made them infinite or not a number.
-        """
+    def finish(self, file: str) -> Fitted:
+        """Store the averaged weights of what is kept, if they are finite."""
         if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
         if self.held_out is not None:
@@ -262,28 +275,18 @@ class _Worker:
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
-        cpu, wall = time.process_time() - self.started[0], time.perf_counter() - self.started[1]
-        gpu = wall * self.job.resources.gpus if self.device == "cuda" else 0.0
-        seconds = torch.tensor([cpu, gpu], dtype=torch.float64, device=self.device)
+        here = self.watch.cost
+        used = [here.cpu_seconds, here.gpu_seconds]
+        seconds = torch.tensor(used, dtype=torch.float64, device=self.device)
         if self.team.world > 1:
             torch.distributed.all_reduce(seconds)
         cpu, gpu = seconds.tolist()
-        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
+        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=here.wall_seconds)
 
     def _restore(self, state: dict[str, Tensor]) -> None:
-        model = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        self.objective.load_state_dict(model)
-        for i, average in enumerate(self.steps.average):
-            average.copy_(state[f"average.{i}"])
-        self.steps.optimizer.load(
-            {
-                name: [state[f"optimizer.{name}.{i}"] for i in range(len(kept))]
-                for name, kept in self.steps.optimizer.state().items()
-            }
-        )
+        for name, tensor in self._tensors().items():
+            tensor.copy_(state[name])
         if self.held_out is not None:
-            for i, best in enumerate(self.held_out.best):
-                best.copy_(state[f"best.{i}"])
             self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
         self.times = state["times"].tolist()

@@ -41,11 +41,7 @@ def versions() -> dict[str, str]:
 
 
 def expect(wanted: dict[str, str]) -> None:
-    """Refuse to work in a process that computes with something else than the driver's.
-
-    Raises:
-        ClusterError: with what this node has.
-    """
+    """Refuse, by a ClusterError, to compute with something else than the driver does."""
     if versions() != wanted:
         raise ClusterError(differs(wanted, {ray.util.get_node_ip_address(): versions()}))
 
@@ -126,13 +122,9 @@ class Nodes:
         return answers
 
     def check(self, gpus: bool = False) -> bool:
-        """Ask every node what it computes with; nodes that do not answer are left out.
+        """Ask every node what it computes with, be it with ``gpus``; whether some do not answer.
 
-        Args:
-            gpus: whether GPUs will be asked for.
-
-        Returns:
-            Whether some are.
+        These are left out.
 
         Raises:
             ClusterError: no node answers, one has other versions, or a GPU that does not work.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -21,11 +22,10 @@ from bend_ray.runtime import cluster
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.interface import Rows, Workers
-from bend_ray.runtime.local import train_here
+from bend_ray.runtime.local import load_reported, train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
 from bend_ray.runtime.nodes import Nodes, expect, versions
 from bend_ray.runtime.pool import Pool
-from bend_ray.runtime.reading import load_reported
 from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:
@@ -57,16 +57,6 @@ def get(reference: Any) -> Any:
     """``ray.get`` whose errors are ours."""
     with our_errors():
         return ray.get(reference)
-
-
-class _Call:
-    """A worker that does one thing."""
-
-    def __init__(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        self.work = partial(work, *arguments)
-
-    def call(self, _: int) -> Any:
-        return self.work()
 
 
 class RayRuntime:
@@ -102,7 +92,10 @@ class RayRuntime:
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """An actor's only call, tried again when its process dies."""
-        make = partial(_Call, work, arguments)
+
+        def make() -> SimpleNamespace:
+            return SimpleNamespace(call=lambda _: work(*arguments))
+
         with Pool(work.__name__, make, resources, self.own, self.nodes) as pool:
             ((_, result),) = pool.run("call", [0])
         return result  # type: ignore[no-any-return]

@@ -6,7 +6,6 @@ import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
@@ -60,7 +59,7 @@ class Pool:
         name: of the workers, for titles and logs.
         make: makes a worker, in its process.
         resources: of a process.
-        own: whether the cluster is this machine alone, and this process its head.
+        own: as of ``RayRuntime``.
         nodes: of the cluster.
     """
 
@@ -83,25 +82,13 @@ class Pool:
     def __enter__(self) -> Pool:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         flying = [actor for _, actor in self._flying.values()]
         for actor in [*self._starting.values(), *self._idle, *flying]:
             ray.kill(actor)
 
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
-        """Call ``method(piece)`` on whichever actor is free; yields as pieces are done.
-
-        Args:
-            method: the name of the method to call; calling it twice must do no harm.
-            pieces: what to call it with, in the order to start them.
-
-        Yields:
-            Each piece and what the method returned.
+        """See ``interface.Workers``.
 
         Raises:
             BendError: raised by the method, or by making a worker.

@@ -11,9 +11,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol
+from functools import partial
+from typing import Any
 
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
@@ -25,19 +26,6 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "bend_ray"
 """Experiment or project where the environment names none."""
-
-
-class Service(Protocol):
-    """Where curves and figures go."""
-
-    def curve(self, name: str, points: list[tuple[int, float]]) -> None:
-        """A training's loss by step."""
-
-    def figures(self, values: dict[str, float]) -> None:
-        """Figures that are known once."""
-
-    def close(self, succeeded: bool) -> None:
-        """End the tracking run."""
 
 
 class _MLflow:
@@ -83,15 +71,12 @@ class _Wandb:
         self._run.finish(exit_code=0 if succeeded else 1)
 
 
-_SERVICES: dict[str, type[_MLflow] | type[_Wandb]] = {"mlflow": _MLflow, "wandb": _Wandb}
+Service = _MLflow | _Wandb
+_SERVICES: dict[str, type[Service]] = {"mlflow": _MLflow, "wandb": _Wandb}
 
 
 def require_installed(config: PipelineConfig) -> None:
-    """Refuse, before any work, to track with what is not installed.
-
-    Raises:
-        ConfigError: with what to install.
-    """
+    """Refuse, before any work, to track with what is not installed; told by a ConfigError."""
     name = config.tracking
     if name is not None and importlib.util.find_spec(name) is None:
         raise ConfigError(
@@ -100,24 +85,16 @@ def require_installed(config: PipelineConfig) -> None:
         )
 
 
-class Tracker:
-    """Tells a service of stages; without one, nobody."""
-
-    def __init__(self, service: Service | None) -> None:
-        self._service = service
-
-    def stage(self, artifact: Artifact) -> None:
-        """Tell of a committed stage: its loss curve, its cost, its figures."""
-        if self._service is None:
-            return
-        manifest = artifact.manifest()
-        metrics = dict(manifest.metrics)
-        curve = metrics.pop("loss", None)
-        flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
-        with _harmless(artifact.stage):
-            if curve is not None:
-                self._service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
-            self._service.figures(flat)
+def _tell(service: Service, artifact: Artifact) -> None:
+    """Tell of a committed stage: its loss curve, its cost, its figures."""
+    manifest = artifact.manifest()
+    metrics = dict(manifest.metrics)
+    curve = metrics.pop("loss", None)
+    flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
+    with _harmless(artifact.stage):
+        if curve is not None:
+            service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
+        service.figures(flat)
 
 
 @contextmanager
@@ -130,18 +107,13 @@ def _harmless(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
-    """A tracker for one run of the pipeline.
+def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[[Artifact], None]]:
+    """What to call with each stage of a run that the evaluation's fingerprint names.
 
-    Args:
-        config: of the run; ``config.tracking`` names the service.
-        evaluation: whose fingerprint names the tracking run.
-
-    Raises:
-        ConfigError: the service cannot be reached or does not take us.
+    A service that does not take us is a ConfigError.
     """
     if config.tracking is None:
-        yield Tracker(None)
+        yield lambda artifact: None
         return
     name = f"{evaluation.fingerprint}-seed{config.seed}"
     try:
@@ -153,7 +125,7 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Tracker]:
         ) from error
     succeeded = False
     try:
-        yield Tracker(service)
+        yield partial(_tell, service)
         succeeded = True
     finally:
         with _harmless("the end"):

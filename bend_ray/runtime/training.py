@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
@@ -25,23 +24,26 @@ from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, told
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Team, TrainingTask, columns_of, train
+from bend_ray.runtime.loop import (
+    PROGRESS_SECONDS,
+    TRAIN_DIRECTORY,
+    Fitted,
+    Team,
+    TrainingTask,
+    columns_of,
+    tell_in,
+    train,
+)
 from bend_ray.runtime.nodes import Nodes, expect, versions
 
 logger = logging.getLogger(__name__)
 
-PROGRESS_SECONDS = 1.0
 MOST_ATTEMPTS = 2
 _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 
 
 def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
     """Train ``job`` on all rows of ``dataset`` and store the weights.
-
-    Args:
-        job: what and how.
-        dataset: rows of ``features``, ``trunk`` and ``model_id``.
-        nodes: of the cluster.
 
     Raises:
         TrainingError: the training diverged, or its workers or Ray Train's controller failed more
@@ -58,13 +60,17 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
                 if isinstance(cause, BendError):
                     raise cause from error
             deaths += 1
-            # Ray Train replaces workers that die; nobody replaces its controller but we, be it dead
-            # or at a loss because one of its own helpers is. Nor does it shun a node.
+            # Nor does Ray Train shun a node.
             may_help = isinstance(error, _OF_THE_CONTROLLER) or nodes.check()
             if deaths > MOST_ATTEMPTS or not may_help:
-                if isinstance(error, ray.train.TrainingFailedError):
-                    raise _kept_failing(error, job) from error
-                raise
+                if not isinstance(error, ray.train.TrainingFailedError):
+                    raise
+                failures = getattr(error, "worker_failures", {})
+                reasons = [*failures.values(), getattr(error, "controller_failure", error)]
+                raise TrainingError(
+                    f"{job.stage}: the training kept failing: {told(reasons[0])}; checkpoints are "
+                    "kept: run again"
+                ) from error
             logger.info("%-12s begins again where it was: %s", job.stage, told(error))
 
 
@@ -134,10 +140,6 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask, nodes: No
             outcome.set_exception(error)
 
     threading.Thread(target=fitting, daemon=True, name=job.stage).start()
-    return _awaited(outcome, job, nodes)
-
-
-def _awaited(outcome: Future[Any], job: TrainingTask, nodes: Nodes) -> Any:
     with ProgressLine(job.stage, job.training.steps, "steps") as line:
         while True:
             try:
@@ -152,15 +154,6 @@ def _awaited(outcome: Future[Any], job: TrainingTask, nodes: Nodes) -> Any:
                     line.update(progress.done)
 
 
-def _kept_failing(error: ray.train.TrainingFailedError, job: TrainingTask) -> TrainingError:
-    failures = getattr(error, "worker_failures", {})
-    reasons = [*failures.values(), getattr(error, "controller_failure", error)]
-    return TrainingError(
-        f"{job.stage}: the training kept failing: {told(reasons[0])}; checkpoints are kept: run "
-        "again"
-    )
-
-
 def _train(config: dict[str, Any]) -> Fitted:
     """What every worker of Ray Train runs."""
     expect(config["versions"])
@@ -169,18 +162,10 @@ def _train(config: dict[str, Any]) -> Fitted:
     batches = ray.train.get_dataset_shard("train").iter_batches(
         batch_size=None, batch_format="pyarrow"
     )
-    shown = -PROGRESS_SECONDS
-
-    def progress(done: int) -> None:
-        nonlocal shown
-        if time.monotonic() - shown > PROGRESS_SECONDS:
-            shown = time.monotonic()
-            with suppress(StoreError):
-                job.artifact.report_progress(done, job.training.steps, "steps")
 
     def replicated(module: nn.Module) -> nn.Module:
         model: nn.Module = ray.train.torch.prepare_model(module, move_to_device=False)
         return model
 
-    team = Team(context.get_world_rank(), context.get_world_size(), replicated, progress)
+    team = Team(context.get_world_rank(), context.get_world_size(), replicated, tell_in(job))
     return train(job, columns_of(pa.concat_tables(list(batches))), team)

@@ -21,9 +21,9 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
+from bend_ray.artifacts.population import theta_from_table
 from bend_ray.artifacts.shards import read_format, read_population, read_table, shard_names
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.tables import theta_from_table
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
@@ -35,8 +35,7 @@ from bend_ray.populations.members import (
     read_layout,
     training_rows,
 )
-from bend_ray.runtime.interface import Rows, Runtime, vectors
-from bend_ray.runtime.pieces import split
+from bend_ray.runtime.interface import Rows, Runtime, split, vectors
 
 FILE = "representation.safetensors"
 GRAM_PARTS = 16

@@ -27,8 +27,7 @@ from bend_ray.populations.members import load_roots, read_layout, training_trunk
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.runtime.interface import Shared
-from bend_ray.runtime.pieces import split
+from bend_ray.runtime.interface import Shared, split
 from bend_ray.stages import autoencoder
 from bend_ray.stages.finish import Finisher
 from bend_ray.stages.representations import load_representation

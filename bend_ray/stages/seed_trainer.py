@@ -30,8 +30,7 @@ from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.runtime.interface import Shared
-from bend_ray.runtime.pieces import split
+from bend_ray.runtime.interface import Shared, split
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,7 @@ from bend_ray.populations.divergence import all_diverged, commit_left, done_shar
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
-from bend_ray.runtime.interface import Runtime, Workers
-from bend_ray.runtime.pieces import split
+from bend_ray.runtime.interface import Runtime, Workers, split
 from bend_ray.stages.checkpoints import CheckpointReader
 from bend_ray.stages.seed_trainer import SeedTrainer
 

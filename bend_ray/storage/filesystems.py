@@ -51,28 +51,21 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     Args:
         uri: a local path (``~`` and relative paths are made absolute), or ``file://``,
             ``s3://``, ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
-
-    Raises:
-        StoreError: an empty or malformed URI, another scheme, or a store that cannot be reached.
     """
     place = canonical(uri)
     if is_local_path(place):
         return pyarrow.fs.LocalFileSystem(), place
     try:
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(_tuned(place))
+        if place.startswith("s3:") and "allow_delayed_open=" not in place:
+            # A small object is uploaded in one request; a multipart upload takes three.
+            place = f"{place}{'&' if '?' in place else '?'}allow_delayed_open=true"
+        filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
     if not path.strip("/"):
         raise StoreError(f"{masked(uri)} names no bucket: expected {filesystem.type_name}://bucket")
     return filesystem, path.strip("/")
-
-
-def _tuned(uri: str) -> str:
-    """The URI, with a small object uploaded in one request; a multipart upload takes three."""
-    if not uri.startswith("s3:") or "allow_delayed_open=" in uri:
-        return uri
-    return f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true"
 
 
 @contextmanager
@@ -85,11 +78,7 @@ def store_errors(doing: str, path: str) -> Iterator[None]:
 
 
 def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
-    """The content of a file, ``None`` where there is none.
-
-    Raises:
-        StoreError: the file is there and cannot be read.
-    """
+    """The content of a file, ``None`` where there is none."""
 
     def read() -> bytes:
         with filesystem.open_input_stream(path) as stream:
@@ -122,11 +111,7 @@ def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
 
 
 def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
-    """What ``work`` gives of each item, in their order; for many small files of an object store.
-
-    Raises:
-        Exception: the first that ``work`` raises.
-    """
+    """What ``work`` gives of each item, in their order; for many small files of an object store."""
     with ThreadPoolExecutor(MOST_REQUESTS, thread_name_prefix="store") as pool:
         return list(pool.map(work, items))
 
@@ -145,7 +130,6 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
 
     Raises:
         OSError: raised by ``ask``.
-        StoreError: the same.
     """
     pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
     while True:
@@ -159,22 +143,14 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
 
 
 def file_exists(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
-    """Whether there is a file, whole as all that ``write_bytes`` leaves.
-
-    Raises:
-        StoreError: it cannot be known.
-    """
+    """Whether there is a file, whole as all that ``write_bytes`` leaves."""
     with store_errors("look for", path):
         info = patiently(filesystem, lambda: filesystem.get_file_info(path))
     return bool(info.is_file)
 
 
 def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
-    """Writes a whole file atomically.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Writes a whole file atomically."""
     with write_atomically(filesystem, path) as stream:
         stream.write(content)
 
@@ -186,47 +162,27 @@ def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[p
     Parent directories are made. Locally the bytes go to a temporary sibling that is renamed;
     elsewhere straight to the object, which is deleted if the block fails. Of a local file only
     ``make_durable`` says that it outlives a power failure.
-
-    Raises:
-        StoreError: any ``OSError`` while opening, writing, closing or renaming.
     """
+    folder, _, name = path.rpartition("/")
     is_local = filesystem.type_name == "local"
-    stream_to = _renamed_when_whole if is_local else _visible_when_closed
+    target = f"{folder}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}" if is_local else path
     with store_errors("write", path):
         if filesystem.type_name not in _OBJECT_STORES:
-            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-        with stream_to(filesystem, path) as stream:
+            filesystem.create_dir(folder, recursive=True)
+        stream = filesystem.open_output_stream(target)
+        try:
             yield stream
-
-
-@contextmanager
-def _renamed_when_whole(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    directory, _, name = path.rpartition("/")
-    temporary = f"{directory}/.{name}.{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-    try:
-        with filesystem.open_output_stream(temporary) as stream:
-            yield stream
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
-
-
-@contextmanager
-def _visible_when_closed(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
-    stream = filesystem.open_output_stream(path)
-    try:
-        yield stream
-        stream.close()
-    except BaseException:
-        # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
-        # makes what was written so far visible.
-        with suppress(OSError):
             stream.close()
-        with suppress(OSError):
-            filesystem.delete_file(path)
-        raise
+            if is_local:
+                os.replace(target, path)
+        except BaseException:
+            # pyarrow cannot abort an upload: closing is the only way to let go of it, and that
+            # makes what was written so far visible.
+            with suppress(OSError):
+                stream.close()
+            with suppress(OSError):
+                filesystem.delete_file(target)
+            raise
 
 
 def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> None:
@@ -234,21 +190,14 @@ def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> Non
 
     Nothing to do where a file is visible once it is stored. Not for every file: a disk takes up to
     half a second for it (measured), and what is not committed can be made again.
-
-    Raises:
-        StoreError: a file is not there, or the disk refuses.
     """
     if filesystem.type_name != "local":
         return
     for path in [*paths, *sorted({path.rpartition("/")[0] for path in paths})]:
         with store_errors("sync", path):
-            _sync(path)
-
-
-def _sync(path: str) -> None:
-    # pyarrow's streams have no fileno.
-    descriptor = os.open(path or "/", os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+            # pyarrow's streams have no fileno.
+            descriptor = os.open(path or "/", os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

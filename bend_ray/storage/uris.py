@@ -30,10 +30,7 @@ _VARIABLE = re.compile(r"\$(?:[A-Za-z_]|[{(][A-Za-z_])")
 class Uri(NamedTuple):
     """A URI that means something; its text is the same for every spelling of it.
 
-    Attributes:
-        scheme: of ``SCHEMES``.
-        location: all between ``://`` and the parameters, escaped, without a slash at its end.
-        parameters: with the ``?``, escaped; or empty.
+    The location is all between ``://`` and the parameters, which have their ``?``; all is escaped.
     """
 
     scheme: str
@@ -80,11 +77,7 @@ def canonical(uri: str) -> str:
 
 
 def parse_uri(uri: str) -> Uri:
-    """What a URI means.
-
-    Raises:
-        StoreError: nothing, or not what whoever wrote it can have meant.
-    """
+    """What a URI means; of one that means nothing, as ``canonical``."""
     _check_text(uri)
     scheme, _, rest = uri.partition(":")
     scheme = scheme.lower()
@@ -142,11 +135,7 @@ def _check_authority(uri: str, scheme: str, authority: str) -> None:
 
 
 def _escaped(uri: str, path: str) -> str:
-    """The path with everything escaped that must be.
-
-    Raises:
-        StoreError: what is escaped already is no text.
-    """
+    """The path with everything escaped that must be."""
     if _NO_ESCAPE.search(path):
         raise _refusal(uri, "expected two hexadecimal digits after %; write %25 for one in a name")
     if "%2f" in path.lower():
@@ -161,11 +150,7 @@ def _escaped(uri: str, path: str) -> str:
 
 
 def _parameters(uri: str, query: str) -> str:
-    """The parameters after ``?``, escaped.
-
-    Raises:
-        StoreError: one has no value, or two.
-    """
+    """The parameters after ``?``, escaped."""
     pairs = [each.partition("=") for each in query.split("&")] if query else []
     names = [name for name, _, _ in pairs]
     if not all(name.isidentifier() and name.isascii() and value for name, _, value in pairs):

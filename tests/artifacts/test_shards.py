@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bend_ray.artifacts import shards, tables
+from bend_ray.artifacts import population as tables
+from bend_ray.artifacts import shards
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import installed_versions
-from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.population import ROW_TYPES, Population, theta_from_table
 from bend_ray.artifacts.shards import (
     complete_shards,
     read_columns,
@@ -32,7 +33,6 @@ from bend_ray.artifacts.shards import (
     write_shard,
 )
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.tables import ROW_TYPES, theta_from_table
 from bend_ray.errors import CorruptArtifact, StoreError
 
 ARRAYS = [*(name for name in ROW_TYPES if name != "origin"), "theta_KP"]

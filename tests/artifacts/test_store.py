@@ -24,7 +24,6 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import Directory, to_json
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.errors import CorruptArtifact, StoreError
-from bend_ray.storage import filesystems
 
 
 @pytest.fixture(params=["local", "object"])
@@ -180,10 +179,11 @@ def test_files_are_on_the_disk_before_the_manifest_that_lists_them(
     manifest = Path(artifact.child("manifest.json"))
     synced: list[tuple[str, bool]] = []
 
-    def note(path: str) -> None:
-        synced.append((Path(path).name, manifest.exists()))
+    def note(descriptor: int) -> None:
+        name = Path(f"/proc/self/fd/{descriptor}").resolve().name
+        synced.append((name, manifest.exists()))
 
-    monkeypatch.setattr(filesystems, "_sync", note)
+    monkeypatch.setattr(os, "fsync", note)
     artifact.write_json("a.json", 1)
     assert not synced
     artifact.commit(files=["a.json"], metrics={}, cost=Cost())

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bend_ray.artifacts import tables
-from bend_ray.artifacts.population import Population
-from bend_ray.artifacts.tables import (
+from bend_ray.artifacts import population as tables
+from bend_ray.artifacts.population import (
     ROW_TYPES,
+    Population,
     TableFormat,
     table_from_population,
     theta_from_table,
-    theta_part_names,
 )
 from bend_ray.errors import StoreError
 
@@ -34,8 +33,9 @@ def table_of(population: Population) -> pa.Table:
 
 
 def test_a_vector_beyond_4_mib_is_cut() -> None:
-    assert theta_part_names(2**20) == ["theta_000"]
-    assert theta_part_names(2 * 2**20 + 1) == ["theta_000", "theta_001", "theta_002"]
+    wide = random_population(0, 2 * 2**20 + 1)
+    assert list(TableFormat.of(wide).parts()) == ["theta_000", "theta_001", "theta_002"]
+    assert list(TableFormat.of(wide.select(slice(0))).parts(range(2**20))) == ["theta_000"]
 
 
 def test_parts_cover_the_parameters_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

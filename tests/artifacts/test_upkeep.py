@@ -10,10 +10,9 @@ import pytest
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.lease import lease
-from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.population import ROW_TYPES, Population
 from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.tables import ROW_TYPES
 from bend_ray.artifacts.upkeep import remove, unneeded, verify
 from bend_ray.errors import CorruptArtifact, StoreError
 

@@ -45,8 +45,8 @@ from bend_ray.parameters.gram import GramSum, PrincipalBasis
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
 from bend_ray.runtime import cluster
+from bend_ray.runtime.interface import split
 from bend_ray.runtime.on_ray import RayRuntime
-from bend_ray.runtime.pieces import split
 from bend_ray.stages.representations import Principal
 from bend_ray.stages.sample_drawer import SHARD_BYTES
 

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.population import Population, theta_from_table
 from bend_ray.artifacts.shards import (
     read_population,
     shard_name,
@@ -40,7 +40,6 @@ from bend_ray.artifacts.shards import (
     write_shard,
 )
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.tables import theta_from_table
 
 
 def population(models: int, parameters: int, first: int = 0) -> Population:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from bend_ray.process.cores import usable_cores
+from bend_ray.process.computing import usable_cores
 
-CODE = "from bend_ray.process.cores import usable_cores; print(usable_cores())"
+CODE = "from bend_ray.process.computing import usable_cores; print(usable_cores())"
 
 
 @pytest.fixture

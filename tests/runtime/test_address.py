@@ -15,7 +15,7 @@ import pytest
 import ray
 
 from bend_ray.errors import ClusterError
-from bend_ray.process.cores import usable_cores
+from bend_ray.process.computing import usable_cores
 from bend_ray.runtime import address, cluster
 from bend_ray.runtime.address import check_address
 from bend_ray.runtime.environment import cluster_to_join

@@ -67,8 +67,8 @@ def test_tracking_changes_no_fingerprint(tmp_path: Path) -> None:
 def test_a_stage_is_told_with_its_curve_its_figures_and_its_cost(
     service: type[Fake], made: Graph
 ) -> None:
-    with tracking(TRACKED, made.evaluation) as tracker:
-        tracker.stage(made.autoencoder)
+    with tracking(TRACKED, made.evaluation) as tell:
+        tell(made.autoencoder)
     (fake,) = service.made
     assert fake.name == f"{made.evaluation.fingerprint}-seed0"
     assert fake.config["samples"]["count"] == 48
@@ -88,8 +88,8 @@ def test_a_service_that_fails_is_told_of_and_costs_nothing(
 ) -> None:
     monkeypatch.setattr(logging.getLogger("bend_ray"), "propagate", True)
     monkeypatch.setattr(service, "broken", True)
-    with tracking(TRACKED, made.evaluation) as tracker:
-        tracker.stage(made.autoencoder)
+    with tracking(TRACKED, made.evaluation) as tell:
+        tell(made.autoencoder)
     assert "autoencoder was not told: no network" in caplog.text
 
 
@@ -111,8 +111,8 @@ def test_a_service_that_does_not_start_is_one_line(
 
 
 def test_without_tracking_nobody_is_told(service: type[Fake], made: Graph) -> None:
-    with tracking(PipelineConfig(), made.evaluation) as tracker:
-        tracker.stage(made.autoencoder)
+    with tracking(PipelineConfig(), made.evaluation) as tell:
+        tell(made.autoencoder)
     assert service.made == []
 
 

@@ -8,7 +8,7 @@ from tiny import MakeConfig, make
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of
 from bend_ray.config.reading import load_config
-from bend_ray.process.cores import usable_cores
+from bend_ray.process.computing import usable_cores
 from bend_ray.tune.records import TRIALS
 from bend_ray.tune.search import RAY, tune
 from bend_ray.tune.space import TuneSection

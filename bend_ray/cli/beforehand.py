@@ -1,0 +1,148 @@
+"""Commands for before a run: ``bend plan``, ``bend check`` and ``bend doctor``."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from bend_ray.cli.options import Asked, address_option, config_arguments
+from bend_ray.errors import ClusterError, ConfigError
+from bend_ray.process import log
+
+
+@click.command(short_help="what a run will take, on how many machines")
+@config_arguments
+@click.option(
+    "--nodes",
+    default="1,8,64,512",
+    show_default=True,
+    metavar="N,N,...",
+    help="Machines to plan for, of one processor each: a GPU where this machine has one, "
+    "else a CPU core.",
+)
+@click.option(
+    "--models-per-hour",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="X",
+    help="Members of the population that one processor of theirs trains in an hour; "
+    "default: measured here.",
+)
+@click.option(
+    "--test-images",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Images of the test part, which stays closed; default: as many as validation images.",
+)
+@click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="What a machine costs an hour: adds what a run costs where all are held until its end.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Seconds and bytes as JSON instead.")
+def plan(
+    asked: Asked,
+    nodes: str,
+    models_per_hour: float | None,
+    test_images: int | None,
+    price: float | None,
+    as_json: bool,
+) -> None:
+    """Predict a run: computing, bytes and wall time of each stage, and what becomes the bottleneck.
+
+    Measures for about ten seconds what a processor of this machine does with the config's networks,
+    and divides the work by it. Wall times are of computing: beside it, a cluster starts Ray and its
+    processes, and machines that are asked for have to come.
+
+    \b
+      bend plan
+      bend plan configs/cifar10.yaml --set seeds.protocol.forks=1000 --nodes 1,64
+    """
+    from bend_ray.forecast import workload
+    from bend_ray.forecast.calibration import Problem, calibrate
+    from bend_ray.report import results
+
+    config, counts = asked.load(), _counts(nodes)
+    dataset = config.dataset.load()
+    problem = Problem.of(config, dataset, test_images)
+    log.LOGGER.info(
+        "measuring    %d members of %d parameters, %d images",
+        *(problem.members, problem.parameters, problem.train_images),
+    )
+    works = workload.workload(config, problem, calibrate(config, dataset, problem))
+    if models_per_hour is not None:
+        works = workload.at_rate(works, models_per_hour, problem.members)
+    if as_json:
+        click.echo(json.dumps(workload.as_json(works, counts), indent=2))
+        return
+    click.echo("\n".join(results.aligned(workload.rows(works, counts, price))))
+    for count in counts:
+        click.echo(f"{count} x waits longest for {workload.bottleneck(works, count)}")
+
+
+def _counts(nodes: str) -> list[int]:
+    words = nodes.split(",")
+    if not all(word.strip().isdigit() and int(word) > 0 for word in words):
+        raise ConfigError(f"--nodes {nodes}: expected numbers above 0, as in 1,8,64,512")
+    return [int(word) for word in words]
+
+
+@click.command(short_help="whether a network of your own will do")
+@click.argument("target")
+@config_arguments
+def check(target: str, asked: Asked) -> None:
+    """Try a network of your own on the data of FILE, as a run does before it trains any.
+
+    TARGET is a function or class that gives a torch.nn.Module, by module and name. What it is
+    called with is in seeds.architecture.arguments.
+
+    \b
+      bend check shop.nets:make_net flowers.yaml
+      bend check shop.nets:make_net --set seeds.architecture.arguments.width=64
+    """
+    from bend_ray.config.graph import identified
+    from bend_ray.populations.networks import checked
+
+    named = ["seeds.architecture.kind=imported", f"seeds.architecture.target={json.dumps(target)}"]
+    config = identified(asked._replace(overrides=(*named, *asked.overrides)).load())
+    dataset = config.dataset.load()
+    classifiers = checked(config, dataset)
+    whole, trained = classifiers.whole.size, classifiers.whole.num_trainable
+    form = "all at once" if classifiers.stack.form == "stacked" else "one after another"
+    click.echo(
+        f"{target}: takes {dataset.input_shape}, tells {len(dataset.class_names)} classes apart; "
+        f"{whole:,} numbers a model, {trained:,} of them trained; models of a cohort run {form}"
+    )
+
+
+@click.command(short_help="whether a cluster and a store are fit for a run")
+@address_option
+@click.option("--store", metavar="URI", help="A store, asked from every node for all rights.")
+def doctor(address: str | None, store: str | None) -> None:
+    """Say what must be mended before a run: a line a node, and one below it for each fault.
+
+    Asks a process of every node, within a minute or two, for its versions, GPU and driver, shared
+    memory, disk and clock, and whether the store lets it write, read, list, look for what is not
+    there, and remove. Exits with 2 where something must be mended.
+
+    \b
+      bend doctor --address auto --store s3://bucket/runs
+      bend submit --address http://127.0.0.1:8265 --follow -- doctor --store s3://bucket/runs
+    """
+    # Ray reads its environment when it is first imported, so the order matters.
+    from bend_ray.runtime.environment import prepare_environment
+
+    prepare_environment(address)
+    from bend_ray.runtime import cluster
+    from bend_ray.runtime.doctor import examine
+    from bend_ray.runtime.nodes import Nodes
+
+    cluster.connect(address)
+    found = list(examine(Nodes(), store))
+    for each in found:
+        click.echo(f"node {each.node}  {'mend' if each.mend else 'ok  '}  {each.words}")
+        for fault in each.mend:
+            click.echo(f"  {fault}")
+    if wrong := sum(1 for each in found if each.mend):
+        raise ClusterError(f"{wrong} of {len(found)} nodes must be mended, see above")
