@@ -217,7 +217,7 @@ def _write_onnx(
     """Write the programs, or nothing where they do not say what torch says about ``noise``."""
     import onnx
 
-    from bend_ray.export.graphs import bag_program
+    from bend_ray.export.graphs import bag_program, forms
     from bend_ray.export.layers import member_graph
 
     try:
@@ -226,7 +226,7 @@ def _write_onnx(
         large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
         onnx.save_model(member, str(folder / MEMBER_ONNX))
         onnx.save_model(
-            bag_program(card, member, arrays),
+            bag_program(card, member, arrays, card.rule.sums_exactly, forms(member)[0]),
             str(folder / ONNX),
             save_as_external_data=large,
             location=f"{ONNX}.data",

@@ -217,8 +217,7 @@ def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
         for name in bag.card.inputs
     }
     stops = [question.stop for question in questions for _ in range(len(question))]
-    keep = any(question.keep_members for question in questions)
-    answers = bag.answer(inputs, stops, keep_members=keep)
+    answers = bag.answer(inputs, stops)
     ends = np.cumsum([len(question) for question in questions]).tolist()
     return [
         answers.rows(end - len(question), end)

@@ -160,7 +160,10 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
     question = Question(inputs, query.or_else(service.settings.stop))
     answers = await service.ask(card, question)
-    said = [prediction(card, answers, inputs, row, query) for row in range(len(question))]
+    said = []
+    for row in range(len(question)):
+        own = {name: values[row] for name, values in inputs.items()}
+        said.append(prediction(card, answers.rows(row, row + 1), own, query))
     return {"predictions": said} if is_json else said[0]
 
 
@@ -203,24 +206,22 @@ def _upload(content_type: str, content: bytes) -> bytes:
     return found[0]
 
 
-def prediction(
-    card: Card, answers: Answers, inputs: Inputs, row: int, query: PredictQuery
-) -> dict[str, Any]:
+def prediction(card: Card, answers: Answers, own: Inputs, query: PredictQuery) -> dict[str, Any]:
     """The answer about one example, as people are told it."""
-    names, own = card.class_names, {name: values[row] for name, values in inputs.items()}
+    names = card.class_names
     said = {
-        "label": names[int(answers.labels_B[row])],
-        "probabilities": dict(zip(names, answers.probs_BC[row].tolist(), strict=True)),
-        "votes": dict(zip(names, answers.votes_BC[row].tolist(), strict=True)),
-        "predictive_entropy": float(answers.entropy_B[row]),
-        "mutual_information": float(answers.information_B[row]),
-        "members_used": int(answers.used_B[row]),
+        "label": names[answers.labels_B.item()],
+        "probabilities": dict(zip(names, answers.probs_BC[0].tolist(), strict=True)),
+        "votes": dict(zip(names, answers.votes[0].tolist(), strict=True)),
+        "predictive_entropy": answers.entropy_B.item(),
+        "mutual_information": answers.information_B.item(),
+        "members_used": answers.used.item(),
         "members": len(card.members),
         "model_version": card.model_version,
         "notes": notes_on(own, card),
     }
     if query.member_labels:
-        said["member_labels"] = [names[c] for c in answers.choices_BE[row].tolist() if c >= 0]
+        said["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
     return said | ({"seen": {n: v.tolist() for n, v in own.items()}} if query.seen else {})
 
 

@@ -34,6 +34,6 @@ def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
         notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
         yield (
             f"{path}: {bag.card.class_names[label]}  {said.probs_BC[0, label]:.1%}, "
-            f"{said.votes_BC[0, label]} of {members} members agree, entropy "
+            f"{said.votes[0, label]} of {members} members agree, entropy "
             f"{said.entropy_B[0]:.3f}, disagreement {said.information_B[0]:.3f} nats{notes}"
         )
