@@ -6,7 +6,6 @@ B examples, C classes.
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -137,8 +136,8 @@ class Bag:
             return bag_program(card, member, part, weights_K[rows], form)
 
         count = len(card.members)
-        ends = np.linspace(0, count, min(groups, count) + 1).astype(int).tolist()
-        parts = [slice(*pair) for pair in itertools.pairwise(ends)]
+        split = np.array_split(np.arange(count), min(groups, count))
+        parts = [slice(int(part[0]), int(part[-1]) + 1) for part in split]
         way = fastest(ways(forms(member), threads), lambda form: graph(parts[0], form), card, batch)
         loaded, whole = [], None
         if len(parts) > 1:

@@ -5,12 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
-from bend_ray.artifacts.manifest import first_problem
-from bend_ray.errors import ConfigError
 from bend_ray.serve.listening import Listening, is_loopback
-from bend_ray.serve.settings import ServeSettings, parse_settings
+from bend_ray.serve.settings import ServeSettings
 
 BUILDER = "bend_ray.serve.deployment:application"
 _HEAD = """\
@@ -43,7 +40,7 @@ def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dic
         deployment["autoscaling_config"] = deployment["autoscaling_config"].model_dump(
             include={"min_replicas", "max_replicas", "target_ongoing_requests"}
         )
-    config = {
+    return {
         "proxy_location": "EveryNode",
         "http_options": {
             "host": where.host,
@@ -58,57 +55,12 @@ def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dic
                 "route_prefix": "/",
                 "import_path": BUILDER,
                 "args": settings.model_dump(mode="json"),
-                "deployments": [
-                    {
-                        "name": NAME,
-                        "user_config": {"export": export},
-                        **deployment,
-                    }
-                ],
+                "deployments": [{"name": NAME, "user_config": {"export": export}, **deployment}],
             }
         ],
     }
-    check_deploy_config(config)
-    return config
 
 
 def deploy_text(config: dict[str, Any]) -> str:
     """The config as YAML, with what to do with it."""
     return _HEAD + yaml.safe_dump(config, sort_keys=False)
-
-
-def check_deploy_config(config: dict[str, Any]) -> None:
-    """Refuse what Serve would refuse, and the unknown keys that it would ignore.
-
-    Raises:
-        ConfigError: the first problem, in one line.
-    """
-    from ray.serve.schema import ServeDeploySchema
-
-    try:
-        schema = ServeDeploySchema.model_validate(config)
-    except ValidationError as error:
-        raise ConfigError(f"Serve config: {first_problem(error)}") from None
-    _refuse_unknown(config, schema, "")
-    for index, application in enumerate(config["applications"]):
-        if application["import_path"] == BUILDER:
-            args = {k: v for k, v in application.get("args", {}).items() if k != "export"}
-            try:
-                parse_settings(args)
-            except ConfigError as error:
-                raise ConfigError(f"Serve config: applications.{index}.{error}") from None
-
-
-def _refuse_unknown(given: dict[str, Any], model: BaseModel, where: str) -> None:
-    """Refuse keys that the schema does not have, at every level that it has."""
-    for key, value in given.items():
-        place = f"{where}{key}"
-        if key not in type(model).model_fields:
-            raise ConfigError(f"Serve config: {place}: no such key")
-        held = getattr(model, key)
-        inner = held if isinstance(held, list) else [held]
-        values = value if isinstance(value, list) else [value]
-        for index, (item, below) in enumerate(zip(values, inner, strict=False)):
-            if isinstance(item, dict) and isinstance(below, BaseModel):
-                step = f".{index}." if isinstance(held, list) else "."
-                _refuse_unknown(item, below, f"{place}{step}")
