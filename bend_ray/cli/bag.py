@@ -172,7 +172,7 @@ def serve(
     _prepare_serving()
     from bend_ray.serve.listening import Listening, allow_many_connections
     from bend_ray.serve.settings import parse_settings
-    from bend_ray.serve.welcome import welcome
+    from bend_ray.serve.telling import welcome
 
     settings = parse_settings(_parsed(options))
     where = Listening(host, port, grpc_port, certfile, keyfile)
@@ -214,7 +214,7 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
     \b
       bend ask digit.png photo.jpg
     """
-    from bend_ray.serve.asking import lines
+    from bend_ray.serve.telling import lines
 
     bag = canonical(folder or _exported(None, (), store, None))
     for line in lines(_folder_here(bag), pictures):

@@ -26,15 +26,7 @@ ENTROPY, INFORMATION = "entropy", "mutual_information"
 
 Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
-Output = tuple[str, int, list[int | str]]
-"""Name, ONNX's number of its type, shape."""
 
-TYPES = {
-    "uint8": TensorProto.UINT8,
-    "float32": TensorProto.FLOAT,
-    "int64": TensorProto.INT64,
-}
-"""ONNX's, of a card's inputs."""
 
 _NORMALISED = ".normalised"
 
@@ -61,17 +53,7 @@ def bag_program(
     """
     builder = _Builder(card, member, state_K, form)
     builder.answer(weights_K)
-    members, classes = len(builder), len(card.class_names)
-    return builder.model(
-        [
-            (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
-            (MEMBER_PROBABILITIES, TensorProto.FLOAT, ["batch", members, classes]),
-            (LABEL, TensorProto.INT64, ["batch"]),
-            (ENTROPY, TensorProto.DOUBLE, ["batch"]),
-            (INFORMATION, TensorProto.DOUBLE, ["batch"]),
-            (MEMBER_LABELS, TensorProto.INT64, ["batch", members]),
-        ]
-    )
+    return builder.model()
 
 
 class _Builder:
@@ -221,19 +203,25 @@ class _Builder:
         off_on = self.tensor("off_on", [0.0, 1.0])
         return self.node("OneHot", [choices, depth, off_on], "one_hot", axis=-1)
 
-    def model(self, outputs: Sequence[Output]) -> onnx.ModelProto:
-        """The graph with those outputs, as a model."""
+    def model(self) -> onnx.ModelProto:
+        """What was written, as a model."""
+        members, classes = len(self), len(self.card.class_names)
+        outputs: list[tuple[str, int, list[int | str]]] = [
+            (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
+            (MEMBER_PROBABILITIES, TensorProto.FLOAT, ["batch", members, classes]),
+            (LABEL, TensorProto.INT64, ["batch"]),
+            (ENTROPY, TensorProto.DOUBLE, ["batch"]),
+            (INFORMATION, TensorProto.DOUBLE, ["batch"]),
+            (MEMBER_LABELS, TensorProto.INT64, ["batch", members]),
+        ]
         inputs = [
-            helper.make_tensor_value_info(name, TYPES[own.dtype], ["batch", *own.shape])
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.dtype(own.dtype)), ["batch", *own.shape]
+            )
             for name, own in self.card.inputs.items()
         ]
-        graph = helper.make_graph(
-            self.nodes,
-            "bag",
-            inputs,
-            [helper.make_tensor_value_info(*output) for output in outputs],
-            self.tensors,
-        )
+        given = [helper.make_tensor_value_info(*output) for output in outputs]
+        graph = helper.make_graph(self.nodes, "bag", inputs, given, self.tensors)
         opsets = [helper.make_opsetid("", OPSET)]
         model = helper.make_model(
             graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"

@@ -134,7 +134,7 @@ class Answering:
     async def ask(self, card: Card, question: Question) -> Answers:
         """Answer in a batch with others."""
         bag = self._live()
-        if not bag.card.takes_what(card):
+        if bag.card.takes != card.takes:
             raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
         most = self.settings.max_batch_size
         if not 1 <= len(question) <= most:

@@ -16,11 +16,9 @@ import numpy as np
 import python_multipart
 from numpy.typing import NDArray
 from pydantic_core import to_json
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
@@ -115,21 +113,8 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
     routes += [Route(path, endpoint) for path, endpoint in get.items()]
     routes.append(Route("/metrics", count))
-    refused = dict.fromkeys((Refusal, HTTPException, Exception), _refused)
-    app = Starlette(routes=routes, exception_handlers=refused)
-    app.router.redirect_slashes = False  # it would lead to whatever host the request names
-    return app
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        told = str(error.detail)
-        if error.status_code == 404:
-            told = "expected one of the paths that /docs lists"
-        return JSONResponse({"error": told}, error.status_code, error.headers)
-    if isinstance(error, Refusal):
-        return JSONResponse({"error": error.message}, error.status, error.headers)
-    return JSONResponse({"error": "this is a bug of the server, not of the request"}, 500)
+    # Redirected, a request would be led to whatever host it names.
+    return Router(routes, redirect_slashes=False)
 
 
 def _page(name: str, kind: str) -> Endpoint:

@@ -35,27 +35,26 @@ def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dic
 
     if not is_loopback(where.host):
         settings = settings.model_copy(update={"require_token": True})
-    deployment, tls = options(settings), where.certfile is not None
-    if "autoscaling_config" in deployment:
-        deployment["autoscaling_config"] = deployment["autoscaling_config"].model_dump(
-            include={"min_replicas", "max_replicas", "target_ongoing_requests"}
-        )
+    tls = {"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if where.certfile else {}
+    grpc = grpc_options(where.grpc_port)
     return {
         "proxy_location": "EveryNode",
         "http_options": {
             "host": where.host,
             "port": where.port,
             "request_timeout_s": 60,
-            **({"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if tls else {}),
+            **tls,
         },
-        **({} if where.grpc_port is None else {"grpc_options": grpc_options(where.grpc_port)}),
+        **({"grpc_options": grpc} if grpc else {}),
         "applications": [
             {
                 "name": settings.name,
                 "route_prefix": "/",
                 "import_path": BUILDER,
                 "args": settings.model_dump(mode="json"),
-                "deployments": [{"name": NAME, "user_config": {"export": export}, **deployment}],
+                "deployments": [
+                    {"name": NAME, "user_config": {"export": export}, **options(settings)}
+                ],
             }
         ],
     }

@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.util import metrics
 
 from bend_ray.errors import BendError, ConfigError
@@ -45,9 +44,8 @@ class BagDeployment(GrpcMethods):
         self.inference = GrpcInference(self.service, self.token)
 
     def __serve_build_asgi_app__(self) -> App:
-        limits = self.service.settings.limits()
         app = make_app(self.service, node_metrics)
-        return Guard(app, limits, self.token, self.service.meters)
+        return Guard(app, self.service.settings, self.token, self.service.meters)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the bag that ``user_config`` names, warm it, and let it answer from now on.
@@ -87,12 +85,10 @@ def node_metrics() -> bytes:
 
 def options(settings: ServeSettings) -> dict[str, Any]:
     """How Serve runs the deployment."""
-    scaled = settings.max_replicas > settings.min_replicas
-    autoscaling = AutoscalingConfig(
-        min_replicas=settings.min_replicas,
-        max_replicas=max(settings.min_replicas, settings.max_replicas),
-        target_ongoing_requests=settings.target_ongoing_requests,
-    )
+    replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    if settings.max_replicas > settings.min_replicas:
+        names = {"min_replicas", "max_replicas", "target_ongoing_requests"}
+        replicas = {"autoscaling_config": settings.model_dump(include=names)}
     return {
         "ray_actor_options": {"num_cpus": settings.cpus},
         # Ray's router makes waiting requests wait ever longer, and is no more than a tenth as fast:
@@ -104,11 +100,7 @@ def options(settings: ServeSettings) -> dict[str, Any]:
         "health_check_timeout_s": 30,
         # Where a replica must be replaced, the new one answers before the old one goes.
         "max_surge_percent": 100,
-        **(
-            {"autoscaling_config": autoscaling}
-            if scaled
-            else {"num_replicas": settings.min_replicas}
-        ),
+        **replicas,
     }
 
 

@@ -50,9 +50,11 @@ def service_of(export: str, settings: ServeSettings) -> Answering:
 def guarded(service: Answering, token: str | None) -> Guard:
     """The interface over a bag in this process."""
     made: Any = service.meters.make
-    limits = service.settings.limits(None if service.bag is None else service.card())
+    settings = (
+        service.settings if service.bag is None else service.settings.fitted_to(service.card())
+    )
     app = make_app(service, lambda: generate_latest(made.registry))
-    return Guard(app, limits, token, service.meters)
+    return Guard(app, settings, token, service.meters)
 
 
 def run(service: Answering, where: Listening) -> None:

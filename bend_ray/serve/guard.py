@@ -12,19 +12,15 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
+
+from starlette.exceptions import HTTPException
 
 from bend_ray.serve.meters import Meters, route_of
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.settings import Limits
-
-trace: Any
-try:
-    from opentelemetry import propagate, trace
-except ImportError:  # Ray's dashboard brings it; a server without Ray may have none
-    trace = None
+from bend_ray.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -93,8 +89,10 @@ class _Answer:
 class Guard:
     """An ASGI app around another."""
 
-    def __init__(self, app: App, limits: Limits, token: str | None, meters: Meters) -> None:
-        self.limits = limits
+    def __init__(
+        self, app: App, settings: ServeSettings, token: str | None, meters: Meters
+    ) -> None:
+        self.settings = settings
         self._app, self._meters, self._token = app, meters, token
         self.peers: Counter[str] = Counter()
         self._ongoing = self._held = self.lingering = 0
@@ -114,12 +112,14 @@ class Guard:
     @property
     def is_full(self) -> bool:
         """Whether one more request would be refused."""
-        return self._ongoing >= self.limits.ongoing
+        return self._ongoing >= self.settings.max_ongoing_requests
 
     @property
     def too_many(self) -> str:
         """What a refused request is told."""
-        return f"expected at most {self.limits.ongoing} requests at a time; ask again"
+        return (
+            f"expected at most {self.settings.max_ongoing_requests} requests at a time; ask again"
+        )
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was read."""
@@ -141,7 +141,7 @@ class Guard:
         finally:
             status, seconds = answer.status or 500, time.perf_counter() - started
             self._meters.request(route_of(scope["path"]), status, seconds)
-            if self.limits.request_log:
+            if self.settings.request_log:
                 _log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
@@ -155,10 +155,13 @@ class Guard:
 
         try:
             self._check_token(scope)
-            with _span(scope):
-                await self._pass_on(scope, body, receive, beginning)
+            await self._pass_on(scope, body, receive, beginning)
         except Refusal as refusal:
             await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
+        except HTTPException as error:
+            told = "expected one of the paths that /docs lists"
+            told = told if error.status_code == 404 else error.detail
+            await say(send, error.status_code, {"error": told}, dict(error.headers or {}))
         except Gone:
             raise
         except Exception:
@@ -171,6 +174,7 @@ class Guard:
         self, scope: Scope, body: bytes, receive: Receive | None, send: Send
     ) -> None:
         """Run the app, and stop it where nobody waits for it any more."""
+        scope["app"] = self  # so that routes raise what they refuse
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def once() -> Message:
@@ -215,8 +219,8 @@ class Guard:
     def _most(self, scope: Scope) -> int:
         """Bytes of the body: pictures may have more than what can only be numbers."""
         kind = dict(scope["headers"]).get(b"content-type", b"").strip().lower()
-        large = kind.startswith((b"image/", b"multipart/"))
-        return self.limits.body_bytes if large else self.limits.text_bytes
+        most, is_large = self.settings.max_body_bytes, kind.startswith((b"image/", b"multipart/"))
+        return most if is_large else min(most, self.settings.max_text_bytes or most)
 
     def _too_large(self, scope: Scope) -> Refusal:
         return Refusal(413, f"expected a body of at most {self._most(scope)} bytes, got more")
@@ -261,7 +265,7 @@ class Guard:
                     self._held += len(chunk)
                     if got > most:
                         raise self._too_large(scope)
-                    if self._held > MOST_HELD * self.limits.body_bytes:
+                    if self._held > MOST_HELD * self.settings.max_body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
                     if got > LARGE and not is_large:
                         before = now()
@@ -286,23 +290,6 @@ class Guard:
             raise self._too_large(scope)
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
         return inflated
-
-
-@contextmanager
-def _span(scope: Scope) -> Iterator[None]:
-    """A span of a request, below its ``traceparent``, which becomes the span's own for the app."""
-    names = (b"traceparent", b"tracestate")
-    carrier = {k.decode(): v.decode("latin-1") for k, v in scope["headers"] if k in names}
-    if trace is None or not carrier:
-        yield
-        return
-    name, above = f"{scope['method']} {route_of(scope['path'])}", propagate.extract(carrier)
-    with trace.get_tracer("bend_ray").start_as_current_span(name, above):
-        propagate.inject(carrier)
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in names] + [
-            (k.encode(), v.encode("latin-1")) for k, v in carrier.items()
-        ]
-        yield
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

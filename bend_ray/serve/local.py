@@ -35,7 +35,7 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
     Bag.load(Path(export), run_code=settings.run_code)
     settings = settings.model_copy(update={"require_token": token() is not None})
-    door.put_up(settings.limits(read_card(Path(export))), where)
+    door.put_up(settings.fitted_to(read_card(Path(export))), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -150,22 +150,20 @@ class OpenInference:
 
     def config(self, card: Card) -> dict[str, Any]:
         """The same in the words of Triton's model configuration, without the batch's dimension."""
-        flat = {"dims": [1], "reshape": {"shape": []}}
+
+        def typed(tensor: dict[str, Any]) -> dict[str, Any]:
+            dims = tensor["shape"][1:]
+            sizes = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
+            return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", **sizes}
+
+        told = self.metadata(card)
         return {
             "name": self.name,
             "platform": "bend_ray",
             "backend": "bend_ray",
             "max_batch_size": self.service.settings.max_batch_size,
-            "input": [
-                {"name": name, "data_type": f"TYPE_{_DATATYPES[own.dtype]}"}
-                | ({"dims": list(own.shape)} if own.shape else flat)
-                for name, own in card.inputs.items()
-            ],
-            "output": [
-                {"name": name, "data_type": f"TYPE_{_NAMES[dtype]}"}
-                | ({"dims": shape} if shape else flat)
-                for name, (dtype, shape) in _outputs_of(card).items()
-            ],
+            "input": [typed(tensor) for tensor in told["inputs"]],
+            "output": [typed(tensor) for tensor in told["outputs"]],
         }
 
     def index(self) -> list[dict[str, str]]:

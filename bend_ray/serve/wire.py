@@ -75,7 +75,7 @@ class Protocol(H11Protocol):
         """Count it, and wait for its first head."""
         super().connection_made(transport)
         self._guard.peers[self._peer] += 1
-        if self._guard.peers[self._peer] > self._guard.limits.connections:
+        if self._guard.peers[self._peer] > self._guard.settings.max_connections_per_peer:
             self._refuse(503, "expected fewer connections from one address")
         else:
             self._within(HEAD_SECONDS)
