@@ -180,7 +180,7 @@ def serve(
         _refuse_beside_export(click.get_current_context())
     bag = canonical(folder or _exported(file, overrides, store, members))
     if config_only:
-        from bend_ray.serve.deploy_file import deploy_config, deploy_text
+        from bend_ray.serve.deployment import deploy_config, deploy_text
 
         _check_shown(bag)
         click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)

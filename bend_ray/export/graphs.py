@@ -56,6 +56,14 @@ def bag_program(
     return builder.model()
 
 
+def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph as a program, of the versions that the card names."""
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
+    )
+
+
 class _Builder:
     """A graph that is being written."""
 
@@ -221,10 +229,6 @@ class _Builder:
             for name, own in self.card.inputs.items()
         ]
         given = [helper.make_tensor_value_info(*output) for output in outputs]
-        graph = helper.make_graph(self.nodes, "bag", inputs, given, self.tensors)
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
-        )
+        model = model_of(helper.make_graph(self.nodes, "bag", inputs, given, self.tensors))
         helper.set_model_props(model, {"model_version": self.card.model_version})
         return model

@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from bend_ray.export.card import IR_VERSION, OPSET, Card, noise
-from bend_ray.export.graphs import LOGITS
+from bend_ray.export.card import OPSET, Card, noise
+from bend_ray.export.graphs import LOGITS, model_of
 from bend_ray.export.members import normalised
 from bend_ray.networks.calls import call
 from bend_ray.networks.dense import leaves
@@ -137,6 +137,4 @@ def _model(
     ]
     shape = ["batch", len(card.class_names)]
     outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, shape)]
-    graph = helper.make_graph(nodes, "member", inputs, outputs, shared)
-    opsets = [helper.make_opsetid("", OPSET)]
-    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+    return model_of(helper.make_graph(nodes, "member", inputs, outputs, shared))

@@ -61,7 +61,8 @@ class Bag:
     """An exported bag that answers, from one thread at a time.
 
     ``predict``, ``predict_proba`` and ``uncertainty`` take what the network was trained on: an
-    array or tensor with N examples, a frame, or several inputs by name.
+    array or tensor with N examples, a frame, or several inputs by name; DataError where it takes no
+    such examples.
 
     Attributes:
         card: what it is.
@@ -205,11 +206,7 @@ class Bag:
         return answers
 
     def predict(self, x: Any) -> NDArray[Any]:
-        """The classes ``(N,)`` of examples: names, or numbers where all names are whole numbers.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """The classes ``(N,)`` of examples: names, or numbers where all names are whole numbers."""
         names = np.array(self.card.class_names)
         if all(name.removeprefix("-").isdecimal() for name in self.card.class_names):
             names = names.astype(np.int64)
@@ -217,19 +214,11 @@ class Bag:
         return predicted
 
     def predict_proba(self, x: Any) -> NDArray[np.float64]:
-        """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``."""
         return np.concatenate([said.probs_BC for said in self._answers(x)])
 
     def uncertainty(self, x: Any) -> Uncertainty:
-        """Entropy, mutual information and votes.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """Entropy, mutual information and votes."""
         said = self._answers(x)
         return Uncertainty(
             np.concatenate([each.entropy_B for each in said]),

@@ -68,9 +68,8 @@ class Gone(Exception):  # noqa: N818 - nobody made an error
 class _Answer:
     """What is sent for one request, with the headers of all, and without the body of a HEAD."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._send, self._bare = send, scope["method"] == "HEAD"
-        self._headers = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
+    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send, self._bare, self._headers = send, scope["method"] == "HEAD", headers
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -107,7 +106,7 @@ class Guard:
         elif (body := (scope.get("extensions") or {}).get(BODY)) is None:
             await self._let_in(scope, receive, send)
         else:
-            await self._answer(scope, body, None, send)
+            await self._answer(scope, body, None, _Answer(scope, send, []))
 
     @property
     def is_full(self) -> bool:
@@ -126,12 +125,13 @@ class Guard:
         self._meters.request("none", status, 0.0)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, answer = time.perf_counter(), _Answer(scope, send)
+        own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
+        started, answer = time.perf_counter(), _Answer(scope, send, own)
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
         try:
             self._check(scope)
             async with self._body(inner, receive) as body:
-                await self._answer(inner, body, receive, answer.send)
+                await self._answer(inner, body, receive, answer)
         except Refusal as refusal:
             await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
         except (Gone, asyncio.CancelledError) as error:
@@ -144,18 +144,14 @@ class Guard:
             if self.settings.request_log:
                 _log(scope, status, seconds)
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
+    async def _answer(
+        self, scope: Scope, body: bytes, receive: Receive | None, answer: _Answer
+    ) -> None:
         """Have the app answer, or say what is wrong; without ``receive`` another watches."""
-        began = False
-
-        async def beginning(message: Message) -> None:
-            nonlocal began
-            began = True
-            await send(message)
-
+        send = answer.send
         try:
             self._check_token(scope)
-            await self._pass_on(scope, body, receive, beginning)
+            await self._pass_on(scope, body, receive, send)
         except Refusal as refusal:
             await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
         except HTTPException as error:
@@ -166,7 +162,7 @@ class Guard:
             raise
         except Exception:
             logger.exception("a bug of ours")
-            if began:
+            if answer.status is not None:
                 raise
             await say(send, 500, {"error": "this is a bug of the server, not of the request"})
 

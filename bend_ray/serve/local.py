@@ -14,9 +14,9 @@ from ray.serve.config import HTTPOptions
 from bend_ray.errors import ClusterError
 from bend_ray.export.card import read_card
 from bend_ray.runtime import cluster
-from bend_ray.serve import deploy_file, door
+from bend_ray.serve import door
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.deployment import application
+from bend_ray.serve.deployment import application, grpc_options
 from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.settings import ServeSettings
 
@@ -50,7 +50,7 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
     serve.start(
         proxy_location="HeadOnly",
         http_options=http,
-        grpc_options=deploy_file.grpc_options(where.grpc_port),
+        grpc_options=grpc_options(where.grpc_port),
         logging_config=quiet,
     )
     bound = application({**settings.model_dump(mode="json"), "export": export})

@@ -15,7 +15,7 @@ from serve_config import check_deploy_config
 from served import export_random
 
 from bend_ray.errors import ConfigError
-from bend_ray.serve.deploy_file import deploy_config, deploy_text
+from bend_ray.serve.deployment import deploy_config, deploy_text
 from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
@@ -73,7 +73,7 @@ prepare_environment(None)
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from bend_ray.runtime import cluster
-from bend_ray.serve.deploy_file import deploy_config
+from bend_ray.serve.deployment import deploy_config
 from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 

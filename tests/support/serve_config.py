@@ -9,7 +9,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.errors import ConfigError
-from bend_ray.serve.deploy_file import BUILDER
+from bend_ray.serve.deployment import BUILDER
 from bend_ray.serve.settings import parse_settings
 
 
