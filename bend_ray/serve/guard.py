@@ -37,8 +37,6 @@ BODY = "bend_ray.body"
 """A whole body in a scope's extensions: a door has let the request in."""
 BODY_SECONDS, SLOWEST = 5.0, 2**18
 """For a body, and bytes that it may have one more second for."""
-SEND_SECONDS = 30.0
-"""In which a client must take what it is sent."""
 LARGE, MOST_LARGE = 2**20, 4
 """Bytes of a large body, and how many of these are read on at a time."""
 MOST_HELD = 16
@@ -78,11 +76,7 @@ class _Answer:
             message = {**message, "headers": [*message.get("headers", []), *self._headers]}
         elif self._bare:
             message = {**message, "body": b""}
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await self._send(message)
-        except TimeoutError:
-            raise Gone from None
+        await self._send(message)
 
 
 class Guard:
