@@ -1,24 +1,25 @@
 """What a user brings: a function or class of his own, by name, on any axis that takes one.
 
-The code reaches other processes with the config: by name where they can import it, else as Ray
-sends functions. Nothing of it is pickled into a store.
+The code reaches other processes as files that they can import, where such can be sent, else with
+the config, as Ray sends functions. Nothing of it is pickled into a store.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, JsonValue
 
 from bend_ray.errors import BendError, ConfigError
-from bend_ray.process.code import blamed, is_importable, module_digest, object_digest
+from bend_ray.process.code import blamed, find_source, is_importable, module_digest, object_digest
 from bend_ray.spec import Spec
 
 _HELD: dict[str, Callable[..., Any]] = {}
-"""Functions that cannot be imported, such as a notebook's, by the digest of their source."""
+"""Functions that others cannot import, such as a notebook's, by the digest of their source."""
 _FOUND: dict[str, tuple[str, Callable[..., Any]]] = {}
 """Digest and function of targets that were imported."""
 
@@ -147,6 +148,29 @@ class Imported(Spec):
         except Exception as error:  # a user's code may fail in any way
             raise ConfigError(f"{self.target}: {blamed(error)}") from error
 
+    def files(self) -> dict[str, Path]:
+        """Files that must be there to import it, by their path below a folder that is searched.
+
+        None of what every machine has installed, or what only this process can import.
+
+        Raises:
+            ConfigError: there is no such module.
+        """
+        if self.source in _HELD or self._module == "__main__":
+            return {}
+        root, files = find_source(self._module)
+        return {str(file.resolve().relative_to(root)): file for file in files}
+
+    def hold(self) -> None:
+        """Have it travel as Ray sends functions.
+
+        Raises:
+            ConfigError: as ``resolve``.
+        """
+        known = self.identified()
+        assert known.source is not None
+        _HELD[known.source] = known.resolve()
+
     @property
     def _module(self) -> str:
         return self.target.partition(":")[0]
@@ -174,3 +198,22 @@ class Imported(Spec):
         super().__setstate__(state)
         if held is not None and self.source is not None:
             _HELD[self.source] = held
+
+
+def imported_in(spec: Spec) -> Iterator[Imported]:
+    """All that a spec names of a user's own, at any depth."""
+    if isinstance(spec, Imported):
+        yield spec
+    for _, value in spec:
+        for each in value if isinstance(value, tuple) else (value,):
+            if isinstance(each, Spec):
+                yield from imported_in(each)
+
+
+def code_of(config: Spec) -> dict[str, Path]:
+    """Files of the code that a config names, by their path below a folder that is searched.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    return {name: file for each in imported_in(config) for name, file in each.files().items()}

@@ -13,6 +13,7 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import ORDINARY, STAGES, Graph, graph_of, identified, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
+from bend_ray.process.computing import lent
 from bend_ray.process.log import duration
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
             runtime.wait_for(config, stage)
             logger.info("%-12s %s  is being made", stage, artifact.fingerprint)
             try:
-                with runtime.errors():
+                # Bits may not depend on how many cores a driver has.
+                with runtime.errors(), lent(cpus=1):
                     _make(stage, config, artifacts, runtime)
             except StoreError:
                 # Stopped for long, this run loses the stage to another, which then commits it.
@@ -145,9 +147,9 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
     from bend_ray.runtime.on_ray import RayRuntime
 
     tracking.require_installed(config)
-    own = cluster.connect(address)
-    cluster.preflight(config, missing, own)
-    return RayRuntime(own)
+    runtime = RayRuntime(cluster.connect(address, config))
+    runtime.preflight(config, missing)
+    return runtime
 
 
 def _here(config: PipelineConfig) -> Runtime:

@@ -80,8 +80,9 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     def read(name: str) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
         path = artifact.child(name)
         written = artifact.filesystem.get_file_info(path).mtime.timestamp()
-        with open_file(artifact.filesystem, path) as source:
-            table = pq.read_table(source, columns=["val_accuracy", "val_nll"])
+        # Not `read_table`, which with one thread holds the whole file.
+        with open_file(artifact.filesystem, path) as source, pq.ParquetFile(source) as file:
+            table = file.read(columns=["val_accuracy", "val_nll"])
         accuracy_K, nll_K = (column.to_numpy() for column in table.columns)
         return written, accuracy_K, nll_K
 

@@ -3,13 +3,11 @@
 Whoever works on an artifact keeps ``lease.json`` in its directory and renews it every few
 seconds from a thread; a second run waits until the artifact is committed or the lease is free.
 
-A lease is dead, and may be taken over, when any of these holds:
+A lease is dead, and may be taken over, when either of these holds:
 
 - its holder was a process of this host (and of this container) that is gone: at once;
 - its file has not changed for ``stale_seconds`` of the *waiter's* monotonic clock, which no
-  difference between the clocks of two hosts can fake;
-- it was renewed more than ten times ``stale_seconds`` ago by the wall clock, so that nobody
-  waits for a cluster that died yesterday.
+  difference between the clocks of two hosts can fake.
 
 A free local lease is created exclusively, which is atomic. Object stores offer no such thing
 through pyarrow, and neither does a takeover: there the taker writes, pauses and reads back, and
@@ -38,7 +36,7 @@ from bend_ray.storage.filesystems import read_bytes, store_errors, write_bytes
 logger = logging.getLogger(__name__)
 
 _REMIND_SECONDS = 10.0
-_WALL_CLOCK_FACTOR = 10.0
+_RENEW_SECONDS = 5.0
 
 
 class Holder(BaseModel):
@@ -49,7 +47,7 @@ class Holder(BaseModel):
     owner: str
     host: str
     pid: int
-    # Two containers may share a host name, and then their process ids mean nothing to each other.
+    # Machines and containers may share a host name: then process ids mean nothing to each other.
     pid_namespace: str
     renewed: float
 
@@ -64,7 +62,7 @@ def lease(
     artifact: Artifact,
     waiting: Callable[[str], None],
     *,
-    renew_seconds: float = 5.0,
+    renew_seconds: float = _RENEW_SECONDS,
     stale_seconds: float = 30.0,
     poll_seconds: float = 0.5,
     settle_seconds: float = 0.5,
@@ -146,9 +144,7 @@ class _Claim:
         holder = _parse(found)
         if holder is not None and holder.is_gone():
             return True
-        age = time.time() - holder.renewed if holder is not None else 0.0
-        unchanged = now - self._seen_since
-        return unchanged >= self.stale_seconds or age > _WALL_CLOCK_FACTOR * self.stale_seconds
+        return now - self._seen_since >= self.stale_seconds
 
     def create(self) -> bool:
         """Takes a lease that nobody holds; False if another was quicker."""
@@ -182,19 +178,28 @@ class _Claim:
             logger.warning("could not give back a lease, others will wait for it: %s", error)
 
 
-def maker(artifact: Directory, *, fresh_seconds: float = 60.0) -> str | None:
-    """Who is making an artifact, in words; None where nobody has said so lately.
+def maker(
+    artifact: Directory, *, fresh_seconds: float = 60.0, renew_seconds: float = _RENEW_SECONDS
+) -> str | None:
+    """Who is making an artifact, in words; None where nobody is.
 
     Args:
         artifact: committed or not.
-        fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host.
+        fresh_seconds: since the lease was renewed, by the clocks of its holder and of this host;
+            where these say otherwise it is looked at again, as they may be wrong.
+        renew_seconds: between renewals.
 
     Raises:
         StoreError: the store cannot be read.
     """
-    holder = _parse(read_bytes(artifact.filesystem, artifact.child(LEASE_NAME)))
-    if holder is None or holder.is_gone() or time.time() - holder.renewed > fresh_seconds:
+    path = artifact.child(LEASE_NAME)
+    holder = _parse(read_bytes(artifact.filesystem, path))
+    if holder is None or holder.is_gone():
         return None
+    if abs(time.time() - holder.renewed) > fresh_seconds:
+        time.sleep(1.5 * renew_seconds)
+        if _parse(read_bytes(artifact.filesystem, path)) in (holder, None):
+            return None
     return f"pid {holder.pid} on host {holder.host}"
 
 
@@ -259,7 +264,9 @@ def _is_alive(pid: int) -> bool:
 
 
 def _pid_namespace() -> str:
+    """Of which running kernel, and of which of its namespaces: all kernels number them alike."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            return f"{boot.read().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""

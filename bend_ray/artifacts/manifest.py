@@ -12,6 +12,8 @@ import json
 import platform
 import sys
 from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import (
@@ -23,6 +25,7 @@ from pydantic import (
     ValidationError,
 )
 
+import bend_ray
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import is_inside
 from bend_ray.errors import StoreError
@@ -32,7 +35,17 @@ SCHEMA_VERSION = 2
 _CHECKSUM = "sha256"
 """Key of a manifest's own checksum, over everything else in it."""
 
-_RECORDED_DISTRIBUTIONS = ("bend-ray", "torch", "ray", "pyarrow", "numpy")
+_RECORDED_DISTRIBUTIONS = ("torch", "ray", "pyarrow", "numpy")
+
+
+@cache
+def code_digest() -> str:
+    """Names the code of this bend_ray: 8 hex digits of the SHA-256 over its files."""
+    root = Path(bend_ray.__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(root.rglob("*.py")):
+        digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()[:8]
 
 
 def installed_versions() -> dict[str, str]:
@@ -41,13 +54,16 @@ def installed_versions() -> dict[str, str]:
     Versions of Python and of libraries, and where torch is loaded its kernels and threads in this
     process: other kernels round otherwise, and a training makes digits of that.
     """
-    versions = {"python": platform.python_version()}
+    versions = {
+        "python": platform.python_version(),
+        "bend_ray": f"{bend_ray.__version__} ({code_digest()})",
+    }
     for distribution in _RECORDED_DISTRIBUTIONS:
         try:
             found = importlib.metadata.version(distribution)
         except importlib.metadata.PackageNotFoundError:
             found = "not installed"
-        versions[distribution.replace("-", "_")] = found
+        versions[distribution] = found
     # Who only reads an artifact, or writes a table, has no torch, and needs none.
     if (torch := sys.modules.get("torch")) is not None:
         versions["kernels"] = torch.backends.cpu.get_cpu_capability()

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -25,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bend_ray.artifacts.directory import MANIFEST_NAME
-from bend_ray.artifacts.manifest import ManifestFile
+from bend_ray.artifacts.manifest import ManifestFile, installed_versions
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.tables import (
@@ -46,6 +47,8 @@ and its checksum taken."""
 
 _PLACE = b"bend_ray.place"
 """Key of the schema's metadata: ``stage/fingerprint/name``, so that no shard passes for another."""
+_MAKER = b"bend_ray.maker"
+"""Key of the node that wrote it, and of what it computed with: other kernels round otherwise."""
 
 _SHARD_NAME = re.compile(r"shard-(\d{5,})\.parquet")
 
@@ -69,8 +72,9 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
     table_format = TableFormat.of(population)
     schema = table_format.arrow_schema()
-    place = {_PLACE: _place(artifact, shard_name(index))}
-    schema = schema.with_metadata({**schema.metadata, **place})
+    maker = json.dumps({"node": socket.gethostname(), **installed_versions()}).encode()
+    notes = {_PLACE: _place(artifact, shard_name(index)), _MAKER: maker}
+    schema = schema.with_metadata({**schema.metadata, **notes})
     bytes_per_row = 4 * table_format.num_parameters
     rows_per_group = max(1, ROW_GROUP_BYTES // bytes_per_row)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -33,9 +32,9 @@ from bend_ray.storage.filesystems import (
     read_bytes,
     resolve,
     store_errors,
-    write_bytes,
 )
 from bend_ray.storage.masking import cause, masked
+from bend_ray.storage.rights import refusals
 from bend_ray.storage.uris import canonical, joined
 
 
@@ -163,21 +162,16 @@ class Store:
         )
 
     def ensure_writable(self) -> None:
-        """Creates the root and proves that a file can be written there and removed.
+        """Creates the root and asks, once, for all that a run will ask for.
 
         Raises:
-            StoreError: it cannot; the message says where, why and what to do.
+            StoreError: something is refused; the message says what, why and what to do.
         """
-        probe = f"{self.path.rstrip('/')}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
-        try:
-            write_bytes(self.filesystem, probe, b"")
-            with store_errors("remove", probe):
-                self.filesystem.delete_file(probe)
-        except StoreError as error:
+        for refused in refusals(self.filesystem, self.path):
             raise StoreError(
-                f"the store {masked(self.uri)} is not writable: {error}; "
-                "mend its permissions or name another with --store URI"
-            ) from error
+                f"the store {masked(self.uri)} is not writable: {refused} or name another with "
+                "--store URI"
+            )
 
 
 class Artifact(Directory):

@@ -87,7 +87,8 @@ class TableFormat(BaseModel):
             }
         except RecursionError as error:
             raise ValueError(f"expected the metadata of a population, got: {error}") from error
-        metadata.pop("place", None)
+        for note in ("place", "maker"):
+            metadata.pop(note, None)
         version = metadata.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise StoreError(

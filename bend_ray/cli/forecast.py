@@ -35,6 +35,12 @@ from bend_ray.process import log
     metavar="N",
     help="Images of the test part, which stays closed; default: as many as validation images.",
 )
+@click.option(
+    "--price",
+    type=click.FloatRange(min=0),
+    metavar="X",
+    help="What a machine costs an hour: adds what a run costs where all are held until its end.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Seconds and bytes as JSON instead.")
 def plan(
     file: Path | None,
@@ -42,6 +48,7 @@ def plan(
     nodes: str,
     models_per_hour: float | None,
     test_images: int | None,
+    price: float | None,
     as_json: bool,
 ) -> None:
     """Predict a run: computing, bytes and wall time of each stage, and what becomes the bottleneck.
@@ -72,7 +79,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(workload.as_json(works, counts), indent=2))
         return
-    click.echo("\n".join(results.aligned(workload.rows(works, counts))))
+    click.echo("\n".join(results.aligned(workload.rows(works, counts, price))))
     for count in counts:
         click.echo(f"{count} x waits longest for {workload.bottleneck(works, count)}")
 

@@ -17,6 +17,7 @@ import click
 
 from bend_ray.cli.bag import ask, export, predict, serve
 from bend_ray.cli.check import check
+from bend_ray.cli.doctor import doctor
 from bend_ray.cli.forecast import plan
 from bend_ray.cli.options import (
     Command,
@@ -29,7 +30,7 @@ from bend_ray.cli.options import (
 )
 from bend_ray.cli.report import compare, report, report_if_missing
 from bend_ray.cli.store import store_group
-from bend_ray.cli.submit import submit
+from bend_ray.cli.submit import jobs, logs, stop, submit
 from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
 from bend_ray.process import log, streams
@@ -178,8 +179,8 @@ for _stage, _does in {
 
 
 for _command in (
-    *(tune, report, compare, export, serve, ask, predict),
-    *(submit, plan, store_group, check),
+    *(tune, report, compare, export, serve, ask, predict, plan),
+    *(submit, jobs, logs, stop, doctor, store_group, check),
 ):
     cli.add_command(_command)
 

@@ -1,4 +1,7 @@
-"""The command that hands another command to a cluster: ``bend submit``."""
+"""Commands that hand another to a cluster, and look after it: ``bend submit``, ``jobs``, ...
+
+Ray's token is found where it is, as all of ``bend`` does.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +20,20 @@ if TYPE_CHECKING:
     from bend_ray.runtime.jobs import Jobs
 
 
-@click.command(
-    short_help="run a command on a cluster, as a job",
-    # What comes after the command's name is the command's.
-    context_settings={"allow_interspersed_args": False},
-)
-@click.option(
+dashboard_option = click.option(
     "--address",
     required=True,
     metavar="URL",
     help="The cluster's dashboard, as in http://127.0.0.1:8265.",
 )
+
+
+@click.command(
+    short_help="run a command on a cluster, as a job",
+    # What comes after the command's name is the command's.
+    context_settings={"allow_interspersed_args": False},
+)
+@dashboard_option
 @click.option("--follow", is_flag=True, help="Show what the job prints; exit as it does.")
 @click.option(
     "--env",
@@ -55,8 +61,9 @@ def submit(
     """Run a bend command on a Ray cluster, as a job that goes on without this machine.
 
     What would be refused here is refused before anything is sent. The job is sent the config file
-    that the command names; stores and data stay where they are. Prints the job's id, or with
-    --follow what the job prints, and exits as the job does. Ctrl-C stops following, not the job.
+    that the command names, and the code of yours that it names; stores and data stay where they
+    are. Prints the job's id, or with --follow what the job prints, and exits as the job does.
+    Ctrl-C stops following, not the job.
 
     \b
       bend submit --address http://127.0.0.1:8265 -- run --store s3://bucket/runs
@@ -65,20 +72,51 @@ def submit(
     """
     files = _checked(context, command)
     environment = dict(map(_variable, variables))
+    cluster = _jobs(address)
+    job = cluster.submit(command, files, environment, send_package)
+    if not follow:
+        click.echo(job)
+        click.echo(_what_next(address, job), err=True)
+        return
+    click.echo(f"job {job}", err=True)
+    sys.exit(_followed(cluster, job))
+
+
+@click.command(short_help="jobs of a cluster")
+@dashboard_option
+def jobs(address: str) -> None:
+    """List a cluster's jobs, the latest first: id, state, start in UTC, command."""
+    for line in _jobs(address).listed():
+        click.echo("  ".join(line))
+
+
+@click.command(short_help="what a job prints")
+@dashboard_option
+@click.argument("job")
+def logs(address: str, job: str) -> None:
+    """Show all that a job has printed, and go on until it ends; exit as it does.
+
+    Ctrl-C stops following, not the job.
+    """
+    sys.exit(_followed(_jobs(address), job))
+
+
+@click.command(short_help="end a job")
+@dashboard_option
+@click.argument("job")
+def stop(address: str, job: str) -> None:
+    """End a job. What it had finished is in the store: submit it again, and it goes on there."""
+    _jobs(address).stop(job)
+
+
+def _jobs(address: str) -> Jobs:
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime.jobs import Jobs
 
-    jobs = Jobs(address)
-    job = jobs.submit(command, files, environment, send_package)
-    if not follow:
-        click.echo(job)
-        click.echo(_what_next(address, job), err=True)
-        return
-    click.echo(f"job {job}", err=True)
-    sys.exit(_followed(jobs, job))
+    return Jobs(address)
 
 
 def _followed(jobs: Jobs, job: str) -> int:
@@ -94,19 +132,20 @@ def _followed(jobs: Jobs, job: str) -> int:
 def _what_next(address: str, job: str) -> str:
     address = masked(address)
     return (
-        f"Follow it:  ray job logs --address {address} --follow {job}\n"
-        f"Stop it:    ray job stop --address {address} {job}"
+        f"Follow it:  bend logs --address {address} {job}\n"
+        f"Stop it:    bend stop --address {address} {job}"
     )
 
 
-def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
-    """The files that a command names, after everything that can be refused has been.
+def _checked(context: click.Context, command: tuple[str, ...]) -> dict[str, Path]:
+    """The files that a command needs, after everything that can be refused has been.
 
     Raises:
         ConfigError: a command that makes no sense as a job, or a config that means nothing.
         click.ClickException: a command line that ``bend`` itself would refuse.
     """
     from bend_ray.config.reading import load_config
+    from bend_ray.imported import code_of
 
     group = context.find_root().command
     assert isinstance(group, click.Group)
@@ -125,9 +164,14 @@ def _checked(context: click.Context, command: tuple[str, ...]) -> list[Path]:
     if known is None or name not in runnable:
         raise ConfigError(f"submit {name}: expected one of {', '.join(runnable)}")
     given = known.make_context(name, list(arguments)).params
-    load_config(given["file"], given["overrides"])
+    file: Path | None = given.get("file")
+    config = load_config(file, given.get("overrides", ()))
     _refuse_what_stays_there(given)
-    return [given["file"]] if given["file"] else []
+    if file is None:
+        return code_of(config)
+    if file.is_absolute() or ".." in file.parts:
+        raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
+    return {**code_of(config), str(file): file}
 
 
 def _joins(command: click.Command | None) -> bool:
@@ -139,7 +183,7 @@ def _joins(command: click.Command | None) -> bool:
 def _refuse_what_stays_there(given: dict[str, Any]) -> None:
     """Refuse options that would put a result where nobody looks for it."""
     store = given["store"]
-    if is_local_path(store) and not Path(store).is_absolute():
+    if store is not None and is_local_path(store) and not Path(store).is_absolute():
         raise ConfigError(
             f"--store {store}: expected a place that every machine of the cluster reaches, "
             "s3://, gs://, abfs:// or the absolute path of a disk they share"

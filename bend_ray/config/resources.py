@@ -9,6 +9,7 @@ from pydantic import AfterValidator, NonNegativeFloat, PositiveFloat, PositiveIn
 
 from bend_ray.spec import Spec
 
+GIGABYTE = 1e9
 _NAME = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?"
 
 
@@ -36,6 +37,11 @@ class Resources(Spec):
     """CPUs a process."""
     gpus: NonNegativeFloat = 0.0
     """GPUs a process; a fraction puts several processes on one GPU."""
+    memory: PositiveFloat | None = None
+    """Gigabytes of main memory a process; null for the models it will hold, where they take one.
+
+    A node runs no more processes than have room in seven tenths of its memory.
+    """
     accelerator: str | None = None
     """Kind of accelerator its node must have, as Ray names it: A10G, L4, H100; null for any."""
     labels: dict[LabelKey, LabelValue] = {}  # noqa: RUF012 - pydantic copies it

@@ -25,12 +25,12 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Parts, moved
+from bend_ray.data.examples import Parts, moved, rows
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.recipe import Stretch
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, mix
@@ -38,6 +38,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 
 SHORT_STEPS = 3
+FEW_IMAGES = 4
 MEASURED_SECONDS = 1.0
 """Of work behind each rate; more where a single step takes longer."""
 MOST_STEPS = 400
@@ -147,7 +148,7 @@ def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates
     """Measure this machine: its GPU where there is one, else one thread of its CPU."""
     with lent():
         # As a process of a stage computes that is given one CPU.
-        device = settle(cpus=1, gpus=1)
+        device = settle(cpus=1, gpus=float(torch.cuda.is_available()))
         return Rates(
             **_classifiers(config, dataset, device),
             **_weight_models(config, problem, device),
@@ -200,28 +201,35 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[st
     module = _build(config, dataset)
     whole = ParameterLayout.of(module)
     stack = Stack(module.to(device), whole, form_for(module, device, dataset.shown(2)))
-    recipe = config.seeds.recipe
-    steps_per_epoch = recipe.num_steps(1.0, len(dataset.train))
-    build = partial(_build, config, dataset)
+    recipe, build = config.seeds.recipe, partial(_build, config, dataset)
 
     def models(count: int) -> Tensor:
         seeds = range(count)
         return torch.stack([initial_parameters(build, whole.flatten, s) for s in seeds]).to(device)
 
-    def train(theta_KP: Tensor, steps: int) -> None:
+    def train(recipe: Recipe, theta_KP: Tensor, steps: int) -> None:
         generators = [torch.Generator().manual_seed(k) for k in range(len(theta_KP))]
-        stretch = Stretch(start=0.0, epochs=steps / steps_per_epoch)
+        stretch = Stretch(start=0.0, epochs=steps / recipe.num_steps(1.0, len(dataset.train)))
         fit(stack, theta_KP, dataset.train, dataset.normalise, recipe, stretch, generators)
 
-    sizes = (max(1, config.seeds.cohort_size // 4), config.seeds.cohort_size)
-    measured = {size: _per_step(partial(train, models(size)), device) for size in sizes}
-    inputs = dataset.normalise(moved(dataset.validation.inputs, device))
+    # Of a large network a step of few images, one model at a time: it is as long for each more.
+    few = recipe.model_copy(update={"batch_size": min(FEW_IMAGES, recipe.batch_size)})
+    first = _seconds(partial(train, few, models(1), 1), device) * recipe.batch_size / few.batch_size
+    cohort = min(config.seeds.cohort_size, len(config.seeds.protocol.runs()))
+    sizes, images, scale = (max(1, cohort // 4), cohort), len(dataset.validation), 1.0
+    if first * sum(sizes) > MEASURED_SECONDS:
+        sizes = (1, 1)
+    if first > MEASURED_SECONDS:
+        recipe, scale = few, recipe.batch_size / few.batch_size
+        images = min(images, FEW_IMAGES)
+    measured = {size: _per_step(partial(train, recipe, models(size)), device) for size in sizes}
+    inputs = dataset.normalise(moved(rows(dataset.validation.inputs, slice(images)), device))
     ask = partial(predict_logits, stack, models(sizes[0]), inputs)
     ask()
     return {
-        "step": Line.through({size: each for size, (each, _) in measured.items()}),
+        "step": Line.through({size: scale * each for size, (each, _) in measured.items()}),
         "setup": Line.through({size: once for size, (_, once) in measured.items()}),
-        "answer": _seconds(ask, device) / (sizes[0] * len(dataset.validation)),
+        "answer": _seconds(ask, device) / (sizes[0] * images),
     }
 
 

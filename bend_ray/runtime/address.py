@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import socket
-from typing import Any, Literal
+from typing import Any
 
 import grpc
 import ray
@@ -19,22 +19,22 @@ CONNECT_SECONDS = 4.0
 ANSWER_SECONDS = 10.0
 """Until an answer to a question that takes a healthy cluster a millisecond."""
 
-Service = Literal["cluster", "client"]
-"""What listens at a cluster's own port, or at Ray Client's, whose addresses begin ``ray://``."""
-_MEANT = {"cluster": "{}, the cluster's own port", "client": "ray://{}, as of Ray Client's port"}
 UNAUTHENTICATED = (
-    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN, and "
-    "set RAY_AUTH_MODE=token"
+    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN"
 )
-_ANOTHER, _TOKEN_REFUSED = "something that is not Ray", "a refusal of the token"
-_HOST_PORT = "HOST:PORT as in 10.0.0.1:6379, ray://HOST:PORT as in ray://10.0.0.1:10001, or auto"
+_REFUSED = "a refusal of the token"
+_MEANT = {
+    "http": "http:// is a dashboard's, for `bend submit`",
+    "https": "https:// is a dashboard's, for `bend submit`",
+    "ray": "ray:// is Ray Client's, through which Ray trains nothing: use `bend submit`",
+}
 
 
 def check_address(address: str, named: str) -> None:
     """Refuse within seconds an address at which no cluster can be joined.
 
     Args:
-        address: ``host:port``, ``ray://host:port`` or ``auto``.
+        address: ``host:port`` or ``auto``.
         named: how it was given, for the message.
 
     Raises:
@@ -46,15 +46,13 @@ def check_address(address: str, named: str) -> None:
             return
         address, named = found, f"{named}, which is {found}"
     scheme, separator, _ = address.rpartition("://")
-    host_port = address.removeprefix("ray://")
-    host, _, port = host_port.rpartition(":")
+    host, _, port = address.rpartition(":")
     is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16
-    if (separator and scheme != "ray") or not (host and is_port):
-        hint = "; http:// is a dashboard's, for `bend submit`" if scheme.startswith("http") else ""
-        raise ClusterError(f"{named}: expected {_HOST_PORT}{hint}")
+    if separator or not (host and is_port):
+        hint = f"; {_MEANT[scheme]}" if scheme in _MEANT else ""
+        raise ClusterError(f"{named}: expected HOST:PORT as in 10.0.0.1:6379, or auto{hint}")
     _check_connection(host.strip("[]"), int(port), named)
-    asked: Service = "client" if separator else "cluster"
-    _check_service(host_port, asked, named)
+    _check_service(address, named)
 
 
 def no_answer(named: str, got: str) -> ClusterError:
@@ -85,7 +83,7 @@ def _check_connection(host: str, port: int, named: str) -> None:
         raise no_answer(named, str(error) or type(error).__name__) from None
 
 
-def _check_service(host_port: str, asked: Service, named: str) -> None:
+def _check_service(host_port: str, named: str) -> None:
     """Ask what listens whether it is what the address says."""
     try:
         from ray._private.grpc_utils import init_grpc_channel
@@ -97,12 +95,8 @@ def _check_service(host_port: str, asked: Service, named: str) -> None:
     except (RuntimeError, AuthenticationError) as error:
         raise no_answer(named, f"no question: {error}") from None
     with opened as channel:
-        answer = _answer(channel, asked)
-        if answer == _ANOTHER:
-            other: Service = "cluster" if asked == "client" else "client"
-            if _answer(channel, other) != _ANOTHER:
-                raise ClusterError(f"{named}: did you mean {_MEANT[other].format(host_port)}?")
-    if answer == _TOKEN_REFUSED:
+        answer = _answer(channel)
+    if answer == _REFUSED:
         raise ClusterError(f"{named}: {UNAUTHENTICATED}")
     if answer is not None:
         raise no_answer(
@@ -112,10 +106,15 @@ def _check_service(host_port: str, asked: Service, named: str) -> None:
         )
 
 
-def _answer(channel: Any, service: Service) -> str | None:
-    """What comes instead of a service's answer; None if it is that."""
+def _answer(channel: Any) -> str | None:
+    """What comes instead of a cluster's answer to a question that costs nothing; None if it is."""
+    from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+    asked = gcs_service_pb2.GetInternalConfigRequest()
     try:
-        _ask(channel, service)
+        gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
+            asked, timeout=ANSWER_SECONDS
+        )
     except grpc.RpcError as error:
         details = str(error.details())
         if "HTTP/2" in details or "http2 header" in details:
@@ -124,30 +123,8 @@ def _answer(channel: Any, service: Service) -> str | None:
             return f"nothing ({details})"
         # Others come from the service itself.
         refusals = {
-            grpc.StatusCode.UNIMPLEMENTED: _ANOTHER,
-            grpc.StatusCode.UNAUTHENTICATED: _TOKEN_REFUSED,
+            grpc.StatusCode.UNIMPLEMENTED: "something that is not Ray",
+            grpc.StatusCode.UNAUTHENTICATED: _REFUSED,
         }
         return refusals.get(error.code())
     return None
-
-
-def _ask(channel: Any, service: Service) -> None:
-    """Put a question that costs nothing.
-
-    Raises:
-        grpc.RpcError: no answer, or a refusal.
-    """
-    from ray.core.generated import (
-        gcs_service_pb2,
-        gcs_service_pb2_grpc,
-        ray_client_pb2,
-        ray_client_pb2_grpc,
-    )
-
-    if service == "cluster":
-        gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
-            gcs_service_pb2.GetInternalConfigRequest(), timeout=ANSWER_SECONDS
-        )
-    else:
-        ping = ray_client_pb2.ClusterInfoRequest(type=ray_client_pb2.ClusterInfoType.PING)
-        ray_client_pb2_grpc.RayletDriverStub(channel).ClusterInfo(ping, timeout=ANSWER_SECONDS)

@@ -17,7 +17,7 @@ import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from bend_ray.config.resources import Resources
+from bend_ray.config.resources import GIGABYTE, Resources
 from bend_ray.process.log import duration
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,12 @@ class Request:
 
 @dataclass(frozen=True)
 class Node:
-    """A node's resources, as Ray names them, and its labels."""
+    """A node's resources, as Ray names them, its labels, its id and its address."""
 
     resources: Mapping[str, float]
     labels: Mapping[str, str]
+    id: str = ""
+    address: str = ""
 
     def __str__(self) -> str:
         own = {k: v for k, v in self.labels.items() if not k.startswith("ray.io/")}
@@ -70,7 +72,11 @@ class Node:
 
 def nodes() -> list[Node]:
     """Nodes that are there, busy or not."""
-    return [Node(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
+    return [
+        Node(n["Resources"], n["Labels"], n["NodeID"], n["NodeManagerAddress"])
+        for n in ray.nodes()
+        if n["Alive"]
+    ]
 
 
 def room(resources: Resources) -> int:
@@ -83,6 +89,8 @@ def bundle(resources: Resources) -> dict[str, float]:
     taken = {"CPU": resources.cpus}
     if resources.gpus:
         taken["GPU"] = resources.gpus
+    if resources.memory:
+        taken["memory"] = float(int(resources.memory * GIGABYTE))
     if resources.accelerator:
         taken[f"{_ACCELERATOR}{resources.accelerator}"] = 0.001
     return taken
@@ -179,6 +187,8 @@ def counted(found: Iterable[Node]) -> str:
 
 def _described(resources: Mapping[str, float], labels: Mapping[str, str]) -> str:
     amounts = [f"{resources.get(name, 0.0):g} {name}" for name in _COUNTED]
+    if memory := resources.get("memory"):
+        amounts.append(f"{memory / GIGABYTE:.3g} GB")
     kinds = [k.removeprefix(_ACCELERATOR) for k in resources if k.startswith(_ACCELERATOR)]
     return ", ".join([*amounts, *kinds, *(f"{k}={v}" for k, v in labels.items())])
 

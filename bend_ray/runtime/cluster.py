@@ -12,7 +12,7 @@ import ray
 import ray.data
 
 from bend_ray.config.graph import ORDINARY
-from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.config.resources import GIGABYTE, Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
 from bend_ray.process.cores import usable_cores
@@ -21,6 +21,8 @@ from bend_ray.runtime import capacity
 from bend_ray.runtime.address import check_address, no_answer
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.environment import cluster_to_join
+from bend_ray.runtime.nodes import Nodes
+from bend_ray.runtime.sending import importable, send_with
 from bend_ray.storage.masking import masked, utf8
 
 logger = logging.getLogger(__name__)
@@ -65,32 +67,49 @@ def _keep_credentials_out_of_job_metadata() -> None:
         utils.get_entrypoint_name = lambda: utf8(masked(entrypoint()))
 
 
-def connect(address: str | None) -> bool:
+def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     """Join the cluster at ``address``, or start one on this machine.
 
     Args:
         address: ``host:port``, ``auto``, or None: what RAY_ADDRESS says, else our own cluster.
+        config: whose code of a user's own workers must be able to import.
 
     Returns:
         Whether the cluster is our own: one machine, this one, and this process its head.
 
     Raises:
         ClusterError: no cluster answers there.
+        ConfigError: there is no such code.
     """
     global _started_here
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "local", "auto", here):
+            raise ClusterError(
+                f"address: expected the cluster that this process is in, {here}, got "
+                f"{masked(str(address))}; call ray.shutdown() before you join another"
+            )
+        set_up_data()
+        if config is not None:
+            send_with(config)
         return _started_here
+    with importable(config) as code:
+        _started_here = _connect(address, code)
+    return _started_here
+
+
+def _connect(address: str | None, code: dict[str, Any]) -> bool:
     _keep_stdout_for_results()
     _keep_credentials_out_of_job_metadata()
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
         "logging_level": logging.WARNING,
         "namespace": "bend",
+        **code,
     }
     join = cluster_to_join(address)
     if join is None:
         _start(quiet)
-        _started_here = True
         return True
     named = f"--address {join}" if address else f"RAY_ADDRESS={join}"
     check_address(join, named)
@@ -99,7 +118,6 @@ def connect(address: str | None) -> bool:
         set_up_data()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise no_answer(named, str(error) or type(error).__name__) from None
-    _started_here = False
     return False
 
 
@@ -163,23 +181,24 @@ def set_up_data() -> None:
 
 def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
     """What stages ask for, in their order."""
-    return [_request(config, stage) for stage in stages]
+    return [request(config, stage) for stage in stages]
 
 
-def _request(config: PipelineConfig, stage: str) -> Request:
+def request(config: PipelineConfig, stage: str) -> Request:
+    """What a stage asks for."""
     resources = getattr(config, "seeds" if stage == ORDINARY else stage).resources
     workers = resources.workers if isinstance(resources, TrainResources) else 1
     return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
 
 
-def preflight(config: PipelineConfig, stages: Sequence[str], own: bool) -> None:
+def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: Nodes) -> None:
     """Refuse at once what a stage that is to run would wait for for ever.
 
     Raises:
         ClusterError: with what was asked and what there is, or could be.
     """
     asked = requests(config, stages)
-    missing = [each for each in asked if capacity.room(each.resources) < each.processes]
+    missing = [each for each in asked if nodes.room(each.resources) < each.processes]
     can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
     never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
     if never:
@@ -188,15 +207,14 @@ def preflight(config: PipelineConfig, stages: Sequence[str], own: bool) -> None:
         raise _never(never[0], own)
 
 
-def wait_for(config: PipelineConfig, stage: str, own: bool) -> None:
-    """Wait until the cluster has room for a stage, where it grows to what is asked of it.
+def wait_for(asked: Request, own: bool) -> None:
+    """Wait until the cluster has room for a request, where it grows to what is asked of it.
 
     Raises:
         ClusterError: it never will.
     """
-    request = _request(config, stage)
-    if not capacity.wait_for(request):
-        raise _never(request, own)
+    if not capacity.wait_for(asked):
+        raise _never(asked, own)
 
 
 def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:
@@ -217,30 +235,32 @@ def _never(request: Request, own: bool) -> ClusterError:
     )
 
 
-def num_actors(resources: ActorResources, pieces: int, own: bool) -> int:
+def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> int:
     """How many processes share out ``pieces`` of work.
 
     No more than can run at once, where that is known; a cluster that grows is asked for as many
-    GPU processes as there are pieces.
+    as there are pieces where they ask for GPUs, or for nodes of a kind.
     """
-    if resources.workers is not None:
-        return min(resources.workers, pieces)
-    if resources.gpus and not own and capacity.grows():
+    if (asked := getattr(resources, "workers", None)) is not None:
+        return min(int(asked), pieces)
+    if (resources.gpus or resources.labels) and not own and capacity.grows():
         return min(pieces, MOST_ACTORS)
-    there = capacity.room(resources)
+    there = nodes.room(resources)
     if own:  # It declares more CPUs than there are cores.
         cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
         there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
     return max(1, min(there, pieces))
 
 
-def options(resources: Resources) -> dict[str, object]:
+def options(resources: Resources, nodes: Nodes) -> dict[str, object]:
     """What ``.options(...)`` of a task or actor takes."""
     given: dict[str, object] = {"num_cpus": resources.cpus, "num_gpus": resources.gpus}
     if resources.accelerator:
         given["accelerator_type"] = resources.accelerator
-    if resources.labels:
-        given["label_selector"] = dict(resources.labels)
+    if resources.memory:
+        given["memory"] = int(resources.memory * GIGABYTE)
+    if selector := {**resources.labels, **nodes.selector()}:
+        given["label_selector"] = selector
     if getattr(resources, "placement", "pack") == "spread":
         given["scheduling_strategy"] = "SPREAD"
     return given

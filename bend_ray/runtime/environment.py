@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import secrets
 import sys
+from pathlib import Path
 
 from bend_ray.process.environment import set_defaults, variable
+
+_TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_TOKEN_FILE = Path("~/.ray/auth_token")
 
 
 def cluster_to_join(address: str | None) -> str | None:
@@ -30,9 +34,13 @@ def prepare_environment(address: str | None) -> None:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     }
     set_defaults(defaults)
-    own_cluster = cluster_to_join(address) is None
-    if own_cluster and variable("RAY_AUTH_MODE") is None and "ray" not in sys.modules:
+    if variable("RAY_AUTH_MODE") is not None or "ray" in sys.modules:
+        return
+    if cluster_to_join(address) is None:
         # A token that lives as long as this process: nobody else on this host gets in, and
         # nothing is written to the home directory.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif any(map(variable, _TOKENS)) or _TOKEN_FILE.expanduser().is_file():
+        # Ray looks for a token only where it is told to.
+        os.environ["RAY_AUTH_MODE"] = "token"

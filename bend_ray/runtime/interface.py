@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bend_ray.data.examples import Parts
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
+R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
 
 
@@ -93,9 +94,9 @@ class Runtime(Protocol):
         """
 
     def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+        self, worker: type, *arguments: Any, resources: ActorResources
     ) -> AbstractContextManager[Workers]:
-        """As many ``worker(*arguments)`` as the resources allow and the pieces need."""
+        """As many ``worker(*arguments)`` as the resources allow and their pieces need."""
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """What ``work(*arguments)`` returns, done by one process."""
@@ -110,11 +111,25 @@ class Runtime(Protocol):
             TrainingError: the training diverged or kept failing.
         """
 
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+        """Refuse before any work what stages ask for and never get.
+
+        Raises:
+            ClusterError: with what was asked and what there is.
+        """
+
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Wait until there is room for a stage.
 
         Raises:
             ClusterError: there never will be.
+        """
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """Resources of a process that will hold at least so many bytes of models.
+
+        Raises:
+            ClusterError: no machine ever will.
         """
 
     def errors(self) -> AbstractContextManager[None]:

@@ -1,7 +1,8 @@
 """``bend`` as a job on a cluster: handed in, followed, and told how it ended.
 
 Ray Jobs starts the job's driver on the cluster's head, where it goes on whatever becomes of the
-machine that handed it in. It is given the files that the command line names and nothing else.
+machine that handed it in. It is given the files that the command line names, the code that
+the config names, and nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -23,8 +26,9 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bend_ray
-from bend_ray.errors import ClusterError, ConfigError
+from bend_ray.errors import ClusterError
 from bend_ray.runtime.address import ANSWER_SECONDS, CONNECT_SECONDS, UNAUTHENTICATED
+from bend_ray.runtime.sending import gather
 from bend_ray.storage.masking import masked
 
 RECONNECT_SECONDS = 2.0
@@ -64,7 +68,7 @@ class Jobs:
     def submit(
         self,
         arguments: Sequence[str],
-        files: Sequence[Path] = (),
+        files: Mapping[str, Path] = MappingProxyType({}),
         environment: Mapping[str, str] | None = None,
         send_package: bool = False,
     ) -> str:
@@ -72,14 +76,16 @@ class Jobs:
 
         Args:
             arguments: of the command; a file among them is one of ``files``.
-            files: relative to this folder, to be there in the job's folder under the same name.
+            files: to be there in the job's folder, by their path below it.
             environment: variables of the job; they can be read in the cluster's dashboard.
             send_package: send this bend_ray too, to a cluster whose image has none.
         """
         with tempfile.TemporaryDirectory(prefix="bend-job-") as folder:
             runtime: dict[str, Any] = {"env_vars": dict(environment or {})}
             if files or send_package:
-                _gather(Path(folder), files, send_package)
+                gather(files, Path(folder))
+                if send_package:
+                    _add_package(Path(folder))
                 runtime["working_dir"] = folder
             return self._submitted(
                 entrypoint=shlex.join(["python", "-m", "bend_ray", *arguments]),
@@ -161,6 +167,22 @@ class Jobs:
             raise ClusterError(f"job {job} could not start: {details.message}")
         return int(code)
 
+    def listed(self) -> list[tuple[str, str, str, str]]:
+        """Every job: its id, state, UTC time of its start, and command; the latest first."""
+        with self._cluster_errors():
+            found = [each for each in self._client.list_jobs() if each.submission_id]
+        found.sort(key=lambda each: each.start_time or 0, reverse=True)
+        times = [datetime.fromtimestamp((each.start_time or 0) / 1000, UTC) for each in found]
+        return [
+            (each.submission_id or "", str(each.status), f"{time:%Y-%m-%d %H:%M}", each.entrypoint)
+            for each, time in zip(found, times, strict=True)
+        ]
+
+    def stop(self, job: str) -> None:
+        """End a job; what it had finished is kept."""
+        with self._cluster_errors():
+            self._client.stop_job(job)
+
     @contextmanager
     def _cluster_errors(self) -> Iterator[None]:
         try:
@@ -178,15 +200,7 @@ class Jobs:
         )
 
 
-def _gather(folder: Path, files: Sequence[Path], package: bool) -> None:
-    """The job's folder: named files, and perhaps bend_ray; neither stores nor data."""
-    for file in files:
-        target = folder / file
-        if file.is_absolute() or ".." in file.parts:
-            raise ConfigError(f"{file}: expected a file below this folder, to send it to the job")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, target)
-    if package:
-        source = Path(bend_ray.__file__).parent
-        skip = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, folder / source.name, ignore=skip)
+def _add_package(folder: Path) -> None:
+    source = Path(bend_ray.__file__).parent
+    skip = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(source, folder / source.name, ignore=skip)

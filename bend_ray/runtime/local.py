@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bend_ray.data.datasets import Dataset
     from bend_ray.data.examples import Parts
 
+R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
 PROGRESS_SECONDS = 1.0
 
@@ -69,7 +70,7 @@ class LocalRuntime:
 
     @contextmanager
     def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+        self, worker: type, *arguments: Any, resources: ActorResources
     ) -> Iterator[Workers]:
         """One, whatever the resources say."""
         with lent():
@@ -82,15 +83,22 @@ class LocalRuntime:
 
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """One part after another."""
-        with lent():
+        with lent(resources.cpus):
             return pa.concat_tables([rows.part(number) for number in range(rows.parts)])
 
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """By a team of one."""
         return train_here(job, self.table(rows, job.resources))
 
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+        """There is what there is."""
+
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """There is room."""
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """There is what there is."""
+        return resources
 
     def errors(self) -> AbstractContextManager[None]:
         """They are what they are."""

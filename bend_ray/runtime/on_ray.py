@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -12,13 +14,17 @@ import ray
 import ray.cloudpickle
 import ray.data
 
-from bend_ray.config.resources import ActorResources, Resources
+from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
-from bend_ray.runtime import capacity, cluster
+from bend_ray.process.computing import lent
+from bend_ray.runtime import cluster
+from bend_ray.runtime.capacity import Request
+from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
-from bend_ray.runtime.pool import Pool, get, our_errors
+from bend_ray.runtime.nodes import Nodes, expect, versions
+from bend_ray.runtime.pool import Pool
 from bend_ray.runtime.reading import load_reported
 from bend_ray.runtime.training import fit
 
@@ -26,8 +32,10 @@ if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.examples import Parts
 
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R", bound=Resources)
 T = TypeVar("T")
-TASK_RETRIES = 3
 
 
 @dataclass(frozen=True)
@@ -45,6 +53,22 @@ class InStore:
         return get(ray.cloudpickle.loads(self.reference))  # type: ignore[no-any-return]
 
 
+def get(reference: Any) -> Any:
+    """``ray.get`` whose errors are ours."""
+    with our_errors():
+        return ray.get(reference)
+
+
+class _Call:
+    """A worker that does one thing."""
+
+    def __init__(self, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        self.work = partial(work, *arguments)
+
+    def call(self, _: int) -> Any:
+        return self.work()
+
+
 class RayRuntime:
     """See ``interface.Runtime``.
 
@@ -55,6 +79,7 @@ class RayRuntime:
 
     def __init__(self, own: bool, shared: tuple[Dataset, InStore] | None = None) -> None:
         self.own = own
+        self.nodes = Nodes()
         self._shared = shared
         self._held: list[ray.ObjectRef] = []
 
@@ -68,23 +93,24 @@ class RayRuntime:
 
     @contextmanager
     def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources, pieces: int
+        self, worker: type, *arguments: Any, resources: ActorResources
     ) -> Iterator[Workers]:
         """Actors; one that dies is replaced."""
-        actor = ray.remote(**cluster.options(resources))(worker)
-        size = cluster.num_actors(resources, pieces, self.own)
-        with Pool(lambda: actor.remote(*arguments), size, capacity.situation) as pool:
+        make = partial(worker, *arguments)
+        with Pool(worker.__name__, make, resources, self.own, self.nodes) as pool:
             yield pool
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
-        """A task, tried again when its process dies."""
-        task = ray.remote(max_retries=TASK_RETRIES, **cluster.options(resources))(work)
-        result: T = get(task.remote(*arguments))
-        return result
+        """An actor's only call, tried again when its process dies."""
+        make = partial(_Call, work, arguments)
+        with Pool(work.__name__, make, resources, self.own, self.nodes) as pool:
+            ((_, result),) = pool.run("call", [0])
+        return result  # type: ignore[no-any-return]
 
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """Streamed by Ray Data, a task a part."""
-        blocks = dataset_of(rows, resources).iter_batches(batch_size=None, batch_format="pyarrow")
+        parts = dataset_of(rows, resources, self.nodes)
+        blocks = parts.iter_batches(batch_size=None, batch_format="pyarrow")
         return pa.concat_tables(list(blocks))
 
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
@@ -95,24 +121,44 @@ class RayRuntime:
         resources = job.resources
         if self.own and resources.workers == 1 and not resources.gpus:
             return train_here(job, self.table(rows, Resources()))
-        return fit(job, dataset_of(rows, Resources()))
+        return fit(job, dataset_of(rows, Resources(), self.nodes), self.nodes)
+
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+        """Ask what nodes there are, and each of them what it computes with."""
+        cluster.preflight(config, stages, self.own, self.nodes)
+        gpus = any(each.resources.gpus for each in cluster.requests(config, stages))
+        # Of one machine, which is this, there is nothing to compare.
+        if not self.own or gpus:
+            self.nodes.check(gpus)
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Where the cluster grows to what is asked of it."""
-        cluster.wait_for(config, stage, self.own)
+        cluster.wait_for(cluster.request(config, stage), self.own)
+
+    def holding(self, stage: str, resources: R, num_bytes: float) -> R:
+        """Memory is asked for that is not in the config, where it is a gigabyte or more."""
+        if resources.memory is not None or num_bytes < GIGABYTE:
+            return resources
+        resources = resources.model_copy(update={"memory": num_bytes / GIGABYTE})
+        logger.info("%-12s a process holds %.3g GB of models", stage, num_bytes / GIGABYTE)
+        cluster.wait_for(Request(stage, resources, 1), self.own)
+        return resources
 
     def errors(self) -> AbstractContextManager[None]:
         """A worker's come out as themselves, however deep Ray has wrapped them."""
         return our_errors()
 
 
-def dataset_of(rows: Rows, resources: Resources) -> ray.data.Dataset:
+def dataset_of(rows: Rows, resources: Resources, nodes: Nodes) -> ray.data.Dataset:
     """The rows as a data set of Ray's, a block a part."""
+    wanted = versions()
 
     def make(batch: pa.Table) -> pa.Table:
-        return rows.part(batch.column("part")[0].as_py())
+        expect(wanted)
+        with lent(resources.cpus):
+            return rows.part(batch.column("part")[0].as_py())
 
     parts = [{"part": number} for number in range(rows.parts)]
     return ray.data.from_items(parts, override_num_blocks=rows.parts).map_batches(
-        make, batch_size=1, batch_format="pyarrow", **cluster.options(resources)
+        make, batch_size=1, batch_format="pyarrow", **cluster.options(resources, nodes)
     )

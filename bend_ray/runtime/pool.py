@@ -3,71 +3,84 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
 import ray
 import ray.exceptions
 
-from bend_ray.errors import BendError, ClusterError
+from bend_ray.config.resources import Resources
+from bend_ray.errors import ClusterError
+from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime.causes import LOST, died_too_often, told, within
+from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
 
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 5
 """Actors that may die of one piece of work; and times that all may die before any has done one."""
-
+MOST_KILLS = 3
+"""Times that one piece's actor may be killed for memory: what did not fit will not fit."""
 PATIENCE_SECONDS = 60.0
 
-LOST = (
-    ray.exceptions.RayActorError,
-    ray.exceptions.ObjectLostError,
-    ray.exceptions.OutOfMemoryError,
-    ray.exceptions.NodeDiedError,
-)
-"""What a call raises whose actor, or the node that held its result, is gone.
-
-Ray's memory monitor is one that kills.
-"""
-
-_CLUSTERS_OWN = (
-    ray.exceptions.ObjectStoreFullError,
-    ray.exceptions.OutOfDiskError,
-    ray.exceptions.LocalRayletDiedError,
-    ray.exceptions.RaySystemError,
-    ray.exceptions.RpcError,
-)
-"""What a call raises where the cluster itself has a problem, not a worker or its code."""
-
 T = TypeVar("T")
+
+
+def _host(name: str) -> type:
+    """An actor class with a name; what its worker's constructor raises comes out as itself."""
+
+    class Host:
+        def begin(self, wanted: dict[str, str], make: Callable[[], Any]) -> tuple[str, Any]:
+            """Make the worker, where the versions are the wanted ones; where, and which these are.
+
+            Ray's own way wraps what a constructor raises in text.
+            """
+            if versions() == wanted:
+                self._worker = make()
+            return ray.get_runtime_context().get_node_id(), versions()
+
+        def call(self, method: str, piece: Any) -> Any:
+            return getattr(self._worker, method)(piece)
+
+    Host.__name__ = Host.__qualname__ = name
+    return Host
 
 
 class Pool:
     """Actors that share out pieces of work; one that dies is replaced and its piece done again.
 
     A piece goes to an actor that runs. Ray itself would start a dead actor again and keep its piece
-    for it: where a spot node is gone for good that waits for ever, although others are idle.
+    for it: where a spot node is gone for good that waits for ever, although others are idle. There
+    are as many actors as there are pieces, and room for on the nodes that are there at the time.
 
     Args:
-        start: makes an actor, of a class that does not restart.
-        size: how many there shall be.
-        waiting: says what the cluster has, for as long as no actor runs.
+        name: of the workers, for titles and logs.
+        make: makes a worker, in its process.
+        resources: of a process.
+        own: whether the cluster is this machine alone, and this process its head.
+        nodes: of the cluster.
     """
 
-    def __init__(self, start: Callable[[], Any], size: int, waiting: Callable[[], str]) -> None:
-        self._start = start
-        self._size = size
-        self._waiting = waiting
+    def __init__(
+        self, name: str, make: Callable[[], Any], resources: Resources, own: bool, nodes: Nodes
+    ) -> None:
+        self._name = name
+        self._make = make
+        self._resources = resources
+        self._own = own
+        self._nodes = nodes
+        self._host = ray.remote(_host(name))
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._flying: dict[Any, tuple[int, Any]] = {}
+        self._homes: dict[Any, str] = {}
+        self._followed = self._heard = -float("inf")
         self._deaths_in_a_row = 0
 
     def __enter__(self) -> Pool:
-        for _ in range(self._size):
-            self._add()
         return self
 
     def __exit__(
@@ -91,130 +104,119 @@ class Pool:
             Each piece and what the method returned.
 
         Raises:
-            BendError: raised by the method.
+            BendError: raised by the method, or by making a worker.
             ClusterError: actors died of one piece, or in a row, more often than they may.
         """
-        waiting, deaths = deque(range(len(pieces))), Counter[int]()
+        waiting, deaths = deque(range(len(pieces))), Counter[tuple[int, bool]]()
+        title = f"{self._name}.{method}"
         while waiting or self._flying:
+            self._follow(len(waiting) + len(self._flying))
             while self._idle and waiting:
                 actor, index = self._idle.pop(), waiting.popleft()
-                self._flying[getattr(actor, method).remote(pieces[index])] = index, actor
-            reference = self._next(method)
+                call = actor.call.options(name=title).remote(method, pieces[index])
+                self._flying[call] = index, actor
+            reference = self._next(title)
             if reference in self._starting:
                 self._started(reference)
+            if reference not in self._flying:
                 continue
             index, actor = self._flying.pop(reference)
             try:
                 result = ray.get(reference)
             except LOST as error:
-                deaths[index] += 1
-                self._replace(actor, error, deaths[index])
+                for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+                deaths[index, for_memory] += 1
+                most = MOST_KILLS if for_memory else MOST_DEATHS + 1
+                self._bury(actor, error, deaths[index, for_memory] >= most)
                 waiting.appendleft(index)
                 continue
             except ray.exceptions.RayTaskError as error:
-                raise _within(error) or error from None
+                raise within(error) or error from None
             self._deaths_in_a_row = 0
+            self._nodes.did_well(self._homes[actor])
             self._idle.append(actor)
             yield pieces[index], result
 
-    def _next(self, method: str) -> Any:
-        """A call that has ended, or the start of an actor that has."""
-        while True:
-            references = [*self._flying, *self._starting]
-            ready, _ = ray.wait(references, num_returns=1, timeout=PATIENCE_SECONDS)
-            if ready:
-                return ready[0]
+    def _follow(self, left: int) -> None:
+        """Have as many actors as there are pieces left, and room for by now."""
+        if time.monotonic() - self._followed < LOOK_SECONDS:
+            return
+        self._followed = time.monotonic()
+        self._nodes.look()
+        wanted = cluster.num_actors(self._resources, left, self._own, self._nodes)
+        surplus = len(self._starting) + len(self._idle) + len(self._flying) - wanted
+        for _ in range(-surplus):
+            self._add()
+        for reference in list(self._starting)[: max(0, surplus)]:
+            ray.kill(self._starting.pop(reference))
+
+    def _next(self, title: str) -> Any:
+        """A call that has ended, or the start of an actor that has; None if none has for long."""
+        references = [*self._flying, *self._starting]
+        ready, _ = ray.wait(references, num_returns=1, timeout=LOOK_SECONDS)
+        now = time.monotonic()
+        if ready or self._heard < 0:
+            self._heard = now
+        elif now - self._heard >= PATIENCE_SECONDS:
+            self._heard = now
+            if self._nodes.left_out and not self._nodes.room(self._resources):
+                raise ClusterError(
+                    f"{title}: expected a node to work on, got none but those that are left out: "
+                    f"{'; '.join(self._nodes.left_out.values())}"
+                )
             if self._flying:
-                logger.info("%-12s still at %d of %s", "", len(self._flying), method)
+                logger.info("%-12s still at %d of %s", "", len(self._flying), title)
             else:
-                logger.info("%-12s waiting for a worker: %s", "", self._waiting())
+                logger.info("%-12s waiting for a worker: %s", "", capacity.situation())
+        return ready[0] if ready else None
 
     def _add(self) -> None:
-        actor = self._start()
-        self._starting[actor.__ray_ready__.remote()] = actor
+        given = cluster.options(self._resources, self._nodes)
+        actor = self._host.options(**given).remote()
+        self._starting[actor.begin.remote(versions(), self._make)] = actor
 
     def _started(self, reference: Any) -> None:
         actor = self._starting.pop(reference)
         try:
-            ray.get(reference)
+            home, found = ray.get(reference)
         except LOST as error:
-            if getattr(error, "actor_init_failed", False):
-                raise
-            self._replace(actor, error, 0)
-        else:
-            self._idle.append(actor)
+            self._bury(actor, error)
+            return
+        except ray.exceptions.RayTaskError as error:
+            raise within(error) or error from None
+        if found != versions():
+            refusal = differs(versions(), {self._nodes.address(home): found})
+            if self._nodes.has_others(home, self._resources):
+                self._nodes.leave_out(home, refusal)
+            elif home not in self._nodes.left_out:
+                raise ClusterError(refusal)
+        if home in self._nodes.left_out:
+            ray.kill(actor)
+            self._followed = -float("inf")
+            return
+        self._homes[actor] = home
+        self._idle.append(actor)
 
-    def _replace(self, actor: Any, error: Exception, deaths: int) -> None:
-        """Put another actor in the place of one that is lost."""
-        self._deaths_in_a_row += 1
-        if deaths > MOST_DEATHS or self._deaths_in_a_row > MOST_DEATHS * self._size:
-            raise died_too_often(error) from None
-        logger.debug("a worker is gone, another takes over: %s", _first_line(error))
+    def _bury(self, actor: Any, error: Exception, too_often: bool = False) -> None:
+        """Let go of an actor that is lost; another will take its place."""
+        home, with_its_node = _grave(actor)
+        where = self._nodes.address(home)
         ray.kill(actor)
-        self._add()
+        self._deaths_in_a_row += 1
+        if too_often or self._deaths_in_a_row > MOST_DEATHS * (1 + len(self._homes)):
+            raise died_too_often(error, f", the last on node {where}") from None
+        self._homes.pop(actor, None)
+        self._followed = -float("inf")
+        reason = told(error)
+        logger.info("%-12s a worker on node %s is gone, another takes over: %s", "", where, reason)
+        if not with_its_node and not isinstance(error, ray.exceptions.OutOfMemoryError):
+            self._nodes.died(home, reason, self._resources)
 
 
-def get(reference: Any) -> Any:
-    """``ray.get`` whose errors are ours, see ``our_errors``."""
-    with our_errors():
-        return ray.get(reference)
-
-
-@contextmanager
-def our_errors() -> Iterator[None]:
-    """Around calls of Ray: a worker's ``BendError`` comes out as itself.
-
-    Raises:
-        BendError: raised by the worker, however deep Ray and Ray Data have wrapped it.
-        ClusterError: the worker died more often than it may, or the cluster fails.
-    """
-    try:
-        yield
-    except ray.exceptions.RayTaskError as error:
-        if (ours := _within(error)) is not None:
-            raise ours from None
-        if (ours := _refusal(error.cause)) is not None:
-            raise ours from None
-        raise
-    except ray.exceptions.RayError as error:
-        if (ours := _refusal(error)) is not None:
-            raise ours from None
-        raise
-
-
-def _refusal(error: Exception) -> ClusterError | None:
-    """What befell the cluster, as an error of ours; None where it is something else."""
-    if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
-        return died_too_often(error)
-    if isinstance(error, _CLUSTERS_OWN):
-        return _cluster_failed(error)
-    return None
-
-
-def _cluster_failed(error: Exception) -> ClusterError:
-    return ClusterError(
-        f"expected the cluster to work, got: {_first_line(error)}; what was finished is kept: mend "
-        "it and run again"
-    )
-
-
-def died_too_often(error: Exception) -> ClusterError:
-    """The error where workers died more often than they may, the last time of ``error``."""
-    return ClusterError(
-        f"workers died again and again: {_first_line(error)}; what they had finished is kept: "
-        "run again"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def _within(error: BaseException | None) -> BendError | None:
-    """The ``BendError`` an error was made from, if there is one."""
-    while error is not None:
-        # A RayTaskError also is what it wraps, but its message is the worker's traceback.
-        if isinstance(error, BendError) and not isinstance(error, ray.exceptions.RayTaskError):
-            return error
-        error = getattr(error, "cause", None) or error.__cause__
-    return None
+def _grave(actor: Any) -> tuple[str, bool]:
+    """The id of the node on which an actor died, and whether it died with it."""
+    known = ray._private.state.actors(actor._actor_id.hex())
+    if not known:
+        return "", False
+    context = known["DeathCause"].actor_died_error_context
+    return known["Address"]["NodeID"], context.reason == context.NODE_DIED

@@ -14,62 +14,91 @@ from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.fs
 import ray.data
 import ray.train
 import ray.train.torch
 from torch import nn
 
+from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
+from bend_ray.runtime.causes import LOST, told
 from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, Team, TrainingTask, columns_of, train
-from bend_ray.runtime.pool import LOST
+from bend_ray.runtime.nodes import Nodes, expect, versions
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_SECONDS = 1.0
-MOST_CONTROLLER_DEATHS = 2
+MOST_ATTEMPTS = 2
 _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 
 
-def fit(job: TrainingTask, dataset: ray.data.Dataset) -> Fitted:
+def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
     """Train ``job`` on all rows of ``dataset`` and store the weights.
 
     Args:
         job: what and how.
         dataset: rows of ``features``, ``trunk`` and ``model_id``.
+        nodes: of the cluster.
 
     Raises:
         TrainingError: the training diverged, or its workers or Ray Train's controller failed more
             often than they may.
-        ray.exceptions.RayError: the controller's process died so often, one of ``pool.LOST``.
+        ray.exceptions.RayError: the controller's process died so often, one of ``causes.LOST``.
     """
     deaths = 0
     while True:
         try:
-            result = _watched(_trainer(job, dataset), job)
-        except _OF_THE_CONTROLLER as error:
-            # Ray Train replaces workers that die; nobody replaces its controller but we, be it dead
-            # or at a loss because one of its own helpers is.
-            deaths += 1
-            if deaths <= MOST_CONTROLLER_DEATHS:
-                logger.debug("the training's controller is gone, another goes on: %s", error)
-                continue
-            if isinstance(error, ray.train.TrainingFailedError):
-                raise _translated(error, job) from error
-            raise
-        except ray.train.TrainingFailedError as error:
-            raise _translated(error, job) from error
-        else:
-            fitted: Fitted = result.return_value
+            fitted: Fitted = _watched(_trainer(job, dataset, nodes), job, nodes).return_value
             return fitted
+        except (ray.train.TrainingFailedError, *LOST) as error:
+            for cause in getattr(error, "worker_failures", {}).values():
+                if isinstance(cause, BendError):
+                    raise cause from error
+            deaths += 1
+            # Ray Train replaces workers that die; nobody replaces its controller but we, be it dead
+            # or at a loss because one of its own helpers is. Nor does it shun a node.
+            may_help = isinstance(error, _OF_THE_CONTROLLER) or nodes.check()
+            if deaths > MOST_ATTEMPTS or not may_help:
+                if isinstance(error, ray.train.TrainingFailedError):
+                    raise _kept_failing(error, job) from error
+                raise
+            logger.info("%-12s begins again where it was: %s", job.stage, told(error))
 
 
-def _trainer(job: TrainingTask, dataset: ray.data.Dataset) -> ray.train.torch.TorchTrainer:
+class Folderless(pyarrow.fs.SubTreeFileSystem):  # type: ignore[misc]
+    """A bucket in which making a folder asks for nothing, as there are none.
+
+    pyarrow would ask whether the bucket exists: with rights on a part of it that is refused
+    (https://github.com/apache/arrow/issues/49949).
+    """
+
+    def create_dir(self, path: str, *, recursive: bool = True) -> None:
+        """Nothing."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Folderless, (self.base_path, self.base_fs)
+
+
+def _storage(artifact: Artifact) -> tuple[str, pyarrow.fs.FileSystem]:
+    """Where Ray Train keeps what it must know after a death."""
+    path, filesystem = artifact.child(TRAIN_DIRECTORY), artifact.filesystem
+    if filesystem.type_name == "local":
+        return path, filesystem
+    bucket, _, inside = path.partition("/")
+    return inside, Folderless(bucket, filesystem)
+
+
+def _trainer(
+    job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes
+) -> ray.train.torch.TorchTrainer:
     resources = job.resources
+    path, filesystem = _storage(job.artifact)
     return ray.train.torch.TorchTrainer(
         _train,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "versions": versions()},
         datasets={"train": dataset.materialize()},
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
@@ -77,20 +106,20 @@ def _trainer(job: TrainingTask, dataset: ray.data.Dataset) -> ray.train.torch.To
             use_gpu=resources.gpus > 0,
             resources_per_worker=capacity.bundle(resources),
             placement_strategy=resources.placement.upper(),
-            label_selector=dict(resources.labels) or None,
+            label_selector={**resources.labels, **nodes.selector()} or None,
         ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(
             name=job.artifact.fingerprint,
-            storage_path=job.artifact.child(TRAIN_DIRECTORY),
-            storage_filesystem=job.artifact.filesystem,
+            storage_path=path,
+            storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(max_failures=5, controller_failure_limit=3),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
 
 
-def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask) -> Any:
+def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask, nodes: Nodes) -> Any:
     """The trainer's result; shows meanwhile what rank 0 says in the artifact.
 
     The trainer runs in a thread: in the main one it would take SIGINT for itself, and keep it
@@ -105,10 +134,10 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask) -> Any:
             outcome.set_exception(error)
 
     threading.Thread(target=fitting, daemon=True, name=job.stage).start()
-    return _awaited(outcome, job)
+    return _awaited(outcome, job, nodes)
 
 
-def _awaited(outcome: Future[Any], job: TrainingTask) -> Any:
+def _awaited(outcome: Future[Any], job: TrainingTask, nodes: Nodes) -> Any:
     with ProgressLine(job.stage, job.training.steps, "steps") as line:
         while True:
             try:
@@ -116,28 +145,25 @@ def _awaited(outcome: Future[Any], job: TrainingTask) -> Any:
             except TimeoutError:
                 if outcome.done():
                     raise
+            nodes.look()
             # A line that cannot be shown is no reason to end the training.
             with suppress(StoreError):
                 if (progress := job.artifact.progress()) is not None:
                     line.update(progress.done)
 
 
-def _translated(error: ray.train.TrainingFailedError, job: TrainingTask) -> BendError:
+def _kept_failing(error: ray.train.TrainingFailedError, job: TrainingTask) -> TrainingError:
     failures = getattr(error, "worker_failures", {})
-    for cause in failures.values():
-        if isinstance(cause, BendError):
-            return cause
-    reasons = [str(cause) for cause in failures.values()] or [
-        str(getattr(error, "controller_failure", error))
-    ]
-    first = reasons[0].strip().splitlines()[0] if reasons[0].strip() else type(error).__name__
+    reasons = [*failures.values(), getattr(error, "controller_failure", error)]
     return TrainingError(
-        f"{job.stage}: the training kept failing: {first}; checkpoints are kept: run again"
+        f"{job.stage}: the training kept failing: {told(reasons[0])}; checkpoints are kept: run "
+        "again"
     )
 
 
 def _train(config: dict[str, Any]) -> Fitted:
     """What every worker of Ray Train runs."""
+    expect(config["versions"])
     job: TrainingTask = config["job"]
     context = ray.train.get_context()
     batches = ray.train.get_dataset_shard("train").iter_batches(

@@ -22,7 +22,7 @@ from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag
 from bend_ray.runtime import cluster
-from bend_ray.runtime.pool import our_errors
+from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Inputs, given_inputs

@@ -32,7 +32,8 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     with Stopwatch() as watch:
         dataset = runtime.share(config.dataset)
         found, shown, cost = runtime.run(
-            _evaluate, config, graph, dataset, dataset.load().test, resources=resources
+            *(_evaluate, config, graph, dataset, dataset.load().test),
+            resources=runtime.holding("evaluation", resources, _models_bytes(graph)),
         )
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
@@ -41,6 +42,12 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         metrics=found.model_dump(),
         cost=cost_of_pieces([cost], watch.cost.wall_seconds),
     )
+
+
+def _models_bytes(graph: Graph) -> int:
+    """Of all models that are compared, which are held together."""
+    populations = filter(None, (graph.seeds, graph.samples, graph.ordinary))
+    return sum(file.bytes for each in populations for file in each.manifest().files if file.rows)
 
 
 def _evaluate(

@@ -132,8 +132,9 @@ def check_samples(
 
 
 def _accuracy(graph: Graph, shard: str) -> NDArray[np.float32]:
-    with open_file(graph.samples.filesystem, graph.samples.child(shard)) as source:
-        column: NDArray[np.float32] = pq.read_table(source, columns=["val_accuracy"])[0].to_numpy()
+    path = graph.samples.child(shard)
+    with open_file(graph.samples.filesystem, path) as source, pq.ParquetFile(source) as file:
+        column: NDArray[np.float32] = file.read(columns=["val_accuracy"])[0].to_numpy()
     return column
 
 

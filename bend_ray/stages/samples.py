@@ -28,7 +28,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             with runtime.workers(
                 *(SampleDrawer, config, graph, runtime.share(config.dataset)),
                 resources=section.resources,
-                pieces=len(missing),
             ) as drawers:
                 for index, _ in drawers.run("draw", missing):
                     done.add(index)

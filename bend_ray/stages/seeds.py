@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 FEW_EXAMPLES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
+HELD = 2 * 4
+"""Bytes of a parameter of a cohort's models: held once as they come, and once as a shard."""
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
@@ -47,12 +49,13 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         progress.update(sum(rows[index] for index in done))
         if missing:
             dataset = runtime.share(config.dataset)
-            _tell(config, checked(config, dataset.load()), name)
+            classifiers = checked(config, dataset.load())
+            _tell(config, classifiers, name)
+            held = HELD * max(rows.values()) * classifiers.layout.size
             worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
             with runtime.workers(
                 *(worker, config, artifact, dataset),
-                resources=section.resources,
-                pieces=len(missing),
+                resources=runtime.holding("seeds", section.resources, held),
             ) as trainers:
                 _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
                 for index, _ in trainers.run("train_cohort", missing):

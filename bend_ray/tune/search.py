@@ -180,7 +180,7 @@ def _results(job: Assignment, room: int) -> list[Any]:
 
     It does over an actor that Ray's memory monitor kills, though not over one that dies otherwise.
     """
-    from bend_ray.runtime.pool import LOST, died_too_often
+    from bend_ray.runtime.causes import LOST, died_too_often
 
     deaths = 0
     while True:

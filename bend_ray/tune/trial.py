@@ -25,8 +25,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import BendError, StoreError
 from bend_ray.process.log import LOGGER
 from bend_ray.runtime import cluster
-from bend_ray.runtime.on_ray import InStore, RayRuntime
-from bend_ray.runtime.pool import get
+from bend_ray.runtime.on_ray import InStore, RayRuntime, get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import bag_curve, milestone_curve
 from bend_ray.storage.masking import cause

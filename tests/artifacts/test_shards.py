@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hypothesis import strategies as st
 from bend_ray.artifacts import shards, tables
 from bend_ray.artifacts import store as store_module
 from bend_ray.artifacts.cost import Cost
+from bend_ray.artifacts.manifest import installed_versions
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import (
     complete_shards,
@@ -289,6 +292,14 @@ def test_no_shard_passes_for_another(tmp_path: Path) -> None:
         read_population(ours)
     first.write_bytes(whole)
     assert len(read_population(ours)) == 6
+
+
+def test_a_shard_says_which_node_wrote_it_with_what(tmp_path: Path) -> None:
+    artifact = commit(Store(str(tmp_path)).artifact("seeds", 1, {}), [models(3)])
+    metadata = pq.read_schema(artifact.child("shard-00000.parquet")).metadata
+    maker = json.loads(metadata[b"bend_ray.maker"])
+    assert maker == {"node": socket.gethostname(), **installed_versions()}
+    assert {"bend_ray", "torch", "numpy"} <= set(maker)
 
 
 def test_an_artifact_without_shards_is_no_population(tmp_path: Path) -> None:

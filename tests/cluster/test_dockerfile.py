@@ -25,7 +25,8 @@ def test_the_image_is_pinned_and_does_not_run_as_root() -> None:
     for line in lines:
         if line.startswith("FROM "):
             assert re.match(r"FROM \S+:\d+\.\d+\.\d+-\S+", line), line
-    assert [line for line in lines if line.startswith("USER ")][-1] == "USER 1000"
+    assert [line for line in lines if line.startswith("USER ")][-1] == "USER ${USER_ID}"
+    assert "ARG USER_ID=1000" in lines
 
 
 def test_only_what_is_copied_is_sent_to_the_build() -> None:

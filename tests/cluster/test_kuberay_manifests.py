@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -147,12 +148,81 @@ def test_clusters_want_a_token_and_are_closed(folder: Path) -> None:
 
 def test_overlays_choose_gpu_market_and_size() -> None:
     resource = ray_resource(build(KUBERAY / "overlays" / "job-a100-spot"))
-    spot, training = resource["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    spot, training, _ = resource["spec"]["rayClusterSpec"]["workerGroupSpecs"]
     assert (spot["labels"], training["labels"]) == ({"market": "spot"}, {"market": "on-demand"})
     assert spot["maxReplicas"] == 64
     chosen = [group["template"]["spec"]["nodeSelector"] for group in (spot, training)]
-    assert [each["nvidia.com/gpu.product"] for each in chosen] == ["NVIDIA-A100-SXM4-80GB"] * 2
+    types = [each["node.kubernetes.io/instance-type"] for each in chosen]
+    assert types == ["p4d.24xlarge"] * 2
     assert ["eks.amazonaws.com/capacityType" in each for each in chosen] == [True, False]
+
+
+def gigabytes(amount: str) -> float:
+    return float(amount.removesuffix("Gi")) * 2**30 / 1e9
+
+
+@pytest.mark.parametrize("kind", ["raycluster", "rayservice"])
+def test_pods_fit_machines_and_their_object_store_fits_their_shared_memory(kind: str) -> None:
+    resource = yaml.safe_load((KUBERAY / kind / f"{kind}.yaml").read_text())
+    for spec in pod_specs(resource):
+        (container,) = spec["containers"]
+        limits = container["resources"]["limits"]
+        volumes = {each["name"]: each["emptyDir"]["sizeLimit"] for each in spec["volumes"]}
+        # As Ray decides: three tenths of the memory, on disk where shared memory has no room.
+        store = min(0.3 * gigabytes(limits["memory"]), 200.0)
+        assert store <= 0.95 * gigabytes(volumes["shared-memory"])
+        assert gigabytes(volumes["scratch"]) < gigabytes(limits["ephemeral-storage"])
+        # Machines of 8 CPUs and 32 GiB, or 64, have less than that for pods, and daemons.
+        assert int(limits["cpu"]) <= 7
+        assert gigabytes(limits["memory"]) <= 0.9 * gigabytes(
+            "64Gi" if limits["memory"] > "3" else "32Gi"
+        )
+        for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+            asked = container[name]["exec"]["command"][-1]
+            patience = [int(word) for word in re.findall(r"wget -T (\d+)", asked)]
+            assert container[name]["timeoutSeconds"] > sum(patience)
+
+
+def test_a_cluster_outlives_the_pauses_of_a_run_and_lets_metrics_out() -> None:
+    documents = build(KUBERAY / "overlays" / "cluster-l4")
+    assert ray_resource(documents)["spec"]["autoscalerOptions"]["idleTimeoutSeconds"] >= 600
+    policy = next(d for d in documents if d["kind"] == "NetworkPolicy")
+    doors = {port["port"] for rule in policy["spec"]["ingress"] for port in rule.get("ports", ())}
+    assert 8080 in doors
+
+
+@pytest.mark.parametrize("folder", sorted((KUBERAY / "gpu").iterdir()), ids=lambda path: path.name)
+def test_nodes_are_chosen_by_labels_that_platforms_set_themselves(folder: Path) -> None:
+    text = (folder / "kustomization.yaml").read_text()
+    labels = set(re.findall(r"nodeSelector/(\S+)", text))
+    known = {
+        "gke": "cloud.google.com~1gke-accelerator",
+        "eks": "node.kubernetes.io~1instance-type",
+        "aks": "node.kubernetes.io~1instance-type",
+    }
+    assert labels == {known[folder.name[:3]]}
+
+
+def test_kueue_admits_a_run_of_a_fixed_size(tmp_path: Path) -> None:
+    shutil.copytree(KUBERAY, tmp_path / "kuberay")
+    folder = tmp_path / "kuberay" / "overlays" / "job-l4"
+    file = folder / "kustomization.yaml"
+    file.write_text(
+        file.read_text().replace("  - ../../rayjob\n", "  - ../../rayjob\n  - ../../kueue\n")
+    )
+    resource = ray_resource(build(folder))
+    assert resource["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "bend-ray"}
+    assert resource["spec"]["suspend"] is True
+    cluster = resource["spec"]["rayClusterSpec"]
+    assert cluster["enableInTreeAutoscaling"] is False
+    assert [group["replicas"] for group in cluster["workerGroupSpecs"]] == [4, 1, 0]
+    assert list(validator("RayJob").iter_errors(resource)) == []
+
+
+def test_the_services_volume_goes_with_it() -> None:
+    documents = yaml.safe_load_all((KUBERAY / "rayservice" / "redis.yaml").read_text())
+    (kept,) = [d for d in documents if d["kind"] == "StatefulSet"]
+    assert kept["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
 
 
 def test_a_job_reads_the_config_that_is_mounted_and_ends_its_cluster() -> None:

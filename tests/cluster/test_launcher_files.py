@@ -1,6 +1,8 @@
 """``cluster/*.yaml``: what Ray's launcher takes, and what it would start on AWS."""
 
 import copy
+import os
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,35 @@ def test_gpu_workers_come_from_nothing_and_only_seeds_are_on_spot(cloud: str) ->
         assert types[name]["min_workers"] == 0 < types[name]["max_workers"]
         assert types[name]["labels"] == {"market": market}
         assert ("spot" in yaml.safe_dump(types[name]["node_config"]).lower()) == (market == "spot")
+
+
+@pytest.mark.parametrize("cloud", CLOUDS)
+def test_machines_wait_for_their_driver_log_in_and_leave_shared_memory_to_ray(cloud: str) -> None:
+    config = launcher_file(cloud)
+    waits, *_, login = config["initialization_commands"][-3 if cloud == "azure" else 0 :]
+    assert "until nvidia-smi" in waits
+    registry = config["docker"]["image"].partition("/")[0]
+    assert registry.removesuffix(".azurecr.io") in login
+    assert not any("--shm-size" in each for each in config["docker"]["run_options"])
+    assert config["idle_timeout_minutes"] >= 10
+    memory = config["available_node_types"]["memory"]
+    assert (memory["min_workers"], memory["max_workers"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "gpus", "waits"),
+    [("exit 0", "", False), ("exit 0", "NVIDIA", False), ("exit 9", "NVIDIA", True)],
+)
+def test_a_machine_without_a_gpu_does_not_wait(
+    tmp_path: Path, driver: str, gpus: str, waits: bool
+) -> None:
+    for name, script in {"lspci": f"echo 'GPU {gpus}'", "nvidia-smi": driver}.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    command = launcher_file("aws")["initialization_commands"][0].replace("600", "1")
+    path = f"{tmp_path}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(["bash", "-c", command], env={"PATH": path})
+    assert done.returncode == (124 if waits else 0)
 
 
 @pytest.mark.parametrize("cloud", CLOUDS)
@@ -95,6 +126,7 @@ def test_policies_allow_no_more_than_named_actions(who: str) -> None:
         actions = statement["Action"]
         for action in [actions] if isinstance(actions, str) else actions:
             assert "*" not in action
-            assert who == "head" or action.startswith("s3:")
+            assert who == "head" or action.startswith(("s3:", "ecr:"))
         is_broad = statement["Resource"] == "*"
-        assert not is_broad or "Condition" in statement or all("Describe" in a for a in actions)
+        harmless = actions == "ecr:GetAuthorizationToken" or all("Describe" in a for a in actions)
+        assert not is_broad or "Condition" in statement or harmless

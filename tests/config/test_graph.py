@@ -16,6 +16,7 @@ from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 
 VALUES_OF_NO_RESULT = {
+    "memory": "2.5",
     "cpus": 2.5,
     "gpus": 0.5,
     "accelerator": "A100",

@@ -83,6 +83,10 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert works["generator"].stored_bytes == 4 * 2000
     assert works["autoencoder"].stored_bytes == 111 * (8 * 112 + 4 * 128) + 4 * 1000
     assert works["samples"].stored_bytes == 4 * 3466 * 48
+    # A cohort's models as they come and as a shard; all that are compared, together.
+    assert works["seeds"].held_bytes == 2 * 4 * 3466 * 128
+    compared = 4 * 3466 * (128 + 48) + works["evaluation"].stored_bytes
+    assert works["evaluation"].held_bytes == compared
     ordinary = works["evaluation"].phases[0]
     assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 200 * 32 * 0.001, rel=1e-4))
 
@@ -154,9 +158,28 @@ def test_calibration_measures_every_rate_and_leaves_the_test_part_closed(
     assert min(rates.piece, rates.write_bytes, rates.read_bytes) > 0
 
 
+@pytest.mark.slow
+def test_of_a_large_network_few_images_and_one_model_are_measured(
+    monkeypatch: pytest.MonkeyPatch, no_compiler: None
+) -> None:
+    seen = []
+
+    def fit(stack: object, theta_KP: Any, *rest: Any) -> None:
+        seen.append((len(theta_KP), rest[2].batch_size))
+
+    monkeypatch.setattr(calibration, "fit", fit)
+    monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.0)
+    config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.recipe.batch_size=40"])
+    calibration._classifiers(config, config.dataset.load(), "cpu")
+    assert set(seen) == {(1, calibration.FEW_IMAGES)}
+
+
 def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "calibrate", lambda *_: RATES)
-    shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64"]).output
+    shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64", "--price", "2.5"]).output
+    hours, costs = shown.splitlines()[-4:-2]
+    assert costs.split()[:4] == ["at", "2.5", "an", "hour"]
+    assert float(costs.split()[4]) == pytest.approx(2.5 * float(hours.split()[-4]), rel=0.06)
     assert "together" in shown
     assert "64 x waits longest for autoencoder: Gram matrix, K x K x P" in shown
     told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])

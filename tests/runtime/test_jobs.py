@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
@@ -16,6 +15,8 @@ import pytest
 import ray
 from tiny import TINY
 
+from bend_ray.cli.main import cli
+from bend_ray.cli.submit import _checked
 from bend_ray.errors import ClusterError
 from bend_ray.runtime import jobs as module
 from bend_ray.runtime.jobs import Jobs
@@ -54,7 +55,8 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
     assert left.returncode == 130, err
     assert "Traceback" not in err
     job = re.findall(r"^job (\S+)$", err, flags=re.MULTILINE)[0]
-    assert f"ray job stop --address {dashboard} {job}" in err
+    assert f"bend stop --address {dashboard} {job}" in err
+    assert (job, "RUNNING") in [each[:2] for each in Jobs(dashboard).listed()]
 
     jobs = Jobs(dashboard)
     deadline = time.monotonic() + 240
@@ -104,16 +106,28 @@ def test_a_cluster_that_has_just_started_gets_time_but_not_for_ever(
 
 
 def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bend_ray.runtime.jobs import _gather
-
     monkeypatch.chdir(tmp_path)
-    for name in ("configs/a.yaml", "configs/b.yaml", "bend-store/seeds/shard-00000.parquet"):
+    for name in ("configs/b.yaml", "bend-store/seeds/shard-00000.parquet", "shop_jobs/nets.py"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
-        Path(name).touch()
-    _gather(tmp_path / "job", [Path("configs/a.yaml")], package=True)
-    sent = {str(f.relative_to(tmp_path / "job")) for f in (tmp_path / "job").rglob("*.yaml")}
-    assert sent == {"configs/a.yaml"}
-    assert (tmp_path / "job" / "bend_ray" / "cli" / "main.py").is_file()
-    assert {each.name for each in (tmp_path / "job").iterdir()} == {"configs", "bend_ray"}
-    assert not list((tmp_path / "job").rglob("__pycache__"))
-    assert os.listdir(tmp_path / "bend-store") == ["seeds"]
+        Path(name).write_text("def make(): ...\n")
+    Path("configs/a.yaml").write_text(
+        "seeds: {architecture: {kind: imported, target: 'shop_jobs.nets:make'}}"
+    )
+    sent: dict[str, str] = {}
+
+    def submit_job(runtime_env: dict[str, str], **job: object) -> str:
+        folder = Path(runtime_env["working_dir"])
+        files = [each for each in folder.rglob("*") if each.is_file()]
+        sent.update({str(each.relative_to(folder)): each.read_text() for each in files})
+        return "job-1"
+
+    jobs = object.__new__(Jobs)
+    jobs.address, jobs._client = "", SimpleNamespace(submit_job=submit_job)
+    command = ("seeds", "configs/a.yaml", "--store", str(tmp_path))
+    context = cli.make_context("bend", [], resilient_parsing=True)
+    files = _checked(context, command)
+    assert jobs.submit(command, files) == "job-1"
+    assert set(sent) == {"configs/a.yaml", "shop_jobs/nets.py"}
+    jobs.submit(command, files, send_package=True)
+    assert "bend_ray/cli/main.py" in sent
+    assert not [name for name in sent if "__pycache__" in name or "store" in name.split("/")[0]]

@@ -6,7 +6,7 @@ import pytest
 from ray import exceptions
 
 from bend_ray.errors import BendError, ClusterError, StoreError
-from bend_ray.runtime.pool import our_errors
+from bend_ray.runtime.causes import our_errors
 
 OUT_OF_MEMORY = "5 worker(s) were killed due to the node running low on memory.\nTop 10 users: ..."
 

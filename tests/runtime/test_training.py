@@ -7,6 +7,7 @@ import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -246,9 +247,11 @@ def test_a_controller_that_fails_is_replaced_but_not_for_ever(
 
     monkeypatch.setattr(fit, "_trainer", lambda *arguments: None)
     monkeypatch.setattr(fit, "_watched", watched)
-    job = SimpleNamespace(stage="generator", resources=TrainResources())
+    job: Any = SimpleNamespace(stage="generator", resources=TrainResources())
+    nodes: Any = SimpleNamespace(check=lambda: False)
+    dataset: Any = None
     if failures == 2:
-        assert fit.fit(job, None) == "fitted"  # type: ignore[arg-type, comparison-overlap]
+        assert fit.fit(job, dataset, nodes) == "fitted"  # type: ignore[comparison-overlap]
     else:
         with pytest.raises(TrainingError, match=r"kept failing: a helper is gone; .* run again"):
-            fit.fit(job, None)  # type: ignore[arg-type]
+            fit.fit(job, dataset, nodes)

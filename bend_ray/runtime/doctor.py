@@ -1,0 +1,101 @@
+"""Whether a cluster's machines and a store are fit for a run: each asked once, from inside."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from bend_ray.errors import BendError
+from bend_ray.runtime.capacity import Node
+from bend_ray.runtime.causes import told
+from bend_ray.runtime.nodes import Nodes, computes_with, differs, versions
+from bend_ray.storage.rights import MEASURED_BYTES, Answers, ask_store, outside
+
+MOST_SKEW_SECONDS = 60.0
+LEAST_DISK = 0.1
+"""Of a disk that must be free: above 95 % used, Ray starts nothing there."""
+_GB = 1e9
+
+
+class Finding(NamedTuple):
+    """What was found on a node, and what of it must be mended."""
+
+    node: str
+    words: str
+    mend: list[str]
+
+
+def examine(nodes: Nodes, store_uri: str | None) -> Iterator[Finding]:
+    """Ask every node of a cluster what it is, and what the store refuses it."""
+    began = time.time()
+    answers = nodes.ask(_of_a_node, lambda node: (store_uri, node.resources.get("GPU", 0.0)))
+    there = {node.id: node for node in nodes.usable()}
+    for key, answer in answers.items():
+        if isinstance(answer, Exception):
+            yield Finding(nodes.address(key), "no process starts there", [told(answer)])
+        elif key in there:
+            skew = outside(answer["now"], began, time.time())
+            mend = list(_to_mend(there[key], answer, skew))
+            yield Finding(there[key].address, _in_words(answer), mend)
+
+
+def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
+    """What a process of a node finds there."""
+    store: Answers | str | None = None
+    try:
+        store = ask_store(store_uri) if store_uri else None
+    except BendError as error:
+        store = str(error)
+    return {
+        "versions": computes_with(gpus),
+        "shared": shutil.disk_usage("/dev/shm").total,  # noqa: S108 - where Ray's object store is
+        "disk": shutil.disk_usage(tempfile.gettempdir()),
+        "store": store,
+        "now": time.time(),
+    }
+
+
+def _to_mend(node: Node, answer: Mapping[str, Any], skew: float) -> Iterator[str]:
+    wanted, found = versions(), answer["versions"]
+    if any(found[name] != wanted[name] for name in wanted):
+        yield differs(wanted, {node.address: found})
+    if found["problem"]:
+        yield found["problem"]
+    objects = node.resources.get("object_store_memory", 0.0)
+    if objects > answer["shared"]:
+        yield (
+            f"the object store of {objects / _GB:.1f} GB is on disk, as /dev/shm has "
+            f"{answer['shared'] / _GB:.1f} GB: make it larger, or start Ray with less "
+            "--object-store-memory"
+        )
+    disk = answer["disk"]
+    if disk.free < LEAST_DISK * disk.total:
+        yield (
+            f"the disk of {tempfile.gettempdir()} has {disk.free / _GB:.1f} of "
+            f"{disk.total / _GB:.1f} GB free: Ray starts nothing where it is 95 % full"
+        )
+    if abs(skew) > MOST_SKEW_SECONDS:
+        yield f"its clock is {skew:+.0f} s off this machine's: let it follow a time server"
+    store = answer["store"]
+    if isinstance(store, str):
+        yield store
+    elif store is not None:
+        yield from (f"the store: {each}" for each in store.refused)
+        if abs(store.ahead) > MOST_SKEW_SECONDS:
+            yield f"the store's clock is {store.ahead:+.0f} s off its own: S3 refuses 900 s"
+
+
+def _in_words(answer: Mapping[str, Any]) -> str:
+    found, store = answer["versions"], answer["store"]
+    words = [
+        f"bend_ray {found['bend_ray']}, torch {found['torch']}, {found['kernels']}",
+        f"shared memory {answer['shared'] / _GB:.1f} GB",
+        f"disk {answer['disk'].free / _GB:.0f} GB free",
+    ]
+    if isinstance(store, Answers) and not store.refused:
+        rate = 2 * MEASURED_BYTES / 2**20 / store.seconds
+        words.append(f"store {rate:.0f} MiB/s there and back")
+    return ", ".join(words)

@@ -1,0 +1,196 @@
+"""The nodes of a run: who came and went, who computes with what, and which are left out.
+
+A process is asked of every node before any work. A node on which no process starts, or on which
+two in a row die before one has done anything, would take all work and do none: it is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from bend_ray.artifacts.manifest import installed_versions
+from bend_ray.config.resources import Resources
+from bend_ray.errors import ClusterError
+from bend_ray.process.computing import gpu_problem
+from bend_ray.runtime import capacity
+from bend_ray.runtime.capacity import Node
+from bend_ray.runtime.causes import told
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 120.0
+LOOK_SECONDS = 5.0
+MOST_DEATHS = 2
+"""Processes that may die on a node, one after another, before it is left out."""
+_DECIDING = ("bend_ray", "torch", "numpy")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Of what decides results, in this process."""
+    found = installed_versions()
+    return {name: found[name] for name in _DECIDING}
+
+
+def expect(wanted: dict[str, str]) -> None:
+    """Refuse to work in a process that computes with something else than the driver's.
+
+    Raises:
+        ClusterError: with what this node has.
+    """
+    if versions() != wanted:
+        raise ClusterError(differs(wanted, {ray.util.get_node_ip_address(): versions()}))
+
+
+def differs(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> str:
+    """That nodes compute with something else than is wanted, by their addresses."""
+
+    def named(versions: dict[str, str], names: Sequence[str]) -> str:
+        return ", ".join(f"{name} {versions[name]}" for name in names)
+
+    wrong = (
+        f"{named(each, [n for n in wanted if each[n] != wanted[n]])} on node {node}"
+        for node, each in found.items()
+    )
+    return (
+        f"expected {named(wanted, list(wanted))} on every node, as the driver has, got "
+        f"{'; '.join(wrong)}: install the same on all machines"
+    )
+
+
+def computes_with(gpus: float) -> dict[str, str]:
+    """What decides how a process of this node computes, and why its GPU does not."""
+    import torch  # noqa: F401 - so that its kernels are among the versions
+
+    return installed_versions() | {"problem": (gpus and gpu_problem()) or ""}
+
+
+class Nodes:
+    """The nodes of the cluster that this process is connected to.
+
+    Attributes:
+        left_out: why, by the node's id.
+    """
+
+    def __init__(self) -> None:
+        self.left_out: dict[str, str] = {}
+        self._there = {node.id: node for node in capacity.nodes()}
+        self._deaths: Counter[str] = Counter()
+        self._looked = time.monotonic()
+
+    def usable(self) -> list[Node]:
+        """Those that are there and not left out."""
+        return [node for node in capacity.nodes() if node.id not in self.left_out]
+
+    def room(self, resources: Resources) -> int:
+        """Processes that they hold when they are empty."""
+        return sum(node.room(resources) for node in self.usable())
+
+    def look(self) -> None:
+        """Tell who came and who went since the last look; may be called as often as one likes."""
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
+        there = {node.id: node for node in capacity.nodes()}
+        for node in [there[key] for key in there.keys() - self._there.keys()]:
+            logger.info("cluster      node %s has joined: %s", node.address, node)
+        for node in [self._there[key] for key in self._there.keys() - there.keys()]:
+            logger.warning("cluster      node %s is lost, others go on", node.address)
+        self._there = there
+
+    def ask(
+        self, question: Callable[..., Any], arguments: Callable[[Node], tuple[Any, ...]]
+    ) -> dict[str, Any]:
+        """What a process of each node answers, by the node's id; an exception where none does."""
+        # It ends with its answer: a process that has looked at a GPU holds memory there.
+        task = ray.remote(num_cpus=0, max_retries=MOST_DEATHS - 1, max_calls=1)(question)
+        asked = {}
+        for node in self.usable():
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            asked[node.id] = task.options(scheduling_strategy=there).remote(*arguments(node))
+        ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
+        answers: dict[str, Any] = {}
+        for key, reference in asked.items():
+            try:
+                answers[key] = ray.get(reference, timeout=0.0)
+            except ray.exceptions.RayError as error:
+                answers[key] = error
+        return answers
+
+    def check(self, gpus: bool = False) -> bool:
+        """Ask every node what it computes with; nodes that do not answer are left out.
+
+        Args:
+            gpus: whether GPUs will be asked for.
+
+        Returns:
+            Whether some are.
+
+        Raises:
+            ClusterError: no node answers, one has other versions, or a GPU that does not work.
+        """
+        answers = self.ask(computes_with, lambda node: (gpus * node.resources.get("GPU", 0.0),))
+        found = {}
+        for key, answer in answers.items():
+            if isinstance(answer, Exception):
+                self.leave_out(key, f"no process starts there: {told(answer)}")
+            else:
+                found[key] = answer
+        if not found:
+            raise ClusterError(
+                "expected a process to start on a node, got: "
+                f"{next(iter(self.left_out.values()), 'no nodes')}"
+            )
+        wanted, others = versions(), {}
+        for key, answer in found.items():
+            if any(answer[name] != wanted[name] for name in wanted):
+                others[self.address(key)] = answer
+            elif answer["problem"]:
+                raise ClusterError(answer["problem"])
+        if others:
+            raise ClusterError(differs(wanted, others))
+        kernels = Counter(answer["kernels"] for answer in found.values())
+        if len(kernels) > 1:
+            logger.warning(
+                "cluster      nodes compute with unlike kernels, whose results differ in the last "
+                "digits: %s",
+                ", ".join(f"{n} x {name}" for name, n in kernels.most_common()),
+            )
+        return len(found) < len(answers)
+
+    def address(self, key: str) -> str:
+        """A node's, by its id."""
+        return self._there[key].address if key in self._there else key
+
+    def selector(self) -> dict[str, str]:
+        """The label by which Ray keeps work from what is left out."""
+        names = ", ".join(sorted(self.left_out))
+        return {"ray.io/node-id": f"!in({names})"} if names else {}
+
+    def leave_out(self, key: str, why: str) -> None:
+        """Give a node no more work."""
+        self.left_out[key] = f"node {self.address(key)}: {why}"
+        logger.warning("cluster      node %s is left out: %s", self.address(key), why)
+
+    def died(self, key: str, why: str, resources: Resources) -> None:
+        """A process died there that had done nothing since it, or the one before, began."""
+        self._deaths[key] += key in self._there
+        if self._deaths[key] >= MOST_DEATHS and self.has_others(key, resources):
+            self.leave_out(key, f"{MOST_DEATHS} processes in a row died there, the last: {why}")
+
+    def has_others(self, key: str, resources: Resources) -> bool:
+        """Whether work can go on without a node that is not left out yet."""
+        others = [node for node in self.usable() if node.id != key and node.room(resources)]
+        return bool(others) and key not in self.left_out
+
+    def did_well(self, key: str) -> None:
+        """A process did something there."""
+        self._deaths[key] = 0
