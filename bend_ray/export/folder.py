@@ -69,9 +69,6 @@ def export_bag(
         with_onnx: whether to write ONNX programs beside the members' tensors.
         members: take the first so many of the bag alone; None for all.
 
-    Returns:
-        The card of what was written.
-
     Raises:
         StoreError: there is no evaluation, or something cannot be read or written.
         ConfigError: more members than the bag has, or a folder with something else in it.

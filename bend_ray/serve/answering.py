@@ -95,12 +95,7 @@ class Answering:
         self._turns: asyncio.Task[None] | None = None
 
     def load(self, export: str) -> Bag:
-        """Read and warm the bag in a folder or at a URI.
-
-        Raises:
-            DataError: it is damaged, or none.
-            StoreError: it cannot be read.
-        """
+        """Read and warm the bag in a folder or at a URI; DataError or StoreError for none."""
         with tempfile.TemporaryDirectory() as scratch:
             return Bag.load(
                 fetch_bag(export, Path(scratch)),

@@ -37,11 +37,7 @@ class _Server(uvicorn.Server):
 
 
 def service_of(export: str, settings: ServeSettings) -> Answering:
-    """A bag that answers in this process.
-
-    Raises:
-        DataError: it is damaged, or none.
-    """
+    """A bag that answers in this process; DataError where it is none."""
     service = Answering(settings, Meters(Prometheus()))
     service.go_live(service.load(export))
     return service

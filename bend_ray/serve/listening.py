@@ -47,11 +47,7 @@ class Listening:
         return f"HTTP on {self.host}:{self.port}{also}, {asks}"
 
     def check(self) -> None:
-        """Refuse what cannot be listened on, or should not be.
-
-        Raises:
-            ConfigError: what is wrong, in one line.
-        """
+        """Refuse, as ConfigError, what cannot be listened on, or should not be."""
         if not is_loopback(self.host) and token() is None:
             raise ConfigError(
                 f"--host {self.host}: expected {TOKEN_VARIABLE} in the environment where others "

@@ -26,12 +26,7 @@ REQUEST_SECONDS = 30.0
 
 
 def start(export: str, settings: ServeSettings, where: Listening) -> str:
-    """Start Ray and Serve, deploy a bag, and say what listens where.
-
-    Raises:
-        DataError: it is damaged, or none.
-        ClusterError: something does not start.
-    """
+    """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
     Bag.load(Path(export), run_code=settings.run_code)
     settings = settings.model_copy(update={"require_token": token() is not None})

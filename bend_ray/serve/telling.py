@@ -55,11 +55,7 @@ def welcome(where: Listening, listens: str, export: Path, seconds: float) -> str
 
 
 def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
-    """What an exported bag says about picture files, a line each.
-
-    Raises:
-        DataError: a picture cannot be read, or the bag cannot.
-    """
+    """What an exported bag says about picture files, a line each; DataError for none."""
     bag = Bag.load(export, groups=1, batch=1)
     for path in pictures:
         try:
