@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -192,8 +193,8 @@ def serve(
         from bend_ray.serve.direct import run, service_of
 
         service = service_of(str(path), settings)
-        click.echo(welcome(where, where.told, path, time.monotonic() - started))
-        run(service, where)
+        told = partial(welcome, where, where.told, path)
+        run(service, where, lambda: click.echo(told(time.monotonic() - started)))
         return
     from bend_ray.serve import local
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -25,7 +26,16 @@ KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which ends well when it is asked to end."""
+    """uvicorn's, which says when it listens, and ends well when it is asked to end."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -53,8 +63,8 @@ def guarded(service: Answering, token: str | None) -> Guard:
     return Guard(app, settings, token, service.meters)
 
 
-def run(service: Answering, where: Listening) -> None:
-    """Answer until SIGINT or SIGTERM; then answer what has come, and stop."""
+def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None:
+    """Answer until SIGINT or SIGTERM, then answer what has come; ``ready`` is called in between."""
     drain = service.settings.drain_seconds
     config = uvicorn.Config(
         guarded(service, token()),
@@ -74,7 +84,7 @@ def run(service: Answering, where: Listening) -> None:
         ssl_certfile=where.certfile,
         ssl_keyfile=where.keyfile,
     )
-    asyncio.run(_serve(_Server(config), service, where))
+    asyncio.run(_serve(_Server(config, ready), service, where))
 
 
 async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -> None:
