@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,7 +163,7 @@ def serve(
     _prepare_serving()
     from bend_ray.serve.listening import Listening, allow_many_connections
     from bend_ray.serve.settings import parse_settings
-    from bend_ray.serve.welcome import welcome
+    from bend_ray.serve.telling import welcome
 
     settings = parse_settings(_parsed(options))
     where = Listening(host, port, grpc_port, certfile, keyfile)
@@ -170,7 +171,7 @@ def serve(
         _refuse_beside_export(click.get_current_context())
     bag = canonical(folder or _exported(asked, store, members))
     if config_only:
-        from bend_ray.serve.deploy_file import deploy_config, deploy_text
+        from bend_ray.serve.deployment import deploy_config, deploy_text
 
         _check_shown(bag)
         click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
@@ -182,8 +183,8 @@ def serve(
         from bend_ray.serve.direct import run, service_of
 
         service = service_of(str(path), settings)
-        click.echo(welcome(where, where.told, path, time.monotonic() - started))
-        run(service, where)
+        told = partial(welcome, where, where.told, path)
+        run(service, where, lambda: click.echo(told(time.monotonic() - started)))
         return
     from bend_ray.serve import local
 
@@ -204,7 +205,7 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
     \b
       bend ask digit.png photo.jpg
     """
-    from bend_ray.serve.asking import lines
+    from bend_ray.serve.telling import lines
 
     bag = canonical(folder or _exported(Asked(), store))
     for line in lines(_folder_here(bag), pictures):

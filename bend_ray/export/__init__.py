@@ -2,7 +2,7 @@
 
 ``card`` is config.json, ``files`` copies and checks a bag, ``members`` has its networks in torch,
 ``layers`` turns one member into an ONNX graph, ``graphs`` makes one graph of many members,
-``guide`` writes the folder's README, ``folder`` puts it all together.
+``folder`` puts it all together, with a README.
 
 ``card``, ``files`` and ``graphs`` import no torch: a server reads a bag with numpy and onnx alone.
 """

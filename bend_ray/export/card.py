@@ -184,13 +184,10 @@ class Card(Spec):
         channels, height, width = self.inputs[IMAGES].shape
         return channels, height, width
 
-    def takes_what(self, other: Card) -> bool:
-        """Whether the inputs of another card would do for this one."""
-        own, others = (
-            {name: (each.shape, each.dtype) for name, each in card.inputs.items()}
-            for card in (self, other)
-        )
-        return own == others
+    @property
+    def takes(self) -> dict[str, tuple[tuple[int, ...], str]]:
+        """Shape and type of each input: bags that take the same may replace each other."""
+        return {name: (own.shape, own.dtype) for name, own in self.inputs.items()}
 
 
 def version_of(fingerprint: str, members: int | None) -> str:
@@ -236,8 +233,3 @@ def noise(card: Card, count: int = 2) -> dict[str, NDArray[Any]]:
         values = np.floor(values) if whole else values
         found[name] = values.astype(own.dtype).reshape(count, *own.shape)
     return found
-
-
-def plain(card: Card) -> dict[str, Any]:
-    """The card as JSON."""
-    return card.model_dump(mode="json")

@@ -26,11 +26,7 @@ def digest(path: Path) -> str:
 
 
 def check_files(folder: Path, card: Card) -> None:
-    """Refuse a bag of which a file is not what was exported.
-
-    Raises:
-        DataError: the first such file.
-    """
+    """Refuse, as DataError, a bag of which a file is not what was exported."""
     for name, expected in card.files.items():
         path = folder / name
         if (path.exists() or name in (MEMBERS, MEMBER_ONNX)) and digest(path) != expected:
@@ -70,9 +66,6 @@ def publish(folder: Path, output: str) -> None:
     """Copy a bag to where it shall be, and leave nothing of an earlier export beside it.
 
     Its card goes first, so that what is left by a failure is no export.
-
-    Raises:
-        StoreError: something cannot be written.
     """
     filesystem, path = resolve(output)
     for earlier in (f"{path}/{name}" for name in (CARD, *sorted(_OURS - {CARD}))):
@@ -86,12 +79,7 @@ def publish(folder: Path, output: str) -> None:
 
 
 def refuse_strangers(output: str) -> None:
-    """Refuse a folder with anything but an earlier export in it.
-
-    Raises:
-        ConfigError: it has.
-        StoreError: it cannot be listed.
-    """
+    """Refuse, as ConfigError, a folder with anything but an earlier export in it."""
     filesystem, path = resolve(output)
     with store_errors("list", path):
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))

@@ -6,8 +6,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from importlib.resources import files
 from pathlib import Path
 
+import jinja2
 import numpy as np
 import safetensors.torch
 import torch
@@ -28,7 +30,6 @@ from bend_ray.export.card import (
     Input,
     Scored,
     noise,
-    plain,
     version_of,
 )
 from bend_ray.export.files import (
@@ -40,7 +41,6 @@ from bend_ray.export.files import (
     publish,
     refuse_strangers,
 )
-from bend_ray.export.guide import guide
 from bend_ray.export.members import Members, network_of
 from bend_ray.populations.members import member_facts, member_states
 from bend_ray.process import log
@@ -68,9 +68,6 @@ def export_bag(
         output: a folder or URI; new, empty, or an earlier export, which is replaced.
         with_onnx: whether to write ONNX programs beside the members' tensors.
         members: take the first so many of the bag alone; None for all.
-
-    Returns:
-        The card of what was written.
 
     Raises:
         StoreError: there is no evaluation, or something cannot be read or written.
@@ -101,16 +98,32 @@ def write_bag(
         folder / MEMBERS,
         {"model_version": card.model_version},
     )
-    files = {path.name: digest(path) for path in sorted(folder.iterdir())}
+    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
     (folder / GUIDE).write_text(guide(card), encoding="utf-8")
     warmup: tuple[tuple[float, ...], ...] = ()
     if probs_KNC is not None and probs_KNC.isfinite().all():
         weights_K = torch.tensor(card.weights, dtype=torch.float64)
         mean_NC = torch.einsum("k,knc->nc", weights_K, probs_KNC)
         warmup = tuple(tuple(round(p, 8) for p in row) for row in mean_NC.tolist())
-    card = card.model_copy(update={"files": files, "warmup": warmup}).sealed()
-    (folder / CARD).write_bytes(to_json(plain(card)))
+    card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
+    (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
     return card
+
+
+def guide(card: Card) -> str:
+    """The README's text: how to load the bag with nothing of ours; the tests run its blocks."""
+    template = (files("bend_ray.export") / "guide.md.j2").read_text(encoding="utf-8")
+    # Markdown, of which nothing is for browsers.
+    environment = jinja2.Environment(  # noqa: S701
+        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+    )
+    scores = card.scores
+    return environment.from_string(template).render(
+        card=card,
+        size=len(card.members),
+        channels=card.image_shape[0] if card.decoding else None,
+        scored=scores is not None and None not in (scores.accuracy, scores.nll),
+    )
 
 
 def _bag(
@@ -140,7 +153,12 @@ def _bag(
         members=tuple(member_facts(graph, rows)[0]),
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
-        scores=None if members else _scored(evaluation),
+        scores=None
+        if members
+        else Scored(
+            part=evaluation.part,
+            **bag.model_dump(include={"accuracy", "nll", "brier", "ece"}),
+        ),
         dataset=config.dataset.kind,
     )
     state_K = member_states(config, graph, rows, card.input_shape, len(card.class_names))
@@ -186,11 +204,6 @@ def _evaluated(graph: Graph) -> Evaluation:
     return Evaluation.of(graph.evaluation.manifest())
 
 
-def _scored(evaluation: Evaluation) -> Scored:
-    bag, part = evaluation.bag, evaluation.part
-    return Scored(part=part, accuracy=bag.accuracy, nll=bag.nll, brier=bag.brier, ece=bag.ece)
-
-
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:
     """Each member's share of the vote, in voting order; who has none is left out."""
     weight_E = vote.weights(val_nll_E)
@@ -217,7 +230,7 @@ def _write_onnx(
     """Write the programs, or nothing where they do not say what torch says about ``noise``."""
     import onnx
 
-    from bend_ray.export.graphs import bag_program
+    from bend_ray.export.graphs import bag_program, forms
     from bend_ray.export.layers import member_graph
 
     try:
@@ -226,7 +239,7 @@ def _write_onnx(
         large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
         onnx.save_model(member, str(folder / MEMBER_ONNX))
         onnx.save_model(
-            bag_program(card, member, arrays),
+            bag_program(card, member, arrays, card.rule.sums_exactly, forms(member)[0]),
             str(folder / ONNX),
             save_as_external_data=large,
             location=f"{ONNX}.data",

@@ -21,24 +21,14 @@ from bend_ray.export.card import IR_VERSION, OPSET, Card
 
 LOGITS = "logits"
 PROBABILITIES, MEMBER_PROBABILITIES = "probabilities", "member_probabilities"
-MASS, MEMBER_ENTROPY, CHOICES = "mass", "member_entropy", "choices"
-LABELS, ENTROPY, INFORMATION = "labels", "entropy", "information"
+LABEL, MEMBER_LABELS = "label", "member_labels"
+ENTROPY, INFORMATION = "entropy", "mutual_information"
 
 Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
-Output = tuple[str, int, list[int | str]]
-"""Name, ONNX's number of its type, shape."""
 
-TYPES = {
-    "uint8": TensorProto.UINT8,
-    "float32": TensorProto.FLOAT,
-    "int64": TensorProto.INT64,
-}
-"""ONNX's, of a card's inputs."""
 
 _NORMALISED = ".normalised"
-_MEMBER_LOGITS = "member_logits"
-_LOG_SHARES, _COOLED = "log_shares", "cooled"
 
 
 def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
@@ -49,70 +39,28 @@ def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
     return ("stacked", "unrolled") if linear else ("unrolled",)
 
 
-def ballots_program(
+def bag_program(
     card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
 ) -> onnx.ModelProto:
-    """Raw inputs, by name, to what some members say, and what they say together.
+    """Raw inputs, by name, to all that some members, or the whole bag, have to say about them.
 
-    Its outputs: ``member_probabilities``, each one's softmax, ``(K, B, C)``; ``mass``, their
-    weighted sum ``(B, C)``; ``member_entropy``, the weighted sum of the softmaxes' entropies in
-    nats, ``(B,)``; and ``choices``, each one's class, ``(K, B)`` int64. Here they cost a fraction
-    of what they cost outside: measured, as much as the members themselves.
+    Its outputs: ``probabilities`` ``(B, C)``, with the vote and the temperature;
+    ``member_probabilities`` ``(B, K, C)``, each member's own softmax in voting order, float32;
+    ``label`` ``(B,)``; ``entropy`` ``(B,)``, of the probabilities, and ``mutual_information``
+    ``(B,)``, of label and member in the members' own softmaxes, both in nats; ``member_labels``
+    ``(B, K)``. What is made of the members' sums is float64. In Python the same takes longer than
+    a bag of small members (measured, one image).
     """
     builder = _Builder(card, member, state_K, form)
-    builder.ballots(weights_K)
-    members, classes = len(builder), len(card.class_names)
-    return builder.model(
-        [
-            (MEMBER_PROBABILITIES, TensorProto.FLOAT, [members, "batch", classes]),
-            (MASS, TensorProto.FLOAT, ["batch", classes]),
-            (MEMBER_ENTROPY, TensorProto.FLOAT, ["batch"]),
-            (CHOICES, TensorProto.INT64, [members, "batch"]),
-        ]
-    )
+    builder.answer(weights_K)
+    return builder.model()
 
 
-def answers_program(
-    card: Card, member: onnx.ModelProto, state_K: State, weights_K: Sequence[float], form: Form
-) -> onnx.ModelProto:
-    """Raw inputs, by name, to all that a whole bag has to say about them.
-
-    Its outputs: ``member_probabilities`` and ``choices`` as of ``ballots_program``; ``labels``
-    ``(B,)``; ``probabilities`` ``(B, C)``, with the vote and the temperature; ``entropy`` ``(B,)``,
-    theirs, and ``information`` ``(B,)``, the mutual information of label and member in the members'
-    own softmaxes, both in nats. What is made of the members' sums is float64. In Python the same
-    takes longer than a bag of small members (measured, one image).
-    """
-    builder = _Builder(card, member, state_K, form)
-    builder.ballots(weights_K)
-    builder.answers(weights_K)
-    members, classes = len(builder), len(card.class_names)
-    return builder.model(
-        [
-            (LABELS, TensorProto.INT64, ["batch"]),
-            (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
-            (ENTROPY, TensorProto.DOUBLE, ["batch"]),
-            (INFORMATION, TensorProto.DOUBLE, ["batch"]),
-            (CHOICES, TensorProto.INT64, [members, "batch"]),
-            (MEMBER_PROBABILITIES, TensorProto.FLOAT, [members, "batch", classes]),
-        ]
-    )
-
-
-def bag_program(card: Card, member: onnx.ModelProto, state_K: State) -> onnx.ModelProto:
-    """The whole bag: raw inputs to ``probabilities`` and ``member_probabilities``.
-
-    The first, ``(B, C)``, has the vote and the temperature behind it, the second is each member's
-    own softmax, ``(B, K, C)``, in voting order.
-    """
-    builder = _Builder(card, member, state_K, forms(member)[0])
-    builder.vote()
-    classes = len(card.class_names)
-    return builder.model(
-        [
-            (PROBABILITIES, TensorProto.FLOAT, ["batch", classes]),
-            (MEMBER_PROBABILITIES, TensorProto.FLOAT, ["batch", len(builder), classes]),
-        ]
+def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
+    """A graph as a program, of the versions that the card names."""
+    opsets = [helper.make_opsetid("", OPSET)]
+    return helper.make_model(
+        graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
     )
 
 
@@ -207,112 +155,80 @@ class _Builder:
         renamed |= dict(zip(node.output, copy.output, strict=True))
         self.nodes.append(copy)
 
-    def ballots(self, weights_K: Sequence[float]) -> None:
-        """From every member's logits to what they say together."""
-        weights = self.tensor("weights", weights_K)
-        negative_weights = self.tensor("negative_weights", [-weight for weight in weights_K])
-        self.node("ArgMax", [LOGITS], CHOICES, axis=-1, keepdims=0)
-        probs_KBC = self.node("Softmax", [LOGITS], MEMBER_PROBABILITIES, axis=-1)
-        self._summed(weights, probs_KBC, MASS)
-        logs_KBC = self.node("LogSoftmax", [LOGITS], "logs", axis=-1)
-        # A logarithm is finite, so that a probability of zero adds nothing, as it should.
-        products = self.node("Mul", [probs_KBC, logs_KBC], "products")
-        last = self.tensor("last_axis", [-1], np.int64)
-        negative_KB = self.node("ReduceSum", [products, last], "negative_entropies", keepdims=0)
-        self.node("MatMul", [negative_weights, negative_KB], MEMBER_ENTROPY)
-
-    def answers(self, weights_K: Sequence[float]) -> None:
-        """From the ballots to the answer of the bag and what is known about it."""
+    def answer(self, weights_K: Sequence[float]) -> None:
+        """From every member's logits to the answer of the bag and what is known about it."""
+        weights = self.tensor("weights", weights_K, np.float64)
         whole = self.tensor("total", sum(weights_K), np.float64)
-        mean_BC = self.node("Div", [self._double(MASS), whole], "mean")
-        shares_BC = mean_BC
+        logits_BKC = self.node("Transpose", [LOGITS], "logits_of_each", perm=[1, 0, 2])
+        probs_BKC = self.node("Softmax", [logits_BKC], MEMBER_PROBABILITIES, axis=-1)
+        labels_BK = self.node("ArgMax", [logits_BKC], MEMBER_LABELS, axis=-1, keepdims=0)
+        # A logarithm is finite, so that a probability of zero adds nothing, as it should.
+        logs_BKC = self.node("LogSoftmax", [logits_BKC], "logs", axis=-1)
+        own_BK = self._double(self._entropy(probs_BKC, logs_BKC))
+        own_sum_B = self.node("MatMul", [own_BK, weights], "own_sum")
+        own_B = self.node("Div", [own_sum_B, whole], "own_entropy")
+        mean_BC = shares_BC = self._mean(probs_BKC, weights, whole)
         if self.card.rule.counts_votes:
-            exact = self.tensor("exact_weights", weights_K, np.float64)
-            counted = self._summed(exact, self._double(self._one_hot(CHOICES)), "counted")
-            shares_BC = self.node("Div", [counted, whole], "shares")
-        self.node("ArgMax", [shares_BC], LABELS, axis=-1, keepdims=0)
-        self._tempered(shares_BC, np.float64)
+            shares_BC = self._mean(self._one_hot(labels_BK), weights, whole)
+        self.node("ArgMax", [shares_BC], LABEL, axis=-1, keepdims=0)
+        logs_BC = self._log(shares_BC)
         if self.card.temperature == 1.0:
-            logs_BC = own_logs_BC = self._log(shares_BC, _LOG_SHARES, np.float64)
+            self.node("Identity", [shares_BC], PROBABILITIES)
         else:
-            logs_BC = _LOG_SHARES
-            own_logs_BC = self.node("LogSoftmax", [_COOLED], "log_probabilities", axis=-1)
+            temperature = self.tensor("temperature", self.card.temperature, np.float64)
+            cooled_BC = self.node("Div", [logs_BC, temperature], "cooled")
+            self.node("Softmax", [cooled_BC], PROBABILITIES, axis=-1)
+            logs_BC = self.node("LogSoftmax", [cooled_BC], "log_probabilities", axis=-1)
         # Never negative but for rounding.
-        self.node("Relu", [self._entropy(PROBABILITIES, own_logs_BC)], ENTROPY)
-        # Of probabilities that are the members' mean, it is known.
-        if self.card.rule.counts_votes:
-            all_B = self._entropy(mean_BC, self._log(mean_BC, "log_mean", np.float64))
-        elif self.card.temperature != 1.0:
-            all_B = self._entropy(mean_BC, logs_BC)
-        else:
-            all_B = ENTROPY
-        own_B = self.node("Div", [self._double(MEMBER_ENTROPY), whole], "own_entropy")
+        self.node("Relu", [self._entropy(PROBABILITIES, logs_BC)], ENTROPY)
+        all_B = self._entropy(mean_BC, self._log(mean_BC))
         self.node("Relu", [self.node("Sub", [all_B, own_B], "disagreement")], INFORMATION)
 
-    def _entropy(self, probs_BC: str, logs_BC: str) -> str:
-        """In nats, ``(B,)`` float64."""
-        products = self.node("Mul", [probs_BC, logs_BC], f"{probs_BC}.log_products")
-        last = self.tensor(f"{probs_BC}.classes", [-1], np.int64)
-        negative = self.node("ReduceSum", [products, last], f"{probs_BC}.sums", keepdims=0)
-        return self.node("Neg", [negative], f"{probs_BC}.entropy")
+    def _mean(self, values_BKC: str, weights: str, whole: str) -> str:
+        """Over the members, ``(B, C)`` float64."""
+        sums_BC = self.node("MatMul", [weights, self._double(values_BKC)], f"{values_BKC}.sum")
+        return self.node("Div", [sums_BC, whole], f"{values_BKC}.mean")
+
+    def _entropy(self, probs: str, logs: str) -> str:
+        """In nats, over the classes."""
+        products = self.node("Mul", [probs, logs], f"{probs}.log_products")
+        last = self.tensor(f"{probs}.classes", [-1], np.int64)
+        negative = self.node("ReduceSum", [products, last], f"{probs}.sums", keepdims=0)
+        return self.node("Neg", [negative], f"{probs}.entropy")
 
     def _double(self, name: str) -> str:
         return self.node("Cast", [name], f"{name}.double", to=TensorProto.DOUBLE)
 
-    def _summed(self, weights_K: str, values_KBC: str, output: str) -> str:
-        """One product over members for all images and classes at once; ``(B, C)``."""
-        rows = self.tensor(f"{values_KBC}.rows", [len(self), -1], np.int64)
-        columns = self.tensor(f"{values_KBC}.columns", [-1, len(self.card.class_names)], np.int64)
-        flat = self.node("Reshape", [values_KBC, rows], f"{values_KBC}.flat")
-        sums = self.node("MatMul", [weights_K, flat], f"{values_KBC}.flat_sums")
-        return self.node("Reshape", [sums, columns], output)
-
-    def _log(self, probs: str, output: str, dtype: type[np.floating]) -> str:
-        least = self.tensor(f"{output}.least", SMALLEST_PROBABILITY, dtype)
-        return self.node("Log", [self.node("Max", [probs, least], f"{output}.clipped")], output)
-
-    def _tempered(self, shares_BC: str, dtype: type[np.floating]) -> None:
-        """The bag's shares become its probabilities: where there is a temperature, a softmax."""
-        if self.card.temperature == 1.0:
-            self.node("Identity", [shares_BC], PROBABILITIES)
-            return
-        temperature = self.tensor("temperature", self.card.temperature, dtype)
-        self.node("Div", [self._log(shares_BC, _LOG_SHARES, dtype), temperature], _COOLED)
-        self.node("Softmax", [_COOLED], PROBABILITIES, axis=-1)
-
-    def vote(self) -> None:
-        """From every member's logits to the answer of the bag."""
-        logits_BKC = self.node("Transpose", [LOGITS], _MEMBER_LOGITS, perm=[1, 0, 2])
-        ballots = self.node("Softmax", [logits_BKC], MEMBER_PROBABILITIES, axis=-1)
-        if self.card.rule.counts_votes:
-            choices = self.node("ArgMax", [logits_BKC], "choice", axis=-1, keepdims=0)
-            ballots = self._one_hot(choices)
-        shares_1K = self.tensor("vote_shares", [self.card.weights])
-        mean_B1C = self.node("MatMul", [shares_1K, ballots], "mean")
-        axis = self.tensor("member_axis", [1], np.int64)
-        self._tempered(self.node("Squeeze", [mean_B1C, axis], "shares"), np.float32)
+    def _log(self, probs: str) -> str:
+        if f"{probs}.log" in {node.output[0] for node in self.nodes}:
+            return f"{probs}.log"
+        least = self.tensor(f"{probs}.least", SMALLEST_PROBABILITY, np.float64)
+        clipped = self.node("Max", [probs, least], f"{probs}.clipped")
+        return self.node("Log", [clipped], f"{probs}.log")
 
     def _one_hot(self, choices: str) -> str:
         depth = self.tensor("num_classes", len(self.card.class_names), np.int64)
         off_on = self.tensor("off_on", [0.0, 1.0])
         return self.node("OneHot", [choices, depth, off_on], "one_hot", axis=-1)
 
-    def model(self, outputs: Sequence[Output]) -> onnx.ModelProto:
-        """The graph with those outputs, as a model."""
+    def model(self) -> onnx.ModelProto:
+        """What was written, as a model."""
+        members, classes = len(self), len(self.card.class_names)
+        outputs: list[tuple[str, int, list[int | str]]] = [
+            (PROBABILITIES, TensorProto.DOUBLE, ["batch", classes]),
+            (MEMBER_PROBABILITIES, TensorProto.FLOAT, ["batch", members, classes]),
+            (LABEL, TensorProto.INT64, ["batch"]),
+            (ENTROPY, TensorProto.DOUBLE, ["batch"]),
+            (INFORMATION, TensorProto.DOUBLE, ["batch"]),
+            (MEMBER_LABELS, TensorProto.INT64, ["batch", members]),
+        ]
         inputs = [
-            helper.make_tensor_value_info(name, TYPES[own.dtype], ["batch", *own.shape])
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.dtype(own.dtype)), ["batch", *own.shape]
+            )
             for name, own in self.card.inputs.items()
         ]
-        graph = helper.make_graph(
-            self.nodes,
-            "bag",
-            inputs,
-            [helper.make_tensor_value_info(*output) for output in outputs],
-            self.tensors,
-        )
-        opsets = [helper.make_opsetid("", OPSET)]
-        model = helper.make_model(
-            graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
-        )
+        given = [helper.make_tensor_value_info(*output) for output in outputs]
+        model = model_of(helper.make_graph(self.nodes, "bag", inputs, given, self.tensors))
         helper.set_model_props(model, {"model_version": self.card.model_version})
         return model

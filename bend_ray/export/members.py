@@ -57,3 +57,7 @@ class Members:
     def logits(self, inputs: Mapping[str, NDArray[Any]]) -> Tensor:
         """What each member makes of raw inputs, ``(K, N, C)``."""
         return predict_logits(self._stack, self._theta_KP, normalised(self.card, inputs))
+
+    def softmaxes(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """The same as probabilities, ``(N, E, C)``."""
+        return self.logits(inputs).softmax(dim=-1).transpose(0, 1).numpy()

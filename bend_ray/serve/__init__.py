@@ -3,6 +3,6 @@
 ``voting`` and ``bag`` are the maths, ``pictures``, ``queries`` and ``oip`` read what clients send,
 ``app`` is the HTTP interface over a ``Service``, ``guard`` what stands before it, ``meters`` what
 is counted. None of them knows Ray, and none imports torch: a replica answers with numpy and ONNX
-Runtime alone. ``deployment`` is the Ray Serve deployment, ``deploy_file`` its config file, and
-``local`` starts it on this machine.
+Runtime alone. ``deployment`` is the Ray Serve deployment and its config file, ``local`` starts
+it on this machine, ``direct`` serves without Ray.
 """

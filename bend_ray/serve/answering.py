@@ -95,12 +95,7 @@ class Answering:
         self._turns: asyncio.Task[None] | None = None
 
     def load(self, export: str) -> Bag:
-        """Read and warm the bag in a folder or at a URI.
-
-        Raises:
-            DataError: it is damaged, or none.
-            StoreError: it cannot be read.
-        """
+        """Read and warm the bag in a folder or at a URI; DataError or StoreError for none."""
         with tempfile.TemporaryDirectory() as scratch:
             return Bag.load(
                 fetch_bag(export, Path(scratch)),
@@ -134,7 +129,7 @@ class Answering:
     async def ask(self, card: Card, question: Question) -> Answers:
         """Answer in a batch with others."""
         bag = self._live()
-        if not bag.card.takes_what(card):
+        if bag.card.takes != card.takes:
             raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
         most = self.settings.max_batch_size
         if not 1 <= len(question) <= most:
@@ -217,8 +212,7 @@ def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
         for name in bag.card.inputs
     }
     stops = [question.stop for question in questions for _ in range(len(question))]
-    keep = any(question.keep_members for question in questions)
-    answers = bag.answer(inputs, stops, keep_members=keep)
+    answers = bag.answer(inputs, stops)
     ends = np.cumsum([len(question) for question in questions]).tolist()
     return [
         answers.rows(end - len(question), end)

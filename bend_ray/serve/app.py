@@ -16,11 +16,9 @@ import numpy as np
 import python_multipart
 from numpy.typing import NDArray
 from pydantic_core import to_json
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Route, Router
 
 from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
@@ -115,21 +113,8 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
     routes = [Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()]
     routes += [Route(path, endpoint) for path, endpoint in get.items()]
     routes.append(Route("/metrics", count))
-    refused = dict.fromkeys((Refusal, HTTPException, Exception), _refused)
-    app = Starlette(routes=routes, exception_handlers=refused)
-    app.router.redirect_slashes = False  # it would lead to whatever host the request names
-    return app
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    if isinstance(error, HTTPException):
-        told = str(error.detail)
-        if error.status_code == 404:
-            told = "expected one of the paths that /docs lists"
-        return JSONResponse({"error": told}, error.status_code, error.headers)
-    if isinstance(error, Refusal):
-        return JSONResponse({"error": error.message}, error.status, error.headers)
-    return JSONResponse({"error": "this is a bug of the server, not of the request"}, 500)
+    # Redirected, a request would be led to whatever host it names.
+    return Router(routes, redirect_slashes=False)
 
 
 def _page(name: str, kind: str) -> Endpoint:
@@ -160,7 +145,10 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
     question = Question(inputs, query.or_else(service.settings.stop))
     answers = await service.ask(card, question)
-    said = [prediction(card, answers, inputs, row, query) for row in range(len(question))]
+    said = []
+    for row in range(len(question)):
+        own = {name: values[row] for name, values in inputs.items()}
+        said.append(prediction(card, answers.rows(row, row + 1), own, query))
     return {"predictions": said} if is_json else said[0]
 
 
@@ -203,24 +191,22 @@ def _upload(content_type: str, content: bytes) -> bytes:
     return found[0]
 
 
-def prediction(
-    card: Card, answers: Answers, inputs: Inputs, row: int, query: PredictQuery
-) -> dict[str, Any]:
+def prediction(card: Card, answers: Answers, own: Inputs, query: PredictQuery) -> dict[str, Any]:
     """The answer about one example, as people are told it."""
-    names, own = card.class_names, {name: values[row] for name, values in inputs.items()}
+    names = card.class_names
     said = {
-        "label": names[int(answers.labels_B[row])],
-        "probabilities": dict(zip(names, answers.probs_BC[row].tolist(), strict=True)),
-        "votes": dict(zip(names, answers.votes_BC[row].tolist(), strict=True)),
-        "predictive_entropy": float(answers.entropy_B[row]),
-        "mutual_information": float(answers.information_B[row]),
-        "members_used": int(answers.used_B[row]),
+        "label": names[answers.labels_B.item()],
+        "probabilities": dict(zip(names, answers.probs_BC[0].tolist(), strict=True)),
+        "votes": dict(zip(names, answers.votes[0].tolist(), strict=True)),
+        "predictive_entropy": answers.entropy_B.item(),
+        "mutual_information": answers.information_B.item(),
+        "members_used": answers.used.item(),
         "members": len(card.members),
         "model_version": card.model_version,
         "notes": notes_on(own, card),
     }
     if query.member_labels:
-        said["member_labels"] = [names[c] for c in answers.choices_BE[row].tolist() if c >= 0]
+        said["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
     return said | ({"seen": {n: v.tolist() for n, v in own.items()}} if query.seen else {})
 
 

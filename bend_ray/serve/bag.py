@@ -23,10 +23,10 @@ from safetensors import SafetensorError
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import TOLERANCE, Card, noise, read_card
 from bend_ray.export.files import MEMBER_ONNX, MEMBERS, check_files, publish, refuse_strangers
-from bend_ray.export.graphs import Form, State, answers_program, ballots_program, forms
-from bend_ray.serve.executor import Way, ask, ask_everyone, ask_in_torch, fastest, ways
+from bend_ray.export.graphs import Form, State, bag_program, forms
+from bend_ray.serve.executor import Way, ask, fastest, ways
 from bend_ray.serve.queries import Inputs, given_inputs
-from bend_ray.serve.voting import Answers, Ballots, Stop, Tally
+from bend_ray.serve.voting import Answers, Softmaxes, Stop, counted, finished
 from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
@@ -40,10 +40,10 @@ MOST_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are asked together, from ``first`` on in voting order."""
+    """Members that are asked together, for their softmaxes ``(B, E, C)``."""
 
-    first: int
-    ask: Callable[[Inputs], Ballots]
+    members: slice
+    ask: Callable[[Inputs], Softmaxes]
 
 
 class Uncertainty(NamedTuple):
@@ -61,7 +61,8 @@ class Bag:
     """An exported bag that answers, from one thread at a time.
 
     ``predict``, ``predict_proba`` and ``uncertainty`` take what the network was trained on: an
-    array or tensor with N examples, a frame, or several inputs by name.
+    array or tensor with N examples, a frame, or several inputs by name; DataError where it takes no
+    such examples.
 
     Attributes:
         card: what it is.
@@ -81,7 +82,6 @@ class Bag:
     ) -> None:
         self.folder, self.card, self.way, self.whole = folder, card, way, whole
         self.groups, self.is_quick = tuple(groups), False
-        self.rule = card.rule
 
     def __repr__(self) -> str:
         return f"<Bag {self.card.model_version}: {len(self.card.members)} members>"
@@ -134,20 +134,19 @@ class Bag:
 
         def graph(rows: slice, form: Form) -> onnx.ModelProto:
             part = {name: tensor[rows] for name, tensor in state_K.items()}
-            return ballots_program(card, member, part, weights_K[rows], form)
+            return bag_program(card, member, part, weights_K[rows], form)
 
-        sizes = _sizes(len(card.members), groups)
-        way = fastest(
-            ways(forms(member), threads), lambda form: graph(slice(sizes[0]), form), card, batch
-        )
+        count = len(card.members)
+        split = np.array_split(np.arange(count), min(groups, count))
+        parts = [slice(int(part[0]), int(part[-1]) + 1) for part in split]
+        way = fastest(ways(forms(member), threads), lambda form: graph(parts[0], form), card, batch)
         loaded, whole = [], None
-        if len(sizes) > 1:
-            starts = np.cumsum([0, *sizes[:-1]]).tolist()
-            for first, size in zip(starts, sizes, strict=True):
-                session = way.session(graph(slice(first, first + size), way.form))
-                loaded.append(Group(first, partial(ask, session)))
+        if len(parts) > 1:
+            for rows in parts:
+                session = way.session(graph(rows, way.form))
+                loaded.append(Group(rows, partial(_softmaxes, session)))
         if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
-            whole = way.session(answers_program(card, member, state_K, weights_K, way.form))
+            whole = way.session(graph(slice(None), way.form))
         return cls(folder, card, way, loaded, whole)
 
     @classmethod
@@ -160,15 +159,15 @@ class Bag:
             )
         from bend_ray.export.members import Members
 
-        return cls(folder, card, None, [Group(0, partial(ask_in_torch, Members(card, state_K)))])
+        members = Members(card, state_K)
+        return cls(folder, card, None, [Group(slice(None), members.softmaxes)])
 
     def _check(self, stop: Stop) -> None:
         """Refuse to answer otherwise than torch did when the bag was exported."""
         if not self.card.warmup:
             return
-        answers = self.answer(noise(self.card), [stop] * 2, keep_members=True)
-        assert answers.member_probs_BEC is not None
-        mean_BC = np.tensordot(self.card.weights, answers.member_probs_BEC, (0, 1))
+        answers = self.answer(noise(self.card), [stop] * 2)
+        mean_BC = np.einsum("e,bec->bc", self.card.weights, answers.member_probs_BEC)
         off_BC = np.abs(mean_BC - self.card.warmup)
         if not answers.is_finite.all() or not off_BC.max() <= TOLERANCE:
             told = f"off by {off_BC.max():.1g}, or not finite"
@@ -180,37 +179,34 @@ class Bag:
             self.answer(examples, stops)
             self.is_quick = time.thread_time() - started < QUICK_SECONDS
 
-    def answer(
-        self, inputs: Inputs, stops: Sequence[Stop], *, keep_members: bool = False
-    ) -> Answers:
+    def answer(self, inputs: Inputs, stops: Sequence[Stop]) -> Answers:
         """What the bag says about examples.
 
         Args:
             inputs: as the card has them, by name.
             stops: when each of the examples needs no more members.
-            keep_members: whether every member's softmax is wanted.
         """
         patient = not any(stop.decided or stop.confidence is not None for stop in stops)
         if self.whole is not None and (patient or not self.groups):
-            return ask_everyone(self.whole, inputs, keep_members=keep_members)
-        tally = Tally(self.rule, len(stops), len(self.card.class_names), keep_members=keep_members)
-        rows_B = np.arange(len(stops))
+            return ask(self.whole, inputs)
+        rule, (examples, members) = self.card.rule, (len(stops), len(self.card.members))
+        probs_BEC = np.zeros((examples, members, len(self.card.class_names)), np.float32)
+        asked_BE = np.zeros((examples, members), np.bool_)
+        rows_B = np.arange(examples)
         for group in self.groups:
             asked = {name: values[rows_B] for name, values in inputs.items()}
-            tally.add(group.first, group.ask(asked), rows_B)
-            if patient or group is self.groups[-1]:
+            probs_BEC[rows_B, group.members] = group.ask(asked)
+            asked_BE[rows_B, group.members] = True
+            if patient and group is not self.groups[-1]:
                 continue
-            rows_B = rows_B[~tally.finished(stops)[rows_B]]
+            answers = counted(rule, probs_BEC, asked_BE)
+            rows_B = np.flatnonzero(~finished(rule, answers, asked_BE, stops))
             if not len(rows_B):
                 break
-        return tally.answers()
+        return answers
 
     def predict(self, x: Any) -> NDArray[Any]:
-        """The classes ``(N,)`` of examples: names, or numbers where all names are whole numbers.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """The classes ``(N,)`` of examples: names, or numbers where all names are whole numbers."""
         names = np.array(self.card.class_names)
         if all(name.removeprefix("-").isdecimal() for name in self.card.class_names):
             names = names.astype(np.int64)
@@ -218,24 +214,16 @@ class Bag:
         return predicted
 
     def predict_proba(self, x: Any) -> NDArray[np.float64]:
-        """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``."""
         return np.concatenate([said.probs_BC for said in self._answers(x)])
 
     def uncertainty(self, x: Any) -> Uncertainty:
-        """Entropy, mutual information and votes.
-
-        Raises:
-            DataError: it takes no such examples.
-        """
+        """Entropy, mutual information and votes."""
         said = self._answers(x)
         return Uncertainty(
             np.concatenate([each.entropy_B for each in said]),
             np.concatenate([each.information_B for each in said]),
-            np.concatenate([each.votes_BC for each in said]),
+            np.concatenate([each.votes for each in said]),
         )
 
     def save(self, folder: str | Path) -> str:
@@ -260,10 +248,8 @@ class Bag:
         return parts
 
 
-def _sizes(members: int, groups: int) -> list[int]:
-    """Sizes of so many near-equal groups, or of as many as there are members."""
-    groups = min(groups, members)
-    return [members // groups + (index < members % groups) for index in range(groups)]
+def _softmaxes(session: onnxruntime.InferenceSession, inputs: Inputs) -> Softmaxes:
+    return ask(session, inputs).member_probs_BEC
 
 
 def _read(folder: Path) -> State:

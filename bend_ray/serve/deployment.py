@@ -1,4 +1,4 @@
-"""The Ray Serve deployment: one replica holds the whole bag.
+"""The Ray Serve deployment, and its config file: one replica holds the whole bag.
 
 ``application`` is what a Serve config names (``bend_ray.serve.deployment:application``). Which bag
 is served is the deployment's ``user_config``, so that a change of it alone swaps bags in the
@@ -13,8 +13,8 @@ import urllib.request
 from typing import Any
 
 import ray
+import yaml
 from ray import serve
-from ray.serve.config import AutoscalingConfig
 from ray.util import metrics
 
 from bend_ray.errors import BendError, ConfigError
@@ -22,6 +22,7 @@ from bend_ray.process.environment import variable
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import App, Guard
+from bend_ray.serve.listening import Listening, is_loopback
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_settings
@@ -29,6 +30,16 @@ from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_setting
 logger = logging.getLogger("ray.serve")
 
 NAME = "Bag"
+BUILDER = "bend_ray.serve.deployment:application"
+_HEAD = """\
+# Written by `bend serve --config-only`. Every machine of the cluster needs bend-ray, and to be able
+# to read `export`: a folder they share, or s3://, gs:// or abfs://.
+#   serve deploy FILE             the first time, and after every change
+# To let another bag go live without a restart, change `export` alone.
+# With BEND_SERVE_TOKEN in the environment of the replicas, requests must bear it.
+# Have every machine start Ray with this, or its proxy does without limits and deadlines of ours:
+#   RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH=bend_ray.serve.door:middlewares
+"""
 
 
 @serve.deployment(name=NAME)
@@ -45,9 +56,8 @@ class BagDeployment(GrpcMethods):
         self.inference = GrpcInference(self.service, self.token)
 
     def __serve_build_asgi_app__(self) -> App:
-        limits = self.service.settings.limits()
         app = make_app(self.service, node_metrics)
-        return Guard(app, limits, self.token, self.service.meters)
+        return Guard(app, self.service.settings, self.token, self.service.meters)
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the bag that ``user_config`` names, warm it, and let it answer from now on.
@@ -87,12 +97,10 @@ def node_metrics() -> bytes:
 
 def options(settings: ServeSettings) -> dict[str, Any]:
     """How Serve runs the deployment."""
-    scaled = settings.max_replicas > settings.min_replicas
-    autoscaling = AutoscalingConfig(
-        min_replicas=settings.min_replicas,
-        max_replicas=max(settings.min_replicas, settings.max_replicas),
-        target_ongoing_requests=settings.target_ongoing_requests,
-    )
+    replicas: dict[str, Any] = {"num_replicas": settings.min_replicas}
+    if settings.max_replicas > settings.min_replicas:
+        names = {"min_replicas", "max_replicas", "target_ongoing_requests"}
+        replicas = {"autoscaling_config": settings.model_dump(include=names)}
     return {
         "ray_actor_options": {"num_cpus": settings.cpus},
         # Ray's router makes waiting requests wait ever longer, and is no more than a tenth as fast:
@@ -104,11 +112,7 @@ def options(settings: ServeSettings) -> dict[str, Any]:
         "health_check_timeout_s": 30,
         # Where a replica must be replaced, the new one answers before the old one goes.
         "max_surge_percent": 100,
-        **(
-            {"autoscaling_config": autoscaling}
-            if scaled
-            else {"num_replicas": settings.min_replicas}
-        ),
+        **replicas,
     }
 
 
@@ -128,3 +132,45 @@ def application(args: dict[str, Any]) -> serve.Application:
     more = {} if export is None else {"user_config": {"export": export}}
     deployment: Any = BagDeployment
     return deployment.options(**options(settings), **more).bind(rest)
+
+
+def grpc_options(port: int | None) -> dict[str, Any] | None:
+    """Ray Serve's gRPC proxy on a port; None for none."""
+    if port is None:
+        return None
+    add = "bend_ray.serve.oip_grpc.add_to_server"
+    return {"port": port, "grpc_servicer_functions": [add], "enable_reflection": False}
+
+
+def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dict[str, Any]:
+    """The config as data."""
+    if not is_loopback(where.host):
+        settings = settings.model_copy(update={"require_token": True})
+    tls = {"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if where.certfile else {}
+    grpc = grpc_options(where.grpc_port)
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {
+            "host": where.host,
+            "port": where.port,
+            "request_timeout_s": 60,
+            **tls,
+        },
+        **({"grpc_options": grpc} if grpc else {}),
+        "applications": [
+            {
+                "name": settings.name,
+                "route_prefix": "/",
+                "import_path": BUILDER,
+                "args": settings.model_dump(mode="json"),
+                "deployments": [
+                    {"name": NAME, "user_config": {"export": export}, **options(settings)}
+                ],
+            }
+        ],
+    }
+
+
+def deploy_text(config: dict[str, Any]) -> str:
+    """The config as YAML, with what to do with it."""
+    return _HEAD + yaml.safe_dump(config, sort_keys=False)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+import socket
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import grpc
@@ -25,7 +26,16 @@ KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's, which ends well when it is asked to end."""
+    """uvicorn's, which says when it listens, and ends well when it is asked to end."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        self._ready()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -37,11 +47,7 @@ class _Server(uvicorn.Server):
 
 
 def service_of(export: str, settings: ServeSettings) -> Answering:
-    """A bag that answers in this process.
-
-    Raises:
-        DataError: it is damaged, or none.
-    """
+    """A bag that answers in this process; DataError where it is none."""
     service = Answering(settings, Meters(Prometheus()))
     service.go_live(service.load(export))
     return service
@@ -50,13 +56,15 @@ def service_of(export: str, settings: ServeSettings) -> Answering:
 def guarded(service: Answering, token: str | None) -> Guard:
     """The interface over a bag in this process."""
     made: Any = service.meters.make
-    limits = service.settings.limits(None if service.bag is None else service.card())
+    settings = (
+        service.settings if service.bag is None else service.settings.fitted_to(service.card())
+    )
     app = make_app(service, lambda: generate_latest(made.registry))
-    return Guard(app, limits, token, service.meters)
+    return Guard(app, settings, token, service.meters)
 
 
-def run(service: Answering, where: Listening) -> None:
-    """Answer until SIGINT or SIGTERM; then answer what has come, and stop."""
+def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None:
+    """Answer until SIGINT or SIGTERM, then answer what has come; ``ready`` is called in between."""
     drain = service.settings.drain_seconds
     config = uvicorn.Config(
         guarded(service, token()),
@@ -76,7 +84,7 @@ def run(service: Answering, where: Listening) -> None:
         ssl_certfile=where.certfile,
         ssl_keyfile=where.keyfile,
     )
-    asyncio.run(_serve(_Server(config), service, where))
+    asyncio.run(_serve(_Server(config, ready), service, where))
 
 
 async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -> None:

@@ -23,7 +23,7 @@ from bend_ray.serve.guard import BODY, LIVE, Gone, Guard, Message, Receive, Scop
 from bend_ray.serve.listening import Listening, add_port
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.settings import LIMITS_VARIABLE, TOKEN_VARIABLE, Limits
+from bend_ray.serve.settings import SETTINGS_VARIABLE, TOKEN_VARIABLE, ServeSettings
 from bend_ray.serve.wire import Protocol
 
 logger = logging.getLogger("ray.serve")
@@ -105,9 +105,9 @@ def middlewares() -> list[Middleware]:
     # Uvicorn names its protocol here, and Ray leaves it the choice.
     auto.AutoHTTPProtocol = Protocol
     default_impl.add_grpc_address = _add_grpc_address
-    limits = Limits.model_validate_json(variable(LIMITS_VARIABLE) or "{}")
+    settings = ServeSettings.model_validate_json(variable(SETTINGS_VARIABLE) or "{}")
     token = variable(TOKEN_VARIABLE)
-    return [Middleware(Door, limits=limits, token=token, meters=Meters(metrics))]
+    return [Middleware(Door, settings=settings, token=token, meters=Meters(metrics))]
 
 
 def _add_grpc_address(server: Any, address: str) -> None:
@@ -116,8 +116,8 @@ def _add_grpc_address(server: Any, address: str) -> None:
     add_port(server, replace(where, grpc_port=port).grpc_address, where.certfile, where.keyfile)
 
 
-def put_up(limits: Limits, where: Listening) -> None:
+def put_up(settings: ServeSettings, where: Listening) -> None:
     """Put the door into the proxies of a cluster that this process is about to start."""
     os.environ[CALLBACK_VARIABLE] = "bend_ray.serve.door:middlewares"
-    os.environ[LIMITS_VARIABLE] = limits.model_dump_json()
+    os.environ[SETTINGS_VARIABLE] = settings.model_dump_json()
     os.environ[LISTENING_VARIABLE] = json.dumps(asdict(where))

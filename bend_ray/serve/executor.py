@@ -1,7 +1,4 @@
-"""How a graph is run on this machine: chosen by measuring, when a bag is loaded.
-
-Shape letters: E members, B examples, C classes.
-"""
+"""How a graph is run on this machine: chosen by measuring, when a bag is loaded."""
 
 from __future__ import annotations
 
@@ -10,20 +7,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx
 import onnxruntime
 
-from bend_ray.export import graphs
 from bend_ray.export.card import Card, noise
 from bend_ray.export.graphs import Form
 from bend_ray.serve.queries import Inputs
-from bend_ray.serve.voting import Answers, Ballots, count_choices, log_softmax
-
-if TYPE_CHECKING:
-    from bend_ray.export.members import Members
+from bend_ray.serve.voting import Answers
 
 logger = logging.getLogger(__name__)
 
@@ -65,49 +56,10 @@ def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
     return found
 
 
-def ask(session: onnxruntime.InferenceSession, inputs: Inputs) -> Ballots:
-    """What the members of a graph of ``ballots_program`` say."""
-    names = [graphs.MASS, graphs.MEMBER_ENTROPY, graphs.CHOICES, graphs.MEMBER_PROBABILITIES]
-    return Ballots(*session.run(names, inputs))
-
-
-def ask_in_torch(members: Members, inputs: Inputs) -> Ballots:
-    """What the members of a bag without programs say."""
-    logs_EBC = log_softmax(members.logits(inputs).numpy())
-    probs_EBC = np.exp(logs_EBC)
-    weights_E = np.array(members.card.rule.sums_exactly, dtype=np.float32)
-    return Ballots(
-        mass_BC=np.tensordot(weights_E, probs_EBC, 1),
-        entropy_B=np.tensordot(weights_E, -(probs_EBC * logs_EBC).sum(axis=-1), 1),
-        choices_EB=logs_EBC.argmax(axis=-1),
-        probs_EBC=probs_EBC,
-    )
-
-
-def ask_everyone(
-    session: onnxruntime.InferenceSession, inputs: Inputs, *, keep_members: bool
-) -> Answers:
-    """What the whole bag of a graph of ``answers_program`` says."""
-    names = [
-        graphs.LABELS,
-        graphs.PROBABILITIES,
-        graphs.ENTROPY,
-        graphs.INFORMATION,
-        graphs.CHOICES,
-    ]
-    if keep_members:
-        names.append(graphs.MEMBER_PROBABILITIES)
-    labels, probs, entropy, information, choices_EB, *members = session.run(names, inputs)
-    return Answers(
-        labels_B=labels,
-        probs_BC=probs,
-        votes_BC=count_choices(choices_EB.T, probs.shape[1]),
-        entropy_B=entropy,
-        information_B=information,
-        used_B=np.full(len(labels), len(choices_EB)),
-        choices_BE=choices_EB.T,
-        member_probs_BEC=members[0].transpose(1, 0, 2) if members else None,
-    )
+def ask(session: onnxruntime.InferenceSession, inputs: Inputs) -> Answers:
+    """What the members of a graph of ``bag_program`` say."""
+    probs, member_probs, labels, entropy, information, choices = session.run(None, inputs)
+    return Answers(labels, probs, entropy, information, choices, member_probs)
 
 
 def fastest(

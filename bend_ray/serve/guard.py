@@ -12,19 +12,15 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, MutableMapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from contextlib import asynccontextmanager
 from typing import Any
+
+from starlette.exceptions import HTTPException
 
 from bend_ray.serve.meters import Meters, route_of
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.settings import Limits
-
-trace: Any
-try:
-    from opentelemetry import propagate, trace
-except ImportError:  # Ray's dashboard brings it; a server without Ray may have none
-    trace = None
+from bend_ray.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +37,6 @@ BODY = "bend_ray.body"
 """A whole body in a scope's extensions: a door has let the request in."""
 BODY_SECONDS, SLOWEST = 5.0, 2**18
 """For a body, and bytes that it may have one more second for."""
-SEND_SECONDS = 30.0
-"""In which a client must take what it is sent."""
 LARGE, MOST_LARGE = 2**20, 4
 """Bytes of a large body, and how many of these are read on at a time."""
 MOST_HELD = 16
@@ -72,9 +66,8 @@ class Gone(Exception):  # noqa: N818 - nobody made an error
 class _Answer:
     """What is sent for one request, with the headers of all, and without the body of a HEAD."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
-        self._send, self._bare = send, scope["method"] == "HEAD"
-        self._headers = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
+    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send, self._bare, self._headers = send, scope["method"] == "HEAD", headers
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
@@ -83,18 +76,16 @@ class _Answer:
             message = {**message, "headers": [*message.get("headers", []), *self._headers]}
         elif self._bare:
             message = {**message, "body": b""}
-        try:
-            async with asyncio.timeout(SEND_SECONDS):
-                await self._send(message)
-        except TimeoutError:
-            raise Gone from None
+        await self._send(message)
 
 
 class Guard:
     """An ASGI app around another."""
 
-    def __init__(self, app: App, limits: Limits, token: str | None, meters: Meters) -> None:
-        self.limits = limits
+    def __init__(
+        self, app: App, settings: ServeSettings, token: str | None, meters: Meters
+    ) -> None:
+        self.settings = settings
         self._app, self._meters, self._token = app, meters, token
         self.peers: Counter[str] = Counter()
         self._ongoing = self._held = self.lingering = 0
@@ -109,29 +100,32 @@ class Guard:
         elif (body := (scope.get("extensions") or {}).get(BODY)) is None:
             await self._let_in(scope, receive, send)
         else:
-            await self._answer(scope, body, None, send)
+            await self._answer(scope, body, None, _Answer(scope, send, []))
 
     @property
     def is_full(self) -> bool:
         """Whether one more request would be refused."""
-        return self._ongoing >= self.limits.ongoing
+        return self._ongoing >= self.settings.max_ongoing_requests
 
     @property
     def too_many(self) -> str:
         """What a refused request is told."""
-        return f"expected at most {self.limits.ongoing} requests at a time; ask again"
+        return (
+            f"expected at most {self.settings.max_ongoing_requests} requests at a time; ask again"
+        )
 
     def refused(self, status: int) -> None:
         """Count a request that was refused before it was read."""
         self._meters.request("none", status, 0.0)
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started, answer = time.perf_counter(), _Answer(scope, send)
+        own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
+        started, answer = time.perf_counter(), _Answer(scope, send, own)
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
         try:
             self._check(scope)
             async with self._body(inner, receive) as body:
-                await self._answer(inner, body, receive, answer.send)
+                await self._answer(inner, body, receive, answer)
         except Refusal as refusal:
             await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
         except (Gone, asyncio.CancelledError) as error:
@@ -141,29 +135,28 @@ class Guard:
         finally:
             status, seconds = answer.status or 500, time.perf_counter() - started
             self._meters.request(route_of(scope["path"]), status, seconds)
-            if self.limits.request_log:
+            if self.settings.request_log:
                 _log(scope, status, seconds)
 
-    async def _answer(self, scope: Scope, body: bytes, receive: Receive | None, send: Send) -> None:
+    async def _answer(
+        self, scope: Scope, body: bytes, receive: Receive | None, answer: _Answer
+    ) -> None:
         """Have the app answer, or say what is wrong; without ``receive`` another watches."""
-        began = False
-
-        async def beginning(message: Message) -> None:
-            nonlocal began
-            began = True
-            await send(message)
-
+        send = answer.send
         try:
             self._check_token(scope)
-            with _span(scope):
-                await self._pass_on(scope, body, receive, beginning)
+            await self._pass_on(scope, body, receive, send)
         except Refusal as refusal:
             await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
+        except HTTPException as error:
+            told = "expected one of the paths that /docs lists"
+            told = told if error.status_code == 404 else error.detail
+            await say(send, error.status_code, {"error": told}, dict(error.headers or {}))
         except Gone:
             raise
         except Exception:
             logger.exception("a bug of ours")
-            if began:
+            if answer.status is not None:
                 raise
             await say(send, 500, {"error": "this is a bug of the server, not of the request"})
 
@@ -171,6 +164,7 @@ class Guard:
         self, scope: Scope, body: bytes, receive: Receive | None, send: Send
     ) -> None:
         """Run the app, and stop it where nobody waits for it any more."""
+        scope["app"] = self  # so that routes raise what they refuse
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def once() -> Message:
@@ -215,8 +209,8 @@ class Guard:
     def _most(self, scope: Scope) -> int:
         """Bytes of the body: pictures may have more than what can only be numbers."""
         kind = dict(scope["headers"]).get(b"content-type", b"").strip().lower()
-        large = kind.startswith((b"image/", b"multipart/"))
-        return self.limits.body_bytes if large else self.limits.text_bytes
+        most, is_large = self.settings.max_body_bytes, kind.startswith((b"image/", b"multipart/"))
+        return most if is_large else min(most, self.settings.max_text_bytes or most)
 
     def _too_large(self, scope: Scope) -> Refusal:
         return Refusal(413, f"expected a body of at most {self._most(scope)} bytes, got more")
@@ -261,7 +255,7 @@ class Guard:
                     self._held += len(chunk)
                     if got > most:
                         raise self._too_large(scope)
-                    if self._held > MOST_HELD * self.limits.body_bytes:
+                    if self._held > MOST_HELD * self.settings.max_body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
                     if got > LARGE and not is_large:
                         before = now()
@@ -286,23 +280,6 @@ class Guard:
             raise self._too_large(scope)
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
         return inflated
-
-
-@contextmanager
-def _span(scope: Scope) -> Iterator[None]:
-    """A span of a request, below its ``traceparent``, which becomes the span's own for the app."""
-    names = (b"traceparent", b"tracestate")
-    carrier = {k.decode(): v.decode("latin-1") for k, v in scope["headers"] if k in names}
-    if trace is None or not carrier:
-        yield
-        return
-    name, above = f"{scope['method']} {route_of(scope['path'])}", propagate.extract(carrier)
-    with trace.get_tracer("bend_ray").start_as_current_span(name, above):
-        propagate.inject(carrier)
-        scope["headers"] = [pair for pair in scope["headers"] if pair[0] not in names] + [
-            (k.encode(), v.encode("latin-1")) for k, v in carrier.items()
-        ]
-        yield
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:

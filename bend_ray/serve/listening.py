@@ -31,13 +31,13 @@ class Listening:
     def url(self) -> str:
         """Where a browser of this machine finds it."""
         scheme = "http" if self.certfile is None else "https"
-        return f"{scheme}://{_shown(self.host)}:{self.port}"
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104 - shown
+        return f"{scheme}://{_address(host, self.port)}"
 
     @property
     def grpc_address(self) -> str:
         """Where gRPC listens."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.grpc_port}"
+        return _address(self.host, self.grpc_port)
 
     @property
     def told(self) -> str:
@@ -47,11 +47,7 @@ class Listening:
         return f"HTTP on {self.host}:{self.port}{also}, {asks}"
 
     def check(self) -> None:
-        """Refuse what cannot be listened on, or should not be.
-
-        Raises:
-            ConfigError: what is wrong, in one line.
-        """
+        """Refuse, as ConfigError, what cannot be listened on, or should not be."""
         if not is_loopback(self.host) and token() is None:
             raise ConfigError(
                 f"--host {self.host}: expected {TOKEN_VARIABLE} in the environment where others "
@@ -115,6 +111,5 @@ def _check_free(host: str, option: str, port: int) -> None:
         ) from None
 
 
-def _shown(host: str) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - only shown
-    return f"[{host}]" if ":" in host else host
+def _address(host: str, port: int | None) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

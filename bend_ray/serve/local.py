@@ -14,9 +14,9 @@ from ray.serve.config import HTTPOptions
 from bend_ray.errors import ClusterError
 from bend_ray.export.card import read_card
 from bend_ray.runtime import cluster
-from bend_ray.serve import deploy_file, door
+from bend_ray.serve import door
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.deployment import application
+from bend_ray.serve.deployment import application, grpc_options
 from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.settings import ServeSettings
 
@@ -26,16 +26,11 @@ REQUEST_SECONDS = 30.0
 
 
 def start(export: str, settings: ServeSettings, where: Listening) -> str:
-    """Start Ray and Serve, deploy a bag, and say what listens where.
-
-    Raises:
-        DataError: it is damaged, or none.
-        ClusterError: something does not start.
-    """
+    """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
     Bag.load(Path(export), run_code=settings.run_code)
     settings = settings.model_copy(update={"require_token": token() is not None})
-    door.put_up(settings.limits(read_card(Path(export))), where)
+    door.put_up(settings.fitted_to(read_card(Path(export))), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -50,7 +45,7 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
     serve.start(
         proxy_location="HeadOnly",
         http_options=http,
-        grpc_options=deploy_file.grpc_options(where.grpc_port),
+        grpc_options=grpc_options(where.grpc_port),
         logging_config=quiet,
     )
     bound = application({**settings.model_dump(mode="json"), "export": export})

@@ -115,7 +115,7 @@ class Meters:
         self._observe("batch_examples", [sum(len(each.labels_B) for each in answers)])
         self._observe("queue_seconds", waits)
         for each in answers:
-            self._observe("members_used", each.used_B)
+            self._observe("members_used", each.used)
             self._observe("answer_entropy_nats", each.entropy_B)
             self._observe("answer_information_nats", each.information_B)
             self._observe("answer_top_probability", each.probs_BC.max(axis=1))

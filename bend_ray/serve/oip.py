@@ -150,22 +150,20 @@ class OpenInference:
 
     def config(self, card: Card) -> dict[str, Any]:
         """The same in the words of Triton's model configuration, without the batch's dimension."""
-        flat = {"dims": [1], "reshape": {"shape": []}}
+
+        def typed(tensor: dict[str, Any]) -> dict[str, Any]:
+            dims = tensor["shape"][1:]
+            sizes = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
+            return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", **sizes}
+
+        told = self.metadata(card)
         return {
             "name": self.name,
             "platform": "bend_ray",
             "backend": "bend_ray",
             "max_batch_size": self.service.settings.max_batch_size,
-            "input": [
-                {"name": name, "data_type": f"TYPE_{_DATATYPES[own.dtype]}"}
-                | ({"dims": list(own.shape)} if own.shape else flat)
-                for name, own in card.inputs.items()
-            ],
-            "output": [
-                {"name": name, "data_type": f"TYPE_{_NAMES[dtype]}"}
-                | ({"dims": shape} if shape else flat)
-                for name, (dtype, shape) in _outputs_of(card).items()
-            ],
+            "input": [typed(tensor) for tensor in told["inputs"]],
+            "output": [typed(tensor) for tensor in told["outputs"]],
         }
 
     def index(self) -> list[dict[str, str]]:
@@ -204,10 +202,10 @@ class OpenInference:
         if best - set(_BY_CLASS):
             raise Refusal(400, f"classification: expected of {' or '.join(_BY_CLASS)} alone")
         inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
-        keep = any(each.name == MEMBERS for each in wanted)
-        # Every member is wanted, so every member is asked.
-        stop = Stop() if keep else parameters.or_else(settings.stop)
-        answers = await self.service.ask(card, Question(inputs, stop, keep))
+        # Where every member is wanted, every member is asked.
+        everyone = any(each.name == MEMBERS for each in wanted)
+        stop = Stop() if everyone else parameters.or_else(settings.stop)
+        answers = await self.service.ask(card, Question(inputs, stop))
         arrays, binary = _arrays(answers), parameters.binary_data_output
         names = card.class_names
         return request, [_answered(each, arrays[each.name], names, binary) for each in wanted]
@@ -272,16 +270,15 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
 
 
 def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:
-    members = answers.member_probs_BEC
-    arrays: dict[str, NDArray[Any]] = {
+    return {
         "label": answers.labels_B.astype(_INT),
         "probabilities": answers.probs_BC.astype(_FLOAT),
-        "votes": answers.votes_BC.astype(_INT),
+        "votes": answers.votes.astype(_INT),
         "entropy": answers.entropy_B.astype(_FLOAT),
         "mutual_information": answers.information_B.astype(_FLOAT),
-        "members_used": answers.used_B.astype(_INT),
+        "members_used": answers.used.astype(_INT),
+        MEMBERS: answers.member_probs_BEC,
     }
-    return arrays if members is None else arrays | {MEMBERS: members}
 
 
 def _answered(

@@ -34,7 +34,6 @@ class Question:
 
     inputs: Inputs
     stop: Stop
-    keep_members: bool = False
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))

@@ -13,23 +13,8 @@ from bend_ray.serve.voting import Stop
 from bend_ray.spec import Spec
 
 TOKEN_VARIABLE = "BEND_SERVE_TOKEN"  # noqa: S105 - the name of it
-LIMITS_VARIABLE = "BEND_SERVE_LIMITS"
-"""``Limits`` as JSON, for doors in Ray's proxies."""
-
-
-class Limits(Spec):
-    """What a door lets in; one in a process that knows no settings has them from its environment.
-
-    The names are those of ``ServeSettings``, in short.
-    """
-
-    body_bytes: PositiveInt = 16 * 2**20
-    """Of any body, also when it is inflated."""
-    text_bytes: PositiveInt = 16 * 2**20
-    """Of a body that is no picture."""
-    ongoing: PositiveInt = 1024
-    connections: PositiveInt = 4096
-    request_log: bool = False
+SETTINGS_VARIABLE = "BEND_SERVE_SETTINGS"
+"""``ServeSettings`` as JSON, for doors in Ray's proxies."""
 
 
 def text_bytes(card: Card, examples: int) -> int:
@@ -70,6 +55,8 @@ class ServeSettings(Spec):
     """What a replica that must go may take to answer what it has."""
     max_body_mib: PositiveFloat = 16.0
     """Larger requests are refused with 413."""
+    max_text_bytes: PositiveInt | None = None
+    """The same of what is no picture; null: what a batch of the bag's examples can need."""
     max_image_pixels: PositiveInt | None = None
     """Pictures of more pixels are refused before they are decoded; null: 4 million, or for bags of
     large images 1,024 times as many as theirs, up to 16 million."""
@@ -90,20 +77,10 @@ class ServeSettings(Spec):
         """The body limit."""
         return int(self.max_body_mib * 2**20)
 
-    def limits(self, card: Card | None = None) -> Limits:
-        """What a door lets in.
-
-        Args:
-            card: of the bag behind it; None where the door cannot know it.
-        """
-        body = self.max_body_bytes
-        return Limits(
-            body_bytes=body,
-            text_bytes=body if card is None else min(body, text_bytes(card, self.max_batch_size)),
-            ongoing=self.max_ongoing_requests,
-            connections=self.max_connections_per_peer,
-            request_log=self.request_log,
-        )
+    def fitted_to(self, card: Card) -> ServeSettings:
+        """The same, where texts may be as long as a batch of a bag's examples."""
+        most = self.max_text_bytes or text_bytes(card, self.max_batch_size)
+        return self.model_copy(update={"max_text_bytes": most})
 
 
 def parse_settings(args: dict[str, object]) -> ServeSettings:

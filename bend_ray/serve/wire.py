@@ -23,6 +23,8 @@ HEAD_BYTES = 32 * 2**10
 MOST_HEADERS = 100
 HEAD_SECONDS = 10.0
 """In which a head must be there, from its connection or its first byte on."""
+SEND_SECONDS = 30.0
+"""In which a client must take what it is sent."""
 LINGER_SECONDS = 2.0
 """For which a connection is read after a refusal: closed at once, it would reset the answer."""
 LINGER_BYTES, LINGER_PAUSE = 2**24, 0.003
@@ -68,6 +70,7 @@ class Protocol(H11Protocol):
             app = app.app
         self._guard: Guard = app
         self._timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
         self._ended: bool = False
         self._read_after = 0
 
@@ -75,7 +78,7 @@ class Protocol(H11Protocol):
         """Count it, and wait for its first head."""
         super().connection_made(transport)
         self._guard.peers[self._peer] += 1
-        if self._guard.peers[self._peer] > self._guard.limits.connections:
+        if self._guard.peers[self._peer] > self._guard.settings.max_connections_per_peer:
             self._refuse(503, "expected fewer connections from one address")
         else:
             self._within(HEAD_SECONDS)
@@ -85,7 +88,19 @@ class Protocol(H11Protocol):
         self._guard.peers -= Counter([self._peer])
         self._guard.lingering -= self._ended
         self._within(None)
+        self.resume_writing()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """The client does not take what it is sent: for a while."""
+        super().pause_writing()
+        self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It does."""
+        super().resume_writing()
+        if self._sending is not None:
+            self._sending.cancel()
 
     @property
     def _peer(self) -> str:

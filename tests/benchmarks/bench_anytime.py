@@ -48,7 +48,7 @@ def main(folder: Path) -> None:
                 "groups": groups,
                 "way": str(bag.way),
                 "stop": name,
-                "members_asked": round(float(answers.used_B.mean()), 1),
+                "members_asked": round(float(answers.used.mean()), 1),
                 "accuracy": round(float((answers.labels_B == labels).mean()), 4),
                 "batch_1_ms": median_ms(bag, pixels[:1], stop),
                 "batch_32_ms": median_ms(bag, pixels[:32], stop),

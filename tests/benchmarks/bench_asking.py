@@ -28,6 +28,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,14 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble.rule import Rule
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import answers_program, ballots_program, forms
+from bend_ray.export.graphs import bag_program, forms
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp, TorchvisionModel
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.executor import Way, ask, fastest, ways
-from bend_ray.serve.voting import Ballots, Stop, Tally
+from bend_ray.serve.voting import Stop, counted
 
 OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")
 """What a member of ``--shared`` owns."""
@@ -81,26 +82,20 @@ def mean_softmax(logits_KBC: Tensor) -> np.ndarray:
     return logits_KBC.softmax(dim=-1).mean(dim=0).numpy()
 
 
-def in_full(ballots: Callable[[np.ndarray], Ballots], members: int) -> Ask:
-    """All that ``auto`` says, counted in Python from what the members say."""
+def in_full(softmaxes: Callable[[np.ndarray], np.ndarray], members: int) -> Ask:
+    """All that ``auto`` says, counted in Python from the members' softmaxes ``(B, K, C)``."""
     rule = Rule((1 / members,) * members)
 
     def answer(pixels: np.ndarray) -> np.ndarray:
-        tally = Tally(rule, len(pixels), NUM_CLASSES)
-        tally.add(0, ballots(pixels), np.arange(len(pixels)))
-        return tally.answers().probs_BC
+        probs_BKC = softmaxes(pixels)
+        return counted(rule, probs_BKC, np.ones(probs_BKC.shape[:2], np.bool_)).probs_BC
 
     return answer
 
 
-def torch_ballots(logits_KBC: Tensor) -> Ballots:
-    """What the members say, of their logits."""
-    logs_KBC = logits_KBC.log_softmax(dim=-1)
-    probs_KBC = logs_KBC.exp()
-    entropy_B = -(probs_KBC * logs_KBC).sum(dim=-1).mean(dim=0)
-    choices_KB = logits_KBC.argmax(dim=-1)
-    said = (probs_KBC.mean(dim=0), entropy_B, choices_KB, probs_KBC)
-    return Ballots(*(each.numpy() for each in said))
+def softmaxes(logits_KBC: Tensor) -> np.ndarray:
+    """Of the members; ``(B, K, C)``."""
+    return logits_KBC.softmax(dim=-1).transpose(0, 1).numpy()
 
 
 def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
@@ -123,7 +118,7 @@ def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
         name = logits.__name__
         systems[name] = lambda pixels, logits=logits: mean_softmax(logits(pixels))
         systems[name + IN_FULL] = in_full(
-            lambda pixels, logits=logits: torch_ballots(logits(pixels)), len(modules)
+            lambda pixels, logits=logits: softmaxes(logits(pixels)), len(modules)
         )
     return systems
 
@@ -178,21 +173,14 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
     """One graph of all members in every form that there is, and what ``bend serve`` takes."""
     given, member, state_K = bag_of(modules, network)
     systems: dict[str, Ask] = {}
+    program = partial(bag_program, given, member, state_K, given.weights)
     for form in forms(member):
-        session = Way(form, 1).session(ballots_program(given, member, state_K, given.weights, form))
+        session = Way(form, 1).session(program(form))
         systems[f"onnx_{form}"] = lambda pixels, session=session: (
-            ask(session, {"images": pixels}).mass_BC
+            ask(session, {"images": pixels}).probs_BC
         )
-        systems[f"onnx_{form}{IN_FULL}"] = in_full(
-            lambda pixels, session=session: ask(session, {"images": pixels}), len(modules)
-        )
-    way = fastest(
-        ways(forms(member), 1),
-        lambda form: ballots_program(given, member, state_K, given.weights, form),
-        given,
-        32,
-    )
-    session = way.session(answers_program(given, member, state_K, given.weights, way.form))
+    way = fastest(ways(forms(member), 1), program, given, 32)
+    session = way.session(program(way.form))
     bag = Bag(Path(), given, way, whole=session)
     systems["auto"] = lambda pixels: bag.answer({"images": pixels}, [Stop()] * len(pixels)).probs_BC
     return systems, way.form

@@ -14,9 +14,9 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from serve_config import check_deploy_config
 
 from bend_ray.config.reading import load_config
-from bend_ray.serve.deploy_file import check_deploy_config
 
 KUBERAY = Path(__file__).parents[2] / "cluster" / "kuberay"
 OVERLAYS = [*sorted((KUBERAY / "overlays").iterdir()), KUBERAY / "rayservice"]

@@ -22,7 +22,7 @@ from bend_ray.data.datasets import Digits, ImageFolder, ImageParquet
 from bend_ray.data.decoding import Look, UnreadableError, pixels_of
 from bend_ray.data.examples import Decoding, Parts
 from bend_ray.ensemble.votes import SoftVote
-from bend_ray.export.guide import guide
+from bend_ray.export.folder import guide
 from bend_ray.serve import pictures
 
 MODES = {

@@ -136,7 +136,7 @@ def test_onnx_answers_as_the_pipeline_does(
     bag = make_bag(MLP, f"evaluation.vote={vote}", members=[4, 0, 7, 7])
     folder = exported(bag, tmp_path / "out")
     onnx.checker.check_model(str(folder / "bag.onnx"))
-    probabilities, member_probabilities = run_onnx(folder, pixels)
+    probabilities, member_probabilities, *_ = run_onnx(folder, pixels)
     np.testing.assert_allclose(probabilities, bag.probabilities(pixels), atol=1e-5)
     own = bag.logits(pixels)[:3].softmax(-1).transpose(0, 1)
     np.testing.assert_allclose(member_probabilities, own, atol=1e-5)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import MEMBER_PROBABILITIES, ballots_program
+from bend_ray.export.graphs import MEMBER_PROBABILITIES, bag_program
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp
 
@@ -77,12 +77,12 @@ def program(
     names = [given.name for given in member.graph.input[1:]]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
     told = card(members)
-    return ballots_program(told, member, state_K, told.weights, "unrolled"), modules
+    return bag_program(told, member, state_K, told.weights, "unrolled"), modules
 
 
 @pytest.mark.parametrize("build", [plain, normed, grouped])
-@pytest.mark.parametrize("channels", [1, 3, 6, 8, 12])
-@pytest.mark.parametrize("members", [1, 5, 9])
+@pytest.mark.slow
+@pytest.mark.parametrize(("channels", "members"), [(1, 5), (6, 1)])
 def test_members_say_what_each_says_alone(
     build: Callable[[int], nn.Module], channels: int, members: int
 ) -> None:
@@ -95,4 +95,4 @@ def test_members_say_what_each_says_alone(
     inputs = (torch.from_numpy(pixels).float() - mean) / std
     with torch.no_grad():
         expected = torch.stack([module(inputs).softmax(dim=-1) for module in modules])
-    np.testing.assert_allclose(said, expected, atol=1e-5)
+    np.testing.assert_allclose(said, expected.transpose(0, 1), atol=1e-5)

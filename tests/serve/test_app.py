@@ -38,7 +38,7 @@ def check_prediction(said: dict[str, Any], bag: Bag, pixels_CHW: np.ndarray) -> 
     np.testing.assert_allclose(
         [said["probabilities"][name] for name in names], expected.probs_BC[0], atol=1e-6
     )
-    assert [said["votes"][name] for name in names] == expected.votes_BC[0].tolist()
+    assert [said["votes"][name] for name in names] == expected.votes[0].tolist()
     assert said["predictive_entropy"] == pytest.approx(expected.entropy_B[0])
     assert said["mutual_information"] == pytest.approx(expected.information_B[0])
     assert (said["members_used"], said["members"]) == (9, 9)

@@ -16,8 +16,8 @@ from test_app import picture
 from bend_ray.cli.bag import ask
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import noise
-from bend_ray.serve.asking import lines
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.telling import lines
 
 EACH = 70
 """More than a batch."""

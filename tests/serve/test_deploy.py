@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from serve_config import check_deploy_config
 from served import export_random
 
 from bend_ray.errors import ConfigError
-from bend_ray.serve.deploy_file import check_deploy_config, deploy_config, deploy_text
+from bend_ray.serve.deployment import deploy_config, deploy_text
 from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 
@@ -25,6 +26,7 @@ SUPPORT = Path(__file__).parents[1] / "support"
 def test_a_written_config_is_one_that_serve_takes() -> None:
     settings = ServeSettings(max_replicas=3, groups=2)
     config = deploy_config("s3://bags/digits", settings, HERE)
+    check_deploy_config(config)
     read = yaml.safe_load(deploy_text(config))
     assert read == config
     (application,) = read["applications"]
@@ -71,7 +73,7 @@ prepare_environment(None)
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 from bend_ray.runtime import cluster
-from bend_ray.serve.deploy_file import deploy_config
+from bend_ray.serve.deployment import deploy_config
 from bend_ray.serve.listening import Listening
 from bend_ray.serve.settings import ServeSettings
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -20,10 +21,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from serving import Load, Serving
+import uvicorn
+from serving import Load, Serving, free_port
 
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.direct import guarded, service_of
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
+from bend_ray.serve.wire import Protocol
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -203,6 +208,26 @@ def test_texts_that_no_text_holds(serving: Serving, path: str, content: bytes) -
         status, _, said = ask(serving.url + path, content, Content_Type=kind)
         assert 400 <= status < 500, said
         assert json.loads(said)["error"]
+
+
+def test_who_takes_no_answers_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bend_ray.serve.wire.SEND_SECONDS", 0.2)
+    app = guarded(service_of(str(folder), ServeSettings()), None)
+    quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
+    config = uvicorn.Config(
+        app, port=free_port(), http=Protocol, lifespan="off", ws="none", **quiet
+    )
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    with socket.create_connection(("127.0.0.1", config.port)) as connection:
+        connection.settimeout(30)
+        with pytest.raises(ConnectionError):
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 2**20)
+    server.should_exit = True
+    thread.join()
 
 
 def test_slow_senders_harm_nobody_and_are_dropped(serving: Serving) -> None:

@@ -69,7 +69,7 @@ def test_tritons_own_client(serving: Serving, bag: Bag, images: np.ndarray, bina
     names = ("probabilities", "label", "member_probabilities")
     outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
     said = client.infer("bag", [asked], outputs=outputs)
-    expected = bag.answer({"images": images}, [Stop()] * len(images), keep_members=True)
+    expected = bag.answer({"images": images}, [Stop()] * len(images))
     np.testing.assert_array_equal(said.as_numpy("label"), expected.labels_B)
     np.testing.assert_allclose(said.as_numpy("probabilities"), expected.probs_BC, atol=1e-6)
     members = said.as_numpy("member_probabilities")

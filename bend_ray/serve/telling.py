@@ -1,16 +1,23 @@
-"""What ``bend serve`` says when it is up."""
+"""What a terminal is told: by ``bend serve`` when it is up, and by ``bend ask``."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bend_ray.export.card import Card, noise, read_card
+from bend_ray.data.decoding import MAX_PIXELS
+from bend_ray.errors import DataError
+from bend_ray.export.card import IMAGES, Card, noise, read_card
+from bend_ray.serve.bag import Bag
 from bend_ray.serve.listening import Listening, token
+from bend_ray.serve.pictures import notes_on, pixels_of
+from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import TOKEN_VARIABLE
+from bend_ray.serve.voting import Stop
 
 
 def _example(card: Card) -> list[Any] | dict[str, Any]:
@@ -45,3 +52,24 @@ def welcome(where: Listening, listens: str, export: Path, seconds: float) -> str
         f"  {listens}\n"
         f"  {ask}"
     )
+
+
+def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
+    """What an exported bag says about picture files, a line each; DataError for none."""
+    bag = Bag.load(export, groups=1, batch=1)
+    for path in pictures:
+        try:
+            pixels = pixels_of(path.read_bytes(), bag.card, MAX_PIXELS)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read it: {error.strerror}") from None
+        except Refusal as refusal:
+            raise DataError(f"{path}: {refusal.message}") from None
+        assert pixels is not None
+        said = bag.answer({IMAGES: pixels[None]}, [Stop()])
+        label, members = int(said.labels_B[0]), len(bag.card.members)
+        notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
+        yield (
+            f"{path}: {bag.card.class_names[label]}  {said.probs_BC[0, label]:.1%}, "
+            f"{said.votes[0, label]} of {members} members agree, entropy "
+            f"{said.entropy_B[0]:.3f}, disagreement {said.information_B[0]:.3f} nats{notes}"
+        )
