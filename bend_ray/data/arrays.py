@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bend_ray.data.examples import Examples
 from bend_ray.data.files import File, Files
-from bend_ray.data.sources import by_name, listed, numbered
+from bend_ray.data.sources import by_name, classes_of, joint_classes, listed
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file, store_errors
 from bend_ray.storage.masking import cause, printable
@@ -49,7 +49,7 @@ class Arrays:
     labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
     named: bool
-    where: ClassVar[Any] = "example {}".format
+    where: ClassVar[Any] = "row {}".format
 
     @classmethod
     def of(
@@ -79,7 +79,8 @@ class Arrays:
             )
         # A safetensors file's come in any order.
         values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
-        codes_N, names, named = _classes(array_of(labels, f"{where}: labels"), class_names, where)
+        whole = _whole(array_of(labels, f"{where}: labels"), where)
+        codes_N, names, named = classes_of(whole, class_names, where)
         if unlike := [name for name, value in values.items() if len(value) != len(codes_N)]:
             raise DataError(
                 f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
@@ -109,7 +110,7 @@ class Arrays:
                 f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
                 f"{kinds[1]}; give all parts alike"
             )
-        return by_name(self, part, train.class_names, train.named)
+        return by_name(self, f"the {part} part", train.class_names, train.named)
 
     def examples(self) -> Examples:
         """They, as a network is given them: by name where there are several inputs."""
@@ -161,10 +162,7 @@ def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | No
     """
     parts = [_read(files, file, label, class_names) for file in files]
     first = parts[0]
-    names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
-    if not first.named:
-        names = tuple(sorted(names, key=int))
-    whole = replace(first, class_names=names)
+    whole = replace(first, class_names=joint_classes(parts))
     alike = [part.like(whole, file.name) for part, file in zip(parts, files, strict=True)]
     if len(alike) == 1:
         return alike[0]
@@ -262,10 +260,8 @@ def _plain(given: Any) -> NDArray[Any]:
     return deeper if deeper.shape == array.shape else _plain(deeper)
 
 
-def _classes(
-    labels: NDArray[Any], class_names: Sequence[str] | None, where: str
-) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
-    """Labels as indices of their classes, the classes, and whether they have names."""
+def _whole(labels: NDArray[Any], where: str) -> NDArray[Any]:
+    """Labels as texts, or as int64 ``(N,)``."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -274,22 +270,10 @@ def _classes(
             "give the argmax"
         )
     if labels.dtype.kind == "U":
-        names, codes_N = np.unique(labels, return_inverse=True)
-        return codes_N.astype(np.int64), tuple(names.tolist()), True
+        return labels
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iub":
         some = labels[labels != np.rint(labels)][0] if labels.dtype.kind == "f" else labels.dtype
         raise DataError(f"{where}: expected labels that are whole numbers or texts, got {some}")
-    labels = labels.astype(np.int64)
-    if class_names is None:
-        codes_N, numbers = numbered(labels, lambda row: f"{where}, example {row}")
-        return codes_N, numbers, False
-    if len(set(class_names)) < len(class_names):
-        raise DataError(f"{where}: expected classes of different names, got one twice")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise DataError(
-            f"{where}: expected labels from 0 to {len(class_names) - 1}, one for each of the "
-            f"{len(class_names)} class names, got {labels.min()} to {labels.max()}"
-        )
-    return labels, tuple(class_names), True
+    return labels.astype(np.int64)

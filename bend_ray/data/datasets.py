@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bend_ray.data.files import Files, Part
     from bend_ray.data.sources import Source
 
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NUM_DIGITS = 1797
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
@@ -54,6 +55,14 @@ class LabelledExamples(Spec):
             DataError: its files cannot be read.
         """
         return self
+
+    def _open(self, part: Part) -> Any:
+        """The examples of a part: images, not decoded, or arrays."""
+        raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts to open before any training."""
+        raise NotImplementedError
 
 
 class Digits(LabelledExamples):
@@ -112,7 +121,7 @@ class DrawnParts(LabelledExamples):
 class ImageFiles(DrawnParts):
     """What all data sets of image files have in common: their parts, their size and mode.
 
-    A variant says where its parts are: ``_open`` and ``_known_parts``.
+    A variant gives the ``Source`` of a part, and says which there are.
     """
 
     num_validation: PositiveInt = 5000
@@ -123,14 +132,6 @@ class ImageFiles(DrawnParts):
     """What to convert images to, grey or rgb; null where all are the one or the other."""
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
-
-    def _open(self, part: Part) -> Source:
-        """The images of a part, not decoded."""
-        raise NotImplementedError
-
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts to open before any training."""
-        raise NotImplementedError
 
     def load(self) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
@@ -149,7 +150,7 @@ class ImageFiles(DrawnParts):
         sources = {part: known._open(part) for part in known._known_parts()}
         train = sources["train"]
         sources = {
-            part: by_name(source, part, train.class_names, train.named)
+            part: by_name(source, f"the {part} part", train.class_names, train.named)
             for part, source in sources.items()
         }
         check_classes(sources)
@@ -203,7 +204,7 @@ def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named
     from bend_ray.data.decoding import decode
     from bend_ray.data.sources import by_name
 
-    source = by_name(spec._open("test"), "test", class_names, named)
+    source = by_name(spec._open("test"), "the test part", class_names, named)
     pixels, _ = decode(source, np.arange(len(source.labels_N)), look)
     return Examples.of_arrays(pixels, source.labels_N)
 
@@ -238,49 +239,41 @@ class Located(LabelledExamples):
 
     content: Content = Content()
     """Digests of the files, noted when they are first read; of those given, others are refused."""
+    _names_tell: ClassVar[bool] = False
+    """Whether the files' names mean something."""
 
     def _files(self, part: Part) -> Files:
         """The files of a part."""
         raise NotImplementedError
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts that there are."""
+    def _read(self, files: Files) -> Any:
+        """The examples in files of a part."""
         raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts of which there are files."""
+        return tuple(part for part in PARTS if getattr(self, part) is not None)
 
     def identified(self) -> Self:
         """The same data set, with the digests of what is there now, unless it has some."""
         given = self.content.model_dump(exclude_none=True)
         unknown = set(self._known_parts()) - set(given)
-        digests = {part: self._digest(self._files(part)) for part in unknown}
+        digests = {part: self._files(part).digest(self._names_tell) for part in unknown}
         return self.model_copy(update={"content": Content(**given, **digests)})
 
-    def _digest(self, files: Files) -> str:
-        return files.digest()
-
-    def _checked(self, part: Part) -> Files:
-        """The files of a part, which are those that were meant."""
+    def _open(self, part: Part) -> Any:
+        """What is in the files of a part, which are those that were meant."""
         files = self._files(part)
         expected = getattr(self.content, part)
-        if expected is not None and (found := self._digest(files)) != expected:
+        if expected is not None and (found := files.digest(self._names_tell)) != expected:
             raise DataError(
                 f"dataset.content.{part}: expected files of digest {expected}, got {found}: they "
                 "have changed since they were first read; run again to begin anew with them"
             )
-        return files
+        return self._read(files)
 
 
-class LocatedImages(ImageFiles, Located):
-    """Image files whose place is a setting."""
-
-    def _read(self, files: Files) -> Source:
-        """The images in files of a part."""
-        raise NotImplementedError
-
-    def _open(self, part: Part) -> Source:
-        return self._read(self._checked(part))
-
-
-class ImageParquet(LocatedImages):
+class ImageParquet(ImageFiles, Located):
     """Parquet files of encoded images and classes, as Hugging Face lays them out."""
 
     kind: Literal["image_parquet"] = "image_parquet"
@@ -309,16 +302,14 @@ class ImageParquet(LocatedImages):
         columns = Columns(self.image_column, self.label_column, self.class_names)
         return open_parquet(files, columns)
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        return ("train", "test") if self.validation is None else ("train", "validation", "test")
 
-
-class ImageFolder(LocatedImages):
+class ImageFolder(ImageFiles, Located):
     """Folders of image files: root/train/<class>/*.png and root/test/<class>/*.png."""
 
     kind: Literal["image_folder"] = "image_folder"
     root: Uri
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
+    _names_tell: ClassVar[bool] = True
 
     def _files(self, part: Part) -> Files:
         from bend_ray.data.folders import find_folder, part_folders
@@ -329,9 +320,6 @@ class ImageFolder(LocatedImages):
         from bend_ray.data.folders import open_folder
 
         return open_folder(files)
-
-    def _digest(self, files: Files) -> str:
-        return files.digest(named=True)
 
     def _known_parts(self) -> tuple[Part, ...]:
         from bend_ray.data.folders import part_folders
@@ -412,14 +400,10 @@ class ArrayFiles(ArrayParts, Located):
 
         return _found(getattr(self, part), part, ENDINGS)
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        parts: tuple[Part, ...] = ("train", "validation", "test")
-        return tuple(part for part in parts if getattr(self, part) is not None)
-
-    def _arrays(self, part: Part) -> Arrays:
+    def _read(self, files: Files) -> Arrays:
         from bend_ray.data.arrays import read_arrays
 
-        return read_arrays(self._checked(part), self.labels, self.class_names)
+        return read_arrays(files, self.labels, self.class_names)
 
     def load(self) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
@@ -428,7 +412,7 @@ class ArrayFiles(ArrayParts, Located):
             DataError: files that are missing or broken, or examples that do not fit together.
         """
         known = self.identified()
-        return split_arrays({p: partial(known._arrays, p) for p in self._known_parts()}, self)
+        return split_arrays({p: partial(known._open, p) for p in self._known_parts()}, self)
 
 
 class ImportedDataset(Imported, ArrayParts):

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,44 +55,67 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def numbered(
-    labels_N: NDArray[np.int64], where: Callable[[int], str]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels that are numbers as indices, and the numbers as names, in their order.
-
-    Raises:
-        DataError: a negative one, by which data sets say that an image is not labelled.
-    """
-    negative = np.flatnonzero(labels_N < 0)
-    if len(negative):
-        row = int(negative[0])
-        raise DataError(
-            f"dataset: expected labels from 0 on, {where(row)} has {labels_N[row]}; remove what is "
-            "not labelled, or give texts"
-        )
-    numbers, codes_N = np.unique(labels_N, return_inverse=True)
-    return codes_N.astype(np.int64), tuple(map(str, numbers.tolist()))
-
-
-def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
-    """A part whose labels are indices into the training part's classes.
+def classes_of(
+    labels: NDArray[Any], class_names: Sequence[str] | None, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
+    """Labels as indices of their classes, the classes, and whether they have names.
 
     Args:
-        source: the part.
-        part: its name.
-        class_names: of the training part.
-        named: whether those are names, and no numbers.
+        labels: texts, which are names, in whose order classes are; or whole numbers.
+        class_names: of 0, 1, ...; None: of labels that are numbers, these are the names.
+        where: they are from, for messages.
 
     Raises:
-        DataError: the part has examples of a class that the training part lacks, or one of the
-            two names its classes and the other numbers them.
+        DataError: labels out of range, or negative, by which data sets say that there is none.
+    """
+    if labels.dtype.kind == "U":
+        names, codes_N = np.unique(labels, return_inverse=True)
+        return codes_N.astype(np.int64), tuple(names.tolist()), True
+    most = None if class_names is None else len(class_names) - 1
+    wrong = labels < 0 if most is None else (labels < 0) | (labels > most)
+    if wrong.any():
+        row = int(wrong.argmax())
+        meant = "on" if class_names is None else f"to {most} ({listed(class_names)})"
+        advice = "give texts" if class_names is None else "name all classes"
+        raise DataError(
+            f"dataset: expected labels from 0 {meant}, {where} row {row} has {labels[row]}; "
+            f"remove what is not labelled, or {advice}"
+        )
+    if class_names is None:
+        numbers, codes_N = np.unique(labels, return_inverse=True)
+        return codes_N.astype(np.int64), tuple(map(str, numbers.tolist())), False
+    if len(set(class_names)) < len(class_names):
+        raise DataError(f"dataset: expected classes of different names, {where} has one twice")
+    return labels, tuple(class_names), True
+
+
+def joint_classes(files: Sequence[T]) -> tuple[str, ...]:
+    """The classes of files of one part: in the order in which files name them, or of numbers."""
+    names = dict.fromkeys(name for file in files for name in file.class_names)
+    return tuple(names if files[0].named else sorted(names, key=int))
+
+
+def by_name(
+    source: T, what: str, class_names: Sequence[str], named: bool, like: str = "the training part"
+) -> T:
+    """A source whose labels are indices into the classes of another.
+
+    Args:
+        source: a part, or a file of one.
+        what: it is.
+        class_names: of the other.
+        named: whether those are names, and no numbers.
+        like: what the other is.
+
+    Raises:
+        DataError: it has examples of a class that the other lacks, or one of the two names its
+            classes and the other numbers them.
     """
     if source.named != named:
         kinds = {True: "names", False: "numbers alone"}
         raise DataError(
-            f"dataset: expected the {part} part to give its classes as {kinds[named]}, as the "
-            f"training part does, got {kinds[source.named]}; name them in both, or give "
-            "dataset.class_names"
+            f"dataset: expected {what} to give its classes as {kinds[named]}, as {like} does, got "
+            f"{kinds[source.named]}; name them in both, or give dataset.class_names"
         )
     index = {name: label for label, name in enumerate(class_names)}
     label_of = np.array([index.get(name, -1) for name in source.class_names], dtype=np.int64)
@@ -101,9 +124,9 @@ def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
     if len(unknown):
         row = int(unknown[0])
         raise DataError(
-            f"dataset: expected the classes of the training part in the {part} part, got "
+            f"dataset: expected the classes of {like} in {what}, got "
             f"{printable(source.class_names[source.labels_N[row]])} besides "
-            f"({source.where(row)}); the training part's are {listed(class_names)}"
+            f"({source.where(row)}); those of {like} are {listed(class_names)}"
         )
     return replace(source, labels_N=labels_N, class_names=tuple(class_names), named=named)
 

@@ -59,7 +59,7 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
         ) from None
     where = partial("{} {} row {}".format, name, part)
     read = partial(_read_items, where, images, getattr(images, SETS_OF_FILES.get(name, ""), None))
-    return Source(_labels(images), _class_names(images), True, read, where)
+    return Source(_labels(images), tuple(map(str, images.classes)), True, read, where)
 
 
 def _labels(images: Any) -> NDArray[np.int64]:
@@ -68,12 +68,6 @@ def _labels(images: Any) -> NDArray[np.int64]:
         if hasattr(images, attribute):
             return np.asarray(getattr(images, attribute), dtype=np.int64)
     raise ValueError(f"{type(images).__name__} has no labels")
-
-
-def _class_names(images: Any) -> tuple[str, ...]:
-    if hasattr(images, "classes"):
-        return tuple(map(str, images.classes))
-    return tuple(str(label) for label in range(int(_labels(images).max()) + 1))
 
 
 def _read_items(

@@ -18,13 +18,7 @@ from bend_ray.generation.rivals import trunk_means
 
 
 def centres(theta_KP: Tensor, trunks_K: Tensor, num_trunks: int) -> Tensor:
-    """The mean of each trunk's members ``(T, P)``; nan for a trunk without one.
-
-    Args:
-        theta_KP: members that the generator learns from.
-        trunks_K: of each.
-        num_trunks: T, above all of them.
-    """
+    """The mean of each trunk's members ``(T, P)``; nan for a trunk without one."""
     means_UP, _ = trunk_means(theta_KP, trunks_K)
     centre_TP = theta_KP.new_full((num_trunks, theta_KP.shape[1]), torch.nan)
     centre_TP[torch.unique(trunks_K)] = means_UP
@@ -34,12 +28,7 @@ def centres(theta_KP: Tensor, trunks_K: Tensor, num_trunks: int) -> Tensor:
 def ways(centre_TP: Tensor, early_TP: Tensor) -> Tensor:
     """Each trunk's way ``(T, P)``, from the mean of its early checkpoints to that of its members.
 
-    Args:
-        centre_TP: means of the members that the generator learns from; nan for a trunk without.
-        early_TP: means of early checkpoints; nan for a trunk without.
-
-    Returns:
-        The ways; 0 for a trunk that lacks one of the two.
+    It is 0 for a trunk that lacks one of the two, whose mean is nan.
     """
     return torch.nan_to_num(centre_TP - early_TP)
 
