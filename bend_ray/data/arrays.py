@@ -98,8 +98,7 @@ class Arrays:
     def like(self, train: Arrays, part: str) -> Arrays:
         """These with the classes of the training part, matched by name.
 
-        Raises:
-            DataError: other inputs, or a class that the training part lacks.
+        DataError where inputs are others, or of a class that the training part lacks.
         """
         kinds = [
             ", ".join(f"{name} {v.shape[1:]} {v.dtype}" for name, v in each.inputs.items())
@@ -134,11 +133,7 @@ class Arrays:
 
 
 def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS) -> str:
-    """Which of the names is that of labels, the first that is wanted.
-
-    Raises:
-        DataError: none is, or a name is there twice.
-    """
+    """The first of the wanted names that is there; DataError where none is, or a name is twice."""
     if len(set(names)) < len(names):
         raise DataError(f"{where}: expected columns of different names, got {listed(names)}")
     if found := [name for name in wanted if name in names]:
@@ -152,13 +147,8 @@ def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS
 def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | None) -> Arrays:
     """All examples of a part, its files one after another.
 
-    Args:
-        files: of the part.
-        label: name of the array of labels; None for the one of ``LABELS``.
-        class_names: what numbers 0, 1, ... mean in files that do not say it.
-
-    Raises:
-        DataError: a file that is none, or that does not fit the others.
+    ``label`` names the array of labels, None for the one of ``LABELS``; ``class_names`` say what
+    numbers mean in files that do not. DataError where a file is none, or does not fit the others.
     """
     parts = [_read(files, file, label, class_names) for file in files]
     first = parts[0]
@@ -221,8 +211,7 @@ def _values(given: Any, where: str) -> NDArray[Any]:
 def array_of(given: Any, where: str) -> NDArray[Any]:
     """Whatever numpy takes, or a tensor, as numbers or texts.
 
-    Raises:
-        DataError: rows of several shapes, or objects.
+    DataError where it has rows of several shapes, or objects.
     """
     try:
         array = _plain(given)

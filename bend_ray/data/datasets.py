@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
@@ -41,18 +41,13 @@ class LabelledExamples(Spec):
     """What a data set does."""
 
     def load(self) -> Parts:
-        """Its parts.
-
-        Raises:
-            DataError: they cannot be had.
-        """
+        """Its parts; DataError where they cannot be had."""
         raise NotImplementedError
 
     def identified(self) -> Self:
         """The same data set, with what tells its content from any other's.
 
-        Raises:
-            DataError: its files cannot be read.
+        DataError where its files cannot be read.
         """
         return self
 
@@ -90,18 +85,14 @@ class Digits(LabelledExamples):
 
     def load(self) -> Parts:
         """The parts of one seeded shuffle."""
-        pixels, labels = _read_digits()
-        num_seen = self.num_train + self.num_validation
         # The parts as published figures have them: the training images come first.
-        order = np.random.default_rng(self.split_seed).permutation(len(labels))
-        cuts = np.split(order, [self.num_train, num_seen])
-
-        train, validation = (Examples.of_arrays(pixels[cut], labels[cut]) for cut in cuts[:2])
+        order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
+        train, validation, test = np.split(order, np.cumsum([self.num_train, self.num_validation]))
         return Parts(
-            train,
-            validation,
+            _digits_at(train),
+            _digits_at(validation),
             tuple("0123456789"),
-            partial(_read_digits_at, cuts[2]),
+            partial(_digits_at, test),
             # As they were made: 4x4 areas of scans, light on dark.
             Decoding(background="black", resampling="box", pixel_max=16),
         )
@@ -408,8 +399,7 @@ class ArrayFiles(ArrayParts, Located):
     def load(self) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
 
-        Raises:
-            DataError: files that are missing or broken, or examples that do not fit together.
+        DataError where files are missing or broken, or examples do not fit together.
         """
         known = self.identified()
         return split_arrays({p: partial(known._open, p) for p in self._known_parts()}, self)
@@ -422,12 +412,7 @@ class ImportedDataset(Imported, ArrayParts):
     """
 
     def load(self) -> Parts:
-        """What the function gives.
-
-        Raises:
-            ConfigError: it cannot be imported.
-            DataError: it gives no parts, or examples that do not fit together.
-        """
+        """What the function gives; DataError where these are no parts, or do not fit together."""
         from bend_ray.data.given import parts_of, together
 
         given = self.make()
@@ -442,29 +427,20 @@ def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
 
 
 def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
-    """The parts of a data set of arrays.
+    """The parts of a data set of arrays, split as ``spec`` says.
 
-    Args:
-        read: what gives each part that there is, the training part among them.
-        spec: how they are split, and what is told.
-
-    Raises:
-        DataError: there are too few examples, also of a class, or one class alone.
+    ``read`` has what gives each part that there is, the training part among them. DataError where
+    there are too few examples, also of a class, or one class alone.
     """
     from bend_ray.data.sources import check_counts, check_overlap
 
-    train = read["train"]()
-    validation = read["validation"]() if "validation" in read else None
     read_test = read.get("test")
-    if validation is None:
-        fifth = max(1, min(MOST_DRAWN, len(train.labels_N) // 5))
-        cut = spec.num_validation or fifth
-        rows, others = split_rows(len(train.labels_N), spec.num_train, cut, spec.split_seed)
-        whole, train, validation = train, train.take(rows), train.take(others)
-    else:
-        rows, _ = split_rows(len(train.labels_N), spec.num_train, 0, spec.split_seed)
-        whole, train = train, train.take(np.sort(rows))
-        validation = validation.like(whole, "validation")
+    whole, count = read["train"](), 0
+    if not (given := "validation" in read):
+        count = spec.num_validation or max(1, min(MOST_DRAWN, len(whole.labels_N) // 5))
+    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
+    train = whole.take(np.sort(rows) if given else rows)
+    validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
     parts = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
@@ -489,6 +465,7 @@ def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:
     return read().like(like, "test").examples()
 
 
+@cache
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
 
@@ -504,7 +481,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
 
 
-def _read_digits_at(rows: NDArray[np.int64]) -> Examples:
+def _digits_at(rows: NDArray[np.int64]) -> Examples:
     pixels, labels = _read_digits()
     return Examples.of_arrays(pixels[rows], labels[rows])
 

@@ -230,14 +230,7 @@ def split_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which examples are for training and which for validation: one seeded shuffle.
 
-    Args:
-        num_examples: there are.
-        num_train: of them wanted for training; None for all that are left.
-        num_validation: of them wanted for validation.
-        seed: of the shuffle.
-
-    Raises:
-        DataError: there are too few.
+    ``num_train`` None is for all that are left. DataError where there are too few.
     """
     needed = num_validation + (num_train or 1)
     if needed > num_examples:

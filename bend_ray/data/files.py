@@ -40,13 +40,9 @@ _CHUNK = 2**20
 
 @dataclass(frozen=True)
 class File:
-    """A file of a part.
+    """A file of a part: its name is below the folder that was asked for.
 
-    Attributes:
-        path: on its filesystem.
-        name: below the folder that was asked for.
-        size: bytes.
-        modified: when, in nanoseconds since 1970.
+    ``size`` is in bytes, ``modified`` in nanoseconds since 1970.
     """
 
     path: str
@@ -57,13 +53,7 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a part, in order.
-
-    Attributes:
-        filesystem: they are on.
-        files: one at least.
-        notes: what a user may want to know of how they were chosen.
-    """
+    """The files of a part, one at least, in order; ``notes`` tell how they were chosen."""
 
     filesystem: pyarrow.fs.FileSystem
     files: tuple[File, ...]
@@ -78,16 +68,10 @@ class Files:
         return sum(file.size for file in self.files)
 
     def digest(self, named: bool = False) -> str:
-        """What tells these files from any others, in 16 hex digits.
+        """What tells these files from any others, in 16 hex digits; ``named``: their names do.
 
         The content of a local part of at most 1 GiB and 20,000 files; else sizes, and ETags or
-        times of change.
-
-        Args:
-            named: whether the files' names mean something.
-
-        Raises:
-            DataError: a file cannot be read.
+        times of change. DataError where a file cannot be read.
         """
         whole = hashlib.sha256()
         for file, version in zip(self.files, self._versions(), strict=True):

@@ -27,8 +27,7 @@ ENDINGS = (
 def part_folders(root: str) -> dict[Part, str]:
     """The folder of each part that there is below a root, by any of the part's names.
 
-    Raises:
-        DataError: the root cannot be read, lacks a training or a test part, or has one twice.
+    DataError where the root cannot be read, lacks a training or a test part, or has one twice.
     """
     try:
         filesystem, path = resolve(root)
@@ -59,8 +58,7 @@ def part_folders(root: str) -> dict[Part, str]:
 def find_folder(uri: str) -> Files:
     """The image files of one part, ``uri/<class>/*``, at any depth below a class.
 
-    Raises:
-        DataError: there are none, or they cannot be read.
+    DataError where there are none, or they cannot be read.
     """
     found = find_files([uri], None, ENDINGS, "dataset.root")
     inside = tuple(file for file in found if "/" in file.name)

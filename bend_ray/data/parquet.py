@@ -35,13 +35,7 @@ MOST_BATCH_ROWS = 256
 
 @dataclass(frozen=True)
 class Columns:
-    """What is where in the files.
-
-    Attributes:
-        image: column of the images.
-        label: column of the classes.
-        class_names: of labels 0, 1, ... in files that do not name them.
-    """
+    """Columns of images and classes, and what 0, 1, ... are called in files that do not say it."""
 
     image: str = "image"
     label: str = "label"
@@ -49,15 +43,10 @@ class Columns:
 
 
 def open_parquet(files: Files, columns: Columns) -> Source:
-    """The images of one part.
+    """The images of one part, whose files may number classes each in its own way.
 
-    Args:
-        files: of the part; each may number its classes in its own way, where it names them.
-        columns: where images and labels are.
-
-    Raises:
-        DataError: files that cannot be read or have other columns, labels that are missing or
-            out of range, or of which some files alone have names.
+    DataError where files cannot be read or have other columns, labels are missing or out of range,
+    or some files alone name them.
     """
     parts = [_open(files.filesystem, file.path, columns) for file in files]
     names, first = joint_classes(parts), files.files[0].path
@@ -110,6 +99,8 @@ def _open(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns) -> Sou
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise DataError(f"dataset: expected a label, {where(row)} has none; remove the row")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
         if pa.types.is_integer(column.type):
             given = class_names_of(file.schema_arrow, columns.label) or columns.class_names
             found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
@@ -125,8 +116,6 @@ def _open(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns) -> Sou
 
 def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
     """Labels that are names: texts, and truth values as ``false`` and ``true``."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
     # In an order of the names' own, whichever row comes first.
     rank, names, _ = classes_of(np.array(encoded.dictionary.to_pylist(), dtype=str), None, "")
@@ -154,11 +143,9 @@ def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
 
 
 def _holds_classes(label: pa.DataType) -> bool:
-    if pa.types.is_dictionary(label):
-        label = label.value_type
-        return bool(pa.types.is_string(label) or pa.types.is_large_string(label))
-    checks = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    return any(check(label) for check in checks) or bool(pa.types.is_boolean(label))
+    label = label.value_type if pa.types.is_dictionary(label) else label
+    kinds = pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string
+    return any(check(label) for check in kinds)
 
 
 def class_names_of(schema: pa.Schema, label: str) -> tuple[str, ...] | None:

@@ -60,13 +60,9 @@ def classes_of(
 ) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
     """Labels as indices of their classes, the classes, and whether they have names.
 
-    Args:
-        labels: texts, which are names, in whose order classes are; or whole numbers.
-        class_names: of 0, 1, ...; None: of labels that are numbers, these are the names.
-        where: they are from, for messages.
-
-    Raises:
-        DataError: labels out of range, or negative, by which data sets say that there is none.
+    Texts are names, in whose order classes are. Of whole numbers ``class_names`` says what 0, 1,
+    ... are called; None: numbers are the names. DataError where labels are out of range, or
+    negative, by which data sets say that there is none.
     """
     if labels.dtype.kind == "U":
         names, codes_N = np.unique(labels, return_inverse=True)
@@ -98,18 +94,11 @@ def joint_classes(files: Sequence[T]) -> tuple[str, ...]:
 def by_name(
     source: T, what: str, class_names: Sequence[str], named: bool, like: str = "the training part"
 ) -> T:
-    """A source whose labels are indices into the classes of another.
+    """A part, or a file of one, whose labels are indices into the classes of another.
 
-    Args:
-        source: a part, or a file of one.
-        what: it is.
-        class_names: of the other.
-        named: whether those are names, and no numbers.
-        like: what the other is.
-
-    Raises:
-        DataError: it has examples of a class that the other lacks, or one of the two names its
-            classes and the other numbers them.
+    ``what`` it is and what it shall be ``like`` are for messages; ``named``: the classes have
+    names, and not only numbers. DataError where it has examples of a class that the other lacks, or
+    one of the two names its classes and the other numbers them.
     """
     if source.named != named:
         kinds = {True: "names", False: "numbers alone"}
@@ -134,11 +123,7 @@ def by_name(
 def check_classes(parts: Mapping[Part, Source]) -> None:
     """Tell of each part's files, which numbers became which classes, and which parts lack one.
 
-    Args:
-        parts: by name, ``train`` among them, all with the same classes.
-
-    Raises:
-        DataError: all training images are of one class.
+    All parts have the same classes. DataError where all training images are of one.
     """
     train = parts["train"]
     names = train.class_names
@@ -151,14 +136,9 @@ def check_classes(parts: Mapping[Part, Source]) -> None:
 
 
 def check_counts(labels: Mapping[str, NDArray[np.int64]], class_names: Sequence[str]) -> None:
-    """Tell which parts lack a class.
+    """Tell which parts lack a class; DataError where all training examples are of one.
 
-    Args:
-        labels: of each part, as indices into ``class_names``.
-        class_names: one a class.
-
-    Raises:
-        DataError: all training examples are of one class.
+    Labels of each part are indices into ``class_names``.
     """
     if len(np.unique(labels["train"])) < 2:
         raise DataError(
@@ -181,15 +161,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
-    """Tell of examples that two parts have in common.
-
-    Args:
-        digests: of each part's examples.
-        refuse: raise instead.
-
-    Raises:
-        DataError: there are some, and ``refuse``.
-    """
+    """Tell of examples that two parts have in common, or ``refuse`` them with DataError."""
     for (one, its), (other, others) in combinations(digests.items(), 2):
         both = Counter(others) & Counter(dict.fromkeys(its, len(others)))
         if not (count := both.total()):

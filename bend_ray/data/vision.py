@@ -38,11 +38,7 @@ SETS_OF_FILES = {
 
 
 def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Source:
-    """One part of a set that torchvision knows by name.
-
-    Raises:
-        DataError: its files are neither there nor can be had.
-    """
+    """One part of a set that torchvision knows by name; DataError where its files cannot be had."""
     try:
         images = getattr(torchvision.datasets, name)(
             str(root), download=download, **PARTS[name][part]

@@ -88,8 +88,7 @@ class ImportedAutoencoder(Imported):
     def build(self, num_features: int) -> Any:
         """The module for vectors of ``num_features`` coefficients.
 
-        Raises:
-            ConfigError: what it encodes or decodes has another shape.
+        ConfigError where what it encodes or decodes has another shape.
         """
         from bend_ray.generation.plain import check_autoencoder
 

@@ -70,12 +70,8 @@ class LatentScale:
         """The covariance is a mix: of a condition's own members, of all pooled, and of a round one.
 
         Of the mixes that are tried, that is taken under which held-out latents are most likely.
-
-        Args:
-            z_KZ: latents of the training models.
-            condition_K: of each; every condition must have one.
-            num_conditions: C.
-            held_out: latents and conditions of models that nothing is learnt from.
+        Every condition must have a training model; ``held_out``: latents and conditions of models
+        that nothing is learnt from.
         """
         mean_CZ, residual_KZ, degrees = _residuals(z_KZ.double(), condition_K, num_conditions)
         value_Z, axes_ZZ = torch.linalg.eigh(residual_KZ.T @ residual_KZ / degrees)
@@ -162,7 +158,7 @@ def sample_latents(
     generators: Sequence[torch.Generator],
     temperature: float = 1.0,
 ) -> Tensor:
-    """Draw one latent a generator.
+    """Draw one latent a generator, ``(N, Z)``: a sample does not depend on its neighbours.
 
     Args:
         denoiser: trained with ``process``; put in evaluation mode here.
@@ -170,11 +166,8 @@ def sample_latents(
         sampler: how to go back.
         scale: of the latents the denoiser was trained on.
         condition_N: condition id of each sample.
-        generators: one a sample, so that a sample does not depend on its neighbours.
+        generators: one a sample.
         temperature: multiplier of all noise; below one samples stay nearer to the mean.
-
-    Returns:
-        Latents ``(N, Z)``.
     """
     contexts = _Contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
 

@@ -20,13 +20,8 @@ ROWS = 2
 class PlainDenoiser(ConditionedDenoiser):
     """A module ``(x_BZ, t_B, condition_B) -> (B, Z)`` that is asked as a whole.
 
-    Args:
-        module: keeps the names of its tensors, below ``module``.
-        latent_size: Z.
-        name: how the user called it.
-
-    Raises:
-        ConfigError: it gives something else.
+    Names of its tensors stay, below ``module``; ``name`` is how the user called it. ConfigError
+    where it gives something else.
     """
 
     def __init__(self, module: nn.Module, latent_size: int, name: str) -> None:
@@ -47,22 +42,14 @@ class PlainDenoiser(ConditionedDenoiser):
 
 
 def check_autoencoder(module: nn.Module, num_features: int, latent_size: int, name: str) -> None:
-    """Show a module two rows.
-
-    Raises:
-        ConfigError: its ``encode`` and ``decode`` do not fit.
-    """
+    """Show a module two rows; ConfigError where its ``encode`` and ``decode`` do not fit."""
     x_BF, z_BZ = torch.zeros(ROWS, num_features), torch.zeros(ROWS, latent_size)
     check_gives((ROWS, latent_size), lambda: module.encode(x_BF), f"{name}.encode(x)")  # type: ignore[operator]
     check_gives((ROWS, num_features), lambda: module.decode(z_BZ), f"{name}.decode(z)")  # type: ignore[operator]
 
 
 def check_gives(shape: tuple[int, ...], ask: Callable[[], Tensor], what: str) -> None:
-    """Ask for a tensor of a shape.
-
-    Raises:
-        ConfigError: another comes, or none.
-    """
+    """Ask for a tensor of a shape; ConfigError where another comes, or none."""
     try:
         with torch.no_grad():
             given = tuple(ask().shape)

@@ -74,12 +74,9 @@ class Choosing(_Rival):
         return 0
 
     def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
-        """Positions of the members, in voting order.
+        """Positions of members, in voting order, to be compared with a bag of ``count``.
 
-        Args:
-            trunks_K: of the models among which it chooses.
-            val_nll_K: their validation NLL, in nats.
-            count: members of the bag that it is compared with.
+        ``val_nll_K`` is the validation NLL, in nats, of the models among which it chooses.
         """
         raise NotImplementedError
 
@@ -254,11 +251,7 @@ class ImportedRival(Imported, Drawing):
         return self.target.rpartition(":")[2]
 
     def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
-        """What the function gives.
-
-        Raises:
-            ConfigError: models or trunks of other shapes.
-        """
+        """What the function gives; ConfigError where models or trunks have other shapes."""
         drawn_NP, trunks_N = self.call(theta_KP, trunks_K, count, generator, **self.arguments)
         expected = (len(trunks_N), theta_KP.shape[1])
         if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:

@@ -18,7 +18,7 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
-from bend_ray.parameters.gram import ColumnBlock, column_blocks
+from bend_ray.parameters.gram import column_blocks
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.storage.masking import cause
 
@@ -85,12 +85,12 @@ def training_trunks(seeds: Artifact) -> list[int]:
     return sorted(set(members.trunk[~members.held_out].tolist()))
 
 
-def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
+def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[range, ...]:
     """Ranges of columns that so many members are read by, ``BLOCK_BYTES`` at once."""
     return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
 
 
-def read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
+def read_block(seeds: Artifact, block: range) -> Tensor:
     """Columns ``(K, B)`` of all members."""
     return torch.from_numpy(read_columns(seeds, block.start, block.stop))
 

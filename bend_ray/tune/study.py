@@ -67,8 +67,7 @@ class Study:
     def winner(self) -> Point:
         """The trial and its bag of the lowest objective, the earliest of equals.
 
-        Raises:
-            TrainingError: no trial came to its end.
+        TrainingError where no trial came to its end.
         """
         if not self.done:
             reasons = [trial.error for trial in self.trials if trial.error]
@@ -133,10 +132,9 @@ class Study:
 
 
 def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
-    """Rows that no other row dominates: none is at most as large in all columns, less in one.
+    """Rows, rising, that no other row dominates: at most as large in all columns, less in one.
 
-    Returns:
-        Indices, rising, of N candidates by M things to be small; of equal rows the first.
+    Of equal rows it has the first.
 
     >>> pareto_front(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]))
     [0, 1]
@@ -154,11 +152,8 @@ def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
 def knee(values_NM: NDArray[np.float64]) -> int:
     """The row of a front nearest to having the least of everything, each column scaled to [0, 1].
 
-    Returns:
-        Its index, the lowest of equals.
-
-    Source: the compromise solution of Zeleny, "Compromise programming", 1973, with the Euclidean
-    distance.
+    It is the lowest of equals. Source: the compromise solution of Zeleny, "Compromise programming",
+    1973, with the Euclidean distance.
 
     >>> knee(np.array([[0.0, 1.0], [0.2, 0.2], [1.0, 0.0]]))
     1
