@@ -288,10 +288,9 @@ class ImageParquet(ImageFiles, Located):
         return _found(getattr(self, part), part, ENDINGS)
 
     def _read(self, files: Files) -> Source:
-        from bend_ray.data.parquet import Columns, open_parquet
+        from bend_ray.data.parquet import open_parquet
 
-        columns = Columns(self.image_column, self.label_column, self.class_names)
-        return open_parquet(files, columns)
+        return open_parquet(files, self.image_column, self.label_column, self.class_names)
 
 
 class ImageFolder(ImageFiles, Located):

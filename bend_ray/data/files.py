@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -35,7 +36,6 @@ READ_WHOLE_BYTES = 2**30
 """Parts up to this size are told apart by their content, larger ones by what a listing says."""
 READ_WHOLE_FILES = 20_000
 MOST_ETAGS = 1_000
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
@@ -92,22 +92,23 @@ class Files:
             with self.filesystem.open_input_stream(file.path) as stream:
                 return str((stream.metadata() or {}).get("ETag") or file.modified)
 
-        try:
+        with reading(file.path):
             return patiently(self.filesystem, ask)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"dataset: cannot read {file.path}: {cause(error)}") from None
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever a file system or a parser raises in the block, as a DataError that says of what."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset: cannot read {what}: {cause(error)}") from None
 
 
 @lru_cache(maxsize=READ_WHOLE_FILES)
 def _content_digest(file: File) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(file.path, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"dataset: cannot read {file.path}: {error.strerror}") from None
-    return digest.hexdigest()
+    with reading(file.path), open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], key: str) -> Files:
@@ -127,13 +128,11 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
     notes: list[str] = []
     filesystems: list[pyarrow.fs.FileSystem] = []
     for uri in uris:
-        try:
+        with reading(masked(uri)):
             filesystem, path = resolve(uri)
             where = f"{key}={masked(uri)}"
             find = partial(_found, filesystem, path, part, endings, where, notes)
             found += patiently(filesystem, find)
-        except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
-            raise DataError(f"dataset: cannot read {masked(uri)}: {cause(error)}") from None
         filesystems.append(filesystem)
         if not filesystem.equals(filesystems[0]):
             raise DataError(

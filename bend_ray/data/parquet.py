@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
@@ -19,10 +18,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bend_ray.data.decoding import Encoded
-from bend_ray.data.files import Files
+from bend_ray.data.files import Files, reading
 from bend_ray.data.sources import Source, by_name, classes_of, joint_classes
 from bend_ray.errors import DataError
-from bend_ray.storage.masking import cause, printable
+from bend_ray.storage.masking import printable
 
 ENDINGS = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26
@@ -33,22 +32,15 @@ BUFFER_BYTES = 4 * 2**20
 MOST_BATCH_ROWS = 256
 
 
-@dataclass(frozen=True)
-class Columns:
-    """Columns of images and classes, and what 0, 1, ... are called in files that do not say it."""
-
-    image: str = "image"
-    label: str = "label"
-    class_names: tuple[str, ...] | None = None
-
-
-def open_parquet(files: Files, columns: Columns) -> Source:
+def open_parquet(
+    files: Files, image: str, label: str, class_names: tuple[str, ...] | None
+) -> Source:
     """The images of one part, whose files may number classes each in its own way.
 
     DataError where files cannot be read or have other columns, labels are missing or out of range,
     or some files alone name them.
     """
-    parts = [_open(files.filesystem, file.path, columns) for file in files]
+    parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
     names, first = joint_classes(parts), files.files[0].path
     parts = [
         by_name(part, file.path, names, parts[0].named, like=first)
@@ -72,44 +64,46 @@ def open_parquet(files: Files, columns: Columns) -> Source:
 
 @contextmanager
 def _file(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with (
-            filesystem.open_input_file(path) as stream,
-            # Else whole row groups are read ahead, and kept.
-            pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
-        ):
-            yield file
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"dataset: cannot read {printable(path)} as Parquet: {cause(error)}"
-        ) from None
+    with (
+        reading(f"{printable(path)} as Parquet"),
+        filesystem.open_input_file(path) as stream,
+        # Else whole row groups are read ahead, and kept.
+        pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+    ):
+        yield file
 
 
-def _open(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns) -> Source:
+def _open(
+    filesystem: pyarrow.fs.FileSystem,
+    path: str,
+    image: str,
+    label: str,
+    class_names: tuple[str, ...] | None,
+) -> Source:
     """The images of one file."""
     where = f"{printable(path)} row {{}}".format
     with _file(filesystem, path) as file:
-        _check_schema(file.schema_arrow, path, columns)
+        _check_schema(file.schema_arrow, path, image, label)
         if file.metadata.num_rows > MOST_IMAGES:
             raise DataError(
                 f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
                 f"{file.metadata.num_rows:,}"
             )
-        column = file.read([columns.label]).column(columns.label)
+        column = file.read([label]).column(label)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise DataError(f"dataset: expected a label, {where(row)} has none; remove the row")
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if pa.types.is_integer(column.type):
-            given = class_names_of(file.schema_arrow, columns.label) or columns.class_names
+            given = class_names_of(file.schema_arrow, label) or class_names
             found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
         else:
             found = _texts(column)
 
     def read(rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
         with _file(filesystem, path) as file:
-            yield from _read_images(file, where, columns.image, rows)
+            yield from _read_images(file, where, image, rows)
 
     return Source(*found, read, where)
 
@@ -122,22 +116,21 @@ def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...],
     return rank[encoded.indices.to_numpy()], names, True
 
 
-def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
-    missing = [name for name in (columns.image, columns.label) if name not in schema.names]
+def _check_schema(schema: pa.Schema, path: str, images: str, labels: str) -> None:
+    missing = [name for name in (images, labels) if name not in schema.names]
     if missing:
         raise DataError(
-            f"dataset: expected columns {columns.image} and {columns.label} in {path}, got "
+            f"dataset: expected columns {images} and {labels} in {path}, got "
             f"{', '.join(schema.names)}; set dataset.image_column and dataset.label_column"
         )
-    image, label = schema.field(columns.image).type, schema.field(columns.label).type
+    image, label = schema.field(images).type, schema.field(labels).type
     if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
         raise DataError(
-            f"dataset: expected column {columns.image} of {path} to be struct<bytes, path>, "
-            f"got {image}"
+            f"dataset: expected column {images} of {path} to be struct<bytes, path>, got {image}"
         )
     if not _holds_classes(label):
         raise DataError(
-            f"dataset: expected column {columns.label} of {path} to hold classes as integers or "
+            f"dataset: expected column {labels} of {path} to hold classes as integers or "
             f"texts, got {label}"
         )
 

@@ -5,7 +5,7 @@ Shape letters: K training models, N samples, C conditions, Z latent, R most mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,15 +112,6 @@ class LatentScale:
             rows, own_RZ = condition_N == condition, self.own_CRZ[condition]
             stretched_NZ[rows] += x_NZ[rows] @ own_RZ.T * gain_CR[condition] @ own_RZ
         return stretched_NZ
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> LatentScale:
-        """The scale saved by ``state``."""
-        return cls(**state)
 
 
 def _residuals(

@@ -88,7 +88,7 @@ def _fit(
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
-    save_weights(graph.generator, SCALE, scale.state())
+    save_weights(graph.generator, SCALE, vars(scale))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
