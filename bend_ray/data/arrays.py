@@ -165,21 +165,20 @@ def _read(files: Files, file: File, label: str | None, class_names: Sequence[str
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
-    read = _read_npz if file.name.endswith(".npz") else _read_safetensors
     try:
-        arrays, names = read(content)
+        arrays, names = (_npz if file.name.endswith(".npz") else _safetensors)(content)
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
     labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
     return Arrays.of(arrays, labels, class_names or names, where)
 
 
-def _read_npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+def _npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive), None
 
 
-def _read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+def _safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     arrays = safetensors.numpy.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = (header.get("__metadata__") or {}).get(CLASS_NAMES)

@@ -5,7 +5,7 @@ Shape letters: K training models, N samples, C conditions, Z latent, R most mode
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -160,10 +160,10 @@ def sample_latents(
         generators: one a sample.
         temperature: multiplier of all noise; below one samples stay nearer to the mean.
     """
-    contexts = _Contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
+    told_at = _contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
 
     def predict(x_NZ: Tensor, t: float) -> Tensor:
-        learnt_NZ = denoiser.denoise(x_NZ, contexts.at(t))
+        learnt_NZ = denoiser.denoise(x_NZ, told_at(t))
         if not denoiser.learns_residual:
             return learnt_NZ
         return learnt_NZ + gaussian_prediction(process, x_NZ, x_NZ.new_tensor([t]))
@@ -180,27 +180,20 @@ def sample_latents(
     return scale.invert(unit_NZ.clone(), condition_N)
 
 
-class _Contexts:
-    """What a denoiser is told at each time, computed for many times at once."""
+def _contexts(
+    denoiser: ConditionedDenoiser, times: list[float], condition_N: Tensor
+) -> Callable[[float], tuple[Tensor, ...]]:
+    """What N rows are told at a time; computed for many at once, and those that follow kept."""
+    rows, known = len(condition_N), dict[float, tuple[Tensor, ...]]()
 
-    def __init__(
-        self, denoiser: ConditionedDenoiser, times: list[float], condition_N: Tensor
-    ) -> None:
-        self._denoiser, self._times, self._condition_N = denoiser, times, condition_N
-        self._known: dict[float, tuple[Tensor, ...]] = {}
+    def at(t: float) -> tuple[Tensor, ...]:
+        if t not in known:
+            known.clear()
+            some = times[(first := times.index(t)) : first + max(1, CONTEXT_ROWS // rows)]
+            t_S = torch.tensor(some, device=condition_N.device).repeat_interleave(rows)
+            context = denoiser.context(t_S, condition_N.repeat(len(some)))
+            by_time = zip(*(torch.split(tensor, rows) for tensor in context), strict=True)
+            known.update(zip(some, by_time, strict=True))
+        return known[t]
 
-    def at(self, t: float) -> tuple[Tensor, ...]:
-        """The context of N rows at a time; those that follow are kept for later."""
-        if t not in self._known:
-            self._known = self._from(self._times.index(t))
-        return self._known[t]
-
-    def _from(self, first: int) -> dict[float, tuple[Tensor, ...]]:
-        rows = len(self._condition_N)
-        times = self._times[first : first + max(1, CONTEXT_ROWS // rows)]
-        t_S = torch.tensor(times, device=self._condition_N.device)
-        context = self._denoiser.context(
-            t_S.repeat_interleave(rows), self._condition_N.repeat(len(times))
-        )
-        by_time = zip(*(torch.split(tensor, rows) for tensor in context), strict=True)
-        return dict(zip(times, by_time, strict=True))
+    return at

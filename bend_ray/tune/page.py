@@ -15,11 +15,9 @@ from bend_ray.report import ink
 from bend_ray.report.page import Page
 from bend_ray.report.verdicts import Highlight
 from bend_ray.storage.masking import masked_json
-from bend_ray.tune import fresh as fresh_splits
-from bend_ray.tune.fresh import Fresh
 from bend_ray.tune.records import TrialRecord
 from bend_ray.tune.space import LATENT_SIZE
-from bend_ray.tune.study import Point, Study, best_yaml, summary
+from bend_ray.tune.study import Fresh, Point, Study, best_yaml, sentences, summary
 from bend_ray.tune.table import front_table, stages_table, trials_table
 
 NAME = "tune"
@@ -46,14 +44,13 @@ def write_page(study: Study, fresh: Fresh | None) -> str:
         "fresh": fresh.as_json() if fresh else None,
     }
     where = study.artifact.store.directory("report", study.artifact.fingerprint)
-    return page(study, fresh).write(where, NAME, data)
+    return _page(study, fresh).write(where, NAME, data)
 
 
-def page(study: Study, fresh: Fresh | None = None) -> Page:
-    """The page, drawn but not written."""
+def _page(study: Study, fresh: Fresh | None) -> Page:
     counts, _, *winner = summary(study)
     section = study.section
-    text = ". ".join([*winner, *(fresh_splits.sentences(fresh) if fresh else [])])
+    text = ". ".join([*winner, *(sentences(fresh) if fresh else [])])
     return Page(
         title="Latent size, ensemble count and what they cost",
         subtitle=f"bend tune · {counts} · {section.searcher.kind}, {section.scheduler.kind}, "
