@@ -60,11 +60,8 @@ class UnreadableError(ValueError):
 class Look:
     """What the pixels of one data set have in common.
 
-    Attributes:
-        size: width and height to bring images to; None to take them as they are.
-        mode: grey or colour to convert them to; None to take them as they are.
-        decoding: what else there is to know.
-        shape: ``(C, H, W)`` that earlier images had, where there were any.
+    Images are brought to ``size`` (width, height) and ``mode``, None to take them as they are;
+    ``shape`` is the ``(C, H, W)`` that earlier ones had, where there were any.
     """
 
     size: tuple[int, int] | None = None

@@ -116,13 +116,11 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
 
     Args:
         uris: files, folders, or patterns with ``*``, ``?``, ``[]`` and ``**``; in this order.
-        part: where names below a folder say of which part a file is, those of this one are taken
-            alone; None: names say nothing.
+        part: whose files alone are taken below a folder, where names say whose they are; or None.
         endings: that names must have below a folder, in lower case.
         key: of the config that gave the URIs.
 
-    Raises:
-        DataError: nothing is there, it cannot be read, or it is of other parts.
+    DataError where nothing is there, it cannot be read, or it is of other parts.
     """
     found: list[File] = []
     notes: list[str] = []

@@ -34,10 +34,8 @@ BESIDE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "tra
 def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
     """The files, and those of each trunk in the order of their steps.
 
-    Of each trunk as many of the last as the shortest has.
-
-    Raises:
-        DataError: there are none, others than were meant, or only early ones.
+    Of each trunk as many of the last as the shortest has. DataError where there are none, others
+    than were meant, or only early ones.
     """
     patterns = [spec.files] if isinstance(spec.files, str) else spec.files
     files = find_files([p.replace(TRUNK, "*") for p in patterns], None, ENDINGS, KEY)
@@ -69,14 +67,8 @@ def read_state(
 ) -> dict[str, Tensor]:
     """The network's tensors in a checkpoint, by name.
 
-    Args:
-        files: of the population.
-        file: one of them.
-        shapes: of the network's tensors, by name.
-        prefix: what stands before names in the file, keys of mappings among it; None to find it.
-
-    Raises:
-        DataError: it is no checkpoint, runs code, or is of another network.
+    ``prefix`` is what stands before names in the file, keys of mappings among it; None to find it.
+    DataError where it is no checkpoint, runs code, or is of another network.
     """
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
@@ -97,8 +89,7 @@ def read_state(
 def tensors_by_name(content: bytes, where: str) -> dict[str, Tensor]:
     """The tensors in a file of safetensors or of torch.save, as its name ends.
 
-    Raises:
-        DataError: it is neither, or runs code.
+    DataError where it is neither, or runs code.
     """
     try:
         return dict(_tensors(_loaded(content, where)))
@@ -132,8 +123,7 @@ def _prefix(
 ) -> str:
     """What stands before all names of a network, such as ``module.`` or ``state_dict.model.``.
 
-    Raises:
-        DataError: nothing does, or the file holds several such networks.
+    DataError where nothing does, or the file holds several such networks.
     """
     ends = {key.removesuffix(names[0]) for key in state if f".{key}".endswith(f".{names[0]}")}
     told = prefix or ""

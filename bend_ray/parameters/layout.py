@@ -24,13 +24,9 @@ from bend_ray.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Entry:
-    """One named tensor of a module and where it stands in the vector.
+    """One named tensor of a module, and the offset of its first number in the vector.
 
-    Attributes:
-        name: As in ``module.state_dict()``.
-        shape: Of one model's tensor.
-        offset: Of its first number in the vector.
-        trainable: True for a parameter that takes a gradient, False for a frozen one or a buffer.
+    ``trainable`` is a parameter that takes a gradient, and no frozen one or buffer.
     """
 
     name: str

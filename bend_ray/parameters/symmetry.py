@@ -57,11 +57,9 @@ class Move:
 class Group:
     """What permutations of one set of units, or of many alike, act on.
 
-    Attributes:
-        moves: in each tensor; two of one tensor if its rows and its columns are units (a residual
-            stream).
-        inside: groups whose copies stand, in order, in the units of this one: the numbers of a
-            head in that head.
+    It has a move in each tensor, two of one if its rows and its columns are units (a residual
+    stream). Copies of the groups ``inside`` stand, in order, in its units: the numbers of a head in
+    that head.
     """
 
     moves: tuple[Move, ...]

@@ -30,8 +30,7 @@ from bend_ray.storage.filesystems import open_file
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Fit the denoiser on the training members' latents, and commit it.
 
-    Raises:
-        TrainingError: the training diverged, or what it drew on the way does not work.
+    TrainingError where the training diverged, or what it drew on the way does not work.
     """
     artifact = graph.generator
     with Stopwatch() as watch:
