@@ -47,11 +47,18 @@ def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) ->
             value = getattr(default, name)
         path = f"{prefix}{name}"
         meaning = " ".join((field.description or "").split())
+        kinds = [v.model_fields["kind"].default for v in variants(field.annotation) if _has_kind(v)]
+        if len(kinds) > 1:
+            meaning = f"{meaning} Its kind: {', '.join(kinds)}."
         yield Knob(path, _plain(value), meaning, kind, required)
         for variant in variants(field.annotation):
-            tag = variant.model_fields["kind"].default if "kind" in variant.model_fields else kind
+            tag = variant.model_fields["kind"].default if _has_kind(variant) else kind
             held = value if isinstance(value, variant) else None
             yield from _knobs_of(variant, held, f"{path}.", tag)
+
+
+def _has_kind(spec: type[Spec]) -> bool:
+    return "kind" in spec.model_fields
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,7 @@ Shape letters: E members, N examples, C classes. Probabilities come out as float
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
@@ -30,17 +30,21 @@ _MOST_STEPS = 64
 
 
 class _Vote(Spec):
-    """A weighted mean of what the members say, each a row of C numbers that sum to 1."""
+    """A weighted mean of what the members say, each a row of C numbers that sum to 1.
+
+    A vote chooses ``weights`` and ``counts_votes`` alone: exported and served bags know no more.
+    """
 
     counts_votes: ClassVar[bool] = False
     """Whether a member says its most probable class alone, or its softmax probabilities."""
-    meaning: ClassVar[str]
+    meaning: ClassVar[str] = "a weighted mean of what they say"
     """What the bag's answer is, as an exported bag's README says it."""
 
     def weights(self, val_nll_E: Tensor) -> Tensor:
         """Weights of the members, (E,) float64 on any scale, from their validation NLL in nats."""
         return torch.ones(len(val_nll_E), dtype=torch.float64)
 
+    @final
     def ballots(self, logits: Tensor) -> Tensor:
         """What members say: logits (..., C) to float64 rows of the same shape that sum to 1."""
         if not self.counts_votes:
@@ -48,6 +52,7 @@ class _Vote(Spec):
         choice = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, choice, 1.0)
 
+    @final
     def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
         """Combine logits into the bag's probs_NC.
 

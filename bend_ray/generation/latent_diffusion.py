@@ -21,7 +21,7 @@ RANK_TOLERANCE = 1e-9
 CONTEXT_ROWS = 4096
 """Rows whose times and conditions a denoiser is told at once."""
 
-OWN_SHARES: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95)
+OWN_SHARES: tuple[float, ...] = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 """Of a covariance, that of the condition's own members; the rest is pooled over conditions."""
 EVEN_SHARES: tuple[float, ...] = (0.03, 0.3, 1.0)
 """Of the pooled part, the share that is the same in all directions."""

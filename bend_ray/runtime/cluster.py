@@ -83,6 +83,12 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     """
     global _started_here
     if ray.is_initialized():
+        here = ray.get_runtime_context().gcs_address
+        if address not in (None, "local", "auto", here):
+            raise ClusterError(
+                f"address: expected the cluster that this process is in, {here}, got "
+                f"{masked(str(address))}; call ray.shutdown() before you join another"
+            )
         set_up_data()
         if config is not None:
             send_with(config)

@@ -8,7 +8,8 @@ autoencoder, the generator and what it draws; and the rivals that need no genera
 stays closed. A JSON line a split and one of their means have: accuracy and NLL of every bag, its
 NLL at a temperature (each tenth of the images at that of the others), accuracy of its
 members alone, their error IoU, their spread and functional distance (``ensemble.novelty``), and
-the CPU seconds of each part; held-out members' losses, as a training starts and at their lowest.
+the CPU seconds of each part; held-out members' losses, as a training starts, at their lowest and
+at its end. ``--longer`` trains both for so many steps without a stop, for these losses alone.
 ``--guidance`` and ``--annealing`` (a share of an ordinary training) finish drawn models as
 ``samples`` does: every combination has its bag, and those of trunk averages as well, without noise.
 Whatever was not trained has BatchNorm's statistics of training images, as in the pipeline.
@@ -25,6 +26,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import product
 
 import torch
@@ -61,8 +63,8 @@ FIRST_ORDINARY = 1000
 class Split:
     """One split of a config's data, and everything made on it."""
 
-    def __init__(self, config: PipelineConfig, split: int) -> None:
-        self.config, self.split = config, split
+    def __init__(self, config: PipelineConfig, split: int, longer: list[int]) -> None:
+        self.config, self.split, self.longer = config, split, longer
         self.data = config.dataset.model_copy(update={"split_seed": split}).load()
         self.seconds: dict[str, float] = {}
         self.losses: dict[str, dict[str, float]] = {}
@@ -161,61 +163,69 @@ class Split:
             grams = GramSum(self.layout, self.train_K)
             grams.extend(self.theta_KP)
             basis, coefficients_KF = PrincipalBasis.fit(grams.total(), self.train_K)
-            features_KF, model = coefficients_KF.float(), config.autoencoder.model
-            coder = self._trained(
-                Reconstruction(
-                    model.build(features_KF.shape[1]),
-                    model.latent_size or features_KF.shape[1],
-                    model.input_noise,
-                    model.latent_noise,
-                ),
-                {"features": features_KF},
-                config.autoencoder.training,
-            )
+            features_KF = coefficients_KF.float()
+            coder = self._coder(features_KF, config.autoencoder.training)
             with torch.no_grad():
-                latents_KZ = coder.encode(features_KF)
+                self.latents_KZ = coder.encode(features_KF)
         with self._timed("generator"):
-            section, trunks = config.generator, config.num_conditions
-            condition_K = self.trunk_K * int(section.conditional)
-            learnt, held_out = (
-                (latents_KZ[keep_K], condition_K[keep_K])
-                for keep_K in (self.train_K, ~self.train_K)
-            )
-            if section.denoiser.starts_gaussian:
-                scale = LatentScale.fit(*learnt, trunks, held_out)
-            else:
-                scale = LatentScale.diagonal(*learnt, trunks)
-            unit_KZ = scale.apply(latents_KZ, condition_K)
-            denoiser = self._trained(
-                Denoising(section.denoiser.build(unit_KZ.shape[1], trunks), section.process),
-                {"features": unit_KZ, "condition": condition_K},
-                section.training,
-            )
+            scale, denoiser = self._generator(config.generator.training)
         with self._timed("samples"), torch.no_grad():
-            samples = config.samples
+            section, samples = config.generator, config.samples
             latents_NZ = sample_latents(
                 denoiser,
                 section.process,
                 samples.sampler,
                 scale,
-                torch.arange(samples.count) % trunks,
+                torch.arange(samples.count) % config.num_conditions,
                 [self._stream("sample", index) for index in range(samples.count)],
                 samples.temperature,
             )
-            return mix(basis.weights(coder.decode(latents_NZ)), self.theta_KP[self.train_K])
+            drawn_NP = mix(basis.weights(coder.decode(latents_NZ)), self.theta_KP[self.train_K])
+        for steps in self.longer:
+            how = Training(steps=steps)
+            self._coder(features_KF, how, f", {steps} steps")
+            self._generator(how, f", {steps} steps")
+        return drawn_NP
 
-    def _trained(self, objective: nn.Module, rows: dict[str, Tensor], how: Training) -> nn.Module:
-        """As ``runtime.loop`` trains on one worker."""
+    def _coder(self, features_KF: Tensor, how: Training, name: str = "") -> nn.Module:
+        model = self.config.autoencoder.model
+        objective = Reconstruction(
+            model.build(features_KF.shape[1]),
+            model.latent_size or features_KF.shape[1],
+            model.input_noise,
+            model.latent_noise,
+        )
+        return self._trained(objective, {"features": features_KF}, how, "reconstruction" + name)
+
+    def _generator(self, how: Training, name: str = "") -> tuple[LatentScale, nn.Module]:
+        section, trunks = self.config.generator, self.config.num_conditions
+        condition_K = self.trunk_K * int(section.conditional)
+        learnt, held_out = (
+            (self.latents_KZ[keep_K], condition_K[keep_K])
+            for keep_K in (self.train_K, ~self.train_K)
+        )
+        if section.denoiser.starts_gaussian:
+            scale = LatentScale.fit(*learnt, trunks, held_out)
+        else:
+            scale = LatentScale.diagonal(*learnt, trunks)
+        unit_KZ = scale.apply(self.latents_KZ, condition_K)
+        objective = Denoising(section.denoiser.build(unit_KZ.shape[1], trunks), section.process)
+        rows = {"features": unit_KZ, "condition": condition_K}
+        return scale, self._trained(objective, rows, how, "denoising" + name)
+
+    def _trained(
+        self, objective: nn.Module, rows: dict[str, Tensor], how: Training, name: str
+    ) -> nn.Module:
+        """As ``runtime.loop`` trains on one worker; the losses go by ``name``."""
         averaged = AveragedSteps(objective, how)
         unseen = {name: column[~self.train_K] for name, column in rows.items()}
         rows = {name: column[self.train_K] for name, column in rows.items()}
         held_out = HeldOut(objective, averaged, unseen, self._stream("looks"))
         for step in range(how.steps):
-            if how.patience:
-                if step % how.look_every == 0:
-                    held_out.look(step)
-                if held_out.is_over:
-                    break
+            if step % how.look_every == 0:
+                held_out.look(step)
+            if how.patience and held_out.is_over:
+                break
             stream = self._stream("training", step)
             chosen = torch.randperm(len(rows["features"]), generator=stream)[: how.batch_size]
             batch = {name: column[chosen] for name, column in rows.items()}
@@ -225,9 +235,10 @@ class Split:
         if how.patience:
             held_out.settle()
         averaged.settle()
-        self.losses[type(objective).__name__.lower()] = {
+        self.losses[name] = {
             "start": held_out.curve[0][1],
             "lowest": min(loss for _, loss in held_out.curve),
+            "end": held_out.curve[-1][1],
             "looks": len(held_out.curve) - 1.0,
         }
         return objective.kept.eval()
@@ -248,11 +259,15 @@ class Split:
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
-            seen = self._logits(members).argmax(dim=-1)
-            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, seen)
+            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, self._seen)
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}
         return told
+
+    @cached_property
+    def _seen(self) -> Tensor:
+        """What training members predict ``(K, N)``."""
+        return self._logits(self.theta_KP[self.train_K]).argmax(dim=-1)
 
     def _logits(self, theta_EP: Tensor) -> Tensor:
         pixels = self.data.normalise(self.data.validation.inputs)
@@ -270,10 +285,10 @@ def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
 
 
 def figures(
-    config: PipelineConfig, number: int, finishes: list[tuple[float, float]]
+    config: PipelineConfig, number: int, finishes: list[tuple[float, float]], longer: list[int]
 ) -> dict[str, dict[str, float]]:
     """Of one split."""
-    split = Split(config, number)
+    split = Split(config, number, longer)
     drawn_NP, averages_TP = split.drawn(), split.averages()
     trunk_N = torch.arange(len(drawn_NP)) % config.num_conditions
     held_out_K = ~split.train_K
@@ -304,6 +319,7 @@ def main() -> None:
     parser.add_argument("--splits", nargs=2, type=int, default=(100, 6), help="first, how many")
     parser.add_argument("--guidance", nargs="+", type=float, default=[0.0])
     parser.add_argument("--annealing", nargs="+", type=float, default=[0.0])
+    parser.add_argument("--longer", nargs="+", type=int, default=[], metavar="STEPS")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     config = load_config(arguments.file, arguments.overrides)
@@ -311,7 +327,7 @@ def main() -> None:
     columns: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for number in range(first, first + count):
         finishes = list(product(arguments.guidance, arguments.annealing))
-        found = figures(config, number, finishes)
+        found = figures(config, number, finishes, arguments.longer)
         print(json.dumps({"case": "split", "set": arguments.overrides, "split": number} | found))
         for name, told in found.items():
             for figure, value in told.items():

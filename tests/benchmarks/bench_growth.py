@@ -80,9 +80,9 @@ def basis(models: int) -> Work:
 def sampling(drawn: int) -> Work:
     """Latents by DDIM-50."""
     config = PipelineConfig()
-    size = config.autoencoder.model.latent_size
+    size = config.latent_size
     denoiser = config.generator.denoiser.build(size, 8).eval()
-    scale = LatentScale(torch.zeros(8, size), torch.ones(size))
+    scale = LatentScale.diagonal(torch.randn(16, size), torch.arange(16) % 8, 8)
     generators = [torch.Generator().manual_seed(i) for i in range(drawn)]
     condition_N = torch.arange(drawn) % 8
     return lambda: sample_latents(

@@ -85,9 +85,12 @@ def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[]
     grams.extend(theta_KP)
     basis, coefficients_KF = PrincipalBasis.fit(grams.total(), train_K)
     autoencoder = config.autoencoder.model.build(coefficients_KF.shape[1]).eval()
-    size, conditions = config.autoencoder.model.latent_size, config.num_conditions
+    size = config.autoencoder.model.latent_size or coefficients_KF.shape[1]
+    conditions = config.num_conditions
     denoiser = config.generator.denoiser.build(size, conditions).eval()
-    scale = LatentScale(torch.zeros(conditions, size), torch.ones(size))
+    scale = LatentScale.fit(
+        torch.randn(members, size), torch.arange(members) % conditions, conditions
+    )
     condition_N = torch.arange(count) % conditions
     generators = [torch.Generator().manual_seed(i) for i in range(count)]
     samplers = {

@@ -15,6 +15,7 @@ from specs import Ivon, Pack, Simplex
 from torch import Tensor, nn
 
 from bend_ray.ensemble.metrics import nll
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.networks.fitting import batch_order
 from bend_ray.optim import Cosine
 
@@ -39,7 +40,7 @@ def _losses(
     stack.train()
 
     def at(index_KB: Tensor, trained_KT: Tensor) -> Tensor:
-        pixels = train.pixels_NCHW[index_KB.flatten()].view(*index_KB.shape, *data.image_shape)
+        pixels = train.inputs[index_KB.flatten()].view(*index_KB.shape, *data.input_shape)
         views = data.normalise(recipe.augmentation.apply(pixels, streams))
         logits_KBC = stack(trained_KT, views, buffers_KQ=buffers_KQ, shared=False)
         lost = nn.functional.cross_entropy(
@@ -175,8 +176,9 @@ def _dirichlet(count: int, stream: torch.Generator) -> Tensor:
 def pack(task: Task, readout: Pack, plan: Plan) -> tuple[Tensor, float]:
     """Trainings that differ by hyper-parameters, of which validation picks, and gradient steps.
 
-    The one that lowers the NLL of the arithmetic vote most joins, again and again, also one that is
-    there already, ``picks`` times: the figures of the validation part have seen them.
+    The one that lowers the NLL of the arithmetic vote most, at its temperature, joins, again and
+    again, also one that is there already: the figures of the validation part have seen them. They
+    differ by label smoothing, so that without a temperature the surest alone would be picked.
 
     Source: Wenzel et al. 2020 (arXiv 2006.13570); Caruana et al. 2004.
     """
@@ -187,7 +189,12 @@ def pack(task: Task, readout: Pack, plan: Plan) -> tuple[Tensor, float]:
     for _ in range(readout.picks * plan.count):
         chosen_NC = probs_ENC[picked].sum(dim=0)
         losses = [
-            nll((chosen_NC + each) / (len(picked) + 1), validation.labels_N) for each in probs_ENC
+            _scaled_nll((chosen_NC + each_NC) / (len(picked) + 1), validation.labels_N)
+            for each_NC in probs_ENC
         ]
         picked.append(min(range(len(losses)), key=losses.__getitem__))
     return pool_EP[picked], plan.count * plan.steps
+
+
+def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
+    return nll(apply_temperature(probs_NC, fit_temperature(probs_NC, labels_N)), labels_N)
