@@ -74,11 +74,9 @@ class ImportedAugmentation(Imported):
 
     def apply(self, inputs_KB: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
         """The function's view of each batch; ConfigError where it has another shape or type."""
-        views = [
-            self.call(batch, generator, **self.arguments)
-            for batch, generator in zip(inputs_KB, generators, strict=True)
-        ]
-        for batch, view in zip(inputs_KB, views, strict=True):
+        views = []
+        for batch, generator in zip(inputs_KB, generators, strict=True):
+            views.append(view := self.call(batch, generator, **self.arguments))
             if view.shape != batch.shape or view.dtype != batch.dtype:
                 raise ConfigError(
                     f"{self.target}: expected views {tuple(batch.shape)} of {batch.dtype}, got "

@@ -130,8 +130,7 @@ class ImageFiles(DrawnParts):
         Of the test part labels, classes and headers are read at once, and no pixels: what is
         wrong with them is told before the training.
 
-        Raises:
-            DataError: files that are missing or broken, or images that do not fit together.
+        DataError where files are missing or broken, or images do not fit together.
         """
         from bend_ray.data.decoding import decode
         from bend_ray.data.sources import by_name, check_classes
@@ -139,38 +138,24 @@ class ImageFiles(DrawnParts):
         # So that the test part is later what it is now.
         known = self.identified()
         sources = {part: known._open(part) for part in known._known_parts()}
-        train = sources["train"]
-        sources = {
-            part: by_name(source, f"the {part} part", train.class_names, train.named)
-            for part, source in sources.items()
-        }
+        names, named = sources["train"].class_names, sources["train"].named
+        for part, source in sources.items():
+            sources[part] = by_name(source, f"the {part} part", names, named)
         check_classes(sources)
-        num_validation = 0 if "validation" in sources else self.num_validation
-        train_rows, validation_rows = split_rows(
-            len(train.labels_N), self.num_train, num_validation, self.split_seed
-        )
-        rows = np.concatenate([train_rows, validation_rows])
-        pixels, digests = decode(sources["train"], rows, self._look())
-        labels, cut = sources["train"].labels_N[rows], len(train_rows)
-        look = self._look(pixels.shape[1:])
+        train, given = sources["train"], sources.get("validation")
+        drawn = 0 if given else self.num_validation
+        rows, others = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
+        pixels, digests = decode(train, np.concatenate([rows, others]), self._look())
+        look, cut = self._look(pixels.shape[1:]), len(rows)
+        validation = Examples.of_arrays(pixels[cut:], train.labels_N[others])
         parts = {"train": digests[:cut], "validation": digests[cut:]}
-        validation = Examples.of_arrays(pixels[cut:], labels[cut:])
-        if "validation" in sources:
-            whole, parts["validation"] = decode(
-                sources["validation"], np.arange(len(sources["validation"].labels_N)), look
-            )
-            validation = Examples.of_arrays(whole, sources["validation"].labels_N)
+        if given:
+            validation, parts["validation"] = _decoded(given, look)
         if "test" in sources:
             _survey(sources["test"], look, parts, self.duplicates == "refuse")
-        names = train.class_names
-        load_test = partial(_read_test, known, look, names, train.named)
-        return Parts(
-            Examples.of_arrays(pixels[:cut], labels[:cut]),
-            validation,
-            names,
-            load_test,
-            look.decoding,
-        )
+        examples = Examples.of_arrays(pixels[:cut], train.labels_N[rows])
+        load_test = partial(_read_test, known, look, names, named)
+        return Parts(examples, validation, names, load_test, look.decoding)
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         from bend_ray.data.decoding import Look
@@ -192,12 +177,16 @@ def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: b
 
 def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Examples:
     """The test part, as large and of the same mode and classes as the training part."""
-    from bend_ray.data.decoding import decode
     from bend_ray.data.sources import by_name
 
-    source = by_name(spec._open("test"), "the test part", class_names, named)
-    pixels, _ = decode(source, np.arange(len(source.labels_N)), look)
-    return Examples.of_arrays(pixels, source.labels_N)
+    return _decoded(by_name(spec._open("test"), "the test part", class_names, named), look)[0]
+
+
+def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:
+    from bend_ray.data.decoding import decode
+
+    pixels, digests = decode(source, np.arange(len(source.labels_N)), look)
+    return Examples.of_arrays(pixels, source.labels_N), digests
 
 
 def _location(uri: str) -> str:
@@ -255,12 +244,8 @@ class Located(LabelledExamples):
     def _open(self, part: Part) -> Any:
         """What is in the files of a part, which are those that were meant."""
         files = self._files(part)
-        expected = getattr(self.content, part)
-        if expected is not None and (found := files.digest(self._names_tell)) != expected:
-            raise DataError(
-                f"dataset.content.{part}: expected files of digest {expected}, got {found}: they "
-                "have changed since they were first read; run again to begin anew with them"
-            )
+        meant = getattr(self.content, part)
+        files.expect(meant, f"dataset.content.{part}", self._names_tell)
         return self._read(files)
 
 

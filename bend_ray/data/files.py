@@ -79,6 +79,14 @@ class Files:
             whole.update(f"{name}\0{file.size}\0{version}\n".encode("utf-8", "surrogateescape"))
         return whole.hexdigest()[:16]
 
+    def expect(self, meant: str | None, key: str, named: bool = False) -> None:
+        """DataError, of what ``key`` names, where the digest is another than was meant, if any."""
+        if meant is not None and (found := self.digest(named)) != meant:
+            raise DataError(
+                f"{key}: expected files of digest {meant}, got {found}: they have changed since "
+                "they were first read; run again to begin anew with them"
+            )
+
     def _versions(self) -> Sequence[str]:
         if self.filesystem.type_name == "local":
             if self.num_bytes <= READ_WHOLE_BYTES and len(self.files) <= READ_WHOLE_FILES:

@@ -41,11 +41,7 @@ def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
     files = find_files([p.replace(TRUNK, "*") for p in patterns], None, ENDINGS, KEY)
     own = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(BESIDE))
     files = replace(files, files=own)
-    if spec.content is not None and (found := files.digest()) != spec.content:
-        raise DataError(
-            f"{KEY}: expected files of digest {spec.content}, got {found}: they have changed "
-            "since they were first read; run again to begin anew with them"
-        )
+    files.expect(spec.content, KEY)
     expressions = [_expression(pattern) for pattern in patterns if TRUNK in pattern]
     by_trunk: dict[str, list[File]] = {}
     for file in sorted(files, key=lambda file: _numbers(file.name)):
