@@ -108,13 +108,9 @@ class Members:
 class Bag:
     """Members that vote, what they cost from scratch, and what they say of the test part.
 
-    Attributes:
-        members: in the order in which they joined.
-        fixed_seconds: what the first of them needs, and all share.
-        member_seconds: of each of them.
-        plain_NC: by the vote.
-        temperature: fitted on the validation part.
-        at_temperature: whether the bag answers at it.
+    Members are in the order in which they joined; the first needs ``fixed_seconds``, which all
+    share, and each ``member_seconds``. ``plain_NC`` is by the vote, ``temperature`` fitted on the
+    validation part, ``at_temperature`` whether the bag answers at it.
     """
 
     members: Members

@@ -59,16 +59,10 @@ class Arrays:
         class_names: Sequence[str] | None = None,
         where: str = "data",
     ) -> Arrays:
-        """Arrays of what a user has.
+        """Arrays of what a user has: inputs that numpy takes, by name; labels as numbers or texts.
 
-        Args:
-            inputs: by name, anything numpy takes.
-            labels: numbers or texts.
-            class_names: what numbers 0, 1, ... mean.
-            where: it is from, for messages.
-
-        Raises:
-            DataError: lengths differ, values are missing or infinite, or nothing is there.
+        ``class_names`` say what numbers 0, 1, ... mean; ``where`` is for messages. DataError where
+        lengths differ, values are missing or infinite, or nothing is there.
         """
         if not inputs:
             raise DataError(f"{where}: expected inputs beside labels, got none")

@@ -78,13 +78,8 @@ def pixels_of(encoded: Encoded, look: Look, max_pixels: int | None = None) -> ND
     centred part of the wanted proportions resized; scaled to ``pixel_max``. Of an animation it is
     the first frame; colour profiles are not applied.
 
-    Args:
-        encoded: the image.
-        look: what is made of it.
-        max_pixels: a larger image is refused by its header; None for ``MAX_PIXELS``.
-
-    Raises:
-        UnreadableError: it cannot be decoded, is too large, or has another depth.
+    UnreadableError where it cannot be decoded, has another depth, or, by its header, more than
+    ``max_pixels``, None for ``MAX_PIXELS``.
     """
     image = _loaded(encoded, max_pixels or MAX_PIXELS)
     channels = _channels(image, look.mode)

@@ -126,9 +126,8 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
         uris: files, folders, or patterns with ``*``, ``?``, ``[]`` and ``**``; in this order.
         part: whose files alone are taken below a folder, where names say whose they are; or None.
         endings: that names must have below a folder, in lower case.
-        key: of the config that gave the URIs.
-
-    DataError where nothing is there, it cannot be read, or it is of other parts.
+        key: of the config, for messages: DataError where nothing is there, it cannot be read, or it
+            is of other parts.
     """
     found: list[File] = []
     notes: list[str] = []

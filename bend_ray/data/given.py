@@ -71,12 +71,10 @@ def _columns_of(given: Any) -> list[str]:
 def arrays_of(given: Any, where: str) -> Arrays:
     """The examples of whatever holds them; DataError where there are none, or they do not fit.
 
-    Args:
-        given: ``(inputs, labels)``; a mapping, frame or table with one of ``LABELS`` in it; a torch
-            ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one;
-            scikit-learn's ``Bunch``; items of ``(input, label)``. Inputs are anything numpy takes,
-            pictures, or several by name.
-        where: what it is called, for messages.
+    It is ``(inputs, labels)``; a mapping, frame or table with one of ``LABELS`` in it; a torch
+    ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one; scikit-learn's
+    ``Bunch``; items of ``(input, label)``. Inputs are anything numpy takes, pictures, or several by
+    name. ``where`` is what it is called, for messages.
     """
     try:
         return _arrays(given, where)

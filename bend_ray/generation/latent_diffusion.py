@@ -151,14 +151,9 @@ def sample_latents(
 ) -> Tensor:
     """Draw one latent a generator, ``(N, Z)``: a sample does not depend on its neighbours.
 
-    Args:
-        denoiser: trained with ``process``; put in evaluation mode here.
-        process: how latents became noise.
-        sampler: how to go back.
-        scale: of the latents the denoiser was trained on.
-        condition_N: condition id of each sample.
-        generators: one a sample.
-        temperature: multiplier of all noise; below one samples stay nearer to the mean.
+    The denoiser, trained with ``process`` on latents of ``scale``, is put in evaluation mode.
+    ``condition_N`` are condition ids; ``temperature`` multiplies all noise: below one samples stay
+    nearer to the mean.
     """
     told_at = _contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
 
