@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -41,9 +42,9 @@ def open_parquet(
     or some files alone name them.
     """
     parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
-    names, first = joint_classes(parts), files.files[0].path
+    names, first = joint_classes(parts), printable(files.files[0].path)
     parts = [
-        by_name(part, file.path, names, parts[0].named, like=first)
+        by_name(part, printable(file.path), names, parts[0].named, like=first)
         for part, file in zip(parts, files, strict=True)
     ]
     labels_N = np.concatenate([part.labels_N for part in parts])
@@ -81,7 +82,7 @@ def _open(
     class_names: tuple[str, ...] | None,
 ) -> Source:
     """The images of one file."""
-    where = f"{printable(path)} row {{}}".format
+    where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, image, label)
         if file.metadata.num_rows > MOST_IMAGES:

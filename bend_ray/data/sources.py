@@ -88,7 +88,7 @@ def classes_of(
 def joint_classes(files: Sequence[T]) -> tuple[str, ...]:
     """The classes of files of one part: in the order in which files name them, or of numbers."""
     names = dict.fromkeys(name for file in files for name in file.class_names)
-    return tuple(names if files[0].named else sorted(names, key=int))
+    return tuple(names if any(file.named for file in files) else sorted(names, key=int))
 
 
 def by_name(
