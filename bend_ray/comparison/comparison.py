@@ -47,13 +47,9 @@ from bend_ray.report.evaluation import (
 class StageCosts:
     """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
 
-    Attributes:
-        bag: seeds, autoencoder, latents, generator and samples together.
-        samples: the samples stage alone.
-        seeds: the whole trained population.
-        roots: what its members have in common, part of ``seeds``.
-        trained: members of the trained population, held out or not.
-        ordinary: one ordinary training; None where none was done.
+    ``bag``: seeds, autoencoder, latents, generator and samples together; ``seeds``: all that were
+    trained, ``roots``: what they have in common. ``trained`` counts them, held out or not.
+    ``ordinary``: one ordinary training; None where none was done.
     """
 
     bag: float

@@ -44,11 +44,8 @@ class ConditionedDenoiser(nn.Module, ABC):
     """A denoiser in two parts: what it is told does not depend on the latent.
 
     A sampler knows all its times beforehand: what follows from them is computed once for many
-    steps, half of a small network's work.
-
-    Attributes:
-        learns_residual: whether it says by how much a prediction differs from that of a unit
-            Gaussian, whose exact denoiser it is while it says zero.
+    steps, half of a small network's work. One that ``learns_residual`` says by how much a
+    prediction differs from that of a unit Gaussian, whose exact denoiser it is while it says zero.
     """
 
     learns_residual: ClassVar[bool] = False

@@ -42,11 +42,8 @@ class AveragedSteps:
 class HeldOut:
     """The loss of members that a model does not learn from, along its training.
 
-    The noise is the same at every look.
-
-    Attributes:
-        curve: step and loss of every look, in order.
-        best: the averaged weights of the lowest loss, in the order of ``steps.average``.
+    The noise is the same at every look. ``curve`` has the step and loss of each, ``best`` the
+    averaged weights of the lowest loss, in the order of ``steps.average``.
     """
 
     def __init__(

@@ -143,10 +143,9 @@ def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:
 class PrincipalBasis:
     """The way back from coefficients to weights over the training models.
 
-    Attributes:
-        to_weights_RT: float64, a row for each principal direction, largest spread first.
-        scale: The unit of a coefficient, in standardised parameters, chosen so that the mean
-            square of all training coefficients is 1.
+    ``to_weights_RT`` (float64) has a row for each principal direction, largest spread first;
+    ``scale`` is the unit of a coefficient, in standardised parameters: their mean square in
+    training is 1.
     """
 
     to_weights_RT: Tensor
