@@ -67,11 +67,10 @@ def tune(
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none
     """
-    from bend_ray.tune import fresh as fresh_splits
     from bend_ray.tune.page import write_page
     from bend_ray.tune.search import tune as search
     from bend_ray.tune.space import load_section
-    from bend_ray.tune.study import best_yaml, summary
+    from bend_ray.tune.study import best_yaml, on_fresh_splits, sentences, summary
     from bend_ray.tune.table import text
 
     config = asked.load()
@@ -82,6 +81,6 @@ def tune(
     write_file("--best", Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
     compared = None
     if fresh:
-        compared = fresh_splits.on_fresh_splits(study, store, fresh, address)
-        click.echo("\n" + "\n".join(fresh_splits.sentences(compared)))
+        compared = on_fresh_splits(study, store, fresh, address)
+        click.echo("\n" + "\n".join(sentences(compared)))
     click.echo(f"best:   {best}\nreport: {write_page(study, compared)}")

@@ -47,13 +47,9 @@ from bend_ray.report.evaluation import (
 class StageCosts:
     """Seconds, of the GPU where one was used, else of the CPU; each with all it needs.
 
-    Attributes:
-        bag: seeds, autoencoder, latents, generator and samples together.
-        samples: the samples stage alone.
-        seeds: the whole trained population.
-        roots: what its members have in common, part of ``seeds``.
-        trained: members of the trained population, held out or not.
-        ordinary: one ordinary training; None where none was done.
+    ``bag``: seeds, autoencoder, latents, generator and samples together; ``seeds``: all that were
+    trained, ``roots``: what they have in common. ``trained`` counts them, held out or not.
+    ``ordinary``: one ordinary training; None where none was done.
     """
 
     bag: float
@@ -108,13 +104,9 @@ class Members:
 class Bag:
     """Members that vote, what they cost from scratch, and what they say of the test part.
 
-    Attributes:
-        members: in the order in which they joined.
-        fixed_seconds: what the first of them needs, and all share.
-        member_seconds: of each of them.
-        plain_NC: by the vote.
-        temperature: fitted on the validation part.
-        at_temperature: whether the bag answers at it.
+    Members are in the order in which they joined; the first needs ``fixed_seconds``, which all
+    share, and each ``member_seconds``. ``plain_NC`` is by the vote, ``temperature`` fitted on the
+    validation part, ``at_temperature`` whether the bag answers at it.
     """
 
     members: Members

@@ -76,12 +76,8 @@ def cross_fitted_curve(
 ) -> tuple[list[float], list[float]]:
     """Accuracy and NLL by size; what is fitted is so on the half that is not scored.
 
-    Args:
-        section: who votes and how; its ``bagging.size`` is not looked at.
-        logits_ENC: of all members.
-        labels_N: true classes; an image's place says which half it belongs to.
-        trunks_E: whose each member is.
-        sizes: rising, from 1 to E.
+    An image's place says which half it belongs to. Sizes rise from 1 to E; the section's
+    ``bagging.size`` is not looked at.
     """
     fold_N = torch.arange(len(labels_N)) % FOLDS
     accuracy, nll = np.zeros(len(sizes)), np.zeros(len(sizes))

@@ -91,9 +91,7 @@ def ordinary(config: PipelineConfig) -> PipelineConfig | None:
 def identified(config: PipelineConfig) -> PipelineConfig:
     """A config whose data and imported code know what tells them from any other.
 
-    Raises:
-        DataError: files of the data set cannot be read.
-        ConfigError: there is no such module.
+    DataError where files of the data set cannot be read, ConfigError where there is no such module.
     """
     known = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
@@ -153,8 +151,7 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
 def newest_config(store: Store) -> PipelineConfig:
     """The config whose evaluation was committed last; its data set need not be at hand.
 
-    Raises:
-        StoreError: there is no evaluation, or another version of bend_ray made the newest.
+    StoreError where there is no evaluation, or another version of bend_ray made the newest.
     """
     evaluations = store.manifests("evaluation")
     if not evaluations:

@@ -26,8 +26,7 @@ _PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
     """The config of a YAML (or JSON) file, None for the default one, and of ``a.b=c`` overrides.
 
-    Raises:
-        ConfigError: one line with every problem found.
+    ConfigError is one line with every problem found.
     """
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
@@ -38,8 +37,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
 def with_knobs(config: PipelineConfig, point: Mapping[str, Any]) -> PipelineConfig:
     """A config with some knobs, by ``key.path``, set otherwise; another ``kind`` starts afresh.
 
-    Raises:
-        ConfigError: one line with every problem found.
+    ConfigError is one line with every problem found.
 
     >>> with_knobs(PipelineConfig(), {"samples.count": 96}).samples.count
     96
@@ -72,8 +70,7 @@ def _put(values: dict[str, Any], key: str, value: Any) -> None:
 def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) -> PipelineConfig:
     """The config of sections, specs or their fields, on top of ``base``.
 
-    Raises:
-        ConfigError: one line with every problem found.
+    ConfigError is one line with every problem found.
     """
     if named := list(_variables(values, "")):
         raise refusal("; ".join(named))

@@ -121,9 +121,8 @@ def refusal(message: str) -> ConfigError:
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
-    Raises:
-        ConfigError: it is none, or has a key twice, an alias, a number with a leading zero or a
-            huge one in it, or is nested too deeply.
+    ConfigError where it is none, or has a key twice, an alias, a number with a leading zero or a
+    huge one in it, or is nested too deeply.
     """
     try:
         return parsed(text)
@@ -165,8 +164,7 @@ def _check_integers(value: Any) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping a YAML (or JSON) file holds.
 
-    Raises:
-        ConfigError: it cannot be read, is too large, or holds something else.
+    ConfigError where it cannot be read, is too large, or holds something else.
     """
     try:
         with path.open("rb") as file:

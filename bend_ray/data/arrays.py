@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bend_ray.data.examples import Examples
 from bend_ray.data.files import File, Files
-from bend_ray.data.sources import by_name, listed, numbered
+from bend_ray.data.sources import by_name, classes_of, joint_classes, listed
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file, store_errors
 from bend_ray.storage.masking import cause, printable
@@ -49,7 +49,7 @@ class Arrays:
     labels_N: NDArray[np.int64]
     class_names: tuple[str, ...]
     named: bool
-    where: ClassVar[Any] = "example {}".format
+    where: ClassVar[Any] = "row {}".format
 
     @classmethod
     def of(
@@ -59,16 +59,10 @@ class Arrays:
         class_names: Sequence[str] | None = None,
         where: str = "data",
     ) -> Arrays:
-        """Arrays of what a user has.
+        """Arrays of what a user has: inputs that numpy takes, by name; labels as numbers or texts.
 
-        Args:
-            inputs: by name, anything numpy takes.
-            labels: numbers or texts.
-            class_names: what numbers 0, 1, ... mean.
-            where: it is from, for messages.
-
-        Raises:
-            DataError: lengths differ, values are missing or infinite, or nothing is there.
+        ``class_names`` say what numbers 0, 1, ... mean; ``where`` is for messages. DataError where
+        lengths differ, values are missing or infinite, or nothing is there.
         """
         if not inputs:
             raise DataError(f"{where}: expected inputs beside labels, got none")
@@ -79,7 +73,8 @@ class Arrays:
             )
         # A safetensors file's come in any order.
         values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
-        codes_N, names, named = _classes(array_of(labels, f"{where}: labels"), class_names, where)
+        whole = _whole(array_of(labels, f"{where}: labels"), where)
+        codes_N, names, named = classes_of(whole, class_names, where)
         if unlike := [name for name, value in values.items() if len(value) != len(codes_N)]:
             raise DataError(
                 f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
@@ -97,8 +92,7 @@ class Arrays:
     def like(self, train: Arrays, part: str) -> Arrays:
         """These with the classes of the training part, matched by name.
 
-        Raises:
-            DataError: other inputs, or a class that the training part lacks.
+        DataError where inputs are others, or of a class that the training part lacks.
         """
         kinds = [
             ", ".join(f"{name} {v.shape[1:]} {v.dtype}" for name, v in each.inputs.items())
@@ -109,7 +103,7 @@ class Arrays:
                 f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
                 f"{kinds[1]}; give all parts alike"
             )
-        return by_name(self, part, train.class_names, train.named)
+        return by_name(self, f"the {part} part", train.class_names, train.named)
 
     def examples(self) -> Examples:
         """They, as a network is given them: by name where there are several inputs."""
@@ -133,11 +127,7 @@ class Arrays:
 
 
 def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS) -> str:
-    """Which of the names is that of labels, the first that is wanted.
-
-    Raises:
-        DataError: none is, or a name is there twice.
-    """
+    """The first of the wanted names that is there; DataError where none is, or a name is twice."""
     if len(set(names)) < len(names):
         raise DataError(f"{where}: expected columns of different names, got {listed(names)}")
     if found := [name for name in wanted if name in names]:
@@ -151,20 +141,12 @@ def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS
 def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | None) -> Arrays:
     """All examples of a part, its files one after another.
 
-    Args:
-        files: of the part.
-        label: name of the array of labels; None for the one of ``LABELS``.
-        class_names: what numbers 0, 1, ... mean in files that do not say it.
-
-    Raises:
-        DataError: a file that is none, or that does not fit the others.
+    ``label`` names the array of labels, None for the one of ``LABELS``; ``class_names`` say what
+    numbers mean in files that do not. DataError where a file is none, or does not fit the others.
     """
     parts = [_read(files, file, label, class_names) for file in files]
     first = parts[0]
-    names = tuple(dict.fromkeys(name for part in parts for name in part.class_names))
-    if not first.named:
-        names = tuple(sorted(names, key=int))
-    whole = replace(first, class_names=names)
+    whole = replace(first, class_names=joint_classes(parts))
     alike = [part.like(whole, file.name) for part, file in zip(parts, files, strict=True)]
     if len(alike) == 1:
         return alike[0]
@@ -177,21 +159,20 @@ def _read(files: Files, file: File, label: str | None, class_names: Sequence[str
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
-    read = _read_npz if file.name.endswith(".npz") else _read_safetensors
     try:
-        arrays, names = read(content)
+        arrays, names = (_npz if file.name.endswith(".npz") else _safetensors)(content)
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
     labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
     return Arrays.of(arrays, labels, class_names or names, where)
 
 
-def _read_npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+def _npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         return dict(archive), None
 
 
-def _read_safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
+def _safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
     arrays = safetensors.numpy.load(content)
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
     names = (header.get("__metadata__") or {}).get(CLASS_NAMES)
@@ -223,8 +204,7 @@ def _values(given: Any, where: str) -> NDArray[Any]:
 def array_of(given: Any, where: str) -> NDArray[Any]:
     """Whatever numpy takes, or a tensor, as numbers or texts.
 
-    Raises:
-        DataError: rows of several shapes, or objects.
+    DataError where it has rows of several shapes, or objects.
     """
     try:
         array = _plain(given)
@@ -262,10 +242,8 @@ def _plain(given: Any) -> NDArray[Any]:
     return deeper if deeper.shape == array.shape else _plain(deeper)
 
 
-def _classes(
-    labels: NDArray[Any], class_names: Sequence[str] | None, where: str
-) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
-    """Labels as indices of their classes, the classes, and whether they have names."""
+def _whole(labels: NDArray[Any], where: str) -> NDArray[Any]:
+    """Labels as texts, or as int64 ``(N,)``."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
@@ -274,22 +252,10 @@ def _classes(
             "give the argmax"
         )
     if labels.dtype.kind == "U":
-        names, codes_N = np.unique(labels, return_inverse=True)
-        return codes_N.astype(np.int64), tuple(names.tolist()), True
+        return labels
     if labels.dtype.kind == "f" and (labels == np.rint(labels)).all():
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iub":
         some = labels[labels != np.rint(labels)][0] if labels.dtype.kind == "f" else labels.dtype
         raise DataError(f"{where}: expected labels that are whole numbers or texts, got {some}")
-    labels = labels.astype(np.int64)
-    if class_names is None:
-        codes_N, numbers = numbered(labels, lambda row: f"{where}, example {row}")
-        return codes_N, numbers, False
-    if len(set(class_names)) < len(class_names):
-        raise DataError(f"{where}: expected classes of different names, got one twice")
-    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
-        raise DataError(
-            f"{where}: expected labels from 0 to {len(class_names) - 1}, one for each of the "
-            f"{len(class_names)} class names, got {labels.min()} to {labels.max()}"
-        )
-    return labels, tuple(class_names), True
+    return labels.astype(np.int64)

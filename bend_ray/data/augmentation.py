@@ -33,14 +33,7 @@ class FlipAndCrop(Spec):
     def apply(
         self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
     ) -> torch.Tensor:
-        """A random view of each image, on the pixels' device.
-
-        Args:
-            pixels_KBCHW: a batch for each model.
-            generators: one a model, on the CPU.
-
-        Returns:
-            Pixels of the same shape.
+        """A random view of each image, on the pixels' device; one generator a model, on the CPU.
 
         Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
         """
@@ -80,16 +73,10 @@ class ImportedAugmentation(Imported):
     shows_images_as_they_are: ClassVar[bool] = False
 
     def apply(self, inputs_KB: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
-        """The function's view of each model's batch.
-
-        Raises:
-            ConfigError: views of another shape or type.
-        """
-        views = [
-            self.call(batch, generator, **self.arguments)
-            for batch, generator in zip(inputs_KB, generators, strict=True)
-        ]
-        for batch, view in zip(inputs_KB, views, strict=True):
+        """The function's view of each batch; ConfigError where it has another shape or type."""
+        views = []
+        for batch, generator in zip(inputs_KB, generators, strict=True):
+            views.append(view := self.call(batch, generator, **self.arguments))
             if view.shape != batch.shape or view.dtype != batch.dtype:
                 raise ConfigError(
                     f"{self.target}: expected views {tuple(batch.shape)} of {batch.dtype}, got "

@@ -11,9 +11,9 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bend_ray.data.files import Files, Part
     from bend_ray.data.sources import Source
 
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NUM_DIGITS = 1797
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
@@ -40,20 +41,23 @@ class LabelledExamples(Spec):
     """What a data set does."""
 
     def load(self) -> Parts:
-        """Its parts.
-
-        Raises:
-            DataError: they cannot be had.
-        """
+        """Its parts; DataError where they cannot be had."""
         raise NotImplementedError
 
     def identified(self) -> Self:
         """The same data set, with what tells its content from any other's.
 
-        Raises:
-            DataError: its files cannot be read.
+        DataError where its files cannot be read.
         """
         return self
+
+    def _open(self, part: Part) -> Any:
+        """The examples of a part: images, not decoded, or arrays."""
+        raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts to open before any training."""
+        raise NotImplementedError
 
 
 class Digits(LabelledExamples):
@@ -81,18 +85,14 @@ class Digits(LabelledExamples):
 
     def load(self) -> Parts:
         """The parts of one seeded shuffle."""
-        pixels, labels = _read_digits()
-        num_seen = self.num_train + self.num_validation
         # The parts as published figures have them: the training images come first.
-        order = np.random.default_rng(self.split_seed).permutation(len(labels))
-        cuts = np.split(order, [self.num_train, num_seen])
-
-        train, validation = (Examples.of_arrays(pixels[cut], labels[cut]) for cut in cuts[:2])
+        order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
+        train, validation, test = np.split(order, np.cumsum([self.num_train, self.num_validation]))
         return Parts(
-            train,
-            validation,
+            _digits_at(train),
+            _digits_at(validation),
             tuple("0123456789"),
-            partial(_read_digits_at, cuts[2]),
+            partial(_digits_at, test),
             # As they were made: 4x4 areas of scans, light on dark.
             Decoding(background="black", resampling="box", pixel_max=16),
         )
@@ -112,7 +112,7 @@ class DrawnParts(LabelledExamples):
 class ImageFiles(DrawnParts):
     """What all data sets of image files have in common: their parts, their size and mode.
 
-    A variant says where its parts are: ``_open`` and ``_known_parts``.
+    A variant gives the ``Source`` of a part, and says which there are.
     """
 
     num_validation: PositiveInt = 5000
@@ -124,22 +124,13 @@ class ImageFiles(DrawnParts):
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
 
-    def _open(self, part: Part) -> Source:
-        """The images of a part, not decoded."""
-        raise NotImplementedError
-
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts to open before any training."""
-        raise NotImplementedError
-
     def load(self) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
 
         Of the test part labels, classes and headers are read at once, and no pixels: what is
         wrong with them is told before the training.
 
-        Raises:
-            DataError: files that are missing or broken, or images that do not fit together.
+        DataError where files are missing or broken, or images do not fit together.
         """
         from bend_ray.data.decoding import decode
         from bend_ray.data.sources import by_name, check_classes
@@ -147,38 +138,24 @@ class ImageFiles(DrawnParts):
         # So that the test part is later what it is now.
         known = self.identified()
         sources = {part: known._open(part) for part in known._known_parts()}
-        train = sources["train"]
-        sources = {
-            part: by_name(source, part, train.class_names, train.named)
-            for part, source in sources.items()
-        }
+        names, named = sources["train"].class_names, sources["train"].named
+        for part, source in sources.items():
+            sources[part] = by_name(source, f"the {part} part", names, named)
         check_classes(sources)
-        num_validation = 0 if "validation" in sources else self.num_validation
-        train_rows, validation_rows = split_rows(
-            len(train.labels_N), self.num_train, num_validation, self.split_seed
-        )
-        rows = np.concatenate([train_rows, validation_rows])
-        pixels, digests = decode(sources["train"], rows, self._look())
-        labels, cut = sources["train"].labels_N[rows], len(train_rows)
-        look = self._look(pixels.shape[1:])
+        train, given = sources["train"], sources.get("validation")
+        drawn = 0 if given else self.num_validation
+        rows, others = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
+        pixels, digests = decode(train, np.concatenate([rows, others]), self._look())
+        look, cut = self._look(pixels.shape[1:]), len(rows)
+        validation = Examples.of_arrays(pixels[cut:], train.labels_N[others])
         parts = {"train": digests[:cut], "validation": digests[cut:]}
-        validation = Examples.of_arrays(pixels[cut:], labels[cut:])
-        if "validation" in sources:
-            whole, parts["validation"] = decode(
-                sources["validation"], np.arange(len(sources["validation"].labels_N)), look
-            )
-            validation = Examples.of_arrays(whole, sources["validation"].labels_N)
+        if given:
+            validation, parts["validation"] = _decoded(given, look)
         if "test" in sources:
             _survey(sources["test"], look, parts, self.duplicates == "refuse")
-        names = train.class_names
-        load_test = partial(_read_test, known, look, names, train.named)
-        return Parts(
-            Examples.of_arrays(pixels[:cut], labels[:cut]),
-            validation,
-            names,
-            load_test,
-            look.decoding,
-        )
+        examples = Examples.of_arrays(pixels[:cut], train.labels_N[rows])
+        load_test = partial(_read_test, known, look, names, named)
+        return Parts(examples, validation, names, load_test, look.decoding)
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         from bend_ray.data.decoding import Look
@@ -200,12 +177,16 @@ def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: b
 
 def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Examples:
     """The test part, as large and of the same mode and classes as the training part."""
-    from bend_ray.data.decoding import decode
     from bend_ray.data.sources import by_name
 
-    source = by_name(spec._open("test"), "test", class_names, named)
-    pixels, _ = decode(source, np.arange(len(source.labels_N)), look)
-    return Examples.of_arrays(pixels, source.labels_N)
+    return _decoded(by_name(spec._open("test"), "the test part", class_names, named), look)[0]
+
+
+def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:
+    from bend_ray.data.decoding import decode
+
+    pixels, digests = decode(source, np.arange(len(source.labels_N)), look)
+    return Examples.of_arrays(pixels, source.labels_N), digests
 
 
 def _location(uri: str) -> str:
@@ -238,49 +219,37 @@ class Located(LabelledExamples):
 
     content: Content = Content()
     """Digests of the files, noted when they are first read; of those given, others are refused."""
+    _names_tell: ClassVar[bool] = False
+    """Whether the files' names mean something."""
 
     def _files(self, part: Part) -> Files:
         """The files of a part."""
         raise NotImplementedError
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts that there are."""
+    def _read(self, files: Files) -> Any:
+        """The examples in files of a part."""
         raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts of which there are files."""
+        return tuple(part for part in PARTS if getattr(self, part) is not None)
 
     def identified(self) -> Self:
         """The same data set, with the digests of what is there now, unless it has some."""
         given = self.content.model_dump(exclude_none=True)
         unknown = set(self._known_parts()) - set(given)
-        digests = {part: self._digest(self._files(part)) for part in unknown}
+        digests = {part: self._files(part).digest(self._names_tell) for part in unknown}
         return self.model_copy(update={"content": Content(**given, **digests)})
 
-    def _digest(self, files: Files) -> str:
-        return files.digest()
-
-    def _checked(self, part: Part) -> Files:
-        """The files of a part, which are those that were meant."""
+    def _open(self, part: Part) -> Any:
+        """What is in the files of a part, which are those that were meant."""
         files = self._files(part)
-        expected = getattr(self.content, part)
-        if expected is not None and (found := self._digest(files)) != expected:
-            raise DataError(
-                f"dataset.content.{part}: expected files of digest {expected}, got {found}: they "
-                "have changed since they were first read; run again to begin anew with them"
-            )
-        return files
+        meant = getattr(self.content, part)
+        files.expect(meant, f"dataset.content.{part}", self._names_tell)
+        return self._read(files)
 
 
-class LocatedImages(ImageFiles, Located):
-    """Image files whose place is a setting."""
-
-    def _read(self, files: Files) -> Source:
-        """The images in files of a part."""
-        raise NotImplementedError
-
-    def _open(self, part: Part) -> Source:
-        return self._read(self._checked(part))
-
-
-class ImageParquet(LocatedImages):
+class ImageParquet(ImageFiles, Located):
     """Parquet files of encoded images and classes, as Hugging Face lays them out."""
 
     kind: Literal["image_parquet"] = "image_parquet"
@@ -304,21 +273,18 @@ class ImageParquet(LocatedImages):
         return _found(getattr(self, part), part, ENDINGS)
 
     def _read(self, files: Files) -> Source:
-        from bend_ray.data.parquet import Columns, open_parquet
+        from bend_ray.data.parquet import open_parquet
 
-        columns = Columns(self.image_column, self.label_column, self.class_names)
-        return open_parquet(files, columns)
-
-    def _known_parts(self) -> tuple[Part, ...]:
-        return ("train", "test") if self.validation is None else ("train", "validation", "test")
+        return open_parquet(files, self.image_column, self.label_column, self.class_names)
 
 
-class ImageFolder(LocatedImages):
+class ImageFolder(ImageFiles, Located):
     """Folders of image files: root/train/<class>/*.png and root/test/<class>/*.png."""
 
     kind: Literal["image_folder"] = "image_folder"
     root: Uri
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
+    _names_tell: ClassVar[bool] = True
 
     def _files(self, part: Part) -> Files:
         from bend_ray.data.folders import find_folder, part_folders
@@ -329,9 +295,6 @@ class ImageFolder(LocatedImages):
         from bend_ray.data.folders import open_folder
 
         return open_folder(files)
-
-    def _digest(self, files: Files) -> str:
-        return files.digest(named=True)
 
     def _known_parts(self) -> tuple[Part, ...]:
         from bend_ray.data.folders import part_folders
@@ -412,23 +375,18 @@ class ArrayFiles(ArrayParts, Located):
 
         return _found(getattr(self, part), part, ENDINGS)
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        parts: tuple[Part, ...] = ("train", "validation", "test")
-        return tuple(part for part in parts if getattr(self, part) is not None)
-
-    def _arrays(self, part: Part) -> Arrays:
+    def _read(self, files: Files) -> Arrays:
         from bend_ray.data.arrays import read_arrays
 
-        return read_arrays(self._checked(part), self.labels, self.class_names)
+        return read_arrays(files, self.labels, self.class_names)
 
     def load(self) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
 
-        Raises:
-            DataError: files that are missing or broken, or examples that do not fit together.
+        DataError where files are missing or broken, or examples do not fit together.
         """
         known = self.identified()
-        return split_arrays({p: partial(known._arrays, p) for p in self._known_parts()}, self)
+        return split_arrays({p: partial(known._open, p) for p in self._known_parts()}, self)
 
 
 class ImportedDataset(Imported, ArrayParts):
@@ -438,12 +396,7 @@ class ImportedDataset(Imported, ArrayParts):
     """
 
     def load(self) -> Parts:
-        """What the function gives.
-
-        Raises:
-            ConfigError: it cannot be imported.
-            DataError: it gives no parts, or examples that do not fit together.
-        """
+        """What the function gives; DataError where these are no parts, or do not fit together."""
         from bend_ray.data.given import parts_of, together
 
         given = self.make()
@@ -458,29 +411,20 @@ def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
 
 
 def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
-    """The parts of a data set of arrays.
+    """The parts of a data set of arrays, split as ``spec`` says.
 
-    Args:
-        read: what gives each part that there is, the training part among them.
-        spec: how they are split, and what is told.
-
-    Raises:
-        DataError: there are too few examples, also of a class, or one class alone.
+    ``read`` has what gives each part that there is, the training part among them. DataError where
+    there are too few examples, also of a class, or one class alone.
     """
     from bend_ray.data.sources import check_counts, check_overlap
 
-    train = read["train"]()
-    validation = read["validation"]() if "validation" in read else None
     read_test = read.get("test")
-    if validation is None:
-        fifth = max(1, min(MOST_DRAWN, len(train.labels_N) // 5))
-        cut = spec.num_validation or fifth
-        rows, others = split_rows(len(train.labels_N), spec.num_train, cut, spec.split_seed)
-        whole, train, validation = train, train.take(rows), train.take(others)
-    else:
-        rows, _ = split_rows(len(train.labels_N), spec.num_train, 0, spec.split_seed)
-        whole, train = train, train.take(np.sort(rows))
-        validation = validation.like(whole, "validation")
+    whole, count = read["train"](), 0
+    if not (given := "validation" in read):
+        count = spec.num_validation or max(1, min(MOST_DRAWN, len(whole.labels_N) // 5))
+    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
+    train = whole.take(np.sort(rows) if given else rows)
+    validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
     parts = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
@@ -505,6 +449,7 @@ def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:
     return read().like(like, "test").examples()
 
 
+@cache
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
 
@@ -520,7 +465,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
 
 
-def _read_digits_at(rows: NDArray[np.int64]) -> Examples:
+def _digits_at(rows: NDArray[np.int64]) -> Examples:
     pixels, labels = _read_digits()
     return Examples.of_arrays(pixels[rows], labels[rows])
 

@@ -48,8 +48,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 class UnreadableError(ValueError):
     """An image that cannot be used; the message is one line and names no file.
 
-    Attributes:
-        too_large: it has more pixels than it may.
+    ``too_large``: it has more pixels than it may.
     """
 
     def __init__(self, message: str, too_large: bool = False) -> None:
@@ -61,11 +60,8 @@ class UnreadableError(ValueError):
 class Look:
     """What the pixels of one data set have in common.
 
-    Attributes:
-        size: width and height to bring images to; None to take them as they are.
-        mode: grey or colour to convert them to; None to take them as they are.
-        decoding: what else there is to know.
-        shape: ``(C, H, W)`` that earlier images had, where there were any.
+    Images are brought to ``size`` (width, height) and ``mode``, None to take them as they are;
+    ``shape`` is the ``(C, H, W)`` that earlier ones had, where there were any.
     """
 
     size: tuple[int, int] | None = None
@@ -82,31 +78,22 @@ def pixels_of(encoded: Encoded, look: Look, max_pixels: int | None = None) -> ND
     centred part of the wanted proportions resized; scaled to ``pixel_max``. Of an animation it is
     the first frame; colour profiles are not applied.
 
-    Args:
-        encoded: the image.
-        look: what is made of it.
-        max_pixels: a larger image is refused by its header; None for ``MAX_PIXELS``.
-
-    Raises:
-        UnreadableError: it cannot be decoded, is too large, or has another depth.
+    UnreadableError where it cannot be decoded, has another depth, or, by its header, more than
+    ``max_pixels``, None for ``MAX_PIXELS``.
     """
     image = _loaded(encoded, max_pixels or MAX_PIXELS)
     channels = _channels(image, look.mode)
     image = _opaque(_upright(image), look.decoding.background).convert(_PILLOW[channels])
     if look.size is not None and image.size != look.size:
-        image = ImageOps.fit(image, look.size, method=_filter(image, look))
+        shrinks = image.width >= look.size[0] and image.height >= look.size[1]
+        box = look.decoding.resampling == "box" and shrinks
+        resampling = Image.Resampling.BOX if box else Image.Resampling.BILINEAR
+        image = ImageOps.fit(image, look.size, method=resampling)
     pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     if look.decoding.pixel_max != 255:
         pixels = np.rint(pixels * (look.decoding.pixel_max / 255)).astype(np.uint8)
     return np.ascontiguousarray(pixels)
-
-
-def _filter(image: Image.Image, look: Look) -> Image.Resampling:
-    assert look.size is not None
-    shrinks = image.width >= look.size[0] and image.height >= look.size[1]
-    box = look.decoding.resampling == "box" and shrinks
-    return Image.Resampling.BOX if box else Image.Resampling.BILINEAR
 
 
 def _channels(image: Image.Image, wanted: Mode | None) -> Mode:
@@ -148,11 +135,7 @@ def _upper_half(image: Image.Image) -> Image.Image:
 
 
 def open_image(encoded: Encoded, max_pixels: int) -> Image.Image:
-    """An image of which only the header is read.
-
-    Raises:
-        UnreadableError: it is none, or too large.
-    """
+    """An image of which only the header is read; UnreadableError where it is none, or too large."""
     if isinstance(encoded, Image.Image):
         return encoded
     try:
@@ -194,11 +177,8 @@ def decode(
 ) -> tuple[NDArray[np.uint8], list[bytes]]:
     """The wanted images of a source, in the order of ``rows_M``.
 
-    Returns:
-        Pixels ``(M, C, H, W)``, and what tells one image file from another.
-
-    Raises:
-        DataError: an image that cannot be decoded, or is not like the first.
+    Returns pixels ``(M, C, H, W)``, and what tells one image file from another. DataError where one
+    cannot be decoded, or is not like the first.
     """
     order_M = np.argsort(rows_M)
     pixels_MCHW = np.empty((0, 0, 0, 0), dtype=np.uint8)
@@ -218,8 +198,7 @@ def decode(
 def survey(source: Source, look: Look) -> list[bytes]:
     """What tells each image file of a source from others; of images only headers are decoded.
 
-    Raises:
-        DataError: an image that is none, or not like those that were decoded.
+    DataError where one is none, or not like those that were decoded.
     """
     digests = []
     for where, encoded in source.read(np.arange(len(source.labels_N))):

@@ -37,7 +37,6 @@ Statistics: mean and standard deviation of the channels, to be broadcast; None o
 """
 
 MIN_STD = 1e-6
-_CHUNK_ROWS = 4096
 
 Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 """Of one example's inputs."""
@@ -213,12 +212,9 @@ def _of_counts(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _of_sums(values: Tensor) -> tuple[Tensor, Tensor]:
-    """In float64, some rows at a time; of what never varies the deviation is 1."""
-    number, parts = values[:, 0].numel(), torch.split(values, _CHUNK_ROWS)
-    by_channel = [part.transpose(0, 1).flatten(1).double() for part in parts]
-    mean_C = sum((part.sum(dim=1) for part in by_channel), torch.zeros(())) / number
-    squares = ((part - mean_C[:, None]).square().sum(dim=1) for part in by_channel)
-    std_C = (sum(squares, torch.zeros(())) / max(1, number - 1)).sqrt()
+    """In float64; of what never varies the deviation is 1."""
+    by_channel = values.transpose(0, 1).flatten(1).double()
+    std_C, mean_C = torch.std_mean(by_channel, dim=1, correction=min(1, by_channel.shape[1] - 1))
     return mean_C, torch.where(std_C > MIN_STD, std_C, torch.ones_like(std_C))
 
 
@@ -234,14 +230,7 @@ def split_rows(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which examples are for training and which for validation: one seeded shuffle.
 
-    Args:
-        num_examples: there are.
-        num_train: of them wanted for training; None for all that are left.
-        num_validation: of them wanted for validation.
-        seed: of the shuffle.
-
-    Raises:
-        DataError: there are too few.
+    ``num_train`` None is for all that are left. DataError where there are too few.
     """
     needed = num_validation + (num_train or 1)
     if needed > num_examples:

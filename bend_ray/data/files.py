@@ -10,6 +10,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
@@ -35,18 +36,13 @@ READ_WHOLE_BYTES = 2**30
 """Parts up to this size are told apart by their content, larger ones by what a listing says."""
 READ_WHOLE_FILES = 20_000
 MOST_ETAGS = 1_000
-_CHUNK = 2**20
 
 
 @dataclass(frozen=True)
 class File:
-    """A file of a part.
+    """A file of a part: its name is below the folder that was asked for.
 
-    Attributes:
-        path: on its filesystem.
-        name: below the folder that was asked for.
-        size: bytes.
-        modified: when, in nanoseconds since 1970.
+    ``size`` is in bytes, ``modified`` in nanoseconds since 1970.
     """
 
     path: str
@@ -57,13 +53,7 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a part, in order.
-
-    Attributes:
-        filesystem: they are on.
-        files: one at least.
-        notes: what a user may want to know of how they were chosen.
-    """
+    """The files of a part, one at least, in order; ``notes`` tell how they were chosen."""
 
     filesystem: pyarrow.fs.FileSystem
     files: tuple[File, ...]
@@ -78,22 +68,24 @@ class Files:
         return sum(file.size for file in self.files)
 
     def digest(self, named: bool = False) -> str:
-        """What tells these files from any others, in 16 hex digits.
+        """What tells these files from any others, in 16 hex digits; ``named``: their names do.
 
         The content of a local part of at most 1 GiB and 20,000 files; else sizes, and ETags or
-        times of change.
-
-        Args:
-            named: whether the files' names mean something.
-
-        Raises:
-            DataError: a file cannot be read.
+        times of change. DataError where a file cannot be read.
         """
         whole = hashlib.sha256()
         for file, version in zip(self.files, self._versions(), strict=True):
             name = file.name if named else ""
             whole.update(f"{name}\0{file.size}\0{version}\n".encode("utf-8", "surrogateescape"))
         return whole.hexdigest()[:16]
+
+    def expect(self, meant: str | None, key: str, named: bool = False) -> None:
+        """DataError, of what ``key`` names, where the digest is another than was meant, if any."""
+        if meant is not None and (found := self.digest(named)) != meant:
+            raise DataError(
+                f"{key}: expected files of digest {meant}, got {found}: they have changed since "
+                "they were first read; run again to begin anew with them"
+            )
 
     def _versions(self) -> Sequence[str]:
         if self.filesystem.type_name == "local":
@@ -108,22 +100,23 @@ class Files:
             with self.filesystem.open_input_stream(file.path) as stream:
                 return str((stream.metadata() or {}).get("ETag") or file.modified)
 
-        try:
+        with reading(file.path):
             return patiently(self.filesystem, ask)
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"dataset: cannot read {file.path}: {cause(error)}") from None
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Whatever a file system or a parser raises in the block, as a DataError that says of what."""
+    try:
+        yield
+    except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
+        raise DataError(f"dataset: cannot read {what}: {cause(error)}") from None
 
 
 @lru_cache(maxsize=READ_WHOLE_FILES)
 def _content_digest(file: File) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    try:
-        with open(file.path, "rb") as stream:
-            while chunk := stream.read(_CHUNK):
-                digest.update(chunk)
-    except OSError as error:
-        raise DataError(f"dataset: cannot read {file.path}: {error.strerror}") from None
-    return digest.hexdigest()
+    with reading(file.path), open(file.path, "rb") as stream:
+        return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], key: str) -> Files:
@@ -131,25 +124,20 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
 
     Args:
         uris: files, folders, or patterns with ``*``, ``?``, ``[]`` and ``**``; in this order.
-        part: where names below a folder say of which part a file is, those of this one are taken
-            alone; None: names say nothing.
+        part: whose files alone are taken below a folder, where names say whose they are; or None.
         endings: that names must have below a folder, in lower case.
-        key: of the config that gave the URIs.
-
-    Raises:
-        DataError: nothing is there, it cannot be read, or it is of other parts.
+        key: of the config, for messages: DataError where nothing is there, it cannot be read, or it
+            is of other parts.
     """
     found: list[File] = []
     notes: list[str] = []
     filesystems: list[pyarrow.fs.FileSystem] = []
     for uri in uris:
-        try:
+        with reading(masked(uri)):
             filesystem, path = resolve(uri)
             where = f"{key}={masked(uri)}"
             find = partial(_found, filesystem, path, part, endings, where, notes)
             found += patiently(filesystem, find)
-        except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
-            raise DataError(f"dataset: cannot read {masked(uri)}: {cause(error)}") from None
         filesystems.append(filesystem)
         if not filesystem.equals(filesystems[0]):
             raise DataError(

@@ -6,16 +6,15 @@ from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.fs
 from numpy.typing import NDArray
 
 from bend_ray.data.decoding import Encoded
-from bend_ray.data.files import SPELLINGS, File, Files, Part, find_files, is_left_over
+from bend_ray.data.files import SPELLINGS, File, Files, Part, find_files, is_left_over, reading
 from bend_ray.data.sources import Source, listed
-from bend_ray.errors import DataError, StoreError
+from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import resolve
-from bend_ray.storage.masking import cause, masked, printable
+from bend_ray.storage.masking import masked, printable
 from bend_ray.storage.uris import joined
 
 ENDINGS = (
@@ -27,15 +26,10 @@ ENDINGS = (
 def part_folders(root: str) -> dict[Part, str]:
     """The folder of each part that there is below a root, by any of the part's names.
 
-    Raises:
-        DataError: the root cannot be read, lacks a training or a test part, or has one twice.
+    DataError where the root cannot be read, lacks a training or a test part, or has one twice.
     """
-    try:
-        filesystem, path = resolve(root)
-        entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    except (OSError, pa.ArrowException, StoreError, UnicodeDecodeError) as error:
-        raise DataError(f"dataset: cannot read {masked(root)}: {cause(error)}") from None
-    names = [entry.base_name for entry in entries if not entry.is_file]
+    with reading(masked(root)):
+        names = _folders(*resolve(root))
     folders: dict[Part, str] = {}
     for part, spellings in SPELLINGS.items():
         found = [name for name in names if name.lower() in spellings]
@@ -50,7 +44,7 @@ def part_folders(root: str) -> dict[Part, str]:
         if needed not in folders:
             raise DataError(
                 f"dataset: expected folders train and test in {masked(root)}, each with a folder "
-                f"of images for each class, got {listed(sorted(names)) or 'none'}; check "
+                f"of images for each class, got {listed(names) or 'none'}; check "
                 "dataset.root"
             )
     return folders
@@ -59,8 +53,7 @@ def part_folders(root: str) -> dict[Part, str]:
 def find_folder(uri: str) -> Files:
     """The image files of one part, ``uri/<class>/*``, at any depth below a class.
 
-    Raises:
-        DataError: there are none, or they cannot be read.
+    DataError where there are none, or they cannot be read.
     """
     found = find_files([uri], None, ENDINGS, "dataset.root")
     inside = tuple(file for file in found if "/" in file.name)
@@ -72,15 +65,15 @@ def find_folder(uri: str) -> Files:
             f"dataset: expected {masked(uri)} to hold a folder of images for each class, got "
             f"{len(found.files)} images in no folder"
         )
-    if empty := _empty(found.filesystem, uri, {_class_of(file) for file in inside}):
+    others = set(_folders(*resolve(uri))) - {_class_of(file) for file in inside}
+    if empty := sorted(name for name in others if not is_left_over(name)):
         notes.append(f"folders without an image in {masked(uri)} are no classes: {listed(empty)}")
     return Files(found.filesystem, inside, tuple(notes))
 
 
-def _empty(filesystem: pyarrow.fs.FileSystem, uri: str, classes: set[str]) -> list[str]:
-    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(resolve(uri)[1]))
-    folders = sorted(entry.base_name for entry in entries if not entry.is_file)
-    return [name for name in folders if name not in classes and not is_left_over(name)]
+def _folders(filesystem: pyarrow.fs.FileSystem, path: str) -> list[str]:
+    entries = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
+    return sorted(entry.base_name for entry in entries if not entry.is_file)
 
 
 def _class_of(file: File) -> str:
@@ -103,8 +96,6 @@ def open_folder(files: Files) -> Source:
 def _read_files(files: Files, rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
     for row in rows.tolist():
         path = files.files[row].path
-        try:
-            with files.filesystem.open_input_stream(path) as stream:
-                yield f"{printable(path)} (row {row})", stream.read()
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(f"dataset: cannot read {printable(path)}: {cause(error)}") from None
+        with reading(printable(path)), files.filesystem.open_input_stream(path) as stream:
+            content = stream.read()
+        yield f"{printable(path)} (row {row})", content

@@ -40,14 +40,10 @@ def together(given: Any) -> Mapping[str, Any] | None:
 
 
 def parts_of(given: Mapping[Any, Any], where: str = "") -> dict[Part, Arrays]:
-    """The examples of each part.
+    """The examples of each part, of what ``arrays_of`` takes; None where there is none.
 
-    Args:
-        given: for each what ``arrays_of`` takes, by the part's name; None where there is none.
-        where: what stands before that name in messages.
-
-    Raises:
-        DataError: other names, or parts that hold no examples, or of columns in another order.
+    ``where`` stands before a part's name in messages. DataError where names are others, or parts
+    hold no examples, or have columns in another order.
     """
     if strange := sorted(set(given) - set(get_args(Part))):
         raise DataError(
@@ -73,17 +69,12 @@ def _columns_of(given: Any) -> list[str]:
 
 
 def arrays_of(given: Any, where: str) -> Arrays:
-    """The examples of whatever holds them.
+    """The examples of whatever holds them; DataError where there are none, or they do not fit.
 
-    Args:
-        given: ``(inputs, labels)``; a mapping, frame or table with one of ``LABELS`` in it; a torch
-            ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one;
-            scikit-learn's ``Bunch``; items of ``(input, label)``. Inputs are anything numpy takes,
-            pictures, or several by name.
-        where: what it is called, for messages.
-
-    Raises:
-        DataError: it holds no examples, or they do not fit together.
+    It is ``(inputs, labels)``; a mapping, frame or table with one of ``LABELS`` in it; a torch
+    ``Dataset`` or ``DataLoader``; a Hugging Face data set, or the folder of one; scikit-learn's
+    ``Bunch``; items of ``(input, label)``. Inputs are anything numpy takes, pictures, or several by
+    name. ``where`` is what it is called, for messages.
     """
     try:
         return _arrays(given, where)
@@ -136,8 +127,7 @@ def _table(frame: Any) -> pa.Table:
 def inputs_of(inputs: Any) -> Mapping[str, Any]:
     """Inputs by name: columns of a frame, several as they are, or one array.
 
-    Raises:
-        DataError: a column that holds no numbers.
+    DataError where a column holds no numbers.
     """
     if _is_frame(inputs):
         return _columns(_table(inputs))

@@ -7,9 +7,8 @@ holds their classes; what integers are called stands in the schema's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 
@@ -20,10 +19,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bend_ray.data.decoding import Encoded
-from bend_ray.data.files import Files
-from bend_ray.data.sources import Source, listed, numbered
+from bend_ray.data.files import Files, reading
+from bend_ray.data.sources import Source, by_name, classes_of, joint_classes
 from bend_ray.errors import DataError
-from bend_ray.storage.masking import cause, printable
+from bend_ray.storage.masking import printable
 
 ENDINGS = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26
@@ -34,166 +33,113 @@ BUFFER_BYTES = 4 * 2**20
 MOST_BATCH_ROWS = 256
 
 
-@dataclass(frozen=True)
-class Columns:
-    """What is where in the files.
+def open_parquet(
+    files: Files, image: str, label: str, class_names: tuple[str, ...] | None
+) -> Source:
+    """The images of one part, whose files may number classes each in its own way.
 
-    Attributes:
-        image: column of the images.
-        label: column of the classes.
-        class_names: of labels 0, 1, ... in files that do not name them.
+    DataError where files cannot be read or have other columns, labels are missing or out of range,
+    or some files alone name them.
     """
-
-    image: str = "image"
-    label: str = "label"
-    class_names: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class _Labels:
-    """A file's: ``codes_N`` are indices into ``names``, or numbers where there are none."""
-
-    codes_N: NDArray[np.int64]
-    names: tuple[str, ...] | None
-
-
-def open_parquet(files: Files, columns: Columns) -> Source:
-    """The images of one part.
-
-    Args:
-        files: of the part; each may number its classes in its own way, where it names them.
-        columns: where images and labels are.
-
-    Raises:
-        DataError: files that cannot be read or have other columns, labels that are missing or
-            out of range, or of which some files alone have names.
-    """
-    labels = [_read_labels(files.filesystem, file.path, columns) for file in files]
-    paths = [file.path for file in files]
-    starts = [0, *accumulate(len(each.codes_N) for each in labels)]
+    parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
+    names, first = joint_classes(parts), printable(files.files[0].path)
+    parts = [
+        by_name(part, printable(file.path), names, parts[0].named, like=first)
+        for part, file in zip(parts, files, strict=True)
+    ]
+    labels_N = np.concatenate([part.labels_N for part in parts])
+    if not len(labels_N):
+        raise DataError(f"dataset: expected images in {first}, got none")
+    starts = [0, *accumulate(len(part.labels_N) for part in parts)]
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
-        return _row(paths[file], row - starts[file])
+        return parts[file].where(row - starts[file])
 
-    if not starts[-1]:
-        raise DataError(f"dataset: expected images in {paths[0]}, got none")
-    named = [each.names is not None for each in labels]
-    if len(set(named)) > 1:
-        raise DataError(
-            f"dataset: expected all files of a part to name their classes, or none: "
-            f"{paths[named.index(True)]} does, {paths[named.index(False)]} does not; write them "
-            "again alike, or give dataset.class_names"
-        )
-    if named[0]:
-        codes_N, names = _merged(labels)
-    else:
-        codes_N, names = numbered(np.concatenate([each.codes_N for each in labels]), where)
-    read = partial(_read_images, files.filesystem, paths, columns.image)
-    return Source(codes_N, names, named[0], read, where, files.num_bytes, files.notes)
+    def read(rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+        for part, start in zip(parts, starts, strict=False):
+            yield from part.read(_between(rows, start, len(part.labels_N)))
 
-
-def _merged(labels: Sequence[_Labels]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Files' classes by name, in the order in which files first name them."""
-    index: dict[str, int] = {}
-    codes = []
-    for each in labels:
-        own = [index.setdefault(name, len(index)) for name in each.names or ()]
-        codes.append(np.array(own, dtype=np.int64)[each.codes_N])
-    return np.concatenate(codes), tuple(index)
-
-
-def _row(path: str, row: int) -> str:
-    return f"{printable(path)} row {row}"
+    return Source(labels_N, names, parts[0].named, read, where, files.num_bytes, files.notes)
 
 
 @contextmanager
 def _file(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
-    try:
-        with (
-            filesystem.open_input_file(path) as stream,
-            # Else whole row groups are read ahead, and kept.
-            pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
-        ):
-            yield file
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(
-            f"dataset: cannot read {printable(path)} as Parquet: {cause(error)}"
-        ) from None
+    with (
+        reading(f"{printable(path)} as Parquet"),
+        filesystem.open_input_file(path) as stream,
+        # Else whole row groups are read ahead, and kept.
+        pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+    ):
+        yield file
 
 
-def _read_labels(filesystem: pyarrow.fs.FileSystem, path: str, columns: Columns) -> _Labels:
+def _open(
+    filesystem: pyarrow.fs.FileSystem,
+    path: str,
+    image: str,
+    label: str,
+    class_names: tuple[str, ...] | None,
+) -> Source:
+    """The images of one file."""
+    where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
-        _check_schema(file.schema_arrow, path, columns)
+        _check_schema(file.schema_arrow, path, image, label)
         if file.metadata.num_rows > MOST_IMAGES:
             raise DataError(
                 f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
                 f"{file.metadata.num_rows:,}"
             )
-        column = file.read([columns.label]).column(columns.label)
+        column = file.read([label]).column(label)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-            raise DataError(
-                f"dataset: expected a label, {_row(path, row)} has none; remove the row"
-            )
-        if not pa.types.is_integer(column.type):
-            return _texts(column)
-        codes_N = column.cast(pa.int64()).to_numpy()
-        names = class_names_of(file.schema_arrow, columns.label) or columns.class_names
-    if names is None:
-        return _Labels(codes_N, None)
-    if len(set(names)) < len(names):
-        raise DataError(f"dataset: expected classes of different names, {path} has one twice")
-    wrong = np.flatnonzero((codes_N < 0) | (codes_N >= len(names)))
-    if len(wrong):
-        row = int(wrong[0])
-        raise DataError(
-            f"dataset: expected labels from 0 to {len(names) - 1} ({listed(names)}), "
-            f"{_row(path, row)} has {codes_N[row]}; remove what is not labelled, or name all "
-            "classes"
-        )
-    return _Labels(codes_N, names)
+            raise DataError(f"dataset: expected a label, {where(row)} has none; remove the row")
+        if pa.types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        if pa.types.is_integer(column.type):
+            given = class_names_of(file.schema_arrow, label) or class_names
+            found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
+        else:
+            found = _texts(column)
+
+    def read(rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+        with _file(filesystem, path) as file:
+            yield from _read_images(file, where, image, rows)
+
+    return Source(*found, read, where)
 
 
-def _texts(column: pa.ChunkedArray) -> _Labels:
+def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
     """Labels that are names: texts, and truth values as ``false`` and ``true``."""
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
     encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
-    found = encoded.dictionary.to_pylist()
     # In an order of the names' own, whichever row comes first.
-    order = sorted(range(len(found)), key=found.__getitem__)
-    rank = np.empty(len(found), dtype=np.int64)
-    rank[order] = np.arange(len(found))
-    return _Labels(rank[encoded.indices.to_numpy()], tuple(found[i] for i in order))
+    rank, names, _ = classes_of(np.array(encoded.dictionary.to_pylist(), dtype=str), None, "")
+    return rank[encoded.indices.to_numpy()], names, True
 
 
-def _check_schema(schema: pa.Schema, path: str, columns: Columns) -> None:
-    missing = [name for name in (columns.image, columns.label) if name not in schema.names]
+def _check_schema(schema: pa.Schema, path: str, images: str, labels: str) -> None:
+    missing = [name for name in (images, labels) if name not in schema.names]
     if missing:
         raise DataError(
-            f"dataset: expected columns {columns.image} and {columns.label} in {path}, got "
+            f"dataset: expected columns {images} and {labels} in {path}, got "
             f"{', '.join(schema.names)}; set dataset.image_column and dataset.label_column"
         )
-    image, label = schema.field(columns.image).type, schema.field(columns.label).type
+    image, label = schema.field(images).type, schema.field(labels).type
     if not pa.types.is_struct(image) or image.get_field_index("bytes") < 0:
         raise DataError(
-            f"dataset: expected column {columns.image} of {path} to be struct<bytes, path>, "
-            f"got {image}"
+            f"dataset: expected column {images} of {path} to be struct<bytes, path>, got {image}"
         )
     if not _holds_classes(label):
         raise DataError(
-            f"dataset: expected column {columns.label} of {path} to hold classes as integers or "
+            f"dataset: expected column {labels} of {path} to hold classes as integers or "
             f"texts, got {label}"
         )
 
 
 def _holds_classes(label: pa.DataType) -> bool:
-    if pa.types.is_dictionary(label):
-        label = label.value_type
-        return bool(pa.types.is_string(label) or pa.types.is_large_string(label))
-    checks = (pa.types.is_integer, pa.types.is_string, pa.types.is_large_string)
-    return any(check(label) for check in checks) or bool(pa.types.is_boolean(label))
+    label = label.value_type if pa.types.is_dictionary(label) else label
+    kinds = pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string
+    return any(check(label) for check in kinds)
 
 
 def class_names_of(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -206,31 +152,16 @@ def class_names_of(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
     return tuple(map(str, names)) if isinstance(names, list) and names else None
 
 
-def _read_images(
-    filesystem: pyarrow.fs.FileSystem,
-    paths: Sequence[str],
-    column: str,
-    rows: NDArray[np.int64],
-) -> Iterator[tuple[str, Encoded]]:
-    """The encoded images of ascending ``rows``, counted over all files; a batch in memory."""
-    offset = 0
-    for path in paths:
-        with _file(filesystem, path) as file:
-            num_rows = file.metadata.num_rows
-            wanted = _between(rows, offset, num_rows)
-            yield from _file_images(file, path, column, wanted)
-        offset += num_rows
-
-
 def _between(rows: NDArray[np.int64], start: int, count: int) -> NDArray[np.int64]:
     """Those of ascending ``rows`` in ``[start, start + count)``, counted from ``start``."""
     first, last = np.searchsorted(rows, [start, start + count])
     return rows[first:last] - start
 
 
-def _file_images(
-    file: pq.ParquetFile, path: str, column: str, rows: NDArray[np.int64]
+def _read_images(
+    file: pq.ParquetFile, where: Callable[[int], str], column: str, rows: NDArray[np.int64]
 ) -> Iterator[tuple[str, Encoded]]:
+    """The encoded images of ascending ``rows``; a batch in memory."""
     first = 0
     for group in range(file.num_row_groups):
         count = file.metadata.row_group(group).num_rows
@@ -243,7 +174,7 @@ def _file_images(
         )
         for batch in batches if len(wanted) else ():
             for row in _between(wanted, start, len(batch)).tolist():
-                yield _image(batch.column(0)[row].as_py(), _row(path, first + start + row))
+                yield _image(batch.column(0)[row].as_py(), where(first + start + row))
             start += len(batch)
         first += count
 

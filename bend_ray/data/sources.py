@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,44 +55,56 @@ class Source:
     notes: tuple[str, ...] = ()
 
 
-def numbered(
-    labels_N: NDArray[np.int64], where: Callable[[int], str]
-) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels that are numbers as indices, and the numbers as names, in their order.
+def classes_of(
+    labels: NDArray[Any], class_names: Sequence[str] | None, where: str
+) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
+    """Labels as indices of their classes, the classes, and whether they have names.
 
-    Raises:
-        DataError: a negative one, by which data sets say that an image is not labelled.
+    Texts are names, in whose order classes are. Of whole numbers ``class_names`` says what 0, 1,
+    ... are called; None: numbers are the names. DataError where labels are out of range, or
+    negative, by which data sets say that there is none.
     """
-    negative = np.flatnonzero(labels_N < 0)
-    if len(negative):
-        row = int(negative[0])
+    if labels.dtype.kind == "U":
+        names, codes_N = np.unique(labels, return_inverse=True)
+        return codes_N.astype(np.int64), tuple(names.tolist()), True
+    most = None if class_names is None else len(class_names) - 1
+    wrong = labels < 0 if most is None else (labels < 0) | (labels > most)
+    if wrong.any():
+        row = int(wrong.argmax())
+        meant = "on" if class_names is None else f"to {most} ({listed(class_names)})"
+        advice = "give texts" if class_names is None else "name all classes"
         raise DataError(
-            f"dataset: expected labels from 0 on, {where(row)} has {labels_N[row]}; remove what is "
-            "not labelled, or give texts"
+            f"dataset: expected labels from 0 {meant}, {where} row {row} has {labels[row]}; "
+            f"remove what is not labelled, or {advice}"
         )
-    numbers, codes_N = np.unique(labels_N, return_inverse=True)
-    return codes_N.astype(np.int64), tuple(map(str, numbers.tolist()))
+    if class_names is None:
+        numbers, codes_N = np.unique(labels, return_inverse=True)
+        return codes_N.astype(np.int64), tuple(map(str, numbers.tolist())), False
+    if len(set(class_names)) < len(class_names):
+        raise DataError(f"dataset: expected classes of different names, {where} has one twice")
+    return labels, tuple(class_names), True
 
 
-def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
-    """A part whose labels are indices into the training part's classes.
+def joint_classes(files: Sequence[T]) -> tuple[str, ...]:
+    """The classes of files of one part: in the order in which files name them, or of numbers."""
+    names = dict.fromkeys(name for file in files for name in file.class_names)
+    return tuple(names if any(file.named for file in files) else sorted(names, key=int))
 
-    Args:
-        source: the part.
-        part: its name.
-        class_names: of the training part.
-        named: whether those are names, and no numbers.
 
-    Raises:
-        DataError: the part has examples of a class that the training part lacks, or one of the
-            two names its classes and the other numbers them.
+def by_name(
+    source: T, what: str, class_names: Sequence[str], named: bool, like: str = "the training part"
+) -> T:
+    """A part, or a file of one, whose labels are indices into the classes of another.
+
+    ``what`` it is and what it shall be ``like`` are for messages; ``named``: the classes have
+    names, and not only numbers. DataError where it has examples of a class that the other lacks, or
+    one of the two names its classes and the other numbers them.
     """
     if source.named != named:
         kinds = {True: "names", False: "numbers alone"}
         raise DataError(
-            f"dataset: expected the {part} part to give its classes as {kinds[named]}, as the "
-            f"training part does, got {kinds[source.named]}; name them in both, or give "
-            "dataset.class_names"
+            f"dataset: expected {what} to give its classes as {kinds[named]}, as {like} does, got "
+            f"{kinds[source.named]}; name them in both, or give dataset.class_names"
         )
     index = {name: label for label, name in enumerate(class_names)}
     label_of = np.array([index.get(name, -1) for name in source.class_names], dtype=np.int64)
@@ -101,9 +113,9 @@ def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
     if len(unknown):
         row = int(unknown[0])
         raise DataError(
-            f"dataset: expected the classes of the training part in the {part} part, got "
+            f"dataset: expected the classes of {like} in {what}, got "
             f"{printable(source.class_names[source.labels_N[row]])} besides "
-            f"({source.where(row)}); the training part's are {listed(class_names)}"
+            f"({source.where(row)}); those of {like} are {listed(class_names)}"
         )
     return replace(source, labels_N=labels_N, class_names=tuple(class_names), named=named)
 
@@ -111,11 +123,7 @@ def by_name(source: T, part: str, class_names: Sequence[str], named: bool) -> T:
 def check_classes(parts: Mapping[Part, Source]) -> None:
     """Tell of each part's files, which numbers became which classes, and which parts lack one.
 
-    Args:
-        parts: by name, ``train`` among them, all with the same classes.
-
-    Raises:
-        DataError: all training images are of one class.
+    All parts have the same classes. DataError where all training images are of one.
     """
     train = parts["train"]
     names = train.class_names
@@ -128,14 +136,9 @@ def check_classes(parts: Mapping[Part, Source]) -> None:
 
 
 def check_counts(labels: Mapping[str, NDArray[np.int64]], class_names: Sequence[str]) -> None:
-    """Tell which parts lack a class.
+    """Tell which parts lack a class; DataError where all training examples are of one.
 
-    Args:
-        labels: of each part, as indices into ``class_names``.
-        class_names: one a class.
-
-    Raises:
-        DataError: all training examples are of one class.
+    Labels of each part are indices into ``class_names``.
     """
     if len(np.unique(labels["train"])) < 2:
         raise DataError(
@@ -158,15 +161,7 @@ def listed(names: Sequence[str]) -> str:
 
 
 def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
-    """Tell of examples that two parts have in common.
-
-    Args:
-        digests: of each part's examples.
-        refuse: raise instead.
-
-    Raises:
-        DataError: there are some, and ``refuse``.
-    """
+    """Tell of examples that two parts have in common, or ``refuse`` them with DataError."""
     for (one, its), (other, others) in combinations(digests.items(), 2):
         both = Counter(others) & Counter(dict.fromkeys(its, len(others)))
         if not (count := both.total()):

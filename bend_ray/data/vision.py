@@ -38,11 +38,7 @@ SETS_OF_FILES = {
 
 
 def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Source:
-    """One part of a set that torchvision knows by name.
-
-    Raises:
-        DataError: its files are neither there nor can be had.
-    """
+    """One part of a set that torchvision knows by name; DataError where its files cannot be had."""
     try:
         images = getattr(torchvision.datasets, name)(
             str(root), download=download, **PARTS[name][part]
@@ -59,7 +55,7 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
         ) from None
     where = partial("{} {} row {}".format, name, part)
     read = partial(_read_items, where, images, getattr(images, SETS_OF_FILES.get(name, ""), None))
-    return Source(_labels(images), _class_names(images), True, read, where)
+    return Source(_labels(images), tuple(map(str, images.classes)), True, read, where)
 
 
 def _labels(images: Any) -> NDArray[np.int64]:
@@ -68,12 +64,6 @@ def _labels(images: Any) -> NDArray[np.int64]:
         if hasattr(images, attribute):
             return np.asarray(getattr(images, attribute), dtype=np.int64)
     raise ValueError(f"{type(images).__name__} has no labels")
-
-
-def _class_names(images: Any) -> tuple[str, ...]:
-    if hasattr(images, "classes"):
-        return tuple(map(str, images.classes))
-    return tuple(str(label) for label in range(int(_labels(images).max()) + 1))
 
 
 def _read_items(

@@ -30,11 +30,7 @@ class _Bag(Spec):
     """How many members vote, at most as many as there are; null for all of them."""
 
     def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Choose members, the first to vote first.
-
-        Raises:
-            ConfigError: if the bag is larger than the members.
-        """
+        """Members, the first to vote first; ConfigError where the bag is larger than they are."""
         num_members = len(val_logits_ENC)
         size = num_members if self.size is None else self.size
         if size > num_members:

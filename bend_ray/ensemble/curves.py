@@ -95,13 +95,10 @@ def prefix_curve(
         logits_ENC: of the members.
         labels_N: true classes.
         val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
-        vote: how members' answers become one.
+        vote: how members' answers become one; TrainingError where its logits are not finite.
         sizes: S of them, rising, none above an order's length.
         orders: positions of members, in voting order; at least one order.
         calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
-
-    Raises:
-        TrainingError: a voting member's logits are not finite.
     """
     check_examples(logits_ENC.shape[1:-1], labels_N)
     weight_E = vote.weights(val_nll_E)

@@ -58,10 +58,8 @@ def novelty(
     Trunks are integers; a population without any has one value, such as -1. A measure without a
     meaning is nan: nearest_ratio with one training model or where half of them have an exact twin
     (then only exact copies count as copies), spread without a shared trunk or where each has one
-    training model, within_trunk_disagreement where no trunk has two models.
-
-    Raises:
-        ValueError: if the shapes do not fit.
+    training model, within_trunk_disagreement where no trunk has two models. ValueError where shapes
+    do not fit.
     """
     _check_population(theta_MP, trunks_M, predictions_MN)
     _check_population(train_theta_KP, train_trunks_K, train_predictions_KN)

@@ -56,8 +56,7 @@ class _Vote(Spec):
     def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
         """Combine logits into the bag's probs_NC.
 
-        Raises:
-            TrainingError: if the logits of a member with a vote are not finite.
+        TrainingError where the logits of a member with a vote are not finite.
         """
         _check_members(logits_ENC, val_nll_E)
         weight_E = self.weights(val_nll_E)
@@ -113,8 +112,7 @@ class WeightedVote(_Vote):
     def weights(self, val_nll_E: Tensor) -> Tensor:
         """Weights of the members, (E,) float64 that sum to 1.
 
-        Raises:
-            TrainingError: if no member has a finite validation NLL.
+        TrainingError where no member has a finite validation NLL.
         """
         finite_E = torch.isfinite(val_nll_E)
         if not finite_E.any():
@@ -204,8 +202,7 @@ class ImportedVote(Imported, _Vote):
     def weights(self, val_nll_E: Tensor) -> Tensor:
         """What the function gives, as float64.
 
-        Raises:
-            ConfigError: it gives something else than a weight of 0 or more for each member.
+        ConfigError where it is not a weight of 0 or more for each member.
         """
         given = torch.as_tensor(self.call(val_nll_E, **self.arguments), dtype=torch.float64)
         if given.shape != val_nll_E.shape or not (given >= 0).all() or not given.sum() > 0:

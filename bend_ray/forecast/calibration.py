@@ -74,7 +74,7 @@ class Problem:
         layout = ParameterLayout.of(module, config.parameters.include)
         principal = config.autoencoder.model.features == "principal"
         features = config.num_training_models - 1 if principal else layout.size
-        coder, denoiser = _coder(config, features), _denoiser(config)
+        coder, denoiser = config.autoencoder.model.build(features), _denoiser(config)
         validation = len(dataset.validation)
         return cls(
             members=config.seeds.num_models,
@@ -188,10 +188,6 @@ def _build(config: PipelineConfig, dataset: Parts) -> nn.Module:
     return config.seeds.architecture.build(dataset.input_shape, len(dataset.class_names))
 
 
-def _coder(config: PipelineConfig, features: int) -> Any:
-    return config.autoencoder.model.build(features)
-
-
 def _denoiser(config: PipelineConfig) -> Any:
     return config.generator.denoiser.build(config.latent_size, config.num_conditions)
 
@@ -255,9 +251,8 @@ def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dic
         return _per_step(steps, device)[0]
 
     model, latent = config.autoencoder.model, config.latent_size
-    coder = Reconstruction(
-        _coder(config, problem.features), latent, model.input_noise, model.latent_noise
-    )
+    module = model.build(problem.features)
+    coder = Reconstruction(module, latent, model.input_noise, model.latent_noise)
     denoiser = Denoising(_denoiser(config), config.generator.process)
     return {
         "coder_step": step_of(coder, config.autoencoder.training, problem.features),

@@ -23,13 +23,9 @@ PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 @dataclass(frozen=True)
 class Phase:
-    """Work of a stage that is shared out in equal pieces, or is done by one process.
+    """Work of a stage in equal pieces, done side by side by as many processes as there are.
 
-    Attributes:
-        name: what it is, in words.
-        pieces: how many, done side by side by as many processes as there are.
-        seconds: of one.
-        driver_seconds: that the driver spends on each, one after another.
+    ``seconds`` are of a piece; so many more the driver spends on each, one after another.
     """
 
     name: str

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
 from bend_ray.imported import Imported
+from bend_ray.process.lazy import torch
 from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
@@ -88,13 +89,15 @@ class ImportedAutoencoder(Imported):
     def build(self, num_features: int) -> Any:
         """The module for vectors of ``num_features`` coefficients.
 
-        Raises:
-            ConfigError: what it encodes or decodes has another shape.
+        ConfigError where what it encodes or decodes has another shape.
         """
-        from bend_ray.generation.plain import check_autoencoder
+        from bend_ray.generation.conditioning import ROWS, check_gives
 
+        features, latents = (ROWS, num_features), (ROWS, self.latent_size)
         module = self.make(num_features=num_features, latent_size=self.latent_size)
-        check_autoencoder(module, num_features, self.latent_size, self.target)
+        encode, decode = (f"{self.target}.{name}" for name in ("encode(x)", "decode(z)"))
+        check_gives(latents, lambda: module.encode(torch.zeros(features)), encode)
+        check_gives(features, lambda: module.decode(torch.zeros(latents)), decode)
         return module
 
 

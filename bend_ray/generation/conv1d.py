@@ -18,21 +18,17 @@ from bend_ray.generation.conditioning import ConditionedDenoiser, TimeEmbedding
 
 
 def _halving(inputs: int, outputs: int, kernel: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv1d(inputs, outputs, kernel, stride=2, padding=kernel // 2),
-        nn.GroupNorm(1, outputs),
-        nn.LeakyReLU(0.2),
-    )
+    halved = nn.Conv1d(inputs, outputs, kernel, stride=2, padding=kernel // 2)
+    return nn.Sequential(halved, nn.GroupNorm(1, outputs), nn.LeakyReLU(0.2))
+
+
+def _upward(inputs: int, outputs: int, kernel: int) -> nn.Module:
+    return nn.ConvTranspose1d(inputs, outputs, kernel, 2, kernel // 2, output_padding=1)
 
 
 def _doubling(inputs: int, outputs: int, kernel: int) -> nn.Module:
-    return nn.Sequential(
-        nn.ConvTranspose1d(
-            inputs, outputs, kernel, stride=2, padding=kernel // 2, output_padding=1
-        ),
-        nn.GroupNorm(1, outputs),
-        nn.LeakyReLU(0.2),
-    )
+    doubled = _upward(inputs, outputs, kernel)
+    return nn.Sequential(doubled, nn.GroupNorm(1, outputs), nn.LeakyReLU(0.2))
 
 
 class Conv1dAutoencoder(nn.Module):
@@ -52,9 +48,7 @@ class Conv1dAutoencoder(nn.Module):
         self.to_latent = nn.Linear(flat, latent_size)
         self.from_latent = nn.Linear(latent_size, flat)
         self.up = nn.Sequential(*(_doubling(b, a, kernel) for a, b in reversed(pairs[1:])))
-        self.last = nn.ConvTranspose1d(
-            channels[0], 1, kernel, stride=2, padding=kernel // 2, output_padding=1
-        )
+        self.last = _upward(channels[0], 1, kernel)
 
     def encode(self, x_BP: Tensor) -> Tensor:
         """Latents ``(B, Z)``."""

@@ -65,13 +65,8 @@ class ImportedDenoiser(Imported):
     starts_gaussian: ClassVar[bool] = False
 
     def build(self, latent_size: int, num_conditions: int) -> ConditionedDenoiser:
-        """The module, or what makes it one of ours.
-
-        Raises:
-            ConfigError: it gives predictions of another shape.
-        """
-        from bend_ray.generation.conditioning import ConditionedDenoiser
-        from bend_ray.generation.plain import PlainDenoiser
+        """The module, or what makes it one of ours; ConfigError where predictions do not fit."""
+        from bend_ray.generation.conditioning import ConditionedDenoiser, PlainDenoiser
 
         module = self.make(latent_size=latent_size, num_conditions=num_conditions)
         if isinstance(module, ConditionedDenoiser):

@@ -5,7 +5,7 @@ Shape letters: K training models, N samples, C conditions, Z latent, R most mode
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,12 +70,8 @@ class LatentScale:
         """The covariance is a mix: of a condition's own members, of all pooled, and of a round one.
 
         Of the mixes that are tried, that is taken under which held-out latents are most likely.
-
-        Args:
-            z_KZ: latents of the training models.
-            condition_K: of each; every condition must have one.
-            num_conditions: C.
-            held_out: latents and conditions of models that nothing is learnt from.
+        Every condition must have a training model; ``held_out``: latents and conditions of models
+        that nothing is learnt from.
         """
         mean_CZ, residual_KZ, degrees = _residuals(z_KZ.double(), condition_K, num_conditions)
         value_Z, axes_ZZ = torch.linalg.eigh(residual_KZ.T @ residual_KZ / degrees)
@@ -117,15 +113,6 @@ class LatentScale:
             stretched_NZ[rows] += x_NZ[rows] @ own_RZ.T * gain_CR[condition] @ own_RZ
         return stretched_NZ
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> LatentScale:
-        """The scale saved by ``state``."""
-        return cls(**state)
-
 
 def _residuals(
     z_KZ: Tensor, condition_K: Tensor, num_conditions: int
@@ -162,24 +149,16 @@ def sample_latents(
     generators: Sequence[torch.Generator],
     temperature: float = 1.0,
 ) -> Tensor:
-    """Draw one latent a generator.
+    """Draw one latent a generator, ``(N, Z)``: a sample does not depend on its neighbours.
 
-    Args:
-        denoiser: trained with ``process``; put in evaluation mode here.
-        process: how latents became noise.
-        sampler: how to go back.
-        scale: of the latents the denoiser was trained on.
-        condition_N: condition id of each sample.
-        generators: one a sample, so that a sample does not depend on its neighbours.
-        temperature: multiplier of all noise; below one samples stay nearer to the mean.
-
-    Returns:
-        Latents ``(N, Z)``.
+    The denoiser, trained with ``process`` on latents of ``scale``, is put in evaluation mode.
+    ``condition_N`` are condition ids; ``temperature`` multiplies all noise: below one samples stay
+    nearer to the mean.
     """
-    contexts = _Contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
+    told_at = _contexts(denoiser.eval(), sampler.times(process), condition_N)  # type: ignore[arg-type]
 
     def predict(x_NZ: Tensor, t: float) -> Tensor:
-        learnt_NZ = denoiser.denoise(x_NZ, contexts.at(t))
+        learnt_NZ = denoiser.denoise(x_NZ, told_at(t))
         if not denoiser.learns_residual:
             return learnt_NZ
         return learnt_NZ + gaussian_prediction(process, x_NZ, x_NZ.new_tensor([t]))
@@ -196,27 +175,20 @@ def sample_latents(
     return scale.invert(unit_NZ.clone(), condition_N)
 
 
-class _Contexts:
-    """What a denoiser is told at each time, computed for many times at once."""
+def _contexts(
+    denoiser: ConditionedDenoiser, times: list[float], condition_N: Tensor
+) -> Callable[[float], tuple[Tensor, ...]]:
+    """What N rows are told at a time; computed for many at once, and those that follow kept."""
+    rows, known = len(condition_N), dict[float, tuple[Tensor, ...]]()
 
-    def __init__(
-        self, denoiser: ConditionedDenoiser, times: list[float], condition_N: Tensor
-    ) -> None:
-        self._denoiser, self._times, self._condition_N = denoiser, times, condition_N
-        self._known: dict[float, tuple[Tensor, ...]] = {}
+    def at(t: float) -> tuple[Tensor, ...]:
+        if t not in known:
+            known.clear()
+            some = times[(first := times.index(t)) : first + max(1, CONTEXT_ROWS // rows)]
+            t_S = torch.tensor(some, device=condition_N.device).repeat_interleave(rows)
+            context = denoiser.context(t_S, condition_N.repeat(len(some)))
+            by_time = zip(*(torch.split(tensor, rows) for tensor in context), strict=True)
+            known.update(zip(some, by_time, strict=True))
+        return known[t]
 
-    def at(self, t: float) -> tuple[Tensor, ...]:
-        """The context of N rows at a time; those that follow are kept for later."""
-        if t not in self._known:
-            self._known = self._from(self._times.index(t))
-        return self._known[t]
-
-    def _from(self, first: int) -> dict[float, tuple[Tensor, ...]]:
-        rows = len(self._condition_N)
-        times = self._times[first : first + max(1, CONTEXT_ROWS // rows)]
-        t_S = torch.tensor(times, device=self._condition_N.device)
-        context = self._denoiser.context(
-            t_S.repeat_interleave(rows), self._condition_N.repeat(len(times))
-        )
-        by_time = zip(*(torch.split(tensor, rows) for tensor in context), strict=True)
-        return dict(zip(times, by_time, strict=True))
+    return at

@@ -7,7 +7,7 @@ Z latent.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
@@ -18,24 +18,11 @@ from bend_ray.generation.diffusion import Process, gaussian_prediction
 Batch = dict[str, Tensor]
 
 
-class Coder(Protocol):
-    """An autoencoder: encode, decode."""
-
-    def encode(self, x_BF: Tensor, /) -> Tensor:
-        """Latents ``(B, Z)``."""
-
-    def decode(self, z_BZ: Tensor, /) -> Tensor:
-        """Features ``(B, F)``."""
-
-
 class Reconstruction(nn.Module):
-    """Mean squared error of a noisy round trip through an autoencoder.
+    """Mean squared error of a noisy round trip through a module with ``encode`` and ``decode``.
 
-    Args:
-        autoencoder: a module with ``encode`` and ``decode``.
-        latent_size: Z.
-        input_noise: standard deviation of the noise on the features.
-        latent_noise: the same on the latents, in their standard deviations over the batch.
+    Noise on the features has a standard deviation of ``input_noise``; that on the latents of
+    ``latent_noise``, in their standard deviations over the batch.
     """
 
     def __init__(
@@ -61,7 +48,7 @@ class Reconstruction(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of ``{"features", "input_noise", "latent_noise"}``."""
-        coder: Coder = self.autoencoder  # type: ignore[assignment]
+        coder: Any = self.autoencoder
         x_BF = batch["features"]
         z_BZ = coder.encode(x_BF + self.input_noise * batch["input_noise"])
         std_Z = _std_over_workers(z_BZ.detach())
@@ -83,12 +70,7 @@ def _std_over_workers(z_BZ: Tensor) -> Tensor:
 
 
 class Denoising(nn.Module):
-    """Mean squared error of a denoiser on noisy latents.
-
-    Args:
-        denoiser: latents, times and conditions to predictions.
-        process: how latents become noise, and what is predicted.
-    """
+    """Mean squared error of a denoiser on noisy latents, made so by ``process``."""
 
     def __init__(self, denoiser: ConditionedDenoiser, process: Process) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ Shape letters: K training members, N drawn, P parameters, T trunks.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
@@ -18,15 +18,18 @@ from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
 
-def trunk_means(theta_KP: torch.Tensor, trunks_K: torch.Tensor) -> tuple[torch.Tensor, ...]:
+
+def trunk_means(theta_KP: Tensor, trunks_K: Tensor) -> tuple[Tensor, ...]:
     """The mean of each trunk's members ``(T, P)`` and each member's row in it ``(K,)``."""
     ids_T, row_K = torch.unique(trunks_K, return_inverse=True)
     sums_TP = torch.zeros(len(ids_T), theta_KP.shape[1]).index_add_(0, row_K, theta_KP)
     return sums_TP / row_K.bincount()[:, None], row_K
 
 
-def round_robin(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
+def round_robin(trunks_K: Tensor, count: int) -> Tensor:
     """``count`` members ``(N,)``, one of every trunk in turn; from the start again when out."""
     seen: dict[int, int] = {}
     turn = []
@@ -37,13 +40,13 @@ def round_robin(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
     return order.repeat(-(-count // len(order)))[:count]
 
 
-Drawn = tuple["torch.Tensor", "torch.Tensor"]
+Drawn: TypeAlias = "tuple[Tensor, Tensor]"
 """Parameters ``(N, P)`` and trunks ``(N,)``."""
 
 
-def _in_turn(trunks_K: torch.Tensor, count: int) -> torch.Tensor:
+def _in_turn(trunks_K: Tensor, count: int) -> Tensor:
     """``count`` trunks, one after another."""
-    ids_T: torch.Tensor = torch.unique(trunks_K)
+    ids_T: Tensor = torch.unique(trunks_K)
     return ids_T[torch.arange(count) % len(ids_T)]
 
 
@@ -51,6 +54,8 @@ class _Rival(Spec):
     """What the bag is compared with."""
 
     kind: str
+    needs_all: ClassVar[bool] = False
+    """Whether all of the population must be trained for it, or its own members alone."""
 
     @property
     def name(self) -> str:
@@ -61,8 +66,6 @@ class _Rival(Spec):
 class Choosing(_Rival):
     """A bag of models that were trained anyway, or for the comparison."""
 
-    needs_all: ClassVar[bool] = False
-    """Whether all of the population must be trained for it, or its own members alone."""
     among: ClassVar[Literal["originals", "ordinary"]] = "originals"
     """The training members, or the ordinary trainings."""
 
@@ -70,13 +73,10 @@ class Choosing(_Rival):
         """Models that are made for the comparison and asked: none."""
         return 0
 
-    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
-        """Positions of the members, in voting order.
+    def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
+        """Positions of members, in voting order, to be compared with a bag of ``count``.
 
-        Args:
-            trunks_K: of the models among which it chooses.
-            val_nll_K: their validation NLL, in nats.
-            count: members of the bag that it is compared with.
+        ``val_nll_K`` is the validation NLL, in nats, of the models among which it chooses.
         """
         raise NotImplementedError
 
@@ -86,7 +86,7 @@ class OriginalsBag(Choosing):
 
     kind: Literal["originals_bag"] = "originals_bag"
 
-    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+    def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
         """Positions of the members, in voting order."""
         return round_robin(trunks_K, min(count, len(trunks_K))).tolist()
 
@@ -96,7 +96,7 @@ class TrunkBag(Choosing):
 
     kind: Literal["trunk_bag"] = "trunk_bag"
 
-    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+    def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
         """Positions of the members, in voting order; whatever ``count``."""
         return round_robin(trunks_K, len(torch.unique(trunks_K))).tolist()
 
@@ -107,7 +107,7 @@ class BestOriginal(Choosing):
     kind: Literal["best_original"] = "best_original"
     needs_all: ClassVar[bool] = True
 
-    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+    def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
         """Its position."""
         return [int(val_nll_K.argmin())]
 
@@ -123,7 +123,7 @@ class DeepEnsemble(Choosing):
     size: PositiveInt | None = None
     """Members; null for as many as the bag has."""
 
-    def choose(self, trunks_K: torch.Tensor, val_nll_K: torch.Tensor, count: int) -> list[int]:
+    def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
         """The first of them."""
         return list(range(min(count, len(trunks_K))))
 
@@ -137,13 +137,7 @@ class Drawing(_Rival):
         """Models that are made for the comparison and asked."""
         return count
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """Draw about ``count`` models from the training members and their trunks."""
         raise NotImplementedError
 
@@ -153,13 +147,7 @@ class WeightAverage(Drawing):
 
     kind: Literal["weight_average"] = "weight_average"
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """One row, whatever ``count``."""
         ids_T = torch.unique(trunks_K)
         trunk = ids_T if len(ids_T) == 1 else torch.tensor([-1])
@@ -175,13 +163,7 @@ class TrunkAverages(Drawing):
 
     kind: Literal["trunk_averages"] = "trunk_averages"
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """One row a trunk, at most ``count``."""
         means_TP, _ = trunk_means(theta_KP, trunks_K)
         return means_TP[:count], torch.unique(trunks_K)[:count]
@@ -198,13 +180,7 @@ class Noise(Drawing):
     scale: NonNegativeFloat = 0.1
     """Standard deviation of the noise, in that of the member's own parameters."""
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """Members of every trunk in turn, disturbed."""
         chosen_N = round_robin(trunks_K, count)
         members_NP = theta_KP[chosen_N]
@@ -224,18 +200,12 @@ class Gaussian(Drawing):
     scale: PositiveFloat = 1.0
     """Multiplier of the standard deviation."""
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """Trunks in turn."""
         means_TP, row_K = trunk_means(theta_KP, trunks_K)
         degrees = max(1, len(theta_KP) - len(means_TP))
         mix_NK = torch.randn(count, len(theta_KP), generator=generator) / degrees**0.5
-        residuals_NP: torch.Tensor = mix_NK @ (theta_KP - means_TP[row_K])
+        residuals_NP: Tensor = mix_NK @ (theta_KP - means_TP[row_K])
         drawn_NP = means_TP[torch.arange(count) % len(means_TP)]
         return drawn_NP + self.scale * residuals_NP, _in_turn(trunks_K, count)
 
@@ -251,13 +221,7 @@ class MultiSwag(Drawing):
     scale: PositiveFloat = 0.5
     """Multiplier of the standard deviation."""
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
         """Trunks in turn."""
         means_TP, row_K = trunk_means(theta_KP, trunks_K)
         draws = []
@@ -286,18 +250,8 @@ class ImportedRival(Imported, Drawing):
         """The function's."""
         return self.target.rpartition(":")[2]
 
-    def draw(
-        self,
-        theta_KP: torch.Tensor,
-        trunks_K: torch.Tensor,
-        count: int,
-        generator: torch.Generator,
-    ) -> Drawn:
-        """What the function gives.
-
-        Raises:
-            ConfigError: models or trunks of other shapes.
-        """
+    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+        """What the function gives; ConfigError where models or trunks have other shapes."""
         drawn_NP, trunks_N = self.call(theta_KP, trunks_K, count, generator, **self.arguments)
         expected = (len(trunks_N), theta_KP.shape[1])
         if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:

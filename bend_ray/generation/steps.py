@@ -13,16 +13,9 @@ LOOKED_AT = 256
 
 
 class AveragedSteps:
-    """The trainable parameters of a module under a ``Training``.
+    """The trainable parameters of a module, where they stay, as a ``Training`` moves them.
 
-    Args:
-        module: whose parameters they are, where they shall stay.
-        training: optimizer, schedule, clipping and decay of the average.
-
-    Attributes:
-        parameters: that are trained.
-        average: their exponential moving average, in the same order.
-        optimizer: that moves them.
+    ``average`` is their exponential moving average, in the same order.
     """
 
     def __init__(self, module: nn.Module, training: Training) -> None:
@@ -49,15 +42,8 @@ class AveragedSteps:
 class HeldOut:
     """The loss of members that a model does not learn from, along its training.
 
-    Args:
-        objective: the module that is trained.
-        steps: that train it.
-        rows: of the held-out members, by name.
-        generator: draws the noise, which is the same at every look.
-
-    Attributes:
-        curve: step and loss of every look, in order.
-        best: the averaged weights of the lowest loss, in the order of ``steps.average``.
+    The noise is the same at every look. ``curve`` has the step and loss of each, ``best`` the
+    averaged weights of the lowest loss, in the order of ``steps.average``.
     """
 
     def __init__(

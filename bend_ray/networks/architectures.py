@@ -30,11 +30,7 @@ class Mlp(Spec):
     """Units of each hidden layer."""
 
     def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
-        """The network for inputs of any one shape, flattened.
-
-        Raises:
-            DataError: there are several inputs.
-        """
+        """The network for inputs of any one shape, flattened; DataError where there are several."""
         if isinstance(input_shape, dict):
             raise _unfit("mlp", "one input", input_shape)
         widths = (math.prod(input_shape), *self.hidden, num_classes)
@@ -58,8 +54,7 @@ class ConvNet(Spec):
     def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
         """The network for images of ``input_shape`` (channels, height, width).
 
-        Raises:
-            DataError: The images are too small to be halved by every block, or are none.
+        DataError where they are too small to be halved by every block, or are none.
         """
         num_channels, height, width = _image_shape("convnet", input_shape)
         least = 2 ** len(self.channels)
@@ -112,9 +107,8 @@ class TorchvisionModel(Spec):
     def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
         """The network for images of ``input_shape`` (channels, height, width).
 
-        Raises:
-            ConfigError: The model has no variant for small images, or no such weights.
-            DataError: The images, or the tensors of ``weights``, do not fit the model.
+        ConfigError where the model has no variant for small images, or no such weights; DataError
+        where the images, or the tensors of ``weights``, do not fit it.
         """
         from bend_ray.networks.torchvision_models import build, check_image_shape, load_weights
 
@@ -135,8 +129,7 @@ class ImportedArchitecture(Imported):
     def build(self, input_shape: Shape, num_classes: int) -> Any:
         """What the function returns, drawn from torch's global generator.
 
-        Raises:
-            ConfigError: it cannot be imported, or needs other arguments.
+        ConfigError where it cannot be imported, or needs other arguments.
         """
         return self.make(input_shape=input_shape, num_classes=num_classes)
 

@@ -28,18 +28,9 @@ def recalibrate_batchnorm(
 ) -> Tensor:
     """The models with running statistics of ``inputs``: the mean of those of its batches.
 
-    Everything but the norms is in evaluation mode: no dropout, as when the models are asked.
-
-    Args:
-        stack: the models' architecture.
-        theta_KP: one row of parameters and buffers a model.
-        inputs: normalised, of N training examples.
-        batch_size: examples from which one batch's statistics come; the batches differ by one at
-            most.
-        max_elements: bound on models x input numbers in flight.
-
-    Returns:
-        theta_KP, of which only the running means and variances are new.
+    Everything but the norms is in evaluation mode: no dropout, as when the models are asked. Inputs
+    are normalised; batches have ``batch_size`` examples, one more or one less. ``max_elements``
+    bounds models x input numbers in flight.
 
     Source: ``torch.optim.swa_utils.update_bn``; its cumulative average is BatchNorm with
     ``momentum=None``.

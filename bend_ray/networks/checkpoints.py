@@ -34,20 +34,14 @@ BESIDE = ("optimizer", "scheduler", "scaler", "rng_state", "random_states", "tra
 def listed_trunks(spec: Checkpoints) -> tuple[Files, list[list[File]]]:
     """The files, and those of each trunk in the order of their steps.
 
-    Of each trunk as many of the last as the shortest has.
-
-    Raises:
-        DataError: there are none, others than were meant, or only early ones.
+    Of each trunk as many of the last as the shortest has. DataError where there are none, others
+    than were meant, or only early ones.
     """
     patterns = [spec.files] if isinstance(spec.files, str) else spec.files
     files = find_files([p.replace(TRUNK, "*") for p in patterns], None, ENDINGS, KEY)
     own = tuple(f for f in files if not f.name.rpartition("/")[2].startswith(BESIDE))
     files = replace(files, files=own)
-    if spec.content is not None and (found := files.digest()) != spec.content:
-        raise DataError(
-            f"{KEY}: expected files of digest {spec.content}, got {found}: they have changed "
-            "since they were first read; run again to begin anew with them"
-        )
+    files.expect(spec.content, KEY)
     expressions = [_expression(pattern) for pattern in patterns if TRUNK in pattern]
     by_trunk: dict[str, list[File]] = {}
     for file in sorted(files, key=lambda file: _numbers(file.name)):
@@ -69,14 +63,8 @@ def read_state(
 ) -> dict[str, Tensor]:
     """The network's tensors in a checkpoint, by name.
 
-    Args:
-        files: of the population.
-        file: one of them.
-        shapes: of the network's tensors, by name.
-        prefix: what stands before names in the file, keys of mappings among it; None to find it.
-
-    Raises:
-        DataError: it is no checkpoint, runs code, or is of another network.
+    ``prefix`` is what stands before names in the file, keys of mappings among it; None to find it.
+    DataError where it is no checkpoint, runs code, or is of another network.
     """
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
@@ -97,8 +85,7 @@ def read_state(
 def tensors_by_name(content: bytes, where: str) -> dict[str, Tensor]:
     """The tensors in a file of safetensors or of torch.save, as its name ends.
 
-    Raises:
-        DataError: it is neither, or runs code.
+    DataError where it is neither, or runs code.
     """
     try:
         return dict(_tensors(_loaded(content, where)))
@@ -132,8 +119,7 @@ def _prefix(
 ) -> str:
     """What stands before all names of a network, such as ``module.`` or ``state_dict.model.``.
 
-    Raises:
-        DataError: nothing does, or the file holds several such networks.
+    DataError where nothing does, or the file holds several such networks.
     """
     ends = {key.removesuffix(names[0]) for key in state if f".{key}".endswith(f".{names[0]}")}
     told = prefix or ""

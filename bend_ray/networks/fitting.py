@@ -75,17 +75,9 @@ def fit(
 ) -> Tensor:
     """Train K models through one stretch of the recipe.
 
-    Args:
-        stack: the models' architecture.
-        theta_KP: where each model starts; its device is where the training runs.
-        train: training examples.
-        normalise: inputs as they are kept to what a network is given.
-        recipe: the whole training of which the stretch is a part.
-        stretch: which epochs, at which rate, on which sample.
-        generators: one a model.
-
-    Returns:
-        Parameters ``(S, K, P)`` at the stretch's snapshots.
+    Each starts at its row of ``theta_KP``, on whose device the training runs, and draws from its
+    own generator; ``normalise`` makes of inputs as they are kept what a network is given. Gives
+    parameters ``(S, K, P)`` at the stretch's snapshots.
     """
     # Models that run one after another are trained one after another too: to the same end, with
     # one model's activations and moments in memory, and in the caches, instead of K.

@@ -31,10 +31,7 @@ def check_network(
 ) -> None:
     """Try what training, voting and storing will do on a few normalised training examples.
 
-    Global randomness stays as it is.
-
-    Raises:
-        DataError: it gives no network of this kind.
+    Global randomness stays as it is. DataError where it gives no network of this kind.
     """
     with torch.random.fork_rng(devices=[]):
         module, other = build(), build()
@@ -47,10 +44,8 @@ def check_network(
 def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int) -> None:
     """Show a fresh network the smallest batch that one will be trained on.
 
-    Normalised inputs of fewer examples are repeated; global randomness stays as it is.
-
-    Raises:
-        DataError: its norms have but one value a channel there, and nothing to divide by.
+    Normalised inputs of fewer examples are repeated; global randomness stays as it is. DataError
+    where its norms have but one value a channel there, and nothing to divide by.
     """
     index = torch.arange(smallest) % count(inputs)
     try:

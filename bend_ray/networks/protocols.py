@@ -297,11 +297,7 @@ class Checkpoints(_Protocol):
         return 0
 
     def identified(self) -> Checkpoints:
-        """The same, with what is there now.
-
-        Raises:
-            DataError: nothing is, or other files than were meant.
-        """
+        """The same, with what is there now; DataError where it is nothing, or not as meant."""
         from bend_ray.networks.checkpoints import listed_trunks
 
         files, trunks = listed_trunks(self)

@@ -26,11 +26,7 @@ AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that torchvision does not know.
-
-    Raises:
-        ValueError: For pydantic, which says where it stands.
-    """
+    """Refuse a name that torchvision does not know, with ValueError for pydantic."""
     names = torchvision.models.list_models(module=torchvision.models)
     if name not in names:
         near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
@@ -45,10 +41,8 @@ def build(
 ) -> nn.Module:
     """A fresh model; its parameters come from torch's global generator.
 
-    ``small_images`` are halved less often at the start.
-
-    Raises:
-        ConfigError: ``small_images`` for a model whose first convolution is not of stride 2.
+    ``small_images`` are halved less often at the start; ConfigError for them where the model's
+    first convolution is not of stride 2.
     """
     num_channels, *size = input_shape
     options = _size_options(name, size)
@@ -113,11 +107,7 @@ def _keep_small_images(module: nn.Module, name: str) -> None:
 
 
 def check_image_shape(module: nn.Module, name: str, input_shape: tuple[int, int, int]) -> None:
-    """Show the model one image.
-
-    Raises:
-        DataError: It does not survive the model's strides and poolings.
-    """
+    """Show the model one image; DataError where it does not survive strides and poolings."""
     device = next(module.parameters()).device
     try:
         with torch.no_grad():
@@ -135,14 +125,11 @@ def check_image_shape(module: nn.Module, name: str, input_shape: tuple[int, int,
 def load_weights(module: nn.Module, name: str, weights: str) -> None:
     """Read a state dict into a model; a stem or head of another shape stays fresh.
 
-    A first convolution trained on colour images is summed over its channels for grey ones, which
-    is how it answers to grey images shown as colours. Images are normalised by the statistics of
-    the data set, whatever they were trained with. ``weights`` is torchvision's name of them, or the
-    path of a safetensors or ``torch.save`` file.
-
-    Raises:
-        ConfigError: There are none of that name.
-        DataError: They cannot be read or downloaded, or are of another model.
+    A first convolution trained on colour images is summed over its channels for grey ones, which is
+    how it answers to grey images shown as colours. Images are normalised by the statistics of the
+    data set, whatever they were trained with. ``weights`` is torchvision's name of them, or the
+    path of a safetensors or ``torch.save`` file: ConfigError where there are none of that name,
+    DataError where they cannot be read or downloaded, or are of another model.
     """
     loaded = dict(_read(name, weights))
     own = module.state_dict()

@@ -36,17 +36,9 @@ from bend_ray.parameters.layout import ParameterLayout
 RANK_TOLERANCE = 1e-12
 
 
-@dataclass(frozen=True)
-class ColumnBlock:
-    """Columns ``start`` to ``stop`` of ``theta``: what is read and worked on at a time."""
-
-    start: int
-    stop: int
-
-
-def column_blocks(size: int, width: int) -> tuple[ColumnBlock, ...]:
+def column_blocks(size: int, width: int) -> tuple[range, ...]:
     """Cut ``size`` columns into blocks of ``width``, the last one shorter."""
-    return tuple(ColumnBlock(start, min(start + width, size)) for start in range(0, size, width))
+    return tuple(range(start, min(start + width, size)) for start in range(0, size, width))
 
 
 class GramSum:
@@ -56,13 +48,8 @@ class GramSum:
     scaled and summed, the layers that the range cuts, two at most, are kept apart. So memory is a
     few K x K matrices, whatever P and L.
 
-    Args:
-        layout: Of the whole vector.
-        train_K: Boolean; means and scales are taken over the training rows only.
-        start: First column of the range.
-
     Attributes:
-        stop: The column after the last one seen.
+        stop: The column after the last one seen; ``start`` is the first of the range.
         whole_KK: float64; of the layers within the range.
         cut: Layer -> its unscaled share (K, K), of the layers that reach beyond the range.
     """
@@ -77,8 +64,7 @@ class GramSum:
     def extend(self, theta_KW: Tensor) -> None:
         """Add the next W columns of all models, training and held-out.
 
-        Raises:
-            ValueError: They reach beyond the layout.
+        ValueError where they reach beyond the layout.
         """
         start, stop = self.stop, self.stop + theta_KW.shape[1]
         if start < 0 or stop > self.layout.size:
@@ -95,11 +81,7 @@ class GramSum:
         self._move_to(stop)
 
     def merge(self, following: GramSum) -> None:
-        """Add the range that begins where this one ends.
-
-        Raises:
-            ValueError: It begins elsewhere.
-        """
+        """Add the range that begins where this one ends; ValueError where it begins elsewhere."""
         if following.start != self.stop:
             raise ValueError(f"expected a range from column {self.stop}, got {following.start}")
         self.whole_KK += following.whole_KK
@@ -108,11 +90,7 @@ class GramSum:
         self._move_to(following.stop)
 
     def total(self) -> Tensor:
-        """The Gram matrix of the whole population.
-
-        Raises:
-            ValueError: Columns are missing.
-        """
+        """The Gram matrix of the whole population; ValueError where columns are missing."""
         if (self.start, self.stop) != (0, self.layout.size):
             raise ValueError(
                 f"expected all {self.layout.size} columns, got {self.start} to {self.stop}"
@@ -165,10 +143,9 @@ def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:
 class PrincipalBasis:
     """The way back from coefficients to weights over the training models.
 
-    Attributes:
-        to_weights_RT: float64, a row for each principal direction, largest spread first.
-        scale: The unit of a coefficient, in standardised parameters, chosen so that the mean
-            square of all training coefficients is 1.
+    ``to_weights_RT`` (float64) has a row for each principal direction, largest spread first;
+    ``scale`` is the unit of a coefficient, in standardised parameters: their mean square in
+    training is 1.
     """
 
     to_weights_RT: Tensor
@@ -178,18 +155,11 @@ class PrincipalBasis:
     def fit(cls, gram_KK: Tensor, train_K: Tensor) -> tuple[PrincipalBasis, Tensor]:
         """Rotate the standardised population onto its principal directions.
 
-        With ``A = X X^T = U diag(lambda) U^T`` over the training rows, the coefficients of any
-        row x are ``x X^T U / sqrt(lambda)``: exact for training rows, a projection for others.
+        With ``A = X X^T = U diag(lambda) U^T`` over the training rows, the coefficients of any row
+        x are ``x X^T U / sqrt(lambda)``: exact for training rows, a projection for others.
 
-        Args:
-            gram_KK: From ``GramSum.total``.
-            train_K: Boolean, as given to ``GramSum``.
-
-        Returns:
-            The basis and coefficients_KR (float32) of all K models.
-
-        Raises:
-            ConfigError: Fewer than two different training models.
+        Returns the basis and coefficients_KR (float32) of all K models. ConfigError where fewer
+        than two training models differ.
         """
         similarity_KT = gram_KK[:, train_K]
         eigenvalues_T, vectors_TT = torch.linalg.eigh(similarity_KT[train_K])
@@ -232,12 +202,8 @@ def _orient(directions_TR: Tensor) -> Tensor:
 def mix(weights_NT: Tensor, theta_TW: Tensor) -> Tensor:
     """``mean + weights (theta - mean)``: decoded columns theta_NW of N models.
 
-    Args:
-        weights_NT: From ``PrincipalBasis.weights``; zero weights give the mean.
-        theta_TW: The same training models in the same order, any block of their columns.
-
-    Returns:
-        theta_NW in the dtype of ``theta_TW``; the weights of a training row give that row.
+    ``theta_TW`` are any columns of the training models, in their order, and give the dtype. Zero
+    weights give the mean, those of a training row that row.
     """
     mean_W = (theta_TW.sum(dim=0, dtype=torch.float64) / len(theta_TW)).to(theta_TW.dtype)
     return torch.addmm(mean_W, weights_NT.to(theta_TW.dtype), theta_TW - mean_W)

@@ -24,13 +24,9 @@ from bend_ray.errors import ConfigError, DataError
 
 @dataclass(frozen=True)
 class Entry:
-    """One named tensor of a module and where it stands in the vector.
+    """One named tensor of a module, and the offset of its first number in the vector.
 
-    Attributes:
-        name: As in ``module.state_dict()``.
-        shape: Of one model's tensor.
-        offset: Of its first number in the vector.
-        trainable: True for a parameter that takes a gradient, False for a frozen one or a buffer.
+    ``trainable`` is a parameter that takes a gradient, and no frozen one or buffer.
     """
 
     name: str
@@ -87,12 +83,9 @@ class ParameterLayout:
     def of(cls, module: nn.Module, include: Sequence[str] = ("*",)) -> ParameterLayout:
         """The layout of a module, or of a part of it; meta-device modules will do.
 
-        Args:
-            module: Tied parameters are stored once, under their first name.
-            include: Patterns over names (``fnmatch``); a tensor that matches any is stored.
-
-        Raises:
-            ConfigError: No pattern, or a pattern that matches nothing.
+        Tied parameters are stored once, under their first name. A tensor whose name matches any
+        pattern (``fnmatch``) is stored. ConfigError where there is no pattern, or one that matches
+        nothing.
         """
         tensors = _stored_tensors(module)
         names = _select([name for name, _, _ in tensors], include)
@@ -110,14 +103,8 @@ class ParameterLayout:
     def flatten(self, state: Mapping[str, Tensor]) -> Tensor:
         """One vector of the tensors that the layout names, others are ignored.
 
-        Args:
-            state: ``{name: (*lead, *shape)}``, such as a state dict, or K of them stacked.
-
-        Returns:
-            (*lead, P), float32. Gradients flow.
-
-        Raises:
-            DataError: A tensor is missing or has another shape.
+        ``{name: (*lead, *shape)}``, such as a state dict, or K of them stacked, to float32
+        ``(*lead, P)``; gradients flow. DataError where a tensor is missing or has another shape.
         """
         missing = [entry.name for entry in self.entries if entry.name not in state]
         if missing:
@@ -137,16 +124,10 @@ class ParameterLayout:
         return tensor.reshape((*tensor.shape[:num_lead], entry.size)).to(torch.float32)
 
     def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """The tensors of a vector: the inverse of ``flatten``.
+        """The tensors of a vector ``(*lead, P)``: the inverse of ``flatten``.
 
-        Args:
-            theta: (*lead, P).
-
-        Returns:
-            ``{name: (*lead, *shape)}``, views where memory allows.
-
-        Raises:
-            DataError: The vector has another length.
+        ``{name: (*lead, *shape)}``, views where memory allows. DataError where it has another
+        length.
         """
         if theta.ndim == 0 or theta.shape[-1] != self.size:
             raise DataError(
@@ -172,8 +153,7 @@ class ParameterLayout:
     def from_json(cls, rows: Any) -> ParameterLayout:
         """The inverse of ``to_json``; offsets follow from the order.
 
-        Raises:
-            ValueError: it is no layout; the message is one line.
+        ValueError, of one line, where it is no layout.
         """
         try:
             found = _ROWS.validate_python(rows)

@@ -36,11 +36,9 @@ DRAWS = 3
 
 @dataclass(frozen=True)
 class Symmetries:
-    """What is known of a network's permutations.
+    """What is known of a network's permutations: groups that are proven.
 
-    Attributes:
-        groups: those that are proven.
-        left_alone: the reason by the name of each tensor that none moves, or not in all its units.
+    ``left_alone``: the reason by the name of each tensor that none moves, or not in all its units.
     """
 
     groups: Groups = ()
@@ -61,14 +59,9 @@ class Symmetries:
 def find_symmetries(module: nn.Module, inputs: Any, call: Call) -> Symmetries:
     """The permutations of hidden units that keep a network's function.
 
-    Args:
-        module: any network; it is left as it is.
-        inputs: a few rows that it takes, no two of one answer.
-        call: gives its answers.
-
-    Returns:
-        Groups of tensors of ``ParameterLayout.of(module)``; none for a network that cannot be
-        copied, run in float64 on a CPU, or followed.
+    ``inputs`` are a few rows that it takes, no two of one answer, which ``call`` gives; it is left
+    as it is. Groups are of tensors of ``ParameterLayout.of(module)``; there are none for a network
+    that cannot be copied, run in float64 on a CPU, or followed.
     """
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)

@@ -74,10 +74,7 @@ class Standardizer:
         """Scale of a layer: root of the mean, over its parameters, of their variance (1/count).
 
         A layer in which all vectors agree gets a tiny scale: its own values map to 0, and whatever
-        a generator draws for it maps back to the mean.
-
-        Raises:
-            ValueError: The moments are of no vector.
+        a generator draws for it maps back to the mean. ValueError where moments are of no vector.
         """
         if moments.count == 0:
             raise ValueError("expected moments of at least one vector, got none; update them first")

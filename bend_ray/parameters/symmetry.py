@@ -28,12 +28,9 @@ MAX_SWEEPS = 20
 
 @dataclass(frozen=True)
 class Move:
-    """Where the units of a group stand in one tensor.
+    """Where the units of a group stand in one tensor: ``places`` are ``(copies, units, places)``.
 
-    Attributes:
-        name: of the tensor.
-        axes: one, or two whose places are counted row by row.
-        places: ``(copies, units, places)``, along the axes.
+    They are counted along the one axis, or row by row along two.
     """
 
     name: str
@@ -60,11 +57,9 @@ class Move:
 class Group:
     """What permutations of one set of units, or of many alike, act on.
 
-    Attributes:
-        moves: in each tensor; two of one tensor if its rows and its columns are units (a residual
-            stream).
-        inside: groups whose copies stand, in order, in the units of this one: the numbers of a
-            head in that head.
+    It has a move in each tensor, two of one if its rows and its columns are units (a residual
+    stream). Copies of the groups ``inside`` stand, in order, in its units: the numbers of a head in
+    that head.
     """
 
     moves: tuple[Move, ...]
@@ -89,10 +84,8 @@ def permute(
 ) -> dict[str, Tensor]:
     """Rename hidden units: unit i of a set becomes what was unit ``permutation[set, i]``.
 
-    Args:
-        state: The tensors of one model; those that no group names are passed on as they are.
-        groups: What each permutation acts on.
-        permutations: A LongTensor ``(copies, units)`` for each group.
+    Of one model; tensors that no group names are passed on as they are. A permutation is a
+    LongTensor ``(copies, units)``, one for each group.
     """
     permuted = dict(state)
     for group, permutation in zip(groups, permutations, strict=True):
@@ -117,14 +110,11 @@ def align(
 
     Args:
         reference_P: The model whose order of units is taken.
-        theta_KP: The models to align.
+        theta_KP: The models to align; float32 comes back.
         layout: Of all tensors of both; buffers move with the units but take no part in the
             matching, for they have units of measure of their own.
         groups: From ``find_symmetries``; without any, nothing moves.
         generator: Of the order in which groups are visited (CPU).
-
-    Returns:
-        theta_KP, float32.
     """
     reference = layout.unflatten(reference_P.to(torch.float64))
     fixed = {entry.name: reference[entry.name] for entry in layout.entries if entry.trainable}

@@ -18,7 +18,7 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
-from bend_ray.parameters.gram import ColumnBlock, column_blocks
+from bend_ray.parameters.gram import column_blocks
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.storage.masking import cause
 
@@ -42,12 +42,7 @@ def early_name(index: int) -> str:
 
 
 def load_roots(seeds: Artifact) -> Tensor:
-    """The whole vectors of a population's roots ``(R, W)``.
-
-    Raises:
-        StoreError: it has none.
-        CorruptArtifact: see ``load_weights``.
-    """
+    """The whole vectors of a population's roots ``(R, W)``; StoreError where it has none."""
     return load_weights(seeds, ROOTS)["theta"]
 
 
@@ -64,9 +59,7 @@ def load_early(seeds: Artifact, trunks: int, num_parameters: int) -> Tensor:
 def read_layout(seeds: Artifact) -> ParameterLayout:
     """The layout of a trained population's vectors.
 
-    Raises:
-        CorruptArtifact: it is none.
-        StoreError: it cannot be read.
+    CorruptArtifact where it is none, StoreError where it cannot be read.
     """
     try:
         return ParameterLayout.from_json(seeds.read_json(LAYOUT))
@@ -85,12 +78,12 @@ def training_trunks(seeds: Artifact) -> list[int]:
     return sorted(set(members.trunk[~members.held_out].tolist()))
 
 
-def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[ColumnBlock, ...]:
+def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[range, ...]:
     """Ranges of columns that so many members are read by, ``BLOCK_BYTES`` at once."""
     return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
 
 
-def read_block(seeds: Artifact, block: ColumnBlock) -> Tensor:
+def read_block(seeds: Artifact, block: range) -> Tensor:
     """Columns ``(K, B)`` of all members."""
     return torch.from_numpy(read_columns(seeds, block.start, block.stop))
 
@@ -104,13 +97,9 @@ def member_states(
 ) -> dict[str, Tensor]:
     """The whole state of some members of the generated population.
 
-    ``rows`` are their places in it, such as ``bag.members`` of an evaluation.
-
-    Returns:
-        ``{name: (len(rows), *shape)}``, float32: parameters and floating-point buffers.
-
-    Raises:
-        StoreError: the vectors are of another architecture.
+    ``rows`` are their places in it, such as ``bag.members`` of an evaluation. Gives ``{name:
+    (len(rows), *shape)}``, float32: parameters and floating-point buffers. StoreError where the
+    vectors are of another architecture.
     """
     module = config.seeds.architecture.build(input_shape, num_classes)
     whole = ParameterLayout.of(module)

@@ -190,8 +190,7 @@ def members_by_trunk(trunks_K: Sequence[int]) -> dict[int, list[int]]:
 def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     """The base classifiers of a config on the CPU, once all is told that can be before training.
 
-    Raises:
-        DataError: the network does not fit the data, or is none that can be trained and voted.
+    DataError where the network does not fit the data, or is none that can be trained and voted.
     """
     architecture, sizes = config.seeds.architecture, dataset.input_shape
     if isinstance(architecture, Imported) or dataset.decoding is None:

@@ -53,8 +53,7 @@ class Run:
 def read_run(store: Store, fingerprint: str) -> Run:
     """The evaluation of that name in a store.
 
-    Raises:
-        StoreError: it is not committed, an earlier bend-ray made it, or it cannot be read.
+    StoreError where it is not committed, an earlier bend-ray made it, or it cannot be read.
     """
     where = store.directory("evaluation", fingerprint)
     manifest = store.manifest("evaluation", fingerprint)

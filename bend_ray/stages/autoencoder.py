@@ -24,8 +24,7 @@ WEIGHTS = "autoencoder.safetensors"
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Fit the representation and the autoencoder on the training members, and commit both.
 
-    Raises:
-        TrainingError: too few members are left, or the training diverged.
+    TrainingError where too few members are left, or the training diverged.
     """
     artifact, section = graph.autoencoder, config.autoencoder
     _check_enough_are_left(config, graph)

@@ -1,6 +1,12 @@
 """What becomes of decoded models before they are validated: guidance, then annealing.
 
-Shape letters: N drawn, P parameters, T trunks.
+Guidance moves a drawn model on along the way that its trunk's training has come, from early to
+later checkpoints: where more training would lead, if it is far from its end.
+
+Source: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself" (arXiv
+2406.02507), with the means of two parts of a training for the two models.
+
+Shape letters: N drawn, K members, P parameters, T trunks.
 """
 
 from __future__ import annotations
@@ -16,7 +22,7 @@ from torch import Tensor
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.generation.guidance import centres, guided, ways
+from bend_ray.generation.rivals import trunk_means
 from bend_ray.networks.fitting import stretch_marks
 from bend_ray.populations.members import load_early, member_blocks, read_block, read_layout
 from bend_ray.populations.networks import Classifiers
@@ -74,3 +80,24 @@ class Finisher:
         # A variance that is moved on may be negative.
         way_TP[:, self.classifiers.layout.num_trainable :] = 0.0
         return way_TP
+
+
+def centres(theta_KP: Tensor, trunks_K: Tensor, num_trunks: int) -> Tensor:
+    """The mean of each trunk's members ``(T, P)``; nan for a trunk without one."""
+    means_UP, _ = trunk_means(theta_KP, trunks_K)
+    centre_TP = theta_KP.new_full((num_trunks, theta_KP.shape[1]), torch.nan)
+    centre_TP[torch.unique(trunks_K)] = means_UP
+    return centre_TP
+
+
+def ways(centre_TP: Tensor, early_TP: Tensor) -> Tensor:
+    """Each trunk's way ``(T, P)``, from the mean of its early checkpoints to that of its members.
+
+    It is 0 for a trunk that lacks one of the two, whose mean is nan.
+    """
+    return torch.nan_to_num(centre_TP - early_TP)
+
+
+def guided(theta_NP: Tensor, trunks_N: Tensor, way_TP: Tensor, guidance: float) -> Tensor:
+    """Drawn models, each moved on by ``guidance`` of its trunk's way."""
+    return theta_NP + guidance * way_TP[trunks_N]

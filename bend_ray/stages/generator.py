@@ -30,8 +30,7 @@ from bend_ray.storage.filesystems import open_file
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Fit the denoiser on the training members' latents, and commit it.
 
-    Raises:
-        TrainingError: the training diverged, or what it drew on the way does not work.
+    TrainingError where the training diverged, or what it drew on the way does not work.
     """
     artifact = graph.generator
     with Stopwatch() as watch:
@@ -88,7 +87,7 @@ def _fit(
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
-    save_weights(graph.generator, SCALE, scale.state())
+    save_weights(graph.generator, SCALE, vars(scale))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))

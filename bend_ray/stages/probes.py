@@ -79,11 +79,7 @@ def check_generator(
 ) -> tuple[dict[str, Any], Cost]:
     """Draw a few classifiers with a milestone's file of weights; needs the latents.
 
-    Returns:
-        What the manifest says of it, and what it cost.
-
-    Raises:
-        TrainingError: none of them works.
+    Returns what the manifest says of it, and what it cost. TrainingError where none of them works.
     """
     dataset, steps = runtime.share(config.dataset), config.generator.training.steps
     spread, accuracy, cost = runtime.run(
@@ -117,11 +113,7 @@ def _num_probes(config: PipelineConfig) -> int:
 def check_samples(
     config: PipelineConfig, graph: Graph, runtime: Runtime, shards: Sequence[str]
 ) -> None:
-    """Look at all that were drawn, before they are committed.
-
-    Raises:
-        TrainingError: none of them works.
-    """
+    """Look at all that were drawn, before they are committed; TrainingError where none works."""
     accuracy = np.concatenate(side_by_side(partial(_accuracy, graph), shards)).tolist()
     floor = _floor(config, graph, runtime.share(config.dataset))
     if not floor.reached(accuracy):

@@ -43,7 +43,7 @@ def load_generator(
     config: PipelineConfig, graph: Graph, weights: str = WEIGHTS
 ) -> tuple[ConditionedDenoiser, LatentScale]:
     """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
-    scale = LatentScale.from_state(load_weights(graph.generator, SCALE))
+    scale = LatentScale(**load_weights(graph.generator, SCALE))
     denoiser = config.generator.denoiser.build(scale.mean_CZ.shape[1], config.num_conditions)
     denoiser.load_state_dict(load_weights(graph.generator, weights))
     return denoiser, scale

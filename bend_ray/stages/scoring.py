@@ -22,11 +22,7 @@ from bend_ray.stages.sample_drawer import SampleDrawer
 def bag_curve(
     config: PipelineConfig, graph: Graph, runtime: Runtime, sizes: Sequence[int]
 ) -> BagCurve:
-    """Of the committed samples.
-
-    Raises:
-        TrainingError: fewer classifiers are left than the smallest bag has.
-    """
+    """Of the committed samples; TrainingError where fewer are left than the smallest bag has."""
     dataset = runtime.share(config.dataset)
     resources = config.evaluation.resources
     return runtime.run(_of_samples, config, graph, sizes, dataset, resources=resources)
@@ -37,10 +33,8 @@ def milestone_curve(
 ) -> BagCurve:
     """Of as many classifiers as the largest size, drawn by a generator still being trained.
 
-    Needs the latents, and the file of weights that ``generator.train_until`` named.
-
-    Raises:
-        TrainingError: of what is drawn, less is finite than the smallest bag has.
+    Needs the latents, and the file of weights that ``generator.train_until`` named. TrainingError
+    where, of what is drawn, less is finite than the smallest bag has.
     """
     dataset = runtime.share(config.dataset)
     resources = config.samples.resources

@@ -117,11 +117,7 @@ class SeedTrainer:
         return Divergence(kind="root", trunk=root, seed=failed, outcome=outcome)
 
     def store_roots(self, trained: list[_Roots]) -> None:
-        """Align all roots to the first that did not diverge, and store them.
-
-        Raises:
-            TrainingError: all of them did.
-        """
+        """Align roots to the first that did not diverge, store them; TrainingError if all did."""
         with self._stopwatch() as watch:
             theta_RW = torch.cat([roots.theta_RW for roots in trained])
             finite_R = finite_rows(theta_RW)

@@ -74,10 +74,10 @@ class TrialTable(Callback):  # type: ignore[misc]
             self._display = None
 
     def _line(self, number: int, trial: Any) -> str:
-        names = (*self.section.names.values(), *SCORES)
-        cells = (*self._knobs(trial), *_scores(trial))
-        told = (f"{name} {cell}" for name, cell in zip(names, cells, strict=True) if cell)
-        return ", ".join([f"trial {number}", _state(trial), *told])
+        names = ("trial", *self.section.names.values(), *SCORES)
+        *cells, state = self._cells(number, trial)
+        told = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True) if cell]
+        return ", ".join([told[0], state, *told[1:]])
 
     def _table(self, trials: Sequence[Any]) -> Table:
         ended = [trial for trial in trials if _has_ended(trial)]
@@ -96,12 +96,13 @@ class TrialTable(Callback):  # type: ignore[misc]
         for name in (*SCORES, "state"):
             table.add_column(name, justify="right")
         for number, trial in enumerate(trials):
-            cells = (str(number), *self._knobs(trial), *_scores(trial), _state(trial))
-            table.add_row(*cells, style="bold" if trial is best else "")
+            style = "bold" if trial is best else ""
+            table.add_row(*self._cells(number, trial), style=style)
         return table
 
-    def _knobs(self, trial: Any) -> list[str]:
-        return [flow(value) for value in self.section.decoded(trial.config).values()]
+    def _cells(self, number: int, trial: Any) -> list[str]:
+        knobs = [flow(value) for value in self.section.decoded(trial.config).values()]
+        return [str(number), *knobs, *_scores(trial), _state(trial)]
 
 
 def _has_ended(trial: Any) -> bool:

@@ -40,13 +40,9 @@ class StageRecord(_Record):
 class BagRecord(_Record):
     """One bag of a trial, and what it costs.
 
-    Attributes:
-        size: members that vote.
-        nll: on validation images, nats.
-        accuracy: on validation images, a fraction of 1.
-        cost_seconds: of all of it from scratch, GPU seconds where one was used, else CPU seconds.
-        flops: floating-point operations of the whole bag's answer to one image, each member whole.
-        objective: what the search minimises of it.
+    Scores are of validation images: nats, and a fraction of 1. ``cost_seconds`` is of all of it
+    from scratch, on the GPU where one was used; ``flops`` of its answer to one image, each member
+    whole. The search minimises ``objective``.
     """
 
     size: int

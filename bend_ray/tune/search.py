@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from dataclasses import replace
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from bend_ray import pipeline
@@ -44,10 +45,8 @@ def tune(
 ) -> Study:
     """Run a search, go on with one that was cut off, or read one that is over.
 
-    ``address`` is the cluster to join; None for RAY_ADDRESS, else one of our own.
-
-    Raises:
-        BendError: what the user can mend; what was finished is kept.
+    ``address`` is the cluster to join; None for RAY_ADDRESS, else one of our own. BendError is what
+    the user can mend; what was finished is kept.
     """
     if masked(canonical(store_uri)) != canonical(store_uri):
         raise ConfigError(
@@ -237,7 +236,7 @@ def _tuner(job: Assignment, room: int) -> Any:
             scheduler=scheduler_of(section),
             max_concurrent_trials=room,
             reuse_actors=True,
-            trial_dirname_creator=_trial_id,
+            trial_dirname_creator=attrgetter("trial_id"),
         ),
         run_config=ray_tune.RunConfig(
             name=RAY,
@@ -248,10 +247,6 @@ def _tuner(job: Assignment, room: int) -> Any:
             callbacks=[TrialTable(section), TBXLoggerCallback()],
         ),
     )
-
-
-def _trial_id(trial: Any) -> str:
-    return str(trial.trial_id)
 
 
 def _ended(artifact: Artifact, ended: dict[str, str | None]) -> list[TrialRecord]:

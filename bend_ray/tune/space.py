@@ -333,8 +333,7 @@ def default_section(config: PipelineConfig) -> dict[str, Any]:
 def load_section(path: Path | None, config: PipelineConfig, trials: int | None) -> TuneSection:
     """The search a SPACE file describes; what it leaves out is as in the default search.
 
-    Raises:
-        ConfigError: one line with every problem found.
+    ConfigError is one line with every problem found.
     """
     values = default_section(config) | (read_yaml(path) if path is not None else {})
     if trials is not None:

@@ -2,7 +2,8 @@
 
 Its artifact is ``{store}/tune/{fingerprint}/``: the trials' records, ``study.json`` and
 ``best.yaml``, and in ``ray/`` the state of Ray Tune, from which a killed search goes on, with its
-TensorBoard files.
+TensorBoard files. Its winner is held against its base config on fresh splits, where the search has
+not looked; each opens a test part once.
 """
 
 from __future__ import annotations
@@ -13,14 +14,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import STAGE_VERSIONS, STAGES
 from bend_ray.config.reading import nested
+from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig, identity
 from bend_ray.config.yaml_text import block
 from bend_ray.errors import TrainingError
+from bend_ray.process.log import LOGGER
 from bend_ray.report.command import settings
+from bend_ray.report.evaluation import Result
+from bend_ray.report.statistics import COMPARED, BagDifference, cells, differences
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, bag_config, encode, trial_config
@@ -67,8 +73,7 @@ class Study:
     def winner(self) -> Point:
         """The trial and its bag of the lowest objective, the earliest of equals.
 
-        Raises:
-            TrainingError: no trial came to its end.
+        TrainingError where no trial came to its end.
         """
         if not self.done:
             reasons = [trial.error for trial in self.trials if trial.error]
@@ -133,10 +138,9 @@ class Study:
 
 
 def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
-    """Rows that no other row dominates: none is at most as large in all columns, less in one.
+    """Rows, rising, that no other row dominates: at most as large in all columns, less in one.
 
-    Returns:
-        Indices, rising, of N candidates by M things to be small; of equal rows the first.
+    Of equal rows it has the first.
 
     >>> pareto_front(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]))
     [0, 1]
@@ -154,11 +158,8 @@ def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
 def knee(values_NM: NDArray[np.float64]) -> int:
     """The row of a front nearest to having the least of everything, each column scaled to [0, 1].
 
-    Returns:
-        Its index, the lowest of equals.
-
-    Source: the compromise solution of Zeleny, "Compromise programming", 1973, with the Euclidean
-    distance.
+    It is the lowest of equals. Source: the compromise solution of Zeleny, "Compromise programming",
+    1973, with the Euclidean distance.
 
     >>> knee(np.array([[0.0, 1.0], [0.2, 0.2], [1.0, 0.0]]))
     1
@@ -200,3 +201,52 @@ def best_yaml(config: PipelineConfig, about: str, *, mask: bool = False) -> str:
     values = nested(settings(whole))
     head = "".join(f"# {line}\n" for line in about.splitlines())
     return head + block(masked_json(values) if mask else values)
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Results on the same splits, one a split: of the winner, and of the config as it was given."""
+
+    winner: list[Result]
+    base: list[Result]
+
+    @property
+    def differences(self) -> dict[str, BagDifference]:
+        """The winner's bag minus the base's, in accuracy and NLL, paired by split."""
+        ours, theirs = ([r.evaluation.bag for r in each] for each in (self.winner, self.base))
+        return differences(ours, theirs)
+
+    def as_json(self) -> dict[str, Any]:
+        """Both, and what lies between them."""
+        minus = {score: each.as_json() for score, each in self.differences.items()}
+        winner, base = ([r.as_json() for r in each] for each in (self.winner, self.base))
+        return {"winner": winner, "base": base, "winner_minus_base": minus}
+
+
+def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | None) -> Fresh:
+    """Run winner and base under so many seeds after the search's own; what is there is kept."""
+    found = Fresh([], [])
+    ours, theirs = (
+        repeats_of(config, splits + 1)[1:]
+        for config in (study.config_of(*study.winner), study.config)
+    )
+    for number, pair in enumerate(zip(ours, theirs, strict=True), start=1):
+        for name, config in zip(("winner", "base"), pair, strict=True):
+            told = (number, splits, config.seed, name)
+            LOGGER.info("fresh        split %d of %d, seed %d: %s", *told)
+            made = pipeline.run(config, store_uri, address=address)
+            getattr(found, name).append(Result.of(made))
+    return found
+
+
+def sentences(fresh: Fresh) -> list[str]:
+    """What came out, a line a sentence."""
+    lines = []
+    for name, runs in (("winner", fresh.winner), ("config as given", fresh.base)):
+        bags = [run.evaluation.bag for run in runs]
+        accuracy, nll, cost = cells(bags, "accuracy", "nll", "cost_seconds")
+        lines.append(f"{name}: test accuracy {accuracy} %, NLL {nll}, cost {cost} s")
+    for score, minus in fresh.differences.items():
+        unit = COMPARED[score][1]
+        lines.append(f"winner minus config as given: {minus.text} {unit}: {minus.verdict}")
+    return lines

@@ -58,12 +58,9 @@ _BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
 class Assignment:
     """What every trial of a study is told.
 
-    Attributes:
-        config: whose knobs a trial sets; its resources are one trial's share of the cluster.
-        section: the search.
-        study: where records are, in the store of the stages' artifacts.
-        dataset: of the config, shared by the driver.
-        own_cluster: whether the driver started the cluster.
+    Trials set knobs of ``config``, whose resources are one trial's share of the cluster.
+    ``dataset`` is the config's, shared by the driver, who has started the cluster where it is its
+    own.
     """
 
     config: PipelineConfig

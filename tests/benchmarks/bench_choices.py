@@ -37,7 +37,6 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, nll, score
 from bend_ray.ensemble.novelty import novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.guidance import guided, ways
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps, HeldOut
@@ -53,6 +52,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
+from bend_ray.stages.finish import guided, ways
 
 FOLDS = 10
 """Of validation images: halves of digits' may be without an error."""

@@ -54,7 +54,7 @@ def test_arrays_of_any_type_and_shape_come_back_alike(
     arrays = Arrays.of({"b": values, "a": values}, labels)
     path = tmp_path / "a.safetensors"
     path.write_bytes(arrays.to_bytes())
-    again = ArrayFiles(train=str(path))._arrays("train")
+    again = ArrayFiles(train=str(path))._open("train")
     assert list(again.inputs) == ["a", "b"]
     assert again.inputs["a"].dtype in (np.float32, np.uint8, np.int64)
     np.testing.assert_array_equal(again.inputs["a"], values)
@@ -168,7 +168,7 @@ WRONG: dict[str, tuple[Any, Any, str]] = {
     "one-hot": (INPUTS_NF, np.eye(3)[LABELS_N], "give the argmax"),
     "quantities": (INPUTS_NF, INPUTS_NF[:, 0], "whole numbers or texts"),
     "missing labels": (INPUTS_NF, [*LABELS_N[1:], np.nan], "whole numbers or texts, got nan"),
-    "not labelled": (INPUTS_NF, LABELS_N - 1, "labels from 0 on, here, example 0 has -1"),
+    "not labelled": (INPUTS_NF, LABELS_N - 1, "labels from 0 on, here row 0 has -1"),
 }
 
 
@@ -203,7 +203,7 @@ def test_too_few_examples_of_classes_are_refused(
         ({"x": INPUTS_NF[:, :3], "y": LABELS_N}, r"x \(4,\) float32, got x \(3,\) float32"),
         ({"z": INPUTS_NF, "y": LABELS_N}, "got z"),
         ({"x": (INPUTS_NF * 9).astype(int), "y": LABELS_N}, "got x .* int64"),
-        ({"x": INPUTS_NF, "y": LABELS_N + 2}, r"got 3 besides \(example 1\)"),
+        ({"x": INPUTS_NF, "y": LABELS_N + 2}, r"got 3 besides \(row 1\)"),
         ({"x": INPUTS_NF, "y": np.array(["0", "1"] * 30)}, "as numbers alone"),
         ({"x": INPUTS_NF}, "labels called labels or label or y or target, got x"),
     ],

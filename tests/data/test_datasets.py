@@ -9,6 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from bend_ray.data import datasets
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.errors import DataError
@@ -136,6 +137,7 @@ def test_a_channel_that_never_changes_becomes_zero() -> None:
 
 def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    datasets._read_digits.cache_clear()
     with pytest.raises(DataError, match="pip install scikit-learn"):
         Digits().load()
 
@@ -145,5 +147,6 @@ def test_digits_without_their_file_say_where_it_was_expected(
 ) -> None:
     package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
+    datasets._read_digits.cache_clear()
     with pytest.raises(DataError, match=f"digits.csv.gz in {tmp_path}"):
         Digits().load()

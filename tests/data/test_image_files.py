@@ -218,7 +218,9 @@ def test_broken_folders_say_what_was_expected(tmp_path: Path) -> None:
         spec.load()
     (tmp_path / "test" / "zebra").mkdir(parents=True)
     (tmp_path / "test" / "zebra" / "0.png").write_bytes(encoded(pixels_of(1)))
-    with pytest.raises(DataError, match=r"got zebra besides .*; the training part's are a, b, c"):
+    with pytest.raises(
+        DataError, match=r"got zebra besides .*; those of the training part are a, b, c"
+    ):
         spec.load()
     (tmp_path / "test" / "zebra").rename(tmp_path / "test" / "b")
     (tmp_path / "train" / "b" / "001.png").write_bytes(b"cut")

@@ -107,10 +107,16 @@ def test_names_are_never_matched_with_numbers(tmp_path: Path) -> None:
         "b",
         "a",
     ]
-    folder = tmp_path / "shards"
+    folder = tmp_path / "shards{}"
     write(folder / "0.parquet", rows, ["a", "b", "c"])
     write(folder / "1.parquet", rows)
-    with pytest.raises(DataError, match=r"0\.parquet does, .*1\.parquet does not"):
+    with pytest.raises(
+        DataError, match=r"1\.parquet to give its classes as names, as .*0\.parquet does"
+    ):
+        spec.model_copy(update={"train": str(folder)}).load()
+    write(folder / "0.parquet", rows)
+    write(folder / "1.parquet", rows, ["a", "b", "c"])
+    with pytest.raises(DataError, match=r"1\.parquet to give its classes as numbers alone"):
         spec.model_copy(update={"train": str(folder)}).load()
 
 

@@ -101,8 +101,8 @@ def test_trunks_of_one_member_each_have_no_spread() -> None:
 
 def test_a_scale_survives_its_state() -> None:
     scale = LatentScale.fit(*population(), 3)
-    loaded = LatentScale.from_state(scale.state())
-    for name, tensor in scale.state().items():
+    loaded = LatentScale(**vars(scale))
+    for name, tensor in vars(scale).items():
         assert torch.equal(getattr(loaded, name), tensor)
 
 

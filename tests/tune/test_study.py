@@ -16,7 +16,6 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.report.evaluation import Result
-from bend_ray.tune.fresh import Fresh, sentences
 from bend_ray.tune.page import write_page
 from bend_ray.tune.records import (
     BagRecord,
@@ -28,7 +27,7 @@ from bend_ray.tune.records import (
 )
 from bend_ray.tune.search import can_go_on, refuse_strangers
 from bend_ray.tune.space import TuneSection
-from bend_ray.tune.study import Study, summary
+from bend_ray.tune.study import Fresh, Study, sentences, summary
 from bend_ray.tune.table import text as table
 
 SECTION = TuneSection.model_validate(

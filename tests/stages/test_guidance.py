@@ -2,8 +2,8 @@
 
 import torch
 
-from bend_ray.generation.guidance import centres, guided, ways
 from bend_ray.generation.rivals import Gaussian
+from bend_ray.stages.finish import centres, guided, ways
 
 
 def test_a_guided_gaussian_is_the_gaussian_moved_on() -> None:
