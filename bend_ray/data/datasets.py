@@ -40,6 +40,9 @@ MOST_DRAWN = 5000
 class LabelledExamples(Spec):
     """What a data set does."""
 
+    split_seed: NonNegativeInt = 0
+    """Seed of the shuffle that makes the parts; repeats count on from it."""
+
     def load(self) -> Parts:
         """Its parts; DataError where they cannot be had."""
         raise NotImplementedError
@@ -71,8 +74,6 @@ class Digits(LabelledExamples):
     """Training images."""
     num_validation: PositiveInt = 300
     """Validation images; the rest is the test part."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
 
     @model_validator(mode="after")
     def _some_are_left(self) -> Digits:
@@ -103,8 +104,6 @@ class DrawnParts(LabelledExamples):
 
     num_train: PositiveInt | None = None
     """Training examples, drawn at random; null for all that are left."""
-    split_seed: NonNegativeInt = 0
-    """Seed of the shuffle that makes the parts."""
     duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
     """What to do where two parts have an example in common."""
 

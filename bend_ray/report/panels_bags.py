@@ -218,9 +218,8 @@ def _time_spent(runs: Sequence[Run]) -> ink.Panel:
     return panel.told(
         "Stage by stage",
         f"{duration(sum(cost['wall']))} of waiting in all, {duration(sum(cost['cpu']))} of it "
-        "computing on CPUs; the rest is processes starting and waiting. The evaluation's wall "
-        "clock includes training the deep ensemble, its CPU seconds do not: those are the rival's "
-        "own cost.",
+        "computing on CPUs; the rest is processes starting and waiting. Training the deep ensemble "
+        "is the rival's own cost, and is not among them.",
         f"Time spent: {shares}.",
         columns=3,
     )
