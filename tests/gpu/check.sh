@@ -16,4 +16,4 @@ if [ "${1:-}" = --wheels ]; then
         pydantic pyyaml pyarrow safetensors psutil
     shift 2
 fi
-PYTHONPATH="$PWD" exec "$python" tests/gpu/check.py "$@"
+PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$python" tests/gpu/check.py "$@"
