@@ -8,6 +8,7 @@ not there, or cannot be told from other code, all raise ConfigError.
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -19,6 +20,7 @@ import sysconfig
 import traceback
 import types
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -164,13 +166,42 @@ def _code(function: Callable[..., Any], seen: set[int]) -> Iterator[bytes]:
     try:
         yield inspect.getsource(function).encode()
     except (OSError, TypeError):  # typed into an interpreter that keeps nothing
-        yield code.co_code + repr((code.co_consts, code.co_names)).encode()
+        for each in _nested(code):
+            constants = [value for value in each.co_consts if not isinstance(value, types.CodeType)]
+            yield each.co_code + repr((constants, each.co_names)).encode()
     for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
         yield from _described(default, seen)
-    around = inspect.getclosurevars(function)
-    for name, value in sorted({**around.globals, **around.nonlocals}.items()):
+    for name, value in sorted(_around(function).items()):
         yield name.encode()
         yield from _described(value, seen)
+
+
+def _around(function: Callable[..., Any]) -> dict[str, Any]:
+    """What a function, and those inside of it, read from around it, by name.
+
+    ``inspect.getclosurevars`` takes every attribute for a global of its name, and overlooks what
+    functions inside read.
+    """
+    read = {
+        instruction.argval
+        for code in _nested(function.__code__)
+        for instruction in dis.get_instructions(code)
+        if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME")
+    }
+    held = function.__globals__
+    found = {name: held[name] for name in read if name in held}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # not yet assigned
+            found[name] = cell.cell_contents
+    return found
+
+
+def _nested(code: types.CodeType) -> Iterator[types.CodeType]:
+    """A function's code, and that of the functions inside of it."""
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, types.CodeType):
+            yield from _nested(value)
 
 
 def _content(value: Any) -> bytes:

@@ -106,6 +106,18 @@ def test_a_function_of_a_notebook_goes_by_its_code_and_what_it_reads() -> None:
     assert object_digest(_defined(source, width=3, height=5)) == digests[0]
 
 
+def test_an_attribute_is_no_global_of_its_name() -> None:
+    source = "def make(x):\n    return x.size\n"
+    assert object_digest(_defined(source, size=iter(()))) == object_digest(_defined(source))
+
+
+def test_what_functions_inside_read_is_part_of_it() -> None:
+    source = "def make():\n    return [lambda: width for _ in range(3)]\n"
+    first, second = (object_digest(_defined(source, width=width)) for width in (3, 4))
+    assert first != second
+    assert first == object_digest(_defined(source, width=3))
+
+
 def test_what_a_function_calls_is_part_of_it() -> None:
     inner = _defined("def make():\n    return 1\n")
     other = _defined("def make():\n    return 2\n")
