@@ -18,8 +18,8 @@ from bend_ray.errors import BendError, ConfigError
 from bend_ray.process.code import blamed, find_source, is_importable, module_digest, object_digest
 from bend_ray.spec import Spec
 
-_HELD: dict[str, Callable[..., Any]] = {}
-"""Functions that others cannot import, such as a notebook's, by the digest of their source."""
+_HELD: dict[tuple[str, str | None], Callable[..., Any]] = {}
+"""Functions that others cannot import, such as a notebook's, by target and digest of the source."""
 _FOUND: dict[str, tuple[str, Callable[..., Any]]] = {}
 """Digest and function of targets that were imported."""
 
@@ -64,8 +64,9 @@ class Imported(Spec):
         if is_importable(target):
             return spec
         digest = object_digest(target)
-        _HELD[digest] = target
-        return spec.model_copy(update={"source": digest})
+        spec = spec.model_copy(update={"source": digest})
+        _HELD[spec._key] = target
+        return spec
 
     def identified(self) -> Self:
         """The same, with the digest of its code.
@@ -83,8 +84,8 @@ class Imported(Spec):
         Raises:
             ConfigError: it cannot be imported, or is not the one that was meant.
         """
-        if self.source in _HELD:
-            return _HELD[self.source]
+        if self._key in _HELD:
+            return _HELD[self._key]
         digest, found = _FOUND.get(self.target, (None, None))
         if found is not None and digest == self.source:
             return found
@@ -156,7 +157,7 @@ class Imported(Spec):
         Raises:
             ConfigError: there is no such module.
         """
-        if self.source in _HELD or self._module == "__main__":
+        if self._key in _HELD or self._module == "__main__":
             return {}
         root, files = find_source(self._module)
         return {str(file.resolve().relative_to(root)): file for file in files}
@@ -169,7 +170,11 @@ class Imported(Spec):
         """
         known = self.identified()
         assert known.source is not None
-        _HELD[known.source] = known.resolve()
+        _HELD[known._key] = known.resolve()
+
+    @property
+    def _key(self) -> tuple[str, str | None]:
+        return self.target, self.source
 
     @property
     def _module(self) -> str:
@@ -190,14 +195,14 @@ class Imported(Spec):
         return value
 
     def __getstate__(self) -> dict[Any, Any]:
-        held = _HELD.get(self.source or "")
+        held = _HELD.get(self._key)
         return {**super().__getstate__(), "held": held}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         held = state.pop("held", None)
         super().__setstate__(state)
-        if held is not None and self.source is not None:
-            _HELD[self.source] = held
+        if held is not None:
+            _HELD[self._key] = held
 
 
 def imported_in(spec: Spec) -> Iterator[Imported]:

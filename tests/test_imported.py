@@ -161,6 +161,17 @@ def test_a_function_that_no_process_can_import_travels_with_its_spec() -> None:
     assert set(spec.model_dump()) == {"kind", "target", "arguments", "version", "source"}
 
 
+def test_two_of_one_module_that_travel_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(imported, "_HELD", {})
+    specs = [Imported(target=f"own_things:{name}") for name in ("make_net", "jitter")]
+    for spec in specs:
+        spec.hold()
+    first, second = (spec.identified() for spec in specs)
+    assert first.source == second.source
+    assert first.resolve() is own_things.make_net
+    assert second.resolve() is own_things.jitter
+
+
 def test_a_version_makes_another_identity() -> None:
     config = own_config()
     other = own_config("seeds.architecture.version='2'")
