@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import Graph, graph_of, identified, newest_config
+from bend_ray.config.graph import DATASETS, Graph, graph_of, identified, newest_config
 from bend_ray.config.reading import load_config, validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import LabelledExamples
@@ -39,8 +39,6 @@ if TYPE_CHECKING:
     from bend_ray.serve.bag import Bag
 
 STORE = "./bend-store"
-DATASETS = "datasets"
-"""Folder of a store that holds data which was given as objects."""
 GENTLE_RATE = 0.003
 """Of AdamW, for networks that are not ours; the default population's is seven times as much."""
 

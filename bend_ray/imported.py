@@ -97,7 +97,7 @@ class Imported(Spec):
         if self.source is not None and (now := module_digest(self._module)) != self.source:
             raise ConfigError(
                 f"{self.target}: expected source of digest {self.source}, got {now}: it has "
-                "changed since the run began; run again to begin anew with it"
+                "changed since that run; put it back, or run again to begin anew with it"
             )
         value = self._imported()
         if not callable(value):

@@ -107,6 +107,13 @@ def test_a_bag_answers_and_is_saved(tmp_path: Path) -> None:
     np.testing.assert_allclose(again.predict_proba(inputs_NF), probs_NC, atol=1e-6)
 
 
+def test_a_store_that_was_moved_keeps_its_data(tmp_path: Path) -> None:
+    fitted(tmp_path / "runs", epochs=2)
+    (tmp_path / "runs").rename(tmp_path / "moved")
+    bag = bend.find(store=tmp_path / "moved").bag(members=2)
+    assert bag.predict(own_things.make_parts()["test"][0][:3]).shape == (3,)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_on_ray_a_fit_has_the_bits_of_one_in_this_process(tmp_path: Path) -> None:

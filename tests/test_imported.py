@@ -101,7 +101,7 @@ def test_its_code_is_part_of_the_identity(tmp_path: Path, monkeypatch: pytest.Mo
     assert spec.identified().resolve()() == 2
 
     imported._FOUND.pop("boots:make")
-    with pytest.raises(ConfigError, match="has changed since the run began"):
+    with pytest.raises(ConfigError, match="has changed since that run; put it back"):
         first.resolve()
 
 

@@ -22,7 +22,9 @@ from bend_ray.generation.rivals import DeepEnsemble
 from bend_ray.imported import Imported
 from bend_ray.networks.protocols import Checkpoints, Independent
 from bend_ray.spec import Spec
+from bend_ray.storage.filesystems import file_exists, resolve
 from bend_ray.storage.masking import masked
+from bend_ray.storage.uris import joined
 
 S = TypeVar("S", bound=Spec)
 
@@ -38,6 +40,8 @@ STAGE_VERSIONS = {
 
 STAGES = tuple(STAGE_VERSIONS)
 
+DATASETS = "datasets"
+"""Folder of a store that holds data which was given as objects."""
 ORDINARY = "ordinary"
 """The deep ensemble's population: made by the stage of seeds, before the evaluation."""
 
@@ -163,8 +167,19 @@ def newest_config(store: Store) -> PipelineConfig:
     with contextlib.suppress(ValidationError):
         config = PipelineConfig.model_validate(newest.given.get("config"))
         if graph_of(config, store).evaluation.fingerprint == newest.fingerprint:
-            return config
+            return _moved(config, store)
     raise StoreError(
         f"expected evaluation {newest.fingerprint} of {masked(store.uri)} to be of this "
         "version of bend_ray, it is of another; run `bend run` again, or name its config"
     )
+
+
+def _moved(config: PipelineConfig, store: Store) -> PipelineConfig:
+    """The config where its store was moved: what was written into it is found where it is now."""
+    dataset, found = config.dataset, {}
+    for part in ("train", "validation", "test"):
+        folder, _, name = str(getattr(dataset, part, "")).rpartition("/")
+        here = joined(store.uri, DATASETS, name)
+        if folder.endswith(f"/{DATASETS}") and file_exists(*resolve(here)):
+            found[part] = here
+    return config.model_copy(update={"dataset": dataset.model_copy(update=found)})

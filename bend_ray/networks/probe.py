@@ -35,7 +35,11 @@ def check_network(
     """
     with torch.random.fork_rng(devices=[]):
         module, other = build(), build()
-        found = chain(_no_module(module), _problems(module, other, inputs, num_classes))
+        found = chain(
+            _no_module(module),
+            _shared(module, other),
+            _problems(module, other, inputs, num_classes),
+        )
         if problem := next(found, None):
             raise DataError(f"{name}: {problem}")
 
@@ -58,6 +62,15 @@ def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int)
             "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
             "examples, or a network without BatchNorm"
         ) from None
+
+
+def _shared(module: nn.Module, other: nn.Module) -> Iterator[str]:
+    trained = {id(p) for p in module.parameters() if p.requires_grad}
+    if trained & {id(p) for p in other.parameters()}:
+        yield (
+            "expected a new network at every call, got one with the same parameters twice; make "
+            "it inside of the function"
+        )
 
 
 def _no_module(module: Any) -> Iterator[str]:
@@ -128,6 +141,8 @@ def _answers(together: Any, again: Any, num_classes: int, num_examples: int) -> 
         )
     elif not together.is_floating_point() or not together.isfinite().all():
         yield f"expected finite logits of a fresh network, got {together.dtype} or nan"
+    elif num_classes > 1 and (together >= 0).all() and _close(together.sum(1), torch.ones(1)):
+        yield "expected logits, got probabilities; leave the last softmax out"
     elif not torch.equal(together, again):
         yield (
             "expected the same answer twice in evaluation mode, got two; draw random numbers in "

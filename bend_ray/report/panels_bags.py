@@ -107,8 +107,8 @@ def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
     if any(curve is None or curve["sizes"] != curves[0]["sizes"] for curve in curves):
         return None
     sizes = curves[0]["sizes"]
-    fixed = statistics.fmean(bag["cost"]["fixed"] for bag in bags)
-    member = statistics.fmean(bag["cost"]["member"] for bag in bags)
+    costs = [[bag["cost"][key] for key in ("fixed", "member")] for bag in bags]
+    fixed, member = np.mean(np.array(costs, dtype=float), axis=0).tolist()  # nan: unknown
     bands = {
         key: np.mean([curve[score][key] for curve in curves], axis=0).tolist()
         for key in ("mean", "low", "high")

@@ -50,9 +50,9 @@ class Uncertainty(NamedTuple):
     """How sure a bag is about N examples."""
 
     entropy: NDArray[np.float64]
-    """Of the bag's probabilities ``(N,)``, in nats: all uncertainty."""
+    """Of the bag's probabilities ``(N,)``, in nats, after its temperature: all uncertainty."""
     mutual_information: NDArray[np.float64]
-    """Of label and member ``(N,)``, in nats: how much the members disagree."""
+    """Of label and member ``(N,)``, in nats, before it: how much the members disagree."""
     votes: NDArray[np.int64]
     """How many members chose each class, ``(N, C)``."""
 

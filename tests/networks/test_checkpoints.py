@@ -287,6 +287,7 @@ def test_a_run_over_somebody_elses_checkpoints(
     # What they cost is unknown, and so is what all that builds on them does.
     assert not run.graph.seeds.manifest().metrics["priced"]
     assert "unknown" in table(run.result)
+    assert Path(run.report()).exists()
     assert all(r.cost_seconds is None for r in run.evaluation.rivals.values())
     priced = with_knobs(run.config, {"seeds.protocol.seconds": 3})
     graph = pipeline.run(priced, str(tmp_path / "store"), until="seeds", local=True)

@@ -125,6 +125,8 @@ class Spoilt(Net):
     [
         (lambda: 3, "expected a function that returns a torch.nn.Module, got a int"),
         (nn.Identity, "expected a network with parameters, got none"),
+        (lambda net=Net(): net, "expected a new network at every call"),  # noqa: B008
+        (lambda: nn.Sequential(Net(), nn.Softmax(-1)), "expected logits, got probabilities"),
         (Lazy, "expected parameters of known shapes, got lazy ones"),
         (lambda: Net().double(), "got torch.float64 for layer.weight; call .float"),
         (lambda: Net().requires_grad_(False), "expected parameters to train, got frozen ones"),
