@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from bend_ray.errors import BendError
 from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.causes import told
-from bend_ray.runtime.nodes import Nodes, computes_with, differs, versions
+from bend_ray.runtime.nodes import Nodes, computes_with, differs, unlike, versions
 from bend_ray.storage.rights import MEASURED_BYTES, Answers, ask_store, outside
 
 MOST_SKEW_SECONDS = 60.0
@@ -60,7 +60,7 @@ def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
 
 def _to_mend(node: Node, answer: Mapping[str, Any], skew: float) -> Iterator[str]:
     wanted, found = versions(), answer["versions"]
-    if any(found[name] != wanted[name] for name in wanted):
+    if unlike(wanted, found):
         yield differs(wanted, {node.address: found})
     if found["problem"]:
         yield found["problem"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -46,16 +46,18 @@ def expect(wanted: dict[str, str]) -> None:
         raise ClusterError(differs(wanted, {ray.util.get_node_ip_address(): versions()}))
 
 
+def unlike(wanted: dict[str, str], found: Mapping[str, str]) -> list[str]:
+    """What of the wanted versions somebody else does not have."""
+    return [name for name, version in wanted.items() if found[name] != version]
+
+
 def differs(wanted: dict[str, str], found: dict[str, dict[str, str]]) -> str:
     """That nodes compute with something else than is wanted, by their addresses."""
 
     def named(versions: dict[str, str], names: Sequence[str]) -> str:
         return ", ".join(f"{name} {versions[name]}" for name in names)
 
-    wrong = (
-        f"{named(each, [n for n in wanted if each[n] != wanted[n]])} on node {node}"
-        for node, each in found.items()
-    )
+    wrong = (f"{named(each, unlike(wanted, each))} on node {node}" for node, each in found.items())
     return (
         f"expected {named(wanted, list(wanted))} on every node, as the driver has, got "
         f"{'; '.join(wrong)}: install the same on all machines"
@@ -143,7 +145,7 @@ class Nodes:
             )
         wanted, others = versions(), {}
         for key, answer in found.items():
-            if any(answer[name] != wanted[name] for name in wanted):
+            if unlike(wanted, answer):
                 others[self.address(key)] = answer
             elif answer["problem"]:
                 raise ClusterError(answer["problem"])

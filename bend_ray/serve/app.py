@@ -137,7 +137,7 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     query = given(PredictQuery, dict(request.query_params), 422, strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    is_json = content_type.partition(";")[0].strip().lower() == "application/json"
+    is_json = _media_type(content_type) == "application/json"
     if is_json:
         check_size(content, card, service.settings.max_batch_size)
         inputs = await service.read(len(content), inputs_of_json, content, card)
@@ -155,7 +155,7 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
 async def _pixels(
     content_type: str, content: bytes, card: Card, service: Answering
 ) -> NDArray[np.uint8]:
-    kind = content_type.partition(";")[0].strip().lower()
+    kind = _media_type(content_type)
     if card.decoding is None or kind not in (*MEDIA_TYPES, "multipart/form-data"):
         known = (*MEDIA_TYPES, "multipart/form-data with a file") if card.decoding else ()
         expected = ", ".join((*known, "application/json"))
@@ -170,6 +170,10 @@ async def _pixels(
         pixels = await service.read(MIDDLE + 1, pixels_of, content, card, most)
     assert pixels is not None
     return pixels
+
+
+def _media_type(content_type: str) -> str:
+    return content_type.partition(";")[0].strip().lower()
 
 
 def _upload(content_type: str, content: bytes) -> bytes:

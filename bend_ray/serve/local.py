@@ -12,7 +12,6 @@ from ray import serve
 from ray.serve.config import HTTPOptions
 
 from bend_ray.errors import ClusterError
-from bend_ray.export.card import read_card
 from bend_ray.runtime import cluster
 from bend_ray.serve import door
 from bend_ray.serve.bag import Bag
@@ -28,9 +27,9 @@ REQUEST_SECONDS = 30.0
 def start(export: str, settings: ServeSettings, where: Listening) -> str:
     """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
-    Bag.load(Path(export), run_code=settings.run_code)
+    card = Bag.load(Path(export), run_code=settings.run_code).card
     settings = settings.model_copy(update={"require_token": token() is not None})
-    door.put_up(settings.fitted_to(read_card(Path(export))), where)
+    door.put_up(settings.fitted_to(card), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
         logging.getLogger(name).setLevel(logging.WARNING)

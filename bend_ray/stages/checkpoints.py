@@ -5,6 +5,8 @@ Shape letters: K members, P parameters.
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -34,9 +36,8 @@ class CheckpointReader(SeedTrainer):
         files, early = self.trunks[index], self.protocol.early
         with self._stopwatch() as watch:
             theta_KP = torch.stack([self._vector(file) for file in files])
-            reference_P = self._reference() if self.protocol.align else None
-            if reference_P is not None:
-                theta_KP = self._align(reference_P, theta_KP)
+            if self.protocol.align and self._reference is not None:
+                theta_KP = self._align(self._reference, theta_KP)
             early_KP, theta_KP = theta_KP[:early], theta_KP[early:]
             val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, [0] * len(theta_KP))
             finite_K = finite_rows(theta_KP) & val_nll_K.isfinite()
@@ -61,8 +62,9 @@ class CheckpointReader(SeedTrainer):
             theta_KP=theta_KP[kept].numpy(),
         )
 
+    @cached_property
     def _reference(self) -> Tensor | None:
-        """The last checkpoint of the first trunk that did not diverge."""
+        """What all are aligned to: the first trunk's last checkpoint that did not diverge."""
         files = (file for trunk in self.trunks for file in reversed(trunk))
         vectors = map(self._vector, files)
         return next((vector_P for vector_P in vectors if vector_P.isfinite().all()), None)

@@ -39,7 +39,7 @@ def refusals(filesystem: pyarrow.fs.FileSystem, folder: str, size: int = 0) -> I
         folder: the store's; it is made where there is none.
         size: bytes that are written and read.
     """
-    probe = f"{folder.rstrip('/')}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
+    probe = _probe(folder)
     every = pyarrow.fs.FileSelector(folder, allow_not_found=True)
     questions: dict[str, Callable[[], Any]] = {
         "write": lambda: write_bytes(filesystem, probe, bytes(size)),
@@ -57,6 +57,10 @@ def refusals(filesystem: pyarrow.fs.FileSystem, folder: str, size: int = 0) -> I
             yield f"{told}; mend its permissions{right}"
             if what in ("write", "read"):  # The others would be refused for the same reason.
                 return
+
+
+def _probe(folder: str) -> str:
+    return f"{folder.rstrip('/')}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"
 
 
 class Answers(NamedTuple):
@@ -82,7 +86,7 @@ def ask_store(uri: str) -> Answers:
     refused = list(refusals(filesystem, folder, MEASURED_BYTES))
     seconds = time.monotonic() - started
     if not refused:
-        name, began = f"{folder}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}", time.time()
+        name, began = _probe(folder), time.time()
         write_bytes(filesystem, name, b"")
         ended = time.time()
         ahead = outside(filesystem.get_file_info(name).mtime.timestamp(), began, ended)
