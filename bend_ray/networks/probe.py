@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bend_ray.data.examples import Inputs, count, each, rows
+from bend_ray.data.examples import Examples, Inputs, Parts, count, each, rows
 from bend_ray.errors import DataError
 from bend_ray.networks.calls import call
+from bend_ray.networks.fitting import Shown
+from bend_ray.networks.mixing import mixed
+from bend_ray.networks.recipe import Recipe
 from bend_ray.process.code import blamed
 
 EXAMPLES = 4
@@ -62,6 +65,28 @@ def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int)
             "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
             "examples, or a network without BatchNorm"
         ) from None
+
+
+def check_recipe(recipe: Recipe, dataset: Parts) -> None:
+    """Vary and mix a few training examples as a training would, and see that it takes a step.
+
+    DataError where the recipe does not fit the data.
+    """
+    train, classes = dataset.train, len(dataset.class_names)
+    if recipe.num_steps(recipe.epochs, len(train)) == 0:
+        raise DataError(
+            "seeds.recipe.epochs: expected a step at least, of the "
+            f"{len(recipe.batch_sizes(len(train)))} of a pass, got {recipe.epochs:g} passes; "
+            "raise it"
+        )
+    weights = recipe.class_weights
+    if isinstance(weights, tuple) and len(weights) != classes:
+        raise DataError(
+            f"seeds.recipe.class_weights: expected {classes}, one a class, got {len(weights)}"
+        )
+    few = Examples(rows(train.inputs, slice(EXAMPLES)), train.labels_N[:EXAMPLES])
+    shown = Shown.of(few, dataset.normalise, recipe.augmentation, torch.device("cpu"))
+    mixed(shown.views(torch.arange(len(few))[None], [torch.Generator()]), recipe, [0])
 
 
 def _shared(module: nn.Module, other: nn.Module) -> Iterator[str]:

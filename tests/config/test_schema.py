@@ -183,6 +183,7 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.architecture.name",
         "seeds.architecture.norm",
         "seeds.protocol.rate",
+        "seeds.recipe.precision",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *("dataset.background", "dataset.duplicates", "samples.finish"),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.networks.fitting import batch_order
+from bend_ray.networks.order import Order
 from bend_ray.optim import Cosine
 
 
@@ -36,7 +36,8 @@ def _losses(
     data, recipe = task.dataset, task.bench.recipe
     train, stack = data.train, task.stack
     sizes = recipe.batch_sizes(len(train))
-    orders = [batch_order(sizes, steps, False, stream) for stream in streams]
+    orders = [Order(sizes, False, stream) for stream in streams]
+    drawn = [[order.batch(step) for step in range(steps)] for order in orders]
     stack.train()
 
     def at(index_KB: Tensor, trained_KT: Tensor) -> Tensor:
@@ -51,7 +52,7 @@ def _losses(
         )
         return lost / index_KB.shape[1]
 
-    return [partial(at, torch.stack(batches)) for batches in zip(*orders, strict=True)]
+    return [partial(at, torch.stack(batches)) for batches in zip(*drawn, strict=True)]
 
 
 def _one_by_one(task: Task, count: int) -> list[range]:
