@@ -179,7 +179,7 @@ def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> 
     prices = ("price_per_hour.cpu=2.5", "price_per_hour.gpu=9", "samples.resources.gpus=1")
     priced = [word for each in prices for word in ("--set", each)]
     shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64", *priced]).output
-    hours, costs = shown.splitlines()[-4:-2]
+    costs = shown.splitlines()[-3]
     assert costs.startswith("money")
     told = json.loads(CliRunner().invoke(cli, ["plan", "--json", "--nodes", "1", *priced]).stdout)
     walls = told["nodes"]["1"]["wall_seconds"]
