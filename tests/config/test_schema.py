@@ -90,6 +90,7 @@ OTHERS = {
     "cyclic": "constant",
     "constant": "cyclic",
     "resnet18": "resnet34",
+    "float32": "bf16",
     "white": "black",
     "tell": "refuse",
     "auto": None,
@@ -100,6 +101,8 @@ OTHER_THAN_NULL = (
         "seeds.architecture.weights": "IMAGENET1K_V1",
         "dataset.class_names": ["cat", "dog"],
         "dataset.labels": "y",
+        "seeds.recipe.augmentation.policy": "rand_augment",
+        "seeds.recipe.class_weights": "balanced",
         "seeds.protocol.found": [8, 16],
     }
     | {
