@@ -96,6 +96,7 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.test", "image_parquet"),
         ("dataset.root", "image_folder"),
         ("dataset.train", "arrays"),
+        ("dataset.train", "table"),
         ("dataset.target", "imported"),
         ("seeds.architecture.target", "imported"),
         ("seeds.protocol.files", "checkpoints"),
