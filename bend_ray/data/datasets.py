@@ -21,6 +21,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 
 from bend_ray.data.columns import Kind
 from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
+from bend_ray.data.splits import Random, Split
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
@@ -424,7 +425,7 @@ class Table(DrawnParts, Located):
     target."""
     task: Task | None = None
     """What is learnt; null: classes where the target holds texts or few whole numbers."""
-    columns: Mapping[str, Kind | Literal["ignore"]] = Field(default_factory=dict)
+    columns: Mapping[str, Kind | Literal["ignore"]] = {}
     """What columns hold, of those that are not what they look like: number, boolean, date,
     category, or ignore."""
     num_validation: PositiveInt | None = None
@@ -435,17 +436,8 @@ class Table(DrawnParts, Located):
     folds: Annotated[int, Field(ge=2)] | None = None
     """Draw one of so many test parts instead: split_seed counts through them, so that as many
     repeats are a cross-validation."""
-    split: Literal["random", "stratified", "group", "time"] = "random"
-    """How parts are drawn: stratified by the target; whole groups of split_column; or the latest
-    rows by it for the test, those before for validation."""
-    split_column: str | None = None
-    """Column of groups or times, which is no input."""
-
-    @model_validator(mode="after")
-    def _can_be_split(self) -> Table:
-        if (self.split in ("group", "time")) != (self.split_column is not None):
-            raise ValueError("expected split_column with split group or time, and only there")
-        return self
+    split: Split = Random()
+    """How parts are drawn."""
 
     def _files(self, part: Part) -> Files:
         from bend_ray.data.tables import ENDINGS

@@ -27,6 +27,7 @@ from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import Files, reading
 from bend_ray.data.parquet import ENDINGS as PARQUET
 from bend_ray.data.sources import check_counts, check_overlap, listed
+from bend_ray.data.splits import ByGroup, ByTime
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file
 from bend_ray.storage.masking import printable
@@ -35,8 +36,6 @@ from bend_ray.tasks import Classification, Regression, Task
 ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
 FEW_VALUES = 20
 """Different whole numbers of a target that are taken for classes."""
-STRATA = 10
-"""Of numbers: equally many examples each."""
 CLASSES = b"bend_ray.classes"
 """Of a schema's metadata: what labels 0, 1, ... are called, a JSON list."""
 
@@ -100,8 +99,8 @@ def load(spec: Table, read: Mapping[str, Callable[[], pa.Table]]) -> Parts:
     table = read["train"]()
     targets = _targets(spec, table)
     task, class_names = _task(spec, table, targets)
-    where = partial(_places, spec, table, targets, task)
-    train, validation, test = where("validation" in read, "test" in read)
+    given = ("validation" in read, "test" in read)
+    train, validation, test = _places(spec, table, targets[0], *given)
     columns = _fitted(spec, table.take(train), targets)
     reader = Reader(columns, targets, task, class_names)
     parts = {"train": reader.examples(table.take(train), "the training part")}
@@ -160,7 +159,7 @@ def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
     """Names of the columns to be told, each with a value in every row."""
     given = (spec.target,) if isinstance(spec.target, str) else spec.target
     targets = given or (label_among(table.column_names, "dataset", LABELS),)
-    for name in (*targets, *filter(None, [spec.split_column]), *spec.columns):
+    for name in (*targets, *_splitting(spec), *spec.columns):
         if name not in table.column_names:
             raise DataError(f"dataset: expected a column {name}, got {listed(table.column_names)}")
     for name in targets:
@@ -191,28 +190,21 @@ def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, t
 
 
 def _places(
-    spec: Table,
-    table: pa.Table,
-    targets: Sequence[str],
-    task: Task,
-    has_validation: bool,
-    has_test: bool,
+    spec: Table, table: pa.Table, target: str, has_validation: bool, has_test: bool
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Rows of the training, the validation and the test part."""
     count = len(table)
-    shuffle, fold = (spec.split_seed, 0) if not spec.folds else divmod(spec.split_seed, spec.folds)
-    unit_N = np.random.default_rng(shuffle).permutation(count)
-    order_N, starts_N = _order(spec, table, targets, task, unit_N)
+    shuffle, fold = divmod(spec.split_seed, spec.folds) if spec.folds else (spec.split_seed, 0)
+    chance_N = np.random.default_rng(shuffle).permutation(count)
+    order_N, starts_N = spec.split.order(table, target, chance_N)
     num_test = 0
     if not has_test:
         share = 1 / spec.folds if spec.folds else spec.test_share
-        num_test = round(share * count)
-        order_N = np.roll(order_N, -round(fold * share * count))
-        starts_N = np.roll(starts_N, -round(fold * share * count))
-    rest = count - num_test
+        num_test, first = round(share * count), _cut(starts_N, round(fold * share * count))
+        order_N, starts_N = np.roll(order_N, -first), np.roll(starts_N, -first)
     num_validation = 0
     if not has_validation:
-        num_validation = spec.num_validation or max(1, min(MOST_DRAWN, rest // 5))
+        num_validation = spec.num_validation or max(1, min(MOST_DRAWN, (count - num_test) // 5))
     cuts = [_cut(starts_N, cut) for cut in (num_test, num_test + num_validation)]
     test, validation, train = np.split(order_N, cuts)
     train = train[: spec.num_train]
@@ -230,42 +222,12 @@ def _cut(starts_N: NDArray[np.bool_], place: int) -> int:
     return place + int(later[0]) if place and len(later) else place
 
 
-def _order(
-    spec: Table, table: pa.Table, targets: Sequence[str], task: Task, unit_N: NDArray[np.int64]
-) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """Rows in the order in which parts are cut off, the test part first; and where one may cut."""
-    count, anywhere = len(table), np.ones(len(table), np.bool_)
-    if spec.split == "random":
-        return np.argsort(unit_N), anywhere
-    if spec.split == "time":
-        time_N = _column(table, str(spec.split_column), "date", "dataset")
-        order_N = np.lexsort((unit_N, -time_N))
-        return order_N, np.diff(time_N[order_N], prepend=np.inf) != 0
-    if spec.split == "group":
-        groups_N = _column(table, str(spec.split_column), "category", "dataset")
-        _, group_N = np.unique(groups_N, return_inverse=True)
-        dealt = np.random.default_rng(unit_N[:8]).permutation(int(group_N.max()) + 1)
-        order_N = np.lexsort((unit_N, dealt[group_N]))
-        return order_N, np.diff(group_N[order_N], prepend=-1) != 0
-    strata_N = raw_column(table.column(targets[0]), "category", "dataset")
-    if isinstance(task, Regression):
-        numbers_N = raw_column(table.column(targets[0]), "number", "dataset")
-        strata_N = np.argsort(np.argsort(numbers_N)) * STRATA // count
-    _, stratum_N, sizes = np.unique(strata_N, return_inverse=True, return_counts=True)
-    by_stratum = np.lexsort((unit_N, stratum_N))
-    rank_N = np.empty(count)
-    rank_N[by_stratum] = np.concatenate([np.arange(size) for size in sizes])
-    # Each stratum is spread evenly over the order.
-    return np.lexsort((unit_N, (rank_N + 0.5) / sizes[stratum_N])), anywhere
-
-
 def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, Column]:
     """The columns that say something, of the training rows."""
     found: dict[str, Column] = {}
     left: dict[str, str] = {}
-    split = spec.split_column if spec.split != "random" else None
     for name in train.column_names:
-        if name in (*targets, split) or spec.columns.get(name) == "ignore":
+        if name in (*targets, *_splitting(spec)) or spec.columns.get(name) == "ignore":
             continue
         values, where = train.column(name), f"dataset: {printable(name)}"
         kind = spec.columns.get(name) or kind_of(values, where)
@@ -283,6 +245,11 @@ def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, C
     if not found:
         raise DataError(f"dataset: expected a column that varies, got {listed([*left]) or 'none'}")
     return found
+
+
+def _splitting(spec: Table) -> list[str]:
+    """The column that parts are drawn by, if any: no input."""
+    return [spec.split.column] if isinstance(spec.split, ByGroup | ByTime) else []
 
 
 def _tell(columns: Columns, table: pa.Table, targets: Sequence[str], task: Task) -> None:

@@ -97,6 +97,8 @@ def test_what_must_be_set_has_no_default() -> None:
         ("dataset.root", "image_folder"),
         ("dataset.train", "arrays"),
         ("dataset.train", "table"),
+        ("dataset.split.column", "group"),
+        ("dataset.split.column", "time"),
         ("dataset.target", "imported"),
         ("seeds.architecture.target", "imported"),
         ("seeds.protocol.files", "checkpoints"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
 from bend_ray.data.datasets import Table
+from bend_ray.data.splits import ByGroup, ByTime, Stratified
 from bend_ray.errors import DataError
 from bend_ray.tasks import Classification, Regression
 
@@ -162,15 +163,13 @@ def test_groups_stay_together_and_times_in_order(tmp_path: Path) -> None:
     table = frame().assign(team=np.arange(120) // 5, t=np.arange(120)[::-1])
     uri = write(table, tmp_path)
     team = {round(y, 9): g for y, g in zip(table["y"], table["team"], strict=True)}
-    grouped = Table(
-        train=uri, target="y", split="group", split_column="team", test_share=0.2
-    ).load()
+    grouped = Table(train=uri, target="y", split=ByGroup(column="team"), test_share=0.2).load()
     assert "team" not in grouped.columns
     teams = [
         {team[y] for y in rows_of(table, grouped, name)} for name in ("train", "validation", "test")
     ]
     assert sum(map(len, teams)) == len(set.union(*teams)) == 24
-    timed = Table(train=uri, target="y", split="time", split_column="t", test_share=0.25).load()
+    timed = Table(train=uri, target="y", split=ByTime(column="t"), test_share=0.25).load()
     time = {round(y, 9): t for y, t in zip(table["y"], table["t"], strict=True)}
     spans = [
         sorted(time[y] for y in rows_of(table, timed, name))
@@ -184,7 +183,7 @@ def test_groups_stay_together_and_times_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("target", ["label", "y"])
 def test_a_stratified_part_is_like_the_whole(target: str, tmp_path: Path) -> None:
     table = frame(400)
-    spec = Table(train=write(table, tmp_path), target=target, split="stratified", test_share=0.25)
+    spec = Table(train=write(table, tmp_path), target=target, split=Stratified(), test_share=0.25)
     labels = spec.load().test.labels_N.double()
     if target == "label":
         share = (table["label"] == "yes").mean()
