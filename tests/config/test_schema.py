@@ -112,7 +112,7 @@ OTHER_THAN_NULL = (
         "seeds.architecture.weights": "IMAGENET1K_V1",
         "dataset.class_names": ["cat", "dog"],
         "dataset.labels": "y",
-        "dataset.split.column": "team",
+        "dataset.split.column": "year",
         "seeds.protocol.found": [8, 16],
     }
     | {
