@@ -29,6 +29,9 @@ from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
+from bend_ray.tasks import Classification, Task
+
+CLASSIFICATION = Classification()
 
 NORMALISED_BYTES = 64 * 2**20
 """Examples that are kept as floats while models train on them; larger sets stay as they are."""
@@ -55,6 +58,7 @@ def fit(
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task = CLASSIFICATION,
 ) -> Tensor:
     """Train K models through one stretch of the recipe.
 
@@ -63,7 +67,7 @@ def fit(
     parameters ``(S, K, P)`` at the stretch's snapshots.
     """
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
-    shown = Shown.of(train, normalise, recipe.augmentation, theta_KP.device)
+    shown = Shown.of(train, normalise, recipe.augmentation, theta_KP.device, task)
     for rows in together(stack, len(theta_KP)):
         training = Training(stack, theta_KP[rows], shown, recipe, stretch, generators[rows])
         for snapshot, theta in enumerate(training.snapshots()):
@@ -86,12 +90,14 @@ class Shown:
     """What models see of N training examples, on their device.
 
     Attributes:
-        labels_N: of the examples.
+        targets_N: of the examples.
         views: what models see of some of them.
+        task: what their loss is.
     """
 
-    labels_N: Tensor
+    targets_N: Tensor
     views: Views
+    task: Task
 
     @classmethod
     def of(
@@ -100,10 +106,11 @@ class Shown:
         normalise: Callable[[Inputs], Inputs],
         augmentation: Augmentation,
         device: torch.device,
+        task: Task = CLASSIFICATION,
     ) -> Shown:
         """Views of examples that are held whole."""
-        given = moved(train.inputs, device)
-        return cls(train.labels_N.to(device), _views(given, normalise, augmentation))
+        views = _views(moved(train.inputs, device), normalise, augmentation)
+        return cls(task.targets(train.labels_N).to(device), views, task)
 
 
 class Training:
@@ -127,7 +134,7 @@ class Training:
         generators: Sequence[torch.Generator],
     ) -> None:
         check_precision(recipe.precision, theta_KP.device)
-        num_images = len(shown.labels_N)
+        num_images = len(shown.targets_N)
         self._stack, self._shown, self._recipe = stack, shown, recipe
         self.step, self.num_steps = 0, recipe.num_steps(stretch.epochs, num_images)
         self._marks = stretch_marks(recipe, stretch, num_images)
@@ -137,6 +144,7 @@ class Training:
         self._seeds = [generator.initial_seed() for generator in generators]
         self._generators = [torch.Generator() for _ in generators]
         self._has_dropout = is_random(stack)
+        self._weights: Tensor | None = None
         self._trained_KT = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
         self._buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
         self._average_KP = theta_KP.clone() if recipe.ema_decay else None
@@ -166,7 +174,7 @@ class Training:
                 shared=False,
                 seeds_K=self._seeds_for("dropout") if self._has_dropout else None,
             )
-        self._loss(logits_KBC, self._shown.labels_N[index_KB], share_K).backward()  # type: ignore[no-untyped-call]
+        self._loss(logits_KBC, index_KB, share_K).backward()  # type: ignore[no-untyped-call]
         if recipe.gradient_clip is not None and self._trained_KT.grad is not None:
             clip_rows(self._trained_KT.grad, recipe.gradient_clip)
         self._optimizer.step(self._rate(step))
@@ -176,25 +184,25 @@ class Training:
             self._average_KP.lerp_(self._row(), 1 - decay)
         self.step += 1
 
-    def _loss(self, logits_KBC: Tensor, labels_KB: Tensor, share_K: Tensor | None) -> Tensor:
+    def _loss(self, outputs_KBO: Tensor, index_KB: Tensor, share_K: Tensor | None) -> Tensor:
         """The sum over models of each one's mean loss: a row's gradient is its model's own."""
-        losses_KB = self._losses(logits_KBC, labels_KB)
+        losses_KB = self._losses(outputs_KBO, index_KB)
         if share_K is not None:
-            others_KB = self._losses(logits_KBC, labels_KB.roll(1, dims=1))
+            others_KB = self._losses(outputs_KBO, index_KB.roll(1, dims=1))
             losses_KB = torch.lerp(others_KB, losses_KB, share_K[:, None].to(losses_KB.dtype))
         return losses_KB.mean(dim=1).sum()
 
-    def _losses(self, logits_KBC: Tensor, labels_KB: Tensor) -> Tensor:
-        """Of each example, ``(K, B)``."""
-        if self._recipe.precision == "bf16":
-            logits_KBC = logits_KBC.float()
-        return nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1),
-            labels_KB.flatten(),
-            self._recipe.loss_weights(self._shown.labels_N, logits_KBC),
-            reduction="none",
-            label_smoothing=self._recipe.label_smoothing,
-        ).view_as(labels_KB)
+    def _losses(self, outputs_KBO: Tensor, index_KB: Tensor) -> Tensor:
+        """Of answers to examples, whosever those are: ``(K, B)``."""
+        shown, recipe = self._shown, self._recipe
+        outputs = outputs_KBO.flatten(0, 1)
+        if recipe.precision == "bf16":
+            outputs = outputs.float()
+        if self._weights is None and recipe.class_weights is not None:
+            self._weights = shown.task.weights(shown.targets_N, recipe.class_weights, outputs)
+        targets = shown.targets_N[index_KB.flatten()]
+        losses = shown.task.losses(outputs, targets, recipe.label_smoothing, self._weights)
+        return losses.view_as(index_KB)
 
     def _seeds_for(self, purpose: str) -> list[int]:
         """Of each model's draws at this step."""

@@ -72,18 +72,16 @@ def check_recipe(recipe: Recipe, dataset: Parts) -> None:
 
     DataError where the recipe does not fit the data.
     """
-    train, classes = dataset.train, len(dataset.class_names)
+    train = dataset.train
     if recipe.num_steps(recipe.epochs, len(train)) == 0:
         raise DataError(
             "seeds.recipe.epochs: expected a step at least, of the "
             f"{len(recipe.batch_sizes(len(train)))} of a pass, got {recipe.epochs:g} passes; "
             "raise it"
         )
-    weights = recipe.class_weights
-    if isinstance(weights, tuple) and len(weights) != classes:
-        raise DataError(
-            f"seeds.recipe.class_weights: expected {classes}, one a class, got {len(weights)}"
-        )
+    if recipe.class_weights is not None:
+        outputs = torch.empty(0, dataset.num_outputs)
+        dataset.task.weights(train.labels_N, recipe.class_weights, outputs)
     few = Examples(rows(train.inputs, slice(EXAMPLES)), train.labels_N[:EXAMPLES])
     shown = Shown.of(few, dataset.normalise, recipe.augmentation, torch.device("cpu"))
     mixed(shown.views(torch.arange(len(few))[None], [torch.Generator()]), recipe, [0])

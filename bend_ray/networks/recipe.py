@@ -9,7 +9,6 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.data.augmentation import Augmentation, RandomViews
 from bend_ray.optim import AdamW, Cosine, Momentum, Optimizer, Schedule
-from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 Precision = Literal["float32", "tf32", "bf16"]
@@ -68,13 +67,6 @@ class Recipe(Spec):
         elif left:
             sizes.append(left)
         return sizes
-
-    def loss_weights(self, labels_N: torch.Tensor, logits: torch.Tensor) -> torch.Tensor | None:
-        """What losses are multiplied by, one number a class of the logits ``(..., C)``."""
-        if self.class_weights == "balanced":
-            counts_C = torch.bincount(labels_N, minlength=logits.shape[-1]).clamp_min(1)
-            return len(labels_N) / (logits.shape[-1] * counts_C.to(logits))
-        return None if self.class_weights is None else logits.new_tensor(self.class_weights)
 
     def num_steps(self, epochs: float, num_images: int) -> int:
         """Optimizer steps of ``epochs`` passes."""
