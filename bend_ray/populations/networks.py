@@ -113,19 +113,15 @@ class Classifiers:
         The statistics are those of ``samples.recalibration_images`` training images, the same
         ones for every model; no validation or test image is looked at.
         """
-        count = self.config.samples.recalibration_images
+        train, count = self.dataset.train, self.config.samples.recalibration_images
         if count == 0 or self.layout.num_trainable == self.layout.size:
             return theta_KP
-        inputs = self.dataset.normalise(moved(self._recalibrating, self.device))
+        generator = generator_for(self.config.seed, "recalibration")
+        chosen = torch.randperm(len(train), generator=generator)[:count]
+        inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )
-
-    @cached_property
-    def _recalibrating(self) -> Inputs:
-        train, count = self.dataset.train, self.config.samples.recalibration_images
-        generator = generator_for(self.config.seed, "recalibration")
-        return train.take(torch.randperm(len(train), generator=generator)[:count])
 
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
