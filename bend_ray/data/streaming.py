@@ -119,24 +119,29 @@ class Streamed:
         rows_N: of the source, one an image.
         labels_N: its labels.
         look: what its pixels have in common, their shape too.
-        windows: how it is gone through.
         ahead: how images are decoded that will be needed; None: by threads.
+        windows: how it is gone through; None where no models are trained on it.
     """
 
     source: Source
     rows_N: NDArray[np.int64]
     labels_N: Tensor
     look: Look
-    windows: Windows
     ahead: Ahead | None = None
+    windows: Windows | None = None
 
     @classmethod
     def of(
-        cls, source: Source, rows_N: NDArray[np.int64], look: Look, windows: Windows, room: Room
+        cls,
+        source: Source,
+        rows_N: NDArray[np.int64],
+        look: Look,
+        room: Room,
+        windows: Windows | None = None,
     ) -> Streamed:
         """Some images of a source."""
         labels_N = torch.from_numpy(source.labels_N[rows_N])
-        return cls(source, rows_N, labels_N, look, windows, room.ahead)
+        return cls(source, rows_N, labels_N, look, room.ahead, windows)
 
     def __len__(self) -> int:
         return len(self.rows_N)

@@ -28,10 +28,10 @@ V = TypeVar("V")
 
 @dataclass(frozen=True)
 class Window(Generic[V]):
-    """Examples on the device, prepared for training, and their labels ``(W,)``."""
+    """Examples on the device, prepared for training, and their targets ``(W,)``."""
 
     prepared: V
-    labels_W: Tensor
+    targets_W: Tensor
 
 
 class Feed(Generic[V]):
@@ -39,6 +39,7 @@ class Feed(Generic[V]):
 
     Args:
         train: the part.
+        targets_N: what a loss compares with.
         batch_sizes: of a pass; they sum to N.
         prepare: what is made of a window's inputs, once they are on the device.
         device: of training.
@@ -47,11 +48,13 @@ class Feed(Generic[V]):
     def __init__(
         self,
         train: Examples | Streamed,
+        targets_N: Tensor,
         batch_sizes: Sequence[int],
         prepare: Callable[[Inputs], V],
         device: torch.device,
     ) -> None:
         self._train, self._prepare, self._device = train, prepare, device
+        self._targets_N = targets_N
         windows, self._windows, self._sizes = train.windows, None, [list(batch_sizes)]
         if windows is not None and windows.images < len(train):
             self._windows, self._sizes = windows, windows.sizes(batch_sizes)
@@ -107,14 +110,14 @@ class Feed(Generic[V]):
     def _load(self, pieces: Sequence[Tensor]) -> Generator[Window[V]]:
         if self._windows is None:
             if self._whole is None:
-                self._whole = self._window(self._train.take(slice(None)), self._train.labels_N)
+                self._whole = self._window(self._train.take(slice(None)), self._targets_N)
             yield self._whole
             return
         for index_W, inputs in zip(pieces, self._train.stream(pieces), strict=True):
-            yield self._window(inputs, self._train.labels_N[index_W])
+            yield self._window(inputs, self._targets_N[index_W])
 
-    def _window(self, inputs: Inputs, labels_W: Tensor) -> Window[V]:
-        return Window(self._prepare(moved(inputs, self._device)), labels_W.to(self._device))
+    def _window(self, inputs: Inputs, targets_W: Tensor) -> Window[V]:
+        return Window(self._prepare(moved(inputs, self._device)), targets_W.to(self._device))
 
 
 class _Order:

@@ -27,6 +27,9 @@ from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
+from bend_ray.tasks import Classification, Task
+
+CLASSIFICATION = Classification()
 
 NORMALISED_BYTES = 64 * 2**20
 """Examples that are kept as floats while models train on them; larger sets stay as they are."""
@@ -53,6 +56,7 @@ def fit(
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task = CLASSIFICATION,
 ) -> Tensor:
     """Train K models through one stretch of the recipe.
 
@@ -64,12 +68,13 @@ def fit(
     # one model's activations and moments in memory, and in the caches, instead of K.
     models = 1 if stack.form == "loop" else len(theta_KP)
     prepare = partial(_views, normalise=normalise, augmentation=recipe.augmentation)
-    feed = Feed(train, recipe.batch_sizes(len(train)), prepare, theta_KP.device)
+    targets_N, batch_sizes = task.targets(train.labels_N), recipe.batch_sizes(len(train))
+    feed = Feed(train, targets_N, batch_sizes, prepare, theta_KP.device)
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
         theta_SKP[:, rows] = _fit_together(
-            stack, theta_KP[rows], feed, len(train), recipe, stretch, generators[rows]
+            stack, theta_KP[rows], feed, len(train), recipe, stretch, generators[rows], task
         )
     return theta_SKP
 
@@ -82,6 +87,7 @@ def _fit_together(
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task,
 ) -> Tensor:
     """``fit`` of models that take every step together, on their device."""
     num_steps = recipe.num_steps(stretch.epochs, num_images)
@@ -105,12 +111,8 @@ def _fit_together(
             shared=False,
             seeds_K=dropout_seeds(step),
         )
-        loss = nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1),
-            window.labels_W[index_KB.flatten()],
-            reduction="sum",
-            label_smoothing=recipe.label_smoothing,
-        )
+        targets_KB = window.targets_W[index_KB.flatten()]
+        loss = task.loss(logits_KBC.flatten(0, 1), targets_KB, recipe.label_smoothing)
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step))

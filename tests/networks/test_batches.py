@@ -41,11 +41,11 @@ def shown(
 ) -> list[Tensor]:
     """The numbers of the examples of each step, ``(K, B)``."""
     sizes = Recipe(batch_size=batch_size).batch_sizes(len(part))
-    feed = Feed(part, sizes, lambda inputs: inputs, CPU)
+    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, CPU)
     steps = []
     for window, index_KB in feed.batches(generators(seeds), num_steps, **options):
-        assert torch.equal(window.prepared[:, 0], window.labels_W)
-        steps.append(window.labels_W[index_KB])
+        assert torch.equal(window.prepared[:, 0], window.targets_W)
+        steps.append(window.targets_W[index_KB])
     return steps
 
 

@@ -69,7 +69,7 @@ def batch_order(
     """Examples of each step of one model, of a part that is one window."""
     count = sum(sizes)
     part = Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.int64))
-    feed = Feed(part, sizes, lambda inputs: inputs, torch.device("cpu"))
+    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, torch.device("cpu"))
     batches = feed.batches([generator], num_steps, bootstrap=bootstrap)
     return [index_KB[0] for _, index_KB in batches]
 

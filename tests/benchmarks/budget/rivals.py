@@ -36,7 +36,9 @@ def _losses(
     data, recipe = task.dataset, task.bench.recipe
     train, stack = data.train, task.stack
     sizes = recipe.batch_sizes(len(train))
-    feed = Feed(train, sizes, prepare=lambda inputs: inputs, device=torch.device("cpu"))
+    feed = Feed(
+        train, train.labels_N, sizes, prepare=lambda inputs: inputs, device=torch.device("cpu")
+    )
     stack.train()
 
     def at(index_KB: Tensor, trained_KT: Tensor) -> Tensor:
