@@ -13,17 +13,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from bend_ray.data.augmentation import Augmentation, RandomViews
-from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
+from bend_ray.data.examples import Examples, Inputs, count, each, numbers
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
+from bend_ray.networks.batches import Feed, Window
 from bend_ray.networks.mixing import mixed
-from bend_ray.networks.order import Order
 from bend_ray.networks.precision import check_precision, float32_products
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
@@ -53,7 +53,7 @@ def initial_parameters(
 def fit(
     stack: Stack,
     theta_KP: Tensor,
-    train: Examples,
+    train: Examples | Streamed,
     normalise: Callable[[Inputs], Inputs],
     recipe: Recipe,
     stretch: Stretch,
@@ -67,12 +67,26 @@ def fit(
     parameters ``(S, K, P)`` at the stretch's snapshots.
     """
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
-    shown = Shown.of(train, normalise, recipe.augmentation, theta_KP.device, task)
+    feed = feed_of(train, normalise, recipe, theta_KP.device, task)
     for rows in together(stack, len(theta_KP)):
-        training = Training(stack, theta_KP[rows], shown, recipe, stretch, generators[rows])
+        own = generators[rows]
+        training = Training(stack, theta_KP[rows], feed, len(train), recipe, stretch, own, task)
         for snapshot, theta in enumerate(training.snapshots()):
             theta_SKP[snapshot, rows] = theta
     return theta_SKP
+
+
+def feed_of(
+    train: Examples | Streamed,
+    normalise: Callable[[Inputs], Inputs],
+    recipe: Recipe,
+    device: torch.device,
+    task: Task,
+) -> Feed[Views]:
+    """What models see of the training part, and their targets, on their device."""
+    prepare = partial(_views, normalise=normalise, augmentation=recipe.augmentation)
+    batch_sizes = recipe.batch_sizes(len(train))
+    return Feed(train, task.targets(train.labels_N), batch_sizes, prepare, device)
 
 
 def together(stack: Stack, models: int) -> list[slice]:
@@ -83,34 +97,6 @@ def together(stack: Stack, models: int) -> list[slice]:
     """
     size = 1 if stack.form == "loop" else max(1, models)
     return [slice(first, first + size) for first in range(0, models, size)]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What models see of N training examples, on their device.
-
-    Attributes:
-        targets_N: of the examples.
-        views: what models see of some of them.
-        task: what their loss is.
-    """
-
-    targets_N: Tensor
-    views: Views
-    task: Task
-
-    @classmethod
-    def of(
-        cls,
-        train: Examples,
-        normalise: Callable[[Inputs], Inputs],
-        augmentation: Augmentation,
-        device: torch.device,
-        task: Task = CLASSIFICATION,
-    ) -> Shown:
-        """Views of examples that are held whole."""
-        views = _views(moved(train.inputs, device), normalise, augmentation)
-        return cls(task.targets(train.labels_N).to(device), views, task)
 
 
 class Training:
@@ -128,19 +114,19 @@ class Training:
         self,
         stack: Stack,
         theta_KP: Tensor,
-        shown: Shown,
+        feed: Feed[Views],
+        num_images: int,
         recipe: Recipe,
         stretch: Stretch,
         generators: Sequence[torch.Generator],
+        task: Task = CLASSIFICATION,
     ) -> None:
         check_precision(recipe.precision, theta_KP.device)
-        num_images = len(shown.targets_N)
-        self._stack, self._shown, self._recipe = stack, shown, recipe
+        self._stack, self._feed, self._recipe, self._task = stack, feed, recipe, task
         self.step, self.num_steps = 0, recipe.num_steps(stretch.epochs, num_images)
         self._marks = stretch_marks(recipe, stretch, num_images)
         self._rate = _rate_factor(recipe, stretch, num_images)
-        sizes = recipe.batch_sizes(num_images)
-        self._orders = [Order(sizes, stretch.bootstrap, generator) for generator in generators]
+        self._stretch, self._fresh = stretch, generators
         self._seeds = [generator.initial_seed() for generator in generators]
         self._generators = [torch.Generator() for _ in generators]
         self._has_dropout = is_random(stack)
@@ -154,17 +140,21 @@ class Training:
     def snapshots(self) -> Iterator[Tensor]:
         """Train to the end; gives the models ``(K, P)`` at every snapshot that is still to come."""
         yield from [self._now()] * (self._marks.count(0) if self.step == 0 else 0)
-        while self.step < self.num_steps:
-            with float32_products(self._recipe.precision, self._trained_KT.device):
-                self.advance()
+        batches = self._feed.batches(
+            *(self._fresh, self.num_steps),
+            bootstrap=self._stretch.bootstrap,
+            epoch=int(self._stretch.start),
+            start=self.step,
+        )
+        for window, index_KB in batches:
+            with float32_products(self._recipe.precision, index_KB.device):
+                self.advance(window, index_KB)
             yield from [self._now()] * self._marks.count(self.step)
 
-    def advance(self) -> None:
-        """Take a step."""
+    def advance(self, window: Window[Views], index_KB: Tensor) -> None:
+        """Take a step, each model on its examples of a window."""
         stack, step, recipe = self._stack.train(), self.step, self._recipe
-        index_KB = torch.stack([order.batch(step) for order in self._orders])
-        index_KB = index_KB.to(self._trained_KT.device)
-        inputs = self._shown.views(index_KB, self._drawing("views"))
+        inputs = window.prepared(index_KB, self._drawing("views"))
         inputs, share_K = mixed(inputs, recipe, self._seeds_for("mixing"))
         with torch.autocast(index_KB.device.type, torch.bfloat16, recipe.precision == "bf16"):
             logits_KBC = stack(
@@ -174,7 +164,7 @@ class Training:
                 shared=False,
                 seeds_K=self._seeds_for("dropout") if self._has_dropout else None,
             )
-        self._loss(logits_KBC, index_KB, share_K).backward()  # type: ignore[no-untyped-call]
+        self._loss(logits_KBC, window.targets_W, index_KB, share_K).backward()  # type: ignore[no-untyped-call]
         if recipe.gradient_clip is not None and self._trained_KT.grad is not None:
             clip_rows(self._trained_KT.grad, recipe.gradient_clip)
         self._optimizer.step(self._rate(step))
@@ -184,24 +174,25 @@ class Training:
             self._average_KP.lerp_(self._row(), 1 - decay)
         self.step += 1
 
-    def _loss(self, outputs_KBO: Tensor, index_KB: Tensor, share_K: Tensor | None) -> Tensor:
+    def _loss(
+        self, outputs_KBO: Tensor, targets_W: Tensor, index_KB: Tensor, share_K: Tensor | None
+    ) -> Tensor:
         """The sum over models of each one's mean loss: a row's gradient is its model's own."""
-        losses_KB = self._losses(outputs_KBO, index_KB)
+        losses_KB = self._losses(outputs_KBO, targets_W, index_KB)
         if share_K is not None:
-            others_KB = self._losses(outputs_KBO, index_KB.roll(1, dims=1))
+            others_KB = self._losses(outputs_KBO, targets_W, index_KB.roll(1, dims=1))
             losses_KB = torch.lerp(others_KB, losses_KB, share_K[:, None].to(losses_KB.dtype))
         return losses_KB.mean(dim=1).sum()
 
-    def _losses(self, outputs_KBO: Tensor, index_KB: Tensor) -> Tensor:
+    def _losses(self, outputs_KBO: Tensor, targets_W: Tensor, index_KB: Tensor) -> Tensor:
         """Of answers to examples, whosever those are: ``(K, B)``."""
-        shown, recipe = self._shown, self._recipe
-        outputs = outputs_KBO.flatten(0, 1)
+        task, recipe, outputs = self._task, self._recipe, outputs_KBO.flatten(0, 1)
         if recipe.precision == "bf16":
             outputs = outputs.float()
         if self._weights is None and recipe.class_weights is not None:
-            self._weights = shown.task.weights(shown.targets_N, recipe.class_weights, outputs)
-        targets = shown.targets_N[index_KB.flatten()]
-        losses = shown.task.losses(outputs, targets, recipe.label_smoothing, self._weights)
+            self._weights = task.weights(self._feed.targets_N, recipe.class_weights, outputs)
+        targets = targets_W[index_KB.flatten()]
+        losses = task.losses(outputs, targets, recipe.label_smoothing, self._weights)
         return losses.view_as(index_KB)
 
     def _seeds_for(self, purpose: str) -> list[int]:

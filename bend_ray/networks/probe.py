@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from bend_ray.data.examples import Examples, Inputs, Parts, count, each, rows
 from bend_ray.errors import DataError
 from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import Shown
+from bend_ray.networks.fitting import feed_of
 from bend_ray.networks.mixing import mixed
 from bend_ray.networks.recipe import Recipe
 from bend_ray.process.code import blamed
@@ -82,9 +82,10 @@ def check_recipe(recipe: Recipe, dataset: Parts) -> None:
     if recipe.class_weights is not None:
         outputs = torch.empty(0, dataset.num_outputs)
         dataset.task.weights(train.labels_N, recipe.class_weights, outputs)
-    few = Examples(rows(train.inputs, slice(EXAMPLES)), train.labels_N[:EXAMPLES])
-    shown = Shown.of(few, dataset.normalise, recipe.augmentation, torch.device("cpu"))
-    mixed(shown.views(torch.arange(len(few))[None], [torch.Generator()]), recipe, [0])
+    few = Examples(train.take(slice(EXAMPLES)), train.labels_N[:EXAMPLES])
+    feed = feed_of(few, dataset.normalise, recipe, torch.device("cpu"), dataset.task)
+    for window, index_KB in feed.batches([torch.Generator()], 1):
+        mixed(window.prepared(index_KB, [torch.Generator()]), recipe, [0])
 
 
 def _shared(module: nn.Module, other: nn.Module) -> Iterator[str]:

@@ -18,8 +18,15 @@ from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples
 from bend_ray.errors import ClusterError
 from bend_ray.networks.architectures import ConvNet, Mlp
-from bend_ray.networks.fitting import Shown, Training, fit, initial_parameters, stretch_marks
-from bend_ray.networks.order import Order
+from bend_ray.networks.batches import Feed
+from bend_ray.networks.fitting import (
+    CLASSIFICATION,
+    Training,
+    feed_of,
+    fit,
+    initial_parameters,
+    stretch_marks,
+)
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
@@ -90,13 +97,6 @@ def scaled(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     return lambda pixels: pixels.to(dtype) / 128 - 1
 
 
-def batch_order(
-    sizes: Sequence[int], steps: int, bootstrap: bool, generator: torch.Generator
-) -> list[Tensor]:
-    order = Order(sizes, bootstrap, generator)
-    return [order.batch(step) for step in range(steps)]
-
-
 def starts(seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
     """In double precision, where only a mistake makes two ways of training differ."""
     return torch.stack([initial_parameters(build, LAYOUT.flatten, s) for s in seeds]).to(dtype)
@@ -104,6 +104,17 @@ def starts(seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def batch_order(
+    sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Examples of each step of one model, of a part that is one window."""
+    count = sum(sizes)
+    part = Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.int64))
+    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, torch.device("cpu"))
+    batches = feed.batches([generator], num_steps, bootstrap=bootstrap)
+    return [index_KB[0] for _, index_KB in batches]
 
 
 def cohort(
@@ -298,21 +309,24 @@ def test_bf16_is_refused_where_a_processor_lacks_it(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("form", ["stacked", "loop"])
 def test_a_training_goes_on_from_its_state_to_the_same_bits(recipe: Recipe, form: Form) -> None:
     stretch = Stretch(start=0.0, epochs=3.0, bootstrap=True, snapshots=4)
-    shown = Shown.of(pictures(), scaled(torch.float32), recipe.augmentation, torch.device("cpu"))
+    cpu, train = torch.device("cpu"), pictures()
+    feed = feed_of(train, scaled(torch.float32), recipe, cpu, CLASSIFICATION)
 
     def training() -> Training:
-        start_KP = starts((0, 1), torch.float32)
-        stack = Stack(build(), LAYOUT, form)
-        return Training(stack, start_KP, shown, recipe, stretch, generators((5, 6)))
+        stack, start_KP = Stack(build(), LAYOUT, form), starts((0, 1), torch.float32)
+        return Training(stack, start_KP, feed, NUM_IMAGES, recipe, stretch, generators((5, 6)))
 
     expected = list(training().snapshots())
-    first, second = training(), training()
-    before = [next(steps) for steps in [first.snapshots()] for _ in range(2)]
-    first.advance()
-    second.load({name: each.clone() for name, each in first.state().items()}, first.step)
-    after = list(second.snapshots())
-    assert len(before) + len(after) == len(expected) == 4
-    assert all(torch.equal(a, b) for a, b in zip([*before, *after], expected, strict=True))
+    steps = stretch_marks(recipe, stretch, NUM_IMAGES)
+    for left in (1, 2, 3):
+        first, second = training(), training()
+        coming = first.snapshots()
+        before = [next(coming) for _ in range(left)]
+        assert first.step == steps[left - 1]
+        second.load({name: each.clone() for name, each in first.state().items()}, first.step)
+        after = list(second.snapshots())
+        assert len(before) + len(after) == len(expected) == 4
+        assert all(torch.equal(a, b) for a, b in zip([*before, *after], expected, strict=True))
 
 
 def test_models_of_a_loop_are_trained_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
