@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Parts, moved, rows
+from bend_ray.data.examples import Examples, Parts, batches, moved, numbers, rows
 from bend_ray.ensemble.metrics import member_accuracy, member_nll
+from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
@@ -21,6 +22,9 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.randomness import generator_for
+
+INPUT_BYTES = 256 * 2**20
+"""Normalised inputs that models are asked about at once."""
 
 
 class Classifiers:
@@ -95,10 +99,24 @@ class Classifiers:
         self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        inputs = self.dataset.normalise(moved(examples.inputs, self.device))
-        return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
-        )
+        size = max(1, INPUT_BYTES // (4 * numbers(examples.inputs)))
+
+        def work(stack: Stack, theta: Tensor) -> Tensor:
+            parts = batches(examples.inputs, size) if len(examples) else [examples.inputs]
+            shown = (self.dataset.normalise(moved(part, self.device)) for part in parts)
+            return torch.cat([predict_logits(stack, theta, part).cpu() for part in shown], dim=1)
+
+        return self._by_trunk(work, theta_KP, trunks_K)
+
+    def answers(
+        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None, size: int
+    ) -> Iterator[Tensor]:
+        """As ``logits``, of so many examples at a time."""
+        theta_KP = theta_KP.to(self.device)
+        for start in range(0, len(examples), size):
+            own = slice(start, start + size)
+            block = Examples(rows(examples.inputs, own), examples.labels_N[own])
+            yield self.logits(theta_KP, block, trunks_K)
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
         """Models that were not trained, with BatchNorm's statistics of their own.
@@ -120,9 +138,16 @@ class Classifiers:
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Accuracy and NLL ``(K,)`` of each model on the validation part."""
-        logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
-        labels_N = self.dataset.validation.labels_N
-        return member_accuracy(logits_KNC, labels_N), member_nll(logits_KNC, labels_N)
+        validation, start = self.dataset.validation, 0
+        size = block_size(len(theta_KP), len(self.dataset.class_names))
+        sums_2K = torch.zeros(2, len(theta_KP), dtype=torch.float64)
+        for logits_KnC in self.answers(theta_KP, validation, trunks_K, size):
+            labels_n = validation.labels_N[start : start + size]
+            scores = member_accuracy(logits_KnC, labels_n), member_nll(logits_KnC, labels_n)
+            sums_2K += torch.stack(scores) * len(labels_n)
+            start += size
+        accuracy_K, nll_K = sums_2K / len(validation)
+        return accuracy_K, nll_K
 
     def fit(
         self,
