@@ -98,7 +98,8 @@ class Selection:
         costs = bag.fixed_seconds, bag.member_seconds
         found = {BAG: bag, MEMBER: self._voting(bag.models, median, *costs)}
         found |= {rival.name: self._rival(rival) for rival in self.section.rivals}
-        if affordable := affordable_trainings(self.prices):
+        affordable = affordable_trainings(self.prices)
+        if affordable and "ordinary" in self.predictions:
             first = range(min(affordable, len(self.predictions["ordinary"])))
             found[EQUAL_COST] = self._voting("ordinary", first, 0.0, self.prices.ordinary or 0.0)
         return found

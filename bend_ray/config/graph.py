@@ -50,6 +50,9 @@ ANSWERS = "answers"
 """Folder of a store that holds what models say of inputs, for whoever compares them."""
 ANSWERS_VERSION = 1
 
+STORED = (ANSWERS, *STAGES)
+"""All folders of artifacts, the evaluations last."""
+
 EVIDENCE = "evidence.json"
 """The evaluation's file of all that its report is drawn from."""
 

@@ -46,7 +46,7 @@ class Predictions:
     def scores(self) -> tuple[Tensor, Tensor]:
         """Accuracy and NLL of every member, each (E,) float64; nan for one that diverged."""
         sums_2E = torch.zeros(2, len(self), dtype=torch.float64)
-        for logits, labels in self.blocks():
+        for logits, labels in self.blocks() if len(self) else ():
             scores = member_accuracy(logits, labels), member_nll(logits, labels)
             sums_2E += torch.stack(scores) * len(labels)
         accuracy_E, nll_E = sums_2E / len(self.labels_N)
@@ -56,7 +56,7 @@ class Predictions:
         """Each member's most probable class, ``(E, N)``, in as few bytes as classes need."""
         dtype = torch.uint8 if self.shape[2] <= 2**8 else torch.int32
         found = [logits.argmax(dim=-1).to(dtype) for logits, _ in self.blocks()]
-        return torch.cat(found, dim=1)
+        return torch.cat([torch.empty(len(self), 0, dtype=dtype), *found], dim=1)
 
     def thinned(self, num_bytes: float) -> Predictions:
         """As many evenly spaced examples as fit, in memory."""

@@ -65,11 +65,16 @@ def num_models(question: Question) -> int:
     return question.rival.num_drawn(question.config.samples.count, trunks)
 
 
+def models_a_piece(num_parameters: int) -> int:
+    """How many models of so many parameters are asked at once."""
+    return min(PIECE_MODELS, max(1, PIECE_BYTES // (4 * num_parameters)))
+
+
 def pieces(question: Question, dataset: Shared) -> list[Piece]:
     """All pieces of a question: they depend on the models alone."""
     count = num_models(question)
-    fitting = max(1, PIECE_BYTES // (4 * read_format(question.population).num_parameters))
-    parts = split(range(count), min(fitting, PIECE_MODELS))
+    size = models_a_piece(read_format(question.population).num_parameters)
+    parts = split(range(count), size)
     return [Piece(question, i, part, count, dataset) for i, part in enumerate(parts)]  # type: ignore[arg-type]
 
 
