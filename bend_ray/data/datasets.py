@@ -19,11 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from bend_ray.data.columns import Kind
 from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
+from bend_ray.data.splits import Random, Split
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
+from bend_ray.tasks import Task
 
 if TYPE_CHECKING:
     from bend_ray.data.arrays import Arrays
@@ -403,6 +406,60 @@ class ImportedDataset(Imported, ArrayParts):
         return split_arrays({part: partial(itself, its) for part, its in found.items()}, self)
 
 
+class Table(DrawnParts, Located):
+    """Rows of numbers, truth values, dates and categories, some of them missing, and targets.
+
+    Files are Parquet, CSV or Arrow. Columns' types are inferred and shown, or given; what becomes
+    of them is fitted on the training part.
+    """
+
+    kind: Literal["table"] = "table"
+    train: Uris
+    """Training rows: files, a folder, a pattern or a list of these; paths, s3:// or gs://."""
+    test: Uris | None = None
+    """Test rows, likewise; null: see test_share and folds."""
+    validation: Uris | None = None
+    """Validation rows, likewise; null to draw them from the training part."""
+    target: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Column of the classes or numbers to tell, or several of numbers; null: labels, label, y or
+    target."""
+    task: Task | None = None
+    """What is learnt; null: classes where the target holds texts or few whole numbers."""
+    columns: Mapping[str, Kind | Literal["ignore"]] = {}
+    """What columns hold, of those that are not what they look like: number, boolean, date,
+    category, or ignore."""
+    num_validation: PositiveInt | None = None
+    """Validation rows, drawn from the training part; null: a fifth of it, at most 5,000."""
+    test_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the rows drawn as the test part, where none is given; 0: figures are of the
+    validation part."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Draw one of so many test parts instead: split_seed counts through them, so that as many
+    repeats are a cross-validation."""
+    split: Split = Random()
+    """How parts are drawn."""
+
+    def _files(self, part: Part) -> Files:
+        from bend_ray.data.tables import ENDINGS
+
+        return _found(getattr(self, part), part, ENDINGS)
+
+    def _read(self, files: Files) -> Any:
+        from bend_ray.data.tables import read_table
+
+        return read_table(files)
+
+    def load(self) -> Parts:
+        """All parts, looked through; the test part is read again when it is asked for.
+
+        DataError where files are missing or broken, or rows do not fit together.
+        """
+        from bend_ray.data.tables import load
+
+        known = self.identified()
+        return load(self, {part: partial(known._open, part) for part in self._known_parts()})
+
+
 def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
     from bend_ray.data.files import find_files
 
@@ -470,6 +527,6 @@ def _digits_at(rows: NDArray[np.int64]) -> Examples:
 
 
 Dataset = Annotated[
-    Digits | ImageParquet | ImageFolder | Torchvision | ArrayFiles | ImportedDataset,
+    Digits | ImageParquet | ImageFolder | Torchvision | ArrayFiles | Table | ImportedDataset,
     Field(discriminator="kind"),
 ]

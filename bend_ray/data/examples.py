@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,9 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from bend_ray.data.columns import Column
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
+from bend_ray.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,14 +100,14 @@ def batches(inputs: Inputs, size: int) -> list[Inputs]:
 
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of N examples and their labels ``(N,)`` as int64."""
+    """Inputs of N examples, and their labels: int64 ``(N,)``, or targets, float64 ``(N, T)``."""
 
     inputs: Inputs
     labels_N: Tensor
 
     @classmethod
     def of_arrays(
-        cls, inputs: NDArray[Any] | Mapping[str, NDArray[Any]], labels_N: NDArray[np.int64]
+        cls, inputs: NDArray[Any] | Mapping[str, NDArray[Any]], labels_N: NDArray[Any]
     ) -> Examples:
         """Examples over the same memory, which may be read-only."""
         with warnings.catch_warnings():
@@ -128,10 +130,12 @@ class Parts:
     Attributes:
         train: what models are fitted on.
         validation: what models and members are chosen by.
-        class_names: one name a class; their number is the number of logits.
+        class_names: one name a class, or a target.
         load_test: reads the test part when ``test`` is first asked for; None where there is none.
         decoding: how files of such images are read; None where inputs are no images.
         standardise: whether inputs that are no tokens are brought to zero mean and unit variance.
+        task: what is learnt.
+        columns: of a table, what became of each, side by side in the one input.
     """
 
     train: Examples
@@ -140,6 +144,8 @@ class Parts:
     load_test: Callable[[], Examples] | None
     decoding: Decoding | None = None
     standardise: bool = True
+    task: Task = field(default_factory=Classification)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     @cached_property
     def test(self) -> Examples:
@@ -154,6 +160,11 @@ class Parts:
     def with_test(self, test: Examples) -> Parts:
         """The same data set, given the test part that another process has read."""
         return replace(self, load_test=partial(itself, test)) if self.has_test else self
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a network for it."""
+        return self.task.num_outputs(self.class_names)
 
     @property
     def input_shape(self) -> Shape:

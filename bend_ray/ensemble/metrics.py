@@ -154,7 +154,13 @@ def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
-    return _mean_over_pairs(_iou, predictions_EN, labels_N)
+    check_examples(predictions_EN.shape[1:], labels_N)
+    return overlap(predictions_EN != labels_N)
+
+
+def overlap(wrong_EN: Tensor) -> float:
+    """As ``error_iou``, of what each member gets wrong."""
+    return _mean_over_pairs(_iou, wrong_EN)
 
 
 def _iou(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +174,8 @@ def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
-    return _mean_over_pairs(_q, predictions_EN, labels_N)
+    check_examples(predictions_EN.shape[1:], labels_N)
+    return _mean_over_pairs(_q, predictions_EN != labels_N)
 
 
 def _q(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,24 +183,20 @@ def _q(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[T
     return same - different, same + different
 
 
-def _mean_over_pairs(
-    ratio: Callable[..., tuple[Tensor, Tensor]], predictions_EN: Tensor, labels_N: Tensor
-) -> float:
+def _mean_over_pairs(ratio: Callable[..., tuple[Tensor, Tensor]], wrong_EN: Tensor) -> float:
     """Mean of a ratio of how many examples both, only one, only the other, or neither get wrong.
 
     Pairs of members without a denominator are left out; some hundred members at a time.
     """
-    check_examples(predictions_EN.shape[1:], labels_N)
-    num_members, num_examples = predictions_EN.shape
-    members = torch.arange(num_members)
+    num_members, num_examples = wrong_EN.shape
     total, pairs = torch.zeros((), dtype=torch.float64), 0
-    groups = torch.split(members, max(1, _CHUNK_BYTES // (8 * num_examples)))
+    groups = torch.split(torch.arange(num_members), min(1024, _width(num_examples)))
     for number, first in enumerate(groups):
-        wrong_EN = (predictions_EN[first] != labels_N).double()
+        one_EN = wrong_EN[first].double()
         for second in groups[number:]:
-            other_EN = (predictions_EN[second] != labels_N).double()
-            both = wrong_EN @ other_EN.T
-            only_a = wrong_EN.sum(dim=1)[:, None] - both
+            other_EN = wrong_EN[second].double()
+            both = one_EN @ other_EN.T
+            only_a = one_EN.sum(dim=1)[:, None] - both
             only_b = other_EN.sum(dim=1) - both
             above, below = ratio(both, only_a, only_b, num_examples - both - only_a - only_b)
             counted = (first[:, None] < second) & (below > 0)

@@ -25,6 +25,9 @@ from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
+from bend_ray.tasks import Classification, Task
+
+CLASSIFICATION = Classification()
 
 NORMALISED_BYTES = 64 * 2**20
 """Examples that are kept as floats while models train on them; larger sets stay as they are."""
@@ -72,6 +75,7 @@ def fit(
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task = CLASSIFICATION,
 ) -> Tensor:
     """Train K models through one stretch of the recipe.
 
@@ -83,13 +87,13 @@ def fit(
     # one model's activations and moments in memory, and in the caches, instead of K.
     models = 1 if stack.form == "loop" else len(theta_KP)
     device = theta_KP.device
-    labels_N = train.labels_N.to(device)
+    labels_N = task.targets(train.labels_N).to(device)
     views = _views(moved(train.inputs, device), normalise, recipe.augmentation)
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
         theta_SKP[:, rows] = _fit_together(
-            stack, theta_KP[rows], views, labels_N, recipe, stretch, generators[rows]
+            stack, theta_KP[rows], views, labels_N, recipe, stretch, generators[rows], task
         )
     return theta_SKP
 
@@ -102,6 +106,7 @@ def _fit_together(
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task,
 ) -> Tensor:
     """``fit`` of models that take every step together, on their device."""
     num_images, device = len(labels_N), theta_KP.device
@@ -129,11 +134,8 @@ def _fit_together(
             shared=False,
             seeds_K=dropout_seeds(step),
         )
-        loss = nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1),
-            labels_N[index_KB.flatten()],
-            reduction="sum",
-            label_smoothing=recipe.label_smoothing,
+        loss = task.loss(
+            logits_KBC.flatten(0, 1), labels_N[index_KB.flatten()], recipe.label_smoothing
         )
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]

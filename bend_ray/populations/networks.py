@@ -10,7 +10,6 @@ from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, batches, moved, numbers, rows
-from bend_ray.ensemble.metrics import member_accuracy, member_nll
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
@@ -60,7 +59,7 @@ class Classifiers:
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
-        return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+        return self.architecture.build(self.dataset.input_shape, self.dataset.num_outputs)
 
     @cached_property
     def symmetries(self) -> Symmetries:
@@ -137,17 +136,17 @@ class Classifiers:
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Accuracy and NLL ``(K,)`` of each model on the validation part."""
-        validation, start = self.dataset.validation, 0
-        size = block_size(len(theta_KP), len(self.dataset.class_names))
-        sums_2K = torch.zeros(2, len(theta_KP), dtype=torch.float64)
-        for logits_KnC in self.answers(theta_KP, validation, trunks_K, size):
-            labels_n = validation.labels_N[start : start + size]
-            scores = member_accuracy(logits_KnC, labels_n), member_nll(logits_KnC, labels_n)
-            sums_2K += torch.stack(scores) * len(labels_n)
-            start += size
-        accuracy_K, nll_K = sums_2K / len(validation)
-        return accuracy_K, nll_K
+        """Score (accuracy, or R^2) and NLL ``(K,)`` of each model on the validation part."""
+        validation, task, found = self.dataset.validation, self.dataset.task, []
+        for own in torch.split(
+            torch.arange(len(theta_KP)), block_size(len(validation), self.dataset.num_outputs)
+        ):
+            trunks = None if trunks_K is None else [trunks_K[k] for k in own.tolist()]
+            logits_KNC = self.logits(theta_KP[own], validation, trunks)
+            nll_K = -task.log_likelihoods(logits_KNC, validation.labels_N).mean(dim=1)
+            found.append((task.member_scores(logits_KNC, validation.labels_N), nll_K))
+        scores_K, nlls_K = zip(*found, strict=True)
+        return torch.cat(scores_K), torch.cat(nlls_K)
 
     def fit(
         self,
@@ -165,6 +164,7 @@ class Classifiers:
             self.config.seeds.recipe,
             stretch,
             generators,
+            self.dataset.task,
         ).cpu()
 
     def fit_members(
@@ -220,8 +220,8 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     architecture, sizes = config.seeds.architecture, dataset.input_shape
     if isinstance(architecture, Imported) or dataset.decoding is None:
         name = getattr(architecture, "target", architecture.kind)
-        build = partial(architecture.build, sizes, len(dataset.class_names))
-        check_network(build, dataset.shown(EXAMPLES), len(dataset.class_names), name)
+        build = partial(architecture.build, sizes, dataset.num_outputs)
+        check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]

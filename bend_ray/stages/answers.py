@@ -140,7 +140,7 @@ class Respondent:
             classifiers = self._classifiers(piece)
             theta_EP, trunks = models_of(piece.question, piece.models, classifiers)
             examples = piece.question.inputs.of(classifiers.dataset)
-            num_classes = len(classifiers.dataset.class_names)
+            num_classes = classifiers.dataset.num_outputs
             size = block_size(piece.num_models, num_classes)
             blocks = classifiers.answers(theta_EP, examples, trunks, size)
             write_piece(artifact, piece.index, len(theta_EP), num_classes, blocks)
