@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.streaming import Streamed
 from bend_ray.spec import Spec
 
 
@@ -17,10 +18,9 @@ class Part(Spec):
     kind: Literal["part"] = "part"
     name: Literal["validation", "test"]
 
-    def of(self, parts: Parts) -> Examples:
+    def of(self, parts: Parts) -> Examples | Streamed:
         """The examples."""
-        examples: Examples = getattr(parts, self.name)
-        return examples
+        return parts.test if self.name == "test" else parts.validation
 
     def named(self, parts: Parts) -> str:
         """Which part it is: where there is no test part, validation stands in for it."""

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Parts, batches, moved, numbers, rows
+from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
@@ -21,9 +22,6 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.randomness import generator_for
-
-INPUT_BYTES = 256 * 2**20
-"""Normalised inputs that models are asked about at once."""
 
 
 class Classifiers:
@@ -95,27 +93,31 @@ class Classifiers:
         return Stack(self._module, self.layout, self._form, base)
 
     def logits(
-        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        size = max(1, INPUT_BYTES // (4 * numbers(examples.inputs)))
-
-        def work(stack: Stack, theta: Tensor) -> Tensor:
-            parts = batches(examples.inputs, size) if len(examples) else [examples.inputs]
-            shown = (self.dataset.normalise(moved(part, self.device)) for part in parts)
-            return torch.cat([predict_logits(stack, theta, part).cpu() for part in shown], dim=1)
-
-        return self._by_trunk(work, theta_KP, trunks_K)
+        return torch.cat(list(self.answers(theta_KP, examples, trunks_K)), dim=1)
 
     def answers(
-        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None, size: int
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
+        most: int | None = None,
     ) -> Iterator[Tensor]:
-        """As ``logits``, of so many examples at a time."""
+        """As ``logits``, of consecutive examples, ``most`` at a time at most."""
         theta_KP = theta_KP.to(self.device)
-        for start in range(0, len(examples), size):
-            own = slice(start, start + size)
-            block = Examples(rows(examples.inputs, own), examples.labels_N[own])
-            yield self.logits(theta_KP, block, trunks_K)
+        for inputs in pieces(examples, most):
+            yield self._logits(theta_KP, inputs, trunks_K)
+
+    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
+        there = self.dataset.normalise(moved(inputs, self.device))
+        return self._by_trunk(
+            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
+        )
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
         """Models that were not trained, with BatchNorm's statistics of their own.
@@ -128,7 +130,7 @@ class Classifiers:
             return theta_KP
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
-        inputs = self.dataset.normalise(moved(rows(train.inputs, chosen), self.device))
+        inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )
