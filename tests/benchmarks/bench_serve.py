@@ -219,8 +219,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Rounds of every system at every concurrency, interleaved."""
     from bend_ray.serve.deployment import application
 
-    port, fastapi_port = free_port(), free_port()
-    serve = start_ray(port)
+    port = free_port()
+    on_ray = {"ours", "naive"} & set(arguments.systems)
+    serve = start_ray(port) if on_ray else None
     urls, memory = {}, {}
     if "ours" in arguments.systems:
         serve.run(application({"export": str(folder)}), name="ours", route_prefix="/ours")
@@ -231,13 +232,17 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         serve.run(naive, name="naive", route_prefix="/naive")
         urls["naive"] = f"http://127.0.0.1:{port}/naive"
         memory["naive"] = memory_mib("ServeReplica:naive")
-    own = None
-    if "fastapi" in arguments.systems:
-        command = [sys.executable, __file__, "--fastapi", str(folder), str(fastapi_port)]
-        own = subprocess.Popen(command)
-        urls["fastapi"] = f"http://127.0.0.1:{fastapi_port}/predict"
-        wait_for(fastapi_port)
-        memory["fastapi"] = memory_mib("--fastapi")
+    processes = []
+    commands = {
+        "direct": ["-m", "bend_ray", "serve", "--direct", "--export", str(folder), "--port"],
+        "fastapi": [__file__, "--fastapi", str(folder)],
+    }
+    for system in sorted(set(commands) & set(arguments.systems)):
+        own_port = free_port()
+        processes.append(subprocess.Popen([sys.executable, *commands[system], str(own_port)]))
+        urls[system] = f"http://127.0.0.1:{own_port}/predict"
+        wait_for(own_port)
+        memory[system] = memory_mib(str(own_port))
     shape = SHAPES[arguments.kind]
     pixels = np.random.default_rng(0).integers(0, 256, shape).tolist()
     body = json.dumps({"instances": [pixels]}).encode()
@@ -253,15 +258,17 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
                     case = {"system": system, "concurrency": concurrency, "round": turn}
                     report(case | said | {"memory_mib": memory[system]}, arguments)
     finally:
-        if own is not None:
-            own.terminate()
-        serve.shutdown()
+        for process in processes:
+            process.terminate()
+        if serve is not None:
+            serve.shutdown()
     for concurrency in arguments.concurrency:
         medians = {system: statistics.median(rates[system, concurrency]) for system in urls}
         ratios = {
-            f"ours_over_{system}": round(medians["ours"] / medians[system], 2)
+            f"{own}_over_{system}": round(medians[own] / medians[system], 2)
+            for own in {"ours", "direct"} & set(urls)
             for system in urls
-            if "ours" in urls and system != "ours" and medians[system]
+            if system != own and medians[system]
         }
         report({"concurrency": concurrency, "median_rps": medians} | ratios, arguments)
 
