@@ -159,6 +159,7 @@ def _bag(
             part=evaluation.part,
             **bag.model_dump(include={"accuracy", "nll", "brier", "ece"}),
         ),
+        calibration=None if members else evaluation.calibration,
         dataset=config.dataset.kind,
     )
     state_K = member_states(config, graph, rows, card.input_shape, len(card.class_names))

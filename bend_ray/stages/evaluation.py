@@ -49,11 +49,17 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     ):
         ask([each.about(VALIDATION) for each in asked], workers, partial(_data, config, runtime))
         ((_, (bags, choosing)),) = workers.run("choose", [None])
-        ask([each.about(TEST) for each in asked], workers, partial(_with_test, config, runtime))
+        for inputs in graph.scored:
+            ask(
+                [each.about(inputs) for each in asked],
+                workers,
+                partial(_with_test, config, runtime),
+            )
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
-    answers = [each.about(part).answers for each in asked for part in (VALIDATION, TEST)]
+    every = (VALIDATION, *graph.scored)
+    answers = [each.about(inputs).answers for each in asked for inputs in every]
     costs = [choosing, comparing, *(each.manifest().cost for each in answers)]
     artifact.commit(
         files=[EVIDENCE],
@@ -109,6 +115,9 @@ class Evaluator(Respondent):
                     bags,
                     validation=self._answers(VALIDATION),
                     test=self._answers(TEST),
+                    others={
+                        each.name: self._answers(each) for each in self.graph.scored if each != TEST
+                    },
                     trunks=self._trunks(),
                     vectors={
                         name: StoredVectors(population, np.flatnonzero(own))

@@ -91,6 +91,10 @@ def test_a_variant_that_is_not_the_default_shows_its_own_defaults() -> None:
 
 def test_what_must_be_set_has_no_default() -> None:
     required = {(knob.path, knob.kind) for knob in knobs() if knob.required}
+    others = {(path, kind) for path, kind in required if path.startswith("evaluation.ood.")}
+    own = {(f"evaluation.ood.{path}", k) for path, k in required if path.startswith("dataset.")}
+    assert others == own | {("evaluation.ood.dataset", "dataset")}
+    required -= others
     assert required == {
         ("dataset.train", "image_parquet"),
         ("dataset.test", "image_parquet"),
