@@ -34,7 +34,7 @@ STAGE_VERSIONS = {
     "latents": 1,
     "generator": 1,
     "samples": 3,
-    "evaluation": 4,
+    "evaluation": 5,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 

@@ -148,8 +148,7 @@ def _temperatures(
     ballots_ENC = _ballots(logits_ENC, weight_E, vote)
     chosen = orders[:_FITTED_ORDERS]
     bags = (list(_running(ballots_ENC[order], weight_E[order], sizes)) for order in chosen)
-    labels = labels_N.repeat(len(chosen))
-    return [fit_temperature(torch.cat(each), labels) for each in zip(*bags, strict=True)]
+    return [fit_temperature(torch.stack(each), labels_N) for each in zip(*bags, strict=True)]
 
 
 def _scored(

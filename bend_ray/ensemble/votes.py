@@ -20,9 +20,10 @@ from bend_ray.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
-TEMPERATURE_RANGE = (0.1, 100.0)
-"""Where a temperature is sought: a bag without a validation error would ask for zero."""
-_NEAR = 1e-3
+PRIOR_EXAMPLES = 3.0
+"""By how many examples it is believed beforehand that a bag's temperature is 1."""
+_TEMPERATURES = (0.1, 100.0)
+"""Between which one is sought."""
 _CLOSE = 1e-10
 """A step of so small a share is the last."""
 _MOST_STEPS = 64
@@ -124,38 +125,41 @@ class WeightedVote(_Vote):
         return evidence_E.masked_fill(~finite_E, -math.inf).softmax(dim=0)
 
 
-def fit_temperature(probs_NC: Tensor, labels_N: Tensor) -> float:
-    """Find the temperature, within ``TEMPERATURE_RANGE``, that minimises a bag's validation NLL.
+def fit_temperature(probs: Tensor, labels_N: Tensor) -> float:
+    """Find the temperature at which a bag's validation NLL is least, given what is likely.
 
-    Above 1 for an overconfident bag. The NLL is convex in 1/T: Newton's steps find where its slope
-    is zero, and where one would leave the interval that still holds it, that is halved instead.
+    Above 1 for an overconfident bag. A few hundred examples may hold no error, or one: their NLL
+    alone would ask for any sharpness. So 1/T has a gamma prior with its mode at 1, which adds
+    ``PRIOR_EXAMPLES * (1/T - log(1/T))`` to the sum of N. All is convex in 1/T: Newton's steps find
+    where the slope is zero, and where one would leave the interval that still holds it, that is
+    halved instead.
+
+    Args:
+        probs: of the bag (N, C), or of several (..., N, C) that share a temperature.
+        labels_N: true classes.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """
-    check_examples(probs_NC.shape[:-1], labels_N)
-    log_probs_NC = _log(probs_NC)
-    true_N = log_probs_NC.gather(1, labels_N.long()[:, None]).squeeze(1)
-    low, high = (1 / bound for bound in reversed(TEMPERATURE_RANGE))
+    check_examples(probs.shape[-2:-1], labels_N)
+    log_probs = _log(probs)
+    index_N1 = labels_N.long()[:, None].expand(*probs.shape[:-1], 1)
+    true = log_probs.gather(-1, index_N1).squeeze(-1).mean()
+    prior = PRIOR_EXAMPLES / len(labels_N)
+    low, high = (1 / bound for bound in reversed(_TEMPERATURES))
     sharpness = 1.0  # 1 / T
     for _ in range(_MOST_STEPS):
-        softened_NC = torch.softmax(log_probs_NC * sharpness, dim=1)
-        mean_N = (softened_NC * log_probs_NC).sum(dim=1)
-        slope = (mean_N - true_N).mean().item()
-        curvature = ((softened_NC * log_probs_NC**2).sum(dim=1) - mean_N**2).mean().item()
+        softened = torch.softmax(log_probs * sharpness, dim=-1)
+        mean = (softened * log_probs).sum(dim=-1)
+        variance = ((softened * log_probs**2).sum(dim=-1) - mean**2).mean().item()
+        slope = (mean.mean() - true).item() + prior * (1 - 1 / sharpness)
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
-        better = sharpness - slope / curvature if curvature > 0 else math.inf
+        better = sharpness - slope / (variance + prior / sharpness**2)
         if not low < better < high:
             better = math.sqrt(low * high)
         sharpness, before = better, sharpness
         if abs(sharpness - before) <= _CLOSE * sharpness:
             break
     return 1 / sharpness
-
-
-def is_at_an_end(temperature: float) -> bool:
-    """Whether a fitted temperature is where its range ends: the examples do not say what it is."""
-    low, high = TEMPERATURE_RANGE
-    return not low * (1 + _NEAR) < temperature < high * (1 - _NEAR)
 
 
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:

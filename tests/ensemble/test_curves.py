@@ -66,7 +66,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
             [SoftVote().combine(each[o[:size]], val_nll[o[:size]]) for o in orders]
             for each in (logits, seen)
         )
-        temperature = fit_temperature(torch.cat(others), seen_labels.repeat(2))
+        temperature = fit_temperature(torch.stack(others), seen_labels)
         expected = [nll(apply_temperature(bag, temperature), labels) for bag in pairs]
         assert curve.nll.mean[place] == pytest.approx(sum(expected) / 2)
 
