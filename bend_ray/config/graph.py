@@ -30,9 +30,9 @@ S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
     "seeds": 4,
-    "autoencoder": 1,
+    "autoencoder": 2,
     "latents": 1,
-    "generator": 1,
+    "generator": 2,
     "samples": 3,
     "evaluation": 5,
 }
