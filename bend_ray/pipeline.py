@@ -96,13 +96,14 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
                 # Stopped for long, this run loses the stage to another, which then commits it.
                 if not artifact.exists():
                     raise
-    cost = artifact.manifest().cost
+    manifest = artifact.manifest()
+    runtime.made(stage, manifest)
     logger.info(
         "%-12s %s  done in %s (CPU %s)",
         stage,
         artifact.fingerprint,
-        duration(cost.wall_seconds),
-        duration(cost.cpu_seconds),
+        duration(manifest.cost.wall_seconds),
+        duration(manifest.cost.cpu_seconds),
     )
     return mine
 

@@ -60,7 +60,7 @@ class Population:
         step: (K,) int64, optimizer steps taken.
         seed: (K,) int64.
         held_out: (K,) bool, kept from the generator's training.
-        val_accuracy: (K,) float32 in [0, 1].
+        val_accuracy: (K,) float32: the task's score, accuracy in [0, 1], or R^2 of regression.
         val_nll: (K,) float32, nats.
         fit_seconds: (K,) float32, CPU seconds this model cost.
         origin: whether they were trained or drawn from a generator.

@@ -34,19 +34,12 @@ from bend_ray.process import log
     metavar="N",
     help="Images of the test part, which stays closed; default: as many as validation images.",
 )
-@click.option(
-    "--price",
-    type=click.FloatRange(min=0),
-    metavar="X",
-    help="What a machine costs an hour: adds what a run costs where all are held until its end.",
-)
 @click.option("--json", "as_json", is_flag=True, help="Seconds and bytes as JSON instead.")
 def plan(
     asked: Asked,
     nodes: str,
     models_per_hour: float | None,
     test_images: int | None,
-    price: float | None,
     as_json: bool,
 ) -> None:
     """Predict a run: computing, bytes and wall time of each stage, and what becomes the bottleneck.
@@ -57,6 +50,7 @@ def plan(
 
     \b
       bend plan
+      bend plan --set price_per_hour.cpu=0.05 --set price_per_hour.gpu=1.2
       bend plan configs/cifar10.yaml --set seeds.protocol.forks=1000 --nodes 1,64
     """
     from bend_ray.forecast import workload
@@ -76,7 +70,7 @@ def plan(
     if as_json:
         click.echo(json.dumps(workload.as_json(works, counts), indent=2))
         return
-    click.echo("\n".join(results.aligned(workload.rows(works, counts, price))))
+    click.echo("\n".join(results.aligned(workload.rows(works, counts))))
     for count in counts:
         click.echo(f"{count} x waits longest for {workload.bottleneck(works, count)}")
 

@@ -46,7 +46,8 @@ def report(asked: Asked, store: str, repeats: int, output: str | None) -> None:
     else:
         config = identified(asked.load())
         graphs = [graph_of(each, held) for each in repeats_of(config, repeats)]
-        runs = [stored.read_run(held, each.evaluation.fingerprint) for each in graphs]
+        wanted = [graph.evaluation for graph in graphs]
+        runs = [stored.read_run(held, each.fingerprint, each.given) for each in wanted]
     fingerprints = [run.fingerprint for run in runs]
     where = stored.output_directory(output) if output else stored.default_output(held, fingerprints)
     click.echo(write_report(runs, where))

@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.config.resources import ActorResources, Resources, TrainResources
+from bend_ray.config.resources import ActorResources, HourlyPrice, Resources, TrainResources
 from bend_ray.data.datasets import Dataset, Digits
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
@@ -261,6 +261,9 @@ class PipelineConfig(Spec):
 
     Changes no fingerprint.
     """
+
+    price_per_hour: HourlyPrice = HourlyPrice()
+    """With it `bend plan` and results tell money; changes no fingerprint."""
 
     @property
     def num_training_models(self) -> int:

@@ -139,7 +139,13 @@ def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
-    both, only_a, only_b, _ = _error_counts(predictions_EN, labels_N)
+    check_examples(predictions_EN.shape[1:], labels_N)
+    return overlap(predictions_EN != labels_N)
+
+
+def overlap(wrong_EN: Tensor) -> float:
+    """As ``error_iou``, of what each member gets wrong."""
+    both, only_a, only_b, _ = _error_counts(wrong_EN)
     either = both + only_a + only_b
     return (both / either)[either > 0].mean().item()
 
@@ -151,19 +157,17 @@ def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
-    both, only_a, only_b, neither = _error_counts(predictions_EN, labels_N)
+    check_examples(predictions_EN.shape[1:], labels_N)
+    both, only_a, only_b, neither = _error_counts(predictions_EN != labels_N)
     same, different = both * neither, only_a * only_b
     total = same + different
     return ((same - different) / total)[total > 0].mean().item()
 
 
-def _error_counts(
-    predictions_EN: Tensor, labels_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _error_counts(wrong_EN: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """By pair, how many examples both, only the first, only the second, or neither get wrong."""
-    check_examples(predictions_EN.shape[1:], labels_N)
-    num_members, num_examples = predictions_EN.shape
-    wrong_EN = (predictions_EN != labels_N).double()
+    num_members, num_examples = wrong_EN.shape
+    wrong_EN = wrong_EN.double()
     first, second = torch.triu_indices(num_members, num_members, 1, device=wrong_EN.device)
     both = (wrong_EN @ wrong_EN.T)[first, second]
     errors_E = wrong_EN.sum(dim=1)

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bend_ray.config.graph import ordinary
+from bend_ray.config.graph import STAGES, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.forecast.calibration import Problem, Rates
 from bend_ray.process.log import duration
@@ -60,6 +60,8 @@ class Work:
     phases: tuple[Phase, ...]
     stored_bytes: int
     held_bytes: int = 0
+    price: float = 0.0
+    """Of a machine, an hour."""
 
     @property
     def seconds(self) -> float:
@@ -90,8 +92,10 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
         "seeds": HELD * cohort * problem.parameters,
         "evaluation": FLOAT_BYTES * compared,
     }
+    price = config.price_per_hour
+    prices = {s: price.gpu if getattr(config, s).resources.gpus else price.cpu for s in STAGES}
     return [
-        Work(stage, tuple(phases), FLOAT_BYTES * floats, held.get(stage, 0))
+        Work(stage, tuple(phases), FLOAT_BYTES * floats, held.get(stage, 0), prices[stage])
         for stage, (phases, floats) in phases_and_floats.items()
     ]
 
@@ -194,6 +198,11 @@ def wall_of(works: Sequence[Work], nodes: int) -> float:
     return sum(work.wall(nodes) for work in works)
 
 
+def money_of(works: Sequence[Work], nodes: int) -> float:
+    """What so many machines cost, each stage's for as long as it takes."""
+    return sum(work.price * nodes * work.wall(nodes) for work in works) / 3600
+
+
 def bottleneck(works: Sequence[Work], nodes: int) -> str:
     """The phase that takes longest, and its stage."""
     phases = [(phase, work.stage) for work in works for phase in work.phases]
@@ -214,10 +223,8 @@ def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[
     return [scaled(work) for work in works]
 
 
-def rows(
-    works: Sequence[Work], nodes: Sequence[int], price: float | None = None
-) -> list[tuple[str, ...]]:
-    """The table: a line a stage, their sum, processor hours, and at a price an hour their cost."""
+def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:
+    """The table: a line a stage, their sum, processor hours, and their money where it is known."""
 
     def line(name: str, some: Sequence[Work]) -> tuple[str, ...]:
         computing = duration(sum(work.seconds for work in some))
@@ -229,9 +236,9 @@ def rows(
     hours = [n * wall_of(works, n) / 3600 for n in nodes]
     held = (f"{each:.2g} h" for each in hours)
     total = [line("together", works), ("processor hours, if all are held", "", "", "", *held)]
-    if price is not None:
-        costs = (f"{each * price:.2f}" for each in hours)
-        total.append((f"at {price:g} an hour", "", "", "", *costs))
+    if any(work.price for work in works):
+        costs = (f"{money_of(works, n):.2f}" for n in nodes)
+        total.append(("money, if a stage holds all", "", "", "", *costs))
     return [head, *(line(work.stage, [work]) for work in works), *total]
 
 
@@ -253,6 +260,7 @@ def as_json(works: Sequence[Work], nodes: Sequence[int]) -> dict[str, Any]:
         "nodes": {
             str(n): {
                 "wall_seconds": {work.stage: work.wall(n) for work in works},
+                "money": money_of(works, n),
                 "bottleneck": bottleneck(works, n),
             }
             for n in nodes

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Parts, moved, rows
-from bend_ray.ensemble.metrics import member_accuracy, member_nll
+from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.streaming import Streamed
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
@@ -56,7 +56,7 @@ class Classifiers:
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
-        return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+        return self.architecture.build(self.dataset.input_shape, self.dataset.num_outputs)
 
     @cached_property
     def symmetries(self) -> Symmetries:
@@ -92,12 +92,18 @@ class Classifiers:
         return Stack(self._module, self.layout, self._form, base)
 
     def logits(
-        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        inputs = self.dataset.normalise(moved(examples.inputs, self.device))
+        return torch.cat([self._logits(theta_KP, i, trunks_K) for i in pieces(examples)], dim=1)
+
+    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
+        there = self.dataset.normalise(moved(inputs, self.device))
         return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
+            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
         )
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
@@ -111,7 +117,7 @@ class Classifiers:
             return theta_KP
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
-        inputs = self.dataset.normalise(moved(rows(train.inputs, chosen), self.device))
+        inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )
@@ -119,10 +125,11 @@ class Classifiers:
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Accuracy and NLL ``(K,)`` of each model on the validation part."""
+        """Score (accuracy, or R^2) and NLL ``(K,)`` of each model on the validation part."""
         logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
-        labels_N = self.dataset.validation.labels_N
-        return member_accuracy(logits_KNC, labels_N), member_nll(logits_KNC, labels_N)
+        labels_N, task = self.dataset.validation.labels_N, self.dataset.task
+        nll_K = -task.log_likelihoods(logits_KNC, labels_N).mean(dim=1)
+        return task.member_scores(logits_KNC, labels_N), nll_K
 
     def fit(
         self,
@@ -140,6 +147,7 @@ class Classifiers:
             self.config.seeds.recipe,
             stretch,
             generators,
+            self.dataset.task,
         ).cpu()
 
     def fit_members(
@@ -195,8 +203,8 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     architecture, sizes = config.seeds.architecture, dataset.input_shape
     if isinstance(architecture, Imported) or dataset.decoding is None:
         name = getattr(architecture, "target", architecture.kind)
-        build = partial(architecture.build, sizes, len(dataset.class_names))
-        check_network(build, dataset.shown(EXAMPLES), len(dataset.class_names), name)
+        build = partial(architecture.build, sizes, dataset.num_outputs)
+        check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]

@@ -9,12 +9,16 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 LOGGER = logging.getLogger("bend_ray")
 
 TERMINAL_SECONDS = 0.2
 LOG_SECONDS = 5.0
+
+watchers: set[Callable[[str, int, int], None]] = set()
+"""Told of all progress besides: the stage, how much is done, and of how much."""
 
 
 def configure(verbose: bool = False) -> None:
@@ -74,6 +78,8 @@ class ProgressLine:
 
     def update(self, done: int) -> None:
         """Say that ``done`` of the total are done; prints only when it is time to."""
+        for tell in watchers:
+            tell(self._label, done, self._total)
         now = time.monotonic()
         if self._start is None:
             # The rate counts from the first report on, so that resumed work does not inflate it.

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import Manifest, first_problem
 from bend_ray.config.graph import STAGES, Graph
+from bend_ray.config.resources import HourlyPrice
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
 
@@ -174,6 +175,8 @@ class Result(_Record):
     store: str
     fingerprints: dict[str, str]
     """Of every stage's artifact."""
+    money: dict[str, float] = Field({}, exclude_if=lambda value: not value)
+    """Of every stage's computing, where there are prices."""
 
     @classmethod
     def of(cls, graph: Graph) -> Result:
@@ -187,7 +190,16 @@ class Result(_Record):
             costs={stage: manifest.cost for stage, manifest in made.items()},
             store=masked(graph.evaluation.store.uri),
             fingerprints={stage: manifest.fingerprint for stage, manifest in made.items()},
-        )
+        ).priced(graph.evaluation.given["config"])
+
+    def priced(self, config: Mapping[str, Any]) -> Result:
+        """With what stages' computing costs at the prices of a config, if it has some."""
+        price = HourlyPrice.model_validate(config.get("price_per_hour", {}))
+        if price == HourlyPrice():
+            return self
+        costs = self.costs.items()
+        money = {stage: price.of(cost.cpu_seconds, cost.gpu_seconds) for stage, cost in costs}
+        return self.model_copy(update={"money": money})
 
     def as_json(self) -> dict[str, Any]:
         """What ``bend run --json`` prints."""
@@ -203,6 +215,7 @@ class Result(_Record):
             cost = dict(fields["cost"])
             prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
             own = {name: fields[name] for name in ("diverged", "store", "fingerprints")}
+            own["money"] = fields.get("money", {})
             evaluation = {k: v for k, v in fields.items() if k in Evaluation.model_fields}
             evaluation["prices"] = prices
             return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})

@@ -12,7 +12,7 @@ from matplotlib.ticker import NullLocator
 
 from bend_ray.process.log import duration
 from bend_ray.report import ink
-from bend_ray.report.results import BAG, DEEP_ENSEMBLE, named, scored_bags
+from bend_ray.report.results import BAG, DEEP_ENSEMBLE, money, named, scored_bags
 from bend_ray.report.runs import Run
 from bend_ray.report.verdicts import AS_IT_IS, SCALED, Equivalent, equivalents
 
@@ -215,11 +215,13 @@ def _time_spent(runs: Sequence[Run]) -> ink.Panel:
         f"{stage} {wall:.1f} s wall and {cpu:.1f} s CPU"
         for stage, wall, cpu in zip(stages, cost["wall"], cost["cpu"], strict=True)
     )
+    paid = money([run.result for run in runs], stages)
+    at_prices = f" At the prices given, its computing costs {paid[0]}." if paid else ""
     return panel.told(
         "Stage by stage",
         f"{duration(sum(cost['wall']))} of waiting in all, {duration(sum(cost['cpu']))} of it "
         "computing on CPUs; the rest is processes starting and waiting. Training the deep ensemble "
-        "is the rival's own cost, and is not among them.",
+        f"is the rival's own cost, and is not among them.{at_prices}",
         f"Time spent: {shares}.",
         columns=3,
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.process.log import duration
 from bend_ray.report.evaluation import BagScores, Evaluation, NoveltyScores, Result
-from bend_ray.report.statistics import cells, differences, mean_and_sd
+from bend_ray.report.statistics import cell, cells, differences, mean_and_sd
 
 BAG = "bag"
 DEEP_ENSEMBLE = "deep_ensemble"
@@ -192,19 +192,30 @@ def _known(values: Sequence[Any]) -> list[Any]:
 
 
 def _cost(results: Sequence[Result]) -> list[Row]:
-    rows: list[Row] = [("cost", "CPU s", "GPU s", "wall")]
+    paid = money(results, results[0].fingerprints)
+    rows: list[Row] = [("cost", "CPU s", "GPU s", "wall", *(["money"] if paid else []))]
     for stage in results[0].fingerprints:
         spent = [result.costs[stage] for result in results]
         wall, _ = mean_and_sd(each.wall_seconds for each in spent)
-        rows.append((stage, *cells(spent, "cpu_seconds", "gpu_seconds"), duration(wall or 0.0)))
+        seconds = cells(spent, "cpu_seconds", "gpu_seconds")
+        rows.append((stage, *seconds, duration(wall or 0.0), *money(results, [stage])))
+    if paid:
+        rows.append(("all", "", "", "", *paid))
     prices = [result.evaluation.prices.per_model for result in results]
     for name, key in (
         ("one more generated model", "marginal_seconds"),
         ("... with all before it", "amortised_seconds"),
         ("one ordinary model", "ordinary_seconds"),
     ):
-        rows.append((name, *cells(prices, key), "", ""))
+        rows.append((name, *cells(prices, key), "", "", *([""] if paid else [])))
     return rows
+
+
+def money(results: Sequence[Result], stages: Iterable[str]) -> list[str]:
+    """What the computing of some stages cost, where there are prices; else nothing."""
+    if not all(result.money for result in results):
+        return []
+    return [cell([sum(result.money[stage] for stage in stages) for result in results], "money")]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +50,8 @@ class Run:
         return self.result.evaluation
 
 
-def read_run(store: Store, fingerprint: str) -> Run:
-    """The evaluation of that name in a store.
+def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = None) -> Run:
+    """The evaluation of that name in a store; ``given`` holds the config that asks for it, if any.
 
     StoreError where it is not committed, an earlier bend-ray made it, or it cannot be read.
     """
@@ -77,7 +77,7 @@ def read_run(store: Store, fingerprint: str) -> Run:
         costs=costs | {"evaluation": manifest.cost},
         store=masked(store.uri),
         fingerprints=fingerprints | {"evaluation": fingerprint},
-    )
+    ).priced((given or {}).get("config", config))
     return Run(result, config, evidence, manifest.versions, manifest.created)
 
 
@@ -121,7 +121,7 @@ def _without_places(value: dict[str, Any]) -> dict[str, Any]:
     return {
         key: _without_places(each) if isinstance(each, dict) else each
         for key, each in value.items()
-        if key not in ("resources", "tracking", "split_seed")
+        if key not in ("resources", "tracking", "price_per_hour", "split_seed")
     }
 
 

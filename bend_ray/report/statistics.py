@@ -20,6 +20,7 @@ COMPARED = {"accuracy": ("accuracy", "points", 100.0, 2), "nll": ("NLL", "nats",
 """Scores in which bags are compared: name, unit of a difference, scale and digits."""
 
 _DIGITS = {
+    "money": 2,
     **dict.fromkeys(("cost_seconds", "cpu_seconds", "gpu_seconds"), 1),
     **dict.fromkeys(("temperature", "error_iou", "q_statistic", "nearest_ratio", "spread"), 2),
     **dict.fromkeys(("nll", "brier"), 4),

@@ -16,6 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from bend_ray.artifacts.manifest import Manifest
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
@@ -113,6 +114,9 @@ class Runtime(Protocol):
 
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
         """Resources of a process that will hold at least so many bytes of models."""
+
+    def made(self, stage: str, manifest: Manifest) -> None:
+        """Tell whoever watches the run of a stage that was committed."""
 
     def errors(self) -> AbstractContextManager[None]:
         """Around work: errors of workers come out as they were raised."""

@@ -21,6 +21,7 @@ from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.loop import Fitted, Team, TrainingTask, columns_of, tell_in, train
 
 if TYPE_CHECKING:
+    from bend_ray.artifacts.manifest import Manifest
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
@@ -96,6 +97,9 @@ class LocalRuntime:
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
         """There is what there is."""
         return resources
+
+    def made(self, stage: str, manifest: Manifest) -> None:
+        """Nobody watches."""
 
     def errors(self) -> AbstractContextManager[None]:
         """They are what they are."""

@@ -23,6 +23,7 @@ from bend_ray.process.computing import gpu_problem
 from bend_ray.runtime import capacity
 from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.causes import told
+from bend_ray.runtime.meters import tell
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +84,7 @@ class Nodes:
         self._there = {node.id: node for node in capacity.nodes()}
         self._deaths: Counter[str] = Counter()
         self._looked = time.monotonic()
+        tell("nodes_left_out", 0)
 
     def usable(self) -> list[Node]:
         """Those that are there and not left out."""
@@ -172,6 +174,7 @@ class Nodes:
     def leave_out(self, key: str, why: str) -> None:
         """Give a node no more work."""
         self.left_out[key] = f"node {self.address(key)}: {why}"
+        tell("nodes_left_out", len(self.left_out))
         logger.warning("cluster      node %s is left out: %s", self.address(key), why)
 
     def died(self, key: str, why: str, resources: Resources) -> None:

@@ -17,6 +17,7 @@ import ray.data
 
 from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
+from bend_ray.process import log
 from bend_ray.process.computing import lent
 from bend_ray.runtime import cluster
 from bend_ray.runtime.capacity import Request
@@ -24,11 +25,13 @@ from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import load_reported, train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
+from bend_ray.runtime.meters import tell, tell_progress
 from bend_ray.runtime.nodes import Nodes, expect, versions
 from bend_ray.runtime.pool import Pool
 from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:
+    from bend_ray.artifacts.manifest import Manifest
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.examples import Parts
 
@@ -72,6 +75,7 @@ class RayRuntime:
         self.nodes = Nodes()
         self._shared = shared
         self._held: list[ray.ObjectRef] = []
+        log.watchers.add(tell_progress)
 
     def share(self, dataset: Dataset) -> InStore:
         """The data set, read and decoded by this process, once; the latest is remembered."""
@@ -136,6 +140,12 @@ class RayRuntime:
         logger.info("%-12s a process holds %.3g GB of models", stage, num_bytes / GIGABYTE)
         cluster.wait_for(Request(stage, resources, 1), self.own)
         return resources
+
+    def made(self, stage: str, manifest: Manifest) -> None:
+        """Prometheus, by Ray."""
+        tell("bytes_total", sum(file.bytes for file in manifest.files), stage=stage)
+        for of, seconds in manifest.cost:
+            tell("seconds_total", seconds, stage=stage, of=of.removesuffix("_seconds"))
 
     def errors(self) -> AbstractContextManager[None]:
         """A worker's come out as themselves, however deep Ray has wrapped them."""

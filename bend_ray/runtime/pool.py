@@ -15,6 +15,7 @@ from bend_ray.config.resources import Resources
 from bend_ray.errors import ClusterError
 from bend_ray.runtime import capacity, cluster
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
+from bend_ray.runtime.meters import tell
 from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
 
 logger = logging.getLogger(__name__)
@@ -74,7 +75,7 @@ class Pool:
         self._host = ray.remote(_host(name))
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._flying: dict[Any, tuple[int, Any]] = {}
+        self._flying: dict[Any, tuple[int, Any, float]] = {}
         self._homes: dict[Any, str] = {}
         self._followed = self._heard = -float("inf")
         self._deaths_in_a_row = 0
@@ -83,7 +84,8 @@ class Pool:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        flying = [actor for _, actor in self._flying.values()]
+        tell("waiting", 0, work=self._name)
+        flying = [actor for _, actor, _ in self._flying.values()]
         for actor in [*self._starting.values(), *self._idle, *flying]:
             ray.kill(actor)
 
@@ -101,13 +103,13 @@ class Pool:
             while self._idle and waiting:
                 actor, index = self._idle.pop(), waiting.popleft()
                 call = actor.call.options(name=title).remote(method, pieces[index])
-                self._flying[call] = index, actor
+                self._flying[call] = index, actor, time.monotonic()
             reference = self._next(title)
             if reference in self._starting:
                 self._started(reference)
             if reference not in self._flying:
                 continue
-            index, actor = self._flying.pop(reference)
+            index, actor, given = self._flying.pop(reference)
             try:
                 result = ray.get(reference)
             except LOST as error:
@@ -119,6 +121,7 @@ class Pool:
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise within(error) or error from None
+            tell("piece_seconds", time.monotonic() - given, work=title)
             self._deaths_in_a_row = 0
             self._nodes.did_well(self._homes[actor])
             self._idle.append(actor)
@@ -136,6 +139,7 @@ class Pool:
             self._add()
         for reference in list(self._starting)[: max(0, surplus)]:
             ray.kill(self._starting.pop(reference))
+        tell("waiting", len(self._starting), work=self._name)
 
     def _next(self, title: str) -> Any:
         """A call that has ended, or the start of an actor that has; None if none has for long."""
@@ -196,7 +200,10 @@ class Pool:
         self._followed = -float("inf")
         reason = told(error)
         logger.info("%-12s a worker on node %s is gone, another takes over: %s", "", where, reason)
-        if not with_its_node and not isinstance(error, ray.exceptions.OutOfMemoryError):
+        for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+        to = "node" if with_its_node else "memory" if for_memory else "itself"
+        tell("lost_total", 1, work=self._name, to=to)
+        if not with_its_node and not for_memory:
             self._nodes.died(home, reason, self._resources)
 
 

@@ -41,6 +41,7 @@ _NOT_TUNED = {
     "evaluation.rivals": "they do not change the bag",
     "generator.probes": "they do not change the bag",
     "tracking": "it does not change the bag",
+    "price_per_hour": "it does not change the bag",
     "samples.count": "ensemble_counts says how many members are tried",
     "evaluation.bagging.size": "ensemble_counts says how many members are tried",
 }

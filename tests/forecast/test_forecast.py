@@ -176,10 +176,17 @@ def test_of_a_large_network_few_images_and_one_model_are_measured(
 
 def test_the_command_prints_a_table_or_json(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibration, "calibrate", lambda *_: RATES)
-    shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64", "--price", "2.5"]).output
-    hours, costs = shown.splitlines()[-4:-2]
-    assert costs.split()[:4] == ["at", "2.5", "an", "hour"]
-    assert float(costs.split()[4]) == pytest.approx(2.5 * float(hours.split()[-4]), rel=0.06)
+    prices = ("price_per_hour.cpu=2.5", "price_per_hour.gpu=9", "samples.resources.gpus=1")
+    priced = [word for each in prices for word in ("--set", each)]
+    shown = CliRunner().invoke(cli, ["plan", "--nodes", "1,64", *priced]).output
+    costs = shown.splitlines()[-3]
+    assert costs.startswith("money")
+    told = json.loads(CliRunner().invoke(cli, ["plan", "--json", "--nodes", "1", *priced]).stdout)
+    walls = told["nodes"]["1"]["wall_seconds"]
+    owed = 2.5 * sum(walls.values()) / 3600 + (9 - 2.5) * walls["samples"] / 3600
+    assert told["nodes"]["1"]["money"] == pytest.approx(owed)
+    assert costs.split()[-2] == f"{owed:.2f}"
+    assert "money" not in CliRunner().invoke(cli, ["plan", "--nodes", "1"]).output
     assert "together" in shown
     assert "64 x waits longest for autoencoder: Gram matrix, K x K x P" in shown
     told = CliRunner().invoke(cli, ["plan", "--json", "--nodes", "8"])

@@ -11,6 +11,7 @@ from figures import NOVELTY, metrics, whole_result
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import STAGES, Graph, graph_of
+from bend_ray.config.resources import HourlyPrice
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.populations.divergence import Divergence
@@ -179,6 +180,20 @@ def test_a_result_is_the_evaluation_with_costs_and_names(committed: Graph, tmp_p
     assert said["store"] == str(tmp_path)
     assert said["fingerprints"] == {stage: committed[stage].fingerprint for stage in STAGES}
     assert table(said).startswith("test part")
+
+
+def test_money_is_told_at_the_prices_of_whoever_asks(committed: Graph) -> None:
+    config = PipelineConfig(price_per_hour=HourlyPrice(cpu=36.0, gpu=99.0))
+    again = graph_of(config, committed.evaluation.store)
+    assert [each.fingerprint for each in again] == [each.fingerprint for each in committed]
+    said = result(again)
+    assert said["money"] == {stage: n / 100 for n, stage in enumerate(STAGES, start=1)}
+    assert Result.from_json(said).as_json() == said
+    lines = sections(table(said))[3]
+    assert cells(lines[0])[-1] == "money"
+    assert cells(lines[6]) == ["evaluation", "6.0", "0.0", "1.0s", "0.06"]
+    assert cells(lines[7]) == ["all", "0.21"]
+    assert "money" not in result(committed)
 
 
 def test_a_result_can_be_asked_for_again(committed: Graph) -> None:
