@@ -6,19 +6,23 @@ Shape letters: E members, N examples, C classes. Probabilities come out as float
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.metrics import by_example, check_examples
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
+from bend_ray.process.scratch import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bend_ray.ensemble.predictions import Predictions
 
 PRIOR_EXAMPLES = 3.0
 """By how many examples it is believed beforehand that a bag's temperature is 1."""
@@ -68,6 +72,15 @@ class _Vote(Spec):
             if weight > 0:
                 probs_NC.add_(self.ballots(logits_NC), alpha=weight)
         return probs_NC.div_(weight_E.sum())
+
+    @final
+    def answers(self, predictions: Predictions, val_nll_E: Tensor) -> Tensor:
+        """As ``combine``, of examples that are read in blocks: probs_NC."""
+        probs_NC, start = scratch(*predictions.shape[1:]), 0
+        for logits, labels in predictions.blocks():
+            probs_NC[start : start + len(labels)] = self.combine(logits, val_nll_E)
+            start += len(labels)
+        return probs_NC
 
 
 class SoftVote(_Vote):
@@ -125,7 +138,7 @@ class WeightedVote(_Vote):
         return evidence_E.masked_fill(~finite_E, -math.inf).softmax(dim=0)
 
 
-def fit_temperature(probs: Tensor, labels_N: Tensor) -> float:
+def fit_temperature(probs_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
     """Find the temperature at which a bag's validation NLL is least, given what is likely.
 
     Above 1 for an overconfident bag. A few hundred examples may hold no error, or one: their NLL
@@ -135,25 +148,22 @@ def fit_temperature(probs: Tensor, labels_N: Tensor) -> float:
     halved instead.
 
     Args:
-        probs: of the bag (N, C), or of several (..., N, C) that share a temperature.
+        probs_NC: of the bag, or of several that share a temperature, one after another.
         labels_N: true classes.
+        bags: how many bags say something of each example.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """
-    check_examples(probs.shape[-2:-1], labels_N)
-    log_probs = _log(probs)
-    index_N1 = labels_N.long()[:, None].expand(*probs.shape[:-1], 1)
-    true = log_probs.gather(-1, index_N1).squeeze(-1).mean()
-    prior = PRIOR_EXAMPLES / len(labels_N)
+    check_examples(probs_NC.shape[:-1], labels_N)
+    prior = PRIOR_EXAMPLES * bags / len(labels_N)
     low, high = (1 / bound for bound in reversed(_TEMPERATURES))
     sharpness = 1.0  # 1 / T
     for _ in range(_MOST_STEPS):
-        softened = torch.softmax(log_probs * sharpness, dim=-1)
-        mean = (softened * log_probs).sum(dim=-1)
-        variance = ((softened * log_probs**2).sum(dim=-1) - mean**2).mean().item()
-        slope = (mean.mean() - true).item() + prior * (1 - 1 / sharpness)
+        derivatives = by_example(partial(_derivatives, sharpness), probs_NC, labels_N)
+        slope, curvature = derivatives.mean(dim=0).tolist()
+        slope += prior * (1 - 1 / sharpness)
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
-        better = sharpness - slope / (variance + prior / sharpness**2)
+        better = sharpness - slope / (curvature + prior / sharpness**2)
         if not low < better < high:
             better = math.sqrt(low * high)
         sharpness, before = better, sharpness
@@ -162,13 +172,23 @@ def fit_temperature(probs: Tensor, labels_N: Tensor) -> float:
     return 1 / sharpness
 
 
+def _derivatives(sharpness: float, probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Of each example's NLL by the sharpness, the first and the second, ``(N, 2)``."""
+    log_probs_NC = _log(probs_NC)
+    softened_NC = torch.softmax(log_probs_NC * sharpness, dim=1)
+    mean_N = (softened_NC * log_probs_NC).sum(dim=1)
+    true_N = log_probs_NC.gather(1, labels_N.long()[:, None]).squeeze(1)
+    square_N = (softened_NC * log_probs_NC**2).sum(dim=1)
+    return torch.stack([mean_N - true_N, square_N - mean_N**2], dim=1)
+
+
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:
     """Soften (T > 1) or sharpen (T < 1) probabilities: softmax of log probabilities over T.
 
     Probabilities are clipped at ``rule.SMALLEST_PROBABILITY`` first. Keeps the most probable
     class; T = 1 gives the probabilities back.
     """
-    return torch.softmax(_log(probs_NC) / temperature, dim=1)
+    return by_example(lambda probs: torch.softmax(_log(probs) / temperature, dim=1), probs_NC)
 
 
 def _log(probs_NC: Tensor) -> Tensor:

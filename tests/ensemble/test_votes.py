@@ -197,9 +197,10 @@ def test_a_bag_that_says_nothing_keeps_a_temperature_of_one() -> None:
 
 def test_several_bags_share_a_temperature_with_a_prior_that_weighs_as_for_one() -> None:
     probs, labels = random_logits(40, 4, seed=3).double().softmax(dim=1), torch.arange(40) % 4
+    three, again = probs.repeat(3, 1), labels.repeat(3)
     alone = fit_temperature(probs, labels)
-    assert fit_temperature(torch.stack([probs] * 3), labels) == pytest.approx(alone, rel=1e-9)
-    assert fit_temperature(probs.repeat(3, 1), labels.repeat(3)) != pytest.approx(alone, rel=1e-3)
+    assert fit_temperature(three, again, bags=3) == pytest.approx(alone, rel=1e-9)
+    assert fit_temperature(three, again) != pytest.approx(alone, rel=1e-3)
 
 
 def test_temperature_one_changes_nothing_and_any_keeps_the_most_probable() -> None:
