@@ -29,11 +29,11 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 4,
+    "seeds": 5,
     "autoencoder": 1,
     "latents": 1,
     "generator": 1,
-    "samples": 3,
+    "samples": 4,
     "evaluation": 4,
 }
 """Raised when a stage's code makes something else of the same inputs."""

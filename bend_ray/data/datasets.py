@@ -9,6 +9,8 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,7 +19,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from bend_ray.data.columns import Kind
 from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
@@ -33,9 +42,13 @@ if TYPE_CHECKING:
     from bend_ray.data.decoding import Look
     from bend_ray.data.files import Files, Part
     from bend_ray.data.sources import Source
+    from bend_ray.data.streaming import Room, Streamed, Windows
+
+logger = logging.getLogger(__name__)
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NUM_DIGITS = 1797
+GIGABYTE = 1e9
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
 
@@ -46,8 +59,11 @@ class LabelledExamples(Spec):
     split_seed: NonNegativeInt = 0
     """Seed of the shuffle that makes the parts; repeats count on from it."""
 
-    def load(self) -> Parts:
-        """Its parts; DataError where they cannot be had."""
+    def load(self, room: Room | None = None) -> Parts:
+        """Its parts; DataError where they cannot be had.
+
+        Image files that decoded take more than ``room`` are streamed; None: that of this machine.
+        """
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -87,7 +103,7 @@ class Digits(LabelledExamples):
             )
         return self
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """The parts of one seeded shuffle."""
         # The parts as published figures have them: the training images come first.
         order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
@@ -125,8 +141,20 @@ class ImageFiles(DrawnParts):
     """What to convert images to, grey or rgb; null where all are the one or the other."""
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
+    window: PositiveInt | None = None
+    """Training images that are in memory together while models train; null for 256 MB of them.
 
-    def load(self) -> Parts:
+    Each pass goes through a larger part window by window, in a new order; models shuffle within
+    one. Means and deviations of channels are those of as many images.
+    """
+    memory: Annotated[PositiveFloat, Incidental()] | None = None
+    """Gigabytes that decoded images may take; null for a quarter of a node's memory.
+
+    A larger set is streamed: workers decode images as they are needed, two windows at a time, and
+    train the same models. It is not searched for duplicates.
+    """
+
+    def load(self, room: Room | None = None) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
 
         Of the test part labels, classes and headers are read at once, and no pixels: what is
@@ -136,6 +164,7 @@ class ImageFiles(DrawnParts):
         """
         from bend_ray.data.decoding import decode
         from bend_ray.data.sources import by_name, check_classes
+        from bend_ray.data.streaming import Room, Streamed, windows_of
 
         # So that the test part is later what it is now.
         known = self.identified()
@@ -146,18 +175,55 @@ class ImageFiles(DrawnParts):
         check_classes(sources)
         train, given = sources["train"], sources.get("validation")
         drawn = 0 if given else self.num_validation
-        rows, others = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
-        pixels, digests = decode(train, np.concatenate([rows, others]), self._look())
-        look, cut = self._look(pixels.shape[1:]), len(rows)
-        validation = Examples.of_arrays(pixels[cut:], train.labels_N[others])
+        rows, held_rows = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
+        held = (given, np.arange(len(given.labels_N))) if given else (train, held_rows)
+        look = self._look(decode(train, rows[:1], self._look())[0].shape[1:])
+        windows = windows_of(train, rows, look, self.window, self.split_seed)
+        room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
+        load_test = partial(_read_test, known, look, names, named, room)
+        if room is not None:
+            streamed = Streamed.of(train, rows, look, room, windows)
+            others = Streamed.of(*held, look, room)
+            return Parts(streamed, others, names, load_test, look.decoding)
+        pixels, digests = decode(train, np.concatenate([rows, held_rows]), self._look())
+        cut = len(rows)
         parts = {"train": digests[:cut], "validation": digests[cut:]}
+        validation = Examples.of_arrays(pixels[cut:], train.labels_N[held_rows])
         if given:
             validation, parts["validation"] = _decoded(given, look)
         if "test" in sources:
             _survey(sources["test"], look, parts, self.duplicates == "refuse")
-        examples = Examples.of_arrays(pixels[:cut], train.labels_N[rows])
-        load_test = partial(_read_test, known, look, names, named)
-        return Parts(examples, validation, names, load_test, look.decoding)
+        resident = Examples.of_arrays(pixels[:cut], train.labels_N[rows], windows)
+        return Parts(resident, validation, names, load_test, look.decoding)
+
+    def _room_of_streamed(
+        self, room: Room, look: Look, num_images: int, windows: Windows
+    ) -> Room | None:
+        """How images are streamed; None where decoded they fit.
+
+        DataError where not even two windows do.
+        """
+        most = room.num_bytes if self.memory is None else self.memory * GIGABYTE
+        assert look.shape is not None
+        image_bytes = math.prod(look.shape)
+        if num_images * image_bytes <= most:
+            return None
+        if 2 * windows.images * image_bytes > most:
+            raise DataError(
+                f"dataset.memory: expected {2 * windows.images * image_bytes / GIGABYTE:.2g} GB at "
+                f"least, for two windows of {windows.images} images, got {most / GIGABYTE:.2g}; "
+                "raise it, or lower dataset.window"
+            )
+        if self.duplicates == "refuse":
+            raise DataError(
+                "dataset.duplicates: expected tell where images are streamed, got refuse; search "
+                "the files for them yourself, or raise dataset.memory"
+            )
+        logger.info(
+            "%-12s %.3g GB decoded, more than %.3g: streamed, in windows of %d images",
+            *("dataset", num_images * image_bytes / GIGABYTE, most / GIGABYTE, windows.images),
+        )
+        return room
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         from bend_ray.data.decoding import Look
@@ -177,11 +243,20 @@ def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: b
     check_overlap(digests, refuse)
 
 
-def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Examples:
-    """The test part, as large and of the same mode and classes as the training part."""
-    from bend_ray.data.sources import by_name
+def _read_test(
+    spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool, room: Room | None
+) -> Examples | Streamed:
+    """The test part, as large and of the same mode and classes as the training part.
 
-    return _decoded(by_name(spec._open("test"), "the test part", class_names, named), look)[0]
+    Streamed where the others are, into ``room``; None: decoded.
+    """
+    from bend_ray.data.sources import by_name
+    from bend_ray.data.streaming import Streamed
+
+    test = by_name(spec._open("test"), "the test part", class_names, named)
+    if room is None:
+        return _decoded(test, look)[0]
+    return Streamed.of(test, np.arange(len(test.labels_N)), look, room)
 
 
 def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:
@@ -384,7 +459,7 @@ class ArrayFiles(ArrayParts, Located):
 
         return read_arrays(files, self.labels, self.class_names, self.task)
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
 
         DataError where files are missing or broken, or examples do not fit together.
@@ -399,7 +474,7 @@ class ImportedDataset(Imported, ArrayParts):
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """What the function gives; DataError where these are no parts, or do not fit together."""
         from bend_ray.data.given import parts_of, together
 
@@ -451,7 +526,7 @@ class Table(DrawnParts, Located):
 
         return read_table(files)
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """All parts, looked through; the test part is read again when it is asked for.
 
         DataError where files are missing or broken, or rows do not fit together.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -29,6 +29,8 @@ from bend_ray.tasks import Classification, Task
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bend_ray.data.streaming import Streamed, Windows
+
     Inputs = Tensor | dict[str, Tensor]
     Statistics = tuple[Tensor, Tensor] | None
 else:
@@ -39,6 +41,8 @@ Statistics: mean and standard deviation of the channels, to be broadcast; None o
 """
 
 MIN_STD = 1e-6
+PIECE_BYTES = 2**25
+"""Of a part in memory at a time, as it is kept; normalised pixels take four times as much."""
 
 Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 """Of one example's inputs."""
@@ -98,29 +102,58 @@ def batches(inputs: Inputs, size: int) -> list[Inputs]:
     return [rows(inputs, slice(i, i + size)) for i in range(0, count(inputs), size)]
 
 
+def pieces(examples: Examples | Streamed) -> Iterator[Inputs]:
+    """All inputs in their order, consecutive ones together, as many as are quickly normalised."""
+    first = examples.take(slice(1))
+    held = first.values() if isinstance(first, Mapping) else [first]
+    size = max(1, PIECE_BYTES // max(1, sum(values.nbytes for values in held)))
+    return examples.stream(torch.split(torch.arange(len(examples)), size))
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of N examples, and their labels: int64 ``(N,)``, or targets, float64 ``(N, T)``."""
+    """Inputs of N examples, and their labels: int64 ``(N,)``, or targets, float64 ``(N, T)``.
+
+    ``windows`` say how a part is gone through that is larger than one; None of others.
+    """
 
     inputs: Inputs
     labels_N: Tensor
+    windows: Windows | None = None
 
     @classmethod
     def of_arrays(
-        cls, inputs: NDArray[Any] | Mapping[str, NDArray[Any]], labels_N: NDArray[Any]
+        cls,
+        inputs: NDArray[Any] | Mapping[str, NDArray[Any]],
+        labels_N: NDArray[Any],
+        windows: Windows | None = None,
     ) -> Examples:
         """Examples over the same memory, which may be read-only."""
         with warnings.catch_warnings():
             # Nobody writes into inputs, so arrays of an object store need not be copied.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return cls(each(torch.from_numpy, inputs), torch.from_numpy(labels_N))
+            return cls(each(torch.from_numpy, inputs), torch.from_numpy(labels_N), windows)
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = each(lambda values: values.numpy(), self.inputs)
-        return Examples.of_arrays, (arrays, self.labels_N.numpy())
+        return Examples.of_arrays, (arrays, self.labels_N.numpy(), self.windows)
+
+    @property
+    def shape(self) -> Shape:
+        """Of one example, such as channels, height and width; by name where there are several."""
+        shape: Shape = each(lambda values: tuple(values.shape[1:]), self.inputs)
+        return shape
+
+    def take(self, index: Any) -> Inputs:
+        """Some examples' inputs."""
+        return rows(self.inputs, index)
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Inputs]:
+        """The inputs of pieces of the part, each given by its examples."""
+        return map(self.take, pieces)
 
 
 @dataclass(frozen=True)
@@ -138,17 +171,17 @@ class Parts:
         columns: of a table, what became of each, side by side in the one input.
     """
 
-    train: Examples
-    validation: Examples
+    train: Examples | Streamed
+    validation: Examples | Streamed
     class_names: tuple[str, ...]
-    load_test: Callable[[], Examples] | None
+    load_test: Callable[[], Examples | Streamed] | None
     decoding: Decoding | None = None
     standardise: bool = True
     task: Task = field(default_factory=Classification)
     columns: Mapping[str, Column] = field(default_factory=dict)
 
     @cached_property
-    def test(self) -> Examples:
+    def test(self) -> Examples | Streamed:
         """What the evaluation reports, and nothing else may look at; validation without one."""
         return self.validation if self.load_test is None else self.load_test()
 
@@ -157,7 +190,7 @@ class Parts:
         """Whether there is a test part."""
         return self.load_test is not None
 
-    def with_test(self, test: Examples) -> Parts:
+    def with_test(self, test: Examples | Streamed) -> Parts:
         """The same data set, given the test part that another process has read."""
         return replace(self, load_test=partial(itself, test)) if self.has_test else self
 
@@ -169,14 +202,14 @@ class Parts:
     @property
     def input_shape(self) -> Shape:
         """Of one example, such as channels, height and width; by name where there are several."""
-        shape: Shape = each(lambda values: tuple(values.shape[1:]), self.train.inputs)
-        return shape
+        return self.train.shape
 
     @cached_property
     def statistics(self) -> Statistics | dict[str, Statistics]:
-        """Of each input's channels or features, over the training part."""
+        """Of each input's channels or features, over the training part, or its first window."""
         fit = _statistics if self.standardise else lambda values: None
-        found: Statistics | dict[str, Statistics] = each(fit, self.train.inputs)
+        first = self.train.take(slice(self.train.windows and self.train.windows.images))
+        found: Statistics | dict[str, Statistics] = each(fit, first)
         return found
 
     def normalise(self, inputs: Inputs) -> Inputs:
@@ -186,7 +219,7 @@ class Parts:
 
     def shown(self, num_examples: int) -> Inputs:
         """The first training examples, normalised: what a network is tried on."""
-        return self.normalise(rows(self.train.inputs, slice(num_examples)))
+        return self.normalise(self.train.take(slice(num_examples)))
 
     def __getstate__(self) -> dict[str, Any]:
         # Who is given a data set is not given its test part, whoever has looked at it before.

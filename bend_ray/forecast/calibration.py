@@ -25,7 +25,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Parts, moved, rows
+from bend_ray.data.examples import Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
@@ -219,7 +219,7 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[st
         recipe, scale = few, recipe.batch_size / few.batch_size
         images = min(images, FEW_IMAGES)
     measured = {size: _per_step(partial(train, recipe, models(size)), device) for size in sizes}
-    inputs = dataset.normalise(moved(rows(dataset.validation.inputs, slice(images)), device))
+    inputs = dataset.normalise(moved(dataset.validation.take(slice(images)), device))
     ask = partial(predict_logits, stack, models(sizes[0]), inputs)
     ask()
     return {

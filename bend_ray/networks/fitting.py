@@ -19,8 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.data.augmentation import Augmentation
-from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
+from bend_ray.data.examples import Examples, Inputs, count, each, numbers
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
+from bend_ray.networks.batches import Feed
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
@@ -46,31 +48,10 @@ def initial_parameters(
         return flatten(dict(build().state_dict()))
 
 
-def batch_order(
-    batch_sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
-) -> list[Tensor]:
-    """Image indices of each of T steps: a fresh permutation of the (re)sample every epoch.
-
-    ``batch_sizes`` are those of an epoch and sum to N; ``bootstrap`` permutes N images drawn with
-    replacement, once, instead of all N.
-    """
-    num_images = sum(batch_sizes)
-    sample = (
-        torch.randint(num_images, (num_images,), generator=generator)
-        if bootstrap
-        else torch.arange(num_images)
-    )
-    steps: list[Tensor] = []
-    while len(steps) < num_steps:
-        epoch = sample[torch.randperm(num_images, generator=generator)]
-        steps.extend(torch.split(epoch, list(batch_sizes)))
-    return steps[:num_steps]
-
-
 def fit(
     stack: Stack,
     theta_KP: Tensor,
-    train: Examples,
+    train: Examples | Streamed,
     normalise: Callable[[Inputs], Inputs],
     recipe: Recipe,
     stretch: Stretch,
@@ -86,14 +67,14 @@ def fit(
     # Models that run one after another are trained one after another too: to the same end, with
     # one model's activations and moments in memory, and in the caches, instead of K.
     models = 1 if stack.form == "loop" else len(theta_KP)
-    device = theta_KP.device
-    labels_N = task.targets(train.labels_N).to(device)
-    views = _views(moved(train.inputs, device), normalise, recipe.augmentation)
+    prepare = partial(_views, normalise=normalise, augmentation=recipe.augmentation)
+    targets_N, batch_sizes = task.targets(train.labels_N), recipe.batch_sizes(len(train))
+    feed = Feed(train, targets_N, batch_sizes, prepare, theta_KP.device)
     theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     for first in range(0, len(theta_KP), models):
         rows = slice(first, first + models)
         theta_SKP[:, rows] = _fit_together(
-            stack, theta_KP[rows], views, labels_N, recipe, stretch, generators[rows], task
+            stack, theta_KP[rows], feed, len(train), recipe, stretch, generators[rows], task
         )
     return theta_SKP
 
@@ -101,21 +82,15 @@ def fit(
 def _fit_together(
     stack: Stack,
     theta_KP: Tensor,
-    views: Views,
-    labels_N: Tensor,
+    feed: Feed[Views],
+    num_images: int,
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
     task: Task,
 ) -> Tensor:
     """``fit`` of models that take every step together, on their device."""
-    num_images, device = len(labels_N), theta_KP.device
     num_steps = recipe.num_steps(stretch.epochs, num_images)
-    batch_sizes = recipe.batch_sizes(num_images)
-    orders = [
-        batch_order(batch_sizes, num_steps, stretch.bootstrap, generator)
-        for generator in generators
-    ]
     view_generators = [_view_generator(generator) for generator in generators]
     marks = stretch_marks(recipe, stretch, num_images)
     trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
@@ -125,18 +100,19 @@ def _fit_together(
     dropout_seeds = _dropout_seeds(stack, generators)
     snapshots_SKP = [theta_KP.clone()] * marks.count(0)
     stack.train()
-    for step, batches in enumerate(zip(*orders, strict=True)):
-        index_KB = torch.stack(batches).to(device)
+    batches = feed.batches(
+        generators, num_steps, bootstrap=stretch.bootstrap, epoch=int(stretch.start)
+    )
+    for step, (window, index_KB) in enumerate(batches):
         logits_KBC = stack(
             trained,
-            views(index_KB, view_generators),
+            window.prepared(index_KB, view_generators),
             buffers_KQ=buffers_KQ,
             shared=False,
             seeds_K=dropout_seeds(step),
         )
-        loss = task.loss(
-            logits_KBC.flatten(0, 1), labels_N[index_KB.flatten()], recipe.label_smoothing
-        )
+        targets_KB = window.targets_W[index_KB.flatten()]
+        loss = task.loss(logits_KBC.flatten(0, 1), targets_KB, recipe.label_smoothing)
         # The sum over models of each one's mean loss: a row's gradient is its model's own.
         (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
         optimizer.step(rate(step))
@@ -170,17 +146,17 @@ def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
 
 
 def _view_generator(generator: torch.Generator) -> torch.Generator:
-    """A model's generator of views: apart from its batches, of which it draws all beforehand."""
+    """A model's generator of views: apart from its batches, drawn as their windows come."""
     return torch.Generator().manual_seed(seed_for(generator.initial_seed(), "views"))
 
 
 def _dropout_seeds(
     stack: Stack, generators: Sequence[torch.Generator]
 ) -> Callable[[int], list[int] | None]:
-    """Seeds of each model's dropout at a step, from the model's own generator."""
+    """Seeds of each model's dropout at a step, by the seed of the model's own generator."""
     if not is_random(stack):
         return lambda step: None
-    first = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
+    first = [seed_for(generator.initial_seed(), "dropout") >> 1 for generator in generators]
     return lambda step: [seed + step for seed in first]
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Parts, moved, rows
+from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.streaming import Streamed
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
@@ -91,12 +92,18 @@ class Classifiers:
         return Stack(self._module, self.layout, self._form, base)
 
     def logits(
-        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        inputs = self.dataset.normalise(moved(examples.inputs, self.device))
+        return torch.cat([self._logits(theta_KP, i, trunks_K) for i in pieces(examples)], dim=1)
+
+    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
+        there = self.dataset.normalise(moved(inputs, self.device))
         return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
+            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
         )
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
@@ -110,7 +117,7 @@ class Classifiers:
             return theta_KP
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
-        inputs = self.dataset.normalise(moved(rows(train.inputs, chosen), self.device))
+        inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )

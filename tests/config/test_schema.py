@@ -126,7 +126,8 @@ OTHER_THAN_NULL = (
 )
 
 INCIDENTAL = {
-    f"dataset.{name}" for name in ("train", "validation", "test", "root", "download", "duplicates")
+    f"dataset.{name}"
+    for name in ("train", "validation", "test", "root", "download", "duplicates", "memory")
 } | {"seeds.protocol.files"}
 """Knobs that say where something is found, or what is told of it."""
 

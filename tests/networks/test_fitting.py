@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import ConvNet, Mlp
-from bend_ray.networks.fitting import batch_order, fit, initial_parameters, stretch_marks
+from bend_ray.networks.batches import Feed
+from bend_ray.networks.fitting import fit, initial_parameters, stretch_marks
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
@@ -60,6 +61,17 @@ def starts(seeds: Sequence[int], dtype: torch.dtype = torch.float64) -> Tensor:
 
 def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def batch_order(
+    sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Examples of each step of one model, of a part that is one window."""
+    count = sum(sizes)
+    part = Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.int64))
+    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, torch.device("cpu"))
+    batches = feed.batches([generator], num_steps, bootstrap=bootstrap)
+    return [index_KB[0] for _, index_KB in batches]
 
 
 def cohort(
