@@ -13,7 +13,7 @@ import math
 import tempfile
 import time
 from collections.abc import Mapping
-from pathlib import Path
+from statistics import NormalDist
 from typing import Any, Self
 
 import numpy as np
@@ -36,13 +36,17 @@ from sklearn.utils.validation import (
 from bend_ray.api import Architecture, _architecture
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.config.graph import graph_of, identified
+from bend_ray.config.graph import DATASETS, graph_of, identified
 from bend_ray.config.reading import validated, with_knobs
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE, Arrays
 from bend_ray.data.columns import Column, Columns, encode, kind_of, raw_column
 from bend_ray.data.given import spilled
 from bend_ray.data.splits import Stratified
 from bend_ray.errors import BendError
+from bend_ray.networks.architectures import Mlp
+from bend_ray.networks.fitting import initial_parameters
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.pipeline import connect, make_stage
@@ -58,6 +62,12 @@ FINE_WEIGHTS = 4
 """Rows an example, on average, that weights which are no whole numbers are rounded to."""
 CHUNK = 4096
 """Examples answered at a time."""
+STEPS = 300
+"""Of a member's training, at least."""
+TIMED_STEPS = 5
+"""By which a time limit is planned."""
+USED = 0.7
+"""Share of the time that is left which is planned for training."""
 
 
 class _Bag(BaseEstimator):  # type: ignore[misc]
@@ -105,9 +115,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     ) -> Self:
         """Train on raw columns and labels, codes of classes or targets."""
         started = time.monotonic()
-        kinds = {n: self._kinds[n] for n in raw}
         rows = _repeated(_in_order(raw, labels), weights, check_random_state(self.random_state))
-        found = {name: Column.fitted(kinds[name], values[rows]) for name, values in raw.items()}
+        found = {n: Column.fitted(self._kinds[n], values[rows]) for n, values in raw.items()}
         columns: Columns = {name: column for name, column in found.items() if column}
         if not columns:
             # What never varies says nothing: a bag of it tells the targets' own distribution.
@@ -118,84 +127,85 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         inputs_NF = encode(columns, {name: raw[name][rows] for name in columns})
         self._task: Task = task.fitted(torch.from_numpy(labels[rows]))
         try:
-            with quiet(self.verbose):
+            with quiet(self.verbose), torch.random.fork_rng(devices=[]):
                 self._train(inputs_NF, labels[rows], started)
         except BendError as error:
             raise ValueError(str(error)) from error
         return self
 
     def _train(self, inputs_NF: NDArray[Any], labels: NDArray[Any], started: float) -> None:
+        """Members of every fold, and the scale that fits what they say of examples unseen."""
         seed = int(check_random_state(self.random_state).randint(2**31))
         parts = _folds(labels, self.folds, self._task, seed)
         runtime: Any = None
-        answered, thetas, examples, outputs = [], [], [], []
+        thetas, said, told = [], [], []
         for fold, (train, validation) in enumerate(parts):
-            elapsed = time.monotonic() - started
-            if self.time_limit and fold and elapsed * (1 + 1 / fold) > self.time_limit:
-                break
-            left = self.time_limit and (self.time_limit - elapsed) / (len(parts) - fold)
+            left = math.inf
+            if self.time_limit is not None:
+                left = (self.time_limit - time.monotonic() + started) / (len(parts) - fold)
+                if left <= 0 and fold:
+                    break
             with tempfile.TemporaryDirectory() as scratch:
                 store = Store(self.store or scratch)
-                folder = joined(store.uri, "datasets")
                 data = {
-                    part: spilled(self._arrays(inputs_NF[index], labels[index]), folder)
-                    for part, index in (("train", train), ("validation", validation))
+                    part: spilled(
+                        self._arrays(inputs_NF[rows], labels[rows]), joined(store.uri, DATASETS)
+                    )
+                    for part, rows in (("train", train), ("validation", validation))
                 }
                 config = identified(self._config(data, len(train), len(parts), seed + fold))
-                graph = graph_of(config, store)
-                steps = graph.steps("samples" if self.draw else "seeds")
+                last = "samples" if self.draw else "seeds"
+                steps = graph_of(config, store).steps(last)
                 if runtime is None:
-                    runtime = (
-                        connect(self.address, config, steps) if self.address else LocalRuntime()
-                    )
+                    joins = self.address is not None
+                    runtime = connect(self.address, config, steps) if joins else LocalRuntime()
                 dataset = runtime.share(config.dataset).load()
                 classifiers = Classifiers(config, dataset, "cpu")
-                if left:
+                if left < math.inf:
                     config = _affordable(config, classifiers, left)
-                    graph = graph_of(config, store)
+                graph = graph_of(config, store)
                 for step in steps:
                     make_stage(step, config, graph, runtime)
-                population = read_population(graph[steps[-1]])
+                population = read_population(graph[last])
             theta_KP = torch.from_numpy(population.theta_KP)
-            trunks_K = torch.tensor(population.trunk).long()
-            outputs_KNO = classifiers.logits(theta_KP, dataset.validation, trunks_K.tolist())
-            theta_KP, outputs_KNO = _finite(theta_KP, outputs_KNO)
+            outputs_KNO = classifiers.logits(
+                theta_KP, dataset.validation, population.trunk.tolist()
+            )
             thetas.append(theta_KP)
-            outputs.append(self._task.ballots(outputs_KNO).mean(dim=0))
-            examples.append(validation)
-        self._network = config.seeds.architecture
+            said.append(self._task.ballots(outputs_KNO).mean(dim=0))
+            told.append(dataset.validation.labels_N)
+        self._network: Architecture = config.seeds.architecture
         self._theta_KP = torch.cat(thetas)
-        said = self._task.answers(torch.cat(outputs))
-        told = torch.from_numpy(labels[np.concatenate(examples)])
-        self.scale_: float = self._task.fit_scale(said, told)
-        del answered
+        self.scale_: float = self._task.fit_scale(
+            self._task.answers(torch.cat(said)), torch.cat(told)
+        )
 
     def _arrays(self, inputs_NF: NDArray[Any], labels: NDArray[Any]) -> Arrays:
         names = [str(c) for c in range(self._num_classes)] or None
         return Arrays.of({SINGLE: inputs_NF}, labels, names, task=self._task)
 
-    def _config(self, data: Mapping[str, str], train: int, folds: int, seed: int) -> Any:
-        batch = self.batch_size or min(256, max(32, 2 ** round(math.log2(train / 10))))
-        steps = max(1, math.ceil(train / batch))
-        epochs = self.epochs or max(4, math.ceil(1000 / steps))
-        members = max(1, round(self.members / folds))
-        config = validated(
-            {
-                "seed": seed,
-                "dataset": {"kind": "arrays", "standardise": False, "task": self._task, **data},
-                "seeds": {
-                    "architecture": _architecture(self.network),
-                    "protocol": {"kind": "independent", "models": members, "align": self.draw},
-                    "recipe": {
-                        "epochs": epochs,
-                        "batch_size": batch,
-                        "label_smoothing": 0.0,
-                        "optimizer": {"kind": "adamw", "learning_rate": self.learning_rate or 0.003},
-                    },
-                    "held_out": 0.0,
-                },
-            }
-        )
+    def _config(self, data: Mapping[str, str], train: int, folds: int, seed: int) -> PipelineConfig:
+        """What a fold's members are: ordinary trainings, of a few hundred steps at least."""
+        batch = self.batch_size or min(256, max(32, train // 10))
+        epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
+        network = Mlp(hidden=(128,)) if self.network is None else self.network
+        recipe = {
+            "epochs": epochs,
+            "batch_size": batch,
+            "optimizer": {"kind": "adamw", "learning_rate": self.learning_rate or 0.003},
+        }
+        seeds = {
+            "architecture": _architecture(network),
+            "protocol": {
+                "kind": "independent",
+                "models": max(1, round(self.members / folds)),
+                "align": self.draw,
+            },
+            "recipe": recipe,
+            "held_out": 0.0,
+        }
+        arrays = {"kind": "arrays", "standardise": False, "task": self._task, **data}
+        config = validated({"seed": seed, "dataset": arrays, "seeds": seeds})
         return with_knobs(config, self.settings) if self.settings else config
 
     def _answers(self, raw: Mapping[str, NDArray[Any]]) -> torch.Tensor:
@@ -295,7 +305,8 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each example."""
-        predicted: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best_N = self.predict_proba(X).argmax(axis=1)
+        predicted: NDArray[Any] = self.classes_[best_N]
         return predicted
 
     @property
@@ -339,8 +350,6 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> NDArray[np.float64]:
         """Lower and upper ends of central intervals, ``(..., 2)``."""
-        from statistics import NormalDist
-
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
         return np.stack([mean - half, mean + half], axis=-1)
@@ -399,16 +408,15 @@ def _folds(
     return [(np.setdiff1d(order_N, part), part) for part in parts]
 
 
-def _finite(
-    theta_KP: torch.Tensor, outputs_KNO: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    well_K = outputs_KNO.isfinite().flatten(1).all(dim=1)
-    return theta_KP[well_K], outputs_KNO[well_K]
-
-
-def _affordable(config: Any, classifiers: Classifiers, seconds: float) -> Any:
-    """The config, its training as short as the time that is left."""
-    return config
-
-
-_ = Path
+def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:
+    """The config, its training as short as can be done in so many seconds, of a few steps timed."""
+    recipe, models = config.seeds.recipe, config.seeds.num_models
+    whole = recipe.num_steps(1, len(classifiers.dataset.train))
+    fresh_P = initial_parameters(classifiers.build, classifiers.whole.flatten, 0)
+    generators = [torch.Generator().manual_seed(model) for model in range(models)]
+    started = time.monotonic()
+    stretch = Stretch(start=0.0, epochs=TIMED_STEPS / whole)
+    classifiers.fit(classifiers.stack, fresh_P.repeat(models, 1), stretch, generators)
+    spent = time.monotonic() - started
+    epochs = int((seconds - spent) * USED / (spent / TIMED_STEPS * whole))
+    return with_knobs(config, {"seeds.recipe.epochs": max(1, min(recipe.epochs, epochs))})
