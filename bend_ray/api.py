@@ -179,7 +179,7 @@ def fit(
     test: Any = None,
     validation: Any = None,
     *,
-    epochs: int | None = None,
+    epochs: float | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
     members: int | None = None,

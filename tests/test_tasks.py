@@ -55,7 +55,9 @@ def test_likelihoods_are_of_targets_in_their_units() -> None:
 def test_without_beta_the_loss_is_the_likelihood_but_for_a_constant() -> None:
     labels, said = targets(), outputs(1)[0]
     task = Regression(beta=0.0).fitted(labels)
-    loss = task.loss(said, task.targets(labels), 0.0).item() + len(labels) * math.log(2 * math.pi)
+    loss = task.losses(said, task.targets(labels), 0.0).sum().item() + len(labels) * math.log(
+        2 * math.pi
+    )
     std = task.log_likelihoods(said[None], labels).sum().item()
     units = len(labels) * sum(map(math.log, task.std))
     assert loss + units == pytest.approx(-std, rel=1e-5)

@@ -224,8 +224,8 @@ class EvaluationSection(Spec):
         MultiSwag(),
     )
     """What the bag is compared with; each kind once."""
-    resources: Resources = Resources()
-    """What the evaluating process is given."""
+    resources: ActorResources = ActorResources()
+    """What each process is given that asks models; one of them also compares what they say."""
 
     @model_validator(mode="after")
     def _each_kind_once(self) -> EvaluationSection:

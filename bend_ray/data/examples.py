@@ -102,12 +102,12 @@ def batches(inputs: Inputs, size: int) -> list[Inputs]:
     return [rows(inputs, slice(i, i + size)) for i in range(0, count(inputs), size)]
 
 
-def pieces(examples: Examples | Streamed) -> Iterator[Inputs]:
+def pieces(examples: Examples | Streamed, most: int | None = None) -> Iterator[Inputs]:
     """All inputs in their order, consecutive ones together, as many as are quickly normalised."""
     first = examples.take(slice(1))
     held = first.values() if isinstance(first, Mapping) else [first]
     size = max(1, PIECE_BYTES // max(1, sum(values.nbytes for values in held)))
-    return examples.stream(torch.split(torch.arange(len(examples)), size))
+    return examples.stream(torch.split(torch.arange(len(examples)), min(size, most or size)))
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 import torch
@@ -11,11 +11,13 @@ from torch import Tensor
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
 from bend_ray.data.streaming import Streamed
+from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.probe import EXAMPLES, check_batches, check_network
+from bend_ray.networks.precision import check_precision
+from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -98,7 +100,19 @@ class Classifiers:
         trunks_K: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        return torch.cat([self._logits(theta_KP, i, trunks_K) for i in pieces(examples)], dim=1)
+        return torch.cat(list(self.answers(theta_KP, examples, trunks_K)), dim=1)
+
+    def answers(
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
+        most: int | None = None,
+    ) -> Iterator[Tensor]:
+        """As ``logits``, of consecutive examples, ``most`` at a time at most."""
+        theta_KP = theta_KP.to(self.device)
+        for inputs in pieces(examples, most):
+            yield self._logits(theta_KP, inputs, trunks_K)
 
     def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
         there = self.dataset.normalise(moved(inputs, self.device))
@@ -126,10 +140,16 @@ class Classifiers:
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
         """Score (accuracy, or R^2) and NLL ``(K,)`` of each model on the validation part."""
-        logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
-        labels_N, task = self.dataset.validation.labels_N, self.dataset.task
-        nll_K = -task.log_likelihoods(logits_KNC, labels_N).mean(dim=1)
-        return task.member_scores(logits_KNC, labels_N), nll_K
+        validation, task, found = self.dataset.validation, self.dataset.task, []
+        for own in torch.split(
+            torch.arange(len(theta_KP)), block_size(len(validation), self.dataset.num_outputs)
+        ):
+            trunks = None if trunks_K is None else [trunks_K[k] for k in own.tolist()]
+            logits_KNC = self.logits(theta_KP[own], validation, trunks)
+            nll_K = -task.log_likelihoods(logits_KNC, validation.labels_N).mean(dim=1)
+            found.append((task.member_scores(logits_KNC, validation.labels_N), nll_K))
+        scores_K, nlls_K = zip(*found, strict=True)
+        return torch.cat(scores_K), torch.cat(nlls_K)
 
     def fit(
         self,
@@ -205,6 +225,9 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
         name = getattr(architecture, "target", architecture.kind)
         build = partial(architecture.build, sizes, dataset.num_outputs)
         check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
+    check_recipe(config.seeds.recipe, dataset)
+    if not config.seeds.resources.gpus:
+        check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
-    from bend_ray.data.examples import Parts
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
 R = TypeVar("R", bound="Resources")
@@ -59,9 +58,9 @@ def from_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
 
 
 class Shared(Protocol):
-    """A data set that was read once."""
+    """What was read once, as a data set."""
 
-    def load(self) -> Parts:
+    def load(self) -> Any:
         """It, without reading it again."""
 
 
@@ -87,6 +86,9 @@ class Runtime(Protocol):
         Raises:
             DataError: as ``dataset.load``.
         """
+
+    def hold(self, value: Any) -> Shared:
+        """What this process has, for all that work."""
 
     def workers(
         self, worker: type, *arguments: Any, resources: ActorResources

@@ -35,12 +35,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Here:
-    """A data set of this process."""
+    """What this process has."""
 
-    dataset: Parts
+    value: Any
 
-    def load(self) -> Parts:
-        return self.dataset
+    def load(self) -> Any:
+        return self.value
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class LocalRuntime:
         if self._dataset is None or self._dataset[0] != dataset:
             self._dataset = dataset, _Here(load_reported(dataset))
         return self._dataset[1]
+
+    def hold(self, value: Any) -> _Here:
+        """As it is."""
+        return _Here(value)
 
     @contextmanager
     def workers(

@@ -33,7 +33,6 @@ from bend_ray.runtime.training import fit
 if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
     from bend_ray.config.schema import PipelineConfig
-    from bend_ray.data.examples import Parts
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class InStore:
-    """A data set in the object store, for any process to load without copying it.
+    """What is in the object store, for any process to load without copying it.
 
     It travels as bytes: of a reference among the arguments of an actor Ray warns that it may be
     lost before the actor is started again, but the process that shared it holds it.
@@ -51,9 +50,9 @@ class InStore:
 
     reference: bytes
 
-    def load(self) -> Parts:
-        """The data set, its pixels in the object store."""
-        return get(ray.cloudpickle.loads(self.reference))  # type: ignore[no-any-return]
+    def load(self) -> Any:
+        """It, its arrays in the object store."""
+        return get(ray.cloudpickle.loads(self.reference))
 
 
 def get(reference: Any) -> Any:
@@ -80,10 +79,15 @@ class RayRuntime:
     def share(self, dataset: Dataset) -> InStore:
         """The data set, read and decoded by this process, once; the latest is remembered."""
         if self._shared is None or self._shared[0] != dataset:
-            # Whoever put an object there must hold it.
-            self._held = [ray.put(load_reported(dataset))]
-            self._shared = dataset, InStore(ray.cloudpickle.dumps(self._held[0]))
+            self._held = []
+            self._shared = dataset, self.hold(load_reported(dataset))
         return self._shared[1]
+
+    def hold(self, value: Any) -> InStore:
+        """In the object store, with the latest data set."""
+        # Whoever put an object there must hold it.
+        self._held.append(ray.put(value))
+        return InStore(ray.cloudpickle.dumps(self._held[-1]))
 
     @contextmanager
     def workers(
