@@ -23,6 +23,7 @@ from bend_ray.ensemble.intervals import (
     pit_error,
 )
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
@@ -56,10 +57,35 @@ class Classification(Spec):
         """What ``loss`` compares with."""
         return labels_N
 
-    def loss(self, outputs_NO: Tensor, targets_N: Tensor, label_smoothing: float) -> Tensor:
-        """Summed over examples."""
+    def weights(
+        self, targets_N: Tensor, asked: Literal["balanced"] | tuple[float, ...], outputs_NC: Tensor
+    ) -> Tensor:
+        """By which losses are multiplied, one a class; balanced: 1 on average over examples.
+
+        DataError where there are not as many as classes.
+        """
+        classes = outputs_NC.shape[1]
+        if asked == "balanced":
+            counts_C = torch.bincount(targets_N, minlength=classes).clamp_min(1)
+            return len(targets_N) / (classes * counts_C.to(outputs_NC))
+        if len(asked) != classes:
+            raise DataError(
+                f"seeds.recipe.class_weights: expected {classes}, one a class, got {len(asked)}"
+            )
+        return outputs_NC.new_tensor(asked)
+
+    def losses(
+        self,
+        outputs_NO: Tensor,
+        targets_N: Tensor,
+        label_smoothing: float,
+        weights_C: Tensor | None = None,
+    ) -> Tensor:
+        """Of each example, ``(N,)``."""
         return torch.nn.functional.cross_entropy(
-            outputs_NO, targets_N, reduction="sum", label_smoothing=label_smoothing
+            *(outputs_NO, targets_N, weights_C),
+            reduction="none",
+            label_smoothing=label_smoothing,
         )
 
     def log_likelihoods(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
@@ -135,7 +161,9 @@ class Regression(Spec):
     """Its standard deviation; found."""
 
     def fitted(self, labels_NT: Tensor) -> Self:
-        """The task of such targets."""
+        """The task of such targets, unless it has their units already."""
+        if self.mean:
+            return self
         std_T, mean_T = torch.std_mean(labels_NT.double(), dim=0, correction=0)
         # A target that never varies is its mean.
         std_T = torch.where(std_T > 1e-12 * mean_T.abs().clamp(min=1e-200), std_T, 1.0)
@@ -150,14 +178,24 @@ class Regression(Spec):
         """Standardised, float32."""
         return ((labels_NT - self._units(self.mean, labels_NT)) / self._std(labels_NT)).float()
 
-    def loss(self, outputs_NO: Tensor, targets_NT: Tensor, label_smoothing: float) -> Tensor:
-        """Negative log likelihood without its constant, summed; numbers are not smoothed."""
+    def weights(self, targets_NT: Tensor, asked: object, outputs_NO: Tensor) -> Tensor:
+        """None are to be had: a DataError."""
+        raise DataError("seeds.recipe.class_weights: expected none, as the task is a regression")
+
+    def losses(
+        self,
+        outputs_NO: Tensor,
+        targets_NT: Tensor,
+        label_smoothing: float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log likelihood without its constant, ``(N,)``; numbers are not smoothed."""
         mean, log_variance = self._split(outputs_NO)
         error = (targets_NT - mean) ** 2
         if self.variance == "fitted":
-            return 0.5 * error.sum()
+            return 0.5 * error.sum(dim=-1)
         weight = torch.exp(self.beta * log_variance.detach())
-        return 0.5 * (weight * (error * torch.exp(-log_variance) + log_variance)).sum()
+        return 0.5 * (weight * (error * torch.exp(-log_variance) + log_variance)).sum(dim=-1)
 
     def log_likelihoods(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
         """Of the targets, ``(E, N)`` float64, in nats; nan of a member that diverged."""

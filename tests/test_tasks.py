@@ -55,7 +55,9 @@ def test_likelihoods_are_of_targets_in_their_units() -> None:
 def test_without_beta_the_loss_is_the_likelihood_but_for_a_constant() -> None:
     labels, said = targets(), outputs(1)[0]
     task = Regression(beta=0.0).fitted(labels)
-    loss = task.loss(said, task.targets(labels), 0.0).item() + len(labels) * math.log(2 * math.pi)
+    loss = task.losses(said, task.targets(labels), 0.0).sum().item() + len(labels) * math.log(
+        2 * math.pi
+    )
     std = task.log_likelihoods(said[None], labels).sum().item()
     units = len(labels) * sum(map(math.log, task.std))
     assert loss + units == pytest.approx(-std, rel=1e-5)
@@ -88,7 +90,8 @@ def test_scores_are_scikit_learns() -> None:
     expected = [r2_score(labels, each) for each in predicted]
     assert task.member_scores(said, labels).tolist() == pytest.approx(expected)
     constant = torch.full((5, 1), 7.0, dtype=torch.float64)
-    assert task.fitted(constant).std == (1.0,)
+    assert Regression().fitted(constant).std == (1.0,)
+    assert task.fitted(constant) is task
     flat = Regression().fitted(constant)
     assert flat.scores(torch.tensor([[7.0, 1.0]] * 5).double(), constant)["r2"] == 1.0
 

@@ -43,6 +43,9 @@ class Feed(Generic[V]):
         batch_sizes: of a pass; they sum to N.
         prepare: what is made of a window's inputs, once they are on the device.
         device: of training.
+
+    Attributes:
+        targets_N: as given.
     """
 
     def __init__(
@@ -54,7 +57,7 @@ class Feed(Generic[V]):
         device: torch.device,
     ) -> None:
         self._train, self._prepare, self._device = train, prepare, device
-        self._targets_N = targets_N
+        self.targets_N = targets_N
         windows, self._windows, self._sizes = train.windows, None, [list(batch_sizes)]
         if windows is not None and windows.images < len(train):
             self._windows, self._sizes = windows, windows.sizes(batch_sizes)
@@ -110,11 +113,11 @@ class Feed(Generic[V]):
     def _load(self, pieces: Sequence[Tensor]) -> Generator[Window[V]]:
         if self._windows is None:
             if self._whole is None:
-                self._whole = self._window(self._train.take(slice(None)), self._targets_N)
+                self._whole = self._window(self._train.take(slice(None)), self.targets_N)
             yield self._whole
             return
         for index_W, inputs in zip(pieces, self._train.stream(pieces), strict=True):
-            yield self._window(inputs, self._targets_N[index_W])
+            yield self._window(inputs, self.targets_N[index_W])
 
     def _window(self, inputs: Inputs, targets_W: Tensor) -> Window[V]:
         return Window(self._prepare(moved(inputs, self._device)), targets_W.to(self._device))

@@ -16,7 +16,8 @@ from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.probe import EXAMPLES, check_batches, check_network
+from bend_ray.networks.precision import check_precision
+from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -224,6 +225,9 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
         name = getattr(architecture, "target", architecture.kind)
         build = partial(architecture.build, sizes, dataset.num_outputs)
         check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
+    check_recipe(config.seeds.recipe, dataset)
+    if not config.seeds.resources.gpus:
+        check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]

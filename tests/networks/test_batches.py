@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from image_files import write_folder
 from torch import Tensor
 
-from bend_ray.data.augmentation import FlipAndCrop
+from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.examples import Examples
 from bend_ray.data.streaming import Windows
@@ -110,7 +110,7 @@ def test_models_are_the_same_resident_and_streamed(tmp_path: Path, architecture:
     write_folder(tmp_path / "train", range(46))
     write_folder(tmp_path / "test", range(100, 105))
     spec = ImageFolder(root=str(tmp_path), num_validation=6, window=16)
-    recipe = Recipe(epochs=3, batch_size=8, augmentation=FlipAndCrop(flip=True, crop_padding=1))
+    recipe = Recipe(epochs=3, batch_size=8, augmentation=RandomViews(flip=True, crop_padding=1))
     found = []
     for memory in (1.0, 33 * 108 / 1e9):
         parts = spec.model_copy(update={"memory": memory}).load()
