@@ -82,7 +82,8 @@ def _refusals(calibration: Calibration, probs_NC: Floats, labels_N: Any) -> dict
 
 
 def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, dict[str, Detection]]:
-    section, found = comparison.section, {}
+    section = comparison.section
+    found: dict[str, dict[str, Detection]] = {}
     if not section.ood:
         return found
     weight_E = section.vote.weights(bag.val_nll_E)

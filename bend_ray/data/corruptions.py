@@ -46,6 +46,7 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
             f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
             f"{', '.join(IMAGES if is_image else TABLES)}, got {corruption}"
         )
+    chosen: list[Tensor] = []
     if parts.decoding is not None:
         white = parts.decoding.pixel_max
         work, strengths = IMAGES[corruption]
@@ -53,8 +54,6 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
             pixels = work(inputs.float() / white, strength, generator)
             found.append((pixels.clamp(0, 1) * white).round().to(torch.uint8))
         return Examples(torch.cat(found), labels.repeat(SEVERITIES))
-    index = torch.arange(len(test))
-    chosen = []
     for severity in range(1, SEVERITIES + 1):
         changed, index = TABLES[corruption](inputs.float(), severity / SEVERITIES, parts, generator)
         found.append(changed)
@@ -62,35 +61,14 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
     return Examples(torch.cat(found), labels[torch.cat(chosen)])
 
 
-def _gaussian(x_NCHW: Tensor, deviation: float, generator: Generator) -> Tensor:
-    return x_NCHW + deviation * torch.randn(x_NCHW.shape, generator=generator)
-
-
-def _shot(x_NCHW: Tensor, photons: float, generator: Generator) -> Tensor:
-    return torch.poisson(x_NCHW * photons, generator=generator) / photons
-
-
 def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     drawn = torch.rand(x_NCHW.shape, generator=generator)
     return torch.where(drawn < share, (drawn < share / 2).float(), x_NCHW)
 
 
-def _blur(x_NCHW: Tensor, deviation: float, generator: Generator) -> Tensor:
-    return _functional().gaussian_blur(x_NCHW, [5, 5], [deviation])
-
-
 def _motion(x_NCHW: Tensor, pixels: float, generator: Generator) -> Tensor:
     wide = torch.nn.functional.pad(x_NCHW, (int(pixels), 0, 0, 0), mode="replicate")
     return torch.nn.functional.avg_pool2d(wide, (1, int(pixels) + 1), stride=1)
-
-
-def _brighter(x_NCHW: Tensor, by: float, generator: Generator) -> Tensor:
-    # torchvision's multiplies, which leaves what is black.
-    return x_NCHW + by
-
-
-def _contrast(x_NCHW: Tensor, factor: float, generator: Generator) -> Tensor:
-    return _functional().adjust_contrast(x_NCHW, factor)
 
 
 def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
@@ -113,16 +91,13 @@ def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     functional, size = _functional(), list(x_NCHW.shape[-2:])
     few = functional.resize(x_NCHW, [max(1, round(share * each)) for each in size], antialias=True)
     nearest = functional.InterpolationMode.NEAREST
-    return functional.resize(few, size, interpolation=nearest)
-
-
-def _rotate(x_NCHW: Tensor, degrees: float, generator: Generator) -> Tensor:
-    return _moved(x_NCHW, [(degrees, 0.0, 0.0), (-degrees, 0.0, 0.0)])
+    blocks: Tensor = functional.resize(few, size, interpolation=nearest)
+    return blocks
 
 
 def _translate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     by = share * x_NCHW.shape[-1]
-    return _moved(x_NCHW, [(0.0, by, 0.0), (0.0, -by, 0.0), (0.0, 0.0, by), (0.0, 0.0, -by)])
+    return _moved(x_NCHW, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)])
 
 
 def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor:
@@ -147,7 +122,7 @@ def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     bend = ElasticTransform(alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        return torch.cat([bend(group) for group in x_NCHW.split(GROUP)])
+        return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
 
 
 def _functional() -> Any:
@@ -191,16 +166,29 @@ def _shifted(
 
 
 IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[float, ...]]] = {
-    "gaussian_noise": (_gaussian, (0.04, 0.06, 0.08, 0.09, 0.10)),
-    "shot_noise": (_shot, (500, 250, 100, 75, 50)),
+    "gaussian_noise": (
+        lambda x, by, g: x + by * torch.randn(x.shape, generator=g),
+        (0.04, 0.06, 0.08, 0.09, 0.10),
+    ),
+    "shot_noise": (
+        lambda x, by, g: torch.poisson(x * by, generator=g) / by,
+        (500, 250, 100, 75, 50),
+    ),
     "impulse_noise": (_impulse, (0.01, 0.02, 0.03, 0.05, 0.07)),
-    "gaussian_blur": (_blur, (0.4, 0.6, 0.7, 0.8, 1.0)),
+    "gaussian_blur": (
+        lambda x, by, g: _functional().gaussian_blur(x, [5, 5], [by]),
+        (0.4, 0.6, 0.7, 0.8, 1.0),
+    ),
     "motion_blur": (_motion, (1, 2, 3, 4, 5)),
-    "brightness": (_brighter, (0.05, 0.1, 0.15, 0.2, 0.3)),
-    "contrast": (_contrast, (0.75, 0.5, 0.4, 0.3, 0.15)),
+    # torchvision's multiplies, which leaves what is black.
+    "brightness": (lambda x, by, g: x + by, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (
+        lambda x, by, g: _functional().adjust_contrast(x, by),
+        (0.75, 0.5, 0.4, 0.3, 0.15),
+    ),
     "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
-    "rotate": (_rotate, (5, 10, 15, 20, 30)),
+    "rotate": (lambda x, by, g: _moved(x, [(by, 0, 0), (-by, 0, 0)]), (5, 10, 15, 20, 30)),
     "translate": (_translate, (0.05, 0.1, 0.15, 0.2, 0.25)),
     "elastic": (_elastic, (0.01, 0.02, 0.03, 0.04, 0.06)),
 }

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from bend_ray.data.corruptions import Corruption, corrupted
 from bend_ray.data.datasets import Dataset
-from bend_ray.data.examples import Examples, Parts, each
+from bend_ray.data.examples import Examples, Parts, each, first
 from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
@@ -111,11 +111,13 @@ class Others(_Named):
         theirs, ours = self.dataset.load(), parts.decoding
         if ours is None or theirs.decoding is None:
             raise DataError("evaluation.ood: expected data sets of images, as other inputs differ")
-        pixels, shape = theirs.test.take(slice(len(parts.test))), parts.input_shape
+        given, shape = first(theirs.test.take(slice(len(parts.test)))), parts.input_shape
+        assert isinstance(shape, tuple)
+        channels, *size = shape
         scale = ours.pixel_max / theirs.decoding.pixel_max
-        pixels = functional.resize(pixels.float() * scale, list(shape[1:]), antialias=True)
-        pixels = pixels.mean(dim=1, keepdim=True) if shape[0] == 1 else pixels
-        pixels = pixels.expand(-1, shape[0], -1, -1).round().clamp(0, ours.pixel_max)
+        pixels = functional.resize(given.float() * scale, size, antialias=True)
+        pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
+        pixels = pixels.expand(-1, channels, -1, -1).round().clamp(0, ours.pixel_max)
         return Examples(pixels.to(torch.uint8), theirs.test.labels_N[: len(pixels)])
 
 
