@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
     from bend_ray.data.examples import Parts
+    from bend_ray.data.streaming import Room
 
 R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
@@ -110,10 +111,12 @@ class LocalRuntime:
         return nullcontext()
 
 
-def load_reported(dataset: Dataset) -> Parts:
-    """Its training and validation part, decoded, and told about in one line."""
+def load_reported(dataset: Dataset, room: Room | None = None) -> Parts:
+    """Its training and validation part, told about in one line; see ``Dataset.load``."""
     with Stopwatch() as watch:
-        loaded = dataset.load()
+        loaded = dataset.load(room)
+        # Known once, not by every worker; of streamed images it takes reading a window of them.
+        _ = loaded.statistics
     logger.info(
         "%-12s %d training and %d validation images of %s, %d classes, read in %s",
         *("dataset", len(loaded.train), len(loaded.validation)),

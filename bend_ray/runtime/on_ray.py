@@ -17,11 +17,13 @@ import ray.data
 
 from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
+from bend_ray.data.streaming import RESIDENT_SHARE, Room
 from bend_ray.process import log
 from bend_ray.process.computing import lent
 from bend_ray.runtime import cluster
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
+from bend_ray.runtime.decoding import by_tasks
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import load_reported, train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
@@ -80,7 +82,8 @@ class RayRuntime:
         """The data set, read and decoded by this process, once; the latest is remembered."""
         if self._shared is None or self._shared[0] != dataset:
             self._held = []
-            self._shared = dataset, self.hold(load_reported(dataset))
+            room = Room(RESIDENT_SHARE * cluster.node_memory(self.own, self.nodes), by_tasks)
+            self._shared = dataset, self.hold(load_reported(dataset, room))
         return self._shared[1]
 
     def hold(self, value: Any) -> InStore:
