@@ -257,7 +257,7 @@ def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> in
     """
     if (asked := getattr(resources, "workers", None)) is not None:
         return min(int(asked), pieces)
-    if (resources.gpus or resources.labels) and not own and capacity.grows():
+    if (resources.num_gpus or resources.labels) and not own and capacity.grows():
         return min(pieces, MOST_ACTORS)
     there = nodes.room(resources)
     if own:  # It declares more CPUs than there are cores.
