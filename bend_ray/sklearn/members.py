@@ -97,8 +97,9 @@ class Workshop:
             if seconds is not None:
                 config = _affordable(config, classifiers, seconds)
             graph = graph_of(config, self.store)
+            equipped = runtime.preflight(config, graph.steps(self.last))
             for stage in graph.steps(self.last):
-                make_stage(stage, config, graph, runtime)
+                make_stage(stage, equipped, graph, runtime)
             population = read_population(graph[self.last])
             theta_KP = torch.from_numpy(population.theta_KP)
             outputs_KNO = classifiers.logits(
@@ -110,7 +111,7 @@ class Workshop:
     def _connected(self, config: PipelineConfig) -> Runtime:
         if self.address is None:
             return LocalRuntime()
-        return connect(self.address, config, graph_of(config, self.store).steps(self.last))
+        return connect(self.address, config)
 
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:

@@ -1,6 +1,6 @@
 """Images a second of a stream, against torch's DataLoader and WebDataset, on the same files.
 
-    uv run --group bench python tests/benchmarks/bench_stream.py --folder /tmp/jpegs [--images 60000]
+    uv run --group bench python tests/benchmarks/bench_stream.py --folder /tmp/jpegs
 
 makes JPEGs of 224 x 224 pixels where there are none, and the same files as tar shards. Each way
 shuffles, decodes with as many processes as there are cores, and gives batches of 64 as uint8 in
