@@ -161,7 +161,9 @@ class Regression(Spec):
     """Its standard deviation; found."""
 
     def fitted(self, labels_NT: Tensor) -> Self:
-        """The task of such targets."""
+        """The task of such targets, unless it has their units already."""
+        if self.mean:
+            return self
         std_T, mean_T = torch.std_mean(labels_NT.double(), dim=0, correction=0)
         # A target that never varies is its mean.
         std_T = torch.where(std_T > 1e-12 * mean_T.abs().clamp(min=1e-200), std_T, 1.0)

@@ -35,7 +35,7 @@ from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
-from bend_ray.tasks import Task
+from bend_ray.tasks import Classification, Regression, Task
 
 if TYPE_CHECKING:
     from bend_ray.data.arrays import Arrays
@@ -422,6 +422,8 @@ class Torchvision(ImageFiles):
 class ArrayParts(DrawnParts):
     """What all data sets of arrays have in common."""
 
+    task: Task | None = None
+    """What is learnt; null: classes, unless labels are fractions."""
     standardise: bool = True
     """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
     num_validation: PositiveInt | None = None
@@ -455,7 +457,7 @@ class ArrayFiles(ArrayParts, Located):
     def _read(self, files: Files) -> Arrays:
         from bend_ray.data.arrays import read_arrays
 
-        return read_arrays(files, self.labels, self.class_names)
+        return read_arrays(files, self.labels, self.class_names, self.task)
 
     def load(self, room: Room | None = None) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
@@ -547,7 +549,7 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     ``read`` has what gives each part that there is, the training part among them. DataError where
     there are too few examples, also of a class, or one class alone.
     """
-    from bend_ray.data.sources import check_counts, check_overlap
+    from bend_ray.data.sources import check_overlap
 
     read_test = read.get("test")
     whole, count = read["train"](), 0
@@ -556,24 +558,31 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
     train = whole.take(np.sort(rows) if given else rows)
     validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
-    parts = {"train": train, "validation": validation}
+    parts: dict[str, Arrays] = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
-    if (examples := len(train.labels_N)) < 2 * (classes := len(set(train.labels_N))):
+    examples, names = train.examples(), whole.class_names
+    task = spec.task or (Regression() if train.labels_N.ndim > 1 else Classification())
+    if isinstance(task, Classification):
+        _check_classes({part: its.labels_N for part, its in parts.items()}, names)
+    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
+    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
+    return Parts(
+        *(examples, validation.examples(), names, load_test),
+        standardise=spec.standardise,
+        task=task.fitted(examples.labels_N),
+    )
+
+
+def _check_classes(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
+    from bend_ray.data.sources import check_counts
+
+    if (examples := len(labels["train"])) < 2 * (classes := len(set(labels["train"]))):
         raise DataError(
             f"dataset: expected two training examples of a class on average, got {examples} of "
             f"{classes} classes; give more, or labels that are classes"
         )
-    check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
-    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
-    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
-    return Parts(
-        train.examples(),
-        validation.examples(),
-        whole.class_names,
-        load_test,
-        standardise=spec.standardise,
-    )
+    check_counts(labels, names)
 
 
 def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:

@@ -149,7 +149,9 @@ def _temperatures(
     chosen = orders[:_FITTED_ORDERS]
     bags = [_running(ballots_ENC, weight_E, order, sizes) for order in chosen]
     labels = fitted_on.labels_N.repeat(len(chosen))
-    return [fit_temperature(torch.cat(each), labels) for each in zip(*bags, strict=True)]
+    return [
+        fit_temperature(torch.cat(each), labels, len(chosen)) for each in zip(*bags, strict=True)
+    ]
 
 
 def _scored(
