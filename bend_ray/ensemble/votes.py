@@ -16,7 +16,7 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
