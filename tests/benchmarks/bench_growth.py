@@ -33,6 +33,7 @@ from bend_ray.comparison.choosing import Selection, StageCosts
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.ensemble.predictions import Predictions
