@@ -122,7 +122,7 @@ def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float
     generators = [torch.Generator().manual_seed(model) for model in range(models)]
     started = time.monotonic()
     stretch = Stretch(start=0.0, epochs=TIMED_STEPS / whole)
-    classifiers.fit(classifiers.stack, fresh_P.repeat(models, 1), stretch, generators)
+    next(classifiers.fitted(fresh_P.repeat(models, 1), None, stretch, generators))
     spent = time.monotonic() - started
     epochs = int((seconds - spent) * USED * TIMED_STEPS / (spent * whole))
     return with_knobs(config, {"seeds.recipe.epochs": max(1, min(recipe.epochs, epochs))})
