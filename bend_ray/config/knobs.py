@@ -33,7 +33,9 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    return tuple(_knobs_of(PipelineConfig, None, "", ""))
+    found = _knobs_of(PipelineConfig, None, "", "")
+    # Another data set has the knobs of the first.
+    return tuple(each for each in found if not each.path.startswith("evaluation.ood.dataset."))
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:

@@ -97,7 +97,7 @@ class Others(_Named):
 
     kind: Literal["dataset"] = "dataset"
     dataset: Dataset
-    """Which one."""
+    """Which one; its knobs are those of ``dataset``."""
 
     @property
     def name(self) -> str:
