@@ -157,7 +157,7 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
         inputs = await service.read(len(content), inputs_of_json, content, card)
     else:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
-    stop = Stop() if query.promises else query.or_else(service.settings.stop)
+    stop = Stop(everyone=True) if query.promises else query.or_else(service.settings.stop)
     question = Question(inputs, stop)
     answers = await service.ask(card, question)
     said = []
