@@ -20,7 +20,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -461,8 +460,6 @@ def main() -> None:
                 with pytest.MonkeyPatch.context() as patched:
                     for key, value in environment_of(server).items():
                         patched.setenv(key, value)
-                    # moto's memory is the process's, not the server's.
-                    urllib.request.urlopen(f"{server.url}/moto-api/reset", data=b"").close()
                     create_bucket()
                 site = Site(folder / name, server, expected)
                 try:
