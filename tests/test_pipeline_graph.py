@@ -63,4 +63,8 @@ def test_status_tells_what_is_running_from_what_was_left(tmp_path: Path) -> None
     assert running[1].detail.startswith("300 of 1000 steps, pid ")
     assert (left[1].state, left[1].detail) == ("partial", "300 of 1000 steps")
     assert (left[3].state, left[3].detail) == ("partial", "files kept: 1")
-    assert (left[5].stage, left[5].state, left[5].detail) == ("ordinary", "partial", "3 of 48 models")
+    assert (left[5].stage, left[5].state, left[5].detail) == (
+        "ordinary",
+        "partial",
+        "3 of 48 models",
+    )
