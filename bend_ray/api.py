@@ -179,7 +179,7 @@ def fit(
     test: Any = None,
     validation: Any = None,
     *,
-    epochs: int | None = None,
+    epochs: float | None = None,
     learning_rate: float | None = None,
     batch_size: int | None = None,
     members: int | None = None,
@@ -211,7 +211,7 @@ def fit(
     Raises:
         BendError: what the user can mend, in one line; what was finished is kept.
     """
-    architecture = _architecture(network)
+    architecture = architecture_of(network)
     if learning_rate is None and isinstance(architecture, Imported):
         learning_rate = GENTLE_RATE
     given = {
@@ -251,7 +251,8 @@ def _config(
     return with_knobs(config, settings) if settings else config
 
 
-def _architecture(network: Architecture | Callable[..., Any] | str | None) -> Architecture:
+def architecture_of(network: Architecture | Callable[..., Any] | str | None) -> Architecture:
+    """The spec of a network as ``fit`` takes it; ConfigError where it is made already."""
     if network is None:
         return Mlp()
     if isinstance(network, Spec):

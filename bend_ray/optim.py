@@ -27,11 +27,15 @@ class Steps:
 
     Args:
         parameters: that are moved.
+        decayed: 1 where weights decay and 0 where they do not, to be broadcast; None: all do.
         names: of the tensors that the update rule keeps beside each.
     """
 
-    def __init__(self, parameters: Iterable[torch.Tensor], *names: str) -> None:
+    def __init__(
+        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None, *names: str
+    ) -> None:
         self.parameters = list(parameters)
+        self.decayed = decayed
         self.kept = {name: [torch.zeros_like(p) for p in self.parameters] for name in names}
 
     def step(self, factor: float) -> None:
@@ -71,9 +75,11 @@ class AdamW(Spec):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
 
-    def build(self, parameters: Iterable[torch.Tensor]) -> Steps:
-        """The optimizer over ``parameters``."""
-        return _AdamWSteps(self, parameters)
+    def build(
+        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None = None
+    ) -> Steps:
+        """The optimizer over ``parameters``; ``decayed`` as of ``Steps``."""
+        return _AdamWSteps(self, parameters, decayed)
 
 
 class Sgd(Spec):
@@ -89,20 +95,30 @@ class Sgd(Spec):
     weight_decay: NonNegativeFloat = 5e-4
     """L2 penalty."""
 
-    def build(self, parameters: Iterable[torch.Tensor]) -> Steps:
-        """The optimizer over ``parameters``."""
-        return _SgdSteps(self, parameters)
+    def build(
+        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None = None
+    ) -> Steps:
+        """The optimizer over ``parameters``; ``decayed`` as of ``Steps``."""
+        return _SgdSteps(self, parameters, decayed)
 
 
 class _AdamWSteps(Steps):
-    def __init__(self, spec: AdamW, parameters: Iterable[torch.Tensor]) -> None:
-        super().__init__(parameters, "mean", "square")
+    def __init__(
+        self, spec: AdamW, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None
+    ) -> None:
+        super().__init__(parameters, decayed, "mean", "square")
         self.spec = spec
         self.kept["count"] = [torch.zeros((), device=p.device) for p in self.parameters]
 
     def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
         from torch.optim.adamw import adamw
 
+        weight_decay = self.spec.weight_decay
+        if self.decayed is not None:
+            left = 1.0 - factor * self.spec.learning_rate * weight_decay * self.decayed
+            weight_decay = 0.0
+            for parameter in self.parameters:
+                parameter.mul_(left)
         adamw(
             self.parameters,
             gradients,
@@ -116,26 +132,33 @@ class _AdamWSteps(Steps):
             beta1=self.spec.betas[0],
             beta2=self.spec.betas[1],
             lr=factor * self.spec.learning_rate,
-            weight_decay=self.spec.weight_decay,
+            weight_decay=weight_decay,
             eps=1e-8,
             maximize=False,
         )
 
 
 class _SgdSteps(Steps):
-    def __init__(self, spec: Sgd, parameters: Iterable[torch.Tensor]) -> None:
-        super().__init__(parameters, "momentum")
+    def __init__(
+        self, spec: Sgd, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None
+    ) -> None:
+        super().__init__(parameters, decayed, "momentum")
         self.spec = spec
 
     def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
         from torch.optim.sgd import sgd
 
+        weight_decay = self.spec.weight_decay
+        if self.decayed is not None:
+            pairs = zip(gradients, self.parameters, strict=True)
+            gradients = [g.add(p * self.decayed, alpha=weight_decay) for g, p in pairs]
+            weight_decay = 0.0
         sgd(
             self.parameters,
             gradients,
             list(self.kept["momentum"]),
             foreach=False,
-            weight_decay=self.spec.weight_decay,
+            weight_decay=weight_decay,
             momentum=self.spec.momentum,
             lr=factor * self.spec.learning_rate,
             dampening=0.0,
@@ -195,7 +218,7 @@ class Training(Spec):
     gradient_clip: PositiveFloat = 1.0
     """Largest norm of a step's gradient."""
     patience: PositiveInt | None = None
-    """Looks at held-out members' loss that may find no lower one before the training stops.
+    """Looks in a row at which held-out members' loss may rise before the training stops.
 
     What is kept is where it was lowest, the start included. Null trains to the end.
     """

@@ -60,7 +60,7 @@ class Population:
         step: (K,) int64, optimizer steps taken.
         seed: (K,) int64.
         held_out: (K,) bool, kept from the generator's training.
-        val_accuracy: (K,) float32 in [0, 1].
+        val_accuracy: (K,) float32: the task's score, accuracy in [0, 1], or R^2 of regression.
         val_nll: (K,) float32, nats.
         fit_seconds: (K,) float32, CPU seconds this model cost.
         origin: whether they were trained or drawn from a generator.
@@ -237,28 +237,44 @@ def theta_from_table(table: pa.Table) -> NDArray[np.float32]:
         return _view(table.column(names[0]).chunk(0))
     widths = [table.schema.field(name).type.byte_width // 4 for name in names]
     theta_KP = np.empty((table.num_rows, sum(widths)), dtype=np.float32)
-    copy_theta(table, _parts(widths), range(sum(widths)), theta_KP)
+    every = np.arange(table.num_rows)
+    copy_theta(table, _parts(widths), range(sum(widths)), theta_KP, every, every)
     return theta_KP
 
 
 def copy_theta(
-    table: pa.Table, parts: dict[str, range], wanted: range, out_KS: NDArray[np.float32]
+    table: pa.Table,
+    parts: dict[str, range],
+    wanted: range,
+    out_KS: NDArray[np.float32],
+    places: NDArray[np.intp],
+    rows: NDArray[np.intp],
 ) -> None:
-    """Copies the parameters ``wanted`` of every row into ``out_KS``.
+    """Copies the parameters ``wanted`` of some rows into places of ``out_KS``.
 
     Args:
-        table: K rows, with the columns of ``parts``.
+        table: with the columns of ``parts``.
         parts: theta column -> the parameters it holds, for every part that overlaps ``wanted``.
         wanted: S parameters.
         out_KS: (K, S), written in place.
+        places: rows of ``out_KS``.
+        rows: of the table, as many.
     """
     for name, part in parts.items():
         low, high = max(part.start, wanted.start), min(part.stop, wanted.stop)
-        row = 0
+        first = 0
         for chunk in table.column(name).chunks:
             view = _view(chunk)[:, low - part.start : high - part.start]
-            out_KS[row : row + len(chunk), low - wanted.start : high - wanted.start] = view
-            row += len(chunk)
+            own = (rows >= first) & (rows < first + len(chunk))
+            columns = slice(low - wanted.start, high - wanted.start)
+            out_KS[_run(places[own]), columns] = view[_run(rows[own] - first)]
+            first += len(chunk)
+
+
+def _run(index: NDArray[np.intp]) -> NDArray[np.intp] | slice:
+    """As a slice where it is a run, which is copied at once."""
+    is_run = len(index) and (np.diff(index) == 1).all()
+    return slice(index[0], index[-1] + 1) if is_run else index
 
 
 def _view(chunk: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:

@@ -138,9 +138,9 @@ def verify_table(artifact: Artifact, name: str) -> None:
         if _SHARD_NAME.fullmatch(name):
             file, _ = stack.enter_context(_open_shard(artifact, name))
         else:
-            file = stack.enter_context(_open_table(artifact, name))
+            file = stack.enter_context(open_table(artifact, name))
         for group in range(file.num_row_groups):
-            with _reading(artifact, name):
+            with reading(artifact, name):
                 patiently(artifact.filesystem, partial(file.read_row_group, group))
 
 
@@ -175,16 +175,18 @@ def read_table(artifact: Artifact, names: Collection[str]) -> pa.Table:
             with _open_listed(artifact, shard, table_format) as file:
                 # Row groups at once: each column of a file is one piece of memory then.
                 read = partial(file.read, use_threads=False)
-                with _reading(artifact, shard.name):
+                with reading(artifact, shard.name):
                     tables.append(patiently(artifact.filesystem, read))
     return pa.concat_tables(tables)
 
 
-def read_columns(artifact: Artifact, start: int, stop: int) -> NDArray[np.float32]:
-    """Parameters ``start`` to ``stop`` of all models, reading only the parts that overlap.
+def read_columns(
+    artifact: Artifact, start: int, stop: int, rows: NDArray[np.intp] | None = None
+) -> NDArray[np.float32]:
+    """Parameters ``start`` to ``stop`` of all models, or of some, reading little else.
 
     Returns:
-        theta_KS, models in the order of ``read_population``.
+        theta_KS, models in the order of ``read_population``, or that of ``rows``.
 
     Raises:
         ValueError: an empty range, or one beyond the parameters.
@@ -195,7 +197,7 @@ def read_columns(artifact: Artifact, start: int, stop: int) -> NDArray[np.float3
             f"expected a range within {table_format.num_parameters} parameters, "
             f"got {start} to {stop}"
         )
-    return _read(artifact, shards, table_format, [], range(start, stop))[1]
+    return _read(artifact, shards, table_format, [], range(start, stop), rows)[1]
 
 
 def _listed(artifact: Artifact) -> tuple[list[ManifestFile], TableFormat]:
@@ -211,23 +213,31 @@ def _read(
     table_format: TableFormat,
     names: list[str],
     wanted: range,
+    rows: NDArray[np.intp] | None = None,
 ) -> tuple[pa.Table, NDArray[np.float32]]:
-    """The columns ``names`` and, beside them, the parameters ``wanted`` as theta_KS."""
+    """The columns ``names`` of all and, beside them, the parameters ``wanted`` as theta_KS."""
     parts = table_format.parts(wanted)
     num_models = sum(shard.rows or 0 for shard in shards)
-    theta_KS = np.empty((num_models, len(wanted)), dtype=np.float32)
+    rows = np.arange(num_models) if rows is None else rows
+    theta_KS = np.empty((len(rows), len(wanted)), dtype=np.float32)
     tables = []
-    row = 0
+    stop = 0
     for shard in shards:
+        start, stop = stop, stop + (shard.rows or 0)
+        if not (names or ((rows >= start) & (rows < stop)).any()):
+            continue
         with _open_listed(artifact, shard, table_format) as file:
             for group in range(file.num_row_groups):
-                read = partial(file.read_row_group, group, columns=[*names, *parts])
-                with _reading(artifact, shard.name):
-                    table = patiently(artifact.filesystem, read)
-                copy_theta(table, parts, wanted, theta_KS[row : row + table.num_rows])
-                tables.append(table.select(names))
-                row += table.num_rows
-    return pa.concat_tables(tables), theta_KS
+                length = file.metadata.row_group(group).num_rows
+                own = np.flatnonzero((rows >= start) & (rows < start + length))
+                if len(own) or names:
+                    read = partial(file.read_row_group, group, columns=[*names, *parts])
+                    with reading(artifact, shard.name):
+                        table = patiently(artifact.filesystem, read)
+                    tables.append(table.select(names))
+                    copy_theta(table, parts, wanted, theta_KS, own, rows[own] - start)
+                start += length
+    return pa.concat_tables(tables) if tables else pa.table({}), theta_KS
 
 
 @contextmanager
@@ -260,11 +270,12 @@ def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
 
 
 @contextmanager
-def _open_table(artifact: Artifact, name: str) -> Iterator[pq.ParquetFile]:
+def open_table(artifact: Artifact, name: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of an artifact, read against the checksums of its pages."""
     # Columns asked for at once save a cloud's latency, and cost a copy where there is none.
     far = artifact.filesystem.type_name != "local"
     with ExitStack() as stack:
-        with _reading(artifact, name):
+        with reading(artifact, name):
             source = stack.enter_context(open_file(artifact.filesystem, artifact.child(name)))
             file = stack.enter_context(
                 pq.ParquetFile(source, pre_buffer=far, page_checksum_verification=True)
@@ -274,7 +285,7 @@ def _open_table(artifact: Artifact, name: str) -> Iterator[pq.ParquetFile]:
 
 @contextmanager
 def _open_shard(artifact: Artifact, name: str) -> Iterator[tuple[pq.ParquetFile, TableFormat]]:
-    with _open_table(artifact, name) as file:
+    with open_table(artifact, name) as file:
         schema = file.schema_arrow
         try:
             table_format = TableFormat.from_schema(schema)
@@ -291,7 +302,7 @@ def _place(artifact: Artifact, name: str) -> bytes:
 
 
 @contextmanager
-def _reading(artifact: Artifact, name: str) -> Iterator[None]:
+def reading(artifact: Artifact, name: str) -> Iterator[None]:
     """Tells a broken file (``CorruptArtifact``) from a store that fails (``StoreError``)."""
     try:
         yield

@@ -29,10 +29,10 @@ def verify(store: str) -> None:
     """
     from bend_ray.artifacts.store import Store
     from bend_ray.artifacts.upkeep import verify as verified
-    from bend_ray.config.graph import STAGES
+    from bend_ray.config.graph import STORED
 
     held, broken, count = Store(store), 0, 0
-    for (stage, fingerprint), wrong in verified(held, STAGES):
+    for (stage, fingerprint), wrong in verified(held, STORED):
         click.echo(f"{stage:<12} {fingerprint}  {'whole' if wrong is None else wrong}")
         broken += wrong is not None
         count += 1
@@ -72,10 +72,10 @@ def gc(store: str, keep: int | None, older_than: float, delete: bool) -> None:
     """
     from bend_ray.artifacts.store import Store
     from bend_ray.artifacts.upkeep import remove, unneeded
-    from bend_ray.config.graph import STAGES
+    from bend_ray.config.graph import STORED
 
     held = Store(store)
-    found = unneeded(held, STAGES, keep=keep, older_than=timedelta(hours=older_than))
+    found = unneeded(held, STORED, keep=keep, older_than=timedelta(hours=older_than))
     for each in found:
         click.echo(f"{masked(each.where.uri)}  {each.num_bytes / 2**20:.1f} MiB  {each.why}")
         if delete:

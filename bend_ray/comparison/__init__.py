@@ -1,5 +1,6 @@
 """Bags beside bags: what the evaluation says, computed in one process without Ray.
 
-``comparison`` scores a bag and its rivals on the test part, ``evidence`` is all that their report
-is drawn from, ``validation`` scores bags for a search, on validation images alone.
+``choosing`` makes the bag and its rivals, on validation examples alone, ``comparison`` scores them
+on the test part, ``evidence`` is all that their report is drawn from, ``validation`` scores bags
+for a search, on validation examples alone. All read what members say in blocks.
 """

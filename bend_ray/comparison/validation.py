@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bend_ray.config.schema import EvaluationSection, PipelineConfig
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
-from bend_ray.ensemble.metrics import member_nll
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import TrainingError
 from bend_ray.networks.calls import call
 from bend_ray.populations.networks import Classifiers
@@ -61,55 +61,50 @@ def validation_curve(
         )
     validation = classifiers.dataset.validation
     logits_ENC = classifiers.logits(theta_EP, validation, trunks_E.tolist())
-    accuracy, nll = cross_fitted_curve(
-        config.evaluation, logits_ENC, validation.labels_N, trunks_E, sizes
-    )
+    predictions = Predictions(logits_ENC, validation.labels_N)
+    accuracy, nll = cross_fitted_curve(config.evaluation, predictions, trunks_E, sizes)
     return BagCurve(list(sizes), accuracy, nll, _member_flops(classifiers))
 
 
 def cross_fitted_curve(
-    section: EvaluationSection,
-    logits_ENC: Tensor,
-    labels_N: Tensor,
-    trunks_E: Tensor,
-    sizes: Sequence[int],
+    section: EvaluationSection, predictions: Predictions, trunks_E: Tensor, sizes: Sequence[int]
 ) -> tuple[list[float], list[float]]:
     """Accuracy and NLL by size; what is fitted is so on the half that is not scored.
 
     An image's place says which half it belongs to. Sizes rise from 1 to E; the section's
     ``bagging.size`` is not looked at.
     """
+    logits_ENC, labels_N = predictions.logits_ENC, predictions.labels_N
     fold_N = torch.arange(len(labels_N)) % FOLDS
     accuracy, nll = np.zeros(len(sizes)), np.zeros(len(sizes))
     for fold in range(FOLDS):
-        scored, chosen_by = fold_N == fold, fold_N != fold
-        seen_ENC, seen_labels = logits_ENC[:, chosen_by], labels_N[chosen_by]
+        scored, seen = (
+            Predictions(logits_ENC[:, own], labels_N[own])
+            for own in (fold_N == fold, fold_N != fold)
+        )
         curve = prefix_curve(
-            logits_ENC[:, scored],
-            labels_N[scored],
-            member_nll(seen_ENC, seen_labels),
+            scored,
+            seen.scores()[1],
             section.vote,
             sizes,
-            _orders(section.bagging, seen_ENC, seen_labels, trunks_E),
-            (seen_ENC, seen_labels) if section.temperature_scaling else None,
+            _orders(section.bagging, seen, trunks_E),
+            seen if section.temperature_scaling else None,
         )
-        share = scored.double().mean().item()
+        share = len(scored.labels_N) / len(labels_N)
         accuracy += share * np.array(curve.accuracy.mean)
         nll += share * np.array(curve.nll.mean)
     return accuracy.tolist(), nll.tolist()
 
 
-def _orders(
-    bagging: Bagging, logits_ENC: Tensor, labels_N: Tensor, trunks_E: Tensor
-) -> list[list[int]]:
+def _orders(bagging: Bagging, seen: Predictions, trunks_E: Tensor) -> list[list[int]]:
     """Voting orders: of members that are chosen the one chosen, else several, trunks in turn."""
     whole = bagging.model_copy(update={"size": None})
     if not isinstance(bagging, All):
-        return [whole.choose(logits_ENC, labels_N, trunks_E)]
+        return [whole.choose(seen, trunks_E)]
     found = []
     for draw in range(ORDERS):
         dealt_E = torch.randperm(len(trunks_E), generator=generator_for(0, "orders", draw))
-        order = whole.choose(logits_ENC[dealt_E], labels_N, trunks_E[dealt_E])
+        order = whole.choose(seen, trunks_E[dealt_E])
         found.append(dealt_E[order].tolist())
     return found
 

@@ -7,8 +7,8 @@ status``, a second ``bend run``) needs neither Ray nor torch.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,8 +17,9 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.reading import validated
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
+from bend_ray.data.inputs import TEST, VALIDATION, Inputs
 from bend_ray.errors import StoreError
-from bend_ray.generation.rivals import DeepEnsemble
+from bend_ray.generation.rivals import DeepEnsemble, Drawing
 from bend_ray.imported import Imported
 from bend_ray.networks.protocols import Checkpoints, Independent
 from bend_ray.spec import Spec
@@ -29,12 +30,12 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 4,
-    "autoencoder": 1,
+    "seeds": 5,
+    "autoencoder": 2,
     "latents": 1,
-    "generator": 1,
-    "samples": 3,
-    "evaluation": 4,
+    "generator": 2,
+    "samples": 4,
+    "evaluation": 5,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
@@ -45,8 +46,51 @@ DATASETS = "datasets"
 ORDINARY = "ordinary"
 """The deep ensemble's population: made by the stage of seeds, before the evaluation."""
 
+ANSWERS = "answers"
+"""Folder of a store that holds what models say of inputs, for whoever compares them."""
+ANSWERS_VERSION = 1
+
+STORED = (ANSWERS, *STAGES)
+"""All folders of artifacts, the evaluations last."""
+
 EVIDENCE = "evidence.json"
 """The evaluation's file of all that its report is drawn from."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """Models, of a population or drawn by a rival, and what they are asked about.
+
+    Attributes:
+        config: of their networks and their data.
+        seeds: the trained population: whose bases they share, and from which a rival draws.
+        population: the models; of a rival those it draws from.
+        inputs: what they are asked about.
+        rival: who draws ``samples.count`` models at most, of which a smaller bag has the first.
+    """
+
+    config: PipelineConfig
+    seeds: Artifact
+    population: Artifact
+    inputs: Inputs = VALIDATION
+    rival: Drawing | None = None
+
+    @property
+    def answers(self) -> Artifact:
+        """The artifact of their answers, made or not; ``stages.answers`` makes it."""
+        decides: dict[str, Any] = {"inputs": identity(self.inputs)}
+        if self.inputs == TEST and isinstance(self.config.dataset, Located):
+            decides["content"] = self.config.dataset.content.test
+        if self.rival is not None:
+            samples = self.config.samples
+            decides["rival"] = identity(self.rival)
+            decides |= {n: getattr(samples, n) for n in ("count", "recalibration_images")}
+        store = self.population.store
+        return store.artifact(ANSWERS, ANSWERS_VERSION, decides, (self.population,))
+
+    def about(self, inputs: Inputs) -> Question:
+        """The same models, asked about others."""
+        return replace(self, inputs=inputs)
 
 
 @dataclass(frozen=True)
@@ -61,6 +105,8 @@ class Graph:
     evaluation: Artifact
     ordinary: Artifact | None
     """The deep ensemble's population; None where it is no rival."""
+    questions: Mapping[str, Question]
+    """Whom the evaluation asks, about validation: ``seeds``, ``samples``, ``ordinary``, rivals."""
 
     def __getitem__(self, stage: str) -> Artifact:
         artifact: Artifact = getattr(self, stage)
@@ -147,9 +193,19 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     ensemble = (
         None if others is None else population(identity(others) | {"dataset": whole["dataset"]})
     )
-    rivals = [] if ensemble is None else [ensemble]
-    evaluation = artifact("evaluation", scored, seeds, samples, *rivals)
-    return Graph(seeds, autoencoder, latents, generator, samples, evaluation, ensemble)
+    questions = {
+        name: Question(config, seeds, each)
+        for name, each in (("seeds", seeds), ("samples", samples))
+    }
+    if others is not None and ensemble is not None:
+        questions[ORDINARY] = Question(others, ensemble, ensemble)
+    for rival in config.evaluation.rivals:
+        if isinstance(rival, Drawing):
+            questions[rival.name] = Question(config, seeds, seeds, rival=rival)
+    asked = [q.about(part).answers for q in questions.values() for part in (VALIDATION, TEST)]
+    models = (seeds, samples) if ensemble is None else (seeds, samples, ensemble)
+    evaluation = artifact("evaluation", scored, *models, *asked)
+    return Graph(seeds, autoencoder, latents, generator, samples, evaluation, ensemble, questions)
 
 
 def newest_config(store: Store) -> PipelineConfig:

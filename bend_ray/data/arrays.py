@@ -22,6 +22,7 @@ from bend_ray.data.sources import by_name, classes_of, joint_classes, listed
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file, store_errors
 from bend_ray.storage.masking import cause, printable
+from bend_ray.tasks import Regression, Task
 
 ENDINGS = (".npz", ".safetensors")
 CLASS_NAMES = "class_names"
@@ -40,13 +41,13 @@ class Arrays:
 
     Attributes:
         inputs: by name, each ``(N, ...)`` of float32, uint8 or int64.
-        labels_N: indices into ``class_names``.
-        class_names: one a class.
+        labels_N: indices into ``class_names``; or float64 targets ``(N, T)``.
+        class_names: one a class; or a target.
         named: whether classes have names; else these are their numbers.
     """
 
     inputs: dict[str, NDArray[Any]]
-    labels_N: NDArray[np.int64]
+    labels_N: NDArray[Any]
     class_names: tuple[str, ...]
     named: bool
     where: ClassVar[Any] = "row {}".format
@@ -58,11 +59,13 @@ class Arrays:
         labels: Any,
         class_names: Sequence[str] | None = None,
         where: str = "data",
+        task: Task | None = None,
     ) -> Arrays:
         """Arrays of what a user has: inputs that numpy takes, by name; labels as numbers or texts.
 
-        ``class_names`` say what numbers 0, 1, ... mean; ``where`` is for messages. DataError where
-        lengths differ, values are missing or infinite, or nothing is there.
+        ``class_names`` say what numbers 0, 1, ... mean; ``where`` is for messages. Without a task,
+        fractions are targets. DataError where lengths differ, values are missing or infinite, or
+        nothing is there.
         """
         if not inputs:
             raise DataError(f"{where}: expected inputs beside labels, got none")
@@ -73,16 +76,22 @@ class Arrays:
             )
         # A safetensors file's come in any order.
         values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
-        whole = _whole(array_of(labels, f"{where}: labels"), where)
-        codes_N, names, named = classes_of(whole, class_names, where)
-        if unlike := [name for name, value in values.items() if len(value) != len(codes_N)]:
+        labels_N: NDArray[Any]
+        found = array_of(labels, f"{where}: labels")
+        known = found[np.isfinite(found)] if found.dtype.kind == "f" else np.zeros(0)
+        fractions = (known != np.rint(known)).any()
+        if isinstance(task, Regression) or (task is None and fractions):
+            labels_N, names, named = *_targets(found, where), True
+        else:
+            labels_N, names, named = classes_of(_whole(found, where), class_names, where)
+        if unlike := [name for name, value in values.items() if len(value) != len(labels_N)]:
             raise DataError(
-                f"{where}: expected as many labels as examples, got {len(codes_N)} labels and "
+                f"{where}: expected as many labels as examples, got {len(labels_N)} labels and "
                 f"{len(values[unlike[0]])} of {unlike[0]}"
             )
-        if not len(codes_N):
+        if not len(labels_N):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
-        return cls(values, codes_N, names, named)
+        return cls(values, labels_N, names, named)
 
     def take(self, index: NDArray[np.int64]) -> Arrays:
         """Some of the examples."""
@@ -103,6 +112,13 @@ class Arrays:
                 f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
                 f"{kinds[1]}; give all parts alike"
             )
+        if train.labels_N.shape[1:] != self.labels_N.shape[1:]:
+            raise DataError(
+                f"dataset.{part}: expected labels as in the training part, got classes in the one "
+                "and numbers in the other, or others; set dataset.task"
+            )
+        if train.labels_N.ndim > 1:
+            return self
         return by_name(self, f"the {part} part", train.class_names, train.named)
 
     def examples(self) -> Examples:
@@ -120,6 +136,8 @@ class Arrays:
     def to_bytes(self) -> bytes:
         """As a safetensors file, which ``read_arrays`` reads back."""
         arrays = {name: np.ascontiguousarray(value) for name, value in self.inputs.items()}
+        if self.labels_N.ndim > 1:
+            return safetensors.numpy.save(arrays | {WRITTEN: np.ascontiguousarray(self.labels_N)})
         names = {CLASS_NAMES: json.dumps(self.class_names)} if self.named else {}
         codes = range(len(self.class_names)) if self.named else map(int, self.class_names)
         arrays[WRITTEN] = np.array([*codes], dtype=np.int64)[self.labels_N]
@@ -138,15 +156,18 @@ def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS
     )
 
 
-def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | None) -> Arrays:
+def read_arrays(
+    files: Files, label: str | None, class_names: Sequence[str] | None, task: Task | None = None
+) -> Arrays:
     """All examples of a part, its files one after another.
 
     ``label`` names the array of labels, None for the one of ``LABELS``; ``class_names`` say what
     numbers mean in files that do not. DataError where a file is none, or does not fit the others.
     """
-    parts = [_read(files, file, label, class_names) for file in files]
+    parts = [_read(files, file, label, class_names, task) for file in files]
     first = parts[0]
-    whole = replace(first, class_names=joint_classes(parts))
+    is_numbers = first.labels_N.ndim > 1
+    whole = first if is_numbers else replace(first, class_names=joint_classes(parts))
     alike = [part.like(whole, file.name) for part, file in zip(parts, files, strict=True)]
     if len(alike) == 1:
         return alike[0]
@@ -155,7 +176,13 @@ def read_arrays(files: Files, label: str | None, class_names: Sequence[str] | No
     return replace(whole, inputs=inputs, labels_N=labels_N)
 
 
-def _read(files: Files, file: File, label: str | None, class_names: Sequence[str] | None) -> Arrays:
+def _read(
+    files: Files,
+    file: File,
+    label: str | None,
+    class_names: Sequence[str] | None,
+    task: Task | None,
+) -> Arrays:
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
@@ -164,7 +191,7 @@ def _read(files: Files, file: File, label: str | None, class_names: Sequence[str
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
     labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
-    return Arrays.of(arrays, labels, class_names or names, where)
+    return Arrays.of(arrays, labels, class_names or names, where, task)
 
 
 def _npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
@@ -240,6 +267,20 @@ def _plain(given: Any) -> NDArray[Any]:
     # Objects may be plain numbers and texts, or arrays of them.
     deeper = np.array(array.tolist())
     return deeper if deeper.shape == array.shape else _plain(deeper)
+
+
+def _targets(labels: NDArray[Any], where: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+    """Numbers to be told, ``(N, T)``, and what they are called."""
+    if labels.ndim not in (1, 2) or labels.dtype.kind not in "biuf" or 0 in labels.shape[1:]:
+        raise DataError(
+            f"{where}: expected a number or a row of numbers an example as targets, got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    targets_NT = labels.reshape(len(labels), -1).astype(np.float64)
+    if not np.isfinite(targets_NT).all():
+        raise DataError(f"{where}: expected finite targets, got nan or inf; drop those examples")
+    width = targets_NT.shape[1]
+    return targets_NT, ("target",) if width == 1 else tuple(f"target_{t}" for t in range(width))
 
 
 def _whole(labels: NDArray[Any], where: str) -> NDArray[Any]:

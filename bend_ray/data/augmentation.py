@@ -6,7 +6,7 @@ Shape letters: K models, B images a batch, M = K B, C channels, H rows, W column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -16,19 +16,23 @@ from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
 
 
-class FlipAndCrop(Spec):
+class RandomViews(Spec):
     """Random views of the training images; every model draws its own."""
 
-    kind: Literal["flip_and_crop"] = "flip_and_crop"
+    kind: Literal["random_views"] = "random_views"
     flip: bool = False
     """Mirror every other image, left to right, at random."""
     crop_padding: NonNegativeInt = 0
     """Black pixels put around an image, of which a window of the old size is cut at random."""
+    policy: Literal["rand_augment", "trivial_augment"] | None = None
+    """Then distort an image and its colours, by torchvision's RandAugment or TrivialAugmentWide."""
+    erasing: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    """Then black out a random rectangle, in this share of them, by torchvision's RandomErasing."""
 
     @property
     def shows_images_as_they_are(self) -> bool:
         """Whether there is one view of an image, itself."""
-        return not (self.flip or self.crop_padding)
+        return not (self.flip or self.crop_padding or self.policy or self.erasing)
 
     def apply(
         self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
@@ -37,8 +41,20 @@ class FlipAndCrop(Spec):
 
         Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
         """
-        if self.shows_images_as_they_are:
-            return pixels_KBCHW
+        views_KBCHW = pixels_KBCHW
+        if self.flip or self.crop_padding:
+            views_KBCHW = self._moved(pixels_KBCHW, generators)
+        if transforms := self._transforms():
+            parts = [
+                _transformed(transforms, views, generator)
+                for views, generator in zip(views_KBCHW, generators, strict=True)
+            ]
+            views_KBCHW = torch.stack(parts)
+        return views_KBCHW
+
+    def _moved(
+        self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
+    ) -> torch.Tensor:
         batch, (height, width) = pixels_KBCHW.shape[1], pixels_KBCHW.shape[-2:]
         padding, device = self.crop_padding, pixels_KBCHW.device
         # Of every model, from its own generator: mirrored or not, first row, first column.
@@ -63,6 +79,32 @@ class FlipAndCrop(Spec):
         ]
         return views_MCHW.view_as(pixels_KBCHW)
 
+    def _transforms(self) -> list[Any]:
+        """Of torchvision, for one image each."""
+        if not (self.policy or self.erasing):
+            return []
+        from torchvision.transforms import v2
+
+        policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
+        chosen = [policies[self.policy]()] if self.policy else []
+        return [*chosen, v2.RandomErasing(p=self.erasing)] if self.erasing else chosen
+
+
+def _transformed(
+    transforms: Sequence[Any], pixels_BCHW: torch.Tensor, generator: torch.Generator
+) -> torch.Tensor:
+    """Each image by itself: of a batch torchvision would distort all alike."""
+    views = []
+    # torchvision draws from torch's global generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.set_state(generator.get_state())
+        for view in pixels_BCHW:
+            for transform in transforms:
+                view = transform(view)
+            views.append(view)
+        generator.set_state(torch.default_generator.get_state())
+    return torch.stack(views)
+
 
 class ImportedAugmentation(Imported):
     """One's own: a function of a batch ``(B, ...)`` and a generator that gives views of it.
@@ -85,4 +127,4 @@ class ImportedAugmentation(Imported):
         return torch.stack(views)
 
 
-Augmentation = Annotated[FlipAndCrop | ImportedAugmentation, Field(discriminator="kind")]
+Augmentation = Annotated[RandomViews | ImportedAugmentation, Field(discriminator="kind")]

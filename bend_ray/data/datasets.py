@@ -9,6 +9,8 @@ the union below.
 from __future__ import annotations
 
 import importlib.util
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -17,22 +19,36 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
+from bend_ray.data.columns import Kind
 from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
+from bend_ray.data.splits import Random, Split
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
+from bend_ray.tasks import Classification, Regression, Task
 
 if TYPE_CHECKING:
     from bend_ray.data.arrays import Arrays
     from bend_ray.data.decoding import Look
     from bend_ray.data.files import Files, Part
     from bend_ray.data.sources import Source
+    from bend_ray.data.streaming import Room, Streamed, Windows
+
+logger = logging.getLogger(__name__)
 
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NUM_DIGITS = 1797
+GIGABYTE = 1e9
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
 
@@ -43,8 +59,11 @@ class LabelledExamples(Spec):
     split_seed: NonNegativeInt = 0
     """Seed of the shuffle that makes the parts; repeats count on from it."""
 
-    def load(self) -> Parts:
-        """Its parts; DataError where they cannot be had."""
+    def load(self, room: Room | None = None) -> Parts:
+        """Its parts; DataError where they cannot be had.
+
+        Image files that decoded take more than ``room`` are streamed; None: that of this machine.
+        """
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -84,7 +103,7 @@ class Digits(LabelledExamples):
             )
         return self
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """The parts of one seeded shuffle."""
         # The parts as published figures have them: the training images come first.
         order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
@@ -122,8 +141,20 @@ class ImageFiles(DrawnParts):
     """What to convert images to, grey or rgb; null where all are the one or the other."""
     background: Literal["white", "black"] = "white"
     """What transparent parts of images are laid on."""
+    window: PositiveInt | None = None
+    """Training images that are in memory together while models train; null for 256 MB of them.
 
-    def load(self) -> Parts:
+    Each pass goes through a larger part window by window, in a new order; models shuffle within
+    one. Means and deviations of channels are those of as many images.
+    """
+    memory: Annotated[PositiveFloat, Incidental()] | None = None
+    """Gigabytes that decoded images may take; null for a quarter of a node's memory.
+
+    A larger set is streamed: workers decode images as they are needed, two windows at a time, and
+    train the same models. It is not searched for duplicates.
+    """
+
+    def load(self, room: Room | None = None) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
 
         Of the test part labels, classes and headers are read at once, and no pixels: what is
@@ -133,6 +164,7 @@ class ImageFiles(DrawnParts):
         """
         from bend_ray.data.decoding import decode
         from bend_ray.data.sources import by_name, check_classes
+        from bend_ray.data.streaming import Room, Streamed, windows_of
 
         # So that the test part is later what it is now.
         known = self.identified()
@@ -143,18 +175,55 @@ class ImageFiles(DrawnParts):
         check_classes(sources)
         train, given = sources["train"], sources.get("validation")
         drawn = 0 if given else self.num_validation
-        rows, others = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
-        pixels, digests = decode(train, np.concatenate([rows, others]), self._look())
-        look, cut = self._look(pixels.shape[1:]), len(rows)
-        validation = Examples.of_arrays(pixels[cut:], train.labels_N[others])
+        rows, held_rows = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
+        held = (given, np.arange(len(given.labels_N))) if given else (train, held_rows)
+        look = self._look(decode(train, rows[:1], self._look())[0].shape[1:])
+        windows = windows_of(train, rows, look, self.window, self.split_seed)
+        room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
+        load_test = partial(_read_test, known, look, names, named, room)
+        if room is not None:
+            streamed = Streamed.of(train, rows, look, room, windows)
+            others = Streamed.of(*held, look, room)
+            return Parts(streamed, others, names, load_test, look.decoding)
+        pixels, digests = decode(train, np.concatenate([rows, held_rows]), self._look())
+        cut = len(rows)
         parts = {"train": digests[:cut], "validation": digests[cut:]}
+        validation = Examples.of_arrays(pixels[cut:], train.labels_N[held_rows])
         if given:
             validation, parts["validation"] = _decoded(given, look)
         if "test" in sources:
             _survey(sources["test"], look, parts, self.duplicates == "refuse")
-        examples = Examples.of_arrays(pixels[:cut], train.labels_N[rows])
-        load_test = partial(_read_test, known, look, names, named)
-        return Parts(examples, validation, names, load_test, look.decoding)
+        resident = Examples.of_arrays(pixels[:cut], train.labels_N[rows], windows)
+        return Parts(resident, validation, names, load_test, look.decoding)
+
+    def _room_of_streamed(
+        self, room: Room, look: Look, num_images: int, windows: Windows
+    ) -> Room | None:
+        """How images are streamed; None where decoded they fit.
+
+        DataError where not even two windows do.
+        """
+        most = room.num_bytes if self.memory is None else self.memory * GIGABYTE
+        assert look.shape is not None
+        image_bytes = math.prod(look.shape)
+        if num_images * image_bytes <= most:
+            return None
+        if 2 * windows.images * image_bytes > most:
+            raise DataError(
+                f"dataset.memory: expected {2 * windows.images * image_bytes / GIGABYTE:.2g} GB at "
+                f"least, for two windows of {windows.images} images, got {most / GIGABYTE:.2g}; "
+                "raise it, or lower dataset.window"
+            )
+        if self.duplicates == "refuse":
+            raise DataError(
+                "dataset.duplicates: expected tell where images are streamed, got refuse; search "
+                "the files for them yourself, or raise dataset.memory"
+            )
+        logger.info(
+            "%-12s %.3g GB decoded, more than %.3g: streamed, in windows of %d images",
+            *("dataset", num_images * image_bytes / GIGABYTE, most / GIGABYTE, windows.images),
+        )
+        return room
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         from bend_ray.data.decoding import Look
@@ -174,11 +243,20 @@ def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: b
     check_overlap(digests, refuse)
 
 
-def _read_test(spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool) -> Examples:
-    """The test part, as large and of the same mode and classes as the training part."""
-    from bend_ray.data.sources import by_name
+def _read_test(
+    spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool, room: Room | None
+) -> Examples | Streamed:
+    """The test part, as large and of the same mode and classes as the training part.
 
-    return _decoded(by_name(spec._open("test"), "the test part", class_names, named), look)[0]
+    Streamed where the others are, into ``room``; None: decoded.
+    """
+    from bend_ray.data.sources import by_name
+    from bend_ray.data.streaming import Streamed
+
+    test = by_name(spec._open("test"), "the test part", class_names, named)
+    if room is None:
+        return _decoded(test, look)[0]
+    return Streamed.of(test, np.arange(len(test.labels_N)), look, room)
 
 
 def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:
@@ -344,6 +422,8 @@ class Torchvision(ImageFiles):
 class ArrayParts(DrawnParts):
     """What all data sets of arrays have in common."""
 
+    task: Task | None = None
+    """What is learnt; null: classes, unless labels are fractions."""
     standardise: bool = True
     """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
     num_validation: PositiveInt | None = None
@@ -377,9 +457,9 @@ class ArrayFiles(ArrayParts, Located):
     def _read(self, files: Files) -> Arrays:
         from bend_ray.data.arrays import read_arrays
 
-        return read_arrays(files, self.labels, self.class_names)
+        return read_arrays(files, self.labels, self.class_names, self.task)
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
 
         DataError where files are missing or broken, or examples do not fit together.
@@ -394,13 +474,67 @@ class ImportedDataset(Imported, ArrayParts):
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
 
-    def load(self) -> Parts:
+    def load(self, room: Room | None = None) -> Parts:
         """What the function gives; DataError where these are no parts, or do not fit together."""
         from bend_ray.data.given import parts_of, together
 
         given = self.make()
         found = parts_of(together(given) or {"train": given}, f"{self.target}: ")
         return split_arrays({part: partial(itself, its) for part, its in found.items()}, self)
+
+
+class Table(DrawnParts, Located):
+    """Rows of numbers, truth values, dates and categories, some of them missing, and targets.
+
+    Files are Parquet, CSV or Arrow. Columns' types are inferred and shown, or given; what becomes
+    of them is fitted on the training part.
+    """
+
+    kind: Literal["table"] = "table"
+    train: Uris
+    """Training rows: files, a folder, a pattern or a list of these; paths, s3:// or gs://."""
+    test: Uris | None = None
+    """Test rows, likewise; null: see test_share and folds."""
+    validation: Uris | None = None
+    """Validation rows, likewise; null to draw them from the training part."""
+    target: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Column of the classes or numbers to tell, or several of numbers; null: labels, label, y or
+    target."""
+    task: Task | None = None
+    """What is learnt; null: classes where the target holds texts or few whole numbers."""
+    columns: Mapping[str, Kind | Literal["ignore"]] = {}
+    """What columns hold, of those that are not what they look like: number, boolean, date,
+    category, or ignore."""
+    num_validation: PositiveInt | None = None
+    """Validation rows, drawn from the training part; null: a fifth of it, at most 5,000."""
+    test_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Share of the rows drawn as the test part, where none is given; 0: figures are of the
+    validation part."""
+    folds: Annotated[int, Field(ge=2)] | None = None
+    """Draw one of so many test parts instead: split_seed counts through them, so that as many
+    repeats are a cross-validation."""
+    split: Split = Random()
+    """How parts are drawn."""
+
+    def _files(self, part: Part) -> Files:
+        from bend_ray.data.tables import ENDINGS
+
+        return _found(getattr(self, part), part, ENDINGS)
+
+    def _read(self, files: Files) -> Any:
+        from bend_ray.data.tables import read_table
+
+        return read_table(files)
+
+    def load(self, room: Room | None = None) -> Parts:
+        """All parts, looked through; the test part is read again when it is asked for.
+
+        DataError where files are missing or broken, or rows do not fit together.
+        """
+        from bend_ray.data.tables import load
+
+        known = self.identified()
+        return load(self, {part: partial(known._open, part) for part in self._known_parts()})
 
 
 def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
@@ -415,7 +549,7 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     ``read`` has what gives each part that there is, the training part among them. DataError where
     there are too few examples, also of a class, or one class alone.
     """
-    from bend_ray.data.sources import check_counts, check_overlap
+    from bend_ray.data.sources import check_overlap
 
     read_test = read.get("test")
     whole, count = read["train"](), 0
@@ -424,24 +558,31 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
     train = whole.take(np.sort(rows) if given else rows)
     validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
-    parts = {"train": train, "validation": validation}
+    parts: dict[str, Arrays] = {"train": train, "validation": validation}
     if read_test is not None:
         parts["test"] = read_test().like(whole, "test")
-    if (examples := len(train.labels_N)) < 2 * (classes := len(set(train.labels_N))):
+    examples, names = train.examples(), whole.class_names
+    task = spec.task or (Regression() if train.labels_N.ndim > 1 else Classification())
+    if isinstance(task, Classification):
+        _check_classes({part: its.labels_N for part, its in parts.items()}, names)
+    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
+    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
+    return Parts(
+        *(examples, validation.examples(), names, load_test),
+        standardise=spec.standardise,
+        task=task.fitted(examples.labels_N),
+    )
+
+
+def _check_classes(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
+    from bend_ray.data.sources import check_counts
+
+    if (examples := len(labels["train"])) < 2 * (classes := len(set(labels["train"]))):
         raise DataError(
             f"dataset: expected two training examples of a class on average, got {examples} of "
             f"{classes} classes; give more, or labels that are classes"
         )
-    check_counts({part: its.labels_N for part, its in parts.items()}, whole.class_names)
-    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
-    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
-    return Parts(
-        train.examples(),
-        validation.examples(),
-        whole.class_names,
-        load_test,
-        standardise=spec.standardise,
-    )
+    check_counts(labels, names)
 
 
 def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:
@@ -470,6 +611,6 @@ def _digits_at(rows: NDArray[np.int64]) -> Examples:
 
 
 Dataset = Annotated[
-    Digits | ImageParquet | ImageFolder | Torchvision | ArrayFiles | ImportedDataset,
+    Digits | ImageParquet | ImageFolder | Torchvision | ArrayFiles | Table | ImportedDataset,
     Field(discriminator="kind"),
 ]

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,12 +20,16 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from bend_ray.data.columns import Column
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
+from bend_ray.tasks import Classification, Task
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from bend_ray.data.streaming import Streamed, Windows
 
     Inputs = Tensor | dict[str, Tensor]
     Statistics = tuple[Tensor, Tensor] | None
@@ -37,6 +41,8 @@ Statistics: mean and standard deviation of the channels, to be broadcast; None o
 """
 
 MIN_STD = 1e-6
+PIECE_BYTES = 2**25
+"""Of a part in memory at a time, as it is kept; normalised pixels take four times as much."""
 
 Shape = tuple[int, ...] | dict[str, tuple[int, ...]]
 """Of one example's inputs."""
@@ -96,29 +102,58 @@ def batches(inputs: Inputs, size: int) -> list[Inputs]:
     return [rows(inputs, slice(i, i + size)) for i in range(0, count(inputs), size)]
 
 
+def pieces(examples: Examples | Streamed, most: int | None = None) -> Iterator[Inputs]:
+    """All inputs in their order, consecutive ones together, as many as are quickly normalised."""
+    first = examples.take(slice(1))
+    held = first.values() if isinstance(first, Mapping) else [first]
+    size = max(1, PIECE_BYTES // max(1, sum(values.nbytes for values in held)))
+    return examples.stream(torch.split(torch.arange(len(examples)), min(size, most or size)))
+
+
 @dataclass(frozen=True)
 class Examples:
-    """Inputs of N examples and their labels ``(N,)`` as int64."""
+    """Inputs of N examples, and their labels: int64 ``(N,)``, or targets, float64 ``(N, T)``.
+
+    ``windows`` say how a part is gone through that is larger than one; None of others.
+    """
 
     inputs: Inputs
     labels_N: Tensor
+    windows: Windows | None = None
 
     @classmethod
     def of_arrays(
-        cls, inputs: NDArray[Any] | Mapping[str, NDArray[Any]], labels_N: NDArray[np.int64]
+        cls,
+        inputs: NDArray[Any] | Mapping[str, NDArray[Any]],
+        labels_N: NDArray[Any],
+        windows: Windows | None = None,
     ) -> Examples:
         """Examples over the same memory, which may be read-only."""
         with warnings.catch_warnings():
             # Nobody writes into inputs, so arrays of an object store need not be copied.
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return cls(each(torch.from_numpy, inputs), torch.from_numpy(labels_N))
+            return cls(each(torch.from_numpy, inputs), torch.from_numpy(labels_N), windows)
 
     def __len__(self) -> int:
         return len(self.labels_N)
 
     def __reduce__(self) -> tuple[Any, ...]:
         arrays = each(lambda values: values.numpy(), self.inputs)
-        return Examples.of_arrays, (arrays, self.labels_N.numpy())
+        return Examples.of_arrays, (arrays, self.labels_N.numpy(), self.windows)
+
+    @property
+    def shape(self) -> Shape:
+        """Of one example, such as channels, height and width; by name where there are several."""
+        shape: Shape = each(lambda values: tuple(values.shape[1:]), self.inputs)
+        return shape
+
+    def take(self, index: Any) -> Inputs:
+        """Some examples' inputs."""
+        return rows(self.inputs, index)
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Inputs]:
+        """The inputs of pieces of the part, each given by its examples."""
+        return map(self.take, pieces)
 
 
 @dataclass(frozen=True)
@@ -128,21 +163,25 @@ class Parts:
     Attributes:
         train: what models are fitted on.
         validation: what models and members are chosen by.
-        class_names: one name a class; their number is the number of logits.
+        class_names: one name a class, or a target.
         load_test: reads the test part when ``test`` is first asked for; None where there is none.
         decoding: how files of such images are read; None where inputs are no images.
         standardise: whether inputs that are no tokens are brought to zero mean and unit variance.
+        task: what is learnt.
+        columns: of a table, what became of each, side by side in the one input.
     """
 
-    train: Examples
-    validation: Examples
+    train: Examples | Streamed
+    validation: Examples | Streamed
     class_names: tuple[str, ...]
-    load_test: Callable[[], Examples] | None
+    load_test: Callable[[], Examples | Streamed] | None
     decoding: Decoding | None = None
     standardise: bool = True
+    task: Task = field(default_factory=Classification)
+    columns: Mapping[str, Column] = field(default_factory=dict)
 
     @cached_property
-    def test(self) -> Examples:
+    def test(self) -> Examples | Streamed:
         """What the evaluation reports, and nothing else may look at; validation without one."""
         return self.validation if self.load_test is None else self.load_test()
 
@@ -151,21 +190,26 @@ class Parts:
         """Whether there is a test part."""
         return self.load_test is not None
 
-    def with_test(self, test: Examples) -> Parts:
+    def with_test(self, test: Examples | Streamed) -> Parts:
         """The same data set, given the test part that another process has read."""
         return replace(self, load_test=partial(itself, test)) if self.has_test else self
 
     @property
+    def num_outputs(self) -> int:
+        """Of a network for it."""
+        return self.task.num_outputs(self.class_names)
+
+    @property
     def input_shape(self) -> Shape:
         """Of one example, such as channels, height and width; by name where there are several."""
-        shape: Shape = each(lambda values: tuple(values.shape[1:]), self.train.inputs)
-        return shape
+        return self.train.shape
 
     @cached_property
     def statistics(self) -> Statistics | dict[str, Statistics]:
-        """Of each input's channels or features, over the training part."""
+        """Of each input's channels or features, over the training part, or its first window."""
         fit = _statistics if self.standardise else lambda values: None
-        found: Statistics | dict[str, Statistics] = each(fit, self.train.inputs)
+        first = self.train.take(slice(self.train.windows and self.train.windows.images))
+        found: Statistics | dict[str, Statistics] = each(fit, first)
         return found
 
     def normalise(self, inputs: Inputs) -> Inputs:
@@ -175,7 +219,7 @@ class Parts:
 
     def shown(self, num_examples: int) -> Inputs:
         """The first training examples, normalised: what a network is tried on."""
-        return self.normalise(rows(self.train.inputs, slice(num_examples)))
+        return self.normalise(self.train.take(slice(num_examples)))
 
     def __getstate__(self) -> dict[str, Any]:
         # Who is given a data set is not given its test part, whoever has looked at it before.

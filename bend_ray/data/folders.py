@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from functools import partial
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.fs
 from numpy.typing import NDArray
 
@@ -86,16 +88,21 @@ def open_folder(files: Files) -> Source:
     index = {name: label for label, name in enumerate(names)}
     labels_N = np.array([index[_class_of(file)] for file in files], dtype=np.int64)
 
-    def where(row: int) -> str:
-        return f"{printable(files.files[row].path)} (row {row})"
-
-    read = partial(_read_files, files)
+    # A million names as objects take half a gigabyte, which each process would have.
+    paths = pa.array([os.fsencode(file.path) for file in files], pa.large_binary())
+    where, read = partial(_where, paths), partial(_read_files, files.filesystem, paths)
     return Source(labels_N, tuple(names), True, read, where, files.num_bytes, files.notes)
 
 
-def _read_files(files: Files, rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+def _where(paths: pa.LargeBinaryArray, row: int) -> str:
+    return f"{printable(os.fsdecode(paths[row].as_py()))} (row {row})"
+
+
+def _read_files(
+    filesystem: pyarrow.fs.FileSystem, paths: pa.LargeBinaryArray, rows: NDArray[np.int64]
+) -> Iterator[tuple[str, Encoded]]:
     for row in rows.tolist():
-        path = files.files[row].path
-        with reading(printable(path)), files.filesystem.open_input_stream(path) as stream:
+        path = os.fsdecode(paths[row].as_py())
+        with reading(printable(path)), filesystem.open_input_stream(path) as stream:
             content = stream.read()
-        yield f"{printable(path)} (row {row})", content
+        yield _where(paths, row), content

@@ -60,7 +60,8 @@ def open_parquet(
         for part, start in zip(parts, starts, strict=False):
             yield from part.read(_between(rows, start, len(part.labels_N)))
 
-    return Source(labels_N, names, parts[0].named, read, where, files.num_bytes, files.notes)
+    notes, run = files.notes, parts[0].run
+    return Source(labels_N, names, parts[0].named, read, where, files.num_bytes, notes, run)
 
 
 @contextmanager
@@ -90,6 +91,7 @@ def _open(
                 f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
                 f"{file.metadata.num_rows:,}"
             )
+        run = -(-file.metadata.num_rows // max(1, file.num_row_groups))
         column = file.read([label]).column(label)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
@@ -106,7 +108,7 @@ def _open(
         with _file(filesystem, path) as file:
             yield from _read_images(file, where, image, rows)
 
-    return Source(*found, read, where)
+    return Source(*found, read, where, run=run)
 
 
 def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:

@@ -44,6 +44,7 @@ class Source:
         where: a row in words.
         num_bytes: of the files.
         notes: on how the files were chosen.
+        run: neighbours that are read together, as one costs as much as all of them.
     """
 
     labels_N: NDArray[np.int64]
@@ -53,6 +54,7 @@ class Source:
     where: Callable[[int], str]
     num_bytes: int = 0
     notes: tuple[str, ...] = ()
+    run: int = 1
 
 
 def classes_of(

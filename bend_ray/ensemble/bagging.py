@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import member_nll, true_log_probs
+from bend_ray.ensemble.metrics import true_log_probs
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import torch
@@ -22,6 +22,8 @@ from bend_ray.spec import Spec
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bend_ray.ensemble.predictions import Predictions
+
 
 class _Bag(Spec):
     """What every bag has: a size."""
@@ -29,20 +31,21 @@ class _Bag(Spec):
     size: int | None = Field(default=None, ge=1)
     """How many members vote, at most as many as there are; null for all of them."""
 
-    def choose(self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor) -> list[int]:
-        """Members, the first to vote first; ConfigError where the bag is larger than they are."""
-        num_members = len(val_logits_ENC)
+    def choose(self, predictions: Predictions, trunks_E: Tensor) -> list[int]:
+        """Members by what they say of validation examples, the first to vote first.
+
+        ConfigError where the bag is larger than they are.
+        """
+        num_members = len(predictions)
         size = num_members if self.size is None else self.size
         if size > num_members:
             raise ConfigError(
                 f"expected a bag of at most {num_members} members, as many as there are, got "
                 f"size {size}; lower the size, leave it out to use all, or make more members"
             )
-        return self._order(val_logits_ENC, val_labels_N, trunks_E, size)[:size]
+        return self._order(predictions, trunks_E, size)[:size]
 
-    def _order(
-        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
-    ) -> list[int]:
+    def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
         raise NotImplementedError
 
 
@@ -51,10 +54,8 @@ class All(_Bag):
 
     kind: Literal["all"] = "all"
 
-    def _order(
-        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
-    ) -> list[int]:
-        return _round_robin(range(len(val_logits_ENC)), trunks_E)
+    def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
+        return _round_robin(range(len(predictions)), trunks_E)
 
 
 class TopK(_Bag):
@@ -62,10 +63,8 @@ class TopK(_Bag):
 
     kind: Literal["top_k"] = "top_k"
 
-    def _order(
-        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
-    ) -> list[int]:
-        return _by_nll(val_logits_ENC, val_labels_N)
+    def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
+        return _by_nll(predictions)
 
 
 class Stratified(_Bag):
@@ -77,10 +76,8 @@ class Stratified(_Bag):
 
     kind: Literal["stratified"] = "stratified"
 
-    def _order(
-        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
-    ) -> list[int]:
-        return _round_robin(_by_nll(val_logits_ENC, val_labels_N), trunks_E)
+    def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
+        return _round_robin(_by_nll(predictions), trunks_E)
 
 
 class GreedyForward(_Bag):
@@ -93,11 +90,10 @@ class GreedyForward(_Bag):
     with_replacement: bool = False
     """Whether a member may be chosen again, which gives it more weight."""
 
-    def _order(
-        self, val_logits_ENC: Tensor, val_labels_N: Tensor, trunks_E: Tensor, size: int
-    ) -> list[int]:
+    def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
         """One member at a time, the lowest index among equals; O(size E N)."""
-        probs_EN = true_log_probs(val_logits_ENC, val_labels_N).exp()
+        found = [true_log_probs(*block) for block in predictions.blocks()]
+        probs_EN = torch.cat(found, dim=1).exp()
         # No probability for any label is the worst a member can do, so one that diverged is last.
         probs_EN[~probs_EN.isfinite().all(dim=1)] = 0.0
         total_N = torch.zeros_like(probs_EN[0])
@@ -112,9 +108,9 @@ class GreedyForward(_Bag):
         return chosen
 
 
-def _by_nll(val_logits_ENC: Tensor, val_labels_N: Tensor) -> list[int]:
+def _by_nll(predictions: Predictions) -> list[int]:
     """Member indices from the lowest validation NLL to the highest, nan last."""
-    order: list[int] = member_nll(val_logits_ENC, val_labels_N).argsort(stable=True).tolist()
+    order: list[int] = predictions.scores()[1].argsort(stable=True).tolist()
     return order
 
 

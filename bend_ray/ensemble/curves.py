@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.ensemble.votes import Vote, apply_temperature, fit_temperature
 from bend_ray.errors import TrainingError
@@ -25,8 +25,8 @@ _CHUNK_BYTES = 64 * 2**20
 _FITTED_ORDERS = 5
 """By whose bags a size's temperature is fitted."""
 
-Calibration = tuple[Tensor, Tensor]
-"""Logits of the members on other images, and the classes of those."""
+_FITTED_BYTES = 256 * 2**20
+"""Logits of the examples on which it is; of more, evenly spaced ones are taken."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,12 @@ def sizes_up_to(num_members: int) -> list[int]:
 
 
 def size_curve(
-    logits_ENC: Tensor,
-    labels_N: Tensor,
+    predictions: Predictions,
     val_nll_E: Tensor,
     vote: Vote,
     generator: torch.Generator,
     num_draws: int = 20,
-    calibrated_on: Calibration | None = None,
+    calibrated_on: Predictions | None = None,
 ) -> SizeCurve:
     """As ``prefix_curve``, of D random orders of the members that have a vote.
 
@@ -74,17 +73,16 @@ def size_curve(
     voters = vote.weights(val_nll_E).nonzero().flatten()
     orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
     sizes = sizes_up_to(len(voters))
-    return prefix_curve(logits_ENC, labels_N, val_nll_E, vote, sizes, orders, calibrated_on)
+    return prefix_curve(predictions, val_nll_E, vote, sizes, orders, calibrated_on)
 
 
 def prefix_curve(
-    logits_ENC: Tensor,
-    labels_N: Tensor,
+    predictions: Predictions,
     val_nll_E: Tensor,
     vote: Vote,
     sizes: Sequence[int],
     orders: Sequence[Tensor | list[int]],
-    calibrated_on: Calibration | None = None,
+    calibrated_on: Predictions | None = None,
 ) -> SizeCurve:
     """Score bags of the first members in the orders given.
 
@@ -92,29 +90,29 @@ def prefix_curve(
     running mean: O(D E N C) whatever the number of sizes.
 
     Args:
-        logits_ENC: of the members.
-        labels_N: true classes.
+        predictions: of the members.
         val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
         vote: how members' answers become one; TrainingError where its logits are not finite.
         sizes: S of them, rising, none above an order's length.
         orders: positions of members, in voting order; at least one order.
         calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
     """
-    check_examples(logits_ENC.shape[1:-1], labels_N)
     weight_E = vote.weights(val_nll_E)
     temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
+    num_members, num_examples, num_classes = predictions.shape
     hits_DS = torch.zeros(len(orders), len(sizes), dtype=torch.float64)
     nats_DS = torch.zeros_like(hits_DS)
-    width = max(1, _CHUNK_BYTES // (8 * logits_ENC[:, 0].numel()))
-    for start in range(0, len(labels_N), width):
-        part = slice(start, start + width)
-        ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
-        for draw, order in enumerate(orders):
-            bags = _running(ballots_ENC[order], weight_E[order], sizes)
-            hits_S, nats_S = _scored(bags, labels_N[part], temperature_S)
-            hits_DS[draw] += hits_S
-            nats_DS[draw] += nats_S
-    return SizeCurve(list(sizes), _band(hits_DS / len(labels_N)), _band(nats_DS / len(labels_N)))
+    width = max(1, _CHUNK_BYTES // (8 * num_members * num_classes))
+    for logits_ENC, labels_N in predictions.blocks():
+        for start in range(0, len(labels_N), width):
+            part = slice(start, start + width)
+            ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
+            for draw, order in enumerate(orders):
+                bags = _running(ballots_ENC, weight_E, order, sizes)
+                hits_S, nats_S = _scored(bags, labels_N[part], temperature_S)
+                hits_DS[draw] += hits_S
+                nats_DS[draw] += nats_S
+    return SizeCurve(list(sizes), _band(hits_DS / num_examples), _band(nats_DS / num_examples))
 
 
 def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
@@ -125,17 +123,19 @@ def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
     return ballots_ENC
 
 
-def _running(ballots_ENC: Tensor, weight_E: Tensor, sizes: Sequence[int]) -> Iterator[Tensor]:
-    """Probabilities (N, C) of the first members, by size."""
+def _running(
+    ballots_ENC: Tensor, weight_E: Tensor, order: Tensor | list[int], sizes: Sequence[int]
+) -> Iterator[Tensor]:
+    """Probabilities (N, C) of the first members in an order, by size."""
     total_NC, counted = torch.zeros_like(ballots_ENC[0]), 0
     for size in sizes:
-        total_NC += ballots_ENC[counted:size].sum(dim=0)
+        total_NC += ballots_ENC[order[counted:size]].sum(dim=0)
         counted = size
-        yield total_NC / weight_E[:size].sum()
+        yield total_NC / weight_E[order[:size]].sum()
 
 
 def _temperatures(
-    calibrated_on: Calibration | None,
+    calibrated_on: Predictions | None,
     weight_E: Tensor,
     vote: Vote,
     sizes: Sequence[int],
@@ -144,12 +144,14 @@ def _temperatures(
     """The temperature of each size; all 1 where none is fitted."""
     if calibrated_on is None:
         return [1.0] * len(sizes)
-    logits_ENC, labels_N = calibrated_on
-    ballots_ENC = _ballots(logits_ENC, weight_E, vote)
+    fitted_on = calibrated_on.thinned(_FITTED_BYTES)
+    ballots_ENC = _ballots(fitted_on.logits_ENC, weight_E, vote)
     chosen = orders[:_FITTED_ORDERS]
-    bags = (list(_running(ballots_ENC[order], weight_E[order], sizes)) for order in chosen)
-    labels = labels_N.repeat(len(chosen))
-    return [fit_temperature(torch.cat(each), labels) for each in zip(*bags, strict=True)]
+    bags = [_running(ballots_ENC, weight_E, order, sizes) for order in chosen]
+    labels = fitted_on.labels_N.repeat(len(chosen))
+    return [
+        fit_temperature(torch.cat(each), labels, len(chosen)) for each in zip(*bags, strict=True)
+    ]
 
 
 def _scored(

@@ -13,9 +13,14 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
+from bend_ray.process.matrix import scratch
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
+
+_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -61,10 +66,12 @@ def brier(probs_NC: Tensor, labels_N: Tensor) -> float:
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    error_NC = probs_NC.double() - torch.nn.functional.one_hot(
-        labels_N.long(), num_classes=probs_NC.shape[1]
-    )
-    return error_NC.square().sum(dim=1).mean().item()
+    return by_example(_squared_errors, probs_NC, labels_N).mean().item()
+
+
+def _squared_errors(probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+    truth_NC = torch.nn.functional.one_hot(labels_N.long(), num_classes=probs_NC.shape[1])
+    return (probs_NC.double() - truth_NC).square().sum(dim=1)
 
 
 def ece(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> float:
@@ -110,14 +117,19 @@ def true_log_probs(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
 
 def disagreement(predictions_EN: Tensor) -> float:
     """Share of examples on which two members differ, mean over pairs; nan for one alone; O(E N)."""
+    return disagreements(predictions_EN).mean().item()
+
+
+def disagreements(predictions_EN: Tensor) -> Tensor:
+    """Each member's mean disagreement with the others, (E,); nan for one alone."""
     num_members, num_examples = predictions_EN.shape
-    if num_members < 2:
-        return float("nan")
-    predictions_EN = predictions_EN.long()
-    votes_CN = predictions_EN.new_zeros(int(predictions_EN.max()) + 1, num_examples)
-    votes_CN.scatter_add_(0, predictions_EN, torch.ones_like(predictions_EN))
-    agreeing = (votes_CN * (votes_CN - 1)).sum().item()
-    return 1 - agreeing / (num_members * (num_members - 1) * num_examples)
+    agreeing_E = torch.zeros(num_members, dtype=torch.float64)
+    for part in torch.split(predictions_EN, _width(num_members), dim=1):
+        part_En = part.long()
+        votes_Cn = part_En.new_zeros(int(part_En.max()) + 1, part_En.shape[1])
+        votes_Cn.scatter_add_(0, part_En, torch.ones_like(part_En))
+        agreeing_E += (votes_Cn.gather(0, part_En) - 1).double().sum(dim=1)
+    return 1 - agreeing_E / ((num_members - 1) * num_examples)
 
 
 def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
@@ -128,8 +140,11 @@ def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
             f"{tuple(b_MN.shape)}"
         )
     # The "0-norm" counts unequal entries without an (E, M, N) array; float32 is exact to 2**24.
-    counts_EM = torch.cdist(a_EN.float(), b_MN.float(), p=0.0)
-    return counts_EM.double() / a_EN.shape[1]
+    counts_EM = torch.zeros(len(a_EN), len(b_MN), dtype=torch.float64)
+    width = _width(len(a_EN) + len(b_MN))
+    for a_En, b_Mn in zip(*(torch.split(each, width, dim=1) for each in (a_EN, b_MN)), strict=True):
+        counts_EM += torch.cdist(a_En.float(), b_Mn.float(), p=0.0)
+    return counts_EM / a_EN.shape[1]
 
 
 def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
@@ -139,9 +154,17 @@ def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
-    both, only_a, only_b, _ = _error_counts(predictions_EN, labels_N)
-    either = both + only_a + only_b
-    return (both / either)[either > 0].mean().item()
+    check_examples(predictions_EN.shape[1:], labels_N)
+    return overlap(predictions_EN != labels_N)
+
+
+def overlap(wrong_EN: Tensor) -> float:
+    """As ``error_iou``, of what each member gets wrong."""
+    return _mean_over_pairs(_iou, wrong_EN)
+
+
+def _iou(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
+    return both, both + only_a + only_b
 
 
 def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
@@ -151,24 +174,56 @@ def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
-    both, only_a, only_b, neither = _error_counts(predictions_EN, labels_N)
-    same, different = both * neither, only_a * only_b
-    total = same + different
-    return ((same - different) / total)[total > 0].mean().item()
-
-
-def _error_counts(
-    predictions_EN: Tensor, labels_N: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """By pair, how many examples both, only the first, only the second, or neither get wrong."""
     check_examples(predictions_EN.shape[1:], labels_N)
-    num_members, num_examples = predictions_EN.shape
-    wrong_EN = (predictions_EN != labels_N).double()
-    first, second = torch.triu_indices(num_members, num_members, 1, device=wrong_EN.device)
-    both = (wrong_EN @ wrong_EN.T)[first, second]
-    errors_E = wrong_EN.sum(dim=1)
-    only_first, only_second = errors_E[first] - both, errors_E[second] - both
-    return both, only_first, only_second, num_examples - both - only_first - only_second
+    return _mean_over_pairs(_q, predictions_EN != labels_N)
+
+
+def _q(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
+    same, different = both * neither, only_a * only_b
+    return same - different, same + different
+
+
+def _mean_over_pairs(ratio: Callable[..., tuple[Tensor, Tensor]], wrong_EN: Tensor) -> float:
+    """Mean of a ratio of how many examples both, only one, only the other, or neither get wrong.
+
+    Pairs of members without a denominator are left out; some hundred members at a time.
+    """
+    num_members, num_examples = wrong_EN.shape
+    total, pairs = torch.zeros((), dtype=torch.float64), 0
+    groups = torch.split(torch.arange(num_members), min(1024, _width(num_examples)))
+    for number, first in enumerate(groups):
+        one_EN = wrong_EN[first].double()
+        for second in groups[number:]:
+            other_EN = wrong_EN[second].double()
+            both = one_EN @ other_EN.T
+            only_a = one_EN.sum(dim=1)[:, None] - both
+            only_b = other_EN.sum(dim=1) - both
+            above, below = ratio(both, only_a, only_b, num_examples - both - only_a - only_b)
+            counted = (first[:, None] < second) & (below > 0)
+            total += (above / below)[counted].sum()
+            pairs += int(counted.sum())
+    return total.item() / pairs if pairs else float("nan")
+
+
+def by_example(work: Callable[..., Tensor], probs_NC: Tensor, *more: Tensor) -> Tensor:
+    """What ``work`` gives of each example, ``(N, ...)``; of some thousand at a time."""
+    tensors = (probs_NC, *more)
+    num_examples, size = len(probs_NC), _width(probs_NC.shape[1])
+    if num_examples <= size:
+        return work(*tensors)
+    found: Tensor | None = None
+    for start in range(0, num_examples, size):
+        own = slice(start, start + size)
+        part = work(*(each[own] for each in tensors))
+        found = scratch(num_examples, *part.shape[1:]) if found is None else found
+        found[own] = part
+    assert found is not None
+    return found
+
+
+def _width(num_members: int) -> int:
+    """How many float64 of each of so many are a chunk."""
+    return max(1, _CHUNK_BYTES // (8 * num_members))
 
 
 def check_examples(shape: torch.Size, labels_N: Tensor) -> None:

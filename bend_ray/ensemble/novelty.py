@@ -5,8 +5,8 @@ No one number tells: weight-space distance alone calls the mean of a trunk "nove
 the same distribution look like.
 
 Shape letters: M models, K training models, T trunks, P parameters, N examples. Distances are
-Euclidean between raw parameter vectors, computed in float64 over chunks of columns, so P may be
-large.
+Euclidean between raw parameter vectors, computed in float64 over chunks of columns and of models,
+which may be in a store, so P, M and K may be large.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from bend_ray.ensemble.metrics import disagreement, pairwise_disagreement
+from bend_ray.process.matrix import Matrix, column_slices, scratch
 
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
+MOST_IN_A_PLANE = 1024
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -45,116 +48,143 @@ class Novelty:
     """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
 
 
-def novelty(
-    theta_MP: Tensor,
-    trunks_M: Tensor,
-    predictions_MN: Tensor,
-    train_theta_KP: Tensor,
-    train_trunks_K: Tensor,
-    train_predictions_KN: Tensor,
-) -> Novelty:
-    """Compare a population of models with the training models; all tensors on one device.
+Distances = tuple[Tensor, Tensor]
+"""``nearest_distances`` of a population, and ``leave_one_out_distances``."""
 
-    Trunks are integers; a population without any has one value, such as -1. A measure without a
-    meaning is nan: nearest_ratio with one training model or where half of them have an exact twin
-    (then only exact copies count as copies), spread without a shared trunk or where each has one
-    training model, within_trunk_disagreement where no trunk has two models. ValueError where shapes
-    do not fit.
+
+@dataclass(frozen=True)
+class Models:
+    """A population; trunks are integers, where there is none one value, such as -1."""
+
+    theta_MP: Matrix
+    trunks_M: Tensor
+    predictions_MN: Tensor
+
+    def __post_init__(self) -> None:
+        if not len(self.theta_MP) == len(self.trunks_M) == len(self.predictions_MN) > 0:
+            raise ValueError(
+                "expected parameters, trunk and predictions of each of at least one model, got "
+                f"{len(self.theta_MP)}, {len(self.trunks_M)} and {len(self.predictions_MN)} rows"
+            )
+
+
+def novelty(models: Models, training: Models, distances: Distances | None = None) -> Novelty:
+    """Compare a population with the training models, whose ``distances`` may be known.
+
+    A measure without a meaning is nan: nearest_ratio with one training model or where half of them
+    have an exact twin (then only exact copies count as copies), spread without a shared trunk or
+    where each has one training model, within_trunk_disagreement where no trunk has two models.
     """
-    _check_population(theta_MP, trunks_M, predictions_MN)
-    _check_population(train_theta_KP, train_trunks_K, train_predictions_KN)
-    nearest_M = nearest_distances(theta_MP, train_theta_KP)
-    usual = leave_one_out_distances(train_theta_KP).quantile(0.5).item()
+    known = distances or (
+        nearest_distances(models.theta_MP, training.theta_MP),
+        leave_one_out_distances(training.theta_MP),
+    )
+    nearest_M, usual = known[0], known[1].quantile(0.5).item()
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    functional_M = pairwise_disagreement(predictions_MN, train_predictions_KN).amin(dim=1)
+    differing = partial(pairwise_disagreement, b_MN=training.predictions_MN)
+    tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
+    functional_M = torch.cat([differing(tile).amin(dim=1) for tile in tiles])
     return Novelty(
         nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
-        spread=_spread(theta_MP, trunks_M, train_theta_KP, train_trunks_K),
-        within_trunk_disagreement=_within_trunk_disagreement(predictions_MN, trunks_M),
+        spread=_spread(models, training),
+        within_trunk_disagreement=_within_trunk_disagreement(models),
         functional_distance=functional_M.mean().item(),
         copies=copied_M.double().mean().item(),
     )
 
 
-def nearest_distances(theta_MP: Tensor, train_theta_KP: Tensor) -> Tensor:
+def nearest_distances(theta_MP: Matrix, train_theta_KP: Matrix) -> Tensor:
     """Distance of each model to its nearest training model, (M,) float64, 0 for an exact copy."""
     if theta_MP.shape[1:] != train_theta_KP.shape[1:]:
         raise ValueError(
             f"expected vectors of as many parameters as the training models have, got shapes "
             f"{tuple(theta_MP.shape)} and {tuple(train_theta_KP.shape)}"
         )
-    nearest_M = _squared_distances(theta_MP, train_theta_KP).argmin(dim=1)
-    return _distances(theta_MP, train_theta_KP, nearest_M)
+    return _nearest(theta_MP, train_theta_KP, others=False)
 
 
-def leave_one_out_distances(train_theta_KP: Tensor) -> Tensor:
+def leave_one_out_distances(train_theta_KP: Matrix) -> Tensor:
     """Distance of each training model to the nearest other, (K,) float64, nan if there is none."""
     if len(train_theta_KP) < 2:
-        return train_theta_KP.new_full((len(train_theta_KP),), math.nan, dtype=torch.float64)
-    squared_KK = _squared_distances(train_theta_KP, train_theta_KP)
-    nearest_K = squared_KK.fill_diagonal_(math.inf).argmin(dim=1)
-    return _distances(train_theta_KP, train_theta_KP, nearest_K)
+        return torch.full((len(train_theta_KP),), math.nan, dtype=torch.float64)
+    return _nearest(train_theta_KP, train_theta_KP, others=True)
 
 
-def _squared_distances(theta_MP: Tensor, train_theta_KP: Tensor) -> Tensor:
-    """Squared distances through the Gram matrix, (M, K), off by 1e-15 of the squared norms.
+def _nearest(theta_MP: Matrix, train_theta_KP: Matrix, others: bool) -> Tensor:
+    """Distance of each model to the nearest training model, or to the nearest at another place."""
+    found, size = [torch.zeros(0, dtype=torch.float64)], _tile(train_theta_KP)
+    for start in range(0, len(theta_MP), size):
+        own = slice(start, min(start + size, len(theta_MP)))
+        squared_mK = _squared_distances(theta_MP, own, train_theta_KP)
+        if others:
+            squared_mK[:, start:].fill_diagonal_(math.inf)
+        found.append(_distances(theta_MP, own, train_theta_KP, squared_mK.argmin(dim=1)))
+    return torch.cat(found)
+
+
+def _tile(train_theta_KP: Matrix) -> int:
+    """Models whose distances to all training models are held at once."""
+    return max(1, _CHUNK_BYTES // (8 * len(train_theta_KP)))
+
+
+def _squared_distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix) -> Tensor:
+    """Squared distances of some models through the Gram matrix, off by 1e-15 of squared norms.
 
     Exact enough to say who is nearest (float32 parameters are coarser), not how near: a copy
     would come out at a distance of pure rounding. ``_distances`` measures that from differences.
     """
-    shape = (len(theta_MP), len(train_theta_KP))
-    squared_MK = torch.zeros(shape, dtype=torch.float64, device=theta_MP.device)
-    for columns in _columns(theta_MP, train_theta_KP):
+    num_models = own.stop - own.start
+    squared_mK = torch.zeros(num_models, len(train_theta_KP), dtype=torch.float64)
+    for columns in _columns(theta_MP, num_models + len(train_theta_KP)):
         train_KP = train_theta_KP[:, columns].double()
         mean_P = train_KP.mean(dim=0)
         # Around the mean the norms are smaller, and so is what cancels.
         train_KP = train_KP - mean_P
-        model_MP = theta_MP[:, columns].double() - mean_P
-        squared_MK.addmm_(model_MP, train_KP.T, alpha=-2)
-        squared_MK += model_MP.square().sum(dim=1)[:, None] + train_KP.square().sum(dim=1)
-    return squared_MK
+        model_mP = theta_MP[own, columns].double() - mean_P
+        squared_mK.addmm_(model_mP, train_KP.T, alpha=-2)
+        squared_mK += model_mP.square().sum(dim=1)[:, None] + train_KP.square().sum(dim=1)
+    return squared_mK
 
 
-def _distances(theta_MP: Tensor, train_theta_KP: Tensor, index_M: Tensor) -> Tensor:
-    """Distance of model m to training model index_M[m], (M,) float64."""
-    squared_M = torch.zeros(len(theta_MP), dtype=torch.float64, device=theta_MP.device)
-    for columns in _columns(theta_MP, theta_MP):
-        train_MP = train_theta_KP[:, columns][index_M]
-        squared_M += (theta_MP[:, columns].double() - train_MP).square().sum(dim=1)
-    return squared_M.sqrt()
+def _distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix, index_m: Tensor) -> Tensor:
+    """Distance of some models m to training models index_m[m], (m,) float64."""
+    squared_m = torch.zeros(len(index_m), dtype=torch.float64)
+    for columns in _columns(theta_MP, 2 * len(index_m)):
+        train_mP = train_theta_KP[index_m, columns]
+        squared_m += (theta_MP[own, columns].double() - train_mP).square().sum(dim=1)
+    return squared_m.sqrt()
 
 
-def _spread(
-    theta_MP: Tensor, trunks_M: Tensor, train_theta_KP: Tensor, train_trunks_K: Tensor
-) -> float:
+def _spread(models: Models, training: Models) -> float:
     """Mean distance to the trunk's training mean, models over training models."""
-    models_M = _trunk_distances(theta_MP, trunks_M, train_theta_KP, train_trunks_K)
-    training_K = _trunk_distances(train_theta_KP, train_trunks_K, train_theta_KP, train_trunks_K)
+    models_M, training_K = (_trunk_distances(each, training) for each in (models, training))
     return _ratio(
-        models_M[torch.isin(trunks_M, train_trunks_K)].mean().item(),
-        training_K[torch.isin(train_trunks_K, trunks_M)].mean().item(),
+        models_M[torch.isin(models.trunks_M, training.trunks_M)].mean().item(),
+        training_K[torch.isin(training.trunks_M, models.trunks_M)].mean().item(),
     )
 
 
-def _trunk_distances(
-    theta_MP: Tensor, trunks_M: Tensor, train_theta_KP: Tensor, train_trunks_K: Tensor
-) -> Tensor:
+def _trunk_distances(models: Models, training: Models) -> Tensor:
     """Distance of each model to its trunk's training mean, (M,) float64; else without meaning."""
-    trunks_T, counts_T = torch.unique(train_trunks_K, return_counts=True)
-    share_TK = (trunks_T[:, None] == train_trunks_K).double() / counts_T[:, None]
-    index_M = torch.searchsorted(trunks_T, trunks_M).clamp(max=len(trunks_T) - 1)
-    squared_M = torch.zeros(len(theta_MP), dtype=torch.float64, device=theta_MP.device)
-    for columns in _columns(theta_MP, train_theta_KP):
-        mean_TP = share_TK @ train_theta_KP[:, columns].double()
-        squared_M += (theta_MP[:, columns].double() - mean_TP[index_M]).square().sum(dim=1)
+    ids_T, trunk_K, counts_T = torch.unique(
+        training.trunks_M, return_inverse=True, return_counts=True
+    )
+    index_M = torch.searchsorted(ids_T, models.trunks_M).clamp(max=len(ids_T) - 1)
+    squared_M = torch.zeros(len(index_M), dtype=torch.float64)
+    for columns in _columns(models.theta_MP, len(index_M) + len(trunk_K)):
+        train_KP = training.theta_MP[:, columns].double()
+        mean_TP = train_KP.new_zeros(len(ids_T), train_KP.shape[1])
+        mean_TP = mean_TP.index_add_(0, trunk_K, train_KP) / counts_T[:, None]
+        own_MP = models.theta_MP[:, columns].double()
+        squared_M += (own_MP - mean_TP[index_M]).square().sum(dim=1)
     return squared_M.sqrt()
 
 
-def _within_trunk_disagreement(predictions_MN: Tensor, trunks_M: Tensor) -> float:
+def _within_trunk_disagreement(models: Models) -> float:
     """Mean over the pairs of models that share a trunk."""
     total, num_pairs = 0.0, 0
-    for trunk in torch.unique(trunks_M):
-        predictions_EN = predictions_MN[trunks_M == trunk]
+    for trunk in torch.unique(models.trunks_M):
+        predictions_EN = models.predictions_MN[models.trunks_M == trunk]
         if len(predictions_EN) > 1:
             pairs = math.comb(len(predictions_EN), 2)
             total += pairs * disagreement(predictions_EN)
@@ -172,14 +202,16 @@ class Plane:
     """Share of the training models' variance along each direction."""
 
 
-def principal_plane(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> Plane:
+def principal_plane(train_theta_KP: Matrix, populations: Sequence[Matrix]) -> Plane:
     """Project populations onto the first two principal directions of the training models.
 
     With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
     coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
-    which make the largest entry of each column of U positive.
+    which make the largest entry of each column of U positive. Of more than ``MOST_IN_A_PLANE``
+    training models, evenly spaced ones give the directions.
     """
-    grams = _grams(train_theta_KP, [train_theta_KP, *populations])
+    spaced = slice(None, None, -(-len(train_theta_KP) // MOST_IN_A_PLANE))
+    grams = _grams(train_theta_KP, spaced, populations)
     eigenvalues_K, vectors_KK = torch.linalg.eigh(grams[0])
     total = eigenvalues_K.clamp(min=0).sum()
     directions_K2 = torch.zeros(len(eigenvalues_K), 2, dtype=torch.float64)
@@ -194,33 +226,25 @@ def principal_plane(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> Pl
     return Plane([gram_MK @ directions_K2 for gram_MK in grams[1:]], (shares[0], shares[1]))
 
 
-def _grams(train_theta_KP: Tensor, populations: Sequence[Tensor]) -> list[Tensor]:
-    """Inner products (M, K) of each population with the training models, around their mean."""
-    shapes = [(len(each), len(train_theta_KP)) for each in populations]
-    grams = [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-    for columns in _columns(train_theta_KP, *populations):
-        train_KP = train_theta_KP[:, columns].double()
+def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[Tensor]:
+    """Inner products with spaced training models, around their mean: theirs, and (M, K) of each."""
+    num_spaced = len(range(len(train))[spaced])
+    shapes = [(num, num_spaced) for num in (num_spaced, *map(len, populations))]
+    grams = [scratch(*shape) for shape in shapes]
+    for columns in _columns(train, num_spaced + max(map(len, populations))):
+        train_KP = train[spaced, columns].double()
         mean_P = train_KP.mean(dim=0)
         train_KP = train_KP - mean_P
-        for gram_MK, theta_MP in zip(grams, populations, strict=True):
-            gram_MK += (theta_MP[:, columns].double() - mean_P) @ train_KP.T
+        grams[0].addmm_(train_KP, train_KP.T)
+        for gram_MK, theta_MP in zip(grams[1:], populations, strict=True):
+            gram_MK.addmm_(theta_MP[:, columns].double() - mean_P, train_KP.T)
     return grams
 
 
-def _columns(*matrices: Tensor) -> Iterator[slice]:
-    """Slices of columns whose float64 copies, of all matrices, fit a chunk."""
-    width = max(1, _CHUNK_BYTES // (8 * sum(map(len, matrices))))
-    for start in range(0, matrices[0].shape[1], width):
-        yield slice(start, start + width)
+def _columns(theta_MP: Matrix, num_rows: int) -> Iterator[slice]:
+    """Slices of columns, of which so many rows in float64 are a chunk."""
+    return column_slices(theta_MP.shape[1], num_rows, itemsize=8)
 
 
 def _ratio(numerator: float, denominator: float) -> float:
     return numerator / denominator if denominator > 0 else math.nan
-
-
-def _check_population(theta_MP: Tensor, trunks_M: Tensor, predictions_MN: Tensor) -> None:
-    if not len(theta_MP) == len(trunks_M) == len(predictions_MN) > 0:
-        raise ValueError(
-            f"expected parameters, trunk and predictions of each of at least one model, got "
-            f"{len(theta_MP)}, {len(trunks_M)} and {len(predictions_MN)} rows"
-        )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import check_examples
+from bend_ray.ensemble.metrics import by_example, check_examples
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 
@@ -66,7 +66,7 @@ def rejection(probs_NC: Tensor, labels_N: Tensor, points: int = 50) -> Rejection
     """
     check_examples(probs_NC.shape[:-1], labels_N)
     num = len(labels_N)
-    entropy_N = torch.special.entr(probs_NC.double()).sum(dim=1)
+    entropy_N = by_example(lambda p: torch.special.entr(p.double()).sum(dim=1), probs_NC)
     order_N = entropy_N.argsort(stable=True)
     right_N = (probs_NC.argmax(dim=1) == labels_N)[order_N].double().cumsum(dim=0)
     counts = sorted({max(1, round(num * (i + 1) / points)) for i in range(points)})

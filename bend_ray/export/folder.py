@@ -19,7 +19,7 @@ from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
-from bend_ray.data.examples import Parts, Statistics
+from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
@@ -170,7 +170,8 @@ def _bag(
 
 def _inputs(dataset: Parts) -> dict[str, Input]:
     """What the network is given, by name."""
-    given, statistics = dataset.train.inputs, dataset.statistics
+    train, statistics = dataset.train, dataset.statistics
+    given = train.inputs if isinstance(train, Examples) else train.take(slice(1))
     if isinstance(given, dict) and isinstance(statistics, dict):
         return {utf8(name): _input(values, statistics[name]) for name, values in given.items()}
     assert isinstance(given, Tensor)
@@ -216,9 +217,13 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
 
 def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Parts) -> float:
     """The temperature at which the bag's NLL on validation examples is least."""
-    inputs = dataset.validation.inputs
-    named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
-    logits_KNC = Members(card, state_K).logits({name: each.numpy() for name, each in named.items()})
+    members = Members(card, state_K)
+
+    def ask(inputs: Inputs) -> Tensor:
+        named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
+        return members.logits({name: each.numpy() for name, each in named.items()})
+
+    logits_KNC = torch.cat([*map(ask, pieces(dataset.validation))], dim=1)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
     probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
     return fit_temperature(probs_NC, dataset.validation.labels_N)

@@ -25,7 +25,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Inputs, Parts, moved, rows
+from bend_ray.data.examples import Inputs, Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
@@ -225,7 +225,7 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[st
     is_large = LEAST_STEPS * guess > MOST_SECONDS
     if is_large:
         images = min(batch, images, max(few, int(few * MOST_SECONDS / short)))
-    inputs = dataset.normalise(moved(rows(dataset.validation.inputs, slice(images)), device))
+    inputs = dataset.normalise(moved(dataset.validation.take(slice(images)), device))
     if is_large:
         # Of a large network few images, one model at a time: it is as long for each more.
         learn = partial(_learn, stack.eval(), one, inputs)

@@ -13,6 +13,7 @@ from bend_ray.config.graph import STAGES, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.forecast.calibration import Problem, Rates
 from bend_ray.process.log import duration
+from bend_ray.stages.answers import models_a_piece
 from bend_ray.stages.representations import GRAM_PARTS
 from bend_ray.stages.sample_drawer import drawn_together
 from bend_ray.stages.seeds import HELD
@@ -87,13 +88,12 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
     }
     runs = config.seeds.protocol.runs()
     cohort = min(len(runs), config.seeds.cohort_size) * len(runs[0])
-    compared = problem.members * problem.parameters + drawn + counts.num_ordinary * problem.whole
     held = {
         "seeds": HELD * cohort * problem.parameters,
-        "evaluation": FLOAT_BYTES * compared,
+        "evaluation": FLOAT_BYTES * models_a_piece(problem.whole) * problem.whole,
     }
     price = config.price_per_hour
-    prices = {s: price.gpu if getattr(config, s).resources.gpus else price.cpu for s in STAGES}
+    prices = {s: price.gpu if getattr(config, s).resources.num_gpus else price.cpu for s in STAGES}
     return [
         Work(stage, tuple(phases), FLOAT_BYTES * floats, held.get(stage, 0), prices[stage])
         for stage, (phases, floats) in phases_and_floats.items()
@@ -175,7 +175,8 @@ class _Counts:
         asked = problem.members + self.num_ordinary + config.samples.count + drawn
         images = problem.validation_images + problem.test_images
         seconds = self._bytes(asked) / self.rates.read_bytes + asked * images * self.rates.answer
-        yield Phase("answers of all models", 1, seconds)
+        pieces = -(-asked // models_a_piece(problem.parameters))
+        yield Phase("answers of all models", pieces, seconds / pieces, self.rates.piece)
 
     def _bytes(self, models: int) -> int:
         return models * self.problem.parameters * FLOAT_BYTES

@@ -1,14 +1,16 @@
 """Rivals: what else could be done with the same trained population, without a learnt generator.
 
 ``Choosing`` ones take models that were trained. ``Drawing`` ones make parameters ``(N, P)`` of the
-training members alone, and say of which trunk each is ``(N,)``, -1 where of no one trunk. To add a
-rival: one class of either kind, and its name in the union at the bottom.
+training members alone, which they read in blocks of columns, and say of which trunk each is
+``(N,)``, -1 where of no one trunk. A model depends on its place alone: whoever needs fewer has the
+first. To add a rival: one class of either kind, and its name in the union at the bottom.
 
-Shape letters: K training members, N drawn, P parameters, T trunks.
+Shape letters: K training members, N drawn, P parameters, T trunks, B columns of a block.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -16,10 +18,15 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 from bend_ray.errors import ConfigError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
+from bend_ray.process.matrix import column_slices
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Generator, Tensor
+
+    from bend_ray.process.matrix import Matrix
 
 
 def trunk_means(theta_KP: Tensor, trunks_K: Tensor) -> tuple[Tensor, ...]:
@@ -40,14 +47,31 @@ def round_robin(trunks_K: Tensor, count: int) -> Tensor:
     return order.repeat(-(-count // len(order)))[:count]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What a rival draws from.
+
+    Attributes:
+        members_KP: the training members, read a block at a time.
+        trunks_K: theirs.
+        count: models there are to be at most; a place is below it.
+        stream: the generator of the model at a place.
+    """
+
+    members_KP: Matrix
+    trunks_K: Tensor
+    count: int
+    stream: Callable[[int], Generator]
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        size: int = self.members_KP.shape[1]
+        return size
+
+
 Drawn: TypeAlias = "tuple[Tensor, Tensor]"
 """Parameters ``(N, P)`` and trunks ``(N,)``."""
-
-
-def _in_turn(trunks_K: Tensor, count: int) -> Tensor:
-    """``count`` trunks, one after another."""
-    ids_T: Tensor = torch.unique(trunks_K)
-    return ids_T[torch.arange(count) % len(ids_T)]
 
 
 class _Rival(Spec):
@@ -137,8 +161,8 @@ class Drawing(_Rival):
         """Models that are made for the comparison and asked."""
         return count
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
-        """Draw about ``count`` models from the training members and their trunks."""
+    def draw(self, trained: Trained, models: range) -> Drawn:
+        """Draw the models at some places."""
         raise NotImplementedError
 
 
@@ -147,11 +171,12 @@ class WeightAverage(Drawing):
 
     kind: Literal["weight_average"] = "weight_average"
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """One row, whatever ``count``."""
-        ids_T = torch.unique(trunks_K)
+        ids_T = torch.unique(trained.trunks_K)
         trunk = ids_T if len(ids_T) == 1 else torch.tensor([-1])
-        return theta_KP.mean(dim=0, keepdim=True), trunk
+        blocks = column_slices(trained.num_parameters, len(trained.members_KP))
+        return torch.cat([trained.members_KP[:, own].mean(dim=0) for own in blocks])[None], trunk
 
     def num_drawn(self, count: int, num_trunks: int) -> int:
         """One."""
@@ -163,10 +188,16 @@ class TrunkAverages(Drawing):
 
     kind: Literal["trunk_averages"] = "trunk_averages"
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """One row a trunk, at most ``count``."""
-        means_TP, _ = trunk_means(theta_KP, trunks_K)
-        return means_TP[:count], torch.unique(trunks_K)[:count]
+        wanted = torch.unique(trained.trunks_K)[: trained.count][models.start : models.stop]
+        own_R = torch.isin(trained.trunks_K, wanted).nonzero().flatten()
+        drawn_NP = torch.empty(len(wanted), trained.num_parameters)
+        for block in column_slices(trained.num_parameters, len(own_R)):
+            drawn_NP[:, block], _ = trunk_means(
+                trained.members_KP[own_R, block], trained.trunks_K[own_R]
+            )
+        return drawn_NP, wanted
 
     def num_drawn(self, count: int, num_trunks: int) -> int:
         """One a trunk."""
@@ -180,13 +211,14 @@ class Noise(Drawing):
     scale: NonNegativeFloat = 0.1
     """Standard deviation of the noise, in that of the member's own parameters."""
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """Members of every trunk in turn, disturbed."""
-        chosen_N = round_robin(trunks_K, count)
-        members_NP = theta_KP[chosen_N]
-        noise_NP = torch.randn(members_NP.shape, generator=generator)
-        std_N1 = members_NP.std(dim=1, keepdim=True)
-        return members_NP + self.scale * std_N1 * noise_NP, trunks_K[chosen_N]
+        chosen_N = round_robin(trained.trunks_K, trained.count)[models.start : models.stop]
+        drawn_NP = trained.members_KP[chosen_N, :].clone()
+        for index, drawn_P in zip(models, drawn_NP, strict=True):
+            noise_P = torch.randn(len(drawn_P), generator=trained.stream(index))
+            drawn_P += noise_P.mul_(self.scale * drawn_P.std())
+        return drawn_NP, trained.trunks_K[chosen_N]
 
 
 class Gaussian(Drawing):
@@ -200,14 +232,21 @@ class Gaussian(Drawing):
     scale: PositiveFloat = 1.0
     """Multiplier of the standard deviation."""
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """Trunks in turn."""
-        means_TP, row_K = trunk_means(theta_KP, trunks_K)
-        degrees = max(1, len(theta_KP) - len(means_TP))
-        mix_NK = torch.randn(count, len(theta_KP), generator=generator) / degrees**0.5
-        residuals_NP: Tensor = mix_NK @ (theta_KP - means_TP[row_K])
-        drawn_NP = means_TP[torch.arange(count) % len(means_TP)]
-        return drawn_NP + self.scale * residuals_NP, _in_turn(trunks_K, count)
+        ids_T, num_members = torch.unique(trained.trunks_K), len(trained.members_KP)
+        turn_N = torch.tensor(models) % len(ids_T)
+        degrees = max(1, num_members - len(ids_T))
+        mix_NK = torch.stack(
+            [torch.randn(num_members, generator=trained.stream(n)) for n in models]
+        )
+        mix_NK *= self.scale / degrees**0.5
+        drawn_NP = torch.empty(len(models), trained.num_parameters)
+        for block in column_slices(trained.num_parameters, num_members):
+            members_KB = trained.members_KP[:, block]
+            means_TB, row_K = trunk_means(members_KB, trained.trunks_K)
+            drawn_NP[:, block] = means_TB[turn_N] + mix_NK @ (members_KB - means_TB[row_K])
+        return drawn_NP, ids_T[turn_N]
 
 
 class MultiSwag(Drawing):
@@ -221,26 +260,34 @@ class MultiSwag(Drawing):
     scale: PositiveFloat = 0.5
     """Multiplier of the standard deviation."""
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """Trunks in turn."""
-        means_TP, row_K = trunk_means(theta_KP, trunks_K)
-        draws = []
-        for n in range(count):
-            trunk = n % len(means_TP)
-            residuals_RP = theta_KP[row_K == trunk] - means_TP[trunk]
-            degrees = max(1, len(residuals_RP) - 1)
-            std_P = (residuals_RP.square().sum(dim=0) / degrees).sqrt()
-            diagonal_P = std_P * torch.randn(len(std_P), generator=generator)
-            mix_R = torch.randn(len(residuals_RP), generator=generator) / degrees**0.5
-            spread_P = (diagonal_P + mix_R @ residuals_RP) / 2**0.5
-            draws.append(means_TP[trunk] + self.scale * spread_P)
-        return torch.stack(draws), _in_turn(trunks_K, count)
+        ids_T = torch.unique(trained.trunks_K)
+        turn_N = torch.tensor(models) % len(ids_T)
+        generators = [trained.stream(index) for index in models]
+        num_parameters = trained.num_parameters
+        drawn_NP = torch.stack([torch.randn(num_parameters, generator=g) for g in generators])
+        for trunk in torch.unique(turn_N):
+            own_R = (trained.trunks_K == ids_T[trunk]).nonzero().flatten()
+            rows_N = (turn_N == trunk).nonzero().flatten()
+            degrees = max(1, len(own_R) - 1)
+            mix_NR = torch.stack([torch.randn(len(own_R), generator=generators[n]) for n in rows_N])
+            for block in column_slices(num_parameters, len(own_R) + len(rows_N)):
+                members_RB = trained.members_KP[own_R, block]
+                mean_B = members_RB.mean(dim=0)
+                residuals_RB = members_RB - mean_B
+                std_B = (residuals_RB.square().sum(dim=0) / degrees).sqrt()
+                spread_NB = std_B * drawn_NP[rows_N, block]
+                spread_NB += mix_NR @ residuals_RB / degrees**0.5
+                drawn_NP[rows_N, block] = mean_B + self.scale / 2**0.5 * spread_NB
+        return drawn_NP, ids_T[turn_N]
 
 
 class ImportedRival(Imported, Drawing):
     """One's own: a function of members ``(K, P)``, their trunks ``(K,)``, a number and a generator.
 
-    It gives models ``(N, P)`` and the trunk of each ``(N,)``, -1 for none.
+    It gives models ``(N, P)`` and the trunk of each ``(N,)``, -1 for none. All members are in
+    memory, and it is called for every 256 MiB of the models it gives.
     """
 
     kind: Literal["imported"] = "imported"
@@ -250,16 +297,18 @@ class ImportedRival(Imported, Drawing):
         """The function's."""
         return self.target.rpartition(":")[2]
 
-    def draw(self, theta_KP: Tensor, trunks_K: Tensor, count: int, generator: Generator) -> Drawn:
+    def draw(self, trained: Trained, models: range) -> Drawn:
         """What the function gives; ConfigError where models or trunks have other shapes."""
-        drawn_NP, trunks_N = self.call(theta_KP, trunks_K, count, generator, **self.arguments)
-        expected = (len(trunks_N), theta_KP.shape[1])
+        given = (trained.members_KP[:, :], trained.trunks_K, trained.count, trained.stream(0))
+        drawn_NP, trunks_N = self.call(*given, **self.arguments)
+        expected = (len(trunks_N), trained.num_parameters)
         if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:
             raise ConfigError(
-                f"{self.target}: expected models (N, {theta_KP.shape[1]}) and trunks (N,), got "
+                f"{self.target}: expected models (N, {expected[1]}) and trunks (N,), got "
                 f"{tuple(drawn_NP.shape)} and {tuple(trunks_N.shape)}"
             )
-        return drawn_NP, trunks_N
+        own = slice(models.start, models.stop)
+        return drawn_NP[own], trunks_N[own]
 
 
 Rival = Annotated[

@@ -12,19 +12,27 @@ Shape letters: K models, P parameters, Q buffers, N images, B images a batch, T 
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from bend_ray.data.augmentation import Augmentation
-from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
+from bend_ray.data.augmentation import Augmentation, RandomViews
+from bend_ray.data.examples import Examples, Inputs, count, each, numbers
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
+from bend_ray.networks.batches import Feed, Window
+from bend_ray.networks.mixing import mixed
+from bend_ray.networks.precision import check_precision, float32_products
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
+from bend_ray.tasks import Classification, Task
+
+CLASSIFICATION = Classification()
 
 NORMALISED_BYTES = 64 * 2**20
 """Examples that are kept as floats while models train on them; larger sets stay as they are."""
@@ -43,105 +51,246 @@ def initial_parameters(
         return flatten(dict(build().state_dict()))
 
 
-def batch_order(
-    batch_sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
-) -> list[Tensor]:
-    """Image indices of each of T steps: a fresh permutation of the (re)sample every epoch.
-
-    ``batch_sizes`` are those of an epoch and sum to N; ``bootstrap`` permutes N images drawn with
-    replacement, once, instead of all N.
-    """
-    num_images = sum(batch_sizes)
-    sample = (
-        torch.randint(num_images, (num_images,), generator=generator)
-        if bootstrap
-        else torch.arange(num_images)
-    )
-    steps: list[Tensor] = []
-    while len(steps) < num_steps:
-        epoch = sample[torch.randperm(num_images, generator=generator)]
-        steps.extend(torch.split(epoch, list(batch_sizes)))
-    return steps[:num_steps]
-
-
 def fit(
     stack: Stack,
     theta_KP: Tensor,
-    train: Examples,
+    train: Examples | Streamed,
     normalise: Callable[[Inputs], Inputs],
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
+    task: Task = CLASSIFICATION,
 ) -> Tensor:
     """Train K models through one stretch of the recipe.
 
     Each starts at its row of ``theta_KP``, on whose device the training runs, and draws from its
     own generator; ``normalise`` makes of inputs as they are kept what a network is given. Gives
-    parameters ``(S, K, P)`` at the stretch's snapshots.
+    parameters ``(S, K, P)`` at the stretch's snapshots, on the CPU.
     """
-    # Models that run one after another are trained one after another too: to the same end, with
-    # one model's activations and moments in memory, and in the caches, instead of K.
-    models = 1 if stack.form == "loop" else len(theta_KP)
-    device = theta_KP.device
-    labels_N = train.labels_N.to(device)
-    views = _views(moved(train.inputs, device), normalise, recipe.augmentation)
-    theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
-    for first in range(0, len(theta_KP), models):
-        rows = slice(first, first + models)
-        theta_SKP[:, rows] = _fit_together(
-            stack, theta_KP[rows], views, labels_N, recipe, stretch, generators[rows]
-        )
+    feed = feed_of(train, normalise, recipe, theta_KP.device, task)
+    groups = [(stack, range(len(theta_KP)))]
+    ((_, theta_SKP),) = fitted(
+        groups, theta_KP, feed, len(train), recipe, stretch, generators, task
+    )
     return theta_SKP
 
 
-def _fit_together(
-    stack: Stack,
+class Keeper(Protocol):
+    """Where a training that takes long leaves its state."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to."""
+
+    def load(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What was left last, with tensors as these among others; None where nothing was."""
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Leave a state in the place of the one before."""
+
+
+def fitted(
+    groups: Sequence[tuple[Stack, Sequence[int]]],
     theta_KP: Tensor,
-    views: Views,
-    labels_N: Tensor,
+    feed: Feed[Views],
+    num_images: int,
     recipe: Recipe,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
-) -> Tensor:
-    """``fit`` of models that take every step together, on their device."""
-    num_images, device = len(labels_N), theta_KP.device
-    num_steps = recipe.num_steps(stretch.epochs, num_images)
-    batch_sizes = recipe.batch_sizes(num_images)
-    orders = [
-        batch_order(batch_sizes, num_steps, stretch.bootstrap, generator)
-        for generator in generators
-    ]
-    view_generators = [_view_generator(generator) for generator in generators]
-    marks = stretch_marks(recipe, stretch, num_images)
-    trained = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
-    buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
-    optimizer = recipe.optimizer.build([trained])
-    rate = _rate_factor(recipe, stretch, num_images)
-    dropout_seeds = _dropout_seeds(stack, generators)
-    snapshots_SKP = [theta_KP.clone()] * marks.count(0)
-    stack.train()
-    for step, batches in enumerate(zip(*orders, strict=True)):
-        index_KB = torch.stack(batches).to(device)
-        logits_KBC = stack(
-            trained,
-            views(index_KB, view_generators),
-            buffers_KQ=buffers_KQ,
-            shared=False,
-            seeds_K=dropout_seeds(step),
+    task: Task = CLASSIFICATION,
+    *,
+    chunk: int | None = None,
+    keep: Keeper | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """``fit`` of models of several stacks, each with its rows, in chunks of snapshots.
+
+    Gives the number of a chunk's first snapshot, and ``(G, K, P)`` on the CPU, to be used before
+    the next, whose place it is: G is ``chunk``, by default S, and fewer in the last. Less than S
+    are for models that take every step together. With ``keep`` a training goes on where it was.
+    """
+    chunk = chunk or stretch.snapshots
+    parts = [(stack, rows) for stack, own in groups for rows in together(stack, own)]
+    assert len(parts) == 1 or chunk >= stretch.snapshots
+    held_GKP = torch.empty(chunk, *theta_KP.shape, dtype=theta_KP.dtype)
+    kept = keep.load({"held": held_GKP}) if keep is not None else None
+    done, left, step = (0, 0, 0) if kept is None else kept["at"].tolist()
+    if kept is not None:
+        held_GKP.copy_(kept["held"])
+    for number, (stack, rows) in enumerate(parts[done:], done):
+        own = [generators[row] for row in rows]
+        training = Training(stack, theta_KP[rows], feed, num_images, recipe, stretch, own, task)
+        if kept is not None and number == done:
+            training.load(kept, step)
+        else:
+            left = 0
+        for snapshots in training.steps():
+            for theta in snapshots:
+                held_GKP[left % chunk, rows] = theta.to(held_GKP.device)
+                left += 1
+                if number == len(parts) - 1 and (left % chunk == 0 or left == stretch.snapshots):
+                    first = (left - 1) // chunk * chunk
+                    yield first, held_GKP[: left - first]
+            if keep is not None and keep.is_due and training.step < training.num_steps:
+                at = torch.tensor([number, left, training.step])
+                keep.save({"held": held_GKP, "at": at, **training.state()})
+
+
+def feed_of(
+    train: Examples | Streamed,
+    normalise: Callable[[Inputs], Inputs],
+    recipe: Recipe,
+    device: torch.device,
+    task: Task,
+) -> Feed[Views]:
+    """What models see of the training part, and their targets, on their device."""
+    prepare = partial(_views, normalise=normalise, augmentation=recipe.augmentation)
+    batch_sizes = recipe.batch_sizes(len(train))
+    return Feed(train, task.targets(train.labels_N), batch_sizes, prepare, device)
+
+
+def together(stack: Stack, rows: Sequence[int]) -> list[list[int]]:
+    """Which of these models take every step together.
+
+    Models that run one after another are trained one after another too: to the same end, with one
+    model's activations and moments in memory, and in the caches, instead of K.
+    """
+    return [[row] for row in rows] if stack.form == "loop" else [list(rows)]
+
+
+class Training:
+    """Models that take every step of a stretch together, on their device.
+
+    Whatever is drawn is a function of a generator's seed and the step: ``state`` at a step is all
+    that another process needs to go on from there, to the same bits.
+
+    Attributes:
+        step: optimizer steps done.
+        num_steps: of the stretch.
+    """
+
+    def __init__(
+        self,
+        stack: Stack,
+        theta_KP: Tensor,
+        feed: Feed[Views],
+        num_images: int,
+        recipe: Recipe,
+        stretch: Stretch,
+        generators: Sequence[torch.Generator],
+        task: Task = CLASSIFICATION,
+    ) -> None:
+        check_precision(recipe.precision, theta_KP.device)
+        self._stack, self._feed, self._recipe, self._task = stack, feed, recipe, task
+        self.step, self.num_steps = 0, recipe.num_steps(stretch.epochs, num_images)
+        self._marks = stretch_marks(recipe, stretch, num_images)
+        self._rate = _rate_factor(recipe, stretch, num_images)
+        self._stretch, self._fresh = stretch, generators
+        self._seeds = [generator.initial_seed() for generator in generators]
+        self._generators = [torch.Generator() for _ in generators]
+        self._has_dropout = is_random(stack)
+        self._weights: Tensor | None = None
+        self._trained_KT = theta_KP[:, : stack.num_trainable].clone().requires_grad_()
+        self._buffers_KQ = theta_KP[:, stack.num_trainable :].clone()
+        self._average_KP = theta_KP.clone() if recipe.ema_decay else None
+        decayed_T = None if recipe.decay_norms_and_biases else stack.matrices.to(theta_KP)
+        self._optimizer = recipe.optimizer.build([self._trained_KT], decayed_T)
+
+    def steps(self) -> Iterator[list[Tensor]]:
+        """Train to the end; gives the snapshots ``(K, P)`` that each step leaves, most none."""
+        if self.step == 0:
+            yield [self._now()] * self._marks.count(0)
+        batches = self._feed.batches(
+            *(self._fresh, self.num_steps),
+            bootstrap=self._stretch.bootstrap,
+            epoch=int(self._stretch.start),
+            start=self.step,
         )
-        loss = nn.functional.cross_entropy(
-            logits_KBC.flatten(0, 1),
-            labels_N[index_KB.flatten()],
-            reduction="sum",
-            label_smoothing=recipe.label_smoothing,
-        )
-        # The sum over models of each one's mean loss: a row's gradient is its model's own.
-        (loss / index_KB.shape[1]).backward()  # type: ignore[no-untyped-call]
-        optimizer.step(rate(step))
-        if marks.count(step + 1):
-            now_KP = torch.cat([trained.detach(), buffers_KQ], dim=1)
-            snapshots_SKP += [now_KP] * marks.count(step + 1)
-    return torch.stack(snapshots_SKP)
+        for window, index_KB in batches:
+            with float32_products(self._recipe.precision, index_KB.device):
+                self.advance(window, index_KB)
+            yield [self._now()] * self._marks.count(self.step)
+
+    def advance(self, window: Window[Views], index_KB: Tensor) -> None:
+        """Take a step, each model on its examples of a window."""
+        stack, step, recipe = self._stack.train(), self.step, self._recipe
+        inputs = window.prepared(index_KB, self._drawing("views"))
+        inputs, share_K = mixed(inputs, recipe, self._seeds_for("mixing"))
+        with torch.autocast(index_KB.device.type, torch.bfloat16, recipe.precision == "bf16"):
+            logits_KBC = stack(
+                self._trained_KT,
+                inputs,
+                buffers_KQ=self._buffers_KQ,
+                shared=False,
+                seeds_K=self._seeds_for("dropout") if self._has_dropout else None,
+            )
+        self._loss(logits_KBC, window.targets_W, index_KB, share_K).backward()  # type: ignore[no-untyped-call]
+        if recipe.gradient_clip is not None and self._trained_KT.grad is not None:
+            clip_rows(self._trained_KT.grad, recipe.gradient_clip)
+        self._optimizer.step(self._rate(step))
+        if self._average_KP is not None:
+            # Early averages would remember the start for ever: they follow faster at first.
+            decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+            self._average_KP.lerp_(self._row(), 1 - decay)
+        self.step += 1
+
+    def _loss(
+        self, outputs_KBO: Tensor, targets_W: Tensor, index_KB: Tensor, share_K: Tensor | None
+    ) -> Tensor:
+        """The sum over models of each one's mean loss: a row's gradient is its model's own."""
+        losses_KB = self._losses(outputs_KBO, targets_W, index_KB)
+        if share_K is not None:
+            others_KB = self._losses(outputs_KBO, targets_W, index_KB.roll(1, dims=1))
+            losses_KB = torch.lerp(others_KB, losses_KB, share_K[:, None].to(losses_KB.dtype))
+        return losses_KB.mean(dim=1).sum()
+
+    def _losses(self, outputs_KBO: Tensor, targets_W: Tensor, index_KB: Tensor) -> Tensor:
+        """Of answers to examples, whosever those are: ``(K, B)``."""
+        task, recipe, outputs = self._task, self._recipe, outputs_KBO.flatten(0, 1)
+        if recipe.precision == "bf16":
+            outputs = outputs.float()
+        if self._weights is None and recipe.class_weights is not None:
+            self._weights = task.weights(self._feed.targets_N, recipe.class_weights, outputs)
+        targets = targets_W[index_KB.flatten()]
+        losses = task.losses(outputs, targets, recipe.label_smoothing, self._weights)
+        return losses.view_as(index_KB)
+
+    def _seeds_for(self, purpose: str) -> list[int]:
+        """Of each model's draws at this step."""
+        return [seed_for(seed, purpose, self.step) for seed in self._seeds]
+
+    def _drawing(self, purpose: str) -> list[torch.Generator]:
+        seeds = self._seeds_for(purpose)
+        return [g.manual_seed(seed) for g, seed in zip(self._generators, seeds, strict=True)]
+
+    def _row(self) -> Tensor:
+        return torch.cat([self._trained_KT.detach(), self._buffers_KQ], dim=1)
+
+    def _now(self) -> Tensor:
+        return self._row() if self._average_KP is None else self._average_KP.clone()
+
+    def state(self) -> dict[str, Tensor]:
+        """All that steps change; the tensors themselves, not copies."""
+        tensors = {"trained": self._trained_KT.detach(), "buffers": self._buffers_KQ}
+        if self._average_KP is not None:
+            tensors["average"] = self._average_KP
+        for name, kept in self._optimizer.state().items():
+            tensors |= {f"optimizer.{name}.{i}": each for i, each in enumerate(kept)}
+        return tensors
+
+    def load(self, state: Mapping[str, Tensor], step: int) -> None:
+        """Go on from a ``state`` at a step."""
+        for name, tensor in self.state().items():
+            tensor.copy_(state[name])
+        self.step = step
+
+
+def clip_rows(gradient_KT: Tensor, largest: float) -> None:
+    """Shorten the gradient of each model that is longer, in place.
+
+    Source: ``torch.nn.utils.clip_grad_norm_``, of each row by itself.
+    """
+    norm_K1 = torch.linalg.vector_norm(gradient_KT, dim=1, keepdim=True)
+    gradient_KT.mul_((largest / (norm_K1 + 1e-6)).clamp(max=1.0))
 
 
 def _views(
@@ -155,6 +304,11 @@ def _views(
         return lambda index_KB, generators: normalise(each(partial(_rows, index_KB), given))
     if not isinstance(given, Tensor):
         raise DataError("expected one input, images, for seeds.recipe.augmentation, got several")
+    if isinstance(augmentation, RandomViews) and (given.ndim, given.dtype) != (4, torch.uint8):
+        raise DataError(
+            "expected images of uint8 pixels for seeds.recipe.augmentation, got "
+            f"{tuple(given.shape[1:])} of {given.dtype}; leave it out, or import one of your own"
+        )
     return lambda index_KB, generators: normalise(
         augmentation.apply(_rows(index_KB, given), generators)
     )
@@ -165,21 +319,6 @@ def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
     # Twice as fast as indexing by the whole index: a row is copied at once.
     rows = values.index_select(0, index_KB.flatten())
     return rows.view(*index_KB.shape, *values.shape[1:])
-
-
-def _view_generator(generator: torch.Generator) -> torch.Generator:
-    """A model's generator of views: apart from its batches, of which it draws all beforehand."""
-    return torch.Generator().manual_seed(seed_for(generator.initial_seed(), "views"))
-
-
-def _dropout_seeds(
-    stack: Stack, generators: Sequence[torch.Generator]
-) -> Callable[[int], list[int] | None]:
-    """Seeds of each model's dropout at a step, from the model's own generator."""
-    if not is_random(stack):
-        return lambda step: None
-    first = [int(torch.randint(2**62, (), generator=generator)) for generator in generators]
-    return lambda step: [seed + step for seed in first]
 
 
 def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:

@@ -15,9 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from bend_ray.data.examples import Inputs, count, each, rows
+from bend_ray.data.examples import Examples, Inputs, Parts, count, each, rows
 from bend_ray.errors import DataError
 from bend_ray.networks.calls import call
+from bend_ray.networks.fitting import feed_of
+from bend_ray.networks.mixing import mixed
+from bend_ray.networks.recipe import Recipe
 from bend_ray.process.code import blamed
 
 EXAMPLES = 4
@@ -62,6 +65,27 @@ def check_batches(build: Callable[[], nn.Module], inputs: Inputs, smallest: int)
             "seeds.recipe.batch_size or samples.recalibration_images, take more or larger "
             "examples, or a network without BatchNorm"
         ) from None
+
+
+def check_recipe(recipe: Recipe, dataset: Parts) -> None:
+    """Vary and mix a few training examples as a training would, and see that it takes a step.
+
+    DataError where the recipe does not fit the data.
+    """
+    train = dataset.train
+    if recipe.num_steps(recipe.epochs, len(train)) == 0:
+        raise DataError(
+            "seeds.recipe.epochs: expected a step at least, of the "
+            f"{len(recipe.batch_sizes(len(train)))} of a pass, got {recipe.epochs:g} passes; "
+            "raise it"
+        )
+    if recipe.class_weights is not None:
+        outputs = torch.empty(0, dataset.num_outputs)
+        dataset.task.weights(train.labels_N, recipe.class_weights, outputs)
+    few = Examples(train.take(slice(EXAMPLES)), train.labels_N[:EXAMPLES])
+    feed = feed_of(few, dataset.normalise, recipe, torch.device("cpu"), dataset.task)
+    for window, index_KB in feed.batches([torch.Generator()], 1):
+        mixed(window.prepared(index_KB, [torch.Generator()]), recipe, [0])
 
 
 def _shared(module: nn.Module, other: nn.Module) -> Iterator[str]:

@@ -97,6 +97,12 @@ class Stack(nn.Module):
         """T: a row's first numbers are trained, the rest are buffers."""
         return self._layout.num_trainable
 
+    @property
+    def matrices(self) -> Tensor:
+        """Which trained numbers ``(T,)`` are of tensors of more than one dimension: 1 or 0."""
+        trained = self._layout.parts[0].unflatten(torch.ones(self.num_trainable))
+        return torch.cat([t.flatten() * (t.ndim > 1) for t in trained.values()])
+
     def forward(
         self,
         theta_KP: Tensor,

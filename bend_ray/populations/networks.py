@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Parts, moved, rows
-from bend_ray.ensemble.metrics import member_accuracy, member_nll
+from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.streaming import Streamed
+from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import fit
-from bend_ray.networks.probe import EXAMPLES, check_batches, check_network
+from bend_ray.networks.fitting import Keeper, feed_of, fitted
+from bend_ray.networks.precision import check_precision
+from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -56,7 +58,7 @@ class Classifiers:
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
-        return self.architecture.build(self.dataset.input_shape, len(self.dataset.class_names))
+        return self.architecture.build(self.dataset.input_shape, self.dataset.num_outputs)
 
     @cached_property
     def symmetries(self) -> Symmetries:
@@ -92,12 +94,30 @@ class Classifiers:
         return Stack(self._module, self.layout, self._form, base)
 
     def logits(
-        self, theta_KP: Tensor, examples: Examples, trunks_K: Sequence[int] | None = None
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
-        inputs = self.dataset.normalise(moved(examples.inputs, self.device))
+        return torch.cat(list(self.answers(theta_KP, examples, trunks_K)), dim=1)
+
+    def answers(
+        self,
+        theta_KP: Tensor,
+        examples: Examples | Streamed,
+        trunks_K: Sequence[int] | None = None,
+        most: int | None = None,
+    ) -> Iterator[Tensor]:
+        """As ``logits``, of consecutive examples, ``most`` at a time at most."""
+        theta_KP = theta_KP.to(self.device)
+        for inputs in pieces(examples, most):
+            yield self._logits(theta_KP, inputs, trunks_K)
+
+    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
+        there = self.dataset.normalise(moved(inputs, self.device))
         return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, inputs), theta_KP, trunks_K
+            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
         )
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
@@ -111,7 +131,7 @@ class Classifiers:
             return theta_KP
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
-        inputs = self.dataset.normalise(moved(rows(train.inputs, chosen), self.device))
+        inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
         return self._by_trunk(
             lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
         )
@@ -119,28 +139,41 @@ class Classifiers:
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Accuracy and NLL ``(K,)`` of each model on the validation part."""
-        logits_KNC = self.logits(theta_KP, self.dataset.validation, trunks_K)
-        labels_N = self.dataset.validation.labels_N
-        return member_accuracy(logits_KNC, labels_N), member_nll(logits_KNC, labels_N)
+        """Score (accuracy, or R^2) and NLL ``(K,)`` of each model on the validation part."""
+        validation, task, found = self.dataset.validation, self.dataset.task, []
+        for own in torch.split(
+            torch.arange(len(theta_KP)), block_size(len(validation), self.dataset.num_outputs)
+        ):
+            trunks = None if trunks_K is None else [trunks_K[k] for k in own.tolist()]
+            logits_KNC = self.logits(theta_KP[own], validation, trunks)
+            nll_K = -task.log_likelihoods(logits_KNC, validation.labels_N).mean(dim=1)
+            found.append((task.member_scores(logits_KNC, validation.labels_N), nll_K))
+        scores_K, nlls_K = zip(*found, strict=True)
+        return torch.cat(scores_K), torch.cat(nlls_K)
 
-    def fit(
+    def fitted(
         self,
-        stack: Stack,
         start_KP: Tensor,
+        trunks_K: Sequence[int] | None,
         stretch: Stretch,
         generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Snapshots ``(S, K, P)`` on the CPU of one stack's models, each with its generator."""
-        return fit(
-            stack,
-            start_KP.to(self.device),
-            self.dataset.train,
-            self.dataset.normalise,
-            self.config.seeds.recipe,
-            stretch,
-            generators,
-        ).cpu()
+        *,
+        chunk: int | None = None,
+        keep: Keeper | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As ``fitting.fitted``, of trunks' members, or of whole models where no trunks are given.
+
+        Each model has its generator; those that share a base are trained together.
+        """
+        groups: list[tuple[Stack, Sequence[int]]] = [(self.stack, range(len(start_KP)))]
+        if trunks_K is not None and self.shares_a_base:
+            own = members_by_trunk(trunks_K)
+            groups = [(self.stack_of(trunk), rows) for trunk, rows in own.items()]
+        recipe, train, task = self.config.seeds.recipe, self.dataset.train, self.dataset.task
+        there = torch.device(self.device)
+        feed = feed_of(train, self.dataset.normalise, recipe, there, task)
+        how = (feed, len(train), recipe, stretch, generators, task)
+        return fitted(groups, start_KP.to(there), *how, chunk=chunk, keep=keep)
 
     def fit_members(
         self,
@@ -148,15 +181,11 @@ class Classifiers:
         trunks_K: Sequence[int],
         stretch: Stretch,
         generators: Sequence[torch.Generator],
+        keep: Keeper | None = None,
     ) -> Tensor:
-        """Snapshots ``(K, S, P)`` of members; those that share a base are fitted together."""
-        groups = members_by_trunk(trunks_K if self.shares_a_base else [0] * len(trunks_K))
-        fitted: dict[int, Tensor] = {}
-        for trunk, own in groups.items():
-            stack, start = self.stack_of(trunk), start_KP[own]
-            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in own])
-            fitted |= dict(zip(own, theta_SKP.unbind(dim=1), strict=True))
-        return torch.stack([fitted[row] for row in range(len(trunks_K))])
+        """Snapshots ``(K, S, P)`` of members of trunks, on the CPU."""
+        ((_, theta_SKP),) = self.fitted(start_KP, trunks_K, stretch, generators, keep=keep)
+        return theta_SKP.transpose(0, 1).contiguous()
 
     def _by_trunk(
         self,
@@ -195,8 +224,11 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     architecture, sizes = config.seeds.architecture, dataset.input_shape
     if isinstance(architecture, Imported) or dataset.decoding is None:
         name = getattr(architecture, "target", architecture.kind)
-        build = partial(architecture.build, sizes, len(dataset.class_names))
-        check_network(build, dataset.shown(EXAMPLES), len(dataset.class_names), name)
+        build = partial(architecture.build, sizes, dataset.num_outputs)
+        check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
+    check_recipe(config.seeds.recipe, dataset)
+    if not config.seeds.resources.num_gpus:
+        check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]

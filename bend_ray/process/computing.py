@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import socket
 import warnings
@@ -109,18 +110,40 @@ def usable_cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
     return max(1, min([allowed, *map(int, _quotas(proc, cgroups))]))
 
 
+def usable_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
+    """Bytes of memory that this machine has, limits of containers heeded."""
+    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
+    for group, controllers in _groups(proc, cgroups):
+        if not controllers:
+            limits.append(_bytes(_text(group / "memory.max")))
+        elif "memory" in controllers:
+            limits.append(_bytes(_text(group / "memory.limit_in_bytes")))
+    return min(limits)
+
+
+def _bytes(limit: str) -> float:
+    """Of version 2, ``max`` is none; of version 1, a number no machine has."""
+    return float(limit) if limit.isdigit() and int(limit) > 0 else math.inf
+
+
 def _quotas(proc: Path, cgroups: Path) -> Iterator[float]:
     """The cores' worth of time that each control group of this process leaves it."""
+    for group, controllers in _groups(proc, cgroups):
+        if not controllers:
+            yield from _quota(*_text(group / "cpu.max").split())
+        elif "cpu" in controllers:
+            files = (_text(group / f"cpu.cfs_{each}_us") for each in ("quota", "period"))
+            yield from _quota(*files)
+
+
+def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, list[str]]]:
+    """The control groups of this process, with what they control; of version 2, nothing named."""
     for line in _text(proc).splitlines():
         _, controllers, path = line.split(":", 2)
         # A container sees its own group as the root, under the name it has outside.
         inside = PurePosixPath(path.lstrip("/"))
         for group in (inside, *inside.parents):
-            if not controllers:
-                yield from _quota(*_text(cgroups / group / "cpu.max").split())
-            elif "cpu" in controllers.split(","):
-                old = cgroups / controllers / group
-                yield from _quota(_text(old / "cpu.cfs_quota_us"), _text(old / "cpu.cfs_period_us"))
+            yield cgroups / controllers / group, controllers.split(",") if controllers else []
 
 
 def _quota(microseconds: str = "", period: str = "") -> Iterator[float]:

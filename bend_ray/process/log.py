@@ -9,7 +9,9 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 LOGGER = logging.getLogger("bend_ray")
@@ -53,6 +55,21 @@ def moment(created: str) -> str:
     return created.replace("T", " ").replace("+00:00", " UTC")
 
 
+_told = ContextVar("told", default=True)
+
+
+@contextmanager
+def quiet(verbose: bool = False) -> Iterator[None]:
+    """Nothing of the package is told in the block, unless verbose."""
+    token, level = _told.set(verbose), LOGGER.level
+    LOGGER.setLevel(level if verbose else logging.ERROR)
+    try:
+        yield
+    finally:
+        _told.reset(token)
+        LOGGER.setLevel(level)
+
+
 class ProgressLine:
     """One stage's progress line, with rate and time to go; on stderr unless told otherwise."""
 
@@ -85,7 +102,7 @@ class ProgressLine:
             # The rate counts from the first report on, so that resumed work does not inflate it.
             self._start = (now, done)
         interval = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
-        if now - self._last_print < interval and done < self._total:
+        if not _told.get() or (now - self._last_print < interval and done < self._total):
             return
         line = self._line(done, now)
         if line == self._last_line:

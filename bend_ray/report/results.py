@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.ensemble.votes import TEMPERATURE_RANGE, is_at_an_end
 from bend_ray.process.log import duration
 from bend_ray.report.evaluation import BagScores, Evaluation, NoveltyScores, Result
 from bend_ray.report.statistics import cell, cells, differences, mean_and_sd
@@ -94,18 +93,9 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     if any(each.bag.temperature is None for each in evaluations):
         return ""
     (ours,) = cells([each.bag for each in evaluations], "temperature")
-    text = (
+    return (
         "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
         f"the bag's is {ours}."
-    )
-    bags = [(name, each.scores(name)) for each in evaluations for name in (BAG, *each.rivals)]
-    unfixed = sorted({named(n) for n, bag in bags if is_at_an_end(bag.temperature or 1.0)})
-    if not unfixed:
-        return text
-    low, high = TEMPERATURE_RANGE
-    return (
-        f"{text} Validation images do not fix that of {', '.join(unfixed)}: it is at an end of "
-        f"its range, {low:g} to {high:g}."
     )
 
 

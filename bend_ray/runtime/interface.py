@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
-    from bend_ray.data.examples import Parts
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
 R = TypeVar("R", bound="Resources")
@@ -59,9 +58,9 @@ def from_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
 
 
 class Shared(Protocol):
-    """A data set that was read once."""
+    """What was read once, as a data set."""
 
-    def load(self) -> Parts:
+    def load(self) -> Any:
         """It, without reading it again."""
 
 
@@ -88,6 +87,9 @@ class Runtime(Protocol):
             DataError: as ``dataset.load``.
         """
 
+    def hold(self, value: Any) -> Shared:
+        """What this process has, for all that work."""
+
     def workers(
         self, worker: type, *arguments: Any, resources: ActorResources
     ) -> AbstractContextManager[Workers]:
@@ -106,8 +108,11 @@ class Runtime(Protocol):
             TrainingError: the training diverged or kept failing.
         """
 
-    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
-        """Refuse before any work what stages ask for and never get."""
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
+        """Refuse before any work what stages ask for and never get.
+
+        Gives the config, with the GPUs of stages that left them to us.
+        """
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Wait until there is room for a stage."""

@@ -7,12 +7,15 @@ replicas fetch it in a call of its own.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
+import socket
 from dataclasses import asdict, replace
 from typing import Any
 
+import uvicorn
 from ray.serve._private import default_impl
 from ray.util import metrics
 from starlette.middleware import Middleware
@@ -29,6 +32,13 @@ from bend_ray.serve.wire import Protocol
 logger = logging.getLogger("ray.serve")
 
 CALLBACK_VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+PASSED_ON = 128
+"""Requests that one proxy has under way; the others wait at its door, in their order.
+
+Each that is under way makes all others dearer to Ray.
+"""
+ACCEPTED = 32
+"""Connections accepted in one turn of a proxy's loop: uvloop takes one a socket."""
 LISTENING_VARIABLE = "BEND_SERVE_LISTENING"
 """JSON of a ``Listening`` for Ray's gRPC proxy: by itself it takes all addresses, and no TLS."""
 
@@ -44,6 +54,10 @@ _PASSED = frozenset(
 class Door(Guard):
     """A guard before Ray's proxy, which answers some requests by itself, in its own words."""
 
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        self._turns = asyncio.Semaphore(PASSED_ON)
+
     async def _pass_on(
         self, scope: Scope, body: bytes, receive: Receive | None, send: Send
     ) -> None:
@@ -51,6 +65,12 @@ class Door(Guard):
         if scope["path"] == LIVE:
             await say(send, 200, {"live": True})
             return
+        async with self._turns:
+            if await _has_gone(receive):
+                raise Gone
+            await self._ask_ray(scope, body, receive, send)
+
+    async def _ask_ray(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         headers = [(k, v) for k, v in scope["headers"] if k in _PASSED and v.isascii()]
         inner = {**scope, "headers": headers, "extensions": {BODY: body}, "state": {}}
         start: Message | None = None
@@ -83,6 +103,15 @@ class Door(Guard):
             raise _honest(500 if start is None else start["status"], told)
 
 
+async def _has_gone(receive: Receive) -> bool:
+    """Whether a client has hung up, whose whole request was read."""
+    try:
+        async with asyncio.timeout(0):
+            return bool((await receive())["type"] == "http.disconnect")
+    except TimeoutError:
+        return False
+
+
 def _is_rays(start: Message) -> bool:
     """Whether an answer is a refusal of the proxy's own: ours are JSON."""
     kind = dict(start.get("headers", [])).get(b"content-type", b"")
@@ -104,10 +133,18 @@ def middlewares() -> list[Middleware]:
     """What Ray Serve's proxy puts before itself; called once, before it listens."""
     # Uvicorn names its protocol here, and Ray leaves it the choice.
     auto.AutoHTTPProtocol = Protocol
+    uvicorn.Server.startup = _startup  # type: ignore[method-assign, assignment]
     default_impl.add_grpc_address = _add_grpc_address
     settings = ServeSettings.model_validate_json(variable(SETTINGS_VARIABLE) or "{}")
     token = variable(TOKEN_VARIABLE)
     return [Middleware(Door, settings=settings, token=token, meters=Meters(metrics))]
+
+
+_start = uvicorn.Server.startup
+
+
+async def _startup(server: uvicorn.Server, sockets: list[socket.socket] | None = None) -> None:
+    await _start(server, sockets and [each.dup() for each in sockets for _ in range(ACCEPTED)])
 
 
 def _add_grpc_address(server: Any, address: str) -> None:

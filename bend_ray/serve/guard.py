@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from bend_ray.serve.meters import Meters, route_of
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import ServeSettings
+from bend_ray.serve.tracing import span
 
 logger = logging.getLogger(__name__)
 
@@ -122,21 +123,24 @@ class Guard:
         own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
         started, answer = time.perf_counter(), _Answer(scope, send, own)
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
-        try:
-            self._check(scope)
-            async with self._body(inner, receive) as body:
-                await self._answer(inner, body, receive, answer)
-        except Refusal as refusal:
-            await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
-        except (Gone, asyncio.CancelledError) as error:
-            began, answer.status = answer.status is not None, 499
-            if began or not isinstance(error, Gone):
-                raise  # and the connection is closed
-        finally:
-            status, seconds = answer.status or 500, time.perf_counter() - started
-            self._meters.request(route_of(scope["path"]), status, seconds)
-            if self.settings.request_log:
-                _log(scope, status, seconds)
+        route = route_of(scope["path"])
+        with span(scope["method"], route, scope["headers"]) as finish:
+            try:
+                self._check(scope)
+                async with self._body(inner, receive) as body:
+                    await self._answer(inner, body, receive, answer)
+            except Refusal as refusal:
+                await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
+            except (Gone, asyncio.CancelledError) as error:
+                began, answer.status = answer.status is not None, 499
+                if began or not isinstance(error, Gone):
+                    raise  # and the connection is closed
+            finally:
+                status, seconds = answer.status or 500, time.perf_counter() - started
+                finish(status)
+                self._meters.request(route, status, seconds)
+                if self.settings.request_log:
+                    _log(scope, status, seconds)
 
     async def _answer(
         self, scope: Scope, body: bytes, receive: Receive | None, answer: _Answer

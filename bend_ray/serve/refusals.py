@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-RETRY_AFTER = 1
+RETRY_AFTER = 2
 """Seconds that a client is told to wait where it may ask again."""
 _HEADERS = {
     401: {"www-authenticate": "Bearer"},

@@ -170,10 +170,18 @@ class Protocol(H11Protocol):
             return False
         self._within(None)
         self._unset_keepalive_if_required()
+        # Told at once, a client that asks again at once would cost others their answers.
+        self.transport.pause_reading()
+        self.loop.call_later(RETRY_AFTER, self._refuse_and_go_on)
+        return True
+
+    def _refuse_and_go_on(self) -> None:
+        if self._ended or self.transport.is_closing():
+            return
         self._say(503, self._guard.too_many, b"")
         keep = self.timeout_keep_alive
         self.timeout_keep_alive_task = self.loop.call_later(keep, self.timeout_keep_alive_handler)
-        return True
+        self.transport.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """What h11 could not read; called while its error is handled."""

@@ -1,82 +1,151 @@
 """Stage 6, evaluation: the bag of generated classifiers against its rivals, on the test part.
 
-The only stage that opens the test part. Members are chosen, votes weighted and rivals picked on
-validation images.
+The only stage that opens the test part, and that once all is chosen: workers ask all models about
+validation examples, one of them chooses members, rivals and temperatures, workers ask about the
+test part, one scores. What models said stays in artifacts of its own, so that another vote or
+another bag asks none of them again.
 """
 
 from __future__ import annotations
 
 import math
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.shards import read_population
-from bend_ray.comparison.comparison import Comparison, Members, StageCosts
-from bend_ray.comparison.evidence import evidence, provenance
-from bend_ray.config.graph import EVIDENCE, STAGES, Graph
-from bend_ray.config.schema import ParametersSection, PipelineConfig
-from bend_ray.data.examples import Examples
-from bend_ray.populations.members import load_roots
-from bend_ray.populations.networks import Classifiers
-from bend_ray.process.computing import settle
+from bend_ray.comparison.choosing import Bag, Selection, StageCosts
+from bend_ray.comparison.comparison import POPULATIONS, Comparison
+from bend_ray.comparison.evidence import compared, provenance
+from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.examples import Parts
+from bend_ray.data.inputs import TEST, VALIDATION, Inputs
+from bend_ray.populations.answers import Answers, StoredVectors
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.runtime.interface import Runtime, Shared
+from bend_ray.stages.answers import Respondent, ask
 
 STAGES_OF_THE_BAG = STAGES[:-1]
+
+Bags = dict[str, Bag]
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Evaluate ``graph.samples`` and everything it is compared with, and commit the figures."""
-    artifact, resources = graph.evaluation, config.evaluation.resources
-    with Stopwatch() as watch:
-        dataset = runtime.share(config.dataset)
-        found, shown, cost = runtime.run(
-            *(_evaluate, config, graph, dataset, dataset.load().test),
-            resources=runtime.holding("evaluation", resources, _models_bytes(graph)),
+    artifact, asked = graph.evaluation, graph.questions.values()
+    with (
+        Stopwatch() as watch,
+        runtime.workers(
+            *(Evaluator, config, graph), resources=config.evaluation.resources
+        ) as workers,
+    ):
+        ask(
+            [each.about(VALIDATION) for each in asked],
+            workers,
+            partial(runtime.share, config.dataset),
         )
+        ((_, (bags, choosing)),) = workers.run("choose", [None])
+        ask([each.about(TEST) for each in asked], workers, partial(_with_test, config, runtime))
+        ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
+    answers = [each.about(part).answers for each in asked for part in (VALIDATION, TEST)]
+    costs = [choosing, comparing, *(each.manifest().cost for each in answers)]
     artifact.commit(
         files=[EVIDENCE],
         metrics=found.model_dump(),
-        cost=cost_of_pieces([cost], watch.cost.wall_seconds),
+        cost=cost_of_pieces(costs, watch.cost.wall_seconds),
     )
 
 
-def _models_bytes(graph: Graph) -> int:
-    """Of all models that are compared, which are held together."""
-    populations = filter(None, (graph.seeds, graph.samples, graph.ordinary))
-    return sum(file.bytes for each in populations for file in each.manifest().files if file.rows)
+def _with_test(config: PipelineConfig, runtime: Runtime) -> Shared:
+    dataset = runtime.share(config.dataset)
+    return _Opened(dataset, runtime.hold(dataset.load().test))
 
 
-def _evaluate(
-    config: PipelineConfig, graph: Graph, shared: Shared, test: Examples
-) -> tuple[Evaluation, dict[str, Any], Cost]:
-    """Figures, evidence, and what computing both cost; runs as a Ray task."""
-    device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
-    gpus = config.evaluation.resources.gpus if device == "cuda" else 0.0
-    with Stopwatch(gpus) as watch:
-        dataset = shared.load().with_test(test)
-        classifiers = Classifiers(config, dataset, device, partial(load_roots, graph.seeds))
-        whole = config.model_copy(update={"parameters": ParametersSection()})
-        trained = read_population(graph.seeds)
-        comparison = Comparison(
-            config.evaluation,
-            config.seed,
-            classifiers,
-            originals=Members.of(trained.select(~trained.held_out), classifiers),
-            held_out=Members.of(trained.select(trained.held_out), classifiers),
-            generated=Members.of(read_population(graph.samples), classifiers),
-            ordinary=Members.of(
-                read_population(graph.ordinary), Classifiers(whole, dataset, device)
+@dataclass(frozen=True)
+class _Opened:
+    """A data set with its test part."""
+
+    dataset: Shared
+    test: Shared
+
+    def load(self) -> Parts:
+        parts: Parts = self.dataset.load()
+        return parts.with_test(self.test.load())
+
+
+class Evaluator(Respondent):
+    """A process that asks models, and one of which compares what they say."""
+
+    def __init__(self, config: PipelineConfig, graph: Graph) -> None:
+        super().__init__(config.evaluation.resources)
+        self.config = config
+        self.graph = graph
+
+    def choose(self, _: None) -> tuple[dict[str, Bag], Cost]:
+        """The bag and its rivals, by what models say of validation examples; and the cost."""
+        with Stopwatch() as watch:
+            said, prices = self._said(VALIDATION), _prices(self.graph)
+            bags = Selection(self.config.evaluation, said, self._trunks(), prices).bags()
+        return bags, watch.cost
+
+    def compare(self, bags: dict[str, Bag]) -> tuple[Evaluation, dict[str, Any], Cost]:
+        """Figures and evidence, by what they say of the test part; and the cost."""
+        with Stopwatch() as watch:
+            stored = {name: self._models[name] for name in POPULATIONS}
+            comparison = Comparison(
+                section=self.config.evaluation,
+                seed=self.config.seed,
+                bags=bags,
+                validation=self._said(VALIDATION),
+                test=self._said(TEST),
+                trunks=self._trunks(),
+                vectors={n: StoredVectors(q.population, rows) for n, (q, rows) in stored.items()},
+                prices=_prices(self.graph),
+                part=_part(self.graph),
             )
-            if graph.ordinary
-            else None,
-            prices=_prices(graph),
-        )
-        found, shown = comparison.evaluation(), evidence(comparison)
-    return found, shown, watch.cost
+            found, shown = compared(comparison)
+        return found, shown, watch.cost
+
+    @cached_property
+    def _models(self) -> dict[str, tuple[Question, NDArray[np.intp] | None]]:
+        """Who is compared, by name: of which question, and which of its models; None: all."""
+        asked = dict(self.graph.questions)
+        seeds, samples = asked.pop("seeds"), asked.pop("samples")
+        held_out = read_population(seeds.population, theta=False).held_out
+        return {
+            "generated": (samples, None),
+            "originals": (seeds, np.flatnonzero(~held_out)),
+            "held_out": (seeds, np.flatnonzero(held_out)),
+            **{name: (question, None) for name, question in asked.items()},
+        }
+
+    def _said(self, inputs: Inputs) -> dict[str, Answers]:
+        models = self._models.items()
+        return {name: Answers(q.about(inputs).answers, rows) for name, (q, rows) in models}
+
+    def _trunks(self) -> dict[str, Tensor]:
+        """Of populations."""
+        found = {}
+        for name, (question, rows) in self._models.items():
+            if question.rival is None:
+                trunk = read_population(question.population, theta=False).trunk
+                found[name] = torch.from_numpy(trunk if rows is None else trunk[rows]).long()
+        return found
+
+
+def _part(graph: Graph) -> Literal["test", "validation"]:
+    """Which the test part is."""
+    asked = graph.questions["samples"].about(TEST).answers
+    return "test" if asked.manifest().metrics["part"] == "test" else "validation"
 
 
 def _prices(graph: Graph) -> StageCosts:
@@ -88,6 +157,7 @@ def _prices(graph: Graph) -> StageCosts:
     # What others trained has no price unless they say it: unknown, and so is all that needs it.
     seeds = seeds_made.cost.seconds if seeds_made.metrics.get("priced", True) else math.nan
     others = sum(made[stage].cost.seconds for stage in STAGES_OF_THE_BAG if stage != "seeds")
+    drawn = {name: q.answers.manifest() for name, q in graph.questions.items() if q.rival}
     return StageCosts(
         bag=seeds + others,
         samples=made["samples"].cost.seconds,
@@ -97,4 +167,5 @@ def _prices(graph: Graph) -> StageCosts:
         ordinary=ordinary_made.cost.seconds / ordinary_made.metrics["models"]
         if ordinary_made
         else None,
+        drawing={name: each.cost.seconds / each.metrics["models"] for name, each in drawn.items()},
     )

@@ -39,36 +39,38 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Floor:
-    """What is asked of drawn models, as accuracy on validation images."""
+    """What is asked of drawn models: their score (accuracy, or R^2) on validation examples."""
 
     chance: float
-    """Of whoever always says the most frequent class."""
+    """Of whoever never looks at an example."""
     members: float
     """The training members' median."""
-    least: float
-    """What one drawn model at least must reach; 0 where nothing can be asked."""
+    least: float | None
+    """What one drawn model at least must reach; None where nothing can be asked."""
 
     @classmethod
     def of(
-        cls, member_accuracy_K: NDArray[np.float32], labels_N: NDArray[np.int64], share: float
+        cls, member_accuracy_K: NDArray[np.float32], by_chance: tuple[float, float], share: float
     ) -> Floor:
-        """A share of the way from chance to the training members' median; 0 asks nothing."""
-        chance = float(np.bincount(labels_N).max() / len(labels_N))
-        members = float(np.median(member_accuracy_K))
-        error = math.sqrt(chance * (1 - chance) / len(labels_N))
+        """A share of the way from chance to the training members' median; 0 asks nothing.
+
+        ``by_chance`` is what the task says of it, with its standard error.
+        """
+        members, (chance, error) = float(np.median(member_accuracy_K)), by_chance
         asked = share > 0 and members > chance + CLEARLY * error
-        return cls(chance, members, chance + share * (members - chance) if asked else 0.0)
+        return cls(chance, members, chance + share * (members - chance) if asked else None)
 
     def reached(self, accuracy_N: Sequence[float]) -> bool:
         """Whether a model does."""
-        return any(accuracy >= self.least for accuracy in accuracy_N)
+        least = -math.inf if self.least is None else self.least
+        return any(accuracy >= least for accuracy in accuracy_N)
 
     def missed(self, accuracy_N: Sequence[float]) -> str:
         """What none does, and what came instead, in words."""
         if not accuracy_N:
             return "is finite"
         return (
-            f"comes up to {100 * self.least:.1f} % on validation images (the best has "
+            f"comes up to {100 * (self.least or 0.0):.1f} % on validation images (the best has "
             f"{100 * max(accuracy_N):.1f} %, training members {100 * self.members:.1f} %, chance "
             f"{100 * self.chance:.1f} %)"
         )
@@ -132,9 +134,10 @@ def _accuracy(graph: Graph, shard: str) -> NDArray[np.float32]:
 
 def _floor(config: PipelineConfig, graph: Graph, dataset: Shared) -> Floor:
     members = read_population(graph.seeds, theta=False)
-    labels_N = dataset.load().validation.labels_N.numpy()
+    its = dataset.load()
+    chance = its.task.chance(its.validation.labels_N)
     learnt = members.val_accuracy[~members.held_out]
-    return Floor.of(learnt, labels_N, config.generator.probes.floor)
+    return Floor.of(learnt, chance, config.generator.probes.floor)
 
 
 def _draw(

@@ -34,7 +34,7 @@ import psutil
 SHAPES = {"mlp": (1, 8, 8), "cnn": (3, 32, 32)}
 
 
-def make_bag(folder: Path, kind: str, members: int) -> None:
+def make_bag(folder: Path, kind: str, members: int, seed: int = 0) -> None:
     """Export a bag of random members."""
     import torch
 
@@ -45,11 +45,12 @@ def make_bag(folder: Path, kind: str, members: int) -> None:
 
     architecture = Mlp() if kind == "mlp" else ConvNet()
     shape = SHAPES[kind]
-    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    torch.manual_seed(seed)
     states = [architecture.build(shape, 10).state_dict() for _ in range(members)]
     names = [name for name, tensor in states[0].items() if tensor.is_floating_point()]
     card = Card(
-        model_version=f"{kind}-{members}",
+        model_version=f"{kind}-{members}-{seed}",
         created="now",
         bend_ray="benchmark",
         architecture=architecture,
@@ -219,8 +220,9 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
     """Rounds of every system at every concurrency, interleaved."""
     from bend_ray.serve.deployment import application
 
-    port, fastapi_port = free_port(), free_port()
-    serve = start_ray(port)
+    port = free_port()
+    on_ray = {"ours", "naive"} & set(arguments.systems)
+    serve = start_ray(port) if on_ray else None
     urls, memory = {}, {}
     if "ours" in arguments.systems:
         serve.run(application({"export": str(folder)}), name="ours", route_prefix="/ours")
@@ -231,13 +233,17 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
         serve.run(naive, name="naive", route_prefix="/naive")
         urls["naive"] = f"http://127.0.0.1:{port}/naive"
         memory["naive"] = memory_mib("ServeReplica:naive")
-    own = None
-    if "fastapi" in arguments.systems:
-        command = [sys.executable, __file__, "--fastapi", str(folder), str(fastapi_port)]
-        own = subprocess.Popen(command)
-        urls["fastapi"] = f"http://127.0.0.1:{fastapi_port}/predict"
-        wait_for(fastapi_port)
-        memory["fastapi"] = memory_mib("--fastapi")
+    processes = []
+    commands = {
+        "direct": ["-m", "bend_ray", "serve", "--direct", "--export", str(folder), "--port"],
+        "fastapi": [__file__, "--fastapi", str(folder)],
+    }
+    for system in sorted(set(commands) & set(arguments.systems)):
+        own_port = free_port()
+        processes.append(subprocess.Popen([sys.executable, *commands[system], str(own_port)]))
+        urls[system] = f"http://127.0.0.1:{own_port}/predict"
+        wait_for(own_port)
+        memory[system] = memory_mib(str(own_port))
     shape = SHAPES[arguments.kind]
     pixels = np.random.default_rng(0).integers(0, 256, shape).tolist()
     body = json.dumps({"instances": [pixels]}).encode()
@@ -253,60 +259,99 @@ def compare(arguments: argparse.Namespace, folder: Path) -> None:
                     case = {"system": system, "concurrency": concurrency, "round": turn}
                     report(case | said | {"memory_mib": memory[system]}, arguments)
     finally:
-        if own is not None:
-            own.terminate()
-        serve.shutdown()
+        for process in processes:
+            process.terminate()
+        if serve is not None:
+            serve.shutdown()
     for concurrency in arguments.concurrency:
         medians = {system: statistics.median(rates[system, concurrency]) for system in urls}
         ratios = {
-            f"ours_over_{system}": round(medians["ours"] / medians[system], 2)
+            f"{own}_over_{system}": round(medians[own] / medians[system], 2)
+            for own in {"ours", "direct"} & set(urls)
             for system in urls
-            if "ours" in urls and system != "ours" and medians[system]
+            if system != own and medians[system]
         }
         report({"concurrency": concurrency, "median_rps": medians} | ratios, arguments)
 
 
 def soak(arguments: argparse.Namespace, folder: Path) -> None:
-    """Sustained load on two replicas, one of which is killed every minute."""
+    """Load on two replicas, with all that may come: kills, hot swaps and slow peers, at once."""
+    from bend_ray.serve import door
+    from bend_ray.serve.bag import Bag
     from bend_ray.serve.deployment import application
+    from bend_ray.serve.listening import Listening
+    from bend_ray.serve.settings import ServeSettings
 
     port = free_port()
+    other = folder / "other"
+    make_bag(other, arguments.kind, arguments.members, seed=1)
+    pixels = np.full((1, *SHAPES[arguments.kind]), 7)
+    expected = {}
+    for each in (folder, other):
+        bag = Bag.load(each)
+        expected[bag.card.model_version] = bag.predict_proba(pixels)[0]
+    door.put_up(ServeSettings(), Listening("127.0.0.1", port))
     serve = start_ray(port)
-    args = {"export": str(folder), "min_replicas": 2, "max_replicas": 2, "cpus": 0.5}
-    serve.run(application(args), name="ours", route_prefix="/")
-    url = f"http://127.0.0.1:{port}/predict"
-    body = json.dumps({"instances": [np.full(SHAPES[arguments.kind], 7).tolist()]}).encode()
+    done = dict.fromkeys(("kills", "swaps", "slow_peers"), 0)
     ended = threading.Event()
-    kills = [0]
+
+    def deploy(export: Path) -> None:
+        args = {"export": str(export), "min_replicas": 2, "max_replicas": 2, "cpus": 0.5}
+        serve.run(application(args), name="ours", route_prefix="/")
 
     def killer() -> None:
         while not ended.wait(arguments.kill_seconds):
             for child in psutil.Process().children(recursive=True):
                 if "ServeReplica:ours" in " ".join(child.cmdline()):
                     os.kill(child.pid, signal.SIGKILL)
-                    kills[0] += 1
+                    done["kills"] += 1
                     break
 
-    thread = threading.Thread(target=killer)
-    thread.start()
+    def swapper() -> None:
+        while not ended.wait(arguments.kill_seconds * 0.7):
+            done["swaps"] += 1
+            deploy(other if done["swaps"] % 2 else folder)
+
+    def slow_peer() -> None:
+        while not ended.is_set():
+            with socket.create_connection(("127.0.0.1", port), 10) as connection:
+                done["slow_peers"] += 1
+                try:
+                    for byte in b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9999\r\n":
+                        connection.send(bytes([byte]))
+                        if ended.wait(0.5):
+                            break
+                except OSError:  # it was told to go
+                    continue
+
+    deploy(folder)
+    threads = [threading.Thread(target=each) for each in (killer, swapper, *[slow_peer] * 50)]
+    for thread in threads:
+        thread.start()
+    body = json.dumps({"instances": pixels.tolist()}).encode()
+    url = f"http://127.0.0.1:{port}/predict"
     try:
-        answers = asyncio.run(_ask_steadily(url, body, arguments.soak * 60))
+        answers = asyncio.run(_ask_steadily(url, body, arguments.soak * 60, expected))
     finally:
         ended.set()
-        thread.join()
+        for thread in threads:
+            thread.join()
         serve.shutdown()
-    report({"soak_minutes": arguments.soak, "kills": kills[0]} | answers, arguments)
+    report({"soak_minutes": arguments.soak} | done | answers, arguments)
 
 
-async def _ask_steadily(url: str, body: bytes, seconds: float) -> dict[str, Any]:
-    """Sixteen clients; every answer of 200 is compared with the first, to the 1e-5 of float32."""
+async def _ask_steadily(
+    url: str, body: bytes, seconds: float, expected: dict[str, Any]
+) -> dict[str, Any]:
+    """Sixteen clients; every answer of 200 is compared with the bag's own, to float32's 1e-5."""
     statuses: dict[str, int] = {}
-    wrong, expected = 0, None
+    versions: dict[str, int] = {}
+    wrong = 0
     ending = time.perf_counter() + seconds
     async with aiohttp.ClientSession() as session:
 
         async def client() -> None:
-            nonlocal wrong, expected
+            nonlocal wrong
             while time.perf_counter() < ending:
                 try:
                     headers = {"Content-Type": "application/json"}
@@ -314,8 +359,10 @@ async def _ask_steadily(url: str, body: bytes, seconds: float) -> dict[str, Any]
                         text, status = await response.read(), str(response.status)
                     if status == "200":
                         (said,) = json.loads(text)["predictions"]
-                        expected = expected or said
-                        wrong += not _same(said, expected)
+                        version = said["model_version"]
+                        versions[version] = versions.get(version, 0) + 1
+                        own = list(said["probabilities"].values())
+                        wrong += not np.allclose(own, expected[version], rtol=0, atol=1e-5)
                     elif status in ("503", "500"):
                         await asyncio.sleep(0.2)
                 except aiohttp.ClientError as error:
@@ -323,14 +370,7 @@ async def _ask_steadily(url: str, body: bytes, seconds: float) -> dict[str, Any]
                 statuses[status] = statuses.get(status, 0) + 1
 
         await asyncio.gather(*(client() for _ in range(16)))
-    return {"statuses": statuses, "wrong": wrong}
-
-
-def _same(said: dict[str, Any], expected: dict[str, Any]) -> bool:
-    """Whether it is one answer: the same member votes, whatever batch it was computed in."""
-    alike = all(said[key] == expected[key] for key in ("label", "votes", "members_used"))
-    pairs = zip(said["probabilities"].values(), expected["probabilities"].values(), strict=True)
-    return alike and all(abs(ours - other) < 1e-5 for ours, other in pairs)
+    return {"statuses": statuses, "by_version": versions, "wrong": wrong}
 
 
 def wait_for(port: int) -> None:

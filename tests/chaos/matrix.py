@@ -368,7 +368,7 @@ def wait_until_quiet(seconds: float = 30.0) -> None:
     """Until no worker of an earlier cell is left: it would be taken for this one's."""
     names = (
         *("SeedTrainer", "RayTrainWorker", "TrainController", "MapBatches", "SampleDrawer"),
-        *("_evaluate", "StageWorker", "ImplicitFunc", "ServeReplica"),
+        *("Evaluator", "StageWorker", "ImplicitFunc", "ServeReplica"),
     )
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and any(titled(name) for name in names):

@@ -97,7 +97,7 @@ CASTS = {
     "latents": Cast("MapBatches", "_StatsActor", None),
     "generator": Cast(**_TRAINING, middle="generator/*/train/checkpoint.safetensors"),
     "samples": Cast("SampleDrawer", "SampleDrawer", None, "samples/*/shard-*.parquet"),
-    "evaluation": Cast("_evaluate", "SeedTrainer", None, also="SeedTrainer.train_cohort"),
+    "evaluation": Cast("Evaluator", "Evaluator", None, "answers/*/piece-*.parquet"),
     "tune": Cast("StageWorker", "ImplicitFunc", "TrainController"),
     "serve": Cast("ServeReplica", "ProxyActor", "ServeController"),
 }

@@ -7,6 +7,7 @@ from bend_ray.comparison.validation import cross_fitted_curve
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK
 from bend_ray.ensemble.metrics import member_nll, nll
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import SoftVote, WeightedVote, apply_temperature, fit_temperature
 
 E, N, C = 24, 200, 5
@@ -25,7 +26,10 @@ def test_the_whole_bag_is_scored_as_it_votes(
 ) -> None:
     logits, labels, trunks = guesses
     _, by_size = cross_fitted_curve(
-        EvaluationSection(rivals=(), temperature_scaling=False), logits, labels, trunks, [1, E]
+        EvaluationSection(rivals=(), temperature_scaling=False),
+        Predictions(logits, labels),
+        trunks,
+        [1, E],
     )
     whole = SoftVote().combine(logits, member_nll(logits, labels))
     assert by_size[-1] == pytest.approx(nll(whole, labels))
@@ -41,7 +45,7 @@ def test_choosing_the_luckiest_is_not_rewarded(
 ) -> None:
     logits, labels, trunks = guesses
     section = EvaluationSection(bagging=TopK(), vote=vote, rivals=(), temperature_scaling=False)
-    _, by_size = cross_fitted_curve(section, logits, labels, trunks, [1])
+    _, by_size = cross_fitted_curve(section, Predictions(logits, labels), trunks, [1])
     alone = member_nll(logits, labels)
     naive = alone.min().item()
     assert by_size[0] > (naive + alone.mean().item()) / 2
@@ -52,7 +56,7 @@ def test_a_temperature_is_fitted_on_the_half_that_is_not_scored(
 ) -> None:
     logits, labels, trunks = guesses
     section = EvaluationSection(temperature_scaling=True, rivals=())
-    _, by_size = cross_fitted_curve(section, logits, labels, trunks, [E])
+    _, by_size = cross_fitted_curve(section, Predictions(logits, labels), trunks, [E])
     whole = SoftVote().combine(logits, member_nll(logits, labels))
     half = torch.arange(N) % 2 == 0
     scaled = whole.clone()
@@ -67,6 +71,7 @@ def test_a_size_depends_on_no_larger_one(
 ) -> None:
     for bagging in (All(), TopK(), All(size=3)):
         section = EvaluationSection(bagging=bagging, rivals=(), temperature_scaling=False)
-        few = cross_fitted_curve(section, *guesses, [2, 4])
-        more = cross_fitted_curve(section, *guesses, [2, 4, 16])
+        predictions, trunks = Predictions(*guesses[:2]), guesses[2]
+        few = cross_fitted_curve(section, predictions, trunks, [2, 4])
+        more = cross_fitted_curve(section, predictions, trunks, [2, 4, 16])
         assert few[1] == pytest.approx(more[1][:2])

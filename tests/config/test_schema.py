@@ -23,6 +23,7 @@ from bend_ray.config.schema import (
 )
 from bend_ray.data.augmentation import Augmentation
 from bend_ray.data.datasets import Dataset
+from bend_ray.data.splits import Split
 from bend_ray.ensemble.bagging import Bagging
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError
@@ -36,9 +37,12 @@ from bend_ray.networks.protocols import Forks, Independent, Protocol, held_out_i
 from bend_ray.optim import Optimizer, Schedule
 from bend_ray.randomness import generator_for
 from bend_ray.spec import Spec, variants
+from bend_ray.tasks import Task
 
 AXES = {
     "dataset": Dataset,
+    "dataset.task": Task,
+    "dataset.split": Split,
     "seeds.architecture": Architecture,
     "seeds.recipe.optimizer": Optimizer,
     "seeds.recipe.schedule": Schedule,
@@ -63,9 +67,14 @@ COMPANIONS = {
     "dataset.kind=image_parquet": ["dataset.train=train", "dataset.test=test"],
     "dataset.kind=image_folder": ["dataset.root=images"],
     "dataset.kind=arrays": ["dataset.train=train.npz"],
+    "dataset.kind=table": ["dataset.train=rows.csv"],
     "seeds.protocol.kind=checkpoints": ["seeds.protocol.files=run-{trunk}.pt"],
+    "dataset.split.kind=group": ["dataset.split.column=team"],
+    "dataset.split.kind=time": ["dataset.split.column=day"],
 } | {f"{axis}.kind=imported": [f"{axis}.target=os:getcwd"] for axis in AXES}
 """What else a variant, or a knob, asks for."""
+
+OF_TABLES = ("dataset.task", "dataset.split")
 
 SECTIONS = {
     knob.path for knob in knobs() if any(k.path.startswith(f"{knob.path}.") for k in knobs())
@@ -78,8 +87,9 @@ def kind_of(variant: type[Spec]) -> str:
 
 def choosing(path: str, kind: str) -> list[str]:
     """Overrides that put a variant in place, with what it asks for."""
+    within = ["dataset.kind=table", "dataset.train=rows.csv"] if path in OF_TABLES else []
     override = f"{path}.kind={kind}"
-    return [*FITS_ALL, override, *COMPANIONS.get(override, [])]
+    return [*FITS_ALL, *within, override, *COMPANIONS.get(override, [])]
 
 
 OTHERS = {
@@ -90,16 +100,22 @@ OTHERS = {
     "cyclic": "constant",
     "constant": "cyclic",
     "resnet18": "resnet34",
+    "float32": "bf16",
     "white": "black",
     "tell": "refuse",
     "auto": None,
+    "head": "fitted",
 }
 OTHER_THAN_NULL = (
     {
         "dataset.mode": "grey",
+        "dataset.task": {"kind": "regression"},
         "seeds.architecture.weights": "IMAGENET1K_V1",
         "dataset.class_names": ["cat", "dog"],
         "dataset.labels": "y",
+        "seeds.recipe.augmentation.policy": "rand_augment",
+        "seeds.recipe.class_weights": "balanced",
+        "dataset.split.column": "year",
         "seeds.protocol.found": [8, 16],
     }
     | {
@@ -113,9 +129,10 @@ OTHER_THAN_NULL = (
 )
 
 INCIDENTAL = {
-    f"dataset.{name}" for name in ("train", "validation", "test", "root", "download", "duplicates")
-} | {"seeds.protocol.files"}
-"""Knobs that say where something is found, or what is told of it."""
+    f"dataset.{name}"
+    for name in ("train", "validation", "test", "root", "download", "duplicates", "memory")
+} | {"seeds.protocol.files", "seeds.checkpoint_seconds"}
+"""Knobs that say where something is found, what is told of it, or how much of it may be lost."""
 
 
 def another(value: Any, path: str = "") -> Any:
@@ -131,9 +148,9 @@ def another(value: Any, path: str = "") -> Any:
     if isinstance(value, float):
         return value / 2 if value else 0.25
     if isinstance(value, list):
-        return [another(value[0]), *value[1:]]
+        return [another(value[0]), *value[1:]] if value else [0.5]
     if isinstance(value, dict):
-        return {"width": 3}
+        return {"age": "date"} if path == "dataset.columns" else {"width": 3}
     return OTHERS.get(value, f"another-{value}")
 
 
@@ -180,9 +197,11 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
     in_config = {knob.path for knob in knobs() if isinstance(knob.default, str)}
     leaves = {
         "generator.process.prediction",
+        "dataset.task.variance",
         "seeds.architecture.name",
         "seeds.architecture.norm",
         "seeds.protocol.rate",
+        "seeds.recipe.precision",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *("dataset.background", "dataset.duplicates", "samples.finish"),
         *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
@@ -192,7 +211,10 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         for stage in ("autoencoder", "generator")
         for axis in ("optimizer", "schedule")
     }
-    assert in_config - leaves - inside_training == AXES.keys() - {"evaluation.rivals"}
+    assert in_config - leaves - inside_training == AXES.keys() - {
+        "evaluation.rivals",
+        "dataset.task",
+    }
 
 
 @pytest.mark.parametrize(
@@ -282,6 +304,7 @@ def test_identity_is_json_and_says_everything_else() -> None:
         if isinstance(section, dict):
             section.pop("resources", None)
             section.pop("probes", None)
+            section.pop("checkpoint_seconds", None)
     assert whole == dumped
 
 

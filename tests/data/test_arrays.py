@@ -166,7 +166,7 @@ WRONG: dict[str, tuple[Any, Any, str]] = {
     "empty": ([], [], "examples, got none"),
     "fewer labels": (INPUTS_NF, LABELS_N[:-1], "got 59 labels and 60 of x"),
     "one-hot": (INPUTS_NF, np.eye(3)[LABELS_N], "give the argmax"),
-    "quantities": (INPUTS_NF, INPUTS_NF[:, 0], "whole numbers or texts"),
+    "endless": (INPUTS_NF, [*INPUTS_NF[1:, 0], np.inf], "expected finite targets"),
     "missing labels": (INPUTS_NF, [*LABELS_N[1:], np.nan], "whole numbers or texts, got nan"),
     "not labelled": (INPUTS_NF, LABELS_N - 1, "labels from 0 on, here row 0 has -1"),
 }

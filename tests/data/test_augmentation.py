@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from bend_ray.data.augmentation import FlipAndCrop
+from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import Mlp
 from bend_ray.networks.fitting import fit
@@ -24,7 +24,7 @@ def pictures(*shape: int) -> Tensor:
     return torch.randint(1, 256, shape, generator=generator, dtype=torch.uint8)
 
 
-def views(image_CHW: Tensor, augmentation: FlipAndCrop) -> set[bytes]:
+def views(image_CHW: Tensor, augmentation: RandomViews) -> set[bytes]:
     """All views there are of one image, one by one."""
     padding = augmentation.crop_padding
     height, width = image_CHW.shape[1:]
@@ -50,7 +50,7 @@ def views(image_CHW: Tensor, augmentation: FlipAndCrop) -> set[bytes]:
 def test_every_image_becomes_one_of_its_own_views(
     flip: bool, padding: int, channels: int, height: int, width: int
 ) -> None:
-    augmentation = FlipAndCrop(flip=flip, crop_padding=padding)
+    augmentation = RandomViews(flip=flip, crop_padding=padding)
     pixels_KBCHW = pictures(2, 3, channels, height, width)
     seen_KBCHW = augmentation.apply(pixels_KBCHW, generators((0, 1)))
     assert seen_KBCHW.shape == pixels_KBCHW.shape
@@ -60,7 +60,7 @@ def test_every_image_becomes_one_of_its_own_views(
 
 
 def test_all_views_are_drawn_and_equally_often() -> None:
-    augmentation, image = FlipAndCrop(flip=True, crop_padding=1), pictures(1, 3, 4)
+    augmentation, image = RandomViews(flip=True, crop_padding=1), pictures(1, 3, 4)
     seen = augmentation.apply(image.expand(1, 9000, 1, 3, 4), generators((0,)))[0]
     drawn = [view.numpy().tobytes() for view in seen]
     counts = [drawn.count(view) for view in views(image, augmentation)]
@@ -71,19 +71,19 @@ def test_all_views_are_drawn_and_equally_often() -> None:
 def test_no_augmentation_draws_nothing_and_changes_nothing() -> None:
     pixels, generator = pictures(1, 2, 1, 3, 3), torch.Generator().manual_seed(0)
     state = generator.get_state()
-    assert FlipAndCrop().apply(pixels, [generator]) is pixels
+    assert RandomViews().apply(pixels, [generator]) is pixels
     assert torch.equal(generator.get_state(), state)
 
 
 def test_a_models_views_do_not_depend_on_its_cohort() -> None:
-    augmentation = FlipAndCrop(flip=True, crop_padding=2)
+    augmentation = RandomViews(flip=True, crop_padding=2)
     pixels = pictures(1, 5, 3, 6, 6).expand(3, 5, 3, 6, 6)
     together = augmentation.apply(pixels, generators((7, 8, 9)))
     assert torch.equal(augmentation.apply(pixels[:1], generators((9,)))[0], together[2])
     assert not torch.equal(together[0], together[1])
 
 
-def train(augmentation: FlipAndCrop, seeds: tuple[int, ...], epochs: float) -> Tensor:
+def train(augmentation: RandomViews, seeds: tuple[int, ...], epochs: float) -> Tensor:
     def build() -> nn.Module:
         return Mlp(hidden=(4,)).build((1, 5, 5), 3).double()
 
@@ -101,8 +101,8 @@ def train(augmentation: FlipAndCrop, seeds: tuple[int, ...], epochs: float) -> T
 
 
 def test_an_augmented_training_is_each_models_own_and_begins_as_a_shorter_one() -> None:
-    augmentation = FlipAndCrop(flip=True, crop_padding=1)
+    augmentation = RandomViews(flip=True, crop_padding=1)
     together = train(augmentation, (0, 1, 2), 3.0)
     torch.testing.assert_close(train(augmentation, (2,), 3.0)[:, 0], together[:, 2])
     assert torch.equal(train(augmentation, (0, 1, 2), 2.0), together[:2])
-    assert not torch.allclose(train(FlipAndCrop(), (0, 1, 2), 3.0), together)
+    assert not torch.allclose(train(RandomViews(), (0, 1, 2), 3.0), together)

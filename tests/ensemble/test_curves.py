@@ -4,6 +4,7 @@ import torch
 from bend_ray.ensemble import curves
 from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
 from bend_ray.ensemble.metrics import accuracy, member_nll, nll
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import (
     MajorityVote,
     SoftVote,
@@ -16,18 +17,19 @@ from bend_ray.ensemble.votes import (
 E, N, C = 7, 30, 4
 
 
-def answers(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def answers(seed: int = 0) -> tuple[Predictions, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     logits = 2 * torch.randn(E, N, C, generator=generator)
     labels = torch.randint(C, (N,), generator=generator)
     val_nll = member_nll(torch.randn(E, N, C, generator=generator), labels)
-    return logits, labels, val_nll
+    return Predictions(logits, labels), val_nll
 
 
 @pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
 def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
-    logits, labels, val_nll = answers()
-    curve = size_curve(logits, labels, val_nll, vote, torch.Generator().manual_seed(1), 5)
+    said, val_nll = answers()
+    logits, labels = said.logits_ENC, said.labels_N
+    curve = size_curve(said, val_nll, vote, torch.Generator().manual_seed(1), 5)
     generator = torch.Generator().manual_seed(1)
     orders = [torch.randperm(E, generator=generator) for _ in range(5)]
     assert curve.sizes == [1, 2, 3, 4, 6, 7]
@@ -43,9 +45,10 @@ def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
 
 @pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
 def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> None:
-    logits, labels, val_nll = answers()
+    said, val_nll = answers()
+    logits, labels = said.logits_ENC, said.labels_N
     orders, sizes = [[3, 1, 4, 0], [6, 5, 0, 2]], [1, 3, 4]
-    curve = prefix_curve(logits, labels, val_nll, vote, sizes, orders)
+    curve = prefix_curve(said, val_nll, vote, sizes, orders)
     for place, size in enumerate(sizes):
         bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
         assert curve.accuracy.mean[place] == pytest.approx(
@@ -55,35 +58,42 @@ def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> 
 
 
 def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images() -> None:
-    logits, labels, val_nll = answers()
-    seen, seen_labels, _ = answers(seed=2)
+    said, val_nll = answers()
+    logits, labels = said.logits_ENC, said.labels_N
+    seen, _ = answers(seed=2)
     sizes, orders = [2, E], [[3, 1, 4, 0, 2, 6, 5], [6, 5, 0, 2, 1, 3, 4]]
     curve = prefix_curve(
-        logits, labels, val_nll, SoftVote(), sizes, orders, calibrated_on=(seen, seen_labels)
+        said,
+        val_nll,
+        SoftVote(),
+        sizes,
+        orders,
+        calibrated_on=seen,
     )
     for place, size in enumerate(sizes):
         pairs, others = (
             [SoftVote().combine(each[o[:size]], val_nll[o[:size]]) for o in orders]
-            for each in (logits, seen)
+            for each in (logits, seen.logits_ENC)
         )
-        temperature = fit_temperature(torch.cat(others), seen_labels.repeat(2))
+        temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2), 2)
         expected = [nll(apply_temperature(bag, temperature), labels) for bag in pairs]
         assert curve.nll.mean[place] == pytest.approx(sum(expected) / 2)
 
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    logits, labels, val_nll = answers()
-    whole = size_curve(logits, labels, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    said, val_nll = answers()
+    whole = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
     monkeypatch.setattr(curves, "_CHUNK_BYTES", 8 * E * C * 7)
-    cut = size_curve(logits, labels, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    cut = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
     assert cut.accuracy == whole.accuracy
     assert cut.nll.mean == pytest.approx(whole.nll.mean)
 
 
 def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
-    logits, labels, val_nll = answers()
+    said, val_nll = answers()
+    logits, labels = said.logits_ENC, said.labels_N
     logits[2], val_nll[2] = torch.nan, torch.nan
-    curve = size_curve(logits, labels, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
+    curve = size_curve(said, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
     assert curve.sizes[-1] == E - 1
     expected = nll(WeightedVote().combine(logits, val_nll), labels)
     assert curve.nll.mean[-1] == pytest.approx(expected)

@@ -8,7 +8,12 @@ import torch
 
 from bend_ray.ensemble import novelty as module
 from bend_ray.ensemble.metrics import pairwise_disagreement
-from bend_ray.ensemble.novelty import leave_one_out_distances, nearest_distances, novelty
+from bend_ray.ensemble.novelty import (
+    Models,
+    Novelty,
+    leave_one_out_distances,
+    nearest_distances,
+)
 
 NUM_TRUNKS, PER_TRUNK, NUM_PARAMETERS, NUM_EXAMPLES = 3, 20, 200, 40
 
@@ -33,6 +38,12 @@ def training() -> tuple:
 @pytest.fixture(params=[64 * 2**20, 8 * 80 * 7], ids=["one chunk", "many chunks"])
 def chunk(request, monkeypatch) -> None:
     monkeypatch.setattr(module, "_CHUNK_BYTES", request.param)
+
+
+def novelty(
+    theta: torch.Tensor, trunks: torch.Tensor, predictions: torch.Tensor, *training: torch.Tensor
+) -> Novelty:
+    return module.novelty(Models(theta, trunks, predictions), Models(*training))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

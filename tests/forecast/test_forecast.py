@@ -83,10 +83,9 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert works["generator"].stored_bytes == 4 * 2000
     assert works["autoencoder"].stored_bytes == 111 * (8 * 112 + 4 * 128) + 4 * 1000
     assert works["samples"].stored_bytes == 4 * 3466 * 48
-    # A cohort's models as they come and as a shard; all that are compared, together.
+    # A cohort's models as they come and as a shard; those that a process asks together.
     assert works["seeds"].held_bytes == 2 * 4 * 3466 * 128
-    compared = 4 * 3466 * (128 + 48) + works["evaluation"].stored_bytes
-    assert works["evaluation"].held_bytes == compared
+    assert works["evaluation"].held_bytes == 256 * 4 * 3466
     ordinary = works["evaluation"].phases[0]
     assert (ordinary.pieces, ordinary.work) == (2, pytest.approx(2 * 200 * 32 * 0.001, rel=1e-4))
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from answers import drawn as draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
@@ -14,11 +15,14 @@ from bend_ray.generation.rivals import (
     MultiSwag,
     Noise,
     Rival,
+    Trained,
     TrunkAverages,
     WeightAverage,
     round_robin,
     trunk_means,
 )
+from bend_ray.process import matrix
+from bend_ray.randomness import generator_for
 from bend_ray.spec import variants
 
 TRUNKS_K = torch.tensor([5, 2, 2, 5, 9, 2, 9, 5, 5])
@@ -78,14 +82,14 @@ def test_round_robin_takes_everyone_once_before_anyone_twice(trunks: list[int]) 
 
 
 def test_the_weight_average_is_one_model_whatever_is_asked(theta_KP: Tensor) -> None:
-    drawn, trunks = WeightAverage().draw(theta_KP, TRUNKS_K, 20, generator())
+    drawn, trunks = draw(WeightAverage(), theta_KP, TRUNKS_K, 20)
     torch.testing.assert_close(drawn, theta_KP.sum(dim=0, keepdim=True) / len(theta_KP))
     assert trunks.tolist() == [-1]
 
 
 @pytest.mark.parametrize(("count", "rows"), [(2, 2), (3, 3), (20, 3)])
 def test_trunk_averages_are_one_model_a_trunk(theta_KP: Tensor, count: int, rows: int) -> None:
-    drawn, trunks = TrunkAverages().draw(theta_KP, TRUNKS_K, count, generator())
+    drawn, trunks = draw(TrunkAverages(), theta_KP, TRUNKS_K, count)
     expected = torch.stack([members.mean(dim=0) for members in own_members(theta_KP)])
     torch.testing.assert_close(drawn, expected[:rows])
     assert torch.equal(trunks, TRUNKS_K.unique()[:rows])
@@ -94,7 +98,7 @@ def test_trunk_averages_are_one_model_a_trunk(theta_KP: Tensor, count: int, rows
 def test_noise_is_in_the_member_s_own_standard_deviation() -> None:
     theta_KP = torch.tensor([[1.0], [10.0]]) * torch.randn(2, 4000, generator=generator())
     trunks_K = torch.tensor([0, 1])
-    drawn, trunks = Noise(scale=0.3).draw(theta_KP, trunks_K, 5, generator(1))
+    drawn, trunks = draw(Noise(scale=0.3), theta_KP, trunks_K, 5, 1)
     members = theta_KP[round_robin(trunks_K, 5)]
     ratio = (drawn - members).std(dim=1) / members.std(dim=1)
     torch.testing.assert_close(ratio, torch.full((5,), 0.3), rtol=0.05, atol=0)
@@ -103,7 +107,7 @@ def test_noise_is_in_the_member_s_own_standard_deviation() -> None:
 
 
 def test_noise_of_scale_zero_is_the_members(theta_KP: Tensor) -> None:
-    drawn, trunks = Noise(scale=0.0).draw(theta_KP, TRUNKS_K, 12, generator())
+    drawn, trunks = draw(Noise(scale=0.0), theta_KP, TRUNKS_K, 12)
     assert torch.equal(drawn, theta_KP[round_robin(TRUNKS_K, 12)])
     assert torch.equal(trunks, TRUNKS_K[round_robin(TRUNKS_K, 12)])
 
@@ -118,7 +122,7 @@ def pooled_covariance(theta_KP: Tensor) -> Tensor:
 def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
     theta_KP: Tensor, scale: float
 ) -> None:
-    drawn, trunks = Gaussian(scale=scale).draw(theta_KP, TRUNKS_K, 30_000, generator(1))
+    drawn, trunks = draw(Gaussian(scale=scale), theta_KP, TRUNKS_K, 30_000, 1)
     assert torch.equal(trunks[:6], TRUNKS_K.unique().repeat(2))
     means_TP, _ = trunk_means(theta_KP, TRUNKS_K)
     expected = scale**2 * pooled_covariance(theta_KP)
@@ -133,7 +137,7 @@ def test_the_gaussian_has_the_pooled_covariance_around_each_trunk(
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [1.0, 0.5])
 def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scale: float) -> None:
-    drawn, _ = MultiSwag(scale=scale).draw(theta_KP, TRUNKS_K, 3_000, generator(1))
+    drawn, _ = draw(MultiSwag(scale=scale), theta_KP, TRUNKS_K, 3_000, 1)
     for trunk, members in enumerate(own_members(theta_KP)):
         own = drawn[trunk::3]
         variance_P = scale**2 * members.var(dim=0)
@@ -145,7 +149,7 @@ def test_multiswag_has_each_trunk_s_own_mean_and_variance(theta_KP: Tensor, scal
 @pytest.mark.slow
 def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -> None:
     """Half of the covariance is diagonal, half is the members' own (Maddox et al., eq. 1)."""
-    drawn, _ = MultiSwag(scale=1.0).draw(theta_KP, TRUNKS_K, 3_000, generator(2))
+    drawn, _ = draw(MultiSwag(scale=1.0), theta_KP, TRUNKS_K, 3_000, 2)
     members = own_members(theta_KP)[1]
     covariance = drawn[1::3].T.cov()
     expected = members.T.cov() / 2
@@ -156,7 +160,7 @@ def test_multiswag_correlates_by_half_of_what_its_members_do(theta_KP: Tensor) -
 @pytest.mark.parametrize("rival", [Gaussian(), MultiSwag()])
 def test_members_without_a_spread_are_drawn_as_they_are(rival: Drawing) -> None:
     theta_KP = torch.randn(3, 4, generator=generator())
-    drawn, trunks = rival.draw(theta_KP, torch.arange(3), 6, generator())
+    drawn, trunks = draw(rival, theta_KP, torch.arange(3), 6)
     torch.testing.assert_close(drawn, theta_KP.repeat(2, 1))
     assert trunks.tolist() == [0, 1, 2, 0, 1, 2]
 
@@ -169,18 +173,45 @@ def test_a_rival_is_reproducible_and_touches_nothing(rival: Drawing) -> None:
     theta_KP = torch.randn(len(TRUNKS_K), 4, generator=generator())
     kept, state = theta_KP.clone(), torch.get_rng_state()
 
-    def draw(seed: int) -> Tensor:
-        return rival.draw(theta_KP, TRUNKS_K, 7, generator(seed))[0]
+    def drawn(seed: int) -> Tensor:
+        return draw(rival, theta_KP, TRUNKS_K, 7, seed)[0]
 
-    assert len(draw(1)) == rival.num_drawn(7, len(TRUNKS_K.unique()))
-    assert torch.equal(draw(1), draw(1))
+    assert len(drawn(1)) == rival.num_drawn(7, len(TRUNKS_K.unique()))
+    assert torch.equal(drawn(1), drawn(1))
     assert torch.equal(theta_KP, kept)
     assert torch.equal(torch.get_rng_state(), state)
-    assert draw(1).dtype == theta_KP.dtype
-    assert draw(1).shape[1] == 4
+    assert drawn(1).dtype == theta_KP.dtype
+    assert drawn(1).shape[1] == 4
     if isinstance(rival, Noise | Gaussian | MultiSwag):
-        assert len(draw(1)) == 7
-        assert not torch.equal(draw(1), draw(2))
+        assert len(drawn(1)) == 7
+        assert not torch.equal(drawn(1), drawn(2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rival=st.sampled_from([Noise(), Gaussian(), MultiSwag(), TrunkAverages(), WeightAverage()]),
+    cut=st.integers(0, 7),
+    count=st.integers(7, 12),
+    block=st.sampled_from([4, 300, 2**26]),
+)
+def test_a_model_depends_on_its_place_alone(
+    rival: Drawing, cut: int, count: int, block: int
+) -> None:
+    """Neither on how many are drawn, or together, nor on the columns that are read at once."""
+    theta_KP = torch.randn(len(TRUNKS_K), 37, generator=generator())
+    whole_NP, trunks_N = draw(rival, theta_KP, TRUNKS_K, 7)
+
+    def stream(index: int) -> torch.Generator:
+        return generator_for(0, "rival", index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "BLOCK_BYTES", block)
+        trained = Trained(theta_KP, TRUNKS_K, count, stream)
+        places = range(cut, len(whole_NP))
+        if len(places):
+            part_NP, part_N = rival.draw(trained, places)
+            torch.testing.assert_close(part_NP, whole_NP[cut:])
+            assert torch.equal(part_N, trunks_N[cut:])
 
 
 @pytest.mark.parametrize(

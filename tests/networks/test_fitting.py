@@ -13,10 +13,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples
+from bend_ray.errors import ClusterError
 from bend_ray.networks.architectures import ConvNet, Mlp
-from bend_ray.networks.fitting import batch_order, fit, initial_parameters, stretch_marks
+from bend_ray.networks.batches import Feed
+from bend_ray.networks.fitting import (
+    CLASSIFICATION,
+    Training,
+    feed_of,
+    fit,
+    initial_parameters,
+    stretch_marks,
+)
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, predict_logits
 from bend_ray.optim import AdamW, Constant, Cosine, Sgd
@@ -27,6 +37,40 @@ WHOLE = Stretch(start=0.0, epochs=4.0)
 ADAMW = Recipe(epochs=4, batch_size=5, optimizer=AdamW(learning_rate=0.02, weight_decay=0.1))
 SMOOTH = ADAMW.model_copy(update={"label_smoothing": 0.1})
 SGD = Recipe(epochs=4, batch_size=5, optimizer=Sgd(learning_rate=0.1, weight_decay=0.01))
+PLAIN = [ADAMW, SGD, SMOOTH] + [
+    recipe.model_copy(update=update)
+    for recipe in (ADAMW, SGD)
+    for update in (
+        {"gradient_clip": 0.2},
+        {"decay_norms_and_biases": False},
+        {"ema_decay": 0.9},
+        {"class_weights": (0.5, 1.0, 3.0), "label_smoothing": 0.1},
+        {"class_weights": "balanced", "epochs": 3.4},
+    )
+]
+"""Recipes that everyone's plain loop knows, in ``train_alone``."""
+MIXED = [
+    ADAMW.model_copy(update=update)
+    for update in ({"mixup": 0.4}, {"cutmix": 1.0}, {"mixup": 0.4, "cutmix": 1.0})
+]
+VARIED = [
+    ADAMW.model_copy(update={"augmentation": RandomViews(**views)})
+    for views in (
+        {"policy": "rand_augment"},
+        {"policy": "trivial_augment", "crop_padding": 1},
+        {"erasing": 0.5},
+    )
+]
+
+
+def name_of(recipe: Recipe) -> str:
+    return ",".join(
+        f"{name}={getattr(value, 'kind', value)}"
+        for name, value in recipe
+        if value != getattr(Recipe(), name) and name not in ("epochs", "batch_size")
+    )
+
+
 # Without momentum and with all images in each batch a step depends on nothing but the last one.
 DESCENT = Recipe(
     epochs=8,
@@ -62,6 +106,17 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
+def batch_order(
+    sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
+) -> list[Tensor]:
+    """Examples of each step of one model, of a part that is one window."""
+    count = sum(sizes)
+    part = Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.int64))
+    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, torch.device("cpu"))
+    batches = feed.batches([generator], num_steps, bootstrap=bootstrap)
+    return [index_KB[0] for _, index_KB in batches]
+
+
 def cohort(
     recipe: Recipe,
     stretch: Stretch,
@@ -83,16 +138,13 @@ def cohort(
 
 def torch_optimizer(recipe: Recipe, module: nn.Module) -> torch.optim.Optimizer:
     spec = recipe.optimizer
+    spared = [p for p in module.parameters() if p.ndim < 2 and not recipe.decay_norms_and_biases]
+    others = [p for p in module.parameters() if all(p is not s for s in spared)]
+    groups = [{"params": others, "weight_decay": spec.weight_decay}]
+    groups += [{"params": spared, "weight_decay": 0.0}] if spared else []
     if isinstance(spec, AdamW):
-        return torch.optim.AdamW(
-            module.parameters(), betas=spec.betas, weight_decay=spec.weight_decay
-        )
-    return torch.optim.SGD(
-        module.parameters(),
-        momentum=spec.momentum,
-        weight_decay=spec.weight_decay,
-        nesterov=spec.nesterov,
-    )
+        return torch.optim.AdamW(groups, betas=spec.betas)
+    return torch.optim.SGD(groups, momentum=spec.momentum, nesterov=spec.nesterov)
 
 
 def plain_loop(recipe: Recipe, stretch: Stretch, seed: int, dtype: torch.dtype) -> Tensor:
@@ -118,14 +170,29 @@ def train_alone(
         recipe.batch_sizes(NUM_IMAGES), total, stretch.bootstrap, generators([seed])[0]
     )
     optimizer = torch_optimizer(recipe, module)
-    loss_of = nn.CrossEntropyLoss(label_smoothing=recipe.label_smoothing)
+    weights = recipe.class_weights and torch.tensor(
+        [23 / (3 * int((images.labels_N == c).sum())) for c in range(NUM_CLASSES)]
+        if recipe.class_weights == "balanced"
+        else recipe.class_weights,
+        dtype=dtype,
+    )
+    loss_of = nn.CrossEntropyLoss(weights, reduction="none", label_smoothing=recipe.label_smoothing)
+    averaged = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     for step, batch in enumerate(batches):
         for group in optimizer.param_groups:
             group["lr"] = recipe.optimizer.learning_rate * recipe.schedule.factor(step / total)
         optimizer.zero_grad()
-        loss = loss_of(module(inputs[batch]), images.labels_N[batch])
+        loss = loss_of(module(inputs[batch]), images.labels_N[batch]).mean()
         torch.autograd.backward(loss)
+        if recipe.gradient_clip is not None:
+            norm = nn.utils.clip_grad_norm_(module.parameters(), recipe.gradient_clip)
+            assert norm > recipe.gradient_clip or step
         optimizer.step()
+        decay = min(recipe.ema_decay, (1 + step) / (10 + step))
+        for name, tensor in module.state_dict().items():
+            averaged[name] = decay * averaged[name] + (1 - decay) * tensor
+    if recipe.ema_decay:
+        module.load_state_dict(averaged)
 
 
 def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
@@ -134,7 +201,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
 
 @pytest.mark.trains
 @pytest.mark.usefixtures("no_compiler")
-@pytest.mark.parametrize("recipe", [ADAMW, SGD, SMOOTH], ids=["adamw", "sgd", "smooth"])
+@pytest.mark.parametrize("recipe", PLAIN, ids=name_of)
 @pytest.mark.parametrize("bootstrap", [False, True], ids=["all", "bootstrap"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=str
@@ -142,7 +209,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
 def test_a_model_of_a_cohort_is_the_model_trained_alone(
     recipe: Recipe, bootstrap: bool, dtype: torch.dtype, tolerance: float
 ) -> None:
-    stretch = Stretch(start=0.0, epochs=4.0, bootstrap=bootstrap)
+    stretch = Stretch(start=0.0, epochs=recipe.epochs, bootstrap=bootstrap)
     seeds = (3, 1, 4)
     theta_KP = cohort(recipe, stretch, seeds, dtype)[-1]
     alone_KP = torch.stack([plain_loop(recipe, stretch, seed, dtype) for seed in seeds])
@@ -207,11 +274,64 @@ def test_dropout_of_a_model_does_not_depend_on_its_cohort() -> None:
     assert_close(train((1, 0)), together[[1, 0]], 1e-6)
 
 
-@pytest.mark.parametrize("recipe", [ADAMW, SGD], ids=["adamw", "sgd"])
+@pytest.mark.parametrize("recipe", [*PLAIN, *MIXED, *VARIED], ids=name_of)
 def test_a_model_does_not_depend_on_its_cohort(recipe: Recipe) -> None:
     together = cohort(recipe, WHOLE, (0, 1, 2, 3))[-1]
-    assert_close(cohort(recipe, WHOLE, (3, 1, 0, 2))[-1], together[[3, 1, 0, 2]])
+    assert_close(cohort(recipe, WHOLE, (3, 1, 0, 2), form="loop")[-1], together[[3, 1, 0, 2]])
     assert_close(cohort(recipe, WHOLE, (2,))[-1], together[[2]])
+    if recipe != ADAMW:
+        assert float((together - cohort(ADAMW, WHOLE, (0, 1, 2, 3))[-1]).abs().max()) > 1e-3
+
+
+@pytest.mark.trains
+@pytest.mark.skipif(
+    not torch.ops.mkldnn._is_mkldnn_bf16_supported(), reason="a processor without bf16"
+)
+@pytest.mark.parametrize("form", ["stacked", "loop"])
+def test_bf16_rounds_products_alone(form: Form) -> None:
+    recipe = ADAMW.model_copy(update={"precision": "bf16", "epochs": 2})
+    stretch = Stretch(start=0.0, epochs=2.0)
+    whole = cohort(ADAMW, stretch, (0, 1), torch.float32)
+    rounded = cohort(recipe, stretch, (0, 1), torch.float32, form)
+    assert rounded.dtype == torch.float32
+    apart = float((rounded - whole).abs().max())
+    assert 1e-5 < apart < 0.1
+    assert_close(cohort(recipe, stretch, (1,), torch.float32, form)[:, 0], rounded[:, 1], 1e-2)
+
+
+def test_bf16_is_refused_where_a_processor_lacks_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    with pytest.raises(ClusterError, match=r"expected a processor that computes in bf16.*float32"):
+        cohort(ADAMW.model_copy(update={"precision": "bf16"}), WHOLE, (0,))
+
+
+@pytest.mark.parametrize("recipe", [*PLAIN, *MIXED, *VARIED], ids=name_of)
+@pytest.mark.parametrize("form", ["stacked", "loop"])
+def test_a_training_goes_on_from_its_state_to_the_same_bits(recipe: Recipe, form: Form) -> None:
+    stretch = Stretch(start=0.0, epochs=3.0, bootstrap=True, snapshots=4)
+    cpu, train = torch.device("cpu"), pictures()
+    feed = feed_of(train, scaled(torch.float32), recipe, cpu, CLASSIFICATION)
+
+    def training() -> Training:
+        stack, start_KP = Stack(build(), LAYOUT, form), starts((0, 1), torch.float32)
+        return Training(stack, start_KP, feed, NUM_IMAGES, recipe, stretch, generators((5, 6)))
+
+    expected = snapshots_of(training())
+    steps = stretch_marks(recipe, stretch, NUM_IMAGES)
+    for left in (1, 2, 3):
+        first, second = training(), training()
+        coming, before = first.steps(), list[Tensor]()
+        while len(before) < left:
+            before += next(coming)
+        assert first.step == steps[left - 1]
+        second.load({name: each.clone() for name, each in first.state().items()}, first.step)
+        after = snapshots_of(second)
+        assert len(before) + len(after) == len(expected) == 4
+        assert all(torch.equal(a, b) for a, b in zip([*before, *after], expected, strict=True))
+
+
+def snapshots_of(training: Training) -> list[Tensor]:
+    return [snapshot for left in training.steps() for snapshot in left]
 
 
 def test_models_of_a_loop_are_trained_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,6 +532,7 @@ TRAINS = """
 import sys
 import torch
 from bend_ray.networks.architectures import Mlp
+from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import Digits
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import Recipe, Stretch

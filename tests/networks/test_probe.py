@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from bend_ray.data.examples import Examples, Parts
 from bend_ray.errors import DataError
-from bend_ray.networks.probe import check_network
+from bend_ray.networks.probe import check_network, check_recipe
+from bend_ray.networks.recipe import Recipe
 
 ROWS, FEATURES, CLASSES = 5, 6, 3
 INPUTS = torch.randn(ROWS, FEATURES, generator=torch.Generator().manual_seed(0))
@@ -153,3 +157,63 @@ def test_another_is_refused(build: Callable[[], Any], message: str) -> None:
     assert str(refused.value).startswith("shop:net: ")
     assert len(str(refused.value).splitlines()) == 1
     assert torch.is_grad_enabled()
+
+
+def part(inputs: Tensor) -> Parts:
+    train = Examples(inputs, torch.arange(len(inputs)) % CLASSES)
+    return Parts(train, train, ("a", "b", "c"), None)
+
+
+PIXELS = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
+ALL = {
+    "mixup": 0.2,
+    "cutmix": 1.0,
+    "augmentation": {"kind": "random_views", "policy": "rand_augment", "erasing": 0.5},
+}
+
+
+@pytest.mark.parametrize("update", [{}, ALL, {"class_weights": [1, 2, 3]}, {"epochs": 0.5}])
+def test_a_recipe_that_fits_the_data_passes(update: dict[str, Any]) -> None:
+    check_recipe(Recipe.model_validate({"batch_size": 2, **update}), part(PIXELS))
+
+
+@pytest.mark.parametrize(
+    ("update", "inputs", "message"),
+    [
+        ({"epochs": 0.01}, PIXELS, r"epochs: expected a step at least, of the 1 of a pass"),
+        ({"class_weights": [1.0]}, PIXELS, r"class_weights: expected 3, one a class, got 1"),
+        ({"cutmix": 1.0}, INPUTS, r"images for cutmix, got torch.float32 of shape \(6,\)"),
+        ({"mixup": 1.0}, PIXELS[:, 0, 0].long(), r"expected floats or pixels for seeds.recipe.mix"),
+        (
+            {"augmentation": {"kind": "random_views", "policy": "rand_augment"}},
+            INPUTS,
+            r"expected images of uint8 pixels",
+        ),
+        (
+            {"augmentation": {"kind": "random_views", "erasing": 1}},
+            {"a": PIXELS, "b": PIXELS},
+            r"expected one input, images",
+        ),
+    ],
+)
+def test_a_recipe_that_does_not_fit_is_refused(
+    update: dict[str, Any], inputs: Any, message: str
+) -> None:
+    data = part(inputs) if isinstance(inputs, Tensor) else part(PIXELS)
+    if isinstance(inputs, dict):
+        data = replace(data, train=Examples(inputs, data.train.labels_N))
+    with pytest.raises(DataError, match=message):
+        check_recipe(Recipe.model_validate(update), data)
+
+
+@pytest.mark.parametrize(
+    "update",
+    [
+        *({"gradient_clip": value} for value in (0.0, -1.0, float("nan"), float("inf"))),
+        *({"epochs": 0}, {"ema_decay": 1.0}, {"mixup": float("nan")}, {"precision": "fp16"}),
+        *({"class_weights": []}, {"class_weights": [0.0, 1.0]}, {"class_weights": "rare"}),
+    ],
+)
+def test_values_that_cannot_train_are_refused(update: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(update))):
+        Recipe.model_validate(update)

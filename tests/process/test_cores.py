@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bend_ray.process.computing import usable_cores
+from bend_ray.process.computing import usable_cores, usable_memory
 
 CODE = "from bend_ray.process.computing import usable_cores; print(usable_cores())"
 
@@ -68,3 +68,20 @@ def test_affinity_counts(tmp_path: Path) -> None:
         check=True,
     )
     assert done.stdout.strip() == "1"
+
+
+@pytest.mark.parametrize(
+    ("line", "files", "limit"),
+    [
+        ("0::/\n", {"memory.max": "max"}, None),
+        ("0::/a/b\n", {"a/b/memory.max": "max", "a/memory.max": "1000000"}, 1e6),
+        ("4:cpu:/\n3:memory:/x\n", {"memory/x/memory.limit_in_bytes": "2000000"}, 2e6),
+        ("3:memory:/\n", {"memory/memory.limit_in_bytes": "9223372036854771712"}, None),
+        ("", {}, None),
+    ],
+)
+def test_the_memory_of_every_group_counts(
+    tmp_path: Path, line: str, files: dict[str, str], limit: float | None
+) -> None:
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert usable_memory(*groups(tmp_path, line, files)) == (limit or machine)

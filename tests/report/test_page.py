@@ -195,7 +195,7 @@ def test_a_poor_run_has_the_figures_it_can_have(tmp_path: Path) -> None:
 
     section = CONFIG.evaluation.model_copy(update={"rivals": (OriginalsBag(),)})
     config = CONFIG.model_copy(update={"evaluation": section})
-    nobody = members(2, 2).select([])
+    nobody = members(0, 2)
     store = Store(str(tmp_path))
     alone = {"held_out": nobody, "ordinary": None, "generated": members(1, 3)}
     made = commit(config, store, **alone)
@@ -244,7 +244,7 @@ def test_any_evaluation_has_a_table_and_a_report(
                 store,
                 generated=members(generated, 1),
                 originals=members(originals, 2),
-                held_out=members(held_out or 1, 3).select([*range(held_out)]),
+                held_out=members(held_out, 3),
                 ordinary=None if ordinary is None else members(ordinary, 4),
             )
             runs.append(read_run(store, made.evaluation.fingerprint))

@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from inprocess import client
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 from starlette.testclient import TestClient
 
@@ -158,7 +162,27 @@ def test_before_a_bag_is_loaded_it_lives_but_is_not_ready() -> None:
     assert http.get("/v2/health/live").status_code == 200
     for answer in (http.get("/v2/health/ready"), http.post("/predict", json={"instances": []})):
         assert answer.status_code == 503
-        assert answer.headers["retry-after"] == "1"
+        assert answer.headers["retry-after"] == "2"
+
+
+def test_a_request_is_a_span_below_its_clients(http: TestClient) -> None:
+    seen = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(seen))
+    trace.set_tracer_provider(provider)
+    parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    http.get("/v2/models/bag/config", headers={"traceparent": parent})
+    http.get("/v2/models/other")
+    known, unknown = seen.get_finished_spans()
+    assert known.name == "GET /v2/models/{name}/config"
+    assert known.parent is not None
+    assert format(known.context.trace_id, "032x") == parent[3:35]
+    assert format(known.parent.span_id, "016x") == parent[36:52]
+    assert known.attributes is not None
+    assert known.attributes["http.response.status_code"] == 200
+    assert unknown.parent is None
+    assert unknown.attributes is not None
+    assert unknown.attributes["http.response.status_code"] == 404
 
 
 def test_pages_need_nothing_from_elsewhere(http: TestClient) -> None:

@@ -10,7 +10,6 @@ from tiny import MakeConfig, make
 from bend_ray import pipeline
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.comparison import Members
 from bend_ray.config.graph import STAGES
 from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
@@ -18,7 +17,6 @@ from bend_ray.data.examples import Parts
 from bend_ray.errors import ClusterError, TrainingError
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.populations.members import read_layout
-from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
 from bend_ray.runtime.interface import from_vectors
@@ -123,13 +121,13 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
 
     # What other processes run is run here, in this one.
     monkeypatch.setattr(Parts, "test", property(opened))
-    dataset = config.dataset.load()
     trainer = SeedTrainer(config, again.seeds, config.dataset)
-    trainer.store_roots([trainer.train_roots(0)])
+    trainer.train_roots(0)
+    trainer.store_roots([0])
     trainer.train_cohort(0)
     SampleDrawer(config, dataclasses.replace(graph, samples=again.samples), config.dataset).draw(0)
     with pytest.raises(TestOpenedError):
-        Members.of(read_population(graph.seeds), Classifiers(config, dataset, "cpu"))
+        make(tiny("samples.temperature=0.9"), shared_store)
 
 
 @pytest.mark.ray

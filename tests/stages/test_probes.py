@@ -20,11 +20,11 @@ UNTAUGHT = (
     "generator.training.patience=null",
     "generator.training.optimizer.learning_rate=1.0e-12",
 )
-LABELS = np.repeat(np.arange(4), 25)
+CHANCE = (0.25, 0.043)
 
 
 def test_the_floor_is_a_share_of_the_members_lead_over_chance() -> None:
-    floor = Floor.of(np.array([0.5, 0.85, 0.95], dtype=np.float32), LABELS, 0.1)
+    floor = Floor.of(np.array([0.5, 0.85, 0.95], dtype=np.float32), CHANCE, 0.1)
     assert (floor.chance, floor.members) == (0.25, pytest.approx(0.85))
     assert floor.least == pytest.approx(0.31)
     assert floor.reached([0.1, 0.32])
@@ -36,7 +36,7 @@ def test_the_floor_is_a_share_of_the_members_lead_over_chance() -> None:
 def test_nothing_is_asked_of_a_generator_where_members_know_nothing(
     member: float, share: float
 ) -> None:
-    floor = Floor.of(np.array([member], dtype=np.float32), LABELS, share)
+    floor = Floor.of(np.array([member], dtype=np.float32), CHANCE, share)
     assert floor.reached([0.0])
     assert not floor.reached([])
 

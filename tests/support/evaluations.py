@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from answers import PRICES, Answers, members
+from answers import PRICES, Population, comparison_of, members
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.comparison import Comparison
-from bend_ray.comparison.evidence import evidence, provenance
+from bend_ray.comparison.evidence import compared, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph, graph_of
 from bend_ray.config.schema import EvaluationSection, PipelineConfig
 from bend_ray.generation.rivals import (
@@ -43,19 +42,18 @@ def commit(config: PipelineConfig, store: Store, **changes: Any) -> Graph:
         if not made[stage].exists():
             made[stage].commit(files=[], metrics={}, cost=cost)
     base = 10 * config.seed
-    arguments: dict[str, Any] = {
+    populations: dict[str, Population | None] = {
         "originals": members(6, base + 1),
         "held_out": members(2, base + 2),
         "generated": members(4, base + 3),
         "ordinary": members(4, base + 4),
-        "prices": PRICES,
-        **changes,
     }
-    compared = Comparison(config.evaluation, config.seed, Answers(), **arguments)  # type: ignore[arg-type]
-    made.evaluation.write_json(EVIDENCE, provenance(config, made) | evidence(compared))
+    prices = changes.pop("prices", PRICES)
+    found, shown = compared(comparison_of(config.evaluation, populations | changes, prices))
+    made.evaluation.write_json(EVIDENCE, provenance(config, made) | shown)
     made.evaluation.commit(
         files=[EVIDENCE],
-        metrics=compared.evaluation().model_dump(),
+        metrics=found.model_dump(),
         cost=Cost(cpu_seconds=1.0, wall_seconds=3.0),
     )
     return made

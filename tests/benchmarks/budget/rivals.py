@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.networks.fitting import batch_order
+from bend_ray.networks.batches import Feed
 from bend_ray.optim import Cosine
 
 
@@ -36,7 +36,9 @@ def _losses(
     data, recipe = task.dataset, task.bench.recipe
     train, stack = data.train, task.stack
     sizes = recipe.batch_sizes(len(train))
-    orders = [batch_order(sizes, steps, False, stream) for stream in streams]
+    feed = Feed(
+        train, train.labels_N, sizes, prepare=lambda inputs: inputs, device=torch.device("cpu")
+    )
     stack.train()
 
     def at(index_KB: Tensor, trained_KT: Tensor) -> Tensor:
@@ -51,7 +53,7 @@ def _losses(
         )
         return lost / index_KB.shape[1]
 
-    return [partial(at, torch.stack(batches)) for batches in zip(*orders, strict=True)]
+    return [partial(at, index_KB) for _, index_KB in feed.batches(streams, steps)]
 
 
 def _one_by_one(task: Task, count: int) -> list[range]:

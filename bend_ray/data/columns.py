@@ -1,0 +1,183 @@
+"""Columns of a table, and the numbers a network is given of them.
+
+A column is *raw* as numbers (float64, nan where missing; truth values are 0 and 1, dates seconds
+since 1970) or as texts (empty where missing). What turns it into numbers is fitted on the training
+part, is a part of the bag, and needs neither torch nor a frame.
+
+Numbers become normal scores: their quantile among the training examples, as a standard normal has
+it, straight between knots. So neither units nor outliers matter. Categories become one number a
+level. What is missing is a number of its own where training examples lack it too.
+
+Shape letters: N examples, F numbers of an example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any, Literal, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import FiniteFloat, model_validator
+
+from bend_ray.errors import DataError
+from bend_ray.spec import Spec
+from bend_ray.storage.masking import cause
+
+Kind = Literal["number", "boolean", "date", "category"]
+MOST_LEVELS = 64
+"""Of a category; rarer ones are like unseen ones."""
+MOST_TEXTS = 256
+"""Different texts of a column that is taken for a category."""
+KNOTS = 64
+
+
+class Column(Spec):
+    """What becomes of a column; a level that no training example had becomes zeros."""
+
+    kind: Kind
+    """What it holds."""
+    levels: tuple[str, ...] = ()
+    """Of a category, sorted."""
+    knots: tuple[FiniteFloat, ...] = ()
+    """Of numbers: rising values,"""
+    scores: tuple[FiniteFloat, ...] = ()
+    """and what becomes of them."""
+    missing: bool = False
+    """Whether training examples lack it."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if len(self.knots) != len(self.scores) or bool(self.levels) == bool(self.knots):
+            raise ValueError("expected levels, or as many scores as knots")
+        if sorted(set(self.levels)) != list(self.levels) or sorted(self.knots) != list(self.knots):
+            raise ValueError("expected levels and knots in order")
+        return self
+
+    @classmethod
+    def fitted(cls, kind: Kind, values_N: NDArray[Any]) -> Column | None:
+        """Of a raw training column; None where it says nothing: it never varies."""
+        if kind == "category":
+            names, counts = np.unique(values_N[values_N != ""], return_counts=True)
+            missing = counts.sum() < len(values_N)
+            frequent = np.sort(names[np.argsort(-counts, kind="stable")][:MOST_LEVELS])
+            if len(frequent) + missing < 2:
+                return None
+            return cls(kind=kind, levels=tuple(frequent.tolist()), missing=missing)
+        known = np.sort(values_N[~np.isnan(values_N)])
+        missing = len(known) < len(values_N)
+        if not len(known) or (known[0] == known[-1] and not missing):
+            return None
+        points = known if len(known) <= KNOTS else known[_places(len(known))]
+        knots = np.unique(points)
+        ranks = (np.searchsorted(known, knots) + np.searchsorted(known, knots, "right")) / 2
+        normal = NormalDist()
+        scores = tuple(normal.inv_cdf(share) for share in (ranks / len(known)).tolist())
+        return cls(kind=kind, knots=tuple(knots.tolist()), scores=scores, missing=missing)
+
+    @property
+    def width(self) -> int:
+        """Numbers it becomes."""
+        return (len(self.levels) or 1) + self.missing
+
+    def encode(self, values_N: NDArray[Any], out_NF: NDArray[np.float32]) -> None:
+        """Write what becomes of raw values into ``width`` columns."""
+        if self.kind == "category":
+            lacking_N = values_N == ""
+            levels = np.array(self.levels)
+            place_N = np.searchsorted(levels, values_N).clip(max=len(levels) - 1)
+            rows = np.flatnonzero(levels[place_N] == values_N)
+            out_NF[rows, place_N[rows]] = 1.0
+        else:
+            lacking_N = np.isnan(values_N)
+            out_NF[:, 0] = np.interp(values_N, self.knots, self.scores)
+            out_NF[lacking_N, 0] = 0.0
+        if self.missing:
+            out_NF[:, -1] = lacking_N
+
+
+Columns = Mapping[str, Column]
+
+
+def encode(columns: Columns, raw: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
+    """What a network is given of raw columns, ``(N, F)``: theirs side by side, in order."""
+    count = len(next(iter(raw.values())))
+    widths = [column.width for column in columns.values()]
+    out_NF = np.zeros((count, sum(widths)), np.float32)
+    for (name, column), end in zip(columns.items(), np.cumsum(widths).tolist(), strict=True):
+        column.encode(raw[name], out_NF[:, end - column.width : end])
+    return out_NF
+
+
+def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
+    """What a column holds; None where it is empty, or holds more texts than a category has."""
+    its = values.type
+    if pa.types.is_null(its):
+        return None
+    if pa.types.is_boolean(its):
+        return "boolean"
+    if pa.types.is_integer(its) or pa.types.is_floating(its) or pa.types.is_decimal(its):
+        return "number"
+    if pa.types.is_timestamp(its) or pa.types.is_date(its):
+        return "date"
+    if pa.types.is_dictionary(its):
+        return "category"
+    if pa.types.is_string(its) or pa.types.is_large_string(its) or pa.types.is_string_view(its):
+        few = pc.count_distinct(values).as_py() <= min(MOST_TEXTS, len(values) / 2)
+        return "category" if few else None
+    raise DataError(
+        f"{where}: expected numbers, truth values, dates or texts, got {its}; set it to ignore in "
+        "dataset.columns"
+    )
+
+
+def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
+    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such."""
+    try:
+        is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
+        array = values if is_arrow else pa.array(values, from_pandas=True)
+        return _texts(array) if kind == "category" else _numbers(array, kind)
+    except (pa.ArrowException, ValueError, TypeError) as error:
+        raise DataError(
+            f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
+        ) from None
+
+
+def _texts(values: pa.Array) -> NDArray[Any]:
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    if pa.types.is_floating(values.type):
+        # Whole numbers, of which some are missing, come as floats from pandas.
+        numbers = values.drop_null()
+        if pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
+            values = values.cast(pa.int64())
+    texts = pc.fill_null(values.cast(pa.string()), "").to_numpy(zero_copy_only=False)
+    return np.asarray(texts, dtype=np.str_)
+
+
+def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
+    its = values.type
+    is_text = pa.types.is_string(its) or pa.types.is_large_string(its)
+    if pa.types.is_dictionary(its):
+        return _numbers(values.cast(its.value_type), kind)
+    if kind == "boolean" and (is_text or pa.types.is_boolean(its)):
+        values = values.cast(pa.bool_()).cast(pa.uint8())
+    elif pa.types.is_boolean(its):
+        values = values.cast(pa.uint8())
+    if kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
+        values = values.cast(pa.timestamp("us")).cast(pa.int64())
+        seconds: NDArray[np.float64] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+        return seconds / 1e6
+    array = values.cast(pa.float64(), safe=not pa.types.is_integer(its))
+    found: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
+    if np.isinf(found).any():
+        raise ValueError("infinity; replace it, or leave it empty")
+    return found
+
+
+def _places(count: int) -> NDArray[np.int64]:
+    """Of ``KNOTS`` quantiles among sorted values, the ends included."""
+    return np.linspace(0, count - 1, KNOTS).round().astype(np.int64)

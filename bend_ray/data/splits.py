@@ -1,0 +1,85 @@
+"""Splits: in which order rows are dealt to parts, the test part first, and where one may cut.
+
+To add one: a class with ``order``, and its name in the union below. N are the rows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from bend_ray.data.columns import raw_column
+from bend_ray.spec import Spec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+    Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
+
+STRATA = 10
+"""Of numbers: equally many rows each."""
+
+
+class Random(Spec):
+    """By chance."""
+
+    kind: Literal["random"] = "random"
+
+    def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
+        """Rows in order, and which of these places begins something that stays whole."""
+        return np.argsort(chance_N), np.ones(len(table), np.bool_)
+
+
+class Stratified(Spec):
+    """By chance, each class, or each tenth of a target's numbers, evenly over the parts."""
+
+    kind: Literal["stratified"] = "stratified"
+
+    def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
+        """Rows in order, and which of these places begins something that stays whole."""
+        values, count = table.column(target), len(table)
+        strata_N = raw_column(values, "category", target)
+        if len(np.unique(strata_N)) > count / STRATA:
+            rank_N = np.argsort(np.argsort(raw_column(values, "number", target), kind="stable"))
+            strata_N = rank_N * STRATA // count
+        _, stratum_N, sizes = np.unique(strata_N, return_inverse=True, return_counts=True)
+        place_N = np.empty(count)
+        by_stratum = np.lexsort((chance_N, stratum_N))
+        place_N[by_stratum] = np.concatenate([np.arange(size) for size in sizes]) + 0.5
+        return np.lexsort((chance_N, place_N / sizes[stratum_N])), np.ones(count, np.bool_)
+
+
+class ByGroup(Spec):
+    """Whole groups by chance, so that no part has seen another's."""
+
+    kind: Literal["group"] = "group"
+    column: str
+    """What says which group a row is of; no input."""
+
+    def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
+        """Rows in order, and which of these places begins something that stays whole."""
+        names_N = raw_column(table.column(self.column), "category", self.column)
+        _, group_N = np.unique(names_N, return_inverse=True)
+        dealt = np.random.default_rng(chance_N[:8]).permutation(int(group_N.max()) + 1)
+        order_N = np.lexsort((chance_N, dealt[group_N]))
+        return order_N, np.diff(group_N[order_N], prepend=-1) != 0
+
+
+class ByTime(Spec):
+    """The latest rows for the test, those before for validation; rows of one time together."""
+
+    kind: Literal["time"] = "time"
+    column: str
+    """What says when a row is of, dates or numbers; no input."""
+
+    def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
+        """Rows in order, and which of these places begins something that stays whole."""
+        time_N = raw_column(table.column(self.column), "date", self.column)
+        order_N = np.lexsort((chance_N, -time_N))
+        return order_N, np.diff(time_N[order_N], prepend=np.inf) != 0
+
+
+Split = Annotated[Random | Stratified | ByGroup | ByTime, Field(discriminator="kind")]

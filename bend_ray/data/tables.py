@@ -1,0 +1,260 @@
+"""Tables: files of rows to parts, their columns' types inferred and shown, or given.
+
+Shape letters: N examples, F numbers of an example, T targets.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from bend_ray.data.arrays import LABELS, label_among
+from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, raw_column
+from bend_ray.data.datasets import MOST_DRAWN, Table
+from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.files import Files, reading
+from bend_ray.data.parquet import ENDINGS as PARQUET
+from bend_ray.data.sources import check_counts, check_overlap, listed
+from bend_ray.data.splits import ByGroup, ByTime
+from bend_ray.errors import DataError
+from bend_ray.storage.filesystems import open_file
+from bend_ray.storage.masking import printable
+from bend_ray.tasks import Classification, Regression, Task
+
+ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
+FEW_VALUES = 20
+"""Different whole numbers of a target that are taken for classes."""
+CLASSES = b"bend_ray.classes"
+"""Of a schema's metadata: what labels 0, 1, ... are called, a JSON list."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reader:
+    """How rows become examples, as the training part says it."""
+
+    columns: Columns
+    targets: tuple[str, ...]
+    task: Task
+    class_names: tuple[str, ...]
+
+    def examples(self, table: pa.Table, where: str) -> Examples:
+        """The examples of rows; DataError where a column is not as it was."""
+        raw = {name: _column(table, name, col.kind, where) for name, col in self.columns.items()}
+        return Examples.of_arrays(encode(self.columns, raw), self._labels(table, where))
+
+    def _labels(self, table: pa.Table, where: str) -> NDArray[Any]:
+        if not isinstance(self.task, Classification):
+            found = [_column(table, name, "number", where) for name in self.targets]
+            return np.stack(found, axis=1)
+        texts = _column(table, self.targets[0], "category", where)
+        order = np.argsort(self.class_names)
+        names = np.array(self.class_names)[order]
+        place = np.searchsorted(names, texts).clip(max=len(names) - 1)
+        if (strange := names[place] != texts).any():
+            raise DataError(
+                f"{where}: expected the classes of the training part in {self.targets[0]}, "
+                f"{listed(self.class_names)}, got {printable(str(texts[strange.argmax()]))}"
+            )
+        labels_N: NDArray[np.int64] = order[place].astype(np.int64)
+        return labels_N
+
+
+def read_table(files: Files) -> pa.Table:
+    """The rows of a part's files, one after another; DataError where they have other columns."""
+    tables = []
+    for file in files:
+        with reading(printable(file.path)), open_file(files.filesystem, file.path) as source:
+            tables.append(_read(source, file.name.lower()))
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DataError(f"dataset: expected files with the same columns, got: {error}") from None
+
+
+def _read(source: Any, name: str) -> pa.Table:
+    if name.endswith(".csv"):
+        empty = pa.csv.ConvertOptions(strings_can_be_null=True)
+        return pa.csv.read_csv(source, convert_options=empty)
+    if name.endswith(PARQUET):
+        return pq.read_table(source)
+    return pa.feather.read_table(source)
+
+
+def load(spec: Table, read: Mapping[str, Callable[[], pa.Table]]) -> Parts:
+    """The parts of a table; DataError where columns or targets are not what they should be."""
+    table = read["train"]()
+    targets = _targets(spec, table)
+    task, class_names = _task(spec, table, targets)
+    given = ("validation" in read, "test" in read)
+    train, validation, test = _places(spec, table, targets[0], *given)
+    columns = _fitted(spec, table.take(train), targets)
+    reader = Reader(columns, targets, task, class_names)
+    parts = {"train": reader.examples(table.take(train), "the training part")}
+    if "validation" in read:
+        parts["validation"] = reader.examples(read["validation"](), "the validation part")
+    else:
+        parts["validation"] = reader.examples(table.take(validation), "the validation part")
+    load_test: Callable[[], Examples] | None = None
+    if "test" in read:
+        parts["test"] = reader.examples(read["test"](), "the test part")
+        load_test = partial(_test_of, reader, read["test"])
+    elif len(test):
+        parts["test"] = reader.examples(table.take(test), "the test part")
+        load_test = partial(_rows_of, reader, read["train"], test)
+    labels = {part: its.labels_N.numpy() for part, its in parts.items()}
+    if isinstance(task, Classification):
+        check_counts(labels, class_names)
+    digests = {part: _digests(its) for part, its in parts.items()}
+    check_overlap(digests, spec.duplicates == "refuse")
+    _tell(columns, table, targets, task)
+    names = class_names or targets
+    fitted = task.fitted(parts["train"].labels_N)
+    return Parts(
+        *(parts["train"], parts["validation"], names, load_test),
+        standardise=False,
+        task=fitted,
+        columns=dict(columns),
+    )
+
+
+def _test_of(reader: Reader, read: Callable[[], pa.Table]) -> Examples:
+    return reader.examples(read(), "the test part")
+
+
+def _rows_of(reader: Reader, read: Callable[[], pa.Table], rows: NDArray[np.int64]) -> Examples:
+    return reader.examples(read().take(rows), "the test part")
+
+
+def _digests(examples: Examples) -> list[bytes]:
+    """Of rows: of few categories inputs alone would often be alike."""
+    labels_N = examples.labels_N.numpy().reshape(len(examples), -1)
+    rows = np.column_stack([examples.inputs.numpy(), labels_N])  # type: ignore[union-attr]
+    found: list[bytes] = rows.view(f"V{rows.shape[1] * rows.itemsize}").ravel().tolist()
+    return found
+
+
+def _column(table: pa.Table, name: str, kind: Kind, where: str) -> NDArray[Any]:
+    if name not in table.column_names:
+        raise DataError(
+            f"{where}: expected a column {printable(name)}, got {listed(table.column_names)}"
+        )
+    return raw_column(table.column(name), kind, f"{where}: {printable(name)}")
+
+
+def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
+    """Names of the columns to be told, each with a value in every row."""
+    given = (spec.target,) if isinstance(spec.target, str) else spec.target
+    targets = given or (label_among(table.column_names, "dataset", LABELS),)
+    for name in (*targets, *_splitting(spec), *spec.columns):
+        if name not in table.column_names:
+            raise DataError(f"dataset: expected a column {name}, got {listed(table.column_names)}")
+    for name in targets:
+        if lacking := table.column(name).null_count:
+            raise DataError(
+                f"dataset: expected a value of {name} in every row, got none in {lacking} of "
+                f"{len(table)}; drop those rows"
+            )
+    return targets
+
+
+def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, tuple[str, ...]]:
+    """What is learnt, as given or by what the target holds, and its classes if it has any."""
+    task, values = spec.task, table.column(targets[0])
+    if task is None:
+        numbers = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+        whole = numbers and pc.all(pc.equal(pc.floor(values), values)).as_py()
+        few = pc.count_distinct(values).as_py() <= FEW_VALUES
+        task = Classification() if not numbers or (whole and few) else Regression()
+        task = Regression() if len(targets) > 1 else task
+    if isinstance(task, Regression):
+        return task, ()
+    texts = np.unique(raw_column(values, "category", f"dataset: {targets[0]}")).tolist()
+    if all(text.removeprefix("-").isdecimal() for text in texts):
+        texts = sorted(texts, key=int)
+    named = json.loads((table.schema.metadata or {}).get(CLASSES, b"null"))
+    return task, tuple(named or texts)
+
+
+def _places(
+    spec: Table, table: pa.Table, target: str, has_validation: bool, has_test: bool
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Rows of the training, the validation and the test part."""
+    count = len(table)
+    shuffle, fold = divmod(spec.split_seed, spec.folds) if spec.folds else (spec.split_seed, 0)
+    chance_N = np.random.default_rng(shuffle).permutation(count)
+    order_N, starts_N = spec.split.order(table, target, chance_N)
+    num_test = 0
+    if not has_test:
+        share = 1 / spec.folds if spec.folds else spec.test_share
+        num_test, first = round(share * count), _cut(starts_N, round(fold * share * count))
+        order_N, starts_N = np.roll(order_N, -first), np.roll(starts_N, -first)
+    num_validation = 0
+    if not has_validation:
+        num_validation = spec.num_validation or max(1, min(MOST_DRAWN, (count - num_test) // 5))
+    cuts = [_cut(starts_N, cut) for cut in (num_test, num_test + num_validation)]
+    test, validation, train = np.split(order_N, cuts)
+    train = train[: spec.num_train]
+    if min(len(train), len(validation) or has_validation) < 1:
+        raise DataError(
+            f"dataset: expected rows for each part, got {len(train)} for training and "
+            f"{len(validation)} for validation of {count}; give more, or groups of fewer rows"
+        )
+    return np.sort(train), np.sort(validation), np.sort(test)
+
+
+def _cut(starts_N: NDArray[np.bool_], place: int) -> int:
+    """The first place from there on where a group starts."""
+    later = np.flatnonzero(starts_N[place:])
+    return place + int(later[0]) if place and len(later) else place
+
+
+def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, Column]:
+    """The columns that say something, of the training rows."""
+    found: dict[str, Column] = {}
+    left: dict[str, str] = {}
+    for name in train.column_names:
+        if name in (*targets, *_splitting(spec)) or spec.columns.get(name) == "ignore":
+            continue
+        values, where = train.column(name), f"dataset: {printable(name)}"
+        kind = spec.columns.get(name) or kind_of(values, where)
+        if kind is None:
+            left[name] = "empty" if values.null_count == len(values) else "text of many values"
+            continue
+        assert kind != "ignore"
+        column = Column.fitted(kind, raw_column(values, kind, where))
+        if column is None:
+            left[name] = "never varies"
+        else:
+            found[name] = column
+    for name, why in left.items():
+        logger.warning("%-12s column %s is left out: %s", "dataset", printable(name), why)
+    if not found:
+        raise DataError(f"dataset: expected a column that varies, got {listed([*left]) or 'none'}")
+    return found
+
+
+def _splitting(spec: Table) -> list[str]:
+    """The column that parts are drawn by, if any: no input."""
+    return [spec.split.column] if isinstance(spec.split, ByGroup | ByTime) else []
+
+
+def _tell(columns: Columns, table: pa.Table, targets: Sequence[str], task: Task) -> None:
+    kinds: dict[str, list[str]] = {}
+    for name, column in columns.items():
+        kinds.setdefault(column.kind, []).append(name)
+    told = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items())
+    logger.info("%-12s %s of %s; columns %s", "dataset", task.kind, listed([*targets]), told)

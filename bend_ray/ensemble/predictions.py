@@ -1,0 +1,79 @@
+"""What members say of labelled examples, read in blocks of examples.
+
+Shape letters: E members, N examples, n of a block, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from bend_ray.ensemble.metrics import member_accuracy, member_nll
+
+BLOCK_BYTES = 64 * 2**20
+"""Logits of a block."""
+
+
+class Predictions:
+    """Logits ``(E, N, C)`` and labels ``(N,)``; here all in memory."""
+
+    def __init__(self, logits_ENC: Tensor, labels_N: Tensor) -> None:
+        self.logits_ENC = logits_ENC
+        self.labels_N = labels_N
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, N and C."""
+        num_members, num_examples, num_classes = self.logits_ENC.shape
+        return num_members, num_examples, num_classes
+
+    def select(self, members: Sequence[int]) -> Predictions:
+        """Those of some members, in the order given."""
+        return Predictions(self.logits_ENC[list(members)], self.labels_N)
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits ``(E, n, C)`` and labels of consecutive examples."""
+        size = block_size(*self.shape[::2])
+        for start in range(0, len(self.labels_N), size):
+            own = slice(start, start + size)
+            yield self.logits_ENC[:, own], self.labels_N[own]
+
+    def scores(self) -> tuple[Tensor, Tensor]:
+        """Accuracy and NLL of every member, each (E,) float64; nan for one that diverged."""
+        sums_2E = torch.zeros(2, len(self), dtype=torch.float64)
+        for logits, labels in self.blocks() if len(self) else ():
+            scores = member_accuracy(logits, labels), member_nll(logits, labels)
+            sums_2E += torch.stack(scores) * len(labels)
+        accuracy_E, nll_E = sums_2E / len(self.labels_N)
+        return accuracy_E, nll_E
+
+    def classes(self) -> Tensor:
+        """Each member's most probable class, ``(E, N)``, in as few bytes as classes need."""
+        dtype = torch.uint8 if self.shape[2] <= 2**8 else torch.int32
+        found = [logits.argmax(dim=-1).to(dtype) for logits, _ in self.blocks()]
+        return torch.cat([torch.empty(len(self), 0, dtype=dtype), *found], dim=1)
+
+    def thinned(self, num_bytes: float) -> Predictions:
+        """As many evenly spaced examples as fit, in memory."""
+        num_members, num_examples, num_classes = self.shape
+        fitting = max(1, int(num_bytes // (4 * num_members * num_classes)))
+        step, first = -(-num_examples // fitting), 0
+        kept: list[tuple[Tensor, Tensor]] = []
+        for logits, labels in self.blocks():
+            own = slice(-first % step, None, step)
+            kept.append((logits[:, own], labels[own]))
+            first += len(labels)
+        return Predictions(
+            torch.cat([logits for logits, _ in kept], dim=1),
+            torch.cat([labels for _, labels in kept]),
+        )
+
+
+def block_size(num_members: int, num_classes: int) -> int:
+    """Examples of a block."""
+    return max(1, BLOCK_BYTES // (4 * max(1, num_members) * num_classes))

@@ -1,0 +1,153 @@
+"""Answers: what models say of a named set of inputs, stored in pieces and read in blocks.
+
+A piece is some models' answers on all inputs, a Parquet file: a row is a block of consecutive
+inputs, its cell the logits ``(E, n, C)`` as little-endian float32, alone in a row group whose pages
+have checksums. The schema's metadata says E and C.
+
+Shape letters: E members, N inputs, n of a block, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from bend_ray.artifacts.shards import open_table, read_columns, read_format, reading
+from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import load_weights
+from bend_ray.ensemble.predictions import Predictions
+from bend_ray.process.matrix import BLOCK_BYTES
+from bend_ray.storage.filesystems import patiently
+
+LABELS = "labels.safetensors"
+"""The file of the inputs' ``labels (N,)``."""
+_SHAPE = b"bend_ray.shape"
+
+
+def piece_name(index: int) -> str:
+    """The file of piece ``index``."""
+    return f"piece-{index:05d}.parquet"
+
+
+def write_piece(
+    artifact: Artifact, index: int, num_models: int, num_classes: int, blocks: Iterator[Tensor]
+) -> None:
+    """Write some models' logits ``(E, n, C)``, block by block; a file is whole or not there."""
+    shape = f"{num_models} {num_classes}".encode()
+    schema = pa.schema([pa.field("logits", pa.large_binary(), nullable=False)], {_SHAPE: shape})
+    with (
+        artifact.open_output(piece_name(index)) as stream,
+        pq.ParquetWriter(
+            stream,
+            schema,
+            compression="NONE",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for logits_EnC in blocks:
+            cell = np.ascontiguousarray(logits_EnC.numpy(), dtype="<f4").tobytes()
+            writer.write_table(pa.table([[cell]], schema=schema))
+
+
+def models_in(artifact: Artifact, name: str) -> int:
+    """How many models a piece is of."""
+    return _shape_of(artifact, name)[0]
+
+
+def _shape_of(artifact: Artifact, name: str) -> tuple[int, int]:
+    with open_table(artifact, name) as file:
+        models, classes = file.schema_arrow.metadata[_SHAPE].split()
+        return int(models), int(classes)
+
+
+class Answers(Predictions):
+    """Committed answers; of all members, or of some by their places among all."""
+
+    def __init__(self, artifact: Artifact, members: ArrayLike | None = None) -> None:
+        self.artifact = artifact
+        self.labels_N = load_weights(artifact, LABELS)["labels"]
+        held = [file for file in artifact.manifest().files if file.rows is not None]
+        ends = list(accumulate((file.rows or 0 for file in held), initial=0))
+        names = (file.name for file in held)
+        self._pieces = dict(zip(names, map(range, ends, ends[1:]), strict=True))
+        self._members = np.arange(ends[-1]) if members is None else np.asarray(members, np.intp)
+        self._num_classes = _shape_of(artifact, held[0].name)[1]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """E, N and C."""
+        return len(self._members), len(self.labels_N), self._num_classes
+
+    def select(self, members: ArrayLike) -> Answers:
+        """Those of some members, in the order given."""
+        return Answers(self.artifact, self._members[np.asarray(members, np.intp)])
+
+    def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Logits ``(E, n, C)`` and labels of consecutive examples."""
+        read = {name: own for name, own in self._pieces.items() if len(self._places(own))}
+        with ExitStack() as stack:
+            files = {n: stack.enter_context(open_table(self.artifact, n)) for n in read}
+            start = 0
+            for group in range(next(iter(files.values())).num_row_groups if files else 0):
+                parts = [self._cell(name, file, group, read[name]) for name, file in files.items()]
+                logits_EnC = np.empty((len(self._members), *parts[0].shape[1:]), np.float32)
+                for own, said_EnC in zip(read.values(), parts, strict=True):
+                    places = self._places(own)
+                    logits_EnC[places] = said_EnC[self._members[places] - own.start]
+                labels = self.labels_N[start : start + logits_EnC.shape[1]]
+                start += len(labels)
+                yield torch.from_numpy(logits_EnC), labels
+
+    def _places(self, own: range) -> NDArray[np.intp]:
+        """Which of the members are in a piece."""
+        return np.flatnonzero((self._members >= own.start) & (self._members < own.stop))
+
+    def _cell(self, name: str, file: pq.ParquetFile, group: int, own: range) -> NDArray[np.float32]:
+        with reading(self.artifact, name):
+            table = patiently(self.artifact.filesystem, partial(file.read_row_group, group))
+        cell = np.frombuffer(table["logits"][0].as_buffer(), "<f4")
+        return cell.reshape(len(own), -1, self._num_classes)
+
+
+class StoredVectors:
+    """The vectors of a population, or of some of its models, read as they are asked for."""
+
+    def __init__(self, population: Artifact, rows: ArrayLike | None = None) -> None:
+        self._population = population
+        every = range(population.manifest().metrics["models"]) if rows is None else rows
+        self._rows = np.asarray(every, np.intp)
+        self._size = read_format(population).num_parameters
+        self._whole: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self._rows), self._size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: tuple[Any, Any]) -> Tensor:
+        """Some rows (a slice or their numbers) of a slice of the columns."""
+        rows, columns = index
+        if 4 * len(self) * self._size <= BLOCK_BYTES:
+            if self._whole is None:
+                self._whole = self._read(self._rows, slice(None))
+            return self._whole[rows][:, columns]
+        return self._read(self._rows[rows], columns)
+
+    def _read(self, rows: Any, columns: slice) -> Tensor:
+        start, stop, _ = columns.indices(self._size)
+        return torch.from_numpy(read_columns(self._population, start, stop, np.asarray(rows)))

@@ -1,0 +1,306 @@
+"""``BagClassifier`` and ``BagRegressor``.
+
+Shape letters: N examples, F numbers of an example, C classes, T targets, K members, P parameters.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Mapping
+from statistics import NormalDist
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _check_n_features,
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    column_or_1d,
+    validate_data,
+)
+
+from bend_ray.api import architecture_of
+from bend_ray.data.columns import Column, Columns, Kind, encode
+from bend_ray.errors import BendError
+from bend_ray.networks.architectures import Architecture, Mlp
+from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.process.log import quiet
+from bend_ray.sklearn.members import Fold, Workshop
+from bend_ray.sklearn.rows import (
+    Raw,
+    folds_of,
+    holds_numbers,
+    in_order,
+    names_of,
+    raw_of,
+    repeated,
+)
+from bend_ray.tasks import Classification, Regression, Task
+
+CHUNK = 4096
+"""Examples answered at a time."""
+STEPS = 300
+"""Of a member's training, at least."""
+
+
+class _Bag(BaseEstimator):  # type: ignore[misc]
+    """What both estimators have in common: what there is to set, training and answering.
+
+    Args:
+        network: as of ``bend_ray.fit``; None: a small dense one.
+        members: networks, over all folds.
+        folds: parts of the examples, each of which is validated by members that never saw it; 1
+            holds a fifth out; None: 4 up to 5,000 examples, else 1.
+        epochs: of a member; None: a few hundred steps.
+        learning_rate: of AdamW; None: 0.003.
+        batch_size: examples a step; None: by how many there are.
+        draw: whether models drawn by a generator vote, instead of those it is learnt from.
+        time_limit: seconds in which to be done, about: training is shortened; None: none.
+        random_state: of everything.
+        store: folder or URI where artifacts stay; None: they are removed.
+        address: of a Ray cluster to train on, which must reach the store; None: this process.
+        settings: further knobs by path, as in ``{"seeds.recipe.label_smoothing": 0.05}``.
+        verbose: whether to tell of progress on stderr.
+    """
+
+    def __init__(
+        self,
+        network: Any = None,
+        *,
+        members: int = 32,
+        folds: int | None = None,
+        epochs: int | None = None,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        draw: bool = False,
+        time_limit: float | None = None,
+        random_state: Any = None,
+        store: str | None = None,
+        address: str | None = None,
+        settings: Mapping[str, Any] | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.network = network
+        self.members = members
+        self.folds = folds
+        self.epochs = epochs
+        self.learning_rate = learning_rate
+        self.batch_size = batch_size
+        self.draw = draw
+        self.time_limit = time_limit
+        self.random_state = random_state
+        self.store = store
+        self.address = address
+        self.settings = settings
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = True
+        return tags
+
+    def _raw(self, X: Any, *, reset: bool) -> Raw:
+        """Raw columns of what a user gives: an array of numbers, or a frame."""
+        if not hasattr(X, "__arrow_c_stream__") or holds_numbers(X):
+            least = 2 if reset else 1
+            X = validate_data(
+                *(self, X),
+                reset=reset,
+                dtype=np.float64,
+                ensure_all_finite="allow-nan",
+                ensure_min_samples=least,
+            )
+            if reset:
+                self._kinds: dict[str, Kind] = dict.fromkeys(names_of(X.shape[1]), "number")
+            return dict(zip(names_of(X.shape[1]), X.T, strict=True))
+        _check_feature_names(self, X, reset=reset)
+        _check_n_features(self, X, reset=reset)
+        raw, self._kinds = raw_of(X, None if reset else self._kinds)
+        return raw
+
+    def _weights(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        """Weights of the examples, None where all count alike; ValueError where they do not fit."""
+        if y is None:
+            raise ValueError("requires y to be passed, but the target y is None")
+        check_consistent_length(X, y)
+        return None if sample_weight is None else _check_sample_weight(sample_weight, X)
+
+    def _fit(self, raw: Raw, labels: NDArray[Any], weights: Any, task: Task) -> Self:
+        """Train on raw columns and labels: codes of classes, or targets ``(N, T)``."""
+        rows = repeated(in_order(raw, labels), weights)
+        found = {n: Column.fitted(self._kinds[n], values[rows]) for n, values in raw.items()}
+        self.columns_: Columns = {name: column for name, column in found.items() if column}
+        if not self.columns_:
+            # What never varies says nothing: the bag tells how the targets are distributed.
+            first = next(iter(raw), "x0")
+            raw = {first: np.zeros(len(labels))}
+            self.columns_ = {first: Column(kind="number", knots=(0.0,), scores=(0.0,))}
+        inputs_NF = encode(self.columns_, {name: raw[name][rows] for name in self.columns_})
+        self._task: Task = task.fitted(torch.from_numpy(labels[rows]))
+        try:
+            with quiet(self.verbose), tempfile.TemporaryDirectory() as scratch:
+                last = "samples" if self.draw else "seeds"
+                workshop = Workshop(self.store or scratch, self.address, last)
+                self._train(workshop, inputs_NF, labels[rows])
+        except BendError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def _train(self, workshop: Workshop, inputs_NF: NDArray[Any], labels_N: NDArray[Any]) -> None:
+        """Members of every fold, and the scale that fits what they say of examples unseen."""
+        started = time.monotonic()
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        parts = folds_of(labels_N, self.folds, seed)
+        folds: list[Fold] = []
+        for index, (train, validation) in enumerate(parts):
+            seconds = None
+            if self.time_limit is not None:
+                left = self.time_limit - (time.monotonic() - started)
+                if left <= 0 and folds:
+                    break
+                seconds = left / (len(parts) - index)
+            its = {"train": train, "validation": validation}
+            fold = workshop.train(
+                self._sections(len(train), len(parts), seed + index),
+                self.settings or {},
+                {part: (inputs_NF[rows], labels_N[rows]) for part, rows in its.items()},
+                self._task,
+                self._class_names,
+                seconds,
+            )
+            folds.append(fold)
+        self._architecture: Architecture = folds[0].config.seeds.architecture
+        self._theta_KP = torch.cat([fold.theta_KP for fold in folds])
+        answers = self._task.answers(torch.cat([fold.ballots_NO for fold in folds]))
+        unseen = torch.cat([fold.labels_N for fold in folds])
+        self.scale_: float = self._task.fit_scale(answers, unseen)
+
+    def _sections(self, train: int, folds: int, seed: int) -> dict[str, Any]:
+        """Of the config: ordinary trainings, of a few hundred steps at least."""
+        batch = self.batch_size or min(256, max(32, train // 10))
+        rate = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
+        epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
+        models = max(1, round(self.members / folds))
+        network = Mlp(hidden=(128,)) if self.network is None else self.network
+        seeds = {
+            "architecture": architecture_of(network),
+            "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
+            "protocol": {"kind": "independent", "models": models, "align": self.draw},
+            "held_out": 0.0,
+        }
+        return {"seed": seed, "seeds": seeds}
+
+    def _answers(self, raw: Raw) -> torch.Tensor:
+        """The bag's answers, in float64: nothing hangs on who is asked beside."""
+        inputs_NF = torch.from_numpy(encode(self.columns_, raw)).double()
+        outputs = self._task.num_outputs(self._class_names or self._task.mean)  # type: ignore
+        with torch.random.fork_rng(devices=[]):
+            module = self._architecture.build(tuple(inputs_NF.shape[1:]), outputs)
+        layout = ParameterLayout.of(module)
+        stack = Stack(module.double(), layout, form_for(module, "cpu", inputs_NF[:1]))
+        theta_KP, ballots = self._theta_KP.double(), []
+        for start in range(0, len(inputs_NF), CHUNK):
+            outputs_KNO = predict_logits(stack, theta_KP, inputs_NF[start : start + CHUNK])
+            ballots.append(self._task.ballots(outputs_KNO).mean(dim=0))
+        return self._task.scaled(self._task.answers(torch.cat(ballots)), self.scale_)
+
+    @property
+    def _class_names(self) -> list[str]:
+        return []
+
+
+class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
+    """A bag of networks that tells classes apart.
+
+    A frame's columns may be numbers, truth values, dates and categories, also missing or new ones.
+    Whole sample weights repeat an example; others are rounded to quarters of one, on average.
+    """
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on examples ``X`` and their classes ``y``."""
+        raw = self._raw(X, reset=True)
+        weights = self._weights(X, y, sample_weight)
+        y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True)
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        present = np.unique(codes if weights is None else codes[weights > 0])
+        self._only = int(present[0]) if len(present) == 1 else None
+        if self._only is not None:
+            return self
+        return self._fit(raw, codes.astype(np.int64), weights, Classification())
+
+    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        """Probabilities ``(N, C)``, in the order of ``classes_``."""
+        check_is_fitted(self)
+        raw = self._raw(X, reset=False)
+        if self._only is not None:
+            count = len(next(iter(raw.values())))
+            certain_C = np.eye(len(self.classes_))[self._only]
+            return np.tile(certain_C, (count, 1))
+        probs_NC: NDArray[np.float64] = self._answers(raw).numpy()
+        return probs_NC
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of each example."""
+        best_N = self.predict_proba(X).argmax(axis=1)
+        predicted: NDArray[Any] = self.classes_[best_N]
+        return predicted
+
+    @property
+    def _class_names(self) -> list[str]:
+        return list(map(str, range(len(self.classes_))))
+
+
+class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
+    """A bag of networks that tells numbers, and how sure it is of each.
+
+    A frame's columns may be numbers, truth values, dates and categories, also missing or new ones.
+    Whole sample weights repeat an example; others are rounded to quarters of one, on average.
+    """
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
+        """Train on examples ``X`` and their targets ``y``, ``(N,)`` or ``(N, T)``."""
+        raw = self._raw(X, reset=True)
+        weights = self._weights(X, y, sample_weight)
+        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        if y.ndim == 2 and y.shape[1] == 1:
+            y = column_or_1d(y, warn=True)
+        self._is_flat = y.ndim == 1
+        return self._fit(raw, y.reshape(len(y), -1), weights, Regression())
+
+    def predict(self, X: Any, return_std: bool = False) -> Any:
+        """Means of the targets; with ``return_std`` also their standard deviations."""
+        check_is_fitted(self)
+        mean, variance = (a.numpy() for a in self._answers(self._raw(X, reset=False)).chunk(2, 1))
+        found = mean, np.sqrt(variance)
+        if self._is_flat:
+            found = mean[:, 0], found[1][:, 0]
+        return found if return_std else found[0]
+
+    def predict_interval(self, X: Any, coverage: float = 0.9) -> NDArray[np.float64]:
+        """Lower and upper ends of central intervals, ``(..., 2)``."""
+        mean, std = self.predict(X, return_std=True)
+        half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
+        return np.stack([mean - half, mean + half], axis=-1)
+
+
+for _estimator in (BagClassifier, BagRegressor):
+    # What there is to set is said once.
+    _, _, _settings = (_Bag.__doc__ or "").partition("answering.\n")
+    _estimator.__doc__ = (_estimator.__doc__ or "").rstrip() + f"\n{_settings}"

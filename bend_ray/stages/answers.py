@@ -1,0 +1,179 @@
+"""Answers of models on inputs: workers ask some models at a time, into artifacts of their own.
+
+Whoever compares models reads these, and asks no network. ``ask`` is all that others need: of a
+``Question``, a population or a rival on a named set of inputs, it makes the artifact
+``question.answers``, which ``populations.answers.Answers`` reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bend_ray.artifacts.cost import (
+    COST_DIRECTORY,
+    Stopwatch,
+    cost_of_pieces,
+    read_costs,
+    write_cost,
+)
+from bend_ray.artifacts.shards import read_format, read_population
+from bend_ray.artifacts.weights import save_weights
+from bend_ray.config.graph import Question
+from bend_ray.config.resources import Resources
+from bend_ray.ensemble.predictions import block_size
+from bend_ray.errors import StoreError
+from bend_ray.generation.rivals import Trained
+from bend_ray.populations.answers import LABELS, StoredVectors, models_in, piece_name, write_piece
+from bend_ray.populations.members import load_roots
+from bend_ray.populations.networks import Classifiers
+from bend_ray.process.computing import settle
+from bend_ray.process.log import ProgressLine
+from bend_ray.randomness import generator_for
+from bend_ray.runtime.interface import Shared, Workers, split
+from bend_ray.storage.filesystems import side_by_side
+
+PIECE_BYTES = 256 * 2**20
+"""Parameters of the models of a piece; at least one model's."""
+PIECE_MODELS = 256
+"""Models of a piece, at most."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some models of a question, by their places, and the data set they are asked about."""
+
+    question: Question
+    index: int
+    models: range
+    num_models: int
+    """Of the question."""
+    dataset: Shared
+
+
+def num_models(question: Question) -> int:
+    """How many models there are, or a rival draws at most."""
+    models = sum(file.rows or 0 for file in question.population.manifest().files)
+    if question.rival is None:
+        return models
+    trunks = question.config.seeds.protocol.num_trunks
+    return question.rival.num_drawn(question.config.samples.count, trunks)
+
+
+def models_a_piece(num_parameters: int) -> int:
+    """How many models of so many parameters are asked at once."""
+    return min(PIECE_MODELS, max(1, PIECE_BYTES // (4 * num_parameters)))
+
+
+def pieces(question: Question, dataset: Shared) -> list[Piece]:
+    """All pieces of a question: they depend on the models alone."""
+    count = num_models(question)
+    size = models_a_piece(read_format(question.population).num_parameters)
+    parts = split(range(count), size)
+    return [Piece(question, i, part, count, dataset) for i, part in enumerate(parts)]  # type: ignore[arg-type]
+
+
+def ask(questions: Sequence[Question], workers: Workers, share: Callable[[], Shared]) -> None:
+    """Make the answers to questions that are not there; what was made of them before is kept.
+
+    Args:
+        questions: whom to ask about what.
+        workers: of ``Respondent``.
+        share: reads the data set of whose parts the inputs are; called where there is need.
+    """
+    unanswered = [each for each in questions if not each.answers.exists()]
+    if not unanswered:
+        return
+    dataset, todo, total = share(), [], 0
+    for question in unanswered:
+        noted = {file.name for file in question.answers.list_files(f"{COST_DIRECTORY}/")}
+        own = pieces(question, dataset)
+        total += len(own)
+        todo += [p for p in own if f"{COST_DIRECTORY}/{piece_name(p.index)}.json" not in noted]
+    label = f"{unanswered[0].inputs.name:<12}"
+    with Stopwatch() as watch, ProgressLine(label, total, "pieces answered") as progress:
+        progress.update(total - len(todo))
+        for done, _ in enumerate(workers.run("ask", todo), total - len(todo) + 1):
+            progress.update(done)
+    for question in unanswered:
+        _commit(question, dataset, watch.cost.wall_seconds)
+
+
+def _commit(question: Question, dataset: Shared, wall_seconds: float) -> None:
+    artifact = question.answers
+    names = [piece_name(each.index) for each in pieces(question, dataset)]
+    try:
+        costs = read_costs(artifact, names)
+        models = side_by_side(partial(models_in, artifact), names)
+        parts = dataset.load()
+        save_weights(artifact, LABELS, {"labels": question.inputs.of(parts).labels_N})
+        artifact.commit(
+            files=[*names, LABELS],
+            rows=dict(zip(names, models, strict=True)),
+            metrics={"models": sum(models), "part": question.inputs.named(parts)},
+            cost=cost_of_pieces(costs, wall_seconds),
+        )
+        artifact.discard(COST_DIRECTORY)
+    except StoreError:
+        # Another run that asks the same may have been quicker.
+        if not artifact.exists():
+            raise
+
+
+class Respondent:
+    """One process that asks models: it holds a piece's, and the network of the latest question."""
+
+    def __init__(self, resources: Resources) -> None:
+        self.device = settle(resources.cpus, resources.num_gpus)
+        self.gpus = resources.num_gpus if self.device == "cuda" else 0.0
+        self._latest: tuple[tuple[str, ...], Classifiers] | None = None
+
+    def ask(self, piece: Piece) -> None:
+        """Ask the models of a piece, write what they say, then note what it cost."""
+        artifact = piece.question.answers
+        with Stopwatch(self.gpus) as watch:
+            classifiers = self._classifiers(piece)
+            theta_EP, trunks = models_of(piece.question, piece.models, classifiers)
+            examples = piece.question.inputs.of(classifiers.dataset)
+            num_classes = classifiers.dataset.num_outputs
+            size = block_size(piece.num_models, num_classes)
+            blocks = classifiers.answers(theta_EP, examples, trunks, size)
+            write_piece(artifact, piece.index, len(theta_EP), num_classes, blocks)
+        write_cost(artifact, piece_name(piece.index), watch.cost)
+
+    def _classifiers(self, piece: Piece) -> Classifiers:
+        """Networks are the same for all that are of one trained population."""
+        question = piece.question
+        asked = question.seeds.fingerprint, question.inputs.name
+        if self._latest is None or self._latest[0] != asked:
+            roots = partial(load_roots, question.seeds)
+            made = Classifiers(question.config, piece.dataset.load(), self.device, roots)
+            self._latest = asked, made
+        return self._latest[1]
+
+
+def models_of(
+    question: Question, models: range, classifiers: Classifiers
+) -> tuple[Tensor, list[int]]:
+    """Vectors ``(E, P)`` and trunks of some models of a question, read or drawn."""
+    population = read_population(question.population, theta=False)
+    if question.rival is None:
+        theta_EP = StoredVectors(question.population, models)[:, :]
+        return theta_EP, population.trunk[models.start : models.stop].tolist()
+    learnt = np.flatnonzero(~population.held_out)
+    name, seed = question.rival.name, question.config.seed
+    trained = Trained(
+        StoredVectors(question.population, learnt.tolist()),
+        torch.from_numpy(population.trunk[learnt]).long(),
+        question.config.samples.count,
+        lambda index: generator_for(seed, "rival", name, index),
+    )
+    theta_EP, trunks_E = question.rival.draw(trained, models)
+    # As drawn models are: an average of running statistics is of no one model.
+    theta_EP = classifiers.recalibrate(theta_EP, trunks_E.tolist())
+    return theta_EP, trunks_E.tolist()

@@ -1,0 +1,301 @@
+"""Tasks: what a network's outputs mean, how members become one answer, and how good that is.
+
+A task is an axis, and nobody above asks which it is. A bag's answer is one row an example:
+probabilities of C classes, or the means of T targets and then their variances. Members say
+*ballots*, of which a bag's are the weighted mean, so that a bag that grows is a running mean.
+
+Shape letters: E members, N examples, O outputs of a network, C classes, T targets.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import Field, FiniteFloat, PositiveFloat
+
+from bend_ray.ensemble import metrics
+from bend_ray.ensemble.intervals import (
+    SMALLEST_VARIANCE,
+    crps,
+    intervals,
+    log_density,
+    pit_error,
+)
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.errors import DataError
+from bend_ray.process.lazy import torch
+from bend_ray.spec import Spec
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+LARGE = 0.1
+"""Share of a member's errors, the largest, whose overlap with another's is looked at."""
+LOG_VARIANCES = (-12.0, 6.0)
+"""Within which a head's are taken, of standardised targets: beyond, the loss has no floor."""
+LEAST_SCALE, MOST_SCALE = 1e-4, 1e4
+"""Of variances: of targets that are hit exactly the likelihood has no bound."""
+
+
+class Classification(Spec):
+    """One class of several: the network gives a logit a class."""
+
+    kind: Literal["classification"] = "classification"
+
+    def fitted(self, labels: Tensor) -> Self:
+        """The task of such labels; classes need nothing."""
+        return self
+
+    def num_outputs(self, names: Sequence[str]) -> int:
+        """O, where these are the classes."""
+        return len(names)
+
+    def targets(self, labels_N: Tensor) -> Tensor:
+        """What ``loss`` compares with."""
+        return labels_N
+
+    def weights(
+        self, targets_N: Tensor, asked: Literal["balanced"] | tuple[float, ...], outputs_NC: Tensor
+    ) -> Tensor:
+        """By which losses are multiplied, one a class; balanced: 1 on average over examples.
+
+        DataError where there are not as many as classes.
+        """
+        classes = outputs_NC.shape[1]
+        if asked == "balanced":
+            counts_C = torch.bincount(targets_N, minlength=classes).clamp_min(1)
+            return len(targets_N) / (classes * counts_C.to(outputs_NC))
+        if len(asked) != classes:
+            raise DataError(
+                f"seeds.recipe.class_weights: expected {classes}, one a class, got {len(asked)}"
+            )
+        return outputs_NC.new_tensor(asked)
+
+    def losses(
+        self,
+        outputs_NO: Tensor,
+        targets_N: Tensor,
+        label_smoothing: float,
+        weights_C: Tensor | None = None,
+    ) -> Tensor:
+        """Of each example, ``(N,)``."""
+        return torch.nn.functional.cross_entropy(
+            *(outputs_NO, targets_N, weights_C),
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+
+    def log_likelihoods(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
+        """Of the labels, ``(E, N)`` float64, in nats."""
+        return metrics.true_log_probs(outputs_ENO, labels_N)
+
+    def member_scores(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
+        """Accuracy, ``(E,)``: what ``score`` of a scikit-learn estimator is."""
+        return metrics.member_accuracy(outputs_ENO, labels_N)
+
+    def ballots(self, outputs: Tensor) -> Tensor:
+        """Probabilities of the classes, float64."""
+        return torch.softmax(outputs.double(), dim=-1)
+
+    def answers(self, ballots_NO: Tensor) -> Tensor:
+        """They themselves."""
+        return ballots_NO
+
+    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor) -> float:
+        """The temperature of least NLL."""
+        return fit_temperature(answers_NC, labels_N)
+
+    def scaled(self, answers_NC: Tensor, scale: float) -> Tensor:
+        """At a temperature."""
+        return apply_temperature(answers_NC, scale)
+
+    def scores(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
+        """Accuracy, NLL, Brier score and ECE."""
+        return vars(metrics.score(answers_NC, labels_N))
+
+    def chance(self, labels_N: Tensor) -> tuple[float, float]:
+        """Accuracy of whoever always says the most frequent class, and its standard error."""
+        share = labels_N.bincount().max().item() / len(labels_N)
+        return share, math.sqrt(share * (1 - share) / len(labels_N))
+
+    def predictions(self, outputs_ENO: Tensor) -> Tensor:
+        """Each member's class of each example, ``(E, N)``."""
+        return outputs_ENO.argmax(dim=-1)
+
+    def distances(self, one_EN: Tensor, other_MN: Tensor) -> Tensor:
+        """Share of examples on which members differ, ``(E, M)``."""
+        return metrics.pairwise_disagreement(one_EN, other_MN)
+
+    def diversity(self, predictions_EN: Tensor, labels_N: Tensor) -> dict[str, float]:
+        """Mean over pairs of members."""
+        return {
+            "disagreement": metrics.disagreement(predictions_EN),
+            "error_iou": metrics.error_iou(predictions_EN, labels_N),
+            "q_statistic": metrics.q_statistic(predictions_EN, labels_N),
+        }
+
+
+class Regression(Spec):
+    """Numbers: the network gives a mean a target, and with a head of variance its log variance.
+
+    Networks learn standardised targets; answers and scores are in the targets' own units.
+    Source: Lakshminarayanan et al., "Simple and scalable predictive uncertainty estimation using
+    deep ensembles", 2017: the bag has the mean and the variance of the members' mixture.
+    """
+
+    kind: Literal["regression"] = "regression"
+    variance: Literal["head", "fitted"] = "head"
+    """By a second output a target, or one for all, fitted on validation examples."""
+    beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    """Of a head of variance: the share by which examples of large variance count as much as others.
+
+    0 is the likelihood, which neglects what is hard; 1 is the squared error.
+    Source: Seitzer et al., "On the pitfalls of heteroscedastic uncertainty estimation", 2022.
+    """
+    mean: tuple[FiniteFloat, ...] = ()
+    """Of each target over the training part; found."""
+    std: tuple[PositiveFloat, ...] = ()
+    """Its standard deviation; found."""
+
+    def fitted(self, labels_NT: Tensor) -> Self:
+        """The task of such targets, unless it has their units already."""
+        if self.mean:
+            return self
+        std_T, mean_T = torch.std_mean(labels_NT.double(), dim=0, correction=0)
+        # A target that never varies is its mean.
+        std_T = torch.where(std_T > 1e-12 * mean_T.abs().clamp(min=1e-200), std_T, 1.0)
+        found = {"mean": tuple(mean_T.tolist()), "std": tuple(std_T.tolist())}
+        return self.model_copy(update=found)
+
+    def num_outputs(self, names: Sequence[str]) -> int:
+        """O, where these are the targets."""
+        return len(names) * (2 if self.variance == "head" else 1)
+
+    def targets(self, labels_NT: Tensor) -> Tensor:
+        """Standardised, float32."""
+        return ((labels_NT - self._units(self.mean, labels_NT)) / self._std(labels_NT)).float()
+
+    def weights(self, targets_NT: Tensor, asked: object, outputs_NO: Tensor) -> Tensor:
+        """None are to be had: a DataError."""
+        raise DataError("seeds.recipe.class_weights: expected none, as the task is a regression")
+
+    def losses(
+        self,
+        outputs_NO: Tensor,
+        targets_NT: Tensor,
+        label_smoothing: float,
+        weights: Tensor | None = None,
+    ) -> Tensor:
+        """Negative log likelihood without its constant, ``(N,)``; numbers are not smoothed."""
+        mean, log_variance = self._split(outputs_NO)
+        error = (targets_NT - mean) ** 2
+        if self.variance == "fitted":
+            return 0.5 * error.sum(dim=-1)
+        weight = torch.exp(self.beta * log_variance.detach())
+        return 0.5 * (weight * (error * torch.exp(-log_variance) + log_variance)).sum(dim=-1)
+
+    def log_likelihoods(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
+        """Of the targets, ``(E, N)`` float64, in nats; nan of a member that diverged."""
+        mean, variance = self._moments(outputs_ENO)
+        return log_density(mean, variance, labels_NT).sum(dim=-1)
+
+    def member_scores(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
+        """R^2, mean over targets, ``(E,)``: what ``score`` of a scikit-learn estimator is."""
+        return _r2(self._moments(outputs_ENO)[0], labels_NT)
+
+    def ballots(self, outputs: Tensor) -> Tensor:
+        """First and second moments, whose means over members are the mixture's."""
+        mean, variance = self._split(outputs.double())
+        variance = torch.exp(variance)
+        return torch.cat([mean, variance + mean**2], dim=-1)
+
+    def answers(self, ballots_NO: Tensor) -> Tensor:
+        """Means and variances, in the targets' units, ``(N, 2 T)``."""
+        mean, second = ballots_NO.chunk(2, dim=-1)
+        variance = (second - mean**2).clamp(min=SMALLEST_VARIANCE)
+        std = self._std(mean)
+        return torch.cat([mean * std + self._units(self.mean, mean), variance * std**2], dim=-1)
+
+    def fit_scale(self, answers_NO: Tensor, labels_NT: Tensor) -> float:
+        """The factor of all variances at which the NLL is least: the mean squared z."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        factor = ((labels_NT - mean) ** 2 / variance).mean().item()
+        return min(max(factor, LEAST_SCALE), MOST_SCALE)
+
+    def scaled(self, answers_NO: Tensor, scale: float) -> Tensor:
+        """With variances times a factor."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        return torch.cat([mean, variance * scale], dim=-1)
+
+    def scores(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, Any]:
+        """NLL, RMSE, CRPS, R^2, intervals and the PIT's error, mean over targets."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        inside = intervals(mean, variance, labels_NT)
+        return {
+            "nll": -log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
+            "rmse": ((labels_NT - mean) ** 2).mean(dim=0).sqrt().mean().item(),
+            "crps": crps(mean, variance, labels_NT),
+            "r2": _r2(mean[None], labels_NT).item(),
+            "pit_error": pit_error(mean, variance, labels_NT),
+            "coverage": inside.coverage,
+            "width": inside.width,
+        }
+
+    def chance(self, labels_NT: Tensor) -> tuple[float, float]:
+        """R^2 of the mean of all, and about its standard error."""
+        return 0.0, 1 / math.sqrt(len(labels_NT))
+
+    def predictions(self, outputs_ENO: Tensor) -> Tensor:
+        """Each member's means of each example, ``(E, N, T)``."""
+        return self._moments(outputs_ENO)[0]
+
+    def distances(self, one_ENT: Tensor, other_MNT: Tensor) -> Tensor:
+        """Root of the mean squared difference, in targets' deviations, ``(E, M)``."""
+        one, other = (each / self._std(each) for each in (one_ENT.double(), other_MNT.double()))
+        return torch.cdist(one.flatten(1), other.flatten(1)) / math.sqrt(one[0].numel())
+
+    def diversity(self, predictions_ENT: Tensor, labels_NT: Tensor) -> dict[str, float]:
+        """Mean over pairs of members."""
+        first, second = torch.triu_indices(len(predictions_ENT), len(predictions_ENT), 1)
+        errors_EN = ((predictions_ENT - labels_NT) / self._std(labels_NT)).flatten(1)
+        least_E1 = errors_EN.abs().quantile(1 - LARGE, dim=1, keepdim=True)
+        return {
+            "disagreement": self.distances(predictions_ENT, predictions_ENT)[first, second]
+            .mean()
+            .item(),
+            "error_iou": metrics.overlap(errors_EN.abs() > least_E1),
+            "correlation": torch.corrcoef(errors_EN)[first, second].mean().item(),
+        }
+
+    def _split(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and log variances of standardised targets."""
+        if self.variance == "fitted":
+            return outputs, torch.zeros_like(outputs)
+        mean, log_variance = outputs.chunk(2, dim=-1)
+        return mean, log_variance.clamp(*LOG_VARIANCES)
+
+    def _moments(self, outputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Means and variances in the targets' units, float64."""
+        mean, log_variance = self._split(outputs.double())
+        std = self._std(mean)
+        return mean * std + self._units(self.mean, mean), torch.exp(log_variance) * std**2
+
+    def _std(self, like: Tensor) -> Tensor:
+        return self._units(self.std, like)
+
+    def _units(self, values: tuple[float, ...], like: Tensor) -> Tensor:
+        return torch.tensor(values, dtype=torch.float64, device=like.device)
+
+
+def _r2(mean_ENT: Tensor, labels_NT: Tensor) -> Tensor:
+    """``(E,)``; as ``sklearn.metrics.r2_score``, but 0 of what never varies and is not hit."""
+    residual_ET = ((mean_ENT - labels_NT) ** 2).sum(dim=1)
+    total_T = ((labels_NT - labels_NT.mean(dim=0)) ** 2).sum(dim=0)
+    r2_ET = torch.where(total_T > 0, 1 - residual_ET / total_T, (residual_ET == 0).double())
+    return r2_ET.mean(dim=1)
+
+
+Task = Annotated[Classification | Regression, Field(discriminator="kind")]

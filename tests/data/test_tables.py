@@ -1,0 +1,250 @@
+"""Tables: what columns become, how parts are drawn, and what is refused in one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.feather
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
+from bend_ray.data.datasets import Table
+from bend_ray.data.splits import ByGroup, ByTime, Stratified
+from bend_ray.errors import DataError
+from bend_ray.tasks import Classification, Regression
+
+
+def frame(rows: int = 120) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "age": rng.normal(40, 10, rows),
+            "city": rng.choice(["Ulm", "Bonn", "Köln"], rows),
+            "when": pd.date_range("2024-01-01", periods=rows),
+            "ok": rng.random(rows) > 0.5,
+            "same": 1.0,
+            "name": [f"person {i}" for i in range(rows)],
+        }
+    )
+    table.loc[::7, "age"] = np.nan
+    table.loc[::9, "city"] = None
+    table["y"] = rng.normal(size=rows)
+    table["label"] = np.where(rng.random(rows) > 0.7, "yes", "no")
+    return table
+
+
+def write(table: pd.DataFrame, folder: Path, ending: str = "parquet") -> str:
+    path = folder / f"rows.{ending}"
+    if ending == "csv":
+        table.to_csv(path, index=False)
+    elif ending == "arrow":
+        pa.feather.write_feather(pa.Table.from_pandas(table), str(path))
+    else:
+        table.to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "arrow"])
+def test_columns_are_what_they_look_like(
+    ending: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    parts = Table(train=write(frame(), tmp_path, ending)).load()
+    kinds = {name: column.kind for name, column in parts.columns.items()}
+    expected = {"age": "number", "city": "category", "when": "date", "ok": "boolean", "y": "number"}
+    assert kinds == expected
+    assert parts.columns["city"].levels == ("Bonn", "Köln", "Ulm")
+    assert [name for name, column in parts.columns.items() if column.missing] == ["age", "city"]
+    assert parts.input_shape == (2 + 4 + 1 + 1 + 1,)
+    assert (parts.class_names, parts.num_outputs, parts.has_test) == (("no", "yes"), 2, False)
+    assert "column same is left out: never varies" in caplog.text
+    assert "column name is left out: text of many values" in caplog.text
+
+
+def test_a_column_may_be_meant_otherwise(tmp_path: Path) -> None:
+    table = frame().assign(zip=np.arange(120) % 3)
+    given = {"zip": "category", "when": "ignore"}
+    parts = Table(train=write(table, tmp_path), target="y", columns=given).load()
+    assert parts.columns["zip"].levels == ("0", "1", "2")
+    assert "when" not in parts.columns
+    assert isinstance(parts.task, Regression)
+    assert parts.train.labels_N.shape == (96, 1)
+
+
+@given(st.lists(st.floats(-1e300, 1e300), min_size=2, max_size=200))
+@settings(max_examples=50, deadline=None)
+def test_numbers_become_rising_scores_whatever_they_are(values: list[float]) -> None:
+    array = np.array(values)
+    column = Column.fitted("number", array)
+    if column is None:
+        assert len(np.unique(array)) == 1
+        return
+    assert len(column.knots) <= KNOTS
+    scores = encode({"x": column}, {"x": np.sort(array)})[:, 0]
+    assert np.isfinite(scores).all()
+    assert (np.diff(scores) >= 0).all()
+    assert abs(scores).max() < 4
+    beyond = encode({"x": column}, {"x": np.array([-np.inf, np.inf])})[:, 0]
+    assert beyond.tolist() == [scores[0], scores[-1]]
+
+
+def test_scores_are_normal_whatever_the_units() -> None:
+    values = np.random.default_rng(0).lognormal(sigma=3, size=5000)
+    column = Column.fitted("number", values)
+    assert column is not None
+    scores = encode({"x": column}, {"x": values})[:, 0]
+    assert scores.mean() == pytest.approx(0, abs=0.05)
+    assert scores.std() == pytest.approx(1, abs=0.05)
+
+
+def test_an_unseen_level_and_a_missing_one() -> None:
+    column = Column.fitted("category", np.array(["a", "b", "b", ""]))
+    assert column is not None
+    rows = encode({"x": column}, {"x": np.array(["b", "zzz", "", "A"])})
+    assert rows.tolist() == [[0, 1, 0], [0, 0, 0], [0, 0, 1], [0, 0, 0]]
+    # Where none was missing, a missing one is like an unseen one.
+    whole = Column.fitted("category", np.array(["a", "b"]))
+    assert whole is not None
+    assert encode({"x": whole}, {"x": np.array([""])}).tolist() == [[0, 0]]
+
+
+def test_rare_levels_are_left_out() -> None:
+    many = np.array([f"{i:03}" for i in range(100)] + ["007"] * 5)
+    column = Column.fitted("category", many)
+    assert column is not None
+    assert len(column.levels) == MOST_LEVELS
+    assert "007" in column.levels
+
+
+def test_floats_that_are_whole_are_the_same_levels() -> None:
+    assert raw_column([3.0, None], "category", "x").tolist() == ["3", ""]
+    assert raw_column([3, 4], "category", "x").tolist() == ["3", "4"]
+    assert raw_column(["2024-01-02"], "date", "x").tolist() == [1704153600.0]
+    assert raw_column([True, None], "boolean", "x").tolist()[0] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "told"),
+    [
+        (["abc"], "number", "expected a column of kind number"),
+        ([1.0, np.inf], "number", "infinity"),
+        ([[1, 2]], "number", "kind number"),
+        (["soon"], "date", "kind date"),
+        ([1, "a"], "category", "kind category"),
+    ],
+)
+def test_what_a_column_is_not(values: list[object], kind: str, told: str) -> None:
+    with pytest.raises(DataError, match=told):
+        raw_column(values, kind, "x")  # type: ignore[arg-type]
+
+
+def rows_of(table: pd.DataFrame, parts: object, name: str) -> set[float]:
+    """The targets of a part, which are all different."""
+    return {round(float(y), 9) for y in getattr(parts, name).labels_N[:, 0]}
+
+
+def test_parts_share_no_row_and_folds_cover_all(tmp_path: Path) -> None:
+    table = frame()
+    spec = Table(train=write(table, tmp_path), target="y", folds=4)
+    tested: list[float] = []
+    for seed in range(4):
+        parts = spec.model_copy(update={"split_seed": seed}).load()
+        each = [rows_of(table, parts, name) for name in ("train", "validation", "test")]
+        assert sum(map(len, each)) == len(set.union(*each)) == len(table)
+        tested += each[2]
+    assert sorted(tested) == sorted(round(y, 9) for y in table["y"])
+
+
+def test_groups_stay_together_and_times_in_order(tmp_path: Path) -> None:
+    table = frame().assign(team=np.arange(120) // 5, t=np.arange(120)[::-1])
+    uri = write(table, tmp_path)
+    team = {round(y, 9): g for y, g in zip(table["y"], table["team"], strict=True)}
+    grouped = Table(train=uri, target="y", split=ByGroup(column="team"), test_share=0.2).load()
+    assert "team" not in grouped.columns
+    teams = [
+        {team[y] for y in rows_of(table, grouped, name)} for name in ("train", "validation", "test")
+    ]
+    assert sum(map(len, teams)) == len(set.union(*teams)) == 24
+    timed = Table(train=uri, target="y", split=ByTime(column="t"), test_share=0.25).load()
+    time = {round(y, 9): t for y, t in zip(table["y"], table["t"], strict=True)}
+    spans = [
+        sorted(time[y] for y in rows_of(table, timed, name))
+        for name in ("train", "validation", "test")
+    ]
+    assert spans[0][-1] < spans[1][0]
+    assert spans[1][-1] < spans[2][0]
+    assert len(spans[2]) == 30
+
+
+@pytest.mark.parametrize("target", ["label", "y"])
+def test_a_stratified_part_is_like_the_whole(target: str, tmp_path: Path) -> None:
+    table = frame(400)
+    spec = Table(train=write(table, tmp_path), target=target, split=Stratified(), test_share=0.25)
+    labels = spec.load().test.labels_N.double()
+    if target == "label":
+        share = (table["label"] == "yes").mean()
+        assert labels.mean().item() == pytest.approx(share, abs=0.01)
+    else:
+        found = np.quantile(labels.numpy(), [0.2, 0.5, 0.8])
+        assert found == pytest.approx(table["y"].quantile([0.2, 0.5, 0.8]), abs=0.2)
+
+
+def test_the_test_part_is_read_by_name_and_without_its_statistics(tmp_path: Path) -> None:
+    table = frame()
+    uri = write(table, tmp_path)
+    other = tmp_path / "test.csv"
+    table[table.columns[::-1]].head(20).assign(city="Rome").to_csv(other, index=False)
+    parts = Table(train=uri, test=str(other)).load()
+    alone = Table(train=uri).load()
+    assert parts.columns == alone.columns
+    assert len(parts.test) == 20
+
+
+@pytest.mark.parametrize(
+    ("change", "more", "told"),
+    [
+        ({"label": None}, {}, "expected a value of label in every row"),
+        ({}, {"target": "price"}, "expected a column price"),
+        ({}, {"columns": {"city": "number"}}, "city: expected a column of kind number"),
+        ({"age": np.inf}, {}, "infinity"),
+        ({"label": "yes"}, {}, "expected examples of two classes"),
+        ({"deep": [[[1]]] * 120}, {}, "deep: expected numbers, truth values, dates or texts"),
+    ],
+)
+def test_what_is_refused(
+    change: dict[str, object], more: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    uri = write(frame().assign(**change), tmp_path)
+    with pytest.raises(DataError, match=told) as refused:
+        Table(train=uri, **more).load()  # type: ignore[arg-type]
+    assert "\n" not in str(refused.value)
+
+
+def test_a_test_part_that_does_not_fit(tmp_path: Path) -> None:
+    uri = write(frame(), tmp_path)
+    for change, told in (
+        ({"label": "maybe"}, "expected the classes of the training part in label"),
+        ({"age": "old"}, "age: expected a column of kind number"),
+    ):
+        other = tmp_path / "test.csv"
+        frame().assign(**change).to_csv(other, index=False)
+        with pytest.raises(DataError, match=told):
+            Table(train=uri, test=str(other)).load()
+    frame().drop(columns="age").to_csv(other, index=False)
+    with pytest.raises(DataError, match="the test part: expected a column age"):
+        Table(train=uri, test=str(other)).load()
+
+
+def test_few_whole_numbers_are_classes_and_many_are_numbers(tmp_path: Path) -> None:
+    table = frame().assign(few=np.arange(120) % 3 - 1, many=np.arange(120))
+    uri = write(table, tmp_path)
+    few = Table(train=uri, target="few").load()
+    assert (few.task, few.class_names) == (Classification(), ("-1", "0", "1"))
+    many = Table(train=uri, target="many").load()
+    assert isinstance(many.task, Regression)
+    both = Table(train=uri, target=("y", "many")).load()
+    assert (both.num_outputs, both.class_names) == (4, ("y", "many"))

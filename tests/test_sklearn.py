@@ -1,0 +1,197 @@
+"""The estimators: scikit-learn's own checks, its tools around them, and what a table may hold."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Callable
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.base import clone
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from bend_ray.sklearn import BagClassifier, BagRegressor
+from bend_ray.sklearn.rows import folds_of, in_order, repeated
+
+SMALL = {"members": 4, "folds": 1, "random_state": 0}
+
+
+@parametrize_with_checks(
+    [BagClassifier(members=4, folds=1, epochs=20), BagRegressor(members=4, folds=1, epochs=30)]
+)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
+def test_scikit_learns_own_checks(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+def people(rows: int = 200) -> tuple[pd.DataFrame, np.ndarray]:
+    """Of mixed columns, some missing, and a class that two of them decide."""
+    rng = np.random.default_rng(0)
+    city = rng.choice(["Ulm", "Bonn", "Köln"], rows)
+    age = rng.normal(40, 10, rows)
+    frame = pd.DataFrame(
+        {
+            "age": np.where(rng.random(rows) < 0.1, np.nan, age),
+            "city": pd.Series(city).where(rng.random(rows) > 0.1),
+            "joined": pd.date_range("2020-01-01", periods=rows),
+            "active": rng.random(rows) > 0.5,
+            "kind": pd.Categorical(rng.choice([1, 2], rows)),
+        }
+    )
+    return frame, np.where((city == "Ulm") ^ (age > 40), "yes", "no")
+
+
+@pytest.mark.trains
+def test_it_learns_classes_and_is_calibrated_where_it_does_not_know() -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(x, y, random_state=0)
+    bag = BagClassifier(members=8, random_state=0).fit(x, y)
+    assert bag.score(x_test, y_test) > 0.93
+    confidence = bag.predict_proba(x_test).max(axis=1).mean()
+    assert abs(confidence - bag.score(x_test, y_test)) < 0.05
+
+
+@pytest.mark.trains
+def test_it_learns_numbers_and_how_sure_it_is() -> None:
+    x, y = load_diabetes(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(x, y, random_state=0)
+    bag = BagRegressor(members=8, random_state=0).fit(x, y)
+    assert bag.score(x_test, y_test) > 0.25
+    low, high = bag.predict_interval(x_test, coverage=0.9).T
+    assert 0.8 < ((low < y_test) & (y_test < high)).mean() <= 1.0
+    mean, std = bag.predict(x_test, return_std=True)
+    assert mean.shape == std.shape == y_test.shape
+    assert (std > 0).all()
+
+
+@pytest.mark.trains
+def test_a_frame_of_mixed_columns_is_taken_as_it_is() -> None:
+    frame, y = people()
+    bag = BagClassifier(**SMALL).fit(frame, y)
+    assert bag.score(frame, y) > 0.8
+    assert {n: c.kind for n, c in bag.columns_.items()} == {
+        "x0": "number",
+        "x1": "category",
+        "x2": "date",
+        "x3": "boolean",
+        "x4": "category",
+    }
+    assert bag.feature_names_in_.tolist() == list(frame.columns)
+    # What was never seen, and what is missing, have an answer too.
+    strange = frame.head(3).assign(city=["Rome", None, "Ulm"], age=[np.nan, 1e9, -1e9])
+    assert np.isfinite(bag.predict_proba(strange)).all()
+    with pytest.raises(ValueError, match="age: expected a column of kind number"):
+        bag.predict(frame.assign(age="old"))
+    with pytest.raises(ValueError, match="Feature names"):
+        bag.predict(frame.drop(columns="age"))
+    with pytest.raises(ValueError, match="same order"):
+        bag.predict(frame[frame.columns[::-1]])
+
+
+@pytest.mark.parametrize("estimator", [BagClassifier(**SMALL), BagRegressor(**SMALL)])
+def test_what_says_nothing_leaves_the_targets_own_distribution(estimator: Any) -> None:
+    y = np.arange(60) % 2
+    x = np.full((60, 2), 3.0)
+    x[:, 1] = np.nan
+    bag = clone(estimator).fit(x, y)
+    answers = bag.predict_proba(x)[:, 1] if hasattr(bag, "predict_proba") else bag.predict(x)
+    assert np.ptp(answers) == 0
+    assert answers[0] == pytest.approx(0.5, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "told"),
+    [
+        ([[1.0, np.inf], [2.0, 3.0]], [0, 1], "infinity"),
+        ([[1.0, 2.0]], [0], "1 sample"),
+        ([[1.0], [2.0], [3.0]], [0, 1], "inconsistent numbers of samples"),
+        ([["a"], ["b"], ["c"]], [0, 1, 0], "could not convert string"),
+        (pd.DataFrame({1: [1.0, 2], "a": [1.0, 2]}), [0, 1], "column names"),
+        (pd.DataFrame({"a": [1, "x", None]}), [0, 1, 0], "a"),
+        (pd.DataFrame({"a": [[1], [2], [3]]}), [0, 1, 0], "a: expected numbers"),
+    ],
+)
+def test_what_is_refused(x: Any, y: Any, told: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=told):
+        BagClassifier(**SMALL).fit(x, y)
+
+
+def test_many_columns_and_few_rows() -> None:
+    rng = np.random.default_rng(0)
+    wide = rng.normal(size=(12, 10_000))
+    assert BagClassifier(members=2, folds=1, epochs=1).fit(wide, np.arange(12) % 2).n_features_in_
+    assert BagRegressor(members=2, folds=1, epochs=1).fit(wide[:3], [1.0, 2.0, 3.0]).scale_ > 0
+
+
+def test_it_stands_in_scikit_learns_tools() -> None:
+    x, y = load_iris(return_X_y=True)
+    quick = BagClassifier(**SMALL, epochs=4)
+    assert len(cross_val_score(make_pipeline(StandardScaler(), quick), x, y, cv=2)) == 2
+    search = GridSearchCV(quick, {"learning_rate": [0.003, 0.01]}, cv=2).fit(x, y)
+    assert search.best_params_["learning_rate"] in (0.003, 0.01)
+    assert CalibratedClassifierCV(quick, cv=2).fit(x, y).predict_proba(x).shape == (150, 3)
+    parallel = joblib.Parallel(n_jobs=2, backend="threading")
+    one, two = parallel(joblib.delayed(clone(quick).fit)(x, y) for _ in range(2))
+    assert (one.predict_proba(x) == two.predict_proba(x)).all()
+    again = pickle.loads(pickle.dumps(one))
+    assert (again.predict_proba(x) == one.predict_proba(x)).all()
+
+
+def test_several_targets_have_a_column_each() -> None:
+    x, y = make_regression(80, 4, n_targets=3, random_state=0)
+    bag = BagRegressor(**SMALL, epochs=4).fit(x, y)
+    assert bag.predict(x).shape == y.shape
+    assert bag.predict_interval(x).shape == (80, 3, 2)
+
+
+def test_drawn_models_vote_where_they_are_asked_for() -> None:
+    x, y = load_iris(return_X_y=True)
+    drawn = BagClassifier(members=6, folds=1, epochs=4, random_state=0, draw=True).fit(x, y)
+    assert drawn.predict_proba(x).shape == (150, 3)
+
+
+def test_a_time_limit_shortens_the_training() -> None:
+    x, y = load_iris(return_X_y=True)
+    bag = BagClassifier(**SMALL, epochs=100_000, time_limit=1.0)
+    started = time.monotonic()
+    assert bag.fit(x, y).predict_proba(x).shape == (150, 3)
+    assert time.monotonic() - started < 60
+
+
+def test_weights_are_how_often_a_row_counts() -> None:
+    rows = np.arange(4)
+    assert repeated(rows, [2, 0, 1, 3]).tolist() == [0, 0, 2, 3, 3, 3]
+    assert repeated(rows, None) is rows
+    # Others count to a quarter of a row, whatever their scale.
+    counts = np.bincount(repeated(np.arange(1000), np.linspace(0, 0.5, 1000)), minlength=1000)
+    assert counts.sum() == 4000
+    assert abs(counts - 8 * np.linspace(0, 1, 1000)).max() <= 1.0
+
+
+def test_the_order_of_rows_is_theirs() -> None:
+    frame, y = people(50)
+    raw = {"age": frame["age"].to_numpy(), "city": frame["city"].fillna("").to_numpy(dtype=str)}
+    codes = (y == "yes").astype(np.int64)
+    shuffled = np.random.default_rng(1).permutation(50)
+    before = in_order(raw, codes)
+    after = in_order({n: v[shuffled] for n, v in raw.items()}, codes[shuffled])
+    assert (shuffled[after] == before).all()
+
+
+@pytest.mark.parametrize("folds", [1, 3, None])
+def test_every_example_is_validated_by_those_who_never_saw_it(folds: int | None) -> None:
+    parts = folds_of(np.arange(40) % 4, folds, 0)
+    for train, validation in parts:
+        assert not set(train) & set(validation)
+        assert np.ptp(np.bincount(np.arange(40)[train] % 4)) <= 1
+    tested = np.sort(np.concatenate([validation for _, validation in parts]))
+    assert tested.tolist() == (list(range(40)) if folds != 1 else sorted(set(tested.tolist())))
