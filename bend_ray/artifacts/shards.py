@@ -237,7 +237,7 @@ def _read(
                     tables.append(table.select(names))
                     copy_theta(table, parts, wanted, theta_KS, own, rows[own] - start)
                 start += length
-    return pa.concat_tables(tables), theta_KS
+    return pa.concat_tables(tables) if tables else pa.table({}), theta_KS
 
 
 @contextmanager

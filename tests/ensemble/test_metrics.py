@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, log_loss
 
 from bend_ray.ensemble import metrics
+from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.process import scratch
 
 
 def random_probs(num_examples: int, num_classes: int, seed: int = 0) -> torch.Tensor:
@@ -187,3 +189,29 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         metrics.nll(torch.ones(0, 2), torch.zeros(0))
     with pytest.raises(ValueError, match="same examples"):
         metrics.pairwise_disagreement(random_classes(2, 5), random_classes(2, 6))
+
+
+@settings(max_examples=20, deadline=None)
+@given(members=st.integers(2, 9), seed=st.integers(0, 99), chunk=st.sampled_from([1, 200, 2**26]))
+def test_chunks_of_members_or_examples_change_no_score(members: int, seed: int, chunk: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(4, (23,), generator=generator)
+    probs = torch.rand(23, 4, generator=generator).double().softmax(dim=1)
+    said = torch.randint(4, (members, 23), generator=generator)
+
+    def scores() -> list[float]:
+        return [
+            *vars(metrics.score(probs, labels)).values(),
+            metrics.error_iou(said, labels),
+            metrics.q_statistic(said, labels),
+            metrics.disagreement(said),
+            *metrics.pairwise_disagreement(said, said[:2]).flatten().tolist(),
+            fit_temperature(probs, labels),
+            *apply_temperature(probs, 0.7).flatten().tolist(),
+        ]
+
+    whole = scores()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "_CHUNK_BYTES", chunk)
+        patch.setattr(scratch, "HELD_BYTES", 0)
+        assert scores() == pytest.approx(whole, rel=1e-9, nan_ok=True)

@@ -15,11 +15,14 @@ from bend_ray.generation.rivals import (
     MultiSwag,
     Noise,
     Rival,
+    Trained,
     TrunkAverages,
     WeightAverage,
     round_robin,
     trunk_means,
 )
+from bend_ray.process import matrix
+from bend_ray.randomness import generator_for
 from bend_ray.spec import variants
 
 TRUNKS_K = torch.tensor([5, 2, 2, 5, 9, 2, 9, 5, 5])
@@ -182,6 +185,33 @@ def test_a_rival_is_reproducible_and_touches_nothing(rival: Drawing) -> None:
     if isinstance(rival, Noise | Gaussian | MultiSwag):
         assert len(drawn(1)) == 7
         assert not torch.equal(drawn(1), drawn(2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    rival=st.sampled_from([Noise(), Gaussian(), MultiSwag(), TrunkAverages(), WeightAverage()]),
+    cut=st.integers(0, 7),
+    count=st.integers(7, 12),
+    block=st.sampled_from([4, 300, 2**26]),
+)
+def test_a_model_depends_on_its_place_alone(
+    rival: Drawing, cut: int, count: int, block: int
+) -> None:
+    """Neither on how many are drawn, or together, nor on the columns that are read at once."""
+    theta_KP = torch.randn(len(TRUNKS_K), 37, generator=generator())
+    whole_NP, trunks_N = draw(rival, theta_KP, TRUNKS_K, 7)
+
+    def stream(index: int) -> torch.Generator:
+        return generator_for(0, "rival", index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matrix, "BLOCK_BYTES", block)
+        trained = Trained(theta_KP, TRUNKS_K, count, stream)
+        places = range(cut, len(whole_NP))
+        if len(places):
+            part_NP, part_N = rival.draw(trained, places)
+            torch.testing.assert_close(part_NP, whole_NP[cut:])
+            assert torch.equal(part_N, trunks_N[cut:])
 
 
 @pytest.mark.parametrize(
