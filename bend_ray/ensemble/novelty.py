@@ -14,14 +14,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import disagreement, pairwise_disagreement
 from bend_ray.process.matrix import Matrix, column_slices
 from bend_ray.process.scratch import scratch
+
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
@@ -56,6 +58,7 @@ class Models:
     theta_MP: Matrix
     trunks_M: Tensor
     predictions_MN: Tensor
+    task: Task
 
     def __post_init__(self) -> None:
         if not len(self.theta_MP) == len(self.trunks_M) == len(self.predictions_MN) > 0:
@@ -79,9 +82,9 @@ def novelty(models: Models, training: Models, nearest_M: Tensor, usual: float) -
         usual: the median of ``leave_one_out_distances`` of the training models.
     """
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    differing = partial(pairwise_disagreement, b_MN=training.predictions_MN)
+    distances, theirs = models.task.distances, training.predictions_MN
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
-    functional_M = torch.cat([differing(tile).amin(dim=1) for tile in tiles])
+    functional_M = torch.cat([distances(tile, theirs).amin(dim=1) for tile in tiles])
     return Novelty(
         nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
         spread=_spread(models, training),
@@ -185,7 +188,7 @@ def _within_trunk_disagreement(models: Models) -> float:
         predictions_EN = models.predictions_MN[models.trunks_M == trunk]
         if len(predictions_EN) > 1:
             pairs = math.comb(len(predictions_EN), 2)
-            total += pairs * disagreement(predictions_EN)
+            total += pairs * models.task.disagreements(predictions_EN).mean().item()
             num_pairs += pairs
     return _ratio(total, num_pairs)
 

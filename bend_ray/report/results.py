@@ -151,11 +151,13 @@ def table(*results: Result) -> str:
 
 def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
     several, part = len(evaluations) > 1, f"{evaluations[0].part} part"
-    names = {"accuracy": "accuracy %", "nll": "NLL", "brier": "Brier", "ece": "ECE %"}
+    names = {"accuracy": f"{evaluations[0].score} %", "nll": "NLL"}
+    numbers = {"rmse": "RMSE", "crps": "CRPS", "pit_error": "PIT error %"}
+    names |= {"brier": "Brier", "ece": "ECE %"} if evaluations[0].bag.rmse is None else numbers
     header = (part, *names.values(), "members", "cost s")
     rows: list[Row] = [header]
     if several:
-        del names["brier"]  # a terminal is narrow
+        names.pop("brier", None)  # a terminal is narrow
         minus = ("bag minus it: points", "nats")
         rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
     bags = scored_bags(evaluations)
@@ -175,13 +177,14 @@ def _minus(ours: list[BagScores], theirs: list[BagScores]) -> Row:
 
 def _members(evaluations: Sequence[Evaluation]) -> list[Row]:
     keys = ("mean", "median", "min", "max")
-    differ = ("disagree %", "error IoU", "Q")
+    which = "q_statistic" if evaluations[0].bag.rmse is None else "correlation"
+    differ = ("disagree %", "error IoU", which.partition("_")[0].capitalize())
     rows: list[Row] = [("single members", *(f"{key} %" for key in keys), *differ)]
     for name in POPULATIONS:
         accuracies = _known([getattr(each, name).accuracy for each in evaluations])
         pairs = _known([getattr(each.diversity, name) for each in evaluations])
         if accuracies:
-            diversity = cells(pairs, "disagreement", "error_iou", "q_statistic")
+            diversity = cells(pairs, "disagreement", "error_iou", which)
             rows.append((named(name), *cells(accuracies, *keys), *diversity))
     return rows
 
