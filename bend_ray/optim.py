@@ -218,7 +218,7 @@ class Training(Spec):
     gradient_clip: PositiveFloat = 1.0
     """Largest norm of a step's gradient."""
     patience: PositiveInt | None = None
-    """Looks at held-out members' loss that may find no lower one before the training stops.
+    """Looks in a row at which held-out members' loss may rise before the training stops.
 
     What is kept is where it was lowest, the start included. Null trains to the end.
     """

@@ -23,7 +23,7 @@ from bend_ray.ensemble.intervals import (
     pit,
     pit_error,
 )
-from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.ensemble.votes import PRIOR_EXAMPLES, apply_temperature, fit_temperature
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
@@ -130,9 +130,9 @@ class Classification(Spec):
         """They themselves."""
         return ballots_NO
 
-    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor) -> float:
-        """The temperature of least NLL."""
-        return fit_temperature(answers_NC, labels_N)
+    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
+        """The temperature of least NLL; of several bags, one after another, theirs together."""
+        return fit_temperature(answers_NC, labels_N, bags)
 
     def scaled(self, answers_NC: Tensor, scale: float) -> Tensor:
         """At a temperature."""
@@ -287,10 +287,14 @@ class Regression(Spec):
         std = self._std(mean)
         return torch.cat([mean * std + self._units(self.mean, mean), variance * std**2], dim=-1)
 
-    def fit_scale(self, answers_NO: Tensor, labels_NT: Tensor) -> float:
-        """The factor of all variances at which the NLL is least: the mean squared z."""
+    def fit_scale(self, answers_NO: Tensor, labels_NT: Tensor, bags: int = 1) -> float:
+        """The factor of all variances at which the NLL is least: the mean squared z.
+
+        As of a temperature, a few examples more say that it is 1.
+        """
         mean, variance = answers_NO.chunk(2, dim=-1)
-        factor = ((labels_NT - mean) ** 2 / variance).mean().item()
+        squares, prior = (labels_NT - mean) ** 2 / variance, PRIOR_EXAMPLES * bags
+        factor = (squares.sum().item() + prior) / (squares.numel() + prior)
         return min(max(factor, LEAST_SCALE), MOST_SCALE)
 
     def scaled(self, answers_NO: Tensor, scale: float) -> Tensor:

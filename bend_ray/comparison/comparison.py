@@ -174,17 +174,12 @@ class Comparison:
             )
         return found
 
-    @cached_property
-    def usual_distance(self) -> float:
-        """Median distance of the originals to the nearest other."""
-        return self.nearest["originals"].quantile(0.5).item()
-
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
             Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
             for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, self.nearest[name], self.usual_distance))
+        return asdict(novelty(models, training, (self.nearest[name], self.nearest["originals"])))
 
 
 def _spread(members: Members) -> Spread | None:

@@ -61,7 +61,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         },
         "populations": rows,
         "plane_shares": list(plane.shares),
-        "usual_distance": comparison.usual_distance,
+        "usual_distance": comparison.nearest["originals"].quantile(0.5).item(),
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }

@@ -31,9 +31,9 @@ S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
     "seeds": 5,
-    "autoencoder": 1,
+    "autoencoder": 2,
     "latents": 1,
-    "generator": 1,
+    "generator": 2,
     "samples": 4,
     "evaluation": 6,
 }

@@ -96,7 +96,7 @@ class AutoencoderSection(Spec):
 
     model: Autoencoder = PrincipalMlp()
     """The network, and what it is given of a classifier."""
-    training: Training = Training(steps=100, patience=2)
+    training: Training = Training(steps=50, patience=2)
     """How it is trained."""
     resources: TrainResources = TrainResources()
     """What each worker is given."""

@@ -157,7 +157,7 @@ def _temperatures(
     bags = [_running(ballots_ENC, weight_E, order, sizes) for order in chosen]
     labels = torch.cat([fitted_on.labels_N] * len(chosen))
     by_size = zip(*bags, strict=True)
-    return [task.fit_scale(task.answers(torch.cat(each)), labels) for each in by_size]
+    return [task.fit_scale(task.answers(torch.cat(each)), labels, len(chosen)) for each in by_size]
 
 
 def _scored(

@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bend_ray.process.matrix import Matrix, column_slices
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import Matrix, column_slices, scratch
 
 if TYPE_CHECKING:
     from bend_ray.tasks import Task
@@ -51,6 +50,10 @@ class Novelty:
     """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
 
 
+Distances = tuple[Tensor, Tensor]
+"""``nearest_distances`` of a population, and ``leave_one_out_distances``."""
+
+
 @dataclass(frozen=True)
 class Models:
     """A population; trunks are integers, where there is none one value, such as -1."""
@@ -68,23 +71,22 @@ class Models:
             )
 
 
-def novelty(models: Models, training: Models, nearest_M: Tensor, usual: float) -> Novelty:
-    """Compare a population with the training models.
+def novelty(models: Models, training: Models, distances: Distances | None = None) -> Novelty:
+    """Compare a population with the training models, whose ``distances`` may be known.
 
     A measure without a meaning is nan: nearest_ratio with one training model or where half of them
     have an exact twin (then only exact copies count as copies), spread without a shared trunk or
     where each has one training model, within_trunk_disagreement where no trunk has two models.
-
-    Args:
-        models: who is compared.
-        training: with whom.
-        nearest_M: ``nearest_distances`` between them.
-        usual: the median of ``leave_one_out_distances`` of the training models.
     """
+    known = distances or (
+        nearest_distances(models.theta_MP, training.theta_MP),
+        leave_one_out_distances(training.theta_MP),
+    )
+    nearest_M, usual = known[0], known[1].quantile(0.5).item()
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    distances, theirs = models.task.distances, training.predictions_MN
+    differing, theirs = models.task.distances, training.predictions_MN
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
-    functional_M = torch.cat([distances(tile, theirs).amin(dim=1) for tile in tiles])
+    functional_M = torch.cat([differing(tile, theirs).amin(dim=1) for tile in tiles])
     return Novelty(
         nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
         spread=_spread(models, training),

@@ -16,7 +16,7 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from bend_ray.ensemble.predictions import Predictions
     from bend_ray.tasks import Task
 
-TEMPERATURE_RANGE = (0.1, 100.0)
-"""Where a temperature is sought: a bag without a validation error would ask for zero."""
-_NEAR = 1e-3
+PRIOR_EXAMPLES = 3.0
+"""By how many examples it is believed beforehand that a bag's temperature is 1."""
+_TEMPERATURES = (0.1, 100.0)
+"""Between which one is sought."""
 _CLOSE = 1e-10
 """A step of so small a share is the last."""
 _MOST_STEPS = 64
@@ -151,22 +152,32 @@ class WeightedVote(_Vote):
         return evidence_E.masked_fill(~finite_E, -math.inf).softmax(dim=0)
 
 
-def fit_temperature(probs_NC: Tensor, labels_N: Tensor) -> float:
-    """Find the temperature, within ``TEMPERATURE_RANGE``, that minimises a bag's validation NLL.
+def fit_temperature(probs_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
+    """Find the temperature at which a bag's validation NLL is least, given what is likely.
 
-    Above 1 for an overconfident bag. The NLL is convex in 1/T: Newton's steps find where its slope
-    is zero, and where one would leave the interval that still holds it, that is halved instead.
+    Above 1 for an overconfident bag. A few hundred examples may hold no error, or one: their NLL
+    alone would ask for any sharpness. So 1/T has a gamma prior with its mode at 1, which adds
+    ``PRIOR_EXAMPLES * (1/T - log(1/T))`` to the sum of N. All is convex in 1/T: Newton's steps find
+    where the slope is zero, and where one would leave the interval that still holds it, that is
+    halved instead.
+
+    Args:
+        probs_NC: of the bag, or of several that share a temperature, one after another.
+        labels_N: true classes.
+        bags: how many bags say something of each example.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    low, high = (1 / bound for bound in reversed(TEMPERATURE_RANGE))
+    prior = PRIOR_EXAMPLES * bags / len(labels_N)
+    low, high = (1 / bound for bound in reversed(_TEMPERATURES))
     sharpness = 1.0  # 1 / T
     for _ in range(_MOST_STEPS):
         derivatives = by_example(partial(_derivatives, sharpness), probs_NC, labels_N)
         slope, curvature = derivatives.mean(dim=0).tolist()
+        slope += prior * (1 - 1 / sharpness)
         low, high = (low, sharpness) if slope > 0 else (sharpness, high)
-        better = sharpness - slope / curvature if curvature > 0 else math.inf
+        better = sharpness - slope / (curvature + prior / sharpness**2)
         if not low < better < high:
             better = math.sqrt(low * high)
         sharpness, before = better, sharpness
@@ -183,12 +194,6 @@ def _derivatives(sharpness: float, probs_NC: Tensor, labels_N: Tensor) -> Tensor
     true_N = log_probs_NC.gather(1, labels_N.long()[:, None]).squeeze(1)
     square_N = (softened_NC * log_probs_NC**2).sum(dim=1)
     return torch.stack([mean_N - true_N, square_N - mean_N**2], dim=1)
-
-
-def is_at_an_end(temperature: float) -> bool:
-    """Whether a fitted temperature is where its range ends: the examples do not say what it is."""
-    low, high = TEMPERATURE_RANGE
-    return not low * (1 + _NEAR) < temperature < high * (1 - _NEAR)
 
 
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:

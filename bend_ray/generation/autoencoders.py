@@ -34,7 +34,7 @@ class PrincipalMlp(Spec):
 
     Fewer lose the spread of models: 16 do, for 128.
     """
-    hidden: PositiveInt = 256
+    hidden: PositiveInt = 64
     """Hidden units of the encoder and of the decoder."""
     input_noise: NonNegativeFloat = 0.05
     """Noise on the features while training; more of it shrinks samples towards the mean."""

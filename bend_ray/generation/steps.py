@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, distributed, nn
 from torch.func import functional_call
@@ -81,10 +83,17 @@ class HeldOut:
 
     @property
     def is_over(self) -> bool:
-        """Whether the last looks, as many as the training has patience for, found no lower loss."""
+        """Whether each of the last looks, as many as ``patience``, lost more than that before it.
+
+        Not whether they lost more than the best. A first few steps of Adam go by the noise of their
+        batches: from a good start they lose what the next ones may win back.
+
+        Source: Prechelt, "Early stopping - but when?", 1998, the criterion UP.
+        """
         losses, patience = [lost for _, lost in self.curve], self._steps.training.patience
         assert patience is not None
-        return bool(losses) and len(losses) - losses.index(min(losses)) > patience
+        last = losses[-patience - 1 :]
+        return len(last) > patience and all(a < b for a, b in pairwise(last))
 
     def settle(self) -> None:
         """Put the best weights in the average's place."""

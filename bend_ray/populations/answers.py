@@ -128,9 +128,10 @@ class Answers(Predictions):
 class StoredVectors:
     """The vectors of a population, or of some of its models, read as they are asked for."""
 
-    def __init__(self, population: Artifact, rows: ArrayLike) -> None:
+    def __init__(self, population: Artifact, rows: ArrayLike | None = None) -> None:
         self._population = population
-        self._rows = np.asarray(rows, np.intp)
+        every = range(population.manifest().metrics["models"]) if rows is None else rows
+        self._rows = np.asarray(every, np.intp)
         self._size = read_format(population).num_parameters
         self._whole: Tensor | None = None
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.ensemble.votes import TEMPERATURE_RANGE, is_at_an_end
 from bend_ray.process.log import duration
 from bend_ray.report.evaluation import BagScores, Evaluation, NoveltyScores, Result
 from bend_ray.report.statistics import cell, cells, differences, mean_and_sd
@@ -94,19 +94,28 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     if any(each.bag.temperature is None for each in evaluations):
         return ""
     (ours,) = cells([each.bag for each in evaluations], "temperature")
-    text = (
+    if evaluations[0].bag.rmse is not None:
+        return (
+            "Variances are times a factor fitted on validation examples, every bag's its own; the "
+            f"bag's is {ours}. {_intervals(evaluations)}"
+        )
+    return (
         "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
         f"the bag's is {ours}."
     )
-    bags = [(name, each.scores(name)) for each in evaluations for name in (BAG, *each.rivals)]
-    unfixed = sorted({named(n) for n, bag in bags if is_at_an_end(bag.temperature or 1.0)})
-    if not unfixed:
-        return text
-    low, high = TEMPERATURE_RANGE
-    return (
-        f"{text} Validation images do not fix that of {', '.join(unfixed)}: it is at an end of "
-        f"its range, {low:g} to {high:g}."
-    )
+
+
+def _intervals(evaluations: Sequence[Evaluation]) -> str:
+    """What the bag's central intervals hold, and how wide they are: means over repeats."""
+    bags = [each.bag for each in evaluations]
+    told = []
+    for place, level in enumerate(("50", "90", "95")):
+        share, width = (
+            statistics.fmean((getattr(bag, key) or ())[place] or 0.0 for bag in bags)
+            for key in ("coverage", "width")
+        )
+        told.append(f"{level} % hold {100 * share:.1f} %, {width:.4g} wide")
+    return f"Its intervals: {'; '.join(told)}."
 
 
 def divergences(result: Result) -> list[str]:

@@ -78,7 +78,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
             [SoftVote().combine(each[o[:size]], val_nll[o[:size]]) for o in orders]
             for each in (logits, seen.logits_ENC)
         )
-        temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2))
+        temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2), 2)
         expected = [nll(apply_temperature(bag, temperature), labels) for bag in pairs]
         assert curve.nll.mean[place] == pytest.approx(sum(expected) / 2)
 

@@ -46,9 +46,7 @@ def chunk(request, monkeypatch) -> None:
 def novelty(
     theta: torch.Tensor, trunks: torch.Tensor, predictions: torch.Tensor, *training: torch.Tensor
 ) -> Novelty:
-    models = Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES)
-    usual = leave_one_out_distances(training[0]).quantile(0.5).item()
-    return module.novelty(*models, nearest_distances(theta, training[0]), usual)
+    return module.novelty(Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

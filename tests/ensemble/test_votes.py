@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
+from scipy.stats import gamma
 
 from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import (
-    TEMPERATURE_RANGE,
+    PRIOR_EXAMPLES,
     ImportedVote,
     MajorityVote,
     SoftVote,
@@ -151,32 +152,55 @@ def test_temperature_agrees_with_a_numerical_minimiser(seed: int, scale: float) 
     )
     probs, labels = (scale * logits).softmax(dim=1), sampled.squeeze(1)
 
-    def loss(log_temperature: float) -> float:
-        return nll(apply_temperature(probs, math.exp(log_temperature)), labels)
+    def loss(log_sharpness: float) -> float:
+        likelihood = 80 * nll(apply_temperature(probs, math.exp(-log_sharpness)), labels)
+        # Of 1/T: where the mode of a gamma density of shape a and rate b, (a - 1) / b, is 1.
+        shape = 1 + PRIOR_EXAMPLES
+        return likelihood - gamma.logpdf(math.exp(log_sharpness), shape, scale=1 / (shape - 1))
 
-    bounds = tuple(math.log(bound) for bound in TEMPERATURE_RANGE)
-    reference = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-9})
-    found = math.log(fit_temperature(probs, labels))
-    assert loss(found) <= reference.fun + 1e-12
+    reference = minimize_scalar(loss, bounds=(-5, 3), method="bounded", options={"xatol": 1e-9})
+    found = -math.log(fit_temperature(probs, labels))
+    assert loss(found) <= reference.fun + 1e-9
     assert found == pytest.approx(reference.x, abs=1e-5)
 
 
-def test_temperature_undoes_a_known_miscalibration() -> None:
-    # 700 of 1000 right at log odds of 3 log(7/3): three times as sure as the truth allows.
-    labels = (torch.arange(1000) < 300).long()
-    probs = torch.tensor([[3 * math.log(7 / 3), 0.0]]).softmax(dim=1).expand(1000, 2)
+def test_temperature_undoes_a_known_miscalibration_given_examples_enough() -> None:
+    # 7 of 10 right at log odds of 3 log(7/3): three times as sure as the truth allows.
+    logits = torch.tensor([[3 * math.log(7 / 3), 0.0]])
+    off = []
+    for tens in (10, 1000, 100_000):
+        labels = (torch.arange(10) < 3).long().repeat(tens)
+        probs = logits.softmax(dim=1).expand(len(labels), 2)
+        temperature = fit_temperature(probs, labels)
+        off.append(3 - temperature)
+    assert off[0] > off[1] > off[2] > 0  # towards 1
+    assert temperature == pytest.approx(3, rel=1e-3)
+    assert apply_temperature(probs[:1], temperature)[0].tolist() == pytest.approx(
+        [0.7, 0.3], rel=1e-3
+    )
 
-    temperature = fit_temperature(probs, labels)
 
-    assert temperature == pytest.approx(3, rel=1e-6)
-    assert apply_temperature(probs, temperature)[0].tolist() == pytest.approx([0.7, 0.3])
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**31), copies=st.integers(1, 3))
+def test_temperature_of_a_bag_that_never_or_always_errs_is_finite(seed: int, copies: int) -> None:
+    probs = random_logits(20, 4, seed=seed).double().softmax(dim=1).repeat(copies, 1)
+    surest, least = (
+        fit_temperature(probs, probs.argmax(dim=1)),
+        fit_temperature(probs, probs.argmin(dim=1)),
+    )
+    assert 0.101 < surest < 1 < least < 99
 
 
-def test_temperature_stays_in_its_range_for_a_bag_that_never_or_always_errs() -> None:
-    probs = torch.tensor([[0.8, 0.2], [0.3, 0.7]])
+def test_a_bag_that_says_nothing_keeps_a_temperature_of_one() -> None:
+    assert fit_temperature(torch.full((5, 4), 0.25), torch.arange(5) % 4) == pytest.approx(1)
 
-    assert fit_temperature(probs, torch.tensor([0, 1])) == pytest.approx(TEMPERATURE_RANGE[0])
-    assert fit_temperature(probs, torch.tensor([1, 0])) == pytest.approx(TEMPERATURE_RANGE[1])
+
+def test_several_bags_share_a_temperature_with_a_prior_that_weighs_as_for_one() -> None:
+    probs, labels = random_logits(40, 4, seed=3).double().softmax(dim=1), torch.arange(40) % 4
+    three, again = probs.repeat(3, 1), labels.repeat(3)
+    alone = fit_temperature(probs, labels)
+    assert fit_temperature(three, again, bags=3) == pytest.approx(alone, rel=1e-9)
+    assert fit_temperature(three, again) != pytest.approx(alone, rel=1e-3)
 
 
 def test_temperature_one_changes_nothing_and_any_keeps_the_most_probable() -> None:

@@ -55,7 +55,7 @@ def followed(start: float, goal: float, unseen: float, steps: int) -> tuple[Dist
 def test_a_training_that_leaves_held_out_members_behind_stops_and_keeps_its_start() -> None:
     objective, held_out = followed(start=1.0, goal=5.0, unseen=1.0, steps=20)
     assert objective.place.item() == 1.0
-    # The way left shrinks by a quarter a step: 4, 3, 2.25; two looks without a lower loss.
+    # The way left shrinks by a quarter a step: 4, 3, 2.25; the loss rises twice.
     losses = [loss for _, loss in held_out.curve]
     assert losses == pytest.approx([0.0, 0.5, 1.75**2 / 2])
     assert [step for step, _ in held_out.curve] == [0, 1, 2]
@@ -67,6 +67,29 @@ def test_what_is_kept_is_where_held_out_members_lost_least() -> None:
     best = min(range(len(places)), key=lambda step: abs(places[step] - 3.0))
     assert objective.place.item() == pytest.approx(places[best])
     assert len(places) == best + 1 + 2
+
+
+@pytest.mark.parametrize(
+    ("losses", "is_over"),
+    [
+        ([], False),
+        ([1.0], False),
+        ([1.0, 2.0], False),
+        ([1.0, 2.0, 3.0], True),
+        ([1.0, 2.0, 1.5], False),  # worse than the start, but on its way back
+        ([1.0, 3.0, 2.0, 1.5, 0.5], False),
+        ([1.0, 3.0, 2.0, 2.1, 2.2], True),
+        ([1.0, 1.0, 1.0], False),
+    ],
+)
+def test_a_training_is_over_once_the_loss_has_risen_as_often_as_there_is_patience(
+    losses: list[float], is_over: bool
+) -> None:
+    objective = Distance(0.0)
+    rows = {"features": torch.zeros(5, 2)}
+    held_out = HeldOut(objective, AveragedSteps(objective, PLAIN), rows, torch.Generator())
+    held_out.curve = list(enumerate(losses))
+    assert held_out.is_over is is_over
 
 
 def test_a_training_that_goes_on_gaining_is_not_stopped() -> None:

@@ -13,7 +13,6 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import STAGES, Graph, graph_of
 from bend_ray.config.resources import HourlyPrice
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.votes import TEMPERATURE_RANGE
 from bend_ray.errors import StoreError
 from bend_ray.populations.divergence import Divergence
 from bend_ray.report.evaluation import Result
@@ -99,17 +98,6 @@ def test_temperatures_are_told_where_they_were_fitted() -> None:
     assert "fitted on validation images" in sections(table(said))[0][-1]
     assert sections(table(said))[0][-1].endswith("the bag's is 0.81.")
     assert "temperature" not in table(whole_result())
-
-
-def test_a_temperature_that_validation_images_do_not_fix_is_told() -> None:
-    said = whole_result()
-    for scores in (said["bag"], *said["rivals"].values()):
-        scores["temperature"] = 0.5
-    said["bag"]["temperature"] = TEMPERATURE_RANGE[0]
-    assert (
-        "do not fix that of bag of generated: it is at an end of its range, 0.1 to 100."
-        in table(said)
-    )
 
 
 def test_a_rival_whose_nll_is_not_a_number_comes_last() -> None:
