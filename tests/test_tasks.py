@@ -93,7 +93,7 @@ def test_scores_are_scikit_learns() -> None:
     assert Regression().fitted(constant).std == (1.0,)
     assert task.fitted(constant) is task
     flat = Regression().fitted(constant)
-    assert flat.scores(torch.tensor([[7.0, 1.0]] * 5).double(), constant)["r2"] == 1.0
+    assert flat.scores(torch.tensor([[7.0, 1.0]] * 5).double(), constant)["accuracy"] == 1.0
 
 
 def test_distances_and_overlap_of_members() -> None:
