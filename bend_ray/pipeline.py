@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,8 @@ def run(
         return artifacts
     store.ensure_writable()
     started = time.monotonic()
-    runtime: Runtime = _here(config) if local else connect(address, config, missing)
+    runtime: Runtime = _here(config) if local else connect(address, config)
+    config = runtime.preflight(config, missing)
     connecting = time.monotonic() - started
     from bend_ray.runtime.tracking import tracking
 
@@ -131,13 +132,11 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
     )
 
 
-def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> RayRuntime:
-    """Connect to Ray and refuse at once what the cluster can never give a missing stage.
-
-    Without an address to the cluster of RAY_ADDRESS, else to one of our own.
+def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
+    """Connect to Ray: without an address to the cluster of RAY_ADDRESS, else to one of our own.
 
     Raises:
-        ClusterError: no cluster answers, or it lacks what a stage asks for.
+        ClusterError: no cluster answers.
         ConfigError: the tracking service's client is not installed.
     """
     # Ray reads its environment when it is first imported, so the order matters.
@@ -148,9 +147,7 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
     from bend_ray.runtime.on_ray import RayRuntime
 
     tracking.require_installed(config)
-    runtime = RayRuntime(cluster.connect(address, config))
-    runtime.preflight(config, missing)
-    return runtime
+    return RayRuntime(cluster.connect(address, config))
 
 
 def _here(config: PipelineConfig) -> Runtime:

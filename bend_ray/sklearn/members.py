@@ -110,8 +110,9 @@ class Workshop:
             if seconds is not None:
                 config = _affordable(config, classifiers, seconds)
             graph = graph_of(config, self.store)
+            equipped = runtime.preflight(config, graph.steps(self.last))
             for stage in graph.steps(self.last):
-                make_stage(stage, config, graph, runtime)
+                make_stage(stage, equipped, graph, runtime)
             population = read_population(graph[self.last])
             theta_KP = torch.from_numpy(population.theta_KP)
             outputs_KNO = classifiers.logits(
@@ -123,7 +124,7 @@ class Workshop:
     def _connected(self, config: PipelineConfig) -> Runtime:
         if self.address is None:
             return LocalRuntime()
-        return connect(self.address, config, graph_of(config, self.store).steps(self.last))
+        return connect(self.address, config)
 
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:
@@ -134,7 +135,7 @@ def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float
     generators = [torch.Generator().manual_seed(model) for model in range(models)]
     started = time.monotonic()
     stretch = Stretch(start=0.0, epochs=TIMED_STEPS / whole)
-    classifiers.fit(classifiers.stack, fresh_P.repeat(models, 1), stretch, generators)
+    next(classifiers.fitted(fresh_P.repeat(models, 1), None, stretch, generators))
     spent = time.monotonic() - started
     epochs = int((seconds - spent) * USED * TIMED_STEPS / (spent * whole))
     return with_knobs(config, {"seeds.recipe.epochs": max(1, min(recipe.epochs, epochs))})
