@@ -28,11 +28,12 @@ def test_an_artifact_that_was_deleted_is_made_again_even_below_committed_ones(
     class WouldStartRayError(Exception):
         pass
 
-    def connect(address: object, config: object, missing: list[str]) -> None:
-        wanted.extend(missing)
-        raise WouldStartRayError
+    class Ray:
+        def preflight(self, config: object, missing: list[str]) -> None:
+            wanted.extend(missing)
+            raise WouldStartRayError
 
-    monkeypatch.setattr(pipeline, "connect", connect)
+    monkeypatch.setattr(pipeline, "connect", lambda address, config: Ray())
     with pytest.raises(WouldStartRayError):
         pipeline.run(config, store.uri)
     assert wanted == [deleted]
