@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from bend_ray.comparison.choosing import Bag
 from bend_ray.comparison.comparison import Comparison, Voted
 from bend_ray.data.corruptions import SEVERITIES
 from bend_ray.data.inputs import CALIBRATION
+from bend_ray.ensemble import conformal
 from bend_ray.ensemble.conformal import KINDS, Calibration, Floats
-from bend_ray.ensemble.metrics import score
-from bend_ray.ensemble.outside import detection, uncertainties
+from bend_ray.ensemble.outside import detection
 from bend_ray.errors import ConfigError
 from bend_ray.report.evaluation import (
     Detection,
@@ -33,9 +36,13 @@ def calibrated(comparison: Comparison, bag: Bag) -> Calibration | None:
     """By the examples kept back, if there are some."""
     if CALIBRATION.name not in comparison.others:
         return None
-    said_NC = comparison.voted(bag, CALIBRATION.name).answers_NC
-    labels_N = comparison.others[CALIBRATION.name][bag.models].labels_N
-    return Calibration.of(said_NC.numpy(), labels_N.numpy())
+    return comparison.task.calibration(*_held(comparison, bag))
+
+
+def _held(comparison: Comparison, bag: Bag) -> tuple[Tensor, Tensor]:
+    """What it says of the examples kept back, and their labels."""
+    said = comparison.voted(bag, CALIBRATION.name).answers_NC
+    return said, comparison.others[CALIBRATION.name][bag.models].labels_N
 
 
 def trust(comparison: Comparison, bag: Bag, voted: Voted, calibration: Calibration | None) -> Trust:
@@ -53,6 +60,8 @@ def trust(comparison: Comparison, bag: Bag, voted: Voted, calibration: Calibrati
             },
             "refusals": _refusals(calibration, probs_NC, labels_N),
         }
+    elif CALIBRATION.name in comparison.others:
+        promised = {"sets": _intervals(comparison, bag, voted)}
     return Trust(
         **promised,
         ood=_ood(comparison, bag, voted),
@@ -67,6 +76,27 @@ def _sets(inside_NC: Any, labels_N: Any) -> SetScores:
         least=min(held_N[labels_N == label].mean().item() for label in np.unique(labels_N)),
         size=inside_NC.sum(axis=1).mean().item(),
     )
+
+
+def _intervals(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, Any]:
+    """Of targets: the predicted interval, widened, and the mean and its residuals' quantile."""
+    (held, targets_NT), task = _held(comparison, bag), comparison.task
+    assert task.kind == "regression"
+    found: dict[str, dict[str, SetScores]] = {"cqr": {}, "residual": {}}
+    for kind, wanted in itertools.product(found, COVERAGES):
+        inner = wanted if kind == "cqr" else 0.0
+        bounds, others = (task.bounds(each, inner).numpy() for each in (held, voted.answers_NC))
+        inside, widths = [], []
+        for target, labels_N in enumerate(comparison.labels.T.numpy()):
+            low_N, high_N = conformal.intervals(
+                *(bounds[..., target], targets_NT[:, target].numpy(), others[..., target], wanted)
+            )
+            inside.append(((low_N <= labels_N) & (labels_N <= high_N)).mean().item())
+            widths.append((high_N - low_N).mean().item())
+        found[kind][f"{wanted:g}"] = SetScores(
+            coverage=fmean(inside), least=min(inside), size=fmean(widths)
+        )
+    return found
 
 
 def _refusals(calibration: Calibration, probs_NC: Floats, labels_N: Any) -> dict[str, Any]:
@@ -88,11 +118,11 @@ def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, dict[str, 
         return found
     weight_E = section.vote.weights(bag.val_nll_E)
     members = comparison.test[bag.models].select(bag.members)
-    inside = uncertainties(members, weight_E, voted.answers_NC)
+    inside = comparison.task.uncertainties(members, weight_E, voted.answers_NC)
     for inputs in section.ood:
         members = comparison.others[inputs.name][bag.models].select(bag.members)
         said_NC = comparison.voted(bag, inputs.name).answers_NC
-        outside = uncertainties(members, weight_E, said_NC)
+        outside = comparison.task.uncertainties(members, weight_E, said_NC)
         found[inputs.name] = {
             name: Detection(**asdict(detection(inside[name], values_M)))
             for name, values_M in outside.items()
@@ -107,10 +137,14 @@ def _shift(
     labels_N, found = comparison.others[name][bag.models].labels_N, {}
     parts = zip(said_NC.chunk(SEVERITIES), labels_N.chunk(SEVERITIES), strict=True)
     for severity, (probs, labels) in enumerate(parts, start=1):
-        scores, coverage = score(probs, labels), None
+        scores, coverage = comparison.task.scores(probs, labels), None
         if calibration is not None:
             inside = calibration.sets(probs.numpy(), SHIFTED)
             coverage = inside[range(len(labels)), labels.numpy()].mean().item()
-        figures = {key: getattr(scores, key) for key in ("accuracy", "nll", "ece")}
-        found[str(severity)] = ShiftScores(**figures, coverage=coverage)
+        found[str(severity)] = ShiftScores(
+            accuracy=scores["accuracy"],
+            nll=scores["nll"],
+            ece=scores.get("ece", scores.get("pit_error")),
+            coverage=coverage,
+        )
     return found

@@ -79,8 +79,9 @@ def _taught(
 ) -> tuple[Tensor, Classifiers]:
     """The parameters of a student ``(P,)``, and what network it is."""
     generator = generator_for(config.seed, "student")
-    inputs = _mixtures(dataset, min(MIXTURES * len(dataset.train), MOST), generator)
-    asked = Examples(inputs, torch.zeros(0))
+    count = min(MIXTURES * len(dataset.train), MOST)
+    inputs = _mixtures(dataset, count, generator)
+    asked = Examples(inputs, torch.zeros(count))
     probs_NC = apply_temperature(votes(card, state_K, asked), card.temperature)
     classifiers = Classifiers(config, dataset, "cpu")
     seed = seed_for(config.seed, "student")

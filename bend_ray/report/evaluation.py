@@ -32,9 +32,19 @@ class BagScores(_Record):
     """A bag on the test part: fractions of 1, nats and seconds."""
 
     accuracy: Figure
+    """Of classes; of numbers R^2, the share of their variance that is explained."""
     nll: Figure
-    brier: Figure
-    ece: Figure
+    brier: Figure = None
+    """Of classes, as ``ece``."""
+    ece: Figure = None
+    rmse: Annotated[Figure, _Left] = None
+    """Of numbers, as the rest down to ``width``; mean over targets, in their units."""
+    crps: Annotated[Figure, _Left] = None
+    pit_error: Annotated[Figure, _Left] = None
+    coverage: Annotated[tuple[Figure, ...] | None, _Left] = None
+    """Share of targets in central intervals of 50, 90 and 95 %."""
+    width: Annotated[tuple[Figure, ...] | None, _Left] = None
+    """Their mean width, in the targets' units."""
     size: int
     """Members that vote."""
     temperature: Annotated[Figure, _Left] = None
@@ -68,7 +78,10 @@ class DiversityScores(_Record):
 
     disagreement: Figure
     error_iou: Figure
-    q_statistic: Figure
+    q_statistic: Annotated[Figure, _Left] = None
+    """Of classes."""
+    correlation: Annotated[Figure, _Left] = None
+    """Of numbers: of two models' errors."""
 
 
 class Diversity(_Record):
@@ -107,14 +120,14 @@ class ModelPrices(_Record):
 
 
 class SetScores(_Record):
-    """Sets of classes that should hold the truth of a wanted share of examples."""
+    """Sets of classes, or intervals, that should hold the truth of a wanted share of examples."""
 
     coverage: Figure
     """Share that do."""
     least: Figure
-    """Of the class with the least share."""
+    """Of the class, or target, with the least share."""
     size: Figure
-    """Mean number of classes."""
+    """Mean number of classes, or width in the targets' units."""
 
 
 class RefusalScores(_Record):
@@ -192,6 +205,11 @@ class Evaluation(_Record):
     """By bag, where it was asked for."""
     calibration: Annotated[Calibration | None, _Left] = None
     """Of the bag of generated classifiers, by examples kept back; no part of the JSON."""
+
+    @property
+    def score(self) -> str:
+        """What ``accuracy`` is called."""
+        return "accuracy" if self.bag.rmse is None else "R²"
 
     @classmethod
     def of(cls, manifest: Manifest) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +102,11 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     if any(each.bag.temperature is None for each in evaluations):
         return ""
     (ours,) = cells([each.bag for each in evaluations], "temperature")
+    if evaluations[0].bag.rmse is not None:
+        return (
+            "Variances are times a factor fitted on validation examples, every bag's its own; the "
+            f"bag's is {ours}. {_intervals(evaluations)}"
+        )
     return (
         "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
         f"the bag's is {ours}."
@@ -116,7 +122,7 @@ def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
         for name, trusts in bags.items()
         for wanted in next(iter(trusts[0].sets.values()), ())
     ]
-    figures = ("coverage %", "least class %", "classes")
+    figures = ("coverage %", "least %", "size")
     refusals = [
         (named(name), f"{100 * float(wanted):g}", *cells(found, "answered", "accuracy"))
         for name, trusts in bags.items()
@@ -128,13 +134,21 @@ def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
         for inputs in (ours[0].ood if ours else ())
         for name, trusts in bags.items()
     ]
-    scores = ("probability", "entropy", "information", "energy")
+    scores = next((each for ood in ours for each in ood.ood.values()), ())
     tables = [
         Table(
-            "Sets of classes that hold the truth",
-            ("sets", "wanted %", *(f"{k} {f}" for k in ("THR", "APS", "RAPS") for f in figures)),
+            "Sets that hold the truth",
+            (
+                *("sets", "wanted %"),
+                *(
+                    f"{kind} {figure}"
+                    for kind in (ours[0].sets if ours else ())
+                    for figure in figures
+                ),
+            ),
             sets,
-            "Calibrated on examples kept back. The most probable class is always in.",
+            "By examples kept back. Least: of the worst class, or target. Size: mean number of "
+            "classes, of which the most probable one is always in, or width.",
         ),
         Table(
             "Refusing what is not sure enough",
@@ -164,6 +178,19 @@ def _detected(found: Sequence[dict[str, Detection]]) -> Iterator[str]:
     error, _ = mean_and_sd(each.standard_error for each in entropy)
     yield cell([error], "standard_error")
     yield from cells(entropy, "aupr", "fpr95")
+
+
+def _intervals(evaluations: Sequence[Evaluation]) -> str:
+    """What the bag's central intervals hold, and how wide they are: means over repeats."""
+    bags = [each.bag for each in evaluations]
+    told = []
+    for place, level in enumerate(("50", "90", "95")):
+        share, width = (
+            statistics.fmean((getattr(bag, key) or ())[place] or 0.0 for bag in bags)
+            for key in ("coverage", "width")
+        )
+        told.append(f"{level} % hold {100 * share:.1f} %, {width:.4g} wide")
+    return f"Its intervals: {'; '.join(told)}."
 
 
 def divergences(result: Result) -> list[str]:
@@ -209,11 +236,13 @@ def table(*results: Result) -> str:
 
 def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
     several, part = len(evaluations) > 1, f"{evaluations[0].part} part"
-    names = {"accuracy": "accuracy %", "nll": "NLL", "brier": "Brier", "ece": "ECE %"}
+    names = {"accuracy": f"{evaluations[0].score} %", "nll": "NLL"}
+    numbers = {"rmse": "RMSE", "crps": "CRPS", "pit_error": "PIT error %"}
+    names |= {"brier": "Brier", "ece": "ECE %"} if evaluations[0].bag.rmse is None else numbers
     header = (part, *names.values(), "members", "cost s")
     rows: list[Row] = [header]
     if several:
-        del names["brier"]  # a terminal is narrow
+        names.pop("brier", None)  # a terminal is narrow
         minus = ("bag minus it: points", "nats")
         rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
     bags = scored_bags(evaluations)
@@ -233,13 +262,14 @@ def _minus(ours: list[BagScores], theirs: list[BagScores]) -> Row:
 
 def _members(evaluations: Sequence[Evaluation]) -> list[Row]:
     keys = ("mean", "median", "min", "max")
-    differ = ("disagree %", "error IoU", "Q")
+    which = "q_statistic" if evaluations[0].bag.rmse is None else "correlation"
+    differ = ("disagree %", "error IoU", which.partition("_")[0].capitalize())
     rows: list[Row] = [("single members", *(f"{key} %" for key in keys), *differ)]
     for name in POPULATIONS:
         accuracies = _known([getattr(each, name).accuracy for each in evaluations])
         pairs = _known([getattr(each.diversity, name) for each in evaluations])
         if accuracies:
-            diversity = cells(pairs, "disagreement", "error_iou", "q_statistic")
+            diversity = cells(pairs, "disagreement", "error_iou", which)
             rows.append((named(name), *cells(accuracies, *keys), *diversity))
     return rows
 

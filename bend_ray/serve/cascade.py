@@ -51,7 +51,7 @@ class Cascade(Bag):
         )
         if len(rows_B):
             asked = {name: values[rows_B] for name, values in inputs.items()}
-            said = super().answer(asked, [stops[row] for row in rows_B])
+            said = super().answer(asked, [stops[row] for row in rows_B.tolist()])
             for name, values in vars(said).items():
                 getattr(found, name)[rows_B] = values
         return found

@@ -1,5 +1,6 @@
 """Calibration, what is out of distribution and shift, from a run to the bag that promises."""
 
+import copy
 import re
 
 import numpy as np
@@ -17,10 +18,13 @@ from bend_ray.data.inputs import CALIBRATION, VALIDATION
 from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.metrics import score
 from bend_ray.errors import ConfigError, DataError
+from bend_ray.export.student import _mixtures, distil
 from bend_ray.populations.answers import Answers
 from bend_ray.report.page import report
 from bend_ray.report.runs import read_run
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.settings import ServeSettings
 
 ASKED = (
     *(knob for knob in TINY if "rivals" not in knob and "temperature" not in knob),
@@ -173,3 +177,109 @@ def test_of_left_out_classes_there_must_be_some() -> None:
 def test_inputs_have_names_of_their_own() -> None:
     with pytest.raises(ConfigError, match="each of ood and shift once, got noise"):
         load_config(None, ["evaluation.ood=[{kind: noise}, {kind: noise}]"])
+
+
+@pytest.fixture(scope="module")
+def student(run: bend.Run, tmp_path_factory: pytest.TempPathFactory) -> Bag:
+    folder = tmp_path_factory.mktemp("student") / "bag"
+    distil(run.config, run.graph, str(folder), epochs=2)
+    return bend.load_bag(folder)
+
+
+@pytest.mark.trains
+def test_a_student_answers_as_its_bag_for_the_price_of_one(
+    run: bend.Run, config: PipelineConfig, bag: Bag, student: Bag
+) -> None:
+    test = config.dataset.load().test
+    card = student.card
+    assert (len(card.members), card.class_names) == (1, bag.card.class_names)
+    assert card.model_version == f"{bag.card.model_version}-student"
+    theirs, own = (each.predict_proba(test.take(slice(None))) for each in (bag, student))
+    scores = score(torch.from_numpy(own), test.labels_N)
+    assert card.scores is not None
+    assert card.scores.accuracy == pytest.approx(scores.accuracy)
+    assert card.scores.nll == pytest.approx(scores.nll, rel=1e-4)
+    # Told the labels alone it could differ from the bag as a member does.
+    assert (theirs.argmax(1) == own.argmax(1)).mean() > 0.8
+    assert scores.nll < np.log(8) / 2
+    assert student.predict_set(test.take(slice(5))).shape == (5, 8)
+
+
+def test_a_mixture_lies_between_two_training_images(config: PipelineConfig) -> None:
+    parts = config.dataset.load()
+    mixed = _mixtures(parts, 50, torch.Generator().manual_seed(0))
+    train = parts.train.take(slice(None))
+    assert mixed.dtype == torch.uint8
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randint(len(train), (2, 50), generator=generator)
+    low, high = (f(train[one], train[other]) for f in (torch.minimum, torch.maximum))
+    assert ((low <= mixed) & (mixed <= high)).all()
+
+
+def test_a_cascade_asks_the_bag_where_the_student_is_unsure(
+    config: PipelineConfig, bag: Bag, student: Bag
+) -> None:
+    images = config.dataset.load().test.take(slice(60))
+    theirs, own = (each.predict_proba(images) for each in (bag, student))
+    below = float(np.median(own.max(1)))
+    found = Cascade(student, bag, below).predict_proba(images)
+    sure = own.max(1) >= below
+    assert 0 < sure.sum() < 60
+    np.testing.assert_array_equal(found[sure], own[sure])
+    np.testing.assert_allclose(found[~sure], theirs[~sure], atol=1e-6)
+    for share, expected in ((0.0, own), (1.0, theirs)):
+        alone = Cascade(student, bag, share).predict_proba(images)
+        np.testing.assert_allclose(alone, expected, atol=1e-6)
+
+
+def test_over_http_who_wants_a_promise_asks_the_bag(
+    config: PipelineConfig, bag: Bag, student: Bag
+) -> None:
+    settings = ServeSettings(student=str(student.folder), unsure_below=0.0)
+    http = client(bag.folder, settings)
+    body = {"instances": config.dataset.load().test.take(slice(3)).tolist()}  # type: ignore[union-attr]
+    for query, used in (("", 0), ("?coverage=0.9", len(bag.card.members))):
+        said = http.post(f"/predict{query}", json=body).json()["predictions"]
+        assert [each["members_used"] for each in said] == [used] * 3
+
+
+def test_a_student_is_of_the_same_inputs_and_classes(bag: Bag, student: Bag) -> None:
+    other = copy.copy(student)
+    other.card = student.card.model_copy(update={"class_names": tuple("abcdefgh")})
+    with pytest.raises(DataError, match="expected a student of bag"):
+        Cascade(other, bag, 0.5)
+
+
+def test_intervals_of_numbers_hold_what_they_say(tmp_path_factory: pytest.TempPathFactory) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(900, 3)).astype(np.float32)
+    y = x[:, 0] + 0.5 * np.abs(x[:, 1]) * generator.normal(size=900)
+    knobs = dict(knob.split("=") for knob in TINY if knob.startswith(("autoencoder", "generator")))
+    settings = {name: float(value) if "." in value else int(value) for name, value in knobs.items()}
+    run = bend.fit(
+        bend.Mlp(hidden=[8]),
+        (x[:600], y[:600]),
+        (x[600:], y[600:]),
+        epochs=4,
+        members=4,
+        store=tmp_path_factory.mktemp("store"),
+        settings=settings
+        | {
+            "seeds.protocol.trunks": 2,
+            "dataset.num_validation": 300,
+            "dataset.num_calibration": 200,
+            "evaluation.rivals": [{"kind": "originals_bag"}],
+            "evaluation.ood": [{"kind": "noise"}],
+            "evaluation.shift": ["noisy_columns"],
+        },
+    )
+    trust = run.evaluation.trust["bag"]
+    for kind in ("cqr", "residual"):
+        coverage = [trust.sets[kind][wanted].coverage for wanted in ("0.8", "0.9", "0.95")]
+        # Of 300 rows, calibrated on 200: four errors of both.
+        for found, wanted in zip(coverage, (0.8, 0.9, 0.95), strict=True):
+            assert abs(found - wanted) < 4 * np.sqrt(wanted * (1 - wanted) * (1 / 300 + 1 / 200))
+    assert set(trust.ood["noise"]) == {"entropy"}
+    told = [each.accuracy for each in trust.shift["noisy_columns"].values()]
+    assert told[0] > told[-1]
+    assert "cqr coverage %" in run.summary()
