@@ -170,7 +170,9 @@ def stacked_over_one_by_one(device: str, models: int, images: int) -> Iterator[R
         moved = steps * 32 * parameters / took / 1e9
         rate = steps * flops / took / 1e12
         yield Row(
-            "share of the card", case.name, f"{rate:.2f} TFLOP/s, {moved:,.0f} GB/s of weights"
+            "share of the card",
+            case.name,
+            f"{1e3 * rate:,.1f} GFLOP/s, {moved:,.2f} GB/s of weights",
         )
         _, theta_KP = trained(case, "stacked", device, models, BATCH)
         inputs = normalise(case.examples(images, device).inputs)
