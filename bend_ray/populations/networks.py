@@ -227,7 +227,7 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
         build = partial(architecture.build, sizes, dataset.num_outputs)
         check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
     check_recipe(config.seeds.recipe, dataset)
-    if not config.seeds.resources.gpus:
+    if not config.seeds.resources.num_gpus:
         check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))

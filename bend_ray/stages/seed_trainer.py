@@ -69,7 +69,7 @@ class SeedTrainer:
         self.section = config.seeds
         self.seed = config.seed
         self.artifact = artifact
-        self.device = settle(self.section.resources.cpus, self.section.resources.gpus)
+        self.device = settle(self.section.resources.cpus, self.section.resources.num_gpus)
         self.classifiers = Classifiers(
             config, dataset.load(), self.device, partial(load_roots, artifact)
         )
@@ -357,7 +357,7 @@ class SeedTrainer:
         )
 
     def _stopwatch(self) -> Stopwatch:
-        return Stopwatch(self.section.resources.gpus if self.device == "cuda" else 0.0)
+        return Stopwatch(self.section.resources.num_gpus if self.device == "cuda" else 0.0)
 
     def _fresh(self, purpose: str, index: int) -> Tensor:
         seed = seed_for(self.seed, purpose, index)
