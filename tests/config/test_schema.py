@@ -210,7 +210,11 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.recipe.precision",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *("dataset.background", "dataset.duplicates", "samples.finish"),
-        *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
+        *(
+            knob.path
+            for knob in knobs()
+            if knob.path.endswith((".resources.placement", ".resources.gpus"))
+        ),
     }
     inside_training = {
         f"{stage}.training.{axis}"
