@@ -23,8 +23,8 @@ from bend_ray.artifacts.cost import (
     write_cost,
 )
 from bend_ray.artifacts.shards import read_format, read_population
-from bend_ray.artifacts.weights import save_weights
 from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Question
 from bend_ray.config.resources import Resources
 from bend_ray.ensemble.predictions import block_size
