@@ -33,10 +33,13 @@ from bend_ray.comparison.choosing import Selection, StageCosts
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.networks.fitting import CLASSIFICATION, feed_of, fitted
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
@@ -53,6 +56,26 @@ def fitting(models: int) -> Work:
     """A cohort of digits networks, an epoch."""
     task = Task("mlp")
     return lambda: ours(task, models)
+
+
+def leaving(snapshots: int, parameters: int) -> Work:
+    """A run that leaves a snapshot a step, sixteen of them held at once."""
+    module = torch.nn.Linear(parameters // 10, 10, bias=False)
+    layout = ParameterLayout.of(module)
+    examples = Examples(torch.zeros(10, parameters // 10), torch.arange(10))
+    recipe = Recipe(batch_size=10)
+    feed = feed_of(examples, lambda x: x, recipe, torch.device("cpu"), CLASSIFICATION)
+    stretch = Stretch(start=0.0, epochs=snapshots, snapshots=snapshots)
+
+    def work() -> None:
+        start_KP, groups = torch.zeros(1, layout.size), [(Stack(module, layout), [0])]
+        generators = [torch.Generator()]
+        for _, theta_GKP in fitted(
+            groups, start_KP, feed, 10, recipe, stretch, generators, chunk=16
+        ):
+            theta_GKP.sum()
+
+    return work
 
 
 def gram(models: int, parameters: int) -> Work:
@@ -149,6 +172,11 @@ def reading(shards: int) -> Work:
 
 CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]]] = {
     "seeds": (fitting, {"models": [32, 64, 128, 256]}, {}),
+    "seeds_snapshots": (
+        leaving,
+        {"snapshots": [32, 64, 128, 256], "parameters": [10**6, 2 * 10**6, 4 * 10**6]},
+        {"snapshots": 32, "parameters": 10**6},
+    ),
     "gram": (
         gram,
         {"models": [128, 256, 512, 1024], "parameters": [2**17, 2**18, 2**19, 2**20]},
