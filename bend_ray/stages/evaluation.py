@@ -140,7 +140,7 @@ class Evaluator(Respondent):
         for name, (question, rows) in self._models.items():
             if question.rival is None:
                 trunk = read_population(question.population, theta=False).trunk
-                found[name] = torch.from_numpy(trunk if rows is None else trunk[rows]).long()
+                found[name] = torch.tensor(trunk if rows is None else trunk[rows]).long()
         return found
 
 
