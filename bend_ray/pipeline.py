@@ -178,25 +178,29 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
     Raises:
         BendError: the store cannot be read, or holds a broken artifact.
     """
-    for artifact in graph_of(identified(config), Store(store_uri)):
-        stage = artifact.stage
+    config = identified(config)
+    graph = graph_of(config, Store(store_uri))
+    for stage in graph.steps("evaluation"):
+        artifact = graph[stage]
         if artifact.exists():
             cost = artifact.manifest().cost
             took = f"{duration(cost.wall_seconds)} (CPU {duration(cost.cpu_seconds)})"
             yield StageStatus(stage, artifact, "committed", took)
             continue
-        done, by = _partial(config, artifact), maker(artifact)
+        done, by = _partial(config, stage, artifact), maker(artifact)
         state = "running" if by else "partial" if done else "missing"
         yield StageStatus(stage, artifact, state, ", ".join(filter(None, (done, by))))
 
 
-def _partial(config: PipelineConfig, artifact: Artifact) -> str | None:
+def _partial(config: PipelineConfig, stage: str, artifact: Artifact) -> str | None:
     """What an artifact that is not committed already has, in words."""
-    totals = {"seeds": config.seeds.num_models, "samples": config.samples.count}
-    if artifact.stage in totals:
+    if progress := artifact.progress():
+        return f"{progress.done} of {progress.total} {progress.unit}"
+    files = artifact.list_files()
+    if any(file.name.startswith("shard-") for file in files):
         from bend_ray.artifacts.shards import count_models
 
-        models = count_models(artifact)
-        return f"{models} of {totals[artifact.stage]} models" if models else None
-    progress = artifact.progress()
-    return f"{progress.done} of {progress.total} {progress.unit}" if progress else None
+        made = (ordinary(config) or config) if stage == ORDINARY else config
+        total = made.samples.count if stage == "samples" else made.seeds.num_models
+        return f"{count_models(artifact)} of {total} models"
+    return f"files kept: {len(files)}" if files else None

@@ -14,13 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import disagreement, pairwise_disagreement
 from bend_ray.process.matrix import Matrix, column_slices, scratch
+
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
@@ -59,6 +61,7 @@ class Models:
     theta_MP: Matrix
     trunks_M: Tensor
     predictions_MN: Tensor
+    task: Task
 
     def __post_init__(self) -> None:
         if not len(self.theta_MP) == len(self.trunks_M) == len(self.predictions_MN) > 0:
@@ -81,9 +84,9 @@ def novelty(models: Models, training: Models, distances: Distances | None = None
     )
     nearest_M, usual = known[0], known[1].quantile(0.5).item()
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    differing = partial(pairwise_disagreement, b_MN=training.predictions_MN)
+    differing, theirs = models.task.distances, training.predictions_MN
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
-    functional_M = torch.cat([differing(tile).amin(dim=1) for tile in tiles])
+    functional_M = torch.cat([differing(tile, theirs).amin(dim=1) for tile in tiles])
     return Novelty(
         nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
         spread=_spread(models, training),
@@ -187,7 +190,7 @@ def _within_trunk_disagreement(models: Models) -> float:
         predictions_EN = models.predictions_MN[models.trunks_M == trunk]
         if len(predictions_EN) > 1:
             pairs = math.comb(len(predictions_EN), 2)
-            total += pairs * disagreement(predictions_EN)
+            total += pairs * models.task.disagreements(predictions_EN).mean().item()
             num_pairs += pairs
     return _ratio(total, num_pairs)
 

@@ -115,7 +115,11 @@ def _commit(question: Question, dataset: Shared, wall_seconds: float) -> None:
         artifact.commit(
             files=[*names, LABELS],
             rows=dict(zip(names, models, strict=True)),
-            metrics={"models": sum(models), "part": question.inputs.named(parts)},
+            metrics={
+                "models": sum(models),
+                "part": question.inputs.named(parts),
+                "task": parts.task.model_dump(mode="json"),
+            },
             cost=cost_of_pieces(costs, wall_seconds),
         )
         artifact.discard(COST_DIRECTORY)

@@ -167,7 +167,7 @@ def test_of_a_large_network_few_images_and_one_model_are_measured(
         seen.append((len(theta_KP), rest[2].batch_size))
 
     monkeypatch.setattr(calibration, "fit", fit)
-    monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "MOST_SECONDS", 0.0)
     config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.recipe.batch_size=40"])
     calibration._classifiers(config, config.dataset.load(), "cpu")
     assert set(seen) == {(1, calibration.FEW_IMAGES)}
