@@ -156,6 +156,10 @@ class Examples:
         windows = self.windows and self.windows.some(index_N)
         return Examples(self.take(index_N), self.labels_N[index_N], windows)
 
+    def relabelled(self, place_C: Tensor) -> Examples:
+        """With other numbers of the classes."""
+        return replace(self, labels_N=place_C[self.labels_N])
+
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Inputs]:
         """The inputs of pieces of the part, each given by its examples."""
         return map(self.take, pieces)

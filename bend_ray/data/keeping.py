@@ -73,6 +73,5 @@ def _of_classes(
     part: Examples | Streamed, place_C: Tensor, shown: bool = True
 ) -> Examples | Streamed:
     """The examples of classes that have a place, or of those that have none, labelled -1."""
-    place_N = place_C[part.labels_N]
-    index_N = ((place_N >= 0) == shown).nonzero().flatten()
-    return replace(part.some(index_N), labels_N=place_N[index_N])
+    part = part.relabelled(place_C)
+    return part.some(((part.labels_N >= 0) == shown).nonzero().flatten())

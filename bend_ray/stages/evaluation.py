@@ -50,11 +50,12 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             [each.about(VALIDATION) for each in asked],
             workers,
             partial(runtime.share, config.dataset),
+            artifact,
         )
         ((_, (bags, choosing)),) = workers.run("choose", [None])
         with_test = cache(partial(_with_test, config, runtime))
         for inputs in graph.scored:
-            ask([each.about(inputs) for each in asked], workers, with_test)
+            ask([each.about(inputs) for each in asked], workers, with_test, artifact)
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
@@ -142,9 +143,7 @@ class Evaluator(Respondent):
         for name, (question, rows) in self._models.items():
             if question.rival is None:
                 trunk = read_population(question.population, theta=False).trunk
-                found[name] = torch.tensor(
-                    trunk if rows is None else trunk[rows], dtype=torch.int64
-                )
+                found[name] = torch.tensor(trunk if rows is None else trunk[rows]).long()
         return found
 
 
