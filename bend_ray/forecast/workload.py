@@ -169,9 +169,10 @@ class _Counts:
         config, problem = self.config, self.problem
         if others := ordinary(config):
             yield from self.seeds(others)
-        size = config.evaluation.bagging.size or config.samples.count
         trunks = config.seeds.protocol.num_trunks
-        drawn = sum(rival.num_drawn(size, trunks) for rival in config.evaluation.rivals)
+        drawn = sum(
+            rival.num_drawn(config.samples.count, trunks) for rival in config.evaluation.rivals
+        )
         asked = problem.members + self.num_ordinary + config.samples.count + drawn
         images = problem.validation_images + problem.test_images
         seconds = self._bytes(asked) / self.rates.read_bytes + asked * images * self.rates.answer

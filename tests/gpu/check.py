@@ -306,8 +306,8 @@ def papers(device: str, minutes: float, images: Path | None) -> Iterator[Row]:
     for name in ("originals", "generated"):
         alone = getattr(evaluation, name).accuracy
         yield Row("papers", f"{name} alone", f"mean {alone.mean:.2%}, best {alone.max:.2%}")
-    pairs = {name: getattr(evaluation, name).error_iou for name in ("originals", "generated")}
-    told = ", ".join(f"{name} {figure:.3f}" for name, figure in pairs.items())
+    pairs = {name: getattr(evaluation.diversity, name) for name in ("originals", "generated")}
+    told = ", ".join(f"{name} {each.error_iou or 0:.3f}" for name, each in pairs.items() if each)
     yield Row("papers", "error IoU", f"{told} (published logs: .742, .898)")
     yield Row("papers", "bag", f"{evaluation.bag.accuracy:.2%}, NLL {evaluation.bag.nll:.4f}")
     for name, rival in evaluation.rivals.items():
