@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -56,7 +56,8 @@ def run(
         return artifacts
     store.ensure_writable()
     started = time.monotonic()
-    runtime: Runtime = _here(config) if local else connect(address, config, missing)
+    runtime: Runtime = _here(config) if local else connect(address, config)
+    config = runtime.preflight(config, missing)
     connecting = time.monotonic() - started
     from bend_ray.runtime.tracking import tracking
 
@@ -131,13 +132,11 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
     )
 
 
-def connect(address: str | None, config: PipelineConfig, missing: Sequence[str]) -> RayRuntime:
-    """Connect to Ray and refuse at once what the cluster can never give a missing stage.
-
-    Without an address to the cluster of RAY_ADDRESS, else to one of our own.
+def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
+    """Connect to Ray: without an address to the cluster of RAY_ADDRESS, else to one of our own.
 
     Raises:
-        ClusterError: no cluster answers, or it lacks what a stage asks for.
+        ClusterError: no cluster answers.
         ConfigError: the tracking service's client is not installed.
     """
     # Ray reads its environment when it is first imported, so the order matters.
@@ -148,9 +147,7 @@ def connect(address: str | None, config: PipelineConfig, missing: Sequence[str])
     from bend_ray.runtime.on_ray import RayRuntime
 
     tracking.require_installed(config)
-    runtime = RayRuntime(cluster.connect(address, config))
-    runtime.preflight(config, missing)
-    return runtime
+    return RayRuntime(cluster.connect(address, config))
 
 
 def _here(config: PipelineConfig) -> Runtime:
@@ -181,25 +178,29 @@ def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
     Raises:
         BendError: the store cannot be read, or holds a broken artifact.
     """
-    for artifact in graph_of(identified(config), Store(store_uri)):
-        stage = artifact.stage
+    config = identified(config)
+    graph = graph_of(config, Store(store_uri))
+    for stage in graph.steps("evaluation"):
+        artifact = graph[stage]
         if artifact.exists():
             cost = artifact.manifest().cost
             took = f"{duration(cost.wall_seconds)} (CPU {duration(cost.cpu_seconds)})"
             yield StageStatus(stage, artifact, "committed", took)
             continue
-        done, by = _partial(config, artifact), maker(artifact)
+        done, by = _partial(config, stage, artifact), maker(artifact)
         state = "running" if by else "partial" if done else "missing"
         yield StageStatus(stage, artifact, state, ", ".join(filter(None, (done, by))))
 
 
-def _partial(config: PipelineConfig, artifact: Artifact) -> str | None:
+def _partial(config: PipelineConfig, stage: str, artifact: Artifact) -> str | None:
     """What an artifact that is not committed already has, in words."""
-    totals = {"seeds": config.seeds.num_models, "samples": config.samples.count}
-    if artifact.stage in totals:
+    if progress := artifact.progress():
+        return f"{progress.done} of {progress.total} {progress.unit}"
+    files = artifact.list_files()
+    if any(file.name.startswith("shard-") for file in files):
         from bend_ray.artifacts.shards import count_models
 
-        models = count_models(artifact)
-        return f"{models} of {totals[artifact.stage]} models" if models else None
-    progress = artifact.progress()
-    return f"{progress.done} of {progress.total} {progress.unit}" if progress else None
+        made = (ordinary(config) or config) if stage == ORDINARY else config
+        total = made.samples.count if stage == "samples" else made.seeds.num_models
+        return f"{count_models(artifact)} of {total} models"
+    return f"files kept: {len(files)}" if files else None

@@ -10,19 +10,20 @@ Shape letters: E members, N examples, O outputs of a network, C classes, T targe
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat, PositiveFloat
 
-from bend_ray.ensemble import metrics
+from bend_ray.ensemble import metrics, trust
 from bend_ray.ensemble.intervals import (
     SMALLEST_VARIANCE,
     crps,
     intervals,
     log_density,
+    pit,
     pit_error,
 )
-from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.ensemble.votes import PRIOR_EXAMPLES, apply_temperature, fit_temperature
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec
@@ -32,6 +33,10 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+LEVELS_SHOWN = 20
+"""Intervals of shares of 1 / 20, 2 / 20, ... are drawn."""
+MOST_SHOWN = 300
+"""Examples whose predictions are drawn one by one."""
 LARGE = 0.1
 """Share of a member's errors, the largest, whose overlap with another's is looked at."""
 LOG_VARIANCES = (-12.0, 6.0)
@@ -44,6 +49,7 @@ class Classification(Spec):
     """One class of several: the network gives a logit a class."""
 
     kind: Literal["classification"] = "classification"
+    has_classes: ClassVar[bool] = True
 
     def fitted(self, labels: Tensor) -> Self:
         """The task of such labels; classes need nothing."""
@@ -92,9 +98,29 @@ class Classification(Spec):
         """Of the labels, ``(E, N)`` float64, in nats."""
         return metrics.true_log_probs(outputs_ENO, labels_N)
 
-    def member_scores(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
+    def member_scores(
+        self, outputs_ENO: Tensor, labels_N: Tensor, among_N: Tensor | None = None
+    ) -> Tensor:
         """Accuracy, ``(E,)``: what ``score`` of a scikit-learn estimator is."""
         return metrics.member_accuracy(outputs_ENO, labels_N)
+
+    def answers_of(self, outputs: int) -> int:
+        """Numbers of an answer, of so many outputs."""
+        return outputs
+
+    def each(
+        self, answers_NC: Tensor, labels_N: Tensor, among_N: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Whether an answer is right, of which the mean is the accuracy, and its NLL: ``(N,)``."""
+        return trust.right_and_nats(answers_NC, labels_N)
+
+    def reliability(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Reliability:
+        """Of the most probable class."""
+        return trust.reliability(answers_NC, labels_N)
+
+    def rejection(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Rejection:
+        """Accuracy where the least certain are refused."""
+        return trust.rejection(answers_NC, labels_N)
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """Probabilities of the classes, float64."""
@@ -104,9 +130,9 @@ class Classification(Spec):
         """They themselves."""
         return ballots_NO
 
-    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor) -> float:
-        """The temperature of least NLL."""
-        return fit_temperature(answers_NC, labels_N)
+    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
+        """The temperature of least NLL; of several bags, one after another, theirs together."""
+        return fit_temperature(answers_NC, labels_N, bags)
 
     def scaled(self, answers_NC: Tensor, scale: float) -> Tensor:
         """At a temperature."""
@@ -122,17 +148,26 @@ class Classification(Spec):
         return share, math.sqrt(share * (1 - share) / len(labels_N))
 
     def predictions(self, outputs_ENO: Tensor) -> Tensor:
-        """Each member's class of each example, ``(E, N)``."""
-        return outputs_ENO.argmax(dim=-1)
+        """Each member's class of each example, ``(E, N)``, in as few bytes as classes need."""
+        dtype = torch.uint8 if outputs_ENO.shape[-1] <= 2**8 else torch.int32
+        return outputs_ENO.argmax(dim=-1).to(dtype)
 
     def distances(self, one_EN: Tensor, other_MN: Tensor) -> Tensor:
         """Share of examples on which members differ, ``(E, M)``."""
         return metrics.pairwise_disagreement(one_EN, other_MN)
 
+    def disagreements(self, predictions_EN: Tensor) -> Tensor:
+        """Each member's mean distance to the others, ``(E,)``; nan of one alone."""
+        return metrics.disagreements(predictions_EN)
+
+    def shown(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, list[float]] | None:
+        """What a report draws of single answers; nothing of classes."""
+        return None
+
     def diversity(self, predictions_EN: Tensor, labels_N: Tensor) -> dict[str, float]:
         """Mean over pairs of members."""
         return {
-            "disagreement": metrics.disagreement(predictions_EN),
+            "disagreement": self.disagreements(predictions_EN).mean().item(),
             "error_iou": metrics.error_iou(predictions_EN, labels_N),
             "q_statistic": metrics.q_statistic(predictions_EN, labels_N),
         }
@@ -147,6 +182,7 @@ class Regression(Spec):
     """
 
     kind: Literal["regression"] = "regression"
+    has_classes: ClassVar[bool] = False
     variance: Literal["head", "fitted"] = "head"
     """By a second output a target, or one for all, fitted on validation examples."""
     beta: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
@@ -202,9 +238,41 @@ class Regression(Spec):
         mean, variance = self._moments(outputs_ENO)
         return log_density(mean, variance, labels_NT).sum(dim=-1)
 
-    def member_scores(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
-        """R^2, mean over targets, ``(E,)``: what ``score`` of a scikit-learn estimator is."""
-        return _r2(self._moments(outputs_ENO)[0], labels_NT)
+    def member_scores(
+        self, outputs_ENO: Tensor, labels_NT: Tensor, among_NT: Tensor | None = None
+    ) -> Tensor:
+        """R^2, mean over targets, ``(E,)``: what ``score`` of a scikit-learn estimator is.
+
+        Of examples that are some of others, a share of theirs.
+        """
+        among_NT = labels_NT if among_NT is None else among_NT
+        return _r2(self._moments(outputs_ENO)[0], labels_NT, among_NT).mean(dim=1)
+
+    def answers_of(self, outputs: int) -> int:
+        """Numbers of an answer, of so many outputs."""
+        return outputs if self.variance == "head" else 2 * outputs
+
+    def each(
+        self, answers_NO: Tensor, labels_NT: Tensor, among_NT: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Of each example what has R^2 as its mean over all ``among``, and its NLL: ``(N,)``."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        among_NT = labels_NT if among_NT is None else among_NT
+        nats_N = -log_density(mean, variance, labels_NT).sum(dim=-1)
+        return _r2(mean, labels_NT, among_NT), nats_N
+
+    def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Reliability:
+        """Of central intervals: which share they should hold, and which they do."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        z = pit(mean, variance, labels_NT).flatten()
+        shares = [level / LEVELS_SHOWN for level in range(1, LEVELS_SHOWN)]
+        inside = [((z - 0.5).abs() <= share / 2).double().mean().item() for share in shares]
+        return trust.Reliability(shares, inside, [len(z)] * len(shares))
+
+    def rejection(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Rejection:
+        """R^2 where the predictions of largest variance are refused."""
+        variance = answers_NO.chunk(2, dim=-1)[1] / self._std(answers_NO) ** 2
+        return trust.rejected(variance.sum(dim=-1), self.each(answers_NO, labels_NT)[0])
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """First and second moments, whose means over members are the mixture's."""
@@ -219,10 +287,14 @@ class Regression(Spec):
         std = self._std(mean)
         return torch.cat([mean * std + self._units(self.mean, mean), variance * std**2], dim=-1)
 
-    def fit_scale(self, answers_NO: Tensor, labels_NT: Tensor) -> float:
-        """The factor of all variances at which the NLL is least: the mean squared z."""
+    def fit_scale(self, answers_NO: Tensor, labels_NT: Tensor, bags: int = 1) -> float:
+        """The factor of all variances at which the NLL is least: the mean squared z.
+
+        As of a temperature, a few examples more say that it is 1.
+        """
         mean, variance = answers_NO.chunk(2, dim=-1)
-        factor = ((labels_NT - mean) ** 2 / variance).mean().item()
+        squares, prior = (labels_NT - mean) ** 2 / variance, PRIOR_EXAMPLES * bags
+        factor = (squares.sum().item() + prior) / (squares.numel() + prior)
         return min(max(factor, LEAST_SCALE), MOST_SCALE)
 
     def scaled(self, answers_NO: Tensor, scale: float) -> Tensor:
@@ -231,14 +303,14 @@ class Regression(Spec):
         return torch.cat([mean, variance * scale], dim=-1)
 
     def scores(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, Any]:
-        """NLL, RMSE, CRPS, R^2, intervals and the PIT's error, mean over targets."""
+        """R^2 in accuracy's place, NLL, RMSE, CRPS, intervals and the PIT's error."""
         mean, variance = answers_NO.chunk(2, dim=-1)
         inside = intervals(mean, variance, labels_NT)
         return {
             "nll": -log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
             "rmse": ((labels_NT - mean) ** 2).mean(dim=0).sqrt().mean().item(),
             "crps": crps(mean, variance, labels_NT),
-            "r2": _r2(mean[None], labels_NT).item(),
+            "accuracy": _r2(mean, labels_NT, labels_NT).mean().item(),
             "pit_error": pit_error(mean, variance, labels_NT),
             "coverage": inside.coverage,
             "width": inside.width,
@@ -257,15 +329,25 @@ class Regression(Spec):
         one, other = (each / self._std(each) for each in (one_ENT.double(), other_MNT.double()))
         return torch.cdist(one.flatten(1), other.flatten(1)) / math.sqrt(one[0].numel())
 
+    def disagreements(self, predictions_ENT: Tensor) -> Tensor:
+        """Each member's mean distance to the others, ``(E,)``; nan of one alone."""
+        others = len(predictions_ENT) - 1
+        return self.distances(predictions_ENT, predictions_ENT).sum(dim=1) / others
+
+    def shown(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]] | None:
+        """Mean, deviation and truth of the first target, of evenly spaced examples."""
+        step = -(-len(labels_NT) // MOST_SHOWN)
+        mean, variance = answers_NO[::step].chunk(2, dim=-1)
+        columns = {"mean": mean, "std": variance.sqrt(), "target": labels_NT[::step]}
+        return {name: values[:, 0].tolist() for name, values in columns.items()}
+
     def diversity(self, predictions_ENT: Tensor, labels_NT: Tensor) -> dict[str, float]:
         """Mean over pairs of members."""
         first, second = torch.triu_indices(len(predictions_ENT), len(predictions_ENT), 1)
         errors_EN = ((predictions_ENT - labels_NT) / self._std(labels_NT)).flatten(1)
         least_E1 = errors_EN.abs().quantile(1 - LARGE, dim=1, keepdim=True)
         return {
-            "disagreement": self.distances(predictions_ENT, predictions_ENT)[first, second]
-            .mean()
-            .item(),
+            "disagreement": self.disagreements(predictions_ENT).mean().item(),
             "error_iou": metrics.overlap(errors_EN.abs() > least_E1),
             "correlation": torch.corrcoef(errors_EN)[first, second].mean().item(),
         }
@@ -290,12 +372,15 @@ class Regression(Spec):
         return torch.tensor(values, dtype=torch.float64, device=like.device)
 
 
-def _r2(mean_ENT: Tensor, labels_NT: Tensor) -> Tensor:
-    """``(E,)``; as ``sklearn.metrics.r2_score``, but 0 of what never varies and is not hit."""
-    residual_ET = ((mean_ENT - labels_NT) ** 2).sum(dim=1)
-    total_T = ((labels_NT - labels_NT.mean(dim=0)) ** 2).sum(dim=0)
-    r2_ET = torch.where(total_T > 0, 1 - residual_ET / total_T, (residual_ET == 0).double())
-    return r2_ET.mean(dim=1)
+def _r2(mean_NT: Tensor, labels_NT: Tensor, among_NT: Tensor) -> Tensor:
+    """``(..., N)``, of which the mean over all of ``among_NT`` is ``sklearn.metrics.r2_score``.
+
+    But 0 of a target that never varies and is not hit.
+    """
+    spread_T = ((among_NT - among_NT.mean(dim=0)) ** 2).mean(dim=0)
+    error_NT = (labels_NT - mean_NT) ** 2
+    hit_NT = (error_NT == 0).to(error_NT)
+    return torch.where(spread_T > 0, 1 - error_NT / spread_T, hit_NT).mean(dim=-1)
 
 
 Task = Annotated[Classification | Regression, Field(discriminator="kind")]

@@ -67,7 +67,7 @@ def test_the_scale_is_where_the_likelihood_is_highest() -> None:
     labels, said = targets(), outputs()
     task = Regression().fitted(labels)
     answers = task.answers(task.ballots(said).mean(dim=0))
-    best = task.fit_scale(answers, labels)
+    best = task.fit_scale(answers.repeat(200, 1), labels.repeat(200, 1))
     nll = {f: task.scores(task.scaled(answers, f * best), labels)["nll"] for f in (0.9, 1.0, 1.1)}
     assert min(nll, key=nll.__getitem__) == 1.0
 
@@ -78,7 +78,7 @@ def test_a_fitted_variance_is_one_for_all() -> None:
     assert (task.num_outputs("ab"), Regression().num_outputs("ab")) == (2, 4)
     said = task.targets(labels)[None].repeat(3, 1, 1) + 0.5
     answers = task.answers(task.ballots(said).mean(dim=0))
-    scaled = task.scaled(answers, task.fit_scale(answers, labels))
+    scaled = task.scaled(answers, task.fit_scale(answers.repeat(200, 1), labels.repeat(200, 1)))
     # Half a deviation off everywhere.
     assert scaled[:, 2:].sqrt().numpy() == pytest.approx(0.5 * np.array([task.std] * 50), rel=1e-3)
 
@@ -93,7 +93,7 @@ def test_scores_are_scikit_learns() -> None:
     assert Regression().fitted(constant).std == (1.0,)
     assert task.fitted(constant) is task
     flat = Regression().fitted(constant)
-    assert flat.scores(torch.tensor([[7.0, 1.0]] * 5).double(), constant)["r2"] == 1.0
+    assert flat.scores(torch.tensor([[7.0, 1.0]] * 5).double(), constant)["accuracy"] == 1.0
 
 
 def test_distances_and_overlap_of_members() -> None:
@@ -112,3 +112,33 @@ def test_distances_and_overlap_of_members() -> None:
 def test_classes_know_chance() -> None:
     labels = torch.tensor([0] * 75 + [1] * 25)
     assert Classification().chance(labels) == (0.75, pytest.approx(0.0433, abs=1e-4))
+
+
+def test_few_examples_hardly_move_a_scale_from_one() -> None:
+    labels, said = targets(1), outputs(3, 1)
+    task = Regression(mean=(1000.0, 1000.0), std=(30.0, 30.0))
+    answers = task.answers(task.ballots(said).mean(dim=0))
+    exact = torch.cat([labels, answers[:, 2:]], dim=1)
+    assert task.fit_scale(exact, labels) > 0.5
+    assert task.fit_scale(exact.repeat(1000, 1), labels.repeat(1000, 1)) < 0.01
+
+
+def test_figures_of_a_regression_are_shares_and_means() -> None:
+    labels, said = targets(), outputs(3)
+    task = Regression().fitted(labels)
+    answers = task.answers(task.ballots(said).mean(dim=0))
+    score_N, nats_N = task.each(answers, labels)
+    scores = task.scores(answers, labels)
+    assert score_N.mean().item() == pytest.approx(scores["accuracy"])
+    assert nats_N.mean().item() == pytest.approx(scores["nll"])
+    # Halves of a part add up to it, though each alone has another spread of targets.
+    halves = [
+        task.member_scores(said[:, own], labels[own], labels) for own in (slice(25), slice(25, 50))
+    ]
+    assert torch.stack(halves).mean(dim=0).tolist() == pytest.approx(
+        task.member_scores(said, labels).tolist()
+    )
+    told = task.reliability(answers, labels)
+    assert told.confidence[9] == 0.5
+    assert told.accuracy == sorted(told.accuracy)
+    assert len(task.rejection(answers, labels).coverage) == 50

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.predictions import Predictions
-from bend_ray.ensemble.votes import fit_temperature
 from bend_ray.generation.rivals import Choosing, Rival
 
 BAG = "bag"
@@ -147,7 +146,7 @@ class Selection:
         members = list(members)
         predictions, val_nll_E = self.predictions[models].select(members), self._nll[models]
         votes_NC = self.section.vote.answers(predictions, val_nll_E[members])
-        temperature = fit_temperature(votes_NC, predictions.labels_N)
+        temperature = predictions.task.fit_scale(votes_NC, predictions.labels_N)
         costs = fixed_seconds, member_seconds
         return Bag(models, members, *costs, val_nll_E[members], temperature)
 

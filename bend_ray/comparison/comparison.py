@@ -15,7 +15,6 @@ from torch import Tensor
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag, StageCosts, affordable_trainings
 from bend_ray.config.schema import EvaluationSection
-from bend_ray.ensemble.metrics import disagreement, error_iou, q_statistic, score
 from bend_ray.ensemble.novelty import (
     Models,
     leave_one_out_distances,
@@ -23,7 +22,6 @@ from bend_ray.ensemble.novelty import (
     novelty,
 )
 from bend_ray.ensemble.predictions import Predictions
-from bend_ray.ensemble.votes import apply_temperature
 from bend_ray.process.matrix import Matrix
 from bend_ray.report.evaluation import (
     BagScores,
@@ -37,23 +35,24 @@ from bend_ray.report.evaluation import (
     Prices,
     Spread,
 )
+from bend_ray.tasks import Task
 
 POPULATIONS = ("generated", "originals", "held_out")
 
 
 @dataclass(frozen=True)
 class Members:
-    """Single models on the test part: most probable classes, and scores of each."""
+    """Single models on the test part: what each predicts, and scores of each."""
 
     trunks_E: Tensor
-    classes_EN: Tensor
+    predictions_EN: Tensor
     accuracy_E: Tensor
     nll_E: Tensor
 
     @classmethod
     def of(cls, predictions: Predictions, trunks_E: Tensor) -> Members:
         """Whose predictions these are."""
-        return cls(trunks_E, predictions.classes(), *predictions.scores())
+        return cls(trunks_E, predictions.predicted(), *predictions.scores())
 
     def __len__(self) -> int:
         return len(self.trunks_E)
@@ -103,6 +102,11 @@ class Comparison:
         """Of the test part."""
         return self.test["generated"].labels_N
 
+    @property
+    def task(self) -> Task:
+        """What is told."""
+        return self.test["generated"].task
+
     @cached_property
     def members(self) -> dict[str, Members]:
         """Single models, by population."""
@@ -112,7 +116,7 @@ class Comparison:
         """What a bag says."""
         members = self.test[bag.models].select(bag.members)
         plain_NC = self.section.vote.answers(members, bag.val_nll_E)
-        scaled_NC = apply_temperature(plain_NC, bag.temperature)
+        scaled_NC = self.task.scaled(plain_NC, bag.temperature)
         return Voted(
             plain_NC, scaled_NC, scaled_NC if self.section.temperature_scaling else plain_NC
         )
@@ -125,7 +129,7 @@ class Comparison:
         if name == EQUAL_COST:
             more = {"affordable": affordable_trainings(self.prices)}
         return BagScores(
-            **asdict(score(voted.answers_NC, self.labels)),
+            **self.task.scores(voted.answers_NC, self.labels),
             size=len(bag.members),
             temperature=bag.temperature if self.section.temperature_scaling else None,
             **{"cost_seconds": bag.seconds, **more},
@@ -156,11 +160,7 @@ class Comparison:
     def _diversity(self, members: Members) -> DiversityScores | None:
         if len(members) < 2:
             return None
-        return DiversityScores(
-            disagreement=disagreement(members.classes_EN),
-            error_iou=error_iou(members.classes_EN, self.labels),
-            q_statistic=q_statistic(members.classes_EN, self.labels),
-        )
+        return DiversityScores(**self.task.diversity(members.predictions_EN, self.labels))
 
     @cached_property
     def nearest(self) -> dict[str, Tensor]:
@@ -174,17 +174,12 @@ class Comparison:
             )
         return found
 
-    @cached_property
-    def usual_distance(self) -> float:
-        """Median distance of the originals to the nearest other."""
-        return self.nearest["originals"].quantile(0.5).item()
-
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
-            Models(self.vectors[n], self.members[n].trunks_E, self.members[n].classes_EN)
-            for n in (name, "originals")
+            Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
+            for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, self.nearest[name], self.usual_distance))
+        return asdict(novelty(models, training, (self.nearest[name], self.nearest["originals"])))
 
 
 def _spread(members: Members) -> Spread | None:

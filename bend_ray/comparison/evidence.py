@@ -14,12 +14,12 @@ from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Vot
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
-from bend_ray.ensemble.metrics import disagreements, ece, nll
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
-from bend_ray.ensemble.trust import differences, rejection, reliability
+from bend_ray.ensemble.trust import differences
 from bend_ray.randomness import generator_for
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.masking import masked_json
+from bend_ray.tasks import Task
 
 DEEP_ENSEMBLE = "deep_ensemble"
 _DIGITS = 6
@@ -45,7 +45,8 @@ def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
 def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
     """The figures of a comparison, and what its pictures show."""
     scores, bags = _bags(comparison)
-    rows = {name: _rows(members) for name, members in comparison.members.items()}
+    task = comparison.task
+    rows = {name: _rows(members, task) for name, members in comparison.members.items()}
     populations = [comparison.vectors[name] for name in POPULATIONS]
     plane = principal_plane(comparison.vectors["originals"], populations)
     for name, place_E2 in zip(POPULATIONS, plane.coordinates, strict=True):
@@ -60,14 +61,14 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         },
         "populations": rows,
         "plane_shares": list(plane.shares),
-        "usual_distance": comparison.usual_distance,
+        "usual_distance": comparison.nearest["originals"].quantile(0.5).item(),
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }
     return comparison.evaluation(scores), _rounded(shown)
 
 
-def _rows(members: Members) -> dict[str, Any]:
+def _rows(members: Members, task: Task) -> dict[str, Any]:
     """Trunk, scores, and how much each differs from the others, a list entry a model."""
     if not len(members):
         return {"trunk": [], "accuracy": [], "nll": [], "disagreement": []}
@@ -75,7 +76,7 @@ def _rows(members: Members) -> dict[str, Any]:
         "trunk": members.trunks_E.tolist(),
         "accuracy": members.accuracy_E.tolist(),
         "nll": members.nll_E.tolist(),
-        "disagreement": disagreements(members.classes_EN).tolist(),
+        "disagreement": task.disagreements(members.predictions_EN).tolist(),
     }
 
 
@@ -92,20 +93,25 @@ def _bags(comparison: Comparison) -> tuple[dict[str, BagScores], dict[str, Any]]
 
 def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
-    bag, labels_N = comparison.bags[name], comparison.labels
-    accuracy, likelihood = differences(ours.answers_NC, voted.answers_NC, labels_N)
+    bag, labels_N, task = comparison.bags[name], comparison.labels, comparison.task
+    accuracy, likelihood = differences(
+        *(task.each(answers, labels_N) for answers in (ours.answers_NC, voted.answers_NC))
+    )
+    scaled = task.scores(voted.scaled_NC, labels_N)
+    shown = task.shown(voted.answers_NC, labels_N) if name == BAG else None
     return {
+        **({"predictions": shown} if shown else {}),
         "size": len(bag.members),
         "cost": {"fixed": bag.fixed_seconds, "member": bag.member_seconds},
         "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
         "curve": _bag_curve(name, bag, comparison),
         "temperature": bag.temperature,
-        "scaled": {"nll": nll(voted.scaled_NC, labels_N), "ece": ece(voted.scaled_NC, labels_N)},
+        "scaled": {"nll": scaled["nll"], "ece": scaled.get("ece", scaled.get("pit_error"))},
         "reliability": {
-            "before": asdict(reliability(voted.plain_NC, labels_N)),
-            "after": asdict(reliability(voted.scaled_NC, labels_N)),
+            "before": asdict(task.reliability(voted.plain_NC, labels_N)),
+            "after": asdict(task.reliability(voted.scaled_NC, labels_N)),
         },
-        "rejection": asdict(rejection(voted.answers_NC, labels_N)),
+        "rejection": asdict(task.rejection(voted.answers_NC, labels_N)),
     }
 
 

@@ -61,7 +61,7 @@ def validation_curve(
         )
     validation = classifiers.dataset.validation
     logits_ENC = classifiers.logits(theta_EP, validation, trunks_E.tolist())
-    predictions = Predictions(logits_ENC, validation.labels_N)
+    predictions = Predictions(logits_ENC, validation.labels_N, classifiers.dataset.task)
     accuracy, nll = cross_fitted_curve(config.evaluation, predictions, trunks_E, sizes)
     return BagCurve(list(sizes), accuracy, nll, _member_flops(classifiers))
 
@@ -79,7 +79,7 @@ def cross_fitted_curve(
     accuracy, nll = np.zeros(len(sizes)), np.zeros(len(sizes))
     for fold in range(FOLDS):
         scored, seen = (
-            Predictions(logits_ENC[:, own], labels_N[own])
+            Predictions(logits_ENC[:, own], labels_N[own], predictions.task)
             for own in (fold_N == fold, fold_N != fold)
         )
         curve = prefix_curve(

@@ -35,7 +35,7 @@ STAGE_VERSIONS = {
     "latents": 1,
     "generator": 2,
     "samples": 4,
-    "evaluation": 5,
+    "evaluation": 6,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
@@ -48,7 +48,7 @@ ORDINARY = "ordinary"
 
 ANSWERS = "answers"
 """Folder of a store that holds what models say of inputs, for whoever compares them."""
-ANSWERS_VERSION = 1
+ANSWERS_VERSION = 2
 
 STORED = (ANSWERS, *STAGES)
 """All folders of artifacts, the evaluations last."""

@@ -35,8 +35,13 @@ class Resources(Spec):
 
     cpus: PositiveFloat = 1.0
     """CPUs a process."""
-    gpus: NonNegativeFloat = 0.0
-    """GPUs a process; a fraction puts several processes on one GPU."""
+    gpus: NonNegativeFloat | Literal["auto"] = "auto"
+    """GPUs a process; a fraction puts several processes on one GPU. 0 for none.
+
+    auto: of the nodes that are there when a run begins. Classifiers are trained, drawn and asked
+    on GPUs, small ones four processes on one; latents are learnt on CPUs, from principal
+    coefficients in seconds. Where no GPU works, all on CPUs. A line says what was chosen.
+    """
     memory: PositiveFloat | None = None
     """Gigabytes of main memory a process; null for the models it will hold, where they take one.
 
@@ -46,6 +51,11 @@ class Resources(Spec):
     """Kind of accelerator its node must have, as Ray names it: A10G, L4, H100; null for any."""
     labels: dict[LabelKey, LabelValue] = {}  # noqa: RUF012 - pydantic copies it
     """Labels its node must have, as in {market: spot}; also !spot, in(a, b) and !in(a, b)."""
+
+    @property
+    def num_gpus(self) -> float:
+        """GPUs a process; none as long as nobody has looked for any."""
+        return 0.0 if self.gpus == "auto" else self.gpus
 
     # The generated one would hash the fields, and a dict has none.
     def __hash__(self) -> int:

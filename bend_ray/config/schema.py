@@ -41,7 +41,7 @@ from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Protocol, Tails
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.optim import AdamW, Training
-from bend_ray.spec import Spec, is_incidental, variants
+from bend_ray.spec import Incidental, Spec, is_incidental, variants
 
 MOST_MODELS = 1_000_000
 """Of a population: a driver needs 4 ms of CPU for a piece of work."""
@@ -81,7 +81,9 @@ class SeedsSection(Spec):
     held_out: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.15
     """Share of every trunk's members the generator never sees, for the novelty table."""
     cohort_size: PositiveInt = 32
-    """Models trained at once; a cohort is one shard."""
+    """Models trained at once; a cohort is one shard. Fewer where they leave more than 256 MiB."""
+    checkpoint_seconds: Annotated[PositiveFloat, Incidental()] = 180.0
+    """Between checkpoints of a training, from which a killed one goes on to the same bits."""
     resources: ActorResources = ActorResources()
     """What each actor is given."""
 

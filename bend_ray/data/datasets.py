@@ -556,7 +556,8 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     if not (given := "validation" in read):
         count = spec.num_validation or max(1, min(MOST_DRAWN, len(whole.labels_N) // 5))
     rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
-    train = whole.take(np.sort(rows) if given else rows)
+    all_stay = given and spec.num_train is None
+    train = whole if all_stay else whole.take(np.sort(rows) if given else rows)
     validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
     parts: dict[str, Arrays] = {"train": train, "validation": validation}
     if read_test is not None:

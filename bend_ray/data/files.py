@@ -220,7 +220,8 @@ def _counted(
     """Those that count; what else is there is noted, but for what nobody would miss."""
     visible = [f for f in files if not any(map(is_left_over, f.name.split("/")))]
     counted = [f for f in visible if f.name.lower().endswith(tuple(endings))]
-    others = Counter(_ending(file.name) for file in visible if file not in set(counted))
+    known = set(counted)
+    others = Counter(_ending(file.name) for file in visible if file not in known)
     if others:
         numbers = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
         notes.append(

@@ -170,7 +170,7 @@ class Streamed:
         ahead = self.ahead or by_threads
         with closing(ahead(partial(_nth, self, blocks), len(blocks))) as decoded:
             for piece in pieces:
-                pixels_MCHW = torch.empty(len(piece), *self.shape, dtype=torch.uint8)
+                pixels_MCHW = np.empty((len(piece), *self.shape), np.uint8)
                 filled = 0
                 while filled < len(piece):
                     if (block := next(decoded, None)) is None:
@@ -178,9 +178,10 @@ class Streamed:
                             f"dataset: expected {sum(map(len, pieces))} images of a stream, it "
                             "ended early; run again, it goes on from what is stored"
                         )
-                    pixels_MCHW[filled : filled + len(block)] = torch.from_numpy(block)
-                    filled += len(block)
-                yield pixels_MCHW
+                    images = block.reshape(-1, *self.shape)
+                    pixels_MCHW[filled : filled + len(images)] = images
+                    filled += len(images)
+                yield torch.from_numpy(pixels_MCHW)
 
     def _decoded(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
         return decode(self.source, self.rows_N[index], self.look)[0]

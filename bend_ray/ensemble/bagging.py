@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import true_log_probs
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import torch
@@ -92,7 +91,7 @@ class GreedyForward(_Bag):
 
     def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
         """One member at a time, the lowest index among equals; O(size E N)."""
-        found = [true_log_probs(*block) for block in predictions.blocks()]
+        found = [predictions.task.log_likelihoods(*block) for block in predictions.blocks()]
         probs_EN = torch.cat(found, dim=1).exp()
         # No probability for any label is the worst a member can do, so one that diverged is last.
         probs_EN[~probs_EN.isfinite().all(dim=1)] = 0.0

@@ -10,14 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from bend_ray.ensemble.predictions import Predictions
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
-from bend_ray.ensemble.votes import Vote, apply_temperature, fit_temperature
+from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import TrainingError
+
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 BAND = (0.1, 0.9)
 """Quantiles of the draws between which a band is drawn."""
@@ -100,33 +103,36 @@ def prefix_curve(
     weight_E = vote.weights(val_nll_E)
     temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
     num_members, num_examples, num_classes = predictions.shape
+    task = predictions.task
     hits_DS = torch.zeros(len(orders), len(sizes), dtype=torch.float64)
     nats_DS = torch.zeros_like(hits_DS)
     width = max(1, _CHUNK_BYTES // (8 * num_members * num_classes))
     for logits_ENC, labels_N in predictions.blocks():
         for start in range(0, len(labels_N), width):
             part = slice(start, start + width)
-            ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote)
+            ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote, task)
             for draw, order in enumerate(orders):
                 bags = _running(ballots_ENC, weight_E, order, sizes)
-                hits_S, nats_S = _scored(bags, labels_N[part], temperature_S)
+                hits_S, nats_S = _scored(bags, labels_N[part], temperature_S, predictions)
                 hits_DS[draw] += hits_S
                 nats_DS[draw] += nats_S
     return SizeCurve(list(sizes), _band(hits_DS / num_examples), _band(nats_DS / num_examples))
 
 
-def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote) -> Tensor:
+def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote, task: Task) -> Tensor:
     """What each member says, times its weight."""
-    ballots_ENC = torch.zeros(logits_ENC.shape, dtype=torch.float64)
+    num_members, num_examples, outputs = logits_ENC.shape
+    width = task.answers_of(outputs)
+    ballots_ENC = torch.zeros(num_members, num_examples, width, dtype=torch.float64)
     for member in weight_E.nonzero().flatten().tolist():
-        ballots_ENC[member] = vote.ballots(logits_ENC[member]) * weight_E[member]
+        ballots_ENC[member] = vote.ballots(logits_ENC[member], task) * weight_E[member]
     return ballots_ENC
 
 
 def _running(
     ballots_ENC: Tensor, weight_E: Tensor, order: Tensor | list[int], sizes: Sequence[int]
 ) -> Iterator[Tensor]:
-    """Probabilities (N, C) of the first members in an order, by size."""
+    """Mean ballots (N, C) of the first members in an order, by size."""
     total_NC, counted = torch.zeros_like(ballots_ENC[0]), 0
     for size in sizes:
         total_NC += ballots_ENC[order[counted:size]].sum(dim=0)
@@ -145,28 +151,31 @@ def _temperatures(
     if calibrated_on is None:
         return [1.0] * len(sizes)
     fitted_on = calibrated_on.thinned(_FITTED_BYTES)
-    ballots_ENC = _ballots(fitted_on.logits_ENC, weight_E, vote)
+    task = fitted_on.task
+    ballots_ENC = _ballots(fitted_on.logits_ENC, weight_E, vote, task)
     chosen = orders[:_FITTED_ORDERS]
     bags = [_running(ballots_ENC, weight_E, order, sizes) for order in chosen]
-    labels = fitted_on.labels_N.repeat(len(chosen))
-    return [
-        fit_temperature(torch.cat(each), labels, len(chosen)) for each in zip(*bags, strict=True)
-    ]
+    labels = torch.cat([fitted_on.labels_N] * len(chosen))
+    by_size = zip(*bags, strict=True)
+    return [task.fit_scale(task.answers(torch.cat(each)), labels, len(chosen)) for each in by_size]
 
 
 def _scored(
-    probs_SNC: Iterable[Tensor], labels_N: Tensor, temperature_S: Sequence[float]
+    ballots_SNC: Iterable[Tensor],
+    labels_N: Tensor,
+    temperature_S: Sequence[float],
+    predictions: Predictions,
 ) -> tuple[Tensor, Tensor]:
-    """Right answers and summed NLL, each (S,)."""
-    hits, nats = [], []
-    index_N1 = labels_N.long()[:, None]
-    for probs_NC, temperature in zip(probs_SNC, temperature_S, strict=True):
-        hits.append((probs_NC.argmax(dim=1) == labels_N).sum())
+    """Summed scores (right answers, or shares of R^2) and summed NLL, each (S,)."""
+    task, found = predictions.task, []
+    for ballots_NC, temperature in zip(ballots_SNC, temperature_S, strict=True):
+        answers_NC = task.answers(ballots_NC)
         if temperature != 1.0:
-            probs_NC = apply_temperature(probs_NC, temperature)
-        true_N = probs_NC.gather(1, index_N1)
-        nats.append(-true_N.clamp(min=SMALLEST_PROBABILITY).log().sum())
-    return torch.stack(hits).double(), torch.stack(nats)
+            answers_NC = task.scaled(answers_NC, temperature)
+        each_2N = task.each(answers_NC, labels_N, predictions.labels_N)
+        found.append(torch.stack([each.double().sum() for each in each_2N]))
+    hits_S, nats_S = torch.stack(found, dim=1)
+    return hits_S, nats_S
 
 
 def _band(score_DS: Tensor) -> Band:

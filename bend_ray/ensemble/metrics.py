@@ -13,7 +13,7 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import disagreement, pairwise_disagreement
-from bend_ray.process.matrix import Matrix, column_slices
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import Matrix, column_slices, scratch
+
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
@@ -49,6 +50,10 @@ class Novelty:
     """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
 
 
+Distances = tuple[Tensor, Tensor]
+"""``nearest_distances`` of a population, and ``leave_one_out_distances``."""
+
+
 @dataclass(frozen=True)
 class Models:
     """A population; trunks are integers, where there is none one value, such as -1."""
@@ -56,6 +61,7 @@ class Models:
     theta_MP: Matrix
     trunks_M: Tensor
     predictions_MN: Tensor
+    task: Task
 
     def __post_init__(self) -> None:
         if not len(self.theta_MP) == len(self.trunks_M) == len(self.predictions_MN) > 0:
@@ -65,23 +71,22 @@ class Models:
             )
 
 
-def novelty(models: Models, training: Models, nearest_M: Tensor, usual: float) -> Novelty:
-    """Compare a population with the training models.
+def novelty(models: Models, training: Models, distances: Distances | None = None) -> Novelty:
+    """Compare a population with the training models, whose ``distances`` may be known.
 
     A measure without a meaning is nan: nearest_ratio with one training model or where half of them
     have an exact twin (then only exact copies count as copies), spread without a shared trunk or
     where each has one training model, within_trunk_disagreement where no trunk has two models.
-
-    Args:
-        models: who is compared.
-        training: with whom.
-        nearest_M: ``nearest_distances`` between them.
-        usual: the median of ``leave_one_out_distances`` of the training models.
     """
+    known = distances or (
+        nearest_distances(models.theta_MP, training.theta_MP),
+        leave_one_out_distances(training.theta_MP),
+    )
+    nearest_M, usual = known[0], known[1].quantile(0.5).item()
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    differing = partial(pairwise_disagreement, b_MN=training.predictions_MN)
+    differing, theirs = models.task.distances, training.predictions_MN
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
-    functional_M = torch.cat([differing(tile).amin(dim=1) for tile in tiles])
+    functional_M = torch.cat([differing(tile, theirs).amin(dim=1) for tile in tiles])
     return Novelty(
         nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
         spread=_spread(models, training),
@@ -185,7 +190,7 @@ def _within_trunk_disagreement(models: Models) -> float:
         predictions_EN = models.predictions_MN[models.trunks_M == trunk]
         if len(predictions_EN) > 1:
             pairs = math.comb(len(predictions_EN), 2)
-            total += pairs * disagreement(predictions_EN)
+            total += pairs * models.task.disagreements(predictions_EN).mean().item()
             num_pairs += pairs
     return _ratio(total, num_pairs)
 

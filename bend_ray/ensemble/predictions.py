@@ -1,27 +1,30 @@
 """What members say of labelled examples, read in blocks of examples.
 
-Shape letters: E members, N examples, n of a block, C classes.
+Shape letters: E members, N examples, n of a block, C outputs: classes, or what a task has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from bend_ray.ensemble.metrics import member_accuracy, member_nll
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 BLOCK_BYTES = 64 * 2**20
 """Logits of a block."""
 
 
 class Predictions:
-    """Logits ``(E, N, C)`` and labels ``(N,)``; here all in memory."""
+    """Outputs ``(E, N, C)`` and labels ``(N, ...)`` of a task; here all in memory."""
 
-    def __init__(self, logits_ENC: Tensor, labels_N: Tensor) -> None:
+    def __init__(self, logits_ENC: Tensor, labels_N: Tensor, task: Task) -> None:
         self.logits_ENC = logits_ENC
         self.labels_N = labels_N
+        self.task = task
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -34,7 +37,7 @@ class Predictions:
 
     def select(self, members: Sequence[int]) -> Predictions:
         """Those of some members, in the order given."""
-        return Predictions(self.logits_ENC[list(members)], self.labels_N)
+        return Predictions(self.logits_ENC[list(members)], self.labels_N, self.task)
 
     def blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Logits ``(E, n, C)`` and labels of consecutive examples."""
@@ -44,19 +47,20 @@ class Predictions:
             yield self.logits_ENC[:, own], self.labels_N[own]
 
     def scores(self) -> tuple[Tensor, Tensor]:
-        """Accuracy and NLL of every member, each (E,) float64; nan for one that diverged."""
-        sums_2E = torch.zeros(2, len(self), dtype=torch.float64)
-        for logits, labels in self.blocks() if len(self) else ():
-            scores = member_accuracy(logits, labels), member_nll(logits, labels)
-            sums_2E += torch.stack(scores) * len(labels)
-        accuracy_E, nll_E = sums_2E / len(self.labels_N)
-        return accuracy_E, nll_E
+        """Score (accuracy, or R^2) and NLL of every member, each (E,) float64; nan if diverged."""
+        task, sums_2E = self.task, torch.zeros(2, len(self), dtype=torch.float64)
+        for outputs, labels in self.blocks() if len(self) else ():
+            nll_E = -task.log_likelihoods(outputs, labels).mean(dim=1)
+            score_E = task.member_scores(outputs, labels, self.labels_N)
+            sums_2E += torch.stack([score_E, nll_E]) * len(labels)
+        score_E, nll_E = sums_2E / len(self.labels_N)
+        return score_E, nll_E
 
-    def classes(self) -> Tensor:
-        """Each member's most probable class, ``(E, N)``, in as few bytes as classes need."""
-        dtype = torch.uint8 if self.shape[2] <= 2**8 else torch.int32
-        found = [logits.argmax(dim=-1).to(dtype) for logits, _ in self.blocks()]
-        return torch.cat([torch.empty(len(self), 0, dtype=dtype), *found], dim=1)
+    def predicted(self) -> Tensor:
+        """What each member predicts, ``(E, N, ...)``, in as few bytes as classes need."""
+        nobody = self.task.predictions(torch.empty(len(self), 0, self.shape[2]))
+        found = (self.task.predictions(outputs) for outputs, _ in self.blocks() if len(self))
+        return torch.cat([nobody, *found], dim=1)
 
     def thinned(self, num_bytes: float) -> Predictions:
         """As many evenly spaced examples as fit, in memory."""
@@ -71,6 +75,7 @@ class Predictions:
         return Predictions(
             torch.cat([logits for logits, _ in kept], dim=1),
             torch.cat([labels for _, labels in kept]),
+            self.task,
         )
 
 

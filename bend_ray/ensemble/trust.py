@@ -65,10 +65,14 @@ def rejection(probs_NC: Tensor, labels_N: Tensor, points: int = 50) -> Rejection
     Source: El-Yaniv & Wiener, "On the foundations of noise-free selective classification", 2010.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    num = len(labels_N)
     entropy_N = by_example(lambda p: torch.special.entr(p.double()).sum(dim=1), probs_NC)
-    order_N = entropy_N.argsort(stable=True)
-    right_N = (probs_NC.argmax(dim=1) == labels_N)[order_N].double().cumsum(dim=0)
+    return rejected(entropy_N, (probs_NC.argmax(dim=1) == labels_N).double(), points)
+
+
+def rejected(uncertainty_N: Tensor, score_N: Tensor, points: int = 50) -> Rejection:
+    """As ``rejection``, by any uncertainty, of any score of an example."""
+    num = len(score_N)
+    right_N = score_N[uncertainty_N.argsort(stable=True)].double().cumsum(dim=0)
     counts = sorted({max(1, round(num * (i + 1) / points)) for i in range(points)})
     return Rejection(
         coverage=[count / num for count in counts],
@@ -85,17 +89,16 @@ class PairedDifference:
 
 
 def differences(
-    ours_NC: Tensor, theirs_NC: Tensor, labels_N: Tensor
+    ours: tuple[Tensor, Tensor], theirs: tuple[Tensor, Tensor]
 ) -> tuple[PairedDifference, PairedDifference]:
-    """Our accuracy and our NLL minus theirs, paired by image."""
-    check_examples(ours_NC.shape[:-1], labels_N)
-    right_N, nats_N = (
-        a - b for a, b in zip(_each(ours_NC, labels_N), _each(theirs_NC, labels_N), strict=True)
-    )
-    return _difference(right_N), _difference(nats_N)
+    """Our score and our NLL minus theirs, paired by example; each as ``each`` of a task has it."""
+    score_N, nats_N = (a - b for a, b in zip(ours, theirs, strict=True))
+    return _difference(score_N), _difference(nats_N)
 
 
-def _each(probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+def right_and_nats(probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether each answer is right, and its NLL, each ``(N,)`` float64."""
+    check_examples(probs_NC.shape[:-1], labels_N)
     right_N = (probs_NC.argmax(dim=1) == labels_N).double()
     true_N = probs_NC.double().gather(1, labels_N.long()[:, None]).squeeze(1)
     return right_N, -true_N.clamp(min=SMALLEST_PROBABILITY).log()

@@ -16,13 +16,14 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
-from bend_ray.process.scratch import scratch
+from bend_ray.process.matrix import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bend_ray.ensemble.predictions import Predictions
+    from bend_ray.tasks import Task
 
 PRIOR_EXAMPLES = 3.0
 """By how many examples it is believed beforehand that a bag's temperature is 1."""
@@ -35,7 +36,7 @@ _MOST_STEPS = 64
 
 
 class _Vote(Spec):
-    """A weighted mean of what the members say, each a row of C numbers that sum to 1.
+    """A weighted mean of what the members say, each a row of numbers: probabilities, or moments.
 
     A vote chooses ``weights`` and ``counts_votes`` alone: exported and served bags know no more.
     """
@@ -50,37 +51,50 @@ class _Vote(Spec):
         return torch.ones(len(val_nll_E), dtype=torch.float64)
 
     @final
-    def ballots(self, logits: Tensor) -> Tensor:
-        """What members say: logits (..., C) to float64 rows of the same shape that sum to 1."""
+    def ballots(self, logits: Tensor, task: Task | None = None) -> Tensor:
+        """What members say of a task: outputs (..., C) to float64 rows; None: classes.
+
+        ConfigError where votes are counted, and there are no classes to vote for.
+        """
+        if task is not None and not (self.counts_votes and task.has_classes):
+            if self.counts_votes:
+                raise ConfigError(
+                    f"evaluation.vote.kind: expected a mean of what members say for {task.kind}, "
+                    "as there are no classes to count votes for, got majority; use soft"
+                )
+            return task.ballots(logits)
         if not self.counts_votes:
             return torch.softmax(logits.double(), dim=-1)
         choice = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, choice, 1.0)
 
     @final
-    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor) -> Tensor:
-        """Combine logits into the bag's probs_NC.
+    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor, task: Task | None = None) -> Tensor:
+        """Combine outputs into the bag's answers: of classes (task None) probs_NC.
 
         TrainingError where the logits of a member with a vote are not finite.
         """
         _check_members(logits_ENC, val_nll_E)
         weight_E = self.weights(val_nll_E)
         _check_finite(logits_ENC, weight_E)
-        probs_NC = torch.zeros(logits_ENC.shape[1:], dtype=torch.float64, device=logits_ENC.device)
+        shape = self.ballots(logits_ENC[0, :0], task).shape[1:]
+        probs_NC = logits_ENC.new_zeros(logits_ENC.shape[1], *shape, dtype=torch.float64)
         # A member at a time: what all of them say would be the largest thing in memory.
         for logits_NC, weight in zip(logits_ENC, weight_E.tolist(), strict=True):
             if weight > 0:
-                probs_NC.add_(self.ballots(logits_NC), alpha=weight)
-        return probs_NC.div_(weight_E.sum())
+                probs_NC.add_(self.ballots(logits_NC, task), alpha=weight)
+        probs_NC.div_(weight_E.sum())
+        return probs_NC if task is None else task.answers(probs_NC)
 
     @final
     def answers(self, predictions: Predictions, val_nll_E: Tensor) -> Tensor:
-        """As ``combine``, of examples that are read in blocks: probs_NC."""
-        probs_NC, start = scratch(*predictions.shape[1:]), 0
+        """As ``combine``, of examples that are read in blocks."""
+        (num_examples, outputs), task, start = predictions.shape[1:], predictions.task, 0
+        answers_NC = scratch(num_examples, task.answers_of(outputs))
         for logits, labels in predictions.blocks():
-            probs_NC[start : start + len(labels)] = self.combine(logits, val_nll_E)
+            answers_NC[start : start + len(labels)] = self.combine(logits, val_nll_E, task)
             start += len(labels)
-        return probs_NC
+        return answers_NC
 
 
 class SoftVote(_Vote):

@@ -25,7 +25,7 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Parts, moved
+from bend_ray.data.examples import Inputs, Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
@@ -38,9 +38,13 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 
 SHORT_STEPS = 3
-FEW_IMAGES = 4
-MEASURED_SECONDS = 1.0
+LEAST_STEPS = 4 * SHORT_STEPS
+"""Behind a rate of steps."""
+FEW_IMAGES = 2
+MEASURED_SECONDS = 0.5
 """Of work behind each rate; more where a single step takes longer."""
+MOST_SECONDS = 3.0
+"""Of work behind the rates of the classifiers' steps."""
 MOST_STEPS = 400
 PIECES = 40
 """Shards behind the driver's rate."""
@@ -208,25 +212,45 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[st
         stretch = Stretch(start=0.0, epochs=steps / recipe.num_steps(1.0, len(dataset.train)))
         fit(stack, theta_KP, dataset.train, dataset.normalise, recipe, stretch, generators)
 
-    # Of a large network a step of few images, one model at a time: it is as long for each more.
-    few = recipe.model_copy(update={"batch_size": min(FEW_IMAGES, recipe.batch_size)})
-    first = _seconds(partial(train, few, models(1), 1), device) * recipe.batch_size / few.batch_size
-    cohort = min(config.seeds.cohort_size, len(config.seeds.protocol.runs()))
-    sizes, images, scale = (max(1, cohort // 4), cohort), len(dataset.validation), 1.0
-    if first * sum(sizes) > MEASURED_SECONDS:
-        sizes = (1, 1)
-    if first > MEASURED_SECONDS:
-        recipe, scale = few, recipe.batch_size / few.batch_size
-        images = min(images, FEW_IMAGES)
-    measured = {size: _per_step(partial(train, recipe, models(size)), device) for size in sizes}
+    def step(images: int) -> float:
+        few = recipe.model_copy(update={"batch_size": images})
+        return _seconds(partial(train, few, one, 1), device)
+
+    one, batch = whole.flatten(module.state_dict())[None].to(device), recipe.batch_size
+    few, images = min(FEW_IMAGES, batch), len(dataset.validation)
+    short = step(few)
+    guess = short * batch / few
+    if guess < MOST_SECONDS:  # by a cold start: it is less
+        guess = step(batch)
+    is_large = LEAST_STEPS * guess > MOST_SECONDS
+    if is_large:
+        images = min(batch, images, max(few, int(few * MOST_SECONDS / short)))
     inputs = dataset.normalise(moved(dataset.validation.take(slice(images)), device))
-    ask = partial(predict_logits, stack, models(sizes[0]), inputs)
-    ask()
+    if is_large:
+        # Of a large network few images, one model at a time: it is as long for each more.
+        learn = partial(_learn, stack.eval(), one, inputs)
+        image = _seconds(learn, device) / images
+        measured = {1: (max(0.0, short - few * image) + batch * image, 0.0)}
+        answer = image / 3  # backward is twice forward
+    else:
+        cohort = min(config.seeds.cohort_size, len(config.seeds.protocol.runs()))
+        fits = LEAST_STEPS * guess * cohort <= MOST_SECONDS
+        sizes = [max(1, cohort // 4), cohort] if fits else [1]
+        measured = {size: _per_step(partial(train, recipe, models(size)), device) for size in sizes}
+        ask = partial(predict_logits, stack, models(sizes[0]), inputs)
+        ask()
+        answer = _seconds(ask, device) / (sizes[0] * images)
     return {
-        "step": Line.through({size: scale * each for size, (each, _) in measured.items()}),
+        "step": Line.through({size: each for size, (each, _) in measured.items()}),
         "setup": Line.through({size: once for size, (_, once) in measured.items()}),
-        "answer": _seconds(ask, device) / (sizes[0] * images),
+        "answer": answer,
     }
+
+
+def _learn(stack: Stack, theta_KP: Tensor, inputs: Inputs) -> None:
+    """Forward and backward, without an optimizer's step."""
+    trained, buffers_KQ = theta_KP.clone().tensor_split([stack.num_trainable], dim=1)
+    stack(trained.requires_grad_(), inputs, buffers_KQ=buffers_KQ).sum().backward()
 
 
 def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dict[str, Any]:
@@ -321,8 +345,9 @@ def _store(problem: Problem) -> dict[str, Any]:
         book()
         piece = _seconds(book) / PIECES
         large = Store(folder).artifact("seeds", 1, {"large": True})
-        rows = max(1, min(problem.members, BLOCK_BYTES // (4 * problem.parameters)))
-        population = blank_population(rows, problem.parameters)
+        columns = min(problem.parameters, BLOCK_BYTES // 4)
+        rows = min(problem.members, BLOCK_BYTES // (4 * columns))
+        population = blank_population(rows, columns)
         writing = _seconds(partial(write_shard, large, 0, population))
         large.commit(files=[shard_name(0)], rows={shard_name(0): rows}, metrics={}, cost=Cost())
         reading = _seconds(partial(read_population, large))

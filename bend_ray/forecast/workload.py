@@ -93,7 +93,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
         "evaluation": FLOAT_BYTES * models_a_piece(problem.whole) * problem.whole,
     }
     price = config.price_per_hour
-    prices = {s: price.gpu if getattr(config, s).resources.gpus else price.cpu for s in STAGES}
+    prices = {s: price.gpu if getattr(config, s).resources.num_gpus else price.cpu for s in STAGES}
     return [
         Work(stage, tuple(phases), FLOAT_BYTES * floats, held.get(stage, 0), prices[stage])
         for stage, (phases, floats) in phases_and_floats.items()

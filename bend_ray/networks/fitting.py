@@ -14,6 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -64,16 +65,74 @@ def fit(
 
     Each starts at its row of ``theta_KP``, on whose device the training runs, and draws from its
     own generator; ``normalise`` makes of inputs as they are kept what a network is given. Gives
-    parameters ``(S, K, P)`` at the stretch's snapshots.
+    parameters ``(S, K, P)`` at the stretch's snapshots, on the CPU.
     """
-    theta_SKP = theta_KP.new_empty(stretch.snapshots, *theta_KP.shape)
     feed = feed_of(train, normalise, recipe, theta_KP.device, task)
-    for rows in together(stack, len(theta_KP)):
-        own = generators[rows]
-        training = Training(stack, theta_KP[rows], feed, len(train), recipe, stretch, own, task)
-        for snapshot, theta in enumerate(training.snapshots()):
-            theta_SKP[snapshot, rows] = theta
+    groups = [(stack, range(len(theta_KP)))]
+    ((_, theta_SKP),) = fitted(
+        groups, theta_KP, feed, len(train), recipe, stretch, generators, task
+    )
     return theta_SKP
+
+
+class Keeper(Protocol):
+    """Where a training that takes long leaves its state."""
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to."""
+
+    def load(self, like: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+        """What was left last, with tensors as these among others; None where nothing was."""
+
+    def save(self, tensors: Mapping[str, Tensor]) -> None:
+        """Leave a state in the place of the one before."""
+
+
+def fitted(
+    groups: Sequence[tuple[Stack, Sequence[int]]],
+    theta_KP: Tensor,
+    feed: Feed[Views],
+    num_images: int,
+    recipe: Recipe,
+    stretch: Stretch,
+    generators: Sequence[torch.Generator],
+    task: Task = CLASSIFICATION,
+    *,
+    chunk: int | None = None,
+    keep: Keeper | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """``fit`` of models of several stacks, each with its rows, in chunks of snapshots.
+
+    Gives the number of a chunk's first snapshot, and ``(G, K, P)`` on the CPU, to be used before
+    the next, whose place it is: G is ``chunk``, by default S, and fewer in the last. Less than S
+    are for models that take every step together. With ``keep`` a training goes on where it was.
+    """
+    chunk = chunk or stretch.snapshots
+    parts = [(stack, rows) for stack, own in groups for rows in together(stack, own)]
+    assert len(parts) == 1 or chunk >= stretch.snapshots
+    held_GKP = torch.empty(chunk, *theta_KP.shape, dtype=theta_KP.dtype)
+    kept = keep.load({"held": held_GKP}) if keep is not None else None
+    done, left, step = (0, 0, 0) if kept is None else kept["at"].tolist()
+    if kept is not None:
+        held_GKP.copy_(kept["held"])
+    for number, (stack, rows) in enumerate(parts[done:], done):
+        own = [generators[row] for row in rows]
+        training = Training(stack, theta_KP[rows], feed, num_images, recipe, stretch, own, task)
+        if kept is not None and number == done:
+            training.load(kept, step)
+        else:
+            left = 0
+        for snapshots in training.steps():
+            for theta in snapshots:
+                held_GKP[left % chunk, rows] = theta.to(held_GKP.device)
+                left += 1
+                if number == len(parts) - 1 and (left % chunk == 0 or left == stretch.snapshots):
+                    first = (left - 1) // chunk * chunk
+                    yield first, held_GKP[: left - first]
+            if keep is not None and keep.is_due and training.step < training.num_steps:
+                at = torch.tensor([number, left, training.step])
+                keep.save({"held": held_GKP, "at": at, **training.state()})
 
 
 def feed_of(
@@ -89,14 +148,13 @@ def feed_of(
     return Feed(train, task.targets(train.labels_N), batch_sizes, prepare, device)
 
 
-def together(stack: Stack, models: int) -> list[slice]:
-    """Which of so many models take every step together.
+def together(stack: Stack, rows: Sequence[int]) -> list[list[int]]:
+    """Which of these models take every step together.
 
     Models that run one after another are trained one after another too: to the same end, with one
     model's activations and moments in memory, and in the caches, instead of K.
     """
-    size = 1 if stack.form == "loop" else max(1, models)
-    return [slice(first, first + size) for first in range(0, models, size)]
+    return [[row] for row in rows] if stack.form == "loop" else [list(rows)]
 
 
 class Training:
@@ -137,9 +195,10 @@ class Training:
         decayed_T = None if recipe.decay_norms_and_biases else stack.matrices.to(theta_KP)
         self._optimizer = recipe.optimizer.build([self._trained_KT], decayed_T)
 
-    def snapshots(self) -> Iterator[Tensor]:
-        """Train to the end; gives the models ``(K, P)`` at every snapshot that is still to come."""
-        yield from [self._now()] * (self._marks.count(0) if self.step == 0 else 0)
+    def steps(self) -> Iterator[list[Tensor]]:
+        """Train to the end; gives the snapshots ``(K, P)`` that each step leaves, most none."""
+        if self.step == 0:
+            yield [self._now()] * self._marks.count(0)
         batches = self._feed.batches(
             *(self._fresh, self.num_steps),
             bootstrap=self._stretch.bootstrap,
@@ -149,7 +208,7 @@ class Training:
         for window, index_KB in batches:
             with float32_products(self._recipe.precision, index_KB.device):
                 self.advance(window, index_KB)
-            yield from [self._now()] * self._marks.count(self.step)
+            yield [self._now()] * self._marks.count(self.step)
 
     def advance(self, window: Window[Views], index_KB: Tensor) -> None:
         """Take a step, each model on its examples of a window."""

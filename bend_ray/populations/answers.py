@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import ArrayLike, NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from bend_ray.artifacts.shards import open_table, read_columns, read_format, reading
@@ -28,10 +29,12 @@ from bend_ray.artifacts.weights import load_weights
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import BLOCK_BYTES
 from bend_ray.storage.filesystems import patiently
+from bend_ray.tasks import Task
 
 LABELS = "labels.safetensors"
 """The file of the inputs' ``labels (N,)``."""
 _SHAPE = b"bend_ray.shape"
+_TASK: TypeAdapter[Task] = TypeAdapter(Task)
 
 
 def piece_name(index: int) -> str:
@@ -77,6 +80,7 @@ class Answers(Predictions):
 
     def __init__(self, artifact: Artifact, members: ArrayLike | None = None) -> None:
         self.artifact = artifact
+        self.task = _TASK.validate_python(artifact.manifest().metrics["task"])
         self.labels_N = load_weights(artifact, LABELS)["labels"]
         held = [file for file in artifact.manifest().files if file.rows is not None]
         ends = list(accumulate((file.rows or 0 for file in held), initial=0))
@@ -124,9 +128,10 @@ class Answers(Predictions):
 class StoredVectors:
     """The vectors of a population, or of some of its models, read as they are asked for."""
 
-    def __init__(self, population: Artifact, rows: ArrayLike) -> None:
+    def __init__(self, population: Artifact, rows: ArrayLike | None = None) -> None:
         self._population = population
-        self._rows = np.asarray(rows, np.intp)
+        every = range(population.manifest().metrics["models"]) if rows is None else rows
+        self._rows = np.asarray(every, np.intp)
         self._size = read_format(population).num_parameters
         self._whole: Tensor | None = None
 

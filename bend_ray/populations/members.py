@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bend_ray.artifacts.checkpoint import DIRECTORY
 from bend_ray.artifacts.shards import read_columns, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
@@ -34,6 +35,11 @@ BLOCK_BYTES = 64 * 2**20
 Centred in float64 they take six times as much, which with K x K sums is all that a process of the
 codec holds, whatever the number of parameters.
 """
+
+
+def roots_name(chunk: int) -> str:
+    """The file of some roots as they were trained, until all are aligned and stored."""
+    return f"{DIRECTORY}/roots-{chunk:05d}.safetensors"
 
 
 def early_name(index: int) -> str:

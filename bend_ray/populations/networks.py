@@ -15,7 +15,7 @@ from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import fit
+from bend_ray.networks.fitting import Keeper, feed_of, fitted
 from bend_ray.networks.precision import check_precision
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
@@ -151,24 +151,29 @@ class Classifiers:
         scores_K, nlls_K = zip(*found, strict=True)
         return torch.cat(scores_K), torch.cat(nlls_K)
 
-    def fit(
+    def fitted(
         self,
-        stack: Stack,
         start_KP: Tensor,
+        trunks_K: Sequence[int] | None,
         stretch: Stretch,
         generators: Sequence[torch.Generator],
-    ) -> Tensor:
-        """Snapshots ``(S, K, P)`` on the CPU of one stack's models, each with its generator."""
-        return fit(
-            stack,
-            start_KP.to(self.device),
-            self.dataset.train,
-            self.dataset.normalise,
-            self.config.seeds.recipe,
-            stretch,
-            generators,
-            self.dataset.task,
-        ).cpu()
+        *,
+        chunk: int | None = None,
+        keep: Keeper | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """As ``fitting.fitted``, of trunks' members, or of whole models where no trunks are given.
+
+        Each model has its generator; those that share a base are trained together.
+        """
+        groups: list[tuple[Stack, Sequence[int]]] = [(self.stack, range(len(start_KP)))]
+        if trunks_K is not None and self.shares_a_base:
+            own = members_by_trunk(trunks_K)
+            groups = [(self.stack_of(trunk), rows) for trunk, rows in own.items()]
+        recipe, train, task = self.config.seeds.recipe, self.dataset.train, self.dataset.task
+        there = torch.device(self.device)
+        feed = feed_of(train, self.dataset.normalise, recipe, there, task)
+        how = (feed, len(train), recipe, stretch, generators, task)
+        return fitted(groups, start_KP.to(there), *how, chunk=chunk, keep=keep)
 
     def fit_members(
         self,
@@ -176,15 +181,11 @@ class Classifiers:
         trunks_K: Sequence[int],
         stretch: Stretch,
         generators: Sequence[torch.Generator],
+        keep: Keeper | None = None,
     ) -> Tensor:
-        """Snapshots ``(K, S, P)`` of members; those that share a base are fitted together."""
-        groups = members_by_trunk(trunks_K if self.shares_a_base else [0] * len(trunks_K))
-        fitted: dict[int, Tensor] = {}
-        for trunk, own in groups.items():
-            stack, start = self.stack_of(trunk), start_KP[own]
-            theta_SKP = self.fit(stack, start, stretch, [generators[row] for row in own])
-            fitted |= dict(zip(own, theta_SKP.unbind(dim=1), strict=True))
-        return torch.stack([fitted[row] for row in range(len(trunks_K))])
+        """Snapshots ``(K, S, P)`` of members of trunks, on the CPU."""
+        ((_, theta_SKP),) = self.fitted(start_KP, trunks_K, stretch, generators, keep=keep)
+        return theta_SKP.transpose(0, 1).contiguous()
 
     def _by_trunk(
         self,
@@ -226,7 +227,7 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
         build = partial(architecture.build, sizes, dataset.num_outputs)
         check_network(build, dataset.shown(EXAMPLES), dataset.num_outputs, name)
     check_recipe(config.seeds.recipe, dataset)
-    if not config.seeds.resources.gpus:
+    if not config.seeds.resources.num_gpus:
         check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
     batches = config.seeds.recipe.batch_sizes(len(dataset.train))

@@ -1,14 +1,22 @@
-"""A matrix that is read a block at a time: a tensor, or vectors in a store."""
+"""Matrices too large for memory: read a block at a time, or mapped from a file for a while."""
 
 from __future__ import annotations
 
+import math
+import tempfile
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bend_ray.process.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 BLOCK_BYTES = 64 * 2**20
+HELD_BYTES = 128 * 2**20
+"""Of a scratch matrix in memory."""
 
 
 class Matrix(Protocol):
@@ -30,3 +38,12 @@ def column_slices(num_columns: int, num_rows: int, itemsize: int = 4) -> Iterato
     width = max(1, BLOCK_BYTES // (itemsize * max(1, num_rows)))
     for start in range(0, num_columns, width):
         yield slice(start, min(start + width, num_columns))
+
+
+def scratch(*shape: int) -> Tensor:
+    """A float64 tensor to be filled, of zeros; one above ``HELD_BYTES`` is mapped from a file."""
+    if 8 * math.prod(shape) <= HELD_BYTES:
+        return torch.zeros(shape, dtype=torch.float64)
+    with tempfile.TemporaryFile(prefix="bend-scratch-") as file:
+        mapped: Tensor = torch.from_numpy(np.memmap(file, np.float64, "w+", shape=shape))
+        return mapped

@@ -31,9 +31,19 @@ class BagScores(_Record):
     """A bag on the test part: fractions of 1, nats and seconds."""
 
     accuracy: Figure
+    """Of classes; of numbers R^2, the share of their variance that is explained."""
     nll: Figure
-    brier: Figure
-    ece: Figure
+    brier: Figure = None
+    """Of classes, as ``ece``."""
+    ece: Figure = None
+    rmse: Annotated[Figure, _Left] = None
+    """Of numbers, as the rest down to ``width``; mean over targets, in their units."""
+    crps: Annotated[Figure, _Left] = None
+    pit_error: Annotated[Figure, _Left] = None
+    coverage: Annotated[tuple[Figure, ...] | None, _Left] = None
+    """Share of targets in central intervals of 50, 90 and 95 %."""
+    width: Annotated[tuple[Figure, ...] | None, _Left] = None
+    """Their mean width, in the targets' units."""
     size: int
     """Members that vote."""
     temperature: Annotated[Figure, _Left] = None
@@ -67,7 +77,10 @@ class DiversityScores(_Record):
 
     disagreement: Figure
     error_iou: Figure
-    q_statistic: Figure
+    q_statistic: Annotated[Figure, _Left] = None
+    """Of classes."""
+    correlation: Annotated[Figure, _Left] = None
+    """Of numbers: of two models' errors."""
 
 
 class Diversity(_Record):
@@ -132,6 +145,11 @@ class Evaluation(_Record):
     diversity: Diversity
     novelty: Novelty
     prices: Prices
+
+    @property
+    def score(self) -> str:
+        """What ``accuracy`` is called."""
+        return "accuracy" if self.bag.rmse is None else "R²"
 
     @classmethod
     def of(cls, manifest: Manifest) -> Evaluation:

@@ -44,8 +44,8 @@ LOOKS: dict[str, Look] = {
 }
 """Colour, dash and marker by name: the same in every figure, and none told by colour alone."""
 
-SCORES = {"accuracy": "{} accuracy (%)", "nll": "{} NLL (nats)"}
-"""Labels of axes, of a part."""
+SCORES = {"accuracy": "{} {} (%)", "nll": "{} NLL (nats)"}
+"""Labels of axes, of a part, and of what its score is called."""
 
 WIDTH, HEIGHT = 4.7, 3.6
 _PNG_DPI = 130

@@ -88,7 +88,7 @@ def report(runs: Sequence[Run]) -> Page:
     repeats = f", {len(runs)} repeats" if len(runs) > 1 else ""
     created = moment(max(run.created for run in runs))
     return Page(
-        title=f"A bag of generated classifiers on {name}",
+        title=f"A bag of generated networks on {name}",
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",
         headline=verdicts.headline(runs),
         highlights=verdicts.highlights(runs),
@@ -112,9 +112,19 @@ def _rivals(runs: Sequence[Run]) -> Table:
     bags = scored_bags(evaluations)
     too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
     notes = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
+    error = "ECE %" if evaluations[0].bag.rmse is None else "PIT error %"
     header = [
-        *(f"{evaluations[0].part} part", "members", "accuracy %", "NLL, nats", "NLL scaled"),
-        *("ECE %", "DEE", "DEE scaled", "cost, s", "bag minus it: points", "bag minus it: NLL"),
+        *(f"{evaluations[0].part} part", "members", f"{evaluations[0].score} %"),
+        *(
+            "NLL, nats",
+            "NLL scaled",
+            error,
+            "DEE",
+            "DEE scaled",
+            "cost, s",
+            "bag minus it: points",
+            "bag minus it: NLL",
+        ),
     ]
     rows = [_row(runs, name, scores) for name, scores in bags.items()]
     # Where bags are scored after temperature scaling, that is all there is to say.
@@ -139,7 +149,7 @@ def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> list[st
         span([each.size for each in scores]),
         *cells(scores, "accuracy", "nll"),
         cell(scaled, "nll"),
-        *cells(scores, "ece"),
+        *cells(scores, "ece" if scores[0].rmse is None else "pit_error"),
         *(str(equivalents.get(kind, "-")) for kind in (verdicts.AS_IT_IS, verdicts.SCALED)),
         *cells(scores, "cost_seconds"),
         *(minus[score].marked if score in minus else "" for score in COMPARED),

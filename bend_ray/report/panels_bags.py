@@ -59,7 +59,7 @@ def _by(runs: Sequence[Run], score: str, against: str) -> ink.Panel:
         "members that vote"
         if against == "size"
         else "cost of all of it from scratch (CPU seconds, GPU where used)",
-        ink.SCORES[score].format(runs[0].evaluation.part),
+        ink.SCORES[score].format(runs[0].evaluation.part, runs[0].evaluation.score),
         legend_rows=(len(lines) + 1) // 2,
     )
     place = panel.axes
@@ -76,11 +76,12 @@ def _by(runs: Sequence[Run], score: str, against: str) -> ink.Panel:
         place.set_xscale("log")
         place.xaxis.set_minor_locator(NullLocator())
         place.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
-    return panel.told(*_words([line for line in lines if line.sizes != [1]], score, against))
+    what = runs[0].evaluation.score if score == "accuracy" else "NLL"
+    shown = [line for line in lines if line.sizes != [1]]
+    return panel.told(*_words(shown, score, against, what[0].upper() + what[1:]))
 
 
-def _words(lines: list[_Line], score: str, against: str) -> tuple[str, str, str]:
-    what = "Accuracy" if score == "accuracy" else "NLL"
+def _words(lines: list[_Line], score: str, against: str, what: str) -> tuple[str, str, str]:
     better = "higher is better" if score == "accuracy" else "lower is better"
     ends = "; ".join(
         f"{named(line.name)} {ink.score_text(line.mean[0], score)} with {line.sizes[0]} and "

@@ -51,7 +51,7 @@ def _accuracies(runs: Sequence[Run]) -> ink.Panel:
     }
     panel = ink.Panel(
         "accuracies",
-        "test accuracy of a model (%)",
+        f"test {runs[0].evaluation.score} of a model (%)",
         "share of models (%)",
         legend_rows=(len(accuracies) + len(scores) + 1) // 2,
     )
@@ -65,10 +65,15 @@ def _accuracies(runs: Sequence[Run]) -> ink.Panel:
     medians = ", ".join(f"{n} {100 * np.median(a):.2f} %" for n, a in accuracies.items())
     lines = ", ".join(f"{named(n)} {100 * s:.2f} %" for n, s in scores.items())
     return panel.told(
-        "Accuracy of single models",
+        f"{_what(runs)} of single models",
         "Trained and generated models as distributions, bags as lines.",
-        f"Median accuracy of models: {medians}. Bags: {lines}.",
+        f"Median {runs[0].evaluation.score} of models: {medians}. Bags: {lines}.",
     )
+
+
+def _what(runs: Sequence[Run]) -> str:
+    score = runs[0].evaluation.score
+    return score[0].upper() + score[1:]
 
 
 def _edges(accuracy: _Array, images: int) -> _Array:
@@ -82,8 +87,10 @@ def _edges(accuracy: _Array, images: int) -> _Array:
 def _diversity(runs: Sequence[Run]) -> ink.Panel:
     panel = ink.Panel(
         "diversity",
-        "examples on which it differs from another (%)",
-        "test accuracy (%)",
+        "examples on which it differs from another (%)"
+        if runs[0].evaluation.bag.rmse is None
+        else "distance from another (% of the targets' deviation)",
+        f"test {runs[0].evaluation.score} (%)",
         legend_rows=2,
     )
     sentences = []
@@ -97,10 +104,10 @@ def _diversity(runs: Sequence[Run]) -> ink.Panel:
                 "rasterized": len(x) > _MANY,
             }
             panel.axes.scatter(x, y, **look, **points, label=f"{named(name)} ({len(x)})")
-            mean = f"{100 * x.mean():.2f} % at {100 * y.mean():.2f} % accuracy"
+            mean = f"{100 * x.mean():.2f} % at {100 * y.mean():.2f} % {runs[0].evaluation.score}"
             sentences.append(f"{named(name)} {mean}")
     return panel.told(
-        "Diversity against accuracy",
+        f"Diversity against {runs[0].evaluation.score}",
         "One point a model: how often it disagrees with the others of its population, on average. "
         "To the right and above is what a bag can use.",
         f"Mean disagreement: {'; '.join(sentences)}.",

@@ -21,17 +21,45 @@ _LOOKS: dict[str, ink.Look] = {
     "after": {"color": ink.VERMILLION, "marker": "^", "linestyle": "-"},
 }
 
+_HALF_90 = 1.6449
+"""Deviations to either side of a normal distribution's mean that hold 90 % of it."""
+
 
 def panels(runs: Sequence[Run]) -> list[ink.Panel]:
-    """A member's and the bag's reliability, and rejection."""
-    return [_reliability(runs, _MEMBER), _reliability(runs, BAG), _rejection(runs)]
+    """A member's and the bag's reliability, rejection, and single predictions of numbers."""
+    shared = [_reliability(runs, _MEMBER), _reliability(runs, BAG), _rejection(runs)]
+    found = runs[0].evidence["bags"][BAG].get("predictions")
+    return [*shared, _predictions(found)] if found else shared
+
+
+def _predictions(found: dict[str, list[float]]) -> ink.Panel:
+    """Residuals, and intervals of 90 %, by what was predicted."""
+    panel = ink.Panel("predictions", "predicted", "target minus predicted", legend_rows=1)
+    mean, std, target = (np.array(found[key]) for key in ("mean", "std", "target"))
+    order = mean.argsort()
+    half = _HALF_90 * std[order]
+    panel.axes.axhline(0.0, color=ink.INK, linewidth=0.8)
+    panel.axes.vlines(
+        mean[order], -half, half, color=ink.SKY, alpha=0.35, linewidth=1.5, label="90 % interval"
+    )
+    inside = abs(target - mean) <= _HALF_90 * std
+    points: ink.Look = {"s": 9, "linewidths": 0}
+    for hit, color, name in ((inside, ink.BLUE, "inside"), (~inside, ink.VERMILLION, "outside")):
+        panel.axes.scatter(mean[hit], (target - mean)[hit], color=color, label=name, **points)
+    share = f"{100 * inside.mean():.1f} % of {len(mean)} targets lie inside"
+    return panel.told(
+        "Residuals and intervals",
+        "What the bag says of single examples, and how sure it is of each.",
+        f"{share} their interval of 90 %.",
+    )
 
 
 def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
+    is_classes = runs[0].evaluation.bag.rmse is None
     panel = ink.Panel(
         f"reliability_{name}",
-        "probability of the answer given (%)",
-        "answers that are right (%)",
+        "probability of the answer given (%)" if is_classes else "targets an interval is for (%)",
+        "answers that are right (%)" if is_classes else "targets inside of it (%)",
         legend_rows=2,
     )
     panel.axes.plot([0, 1], [0, 1], color=ink.INK, linewidth=0.8, label="perfectly reliable")
@@ -83,7 +111,7 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
     panel = ink.Panel(
         "rejection",
         "images that are answered, the surest first (%)",
-        "answers that are right (%)",
+        "answers that are right (%)" if runs[0].evaluation.bag.rmse is None else "R² (%)",
         legend_rows=2,
     )
     sentences = []
@@ -99,6 +127,6 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
         sentences.append(f"{named(name)} {100 * answered:.2f} %")
     return panel.told(
         "Refusing the least certain",
-        "Accuracy when the images of highest predictive entropy are left to somebody else.",
-        f"Accuracy at 90 % coverage: {', '.join(sentences)}.",
+        f"The {runs[0].evaluation.score} when the least certain are left to somebody else.",
+        f"At 90 % coverage: {', '.join(sentences)}.",
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,10 +94,28 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     if any(each.bag.temperature is None for each in evaluations):
         return ""
     (ours,) = cells([each.bag for each in evaluations], "temperature")
+    if evaluations[0].bag.rmse is not None:
+        return (
+            "Variances are times a factor fitted on validation examples, every bag's its own; the "
+            f"bag's is {ours}. {_intervals(evaluations)}"
+        )
     return (
         "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
         f"the bag's is {ours}."
     )
+
+
+def _intervals(evaluations: Sequence[Evaluation]) -> str:
+    """What the bag's central intervals hold, and how wide they are: means over repeats."""
+    bags = [each.bag for each in evaluations]
+    told = []
+    for place, level in enumerate(("50", "90", "95")):
+        share, width = (
+            statistics.fmean((getattr(bag, key) or ())[place] or 0.0 for bag in bags)
+            for key in ("coverage", "width")
+        )
+        told.append(f"{level} % hold {100 * share:.1f} %, {width:.4g} wide")
+    return f"Its intervals: {'; '.join(told)}."
 
 
 def divergences(result: Result) -> list[str]:
@@ -141,11 +160,13 @@ def table(*results: Result) -> str:
 
 def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
     several, part = len(evaluations) > 1, f"{evaluations[0].part} part"
-    names = {"accuracy": "accuracy %", "nll": "NLL", "brier": "Brier", "ece": "ECE %"}
+    names = {"accuracy": f"{evaluations[0].score} %", "nll": "NLL"}
+    numbers = {"rmse": "RMSE", "crps": "CRPS", "pit_error": "PIT error %"}
+    names |= {"brier": "Brier", "ece": "ECE %"} if evaluations[0].bag.rmse is None else numbers
     header = (part, *names.values(), "members", "cost s")
     rows: list[Row] = [header]
     if several:
-        del names["brier"]  # a terminal is narrow
+        names.pop("brier", None)  # a terminal is narrow
         minus = ("bag minus it: points", "nats")
         rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
     bags = scored_bags(evaluations)
@@ -165,13 +186,14 @@ def _minus(ours: list[BagScores], theirs: list[BagScores]) -> Row:
 
 def _members(evaluations: Sequence[Evaluation]) -> list[Row]:
     keys = ("mean", "median", "min", "max")
-    differ = ("disagree %", "error IoU", "Q")
+    which = "q_statistic" if evaluations[0].bag.rmse is None else "correlation"
+    differ = ("disagree %", "error IoU", which.partition("_")[0].capitalize())
     rows: list[Row] = [("single members", *(f"{key} %" for key in keys), *differ)]
     for name in POPULATIONS:
         accuracies = _known([getattr(each, name).accuracy for each in evaluations])
         pairs = _known([getattr(each.diversity, name) for each in evaluations])
         if accuracies:
-            diversity = cells(pairs, "disagreement", "error_iou", "q_statistic")
+            diversity = cells(pairs, "disagreement", "error_iou", which)
             rows.append((named(name), *cells(accuracies, *keys), *diversity))
     return rows
 

@@ -105,8 +105,9 @@ def headline(runs: Sequence[Run]) -> str:
     images = runs[0].evidence["images"]["test"]
     accuracy = statistics.fmean(run.evaluation.bag.accuracy or 0.0 for run in runs)
     repeats = f" (mean of {len(runs)} repeats)" if len(runs) > 1 else ""
+    told = "are right on" if ours.score == "accuracy" else "explain the variance to"
     return (
-        f"{ours.bag.size} classifiers drawn from noise, voting, are right on "
+        f"{ours.bag.size} networks drawn from noise, voting, {told} "
         f"{100 * accuracy:.2f} % of {images:,} {ours.part} examples{repeats}. "
         f"{_against_median(runs)} {_against_deep_ensemble(runs)}"
     )
@@ -119,7 +120,7 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
         Highlight(
             f"{100 * _gain(runs).mean:+.2f} points",
             "bag against its median member",
-            f"accuracy of the median generated model: {100 * median:.2f} %",
+            f"{runs[0].evaluation.score} of the median generated model: {100 * median:.2f} %",
         )
     ]
     if DEEP_ENSEMBLE in runs[0].evaluation.rivals:

@@ -76,8 +76,8 @@ def nodes() -> list[Node]:
 def bundle(resources: Resources) -> dict[str, float]:
     """What one process takes, as Ray counts it."""
     taken = {"CPU": resources.cpus}
-    if resources.gpus:
-        taken["GPU"] = resources.gpus
+    if resources.num_gpus:
+        taken["GPU"] = resources.num_gpus
     if resources.memory:
         taken["memory"] = float(int(resources.memory * GIGABYTE))
     if resources.accelerator:

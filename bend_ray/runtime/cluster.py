@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +17,7 @@ from bend_ray.config.graph import ORDINARY
 from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
-from bend_ray.process.computing import usable_cores
+from bend_ray.process.computing import usable_cores, usable_memory
 from bend_ray.process.environment import variable
 from bend_ray.runtime import capacity
 from bend_ray.runtime.address import check_address, no_answer
@@ -30,7 +32,10 @@ logger = logging.getLogger(__name__)
 # Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
 SPARE_CPUS = 2
 MOST_ACTORS = 1000
-OBJECT_STORE_BYTES = 400 * 2**20
+STORE_SHARE = 0.3
+"""Of memory, that objects may take: data sets, and what workers and trainings hand over."""
+LEAST_STORE_BYTES = 100 * 2**20
+SHARED_MEMORY = "/dev/shm"  # noqa: S108 - where Ray keeps objects
 SHORT = "/tmp"  # noqa: S108 - where Ray is without TMPDIR
 LONGEST_FOLDER = 103 - len("/ray/session_2026-01-31_12-00-00_000000_4194304/sockets/plasma_store")
 """Bytes in the path of it: a socket's path has 103 at most on macOS, on Linux 107."""
@@ -125,7 +130,7 @@ def _start(quiet: dict[str, Any]) -> None:
             ray.init(
                 address="local",
                 num_cpus=usable_cores() + SPARE_CPUS,
-                object_store_memory=OBJECT_STORE_BYTES,
+                object_store_memory=object_store_bytes(usable_memory(), _shared_memory()),
                 include_dashboard=True,  # Ray Train asks its State API
                 **quiet,
             )
@@ -135,6 +140,29 @@ def _start(quiet: dict[str, Any]) -> None:
             f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
             "of memory: run again, or give --address of a cluster"
         ) from error
+
+
+def object_store_bytes(memory: float, shared: float) -> int:
+    """What objects may take on a machine with so many bytes of memory, and of it shared.
+
+    What shared memory has no room for Ray would keep in files, at a disk's speed.
+    """
+    return int(max(LEAST_STORE_BYTES, min(STORE_SHARE * memory, 0.9 * shared)))
+
+
+def _shared_memory() -> float:
+    """Bytes that are free where objects are kept."""
+    try:
+        return float(shutil.disk_usage(SHARED_MEMORY).free)
+    except OSError:  # not on Linux
+        return math.inf
+
+
+def node_memory(own: bool, nodes: Nodes) -> float:
+    """Bytes of memory of the smallest node."""
+    kinds = ("memory", "object_store_memory")
+    held = [sum(each.resources.get(k, 0.0) for k in kinds) for each in nodes.usable()]
+    return usable_memory() if own else min(held, default=0.0)
 
 
 @contextmanager
@@ -229,7 +257,7 @@ def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> in
     """
     if (asked := getattr(resources, "workers", None)) is not None:
         return min(int(asked), pieces)
-    if (resources.gpus or resources.labels) and not own and capacity.grows():
+    if (resources.num_gpus or resources.labels) and not own and capacity.grows():
         return min(pieces, MOST_ACTORS)
     there = nodes.room(resources)
     if own:  # It declares more CPUs than there are cores.

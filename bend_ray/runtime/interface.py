@@ -108,8 +108,11 @@ class Runtime(Protocol):
             TrainingError: the training diverged or kept failing.
         """
 
-    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
-        """Refuse before any work what stages ask for and never get."""
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
+        """Refuse before any work what stages ask for and never get.
+
+        Gives the config, with the GPUs of stages that left them to us.
+        """
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Wait until there is room for a stage."""

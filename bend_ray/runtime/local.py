@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 
 from bend_ray.artifacts.cost import Stopwatch
-from bend_ray.process.computing import lent
+from bend_ray.process.computing import gpu_problem, lent
 from bend_ray.process.log import ProgressLine, duration
+from bend_ray.runtime.gpus import equipped, network_size
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.loop import Fitted, Team, TrainingTask, columns_of, tell_in, train
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
     from bend_ray.data.examples import Parts
+    from bend_ray.data.streaming import Room
 
 R = TypeVar("R", bound="Resources")
 T = TypeVar("T")
@@ -92,8 +94,14 @@ class LocalRuntime:
         """By a team of one."""
         return train_here(job, self.table(rows, job.resources))
 
-    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
-        """There is what there is."""
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
+        """There is what there is; a GPU, if torch finds one, is this process's."""
+        import torch
+
+        there = [{"CPU": 1.0, "GPU": 1.0}] if torch.cuda.is_available() else []
+        return equipped(
+            config, there, lambda: gpu_problem() or "", partial(network_size, self, config)
+        )
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """There is room."""
@@ -110,10 +118,12 @@ class LocalRuntime:
         return nullcontext()
 
 
-def load_reported(dataset: Dataset) -> Parts:
-    """Its training and validation part, decoded, and told about in one line."""
+def load_reported(dataset: Dataset, room: Room | None = None) -> Parts:
+    """Its training and validation part, told about in one line; see ``Dataset.load``."""
     with Stopwatch() as watch:
-        loaded = dataset.load()
+        loaded = dataset.load(room)
+        # Known once, not by every worker; of streamed images it takes reading a window of them.
+        _ = loaded.statistics
     logger.info(
         "%-12s %d training and %d validation images of %s, %d classes, read in %s",
         *("dataset", len(loaded.train), len(loaded.validation)),

@@ -160,8 +160,8 @@ class _Worker:
     def __init__(self, job: TrainingTask, columns: dict[str, Tensor], team: Team) -> None:
         self.job = job
         self.team = team
-        self.device = settle(job.resources.cpus, job.resources.gpus)
-        self.watch = Stopwatch(job.resources.gpus if self.device == "cuda" else 0.0)
+        self.device = settle(job.resources.cpus, job.resources.num_gpus)
+        self.watch = Stopwatch(job.resources.num_gpus if self.device == "cuda" else 0.0)
         held_out_K = columns["held_out"]
         self.rows, unseen = (
             {n: columns[n][keep_K].to(self.device) for n in ("features", "condition")}

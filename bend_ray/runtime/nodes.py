@@ -162,6 +162,12 @@ class Nodes:
             )
         return len(found) < len(answers)
 
+    def gpu_problem(self) -> str:
+        """Why a GPU of a node does not work; empty where all do."""
+        answers = self.ask(computes_with, lambda node: (node.resources.get("GPU", 0.0),))
+        problems = [a["problem"] for a in answers.values() if not isinstance(a, Exception)]
+        return next(filter(None, problems), "")
+
     def address(self, key: str) -> str:
         """A node's, by its id."""
         return self._there[key].address if key in self._there else key

@@ -17,11 +17,14 @@ import ray.data
 
 from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
+from bend_ray.data.streaming import RESIDENT_SHARE, Room
 from bend_ray.process import log
 from bend_ray.process.computing import lent
 from bend_ray.runtime import cluster
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
+from bend_ray.runtime.decoding import by_tasks
+from bend_ray.runtime.gpus import equipped, network_size
 from bend_ray.runtime.interface import Rows, Workers
 from bend_ray.runtime.local import load_reported, train_here
 from bend_ray.runtime.loop import Fitted, TrainingTask
@@ -80,7 +83,8 @@ class RayRuntime:
         """The data set, read and decoded by this process, once; the latest is remembered."""
         if self._shared is None or self._shared[0] != dataset:
             self._held = []
-            self._shared = dataset, self.hold(load_reported(dataset))
+            room = Room(RESIDENT_SHARE * cluster.node_memory(self.own, self.nodes), by_tasks)
+            self._shared = dataset, self.hold(load_reported(dataset, room))
         return self._shared[1]
 
     def hold(self, value: Any) -> InStore:
@@ -120,17 +124,21 @@ class RayRuntime:
         Ray Train's own processes take 25 s to start on two cores, ten times what the training does.
         """
         resources = job.resources
-        if self.own and resources.workers == 1 and not resources.gpus:
+        if self.own and resources.workers == 1 and not resources.num_gpus:
             return train_here(job, self.table(rows, Resources()))
         return fit(job, dataset_of(rows, Resources(), self.nodes), self.nodes)
 
-    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> None:
+    def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Ask what nodes there are, and each of them what it computes with."""
+        size = partial(network_size, self, config)
+        amounts = [node.resources for node in self.nodes.usable()]
+        config = equipped(config, amounts, self.nodes.gpu_problem, size)
         cluster.preflight(config, stages, self.own, self.nodes)
-        gpus = any(each.resources.gpus for each in cluster.requests(config, stages))
+        gpus = any(each.resources.num_gpus for each in cluster.requests(config, stages))
         # Of one machine, which is this, there is nothing to compare.
         if not self.own or gpus:
             self.nodes.check(gpus)
+        return config
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Where the cluster grows to what is asked of it."""

@@ -109,7 +109,7 @@ def _trainer(
         dataset_config=ray.train.DataConfig(datasets_to_split=[]),
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
-            use_gpu=resources.gpus > 0,
+            use_gpu=resources.num_gpus > 0,
             resources_per_worker=capacity.bundle(resources),
             placement_strategy=resources.placement.upper(),
             label_selector={**resources.labels, **nodes.selector()} or None,

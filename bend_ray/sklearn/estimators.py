@@ -36,7 +36,7 @@ from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
-from bend_ray.sklearn.members import Fold, Workshop
+from bend_ray.sklearn.members import Fold, Labelled, Workshop
 from bend_ray.sklearn.rows import (
     Raw,
     folds_of,
@@ -146,7 +146,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             first = next(iter(raw), "x0")
             raw = {first: np.zeros(len(labels))}
             self.columns_ = {first: Column(kind="number", knots=(0.0,), scores=(0.0,))}
-        inputs_NF = encode(self.columns_, {name: raw[name][rows] for name in self.columns_})
+        inputs_NF = encode(self.columns_, raw)[rows]
         self._task: Task = task.fitted(torch.from_numpy(labels[rows]))
         try:
             with quiet(self.verbose), tempfile.TemporaryDirectory() as scratch:
@@ -170,11 +170,10 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
                 if left <= 0 and folds:
                     break
                 seconds = left / (len(parts) - index)
-            its = {"train": train, "validation": validation}
             fold = workshop.train(
                 self._sections(len(train), len(parts), seed + index),
                 self.settings or {},
-                {part: (inputs_NF[rows], labels_N[rows]) for part, rows in its.items()},
+                Labelled(inputs_NF, labels_N, {"train": train, "validation": validation}),
                 self._task,
                 self._class_names,
                 seconds,

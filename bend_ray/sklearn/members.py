@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -49,6 +50,23 @@ class Fold:
     labels_N: Tensor
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Inputs ``(N, F)``, labels, and which rows are of which part."""
+
+    inputs_NF: NDArray[Any]
+    labels_N: NDArray[Any]
+    rows: Mapping[str, NDArray[np.int64]]
+
+    def spilled(self, folder: str, class_names: list[str], task: Task) -> dict[str, str]:
+        """Files of the parts; one at a time, as each is a copy."""
+        files = {}
+        for part, rows in self.rows.items():
+            given = {SINGLE: self.inputs_NF[rows]}, self.labels_N[rows], class_names or None
+            files[part] = spilled(Arrays.of(*given, task=task), folder)
+        return files
+
+
 class Workshop:
     """Where folds are trained.
 
@@ -66,7 +84,7 @@ class Workshop:
         self,
         sections: Mapping[str, Any],
         settings: Mapping[str, Any],
-        parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]],
+        examples: Labelled,
         task: Task,
         class_names: list[str],
         seconds: float | None,
@@ -76,19 +94,14 @@ class Workshop:
         Args:
             sections: of the config.
             settings: further knobs by path.
-            parts: inputs ``(N, F)`` and labels of ``train`` and ``validation``.
+            examples: of ``train`` and ``validation``.
             task: fitted.
             class_names: one a class, where there are classes.
             seconds: in which to be done, about; None: no matter.
         """
         with _ALONE:
             folder = joined(self.store.uri, DATASETS)
-            files = {
-                part: spilled(
-                    Arrays.of({SINGLE: inputs}, labels, class_names or None, task=task), folder
-                )
-                for part, (inputs, labels) in parts.items()
-            }
+            files = examples.spilled(folder, class_names, task)
             arrays = {"kind": "arrays", "standardise": False, "task": task, **files}
             config = identified(with_knobs(validated({"dataset": arrays, **sections}), settings))
             runtime = self._runtime = self._runtime or self._connected(config)
@@ -97,8 +110,9 @@ class Workshop:
             if seconds is not None:
                 config = _affordable(config, classifiers, seconds)
             graph = graph_of(config, self.store)
+            equipped = runtime.preflight(config, graph.steps(self.last))
             for stage in graph.steps(self.last):
-                make_stage(stage, config, graph, runtime)
+                make_stage(stage, equipped, graph, runtime)
             population = read_population(graph[self.last])
             theta_KP = torch.from_numpy(population.theta_KP)
             outputs_KNO = classifiers.logits(
@@ -110,7 +124,7 @@ class Workshop:
     def _connected(self, config: PipelineConfig) -> Runtime:
         if self.address is None:
             return LocalRuntime()
-        return connect(self.address, config, graph_of(config, self.store).steps(self.last))
+        return connect(self.address, config)
 
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:
@@ -121,7 +135,7 @@ def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float
     generators = [torch.Generator().manual_seed(model) for model in range(models)]
     started = time.monotonic()
     stretch = Stretch(start=0.0, epochs=TIMED_STEPS / whole)
-    classifiers.fit(classifiers.stack, fresh_P.repeat(models, 1), stretch, generators)
+    next(classifiers.fitted(fresh_P.repeat(models, 1), None, stretch, generators))
     spent = time.monotonic() - started
     epochs = int((seconds - spent) * USED * TIMED_STEPS / (spent * whole))
     return with_knobs(config, {"seeds.recipe.epochs": max(1, min(recipe.epochs, epochs))})

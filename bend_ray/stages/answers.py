@@ -115,7 +115,11 @@ def _commit(question: Question, dataset: Shared, wall_seconds: float) -> None:
         artifact.commit(
             files=[*names, LABELS],
             rows=dict(zip(names, models, strict=True)),
-            metrics={"models": sum(models), "part": question.inputs.named(parts)},
+            metrics={
+                "models": sum(models),
+                "part": question.inputs.named(parts),
+                "task": parts.task.model_dump(mode="json"),
+            },
             cost=cost_of_pieces(costs, wall_seconds),
         )
         artifact.discard(COST_DIRECTORY)
@@ -129,8 +133,8 @@ class Respondent:
     """One process that asks models: it holds a piece's, and the network of the latest question."""
 
     def __init__(self, resources: Resources) -> None:
-        self.device = settle(resources.cpus, resources.gpus)
-        self.gpus = resources.gpus if self.device == "cuda" else 0.0
+        self.device = settle(resources.cpus, resources.num_gpus)
+        self.gpus = resources.num_gpus if self.device == "cuda" else 0.0
         self._latest: tuple[tuple[str, ...], Classifiers] | None = None
 
     def ask(self, piece: Piece) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.shards import read_population
-from bend_ray.artifacts.store import Artifact
 from bend_ray.comparison.choosing import Bag, Selection, StageCosts
-from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.comparison import POPULATIONS, Comparison
 from bend_ray.comparison.evidence import compared, provenance
-from bend_ray.config.graph import EVIDENCE, ORDINARY, STAGES, Graph
+from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Parts
 from bend_ray.data.inputs import TEST, VALIDATION, Inputs
@@ -47,7 +46,11 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             *(Evaluator, config, graph), resources=config.evaluation.resources
         ) as workers,
     ):
-        ask([each.about(VALIDATION) for each in asked], workers, partial(_data, config, runtime))
+        ask(
+            [each.about(VALIDATION) for each in asked],
+            workers,
+            partial(runtime.share, config.dataset),
+        )
         ((_, (bags, choosing)),) = workers.run("choose", [None])
         ask([each.about(TEST) for each in asked], workers, partial(_with_test, config, runtime))
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
@@ -62,12 +65,8 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def _data(config: PipelineConfig, runtime: Runtime) -> Shared:
-    return runtime.share(config.dataset)
-
-
 def _with_test(config: PipelineConfig, runtime: Runtime) -> Shared:
-    dataset = _data(config, runtime)
+    dataset = runtime.share(config.dataset)
     return _Opened(dataset, runtime.hold(dataset.load().test))
 
 
@@ -94,70 +93,59 @@ class Evaluator(Respondent):
     def choose(self, _: None) -> tuple[dict[str, Bag], Cost]:
         """The bag and its rivals, by what models say of validation examples; and the cost."""
         with Stopwatch() as watch:
-            answers, prices = self._answers(VALIDATION), _prices(self.graph)
-            bags = Selection(self.config.evaluation, answers, self._trunks(), prices).bags()
+            said, prices = self._said(VALIDATION), _prices(self.graph)
+            bags = Selection(self.config.evaluation, said, self._trunks(), prices).bags()
         return bags, watch.cost
 
     def compare(self, bags: dict[str, Bag]) -> tuple[Evaluation, dict[str, Any], Cost]:
         """Figures and evidence, by what they say of the test part; and the cost."""
         with Stopwatch() as watch:
-            made = self.graph.questions["samples"].about(TEST).answers.manifest()
-            found, shown = compared(
-                Comparison(
-                    self.config.evaluation,
-                    self.config.seed,
-                    bags,
-                    validation=self._answers(VALIDATION),
-                    test=self._answers(TEST),
-                    trunks=self._trunks(),
-                    vectors={
-                        name: StoredVectors(population, np.flatnonzero(own))
-                        for name, (population, own) in self._populations.items()
-                        if name != ORDINARY
-                    },
-                    prices=_prices(self.graph),
-                    part=made.metrics["part"],
-                )
+            stored = {name: self._models[name] for name in POPULATIONS}
+            comparison = Comparison(
+                section=self.config.evaluation,
+                seed=self.config.seed,
+                bags=bags,
+                validation=self._said(VALIDATION),
+                test=self._said(TEST),
+                trunks=self._trunks(),
+                vectors={n: StoredVectors(q.population, rows) for n, (q, rows) in stored.items()},
+                prices=_prices(self.graph),
+                part=_part(self.graph),
             )
+            found, shown = compared(comparison)
         return found, shown, watch.cost
 
     @cached_property
-    def _populations(self) -> dict[str, tuple[Artifact, NDArray[np.bool_]]]:
-        """By name, the artifact that holds a population, and which of its models are of it."""
-        graph = self.graph
-        held_out = read_population(graph.seeds, theta=False).held_out
-        found = {
-            "generated": (graph.samples, _all_of(graph.samples)),
-            "originals": (graph.seeds, ~held_out),
-            "held_out": (graph.seeds, held_out),
+    def _models(self) -> dict[str, tuple[Question, NDArray[np.intp] | None]]:
+        """Who is compared, by name: of which question, and which of its models; None: all."""
+        asked = dict(self.graph.questions)
+        seeds, samples = asked.pop("seeds"), asked.pop("samples")
+        held_out = read_population(seeds.population, theta=False).held_out
+        return {
+            "generated": (samples, None),
+            "originals": (seeds, np.flatnonzero(~held_out)),
+            "held_out": (seeds, np.flatnonzero(held_out)),
+            **{name: (question, None) for name, question in asked.items()},
         }
-        if graph.ordinary is not None:
-            found[ORDINARY] = graph.ordinary, _all_of(graph.ordinary)
-        return found
+
+    def _said(self, inputs: Inputs) -> dict[str, Answers]:
+        models = self._models.items()
+        return {name: Answers(q.about(inputs).answers, rows) for name, (q, rows) in models}
 
     def _trunks(self) -> dict[str, Tensor]:
-        trunks = {
-            name: read_population(population, theta=False).trunk[own]
-            for name, (population, own) in self._populations.items()
-        }
-        return {name: torch.from_numpy(trunk).long() for name, trunk in trunks.items()}
-
-    def _answers(self, inputs: Inputs) -> dict[str, Answers]:
-        """Of populations and of rivals that draw, by name."""
-        asked = {name: q.about(inputs).answers for name, q in self.graph.questions.items()}
-        names = {"seeds": ("originals", "held_out"), "samples": ("generated",)}
+        """Of populations."""
         found = {}
-        for name, artifact in asked.items():
-            for shown in names.get(name, (name,)):
-                of = Answers(artifact)
-                if shown in self._populations:
-                    of = of.select(np.flatnonzero(self._populations[shown][1]))
-                found[shown] = of
+        for name, (question, rows) in self._models.items():
+            if question.rival is None:
+                trunk = read_population(question.population, theta=False).trunk
+                found[name] = torch.from_numpy(trunk if rows is None else trunk[rows]).long()
         return found
 
 
-def _all_of(population: Artifact) -> NDArray[np.bool_]:
-    return np.full(population.manifest().metrics["models"], True)
+def _part(graph: Graph) -> Literal["test", "validation"]:
+    """Which the test part is."""
+    asked = graph.questions["samples"].about(TEST).answers
+    return "test" if asked.manifest().metrics["part"] == "test" else "validation"
 
 
 def _prices(graph: Graph) -> StageCosts:

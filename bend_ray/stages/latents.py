@@ -56,7 +56,7 @@ def _encoded(
 ) -> pa.Table:
     """``model_id, trunk, held_out, latent, error`` of rows with ``features``, and CPU seconds."""
     started, model = time.process_time(), config.autoencoder.model
-    device = settle(config.latents.resources.cpus, config.latents.resources.gpus)
+    device = settle(config.latents.resources.cpus, config.latents.resources.num_gpus)
     autoencoder = model.build(representation.num_features).to(device).eval()
     autoencoder.load_state_dict(load_weights(graph.autoencoder, WEIGHTS))
     with torch.no_grad():

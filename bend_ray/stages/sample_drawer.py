@@ -72,7 +72,7 @@ class SampleDrawer:
     ) -> None:
         self.config = config
         self.artifact = graph.samples
-        self.device = settle(config.samples.resources.cpus, config.samples.resources.gpus)
+        self.device = settle(config.samples.resources.cpus, config.samples.resources.num_gpus)
         self.classifiers = Classifiers(
             config, dataset.load(), self.device, partial(load_roots, graph.seeds)
         )
@@ -90,7 +90,7 @@ class SampleDrawer:
     def draw(self, index: int) -> None:
         """Draw one shard, validate its classifiers, and write those that did not diverge."""
         ids = list(self.shards[index])
-        gpus = self.config.samples.resources.gpus if self.device == "cuda" else 0.0
+        gpus = self.config.samples.resources.num_gpus if self.device == "cuda" else 0.0
         with Stopwatch(gpus) as watch:
             drawn = self.classifiers_of(ids)
         left = drawn.model_id.tolist()

@@ -44,7 +44,7 @@ def milestone_curve(
 def _of_samples(
     config: PipelineConfig, graph: Graph, sizes: Sequence[int], shared: Shared
 ) -> BagCurve:
-    device = settle(config.evaluation.resources.cpus, config.evaluation.resources.gpus)
+    device = settle(config.evaluation.resources.cpus, config.evaluation.resources.num_gpus)
     classifiers = Classifiers(config, shared.load(), device, partial(load_roots, graph.seeds))
     return _curve(config, classifiers, read_population(graph.samples), sizes)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from typing import TypeGuard
 
+from bend_ray.artifacts.checkpoint import DIRECTORY
 from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
@@ -19,8 +20,9 @@ from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints, Protocol
+from bend_ray.populations.cohorts import cohorts_of
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
-from bend_ray.populations.members import LAYOUT, ROOTS, early_name
+from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
@@ -38,28 +40,29 @@ HELD = 2 * 4
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
     """Train the population of ``config.seeds`` and commit it; progress is of this name."""
     artifact, section = graph.seeds, config.seeds
-    # Of others' checkpoints a trunk is a shard.
-    together = 1 if is_given(section.protocol) else section.cohort_size
-    cohorts = split(section.protocol.runs(), together)
-    rows = {index: sum(len(run) for run in cohort) for index, cohort in enumerate(cohorts)}
-    done = done_shards(artifact, rows)
-    missing = sorted(set(rows) - done)
-    with Stopwatch() as watch, ProgressLine(name, sum(rows.values()), "models") as progress:
-        progress.update(sum(rows[index] for index in done))
-        if missing:
-            dataset = runtime.share(config.dataset)
-            classifiers = checked(config, dataset.load())
-            _tell(config, classifiers, name)
-            held = HELD * max(rows.values()) * classifiers.layout.size
-            worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
-            with runtime.workers(
-                *(worker, config, artifact, dataset),
-                resources=runtime.holding("seeds", section.resources, held),
-            ) as trainers:
-                _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
-                for index, _ in trainers.run("train_cohort", missing):
-                    done.add(index)
-                    progress.update(sum(rows[index] for index in done))
+    with Stopwatch() as watch:
+        dataset = runtime.share(config.dataset)
+        classifiers = checked(config, dataset.load())
+        cohorts = cohorts_of(section, classifiers.layout.size)
+        rows = {index: len(own) for cohort in cohorts for index, own in cohort.shards.items()}
+        done = done_shards(artifact, rows)
+        missing = [n for n, cohort in enumerate(cohorts) if not cohort.shards.keys() <= done]
+        with ProgressLine(name, sum(rows.values()), "models") as progress:
+            progress.update(sum(rows[index] for index in done))
+            if missing:
+                _tell(config, classifiers, name)
+                most = max(len(cohort.runs) * cohort.chunk for cohort in cohorts)
+                worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
+                with runtime.workers(
+                    *(worker, config, artifact, dataset),
+                    resources=runtime.holding(
+                        "seeds", section.resources, HELD * most * classifiers.layout.size
+                    ),
+                ) as trainers:
+                    _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
+                    for number, _ in trainers.run("train_cohort", missing):
+                        done |= cohorts[number].shards.keys()
+                        progress.update(sum(rows[index] for index in done))
     _commit(artifact, section, rows, watch.cost.wall_seconds)
 
 
@@ -94,8 +97,10 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
     if num_roots == 0 or any(file.name == ROOTS for file in artifact.list_files()):
         return
     chunks = range(len(split(range(num_roots), cohort_size)))
-    trained = dict(trainers.run("train_roots", chunks))
-    for _ in trainers.run("store_roots", [[trained[chunk] for chunk in chunks]]):
+    there = {file.name for file in artifact.list_files(DIRECTORY)}
+    for _ in trainers.run("train_roots", [n for n in chunks if roots_name(n) not in there]):
+        pass
+    for _ in trainers.run("store_roots", [chunks]):
         pass
 
 
@@ -110,8 +115,9 @@ def _commit(
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
-    has_early = section.protocol.run_stretch(section.recipe).early > 0
-    early = [early_name(index) for index in left] if has_early else []
+    # Of a run in several shards the first has the mean.
+    there = {file.name for file in artifact.list_files(EARLY)}
+    early = [name for index in left if (name := early_name(index)) in there]
     events = write_events(artifact, population_progress(artifact, [*map(shard_name, left)]))
     commit_left(
         artifact,
@@ -125,3 +131,4 @@ def _commit(
             "priced": not is_given(section.protocol) or section.protocol.seconds is not None,
         },
     )
+    artifact.discard(DIRECTORY)

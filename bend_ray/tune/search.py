@@ -71,10 +71,11 @@ def tune(
             "RAY_AIR_NEW_OUTPUT": "0",
         }
     )
-    runtime = pipeline.connect(address, study.config, STAGES[:-1])
+    runtime = pipeline.connect(address, study.config)
+    config = runtime.preflight(study.config, STAGES[:-1])
     with lease(artifact, LOGGER.info) as mine:
         if mine:
-            _search(study, runtime)
+            _search(study, runtime, config)
     return study.read()
 
 
@@ -116,10 +117,10 @@ def can_go_on(artifact: Artifact) -> bool:
     return bool(trials) and not errors and whole
 
 
-def _search(study: Study, runtime: RayRuntime) -> None:
-    """Run all trials and commit the study."""
+def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
+    """Run all trials, with the GPUs of ``config``, and commit the study."""
     with Stopwatch() as watch:
-        study = replace(study, trials=_ended(study.artifact, _run_trials(study, runtime)))
+        study = replace(study, trials=_ended(study.artifact, _run_trials(study, runtime, config)))
     spent = _costs(study)
     cost = spent.model_copy(update={"wall_seconds": watch.cost.wall_seconds})
     study, artifact = replace(study, cost=cost), study.artifact
@@ -143,13 +144,13 @@ def _search(study: Study, runtime: RayRuntime) -> None:
     LOGGER.info("tune         %s  done in %s (CPU %s)", *took)
 
 
-def _run_trials(study: Study, runtime: RayRuntime) -> dict[str, str | None]:
+def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
     from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Assignment
 
     _quiet()
-    config, have, own = study.config, Processors.of_cluster(), runtime.own
+    have, own = Processors.of_cluster(), runtime.own
     room = min(room_for(config, have, own), study.section.trials)
     job = Assignment(
         config=share_of(config, have, own, room),

@@ -46,7 +46,7 @@ def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
     """Trials at once that a cluster has room for, at least one; ``own``: ``connect`` started it."""
     needs = cluster.requests(config, STAGES)
     cpus = max(need.processes * need.resources.cpus for need in needs)
-    gpus = max(need.processes * need.resources.gpus for need in needs)
+    gpus = max(need.processes * need.resources.num_gpus for need in needs)
     return have.usable(own).over(cpus, gpus)
 
 
@@ -57,7 +57,7 @@ def share_of(config: PipelineConfig, have: Processors, own: bool, trials: int) -
     sections = {}
     for stage in STAGES:
         section = getattr(config, stage)
-        most = share.over(section.resources.cpus, section.resources.gpus)
+        most = share.over(section.resources.cpus, section.resources.num_gpus)
         held = _held(section.resources, most)
         sections[stage] = section.model_copy(update={"resources": held})
     return config.model_copy(update=sections)

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, nll, score
-from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
@@ -259,7 +259,9 @@ class Split:
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
-            new = novelty(theta_EP, trunk_E, predicted_EN, members, trunks, self._seen)
+            new = novelty(
+                Models(theta_EP, trunk_E, predicted_EN), Models(members, trunks, self._seen)
+            )
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}
         return told

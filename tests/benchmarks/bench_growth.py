@@ -20,24 +20,26 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from bench_fitting import NETWORKS, Task, normalise, ours
 from bench_shards import committed
-from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.comparison import Comparison, Members, StageCosts
-from bend_ray.comparison.evidence import evidence
+from bend_ray.comparison.choosing import Selection, StageCosts
+from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.networks.fitting import CLASSIFICATION, feed_of, fitted
+from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
@@ -54,6 +56,26 @@ def fitting(models: int) -> Work:
     """A cohort of digits networks, an epoch."""
     task = Task("mlp")
     return lambda: ours(task, models)
+
+
+def leaving(snapshots: int, parameters: int) -> Work:
+    """A run that leaves a snapshot a step, sixteen of them held at once."""
+    module = torch.nn.Linear(parameters // 10, 10, bias=False)
+    layout = ParameterLayout.of(module)
+    examples = Examples(torch.zeros(10, parameters // 10), torch.arange(10))
+    recipe = Recipe(batch_size=10)
+    feed = feed_of(examples, lambda x: x, recipe, torch.device("cpu"), CLASSIFICATION)
+    stretch = Stretch(start=0.0, epochs=snapshots, snapshots=snapshots)
+
+    def work() -> None:
+        start_KP, groups = torch.zeros(1, layout.size), [(Stack(module, layout), [0])]
+        generators = [torch.Generator()]
+        for _, theta_GKP in fitted(
+            groups, start_KP, feed, 10, recipe, stretch, generators, chunk=16
+        ):
+            theta_GKP.sum()
+
+    return work
 
 
 def gram(models: int, parameters: int) -> Work:
@@ -118,40 +140,25 @@ def nearest(drawn: int, models: int, parameters: int) -> Work:
     return lambda: nearest_distances(theta_MP, train_KP)
 
 
-class Guessers:
-    """Stands in for ``Classifiers``: what a model answers is drawn, and costs nothing."""
-
-    def __init__(self, images: int) -> None:
-        labels = torch.randint(10, (images,))
-        part = Examples(torch.zeros(images, 1, 1, 1, dtype=torch.uint8), labels)
-        self.dataset = SimpleNamespace(validation=part, test=part)
-
-    def logits(self, theta_EP: Tensor, images: Examples, trunks_E: list[int]) -> Tensor:
-        return torch.randn(len(theta_EP), len(images), 10)
-
-    def recalibrate(self, theta_EP: Tensor, trunks_E: list[int]) -> Tensor:
-        return theta_EP
-
-
 def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
     """The bag, its rivals by default and the evidence of the report; without asking anyone."""
-    classifiers, section = Guessers(images), PipelineConfig().evaluation
-    prices = StageCosts(bag=9.0, samples=1.0, seeds=5.0, roots=1.0, trained=models, ordinary=1.0)
-
-    def members(count: int) -> Members:
-        return Members.ask(torch.randn(count, parameters), torch.arange(count) % 8, classifiers)
-
-    populations = {
-        "originals": members(models),
-        "held_out": members(16),
-        "generated": members(drawn),
-        "ordinary": members(drawn),
-    }
+    section, labels_N = PipelineConfig().evaluation, torch.randint(10, (images,))
+    counts = {"originals": models, "held_out": 16, "generated": drawn, "ordinary": drawn}
+    trunks = {name: torch.arange(count) % 8 for name, count in counts.items()}
+    vectors = {name: torch.randn(count, parameters) for name, count in counts.items()}
+    rivals = {each.name: each.num_drawn(drawn, 8) for each in section.rivals if each.needs_all}
+    prices = StageCosts(9.0, 1.0, 5.0, 1.0, models, 1.0, dict.fromkeys(rivals, 0.01))
+    validation, test = (
+        {
+            name: Predictions(torch.randn(count, images, 10), labels_N)
+            for name, count in (rivals | counts).items()
+        }
+        for _ in range(2)
+    )
 
     def work() -> None:
-        comparison = Comparison(section, 0, classifiers, **populations, prices=prices)
-        comparison.evaluation()
-        evidence(comparison)
+        bags = Selection(section, validation, trunks, prices).bags()
+        compared(Comparison(section, 0, bags, validation, test, trunks, vectors, prices))
 
     return work
 
@@ -165,6 +172,11 @@ def reading(shards: int) -> Work:
 
 CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]]] = {
     "seeds": (fitting, {"models": [32, 64, 128, 256]}, {}),
+    "seeds_snapshots": (
+        leaving,
+        {"snapshots": [32, 64, 128, 256], "parameters": [10**6, 2 * 10**6, 4 * 10**6]},
+        {"snapshots": 32, "parameters": 10**6},
+    ),
     "gram": (
         gram,
         {"models": [128, 256, 512, 1024], "parameters": [2**17, 2**18, 2**19, 2**20]},

@@ -83,7 +83,7 @@ def test_an_empty_variable_is_none(run: Run, monkeypatch: pytest.MonkeyPatch) ->
 def test_status_of_an_empty_store_is_all_missing(run: Run, tmp_path: Path) -> None:
     done = run("status", "--store", str(tmp_path / "store"))
     assert done.returncode == 0
-    assert [line.split()[2] for line in done.stdout.splitlines()] == ["missing"] * 6
+    assert [line.split()[2] for line in done.stdout.splitlines()] == ["missing"] * 7
     assert not (tmp_path / "store").exists()
 
 

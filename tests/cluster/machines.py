@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import shutil
 import signal
 import struct
@@ -20,9 +21,8 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,7 @@ PYTHON = sys.executable
 RAY = str(Path(sys.executable).with_name("ray"))
 PACKAGE = Path(bend_ray.__file__).parent
 TOKEN = "0" * 64
-RUN_SECONDS = 900.0
+RUN_SECONDS = 1800.0
 
 CONFIG = """
 seeds:
@@ -340,6 +340,42 @@ def partition(site: Site) -> str:
     return "figures to the bit; the machine is told to be lost"
 
 
+def all_at_once(site: Site) -> str:
+    """A power cut, a machine that joins, a minute's partition, a killed trainer, another cut."""
+    head, second, third = site.cluster()
+    bend = site.run(head)
+    site.wait(lambda: site.shards() >= 3, bend)
+    second.cut()
+    fourth = site.machine()
+    fourth.start(head)
+    site.wait(lambda: site.shards() >= 8, bend)
+    third.plug(False)
+    time.sleep(60.0)
+    third.plug(True)
+    site.wait(trainers, bend, 600.0)
+    killed = trainers()
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    site.wait(lambda: re.search("generator .* is being made", bend.said), bend, 600.0)
+    fourth.cut()
+    site.same(bend)
+    for lost in (second, third, fourth):
+        assert f"node {lost.address} is lost" in bend.said
+    assert f"node {fourth.address} has joined" in bend.said
+    assert killed
+    return "figures to the bit; three lost and one joined are told"
+
+
+def trainers() -> list[int]:
+    """Ray Train's workers on any machine."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if b"ray::RayTrainWorker" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
 def full_disk(site: Site) -> str:
     """A machine on whose full disk no process starts."""
     head, _, third = site.cluster(tmp_mib=120)
@@ -436,7 +472,7 @@ def doctor(site: Site) -> str:
 SCENES = {
     scene.__name__: scene
     for scene in (
-        *(cut_and_join, partition, full_disk, other_version),
+        *(cut_and_join, partition, all_at_once, full_disk, other_version),
         *(skewed_clock, head_lost, own_code, doctor),
     )
 }
@@ -461,8 +497,6 @@ def main() -> None:
                 with pytest.MonkeyPatch.context() as patched:
                     for key, value in environment_of(server).items():
                         patched.setenv(key, value)
-                    # moto's memory is the process's, not the server's.
-                    urllib.request.urlopen(f"{server.url}/moto-api/reset", data=b"").close()
                     create_bucket()
                 site = Site(folder / name, server, expected)
                 try:

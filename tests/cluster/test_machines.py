@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPT = Path(__file__).with_name("machines.py")
-SCENES = ["cut_and_join", "partition", "full_disk", "other_version"]
+SCENES = ["cut_and_join", "partition", "all_at_once", "full_disk", "other_version"]
 SCENES += ["skewed_clock", "head_lost", "own_code", "doctor"]
 
 

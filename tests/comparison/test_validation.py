@@ -9,6 +9,9 @@ from bend_ray.ensemble.bagging import All, TopK
 from bend_ray.ensemble.metrics import member_nll, nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import SoftVote, WeightedVote, apply_temperature, fit_temperature
+from bend_ray.tasks import Classification
+
+CLASSES = Classification()
 
 E, N, C = 24, 200, 5
 
@@ -27,7 +30,7 @@ def test_the_whole_bag_is_scored_as_it_votes(
     logits, labels, trunks = guesses
     _, by_size = cross_fitted_curve(
         EvaluationSection(rivals=(), temperature_scaling=False),
-        Predictions(logits, labels),
+        Predictions(logits, labels, CLASSES),
         trunks,
         [1, E],
     )
@@ -45,7 +48,7 @@ def test_choosing_the_luckiest_is_not_rewarded(
 ) -> None:
     logits, labels, trunks = guesses
     section = EvaluationSection(bagging=TopK(), vote=vote, rivals=(), temperature_scaling=False)
-    _, by_size = cross_fitted_curve(section, Predictions(logits, labels), trunks, [1])
+    _, by_size = cross_fitted_curve(section, Predictions(logits, labels, CLASSES), trunks, [1])
     alone = member_nll(logits, labels)
     naive = alone.min().item()
     assert by_size[0] > (naive + alone.mean().item()) / 2
@@ -56,7 +59,7 @@ def test_a_temperature_is_fitted_on_the_half_that_is_not_scored(
 ) -> None:
     logits, labels, trunks = guesses
     section = EvaluationSection(temperature_scaling=True, rivals=())
-    _, by_size = cross_fitted_curve(section, Predictions(logits, labels), trunks, [E])
+    _, by_size = cross_fitted_curve(section, Predictions(logits, labels, CLASSES), trunks, [E])
     whole = SoftVote().combine(logits, member_nll(logits, labels))
     half = torch.arange(N) % 2 == 0
     scaled = whole.clone()
@@ -71,7 +74,7 @@ def test_a_size_depends_on_no_larger_one(
 ) -> None:
     for bagging in (All(), TopK(), All(size=3)):
         section = EvaluationSection(bagging=bagging, rivals=(), temperature_scaling=False)
-        predictions, trunks = Predictions(*guesses[:2]), guesses[2]
+        predictions, trunks = Predictions(*guesses[:2], CLASSES), guesses[2]
         few = cross_fitted_curve(section, predictions, trunks, [2, 4])
         more = cross_fitted_curve(section, predictions, trunks, [2, 4, 16])
         assert few[1] == pytest.approx(more[1][:2])

@@ -15,6 +15,9 @@ from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError
 from bend_ray.spec import variants
+from bend_ray.tasks import Classification
+
+CLASSES = Classification()
 
 ALL_BAGGINGS = [All, TopK, GreedyForward, Stratified]
 
@@ -46,30 +49,59 @@ def test_all_deals_members_out_over_the_trunks() -> None:
     logits, labels = random_members(6)
     trunks = torch.tensor([4, 4, 4, 7, 7, 9])
 
-    assert All().choose(Predictions(logits, labels), trunks) == [0, 3, 5, 1, 4, 2]
-    assert All(size=4).choose(Predictions(logits, labels), trunks) == [0, 3, 5, 1]
+    assert All().choose(Predictions(logits, labels, CLASSES), trunks) == [0, 3, 5, 1, 4, 2]
+    assert All(size=4).choose(Predictions(logits, labels, CLASSES), trunks) == [0, 3, 5, 1]
 
 
 def test_all_keeps_the_order_of_a_population_without_trunks() -> None:
     logits, labels = random_members(4)
 
-    assert All().choose(Predictions(logits, labels), torch.full((4,), -1)) == [0, 1, 2, 3]
+    assert All().choose(Predictions(logits, labels, CLASSES), torch.full((4,), -1)) == [
+        0,
+        1,
+        2,
+        3,
+    ]
 
 
 def test_top_k_is_best_first() -> None:
     logits, labels = members_of_quality(0.4, 0.1, 0.3, 0.2)
 
-    assert TopK(size=3).choose(Predictions(logits, labels), torch.zeros(4)) == [1, 3, 2]
-    assert TopK().choose(Predictions(logits, labels), torch.zeros(4)) == [1, 3, 2, 0]
+    assert TopK(size=3).choose(Predictions(logits, labels, CLASSES), torch.zeros(4)) == [
+        1,
+        3,
+        2,
+    ]
+    assert TopK().choose(Predictions(logits, labels, CLASSES), torch.zeros(4)) == [
+        1,
+        3,
+        2,
+        0,
+    ]
 
 
 def test_stratified_takes_the_best_of_each_trunk_in_turn() -> None:
     logits, labels = members_of_quality(0.1, 0.2, 0.3, 0.9, 0.8, 0.5)
     trunks = torch.tensor([0, 0, 0, 1, 1, 2])
 
-    assert Stratified(size=2).choose(Predictions(logits, labels), trunks) == [0, 5]
-    assert Stratified(size=4).choose(Predictions(logits, labels), trunks) == [0, 5, 4, 1]
-    assert Stratified().choose(Predictions(logits, labels), trunks) == [0, 5, 4, 1, 3, 2]
+    assert Stratified(size=2).choose(Predictions(logits, labels, CLASSES), trunks) == [
+        0,
+        5,
+    ]
+    assert Stratified(size=4).choose(Predictions(logits, labels, CLASSES), trunks) == [
+        0,
+        5,
+        4,
+        1,
+    ]
+    assert Stratified().choose(Predictions(logits, labels, CLASSES), trunks) == [
+        0,
+        5,
+        4,
+        1,
+        3,
+        2,
+    ]
 
 
 @settings(max_examples=15, deadline=None)
@@ -80,7 +112,7 @@ def test_greedy_forward_agrees_with_trying_everything(
     logits, labels = random_members(6, seed)
 
     chosen = GreedyForward(size=size, with_replacement=with_replacement).choose(
-        Predictions(logits, labels), torch.zeros(6)
+        Predictions(logits, labels, CLASSES), torch.zeros(6)
     )
 
     assert chosen == slow_greedy(logits, labels, size, with_replacement)
@@ -90,8 +122,14 @@ def test_greedy_forward_prefers_a_weaker_complement_to_a_twin_of_the_best() -> N
     true_probs = torch.tensor([[0.9, 0.4], [0.9, 0.4], [0.3, 0.95]])
     logits, labels = torch.stack([true_probs, 1 - true_probs], dim=2).log(), torch.tensor([0, 0])
 
-    assert TopK(size=2).choose(Predictions(logits, labels), torch.zeros(3)) == [0, 1]
-    assert GreedyForward(size=2).choose(Predictions(logits, labels), torch.zeros(3)) == [0, 2]
+    assert TopK(size=2).choose(Predictions(logits, labels, CLASSES), torch.zeros(3)) == [
+        0,
+        1,
+    ]
+    assert GreedyForward(size=2).choose(Predictions(logits, labels, CLASSES), torch.zeros(3)) == [
+        0,
+        2,
+    ]
 
 
 @pytest.mark.parametrize("bagging", [TopK, GreedyForward, Stratified])
@@ -99,7 +137,7 @@ def test_a_diverged_member_is_chosen_last(bagging) -> None:
     logits, labels = random_members(5)
     logits[1, 3, 0] = math.nan
 
-    assert bagging().choose(Predictions(logits, labels), torch.zeros(5))[-1] == 1
+    assert bagging().choose(Predictions(logits, labels, CLASSES), torch.zeros(5))[-1] == 1
 
 
 @pytest.mark.parametrize("bagging", ALL_BAGGINGS)
@@ -108,10 +146,10 @@ def test_every_bag_has_its_size_and_distinct_members(bagging) -> None:
     trunks = torch.arange(7) % 3
 
     for size in range(1, 8):
-        chosen = bagging(size=size).choose(Predictions(logits, labels), trunks)
+        chosen = bagging(size=size).choose(Predictions(logits, labels, CLASSES), trunks)
         assert len(set(chosen)) == len(chosen) == size
         assert set(chosen) <= set(range(7))
-    assert sorted(bagging().choose(Predictions(logits, labels), trunks)) == list(range(7))
+    assert sorted(bagging().choose(Predictions(logits, labels, CLASSES), trunks)) == list(range(7))
 
 
 @pytest.mark.parametrize("bagging", ALL_BAGGINGS)
@@ -119,9 +157,9 @@ def test_a_smaller_bag_is_the_beginning_of_a_larger(bagging) -> None:
     logits, labels = random_members(7)
     trunks = torch.arange(7) % 3
 
-    everybody = bagging().choose(Predictions(logits, labels), trunks)
+    everybody = bagging().choose(Predictions(logits, labels, CLASSES), trunks)
 
-    assert bagging(size=3).choose(Predictions(logits, labels), trunks) == everybody[:3]
+    assert bagging(size=3).choose(Predictions(logits, labels, CLASSES), trunks) == everybody[:3]
 
 
 @pytest.mark.parametrize("bagging", ALL_BAGGINGS)
@@ -129,14 +167,14 @@ def test_a_bag_larger_than_the_members_is_refused(bagging) -> None:
     logits, labels = random_members(4)
 
     with pytest.raises(ConfigError, match=r"at most 4 members.*size 5.*lower the size"):
-        bagging(size=5).choose(Predictions(logits, labels), torch.zeros(4))
+        bagging(size=5).choose(Predictions(logits, labels, CLASSES), torch.zeros(4))
 
 
 def test_a_trunk_for_each_member_is_required() -> None:
     logits, labels = random_members(4)
 
     with pytest.raises(ValueError, match="expected 4 trunks, one a member, got 3"):
-        Stratified().choose(Predictions(logits, labels), torch.zeros(3))
+        Stratified().choose(Predictions(logits, labels, CLASSES), torch.zeros(3))
 
 
 def test_a_bagging_is_read_by_its_kind() -> None:

@@ -13,6 +13,9 @@ from bend_ray.ensemble.votes import (
     apply_temperature,
     fit_temperature,
 )
+from bend_ray.tasks import Classification
+
+CLASSES = Classification()
 
 E, N, C = 7, 30, 4
 
@@ -22,7 +25,7 @@ def answers(seed: int = 0) -> tuple[Predictions, torch.Tensor]:
     logits = 2 * torch.randn(E, N, C, generator=generator)
     labels = torch.randint(C, (N,), generator=generator)
     val_nll = member_nll(torch.randn(E, N, C, generator=generator), labels)
-    return Predictions(logits, labels), val_nll
+    return Predictions(logits, labels, CLASSES), val_nll
 
 
 @pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])

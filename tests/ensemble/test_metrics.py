@@ -12,7 +12,7 @@ from sklearn.metrics import accuracy_score, log_loss
 
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.process import scratch
+from bend_ray.process import matrix
 
 
 def random_probs(num_examples: int, num_classes: int, seed: int = 0) -> torch.Tensor:
@@ -213,5 +213,5 @@ def test_chunks_of_members_or_examples_change_no_score(members: int, seed: int, 
     whole = scores()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "_CHUNK_BYTES", chunk)
-        patch.setattr(scratch, "HELD_BYTES", 0)
+        patch.setattr(matrix, "HELD_BYTES", 0)
         assert scores() == pytest.approx(whole, rel=1e-9, nan_ok=True)

@@ -14,6 +14,9 @@ from bend_ray.ensemble.novelty import (
     leave_one_out_distances,
     nearest_distances,
 )
+from bend_ray.tasks import Classification
+
+CLASSES = Classification()
 
 NUM_TRUNKS, PER_TRUNK, NUM_PARAMETERS, NUM_EXAMPLES = 3, 20, 200, 40
 
@@ -43,9 +46,7 @@ def chunk(request, monkeypatch) -> None:
 def novelty(
     theta: torch.Tensor, trunks: torch.Tensor, predictions: torch.Tensor, *training: torch.Tensor
 ) -> Novelty:
-    models = Models(theta, trunks, predictions), Models(*training)
-    usual = leave_one_out_distances(training[0]).quantile(0.5).item()
-    return module.novelty(*models, nearest_distances(theta, training[0]), usual)
+    return module.novelty(Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES))
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:

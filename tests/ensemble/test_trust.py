@@ -4,7 +4,7 @@ import torch
 from sklearn.calibration import calibration_curve
 
 from bend_ray.ensemble.metrics import ece
-from bend_ray.ensemble.trust import differences, rejection, reliability
+from bend_ray.ensemble.trust import differences, rejection, reliability, right_and_nats
 
 
 def answers(seed: int = 0, num: int = 400) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +48,7 @@ def test_fewer_images_than_points_are_each_told_once() -> None:
 
 def test_differences_are_paired_by_image() -> None:
     (ours, labels), (theirs, _) = answers(0), answers(1)
-    right, nats = differences(ours, theirs, labels)
+    right, nats = differences(*(right_and_nats(probs, labels) for probs in (ours, theirs)))
     index = torch.arange(len(labels))
     each = theirs[index, labels].log() - ours[index, labels].log()
     assert nats.mean == pytest.approx(each.mean().item())

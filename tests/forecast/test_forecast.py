@@ -75,7 +75,8 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert works["seeds"].stored_bytes == 4 * 3466 * (128 + 16 + 16)
     gram, directions, training = works["autoencoder"].phases
     assert gram.work == pytest.approx(3466 * 0.5)
-    assert (directions.work, training.work) == (3.0, 100 * 0.01)
+    steps = load_config(None).autoencoder.training.steps
+    assert (directions.work, training.work) == (3.0, steps * 0.01)
     learning, probes = works["generator"].phases
     assert learning.work == 100 * 0.02
     # Eight models are drawn half-way, and asked about 300 images.
@@ -167,7 +168,7 @@ def test_of_a_large_network_few_images_and_one_model_are_measured(
         seen.append((len(theta_KP), rest[2].batch_size))
 
     monkeypatch.setattr(calibration, "fit", fit)
-    monkeypatch.setattr(calibration, "MEASURED_SECONDS", 0.0)
+    monkeypatch.setattr(calibration, "MOST_SECONDS", 0.0)
     config = load_config(None, ["seeds.architecture.hidden=[4]", "seeds.recipe.batch_size=40"])
     calibration._classifiers(config, config.dataset.load(), "cpu")
     assert set(seen) == {(1, calibration.FEW_IMAGES)}

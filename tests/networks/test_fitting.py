@@ -316,17 +316,22 @@ def test_a_training_goes_on_from_its_state_to_the_same_bits(recipe: Recipe, form
         stack, start_KP = Stack(build(), LAYOUT, form), starts((0, 1), torch.float32)
         return Training(stack, start_KP, feed, NUM_IMAGES, recipe, stretch, generators((5, 6)))
 
-    expected = list(training().snapshots())
+    expected = snapshots_of(training())
     steps = stretch_marks(recipe, stretch, NUM_IMAGES)
     for left in (1, 2, 3):
         first, second = training(), training()
-        coming = first.snapshots()
-        before = [next(coming) for _ in range(left)]
+        coming, before = first.steps(), list[Tensor]()
+        while len(before) < left:
+            before += next(coming)
         assert first.step == steps[left - 1]
         second.load({name: each.clone() for name, each in first.state().items()}, first.step)
-        after = list(second.snapshots())
+        after = snapshots_of(second)
         assert len(before) + len(after) == len(expected) == 4
         assert all(torch.equal(a, b) for a, b in zip([*before, *after], expected, strict=True))
+
+
+def snapshots_of(training: Training) -> list[Tensor]:
+    return [snapshot for left in training.steps() for snapshot in left]
 
 
 def test_models_of_a_loop_are_trained_one_after_another(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,11 @@ def train(
     trainer = Planted(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.purpose, trainer.bad = purpose, bad
     if config.seeds.protocol.num_roots:
-        trainer.store_roots([trainer.train_roots(0)])
+        trainer.train_roots(0)
+        trainer.store_roots([0])
     for index in range(len(trainer.cohorts)):
         trainer.train_cohort(index)
-    rows = {i: sum(map(len, cohort)) for i, cohort in enumerate(trainer.cohorts)}
+    rows = {i: len(own) for each in trainer.cohorts for i, own in each.shards.items()}
     assert done_shards(artifact, rows) == set(rows)
     seeds._commit(artifact, config.seeds, rows, 1.0)
     assert not artifact.list_files("diverged")

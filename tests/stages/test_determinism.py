@@ -25,11 +25,13 @@ def trained(make_config: MakeConfig, folder: Path, cohort_size: int, actors: int
     artifact = graph_of(config, Store(str(folder / f"{cohort_size}-{actors}"))).seeds
     trainers = [seeds.SeedTrainer(config, artifact, config.dataset) for _ in range(actors)]
     chunks = range(-(-config.seeds.protocol.num_roots // cohort_size))
-    trainers[-1].store_roots([trainers[chunk % actors].train_roots(chunk) for chunk in chunks])
+    for chunk in chunks:
+        trainers[chunk % actors].train_roots(chunk)
+    trainers[-1].store_roots(chunks)
     rows = {}
     for index in reversed(range(len(trainers[0].cohorts))):
         trainers[index % actors].train_cohort(index)
-        rows[shard_name(index)] = sum(len(run) for run in trainers[0].cohorts[index])
+        rows[shard_name(index)] = len(trainers[0].cohorts[index].shards[index])
     artifact.commit(files=list(rows), rows=rows, metrics={}, cost=Cost())
     return read_population(artifact)
 

@@ -122,7 +122,8 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     # What other processes run is run here, in this one.
     monkeypatch.setattr(Parts, "test", property(opened))
     trainer = SeedTrainer(config, again.seeds, config.dataset)
-    trainer.store_roots([trainer.train_roots(0)])
+    trainer.train_roots(0)
+    trainer.store_roots([0])
     trainer.train_cohort(0)
     SampleDrawer(config, dataclasses.replace(graph, samples=again.samples), config.dataset).draw(0)
     with pytest.raises(TestOpenedError):

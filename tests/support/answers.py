@@ -13,6 +13,9 @@ from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.rivals import Drawing, Trained
 from bend_ray.randomness import generator_for
+from bend_ray.tasks import Classification
+
+CLASSES = Classification()
 
 N, C = 12, 3
 LABELS = torch.arange(2 * N) % C
@@ -29,7 +32,7 @@ class Population:
 
     def part(self, index: int) -> Predictions:
         logits = self.theta_EP.view(len(self.theta_EP), 2, N, C)[:, index]
-        return Predictions(logits, LABELS.view(2, N)[index])
+        return Predictions(logits, LABELS.view(2, N)[index], CLASSES)
 
     @property
     def validation(self) -> Predictions:

@@ -140,7 +140,9 @@ def environment_of(store: ObjectStore) -> dict[str, str]:
 
 
 def create_bucket() -> None:
-    """The bucket, on the store that the environment names."""
+    """The bucket, empty, on the store that the environment names."""
+    # What moto holds is its process's, whichever server of it is asked.
+    s3_backends[DEFAULT_ACCOUNT_ID]["aws"].reset()
     boto3.client("s3").create_bucket(Bucket=BUCKET)
 
 

@@ -36,7 +36,7 @@ def test_all_trials_at_once_fit(
         workers = getattr(resources, "workers", 1)
         most = workers[1] if isinstance(workers, tuple) else workers
         assert trials * most * resources.cpus <= logical - (SPARE_CPUS if own else DATA_CPUS)
-        assert trials * most * resources.gpus <= gpus
+        assert trials * most * resources.num_gpus <= gpus
 
 
 def test_two_cores_of_our_own_run_two_trials_and_a_joined_cluster_of_two_cpus_one() -> None:

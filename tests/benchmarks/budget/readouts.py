@@ -19,9 +19,9 @@ from torch import Tensor
 
 from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
-from bend_ray.ensemble.novelty import novelty
+from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
-from bend_ray.generation.rivals import Gaussian, MultiSwag
+from bend_ray.generation.rivals import Gaussian, MultiSwag, Trained
 
 TOLERANCE = 0.02
 """A method may overshoot its budget by so much."""
@@ -131,7 +131,9 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
     if readout.law in ("multiswag", "gaussian"):
         law = MultiSwag if readout.law == "multiswag" else Gaussian
         theta_KP, chains_K = theta_TMP.flatten(0, 1), torch.arange(chains).repeat(tails)
-        return law(scale=readout.scale).draw(theta_KP, chains_K, count, generator)[0]
+        name = ("draw", readout.law, chains, tails)
+        trained = Trained(theta_KP, chains_K, count, lambda i: task.generator(*name, i))
+        return law(scale=readout.scale).draw(trained, range(count))[0]
     average_MP = theta_TMP.mean(dim=0)
     residual_TMP = theta_TMP - average_MP
     mix_EMT = torch.randn(readout.per_chain, chains, tails, generator=generator)
@@ -254,7 +256,7 @@ def drawn_quality(
     told: dict[str, float] = {}
     for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):
         answers = predictions(theta)
-        found = novelty(theta, chains_E, answers, train_KP, train_K, seen)
+        found = novelty(Models(theta, chains_E, answers), Models(train_KP, train_K, seen))
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
         told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
         told[f"{name}_copies"] = found.copies
