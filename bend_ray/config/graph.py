@@ -132,7 +132,7 @@ def ordinary(config: PipelineConfig) -> PipelineConfig | None:
     rival = next((r for r in config.evaluation.rivals if isinstance(r, DeepEnsemble)), None)
     if rival is None:
         return None
-    size = rival.size or config.evaluation.bagging.size or config.samples.count
+    size = rival.size or config.samples.count
     protocol = Independent(models=size, bootstrap=False, align=False)
     section = config.seeds.model_copy(update={"protocol": protocol, "held_out": 0.0})
     return config.model_copy(update={"parameters": ParametersSection(), "seeds": section})

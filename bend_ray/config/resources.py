@@ -70,15 +70,6 @@ class HourlyPrice(Spec):
     gpu: NonNegativeFloat = 0.0
     """A GPU, with all that is in its node beside it."""
 
-    def of(self, cpu_seconds: float, gpu_seconds: float) -> float:
-        """Of work on GPUs, where there is some, else on CPUs.
-
-        >>> HourlyPrice(cpu=0.05, gpu=1.2).of(7200.0, 1800.0), HourlyPrice(cpu=0.05).of(7200.0, 0)
-        (0.6, 0.1)
-        """
-        price, seconds = (self.gpu, gpu_seconds) if gpu_seconds else (self.cpu, cpu_seconds)
-        return price * seconds / 3600
-
 
 class ActorResources(Resources):
     """Processes that share out independent pieces of work."""

@@ -86,6 +86,7 @@ class Column(Spec):
     def encode(self, values_N: NDArray[Any], out_NF: NDArray[np.float32]) -> None:
         """Write what becomes of raw values into ``width`` columns."""
         if self.kind == "category":
+            values_N = values_N.astype(np.str_)
             lacking_N = values_N == ""
             levels = np.array(self.levels)
             place_N = np.searchsorted(levels, values_N).clip(max=len(levels) - 1)

@@ -182,8 +182,8 @@ class ImageFiles(DrawnParts):
         room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
         load_test = partial(_read_test, known, look, names, named, room)
         if room is not None:
-            streamed = Streamed.of(train, rows, look, room, windows)
-            others = Streamed.of(*held, look, room)
+            streamed = Streamed(train, rows, look, room.ahead, windows)
+            others = Streamed(*held, look, room.ahead)
             return Parts(streamed, others, names, load_test, look.decoding)
         pixels, digests = decode(train, np.concatenate([rows, held_rows]), self._look())
         cut = len(rows)
@@ -256,7 +256,7 @@ def _read_test(
     test = by_name(spec._open("test"), "the test part", class_names, named)
     if room is None:
         return _decoded(test, look)[0]
-    return Streamed.of(test, np.arange(len(test.labels_N)), look, room)
+    return Streamed(test, np.arange(len(test.labels_N)), look, room.ahead)
 
 
 def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -117,7 +117,6 @@ class Streamed:
     Attributes:
         source: its files, and those of parts drawn from the same.
         rows_N: of the source, one an image.
-        labels_N: its labels.
         look: what its pixels have in common, their shape too.
         ahead: how images are decoded that will be needed; None: by threads.
         windows: how it is gone through; None where no models are trained on it.
@@ -125,23 +124,14 @@ class Streamed:
 
     source: Source
     rows_N: NDArray[np.int64]
-    labels_N: Tensor
     look: Look
     ahead: Ahead | None = None
     windows: Windows | None = None
 
-    @classmethod
-    def of(
-        cls,
-        source: Source,
-        rows_N: NDArray[np.int64],
-        look: Look,
-        room: Room,
-        windows: Windows | None = None,
-    ) -> Streamed:
-        """Some images of a source."""
-        labels_N = torch.from_numpy(source.labels_N[rows_N])
-        return cls(source, rows_N, labels_N, look, room.ahead, windows)
+    @cached_property
+    def labels_N(self) -> Tensor:  # noqa: N802 - a shape
+        """The class of each image, int64."""
+        return torch.from_numpy(self.source.labels_N[self.rows_N])
 
     def __len__(self) -> int:
         return len(self.rows_N)
@@ -159,7 +149,7 @@ class Streamed:
 
     def take(self, index: Any) -> Tensor:
         """Some images ``(M, C, H, W)``, decoded by this process now."""
-        return torch.from_numpy(self._decoded(np.arange(len(self))[index]))
+        return torch.from_numpy(decode(self.source, self.rows_N[index], self.look)[0])
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
         """Pieces ``(M, C, H, W)`` of the part, each given by its images, decoded ahead.
@@ -167,8 +157,11 @@ class Streamed:
         DataError where an image can no longer be read, or the stream ends before its last one.
         """
         blocks = [block.numpy() for piece in pieces for block in torch.split(piece, self.block)]
-        ahead = self.ahead or by_threads
-        with closing(ahead(partial(_nth, self, blocks), len(blocks))) as decoded:
+
+        def nth(number: int) -> NDArray[np.uint8]:
+            return decode(self.source, self.rows_N[blocks[number]], self.look)[0]
+
+        with closing((self.ahead or by_threads)(nth, len(blocks))) as decoded:
             for piece in pieces:
                 pixels_MCHW = np.empty((len(piece), *self.shape), np.uint8)
                 filled = 0
@@ -182,13 +175,6 @@ class Streamed:
                     pixels_MCHW[filled : filled + len(images)] = images
                     filled += len(images)
                 yield torch.from_numpy(pixels_MCHW)
-
-    def _decoded(self, index: NDArray[np.int64]) -> NDArray[np.uint8]:
-        return decode(self.source, self.rows_N[index], self.look)[0]
-
-
-def _nth(part: Streamed, blocks: Sequence[NDArray[np.int64]], number: int) -> NDArray[np.uint8]:
-    return part._decoded(blocks[number])
 
 
 def by_threads(work: Work, count: int) -> Generator[NDArray[np.uint8]]:

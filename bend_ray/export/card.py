@@ -21,6 +21,8 @@ from pydantic import (
 )
 
 from bend_ray.artifacts.manifest import first_problem
+from bend_ray.data.arrays import SINGLE
+from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
@@ -37,6 +39,11 @@ Measured: a later opset is no faster, and opset 18 is the oldest that torch's ex
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
+OUTPUTS = (
+    *("probabilities", "member_probabilities", "label", "member_labels", "entropy"),
+    *("mutual_information", "logits"),
+)
+"""Of the ONNX programs, and what they are made of: names that no column may have."""
 TOLERANCE = 1e-5
 """Of a probability, where torch and ONNX Runtime add up in different orders."""
 MOST_NUMBERS = 3 * 2**26
@@ -71,7 +78,8 @@ class Input(Spec):
 
     shape: tuple[NonNegativeInt, ...]
     """Of one example, such as channels, height and width."""
-    dtype: Literal["uint8", "float32", "int64"]
+    dtype: Literal["uint8", "float32", "int64", "float64", "string"]
+    """The last two of columns: numbers, nan where missing, or texts, empty where missing."""
     mean: tuple[FiniteFloat, ...] | None = None
     """Of each channel or feature of the training examples; null: it is not normalised."""
     std: tuple[PositiveFloat, ...] | None = None
@@ -80,9 +88,17 @@ class Input(Spec):
     """The smallest number of the training examples; of uint8 that there can be."""
     high: FiniteFloat = 255.0
     """Their largest."""
+    column: Column | None = None
+    """What becomes of a table's column; null: it is none."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Input:
+        texts = self.column is not None and self.column.kind == "category"
+        expected = (() if self.column else self.shape), "string" if texts else "float64"
+        if (self.shape, self.dtype) != expected and (
+            self.column or self.dtype in ("float64", "string")
+        ):
+            raise ValueError("expected a column to have a number or a text an example")
         channels = self.shape[0] if self.shape else 1
         lengths = {"mean": self.mean and len(self.mean), "std": self.std and len(self.std)}
         for name, got in lengths.items():
@@ -149,6 +165,8 @@ class Card(Spec):
             raise ValueError(f"expected {len(self.members)} weights, got {len(self.weights)}")
         if self.numbers > MOST_NUMBERS:
             raise ValueError(f"expected examples of at most {MOST_NUMBERS:,} numbers")
+        if self.columns and len(self.columns) < len(self.inputs):
+            raise ValueError("expected columns alone, or none")
         if self.decoding is not None:
             own = self.inputs.get(IMAGES)
             if len(self.inputs) > 1 or own is None or len(own.shape) != 3 or own.dtype != "uint8":
@@ -163,6 +181,19 @@ class Card(Spec):
         return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
 
     @property
+    def columns(self) -> dict[str, Column]:
+        """Of a bag of tables, whose inputs are columns; else none."""
+        return {name: own.column for name, own in self.inputs.items() if own.column}
+
+    @property
+    def network_inputs(self) -> dict[str, Input]:
+        """What a member's network is given: of columns one input, their numbers side by side."""
+        if not self.columns:
+            return self.inputs
+        width = sum(column.width for column in self.columns.values())
+        return {SINGLE: Input(shape=(width,), dtype="float32")}
+
+    @property
     def rule(self) -> Rule:
         """How the members' answers are weighed."""
         return Rule(self.weights, self.vote.counts_votes, self.temperature)
@@ -175,7 +206,7 @@ class Card(Spec):
     @property
     def input_shape(self) -> Shape:
         """What the network is built for: the shape of the one input, or of each by name."""
-        shapes = {name: own.shape for name, own in self.inputs.items()}
+        shapes = {name: own.shape for name, own in self.network_inputs.items()}
         return shapes if len(shapes) > 1 else next(iter(shapes.values()))
 
     @property
@@ -228,7 +259,12 @@ def noise(card: Card, count: int = 2) -> dict[str, NDArray[Any]]:
     for name, own in card.inputs.items():
         numbers = np.arange(1, count * own.numbers + 1, dtype=np.uint64) * 2654435761
         share = (numbers % 2**32 >> 16) / 2**16
-        whole = own.dtype != "float32"
+        whole = own.dtype not in ("float32", "float64")
+        if own.column and own.dtype == "string":
+            levels = (*own.column.levels, "")
+            texts = [levels[int(each * len(levels))] for each in share]
+            found[name] = np.array(texts, dtype=object)
+            continue
         values = own.low + (own.high - own.low + whole) * share
         values = np.floor(values) if whole else values
         found[name] = values.astype(own.dtype).reshape(count, *own.shape)

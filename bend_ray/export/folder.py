@@ -19,12 +19,14 @@ from bend_ray.artifacts.directory import to_json
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
+from bend_ray.data.columns import Column
 from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
     CARD,
     IMAGES,
+    OUTPUTS,
     TOLERANCE,
     Card,
     Input,
@@ -141,6 +143,11 @@ def _bag(
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
+    if not dataset.task.has_classes:
+        raise ConfigError(
+            "export: expected classes, of which a program tells probabilities, got a "
+            f"{dataset.task.kind}; see the report, or use bend_ray.sklearn.BagRegressor"
+        )
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -169,7 +176,9 @@ def _bag(
 
 
 def _inputs(dataset: Parts) -> dict[str, Input]:
-    """What the network is given, by name."""
+    """What the network is given, by name; of a table its raw columns."""
+    if dataset.columns:
+        return {_told(name): _raw(column) for name, column in dataset.columns.items()}
     train, statistics = dataset.train, dataset.statistics
     given = train.inputs if isinstance(train, Examples) else train.take(slice(1))
     if isinstance(given, dict) and isinstance(statistics, dict):
@@ -179,6 +188,21 @@ def _inputs(dataset: Parts) -> dict[str, Input]:
     if dataset.decoding is None:
         return {SINGLE: _input(given, statistics)}
     return {IMAGES: _input(given, statistics, dataset.decoding.pixel_max)}
+
+
+def _told(name: str) -> str:
+    """A column's name; ConfigError where an output of the program has it."""
+    if name in OUTPUTS:
+        raise ConfigError(f"{name}: expected a column that is called otherwise, as outputs are")
+    return utf8(name)
+
+
+def _raw(column: Column) -> Input:
+    """A column as it comes."""
+    if column.kind == "category":
+        return Input(shape=(), dtype="string", column=column)
+    low, high = column.knots[0], column.knots[-1]
+    return Input(shape=(), dtype="float64", low=low, high=high, column=column)
 
 
 def _input(values: Tensor, statistics: Statistics, most: int = 255) -> Input:
@@ -220,6 +244,8 @@ def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Part
     members = Members(card, state_K)
 
     def ask(inputs: Inputs) -> Tensor:
+        if card.columns:  # which became numbers when they were read
+            return members.told(inputs)
         named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
         return members.logits({name: each.numpy() for name, each in named.items()})
 

@@ -16,6 +16,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bend_ray.data.arrays import SINGLE
+from bend_ray.data.columns import Column
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 from bend_ray.export.card import IR_VERSION, OPSET, Card
 
@@ -29,6 +31,8 @@ State = Mapping[str, NDArray[np.float32]]
 
 
 _NORMALISED = ".normalised"
+ML = "ai.onnx.ml"
+"""The domain of the operator that looks texts up."""
 
 
 def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
@@ -59,9 +63,17 @@ def bag_program(
 def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
     """A graph as a program, of the versions that the card names."""
     opsets = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == ML for node in graph.node):
+        opsets.append(helper.make_opsetid(ML, 3))
     return helper.make_model(
         graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="bend_ray"
     )
+
+
+def _onnx_type(dtype: str) -> int:
+    if dtype == "string":
+        return int(TensorProto.STRING)
+    return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 class _Builder:
@@ -71,7 +83,7 @@ class _Builder:
         self.card, self.member, self.state_K = card, member, state_K
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = list(member.graph.initializer)
-        self.names = [given.name for given in member.graph.input[len(card.inputs) :]]
+        self.names = [given.name for given in member.graph.input[len(card.network_inputs) :]]
         self._normalise()
         if form == "stacked":
             self._stacked()
@@ -82,15 +94,25 @@ class _Builder:
         return len(next(iter(self.state_K.values())))
 
     def node(self, operator: str, inputs: Iterable[str], output: str, **attributes: object) -> str:
+        output = self._free(output)
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
     def tensor(self, name: str, values: object, dtype: type[np.generic] = np.float32) -> str:
+        name = self._free(name)
         array = np.ascontiguousarray(np.asarray(values, dtype=dtype))
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
+    def _free(self, name: str) -> str:
+        """The name, unless a column has it."""
+        return f"{name}'" if name in self.card.columns else name
+
     def _normalise(self) -> None:
+        if columns := self.card.columns:
+            parts = [part for name in columns for part in self._encoded(name, columns[name])]
+            self.node("Concat", parts, f"{SINGLE}{_NORMALISED}", axis=1)
+            return
         for name, own in self.card.inputs.items():
             value, ready = name, f"{name}{_NORMALISED}"
             if own.dtype == "uint8" and own.mean is None:
@@ -104,9 +126,52 @@ class _Builder:
                 value = self.node("Cast", [value], f"{name}.float", to=TensorProto.FLOAT)
                 self.node("Div", [self.node("Sub", [value, mean], f"{name}.centred"), std], ready)
 
+    def _encoded(self, name: str, column: Column) -> list[str]:
+        """What becomes of a raw column ``(B,)``, as ``Column.encode`` has it: ``(B, width)``."""
+        last = self.tensor(f"{name}.last", [1], np.int64)
+        if column.kind == "category":
+            keys = [*column.levels, *([""] if column.missing else [])]
+            # An index beyond the depth is no level.
+            place = self.node(
+                *("LabelEncoder", [name], f"{name}.place"),
+                domain=ML,
+                keys_strings=keys,
+                values_int64s=range(len(keys)),
+                default_int64=len(keys),
+            )
+            depth = self.tensor(f"{name}.depth", len(keys), np.int64)
+            off_on = self.tensor(f"{name}.off_on", [0.0, 1.0])
+            return [self.node("OneHot", [place, depth, off_on], f"{name}.one_hot", axis=-1)]
+        knots, scores = np.array(column.knots), np.array(column.scores)
+        lacks = self.node("IsNaN", [name], f"{name}.lacks")
+        some = self.tensor(f"{name}.some", knots[0], np.float64)
+        known = self.node("Where", [lacks, some, name], f"{name}.known")
+        value = self.node("Unsqueeze", [known, last], f"{name}.value")
+        low = self.tensor(f"{name}.knots", knots[:-1] if len(knots) > 1 else knots, np.float64)
+        zero = self.tensor(f"{name}.zero", 0.0, np.float64)
+        spans = np.diff(knots) if len(knots) > 1 else np.ones(1)
+        rises = np.diff(scores) if len(knots) > 1 else np.zeros(1)
+        width = self.tensor(f"{name}.spans", spans, np.float64)
+        above = self.node(
+            "Max", [self.node("Sub", [value, low], f"{name}.off"), zero], f"{name}.up"
+        )
+        share = self.node(
+            "Div", [self.node("Min", [above, width], f"{name}.cut"), width], f"{name}.share"
+        )
+        rise = self.tensor(f"{name}.rises", rises[:, None], np.float64)
+        first = self.tensor(f"{name}.first", scores[0], np.float64)
+        risen = self.node("MatMul", [share, rise], f"{name}.risen")
+        score = self.node("Add", [risen, first], f"{name}.score")
+        flag = self.node("Unsqueeze", [lacks, last], f"{name}.flag")
+        filled = self.node("Where", [flag, zero, score], f"{name}.filled")
+        found = [self.node("Cast", [filled], f"{name}.ready", to=TensorProto.FLOAT)]
+        if column.missing:
+            found.append(self.node("Cast", [flag], f"{name}.missing", to=TensorProto.FLOAT))
+        return found
+
     def _stacked(self) -> None:
         """Every layer of all members as one batched product, ``(K, B, D) @ (K, D, O)``."""
-        (name,) = self.card.inputs
+        (name,) = self.card.network_inputs
         value = f"{name}{_NORMALISED}"
         for index, node in enumerate(self.member.graph.node):
             out = f"stacked{index}"
@@ -138,7 +203,7 @@ class _Builder:
     def _one(self, k: int, own: Iterable[str]) -> str:
         shared = {tensor.name for tensor in self.member.graph.initializer} | {""}
         renamed = {name: name for name in shared}
-        renamed |= {name: f"{name}{_NORMALISED}" for name in self.card.inputs}
+        renamed |= {name: f"{name}{_NORMALISED}" for name in self.card.network_inputs}
         for name in own:
             renamed[name] = self.tensor(f"m{k}.{name}", self.state_K[name][k])
         for node in self.member.graph.node:
@@ -223,9 +288,7 @@ class _Builder:
             (MEMBER_LABELS, TensorProto.INT64, ["batch", members]),
         ]
         inputs = [
-            helper.make_tensor_value_info(
-                name, helper.np_dtype_to_tensor_dtype(np.dtype(own.dtype)), ["batch", *own.shape]
-            )
+            helper.make_tensor_value_info(name, _onnx_type(own.dtype), ["batch", *own.shape])
             for name, own in self.card.inputs.items()
         ]
         given = [helper.make_tensor_value_info(*output) for output in outputs]

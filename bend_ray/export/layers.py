@@ -28,12 +28,14 @@ from bend_ray.networks.dense import leaves
 def member_graph(module: nn.Module, card: Card) -> onnx.ModelProto:
     """A model of ``module``'s structure that takes inputs and every tensor of its state."""
     module.eval()
-    return (_chain(module, card) if len(card.inputs) == 1 else None) or _traced(module, card)
+    return (_chain(module, card) if len(card.network_inputs) == 1 else None) or _traced(
+        module, card
+    )
 
 
 def _chain(module: nn.Module, card: Card) -> onnx.ModelProto | None:
     """A chain of fully connected layers; None where there are others."""
-    (value,) = card.inputs
+    (value,) = card.network_inputs
     nodes: list[onnx.NodeProto] = []
     used: list[str] = []
     for path, layer in leaves(module):
@@ -67,7 +69,7 @@ class _Logits(nn.Module):
 
 def _traced(module: nn.Module, card: Card) -> onnx.ModelProto:
     """The same through ``torch.onnx``, whose unoptimised graph keeps the names of the state."""
-    names = list(card.inputs)
+    names = list(card.network_inputs)
     given = normalised(card, noise(card))
     example = tuple(given.values()) if isinstance(given, dict) else (given,)
     batch = {0: torch.export.Dim("batch")}
@@ -128,7 +130,7 @@ def _model(
 ) -> onnx.ModelProto:
     state = module.state_dict()
     inputs = []
-    for name, own in card.inputs.items():
+    for name, own in card.network_inputs.items():
         dtype = TensorProto.INT64 if own.dtype == "int64" else TensorProto.FLOAT
         inputs.append(helper.make_tensor_value_info(name, dtype, ["batch", *own.shape]))
     inputs += [

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from bend_ray.data.columns import encode
 from bend_ray.data.examples import Inputs
 from bend_ray.export.card import Card, noise
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
@@ -30,6 +31,8 @@ def network_of(card: Card) -> nn.Module:
 
 def normalised(card: Card, inputs: Mapping[str, NDArray[Any]]) -> Inputs:
     """What the network is given of raw inputs by name."""
+    if columns := card.columns:
+        return torch.from_numpy(encode(columns, inputs))
     found = {}
     for name, own in card.inputs.items():
         values = torch.from_numpy(inputs[name])
@@ -56,7 +59,12 @@ class Members:
     @torch.no_grad()
     def logits(self, inputs: Mapping[str, NDArray[Any]]) -> Tensor:
         """What each member makes of raw inputs, ``(K, N, C)``."""
-        return predict_logits(self._stack, self._theta_KP, normalised(self.card, inputs))
+        return self.told(normalised(self.card, inputs))
+
+    @torch.no_grad()
+    def told(self, inputs: Inputs) -> Tensor:
+        """The same of what the network is given."""
+        return predict_logits(self._stack, self._theta_KP, inputs)
 
     def softmaxes(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
         """The same as probabilities, ``(N, E, C)``."""

@@ -189,7 +189,7 @@ def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, f
 
 
 def _build(config: PipelineConfig, dataset: Parts) -> nn.Module:
-    return config.seeds.architecture.build(dataset.input_shape, len(dataset.class_names))
+    return config.seeds.architecture.build(dataset.input_shape, dataset.num_outputs)
 
 
 def _denoiser(config: PipelineConfig) -> Any:

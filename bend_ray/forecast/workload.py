@@ -6,7 +6,7 @@ A stage is phases of equal pieces, and bytes to store.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from bend_ray.config.graph import STAGES, ordinary
@@ -169,9 +169,10 @@ class _Counts:
         config, problem = self.config, self.problem
         if others := ordinary(config):
             yield from self.seeds(others)
-        size = config.evaluation.bagging.size or config.samples.count
         trunks = config.seeds.protocol.num_trunks
-        drawn = sum(rival.num_drawn(size, trunks) for rival in config.evaluation.rivals)
+        drawn = sum(
+            rival.num_drawn(config.samples.count, trunks) for rival in config.evaluation.rivals
+        )
         asked = problem.members + self.num_ordinary + config.samples.count + drawn
         images = problem.validation_images + problem.test_images
         seconds = self._bytes(asked) / self.rates.read_bytes + asked * images * self.rates.answer
@@ -246,18 +247,7 @@ def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:
 def as_json(works: Sequence[Work], nodes: Sequence[int]) -> dict[str, Any]:
     """The same as data, in seconds and bytes."""
     return {
-        "stages": {
-            work.stage: {
-                "seconds": work.seconds,
-                "bytes": work.stored_bytes,
-                "held_bytes": work.held_bytes,
-                "phases": {
-                    phase.name: {"pieces": phase.pieces, "seconds": phase.seconds}
-                    for phase in work.phases
-                },
-            }
-            for work in works
-        },
+        "stages": {work.stage: {**asdict(work), "seconds": work.seconds} for work in works},
         "nodes": {
             str(n): {
                 "wall_seconds": {work.stage: work.wall(n) for work in works},

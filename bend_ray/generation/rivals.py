@@ -137,7 +137,7 @@ class BestOriginal(Choosing):
 
 
 class DeepEnsemble(Choosing):
-    """Ordinary independent trainings, as many as the bag has; trained for the comparison.
+    """Ordinary independent trainings, trained for the comparison; as many vote as the bag has.
 
     Their cost is shown, as is how many of them our own cost would have paid for.
     """
@@ -145,7 +145,7 @@ class DeepEnsemble(Choosing):
     kind: Literal["deep_ensemble"] = "deep_ensemble"
     among: ClassVar[Literal["originals", "ordinary"]] = "ordinary"
     size: PositiveInt | None = None
-    """Members; null for as many as the bag has."""
+    """Members that are trained; null for as many as classifiers are drawn."""
 
     def choose(self, trunks_K: Tensor, val_nll_K: Tensor, count: int) -> list[int]:
         """The first of them."""

@@ -150,8 +150,10 @@ class StoredVectors:
             if self._whole is None:
                 self._whole = self._read(self._rows, slice(None))
             return self._whole[rows][:, columns]
-        return self._read(self._rows[rows], columns)
+        # A tensor of one number is an index to numpy, and no list of one.
+        own = rows if isinstance(rows, slice) else np.asarray(rows, np.intp)
+        return self._read(self._rows[own], columns)
 
     def _read(self, rows: Any, columns: slice) -> Tensor:
         start, stop, _ = columns.indices(self._size)
-        return torch.from_numpy(read_columns(self._population, start, stop, np.asarray(rows)))
+        return torch.from_numpy(read_columns(self._population, start, stop, rows))

@@ -230,7 +230,9 @@ def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:
     if not config.seeds.resources.num_gpus:
         check_precision(config.seeds.recipe.precision, torch.device("cpu"))
     classifiers = Classifiers(config, dataset, "cpu")
-    batches = config.seeds.recipe.batch_sizes(len(dataset.train))
+    batches, windows = config.seeds.recipe.batch_sizes(len(dataset.train)), dataset.train.windows
+    if windows is not None and windows.images < len(dataset.train):
+        windows.sizes(batches)
     batches += [min(config.samples.recalibration_images or batches[0], len(dataset.train))]
     smallest = min(batches)
     check_batches(classifiers.build, dataset.shown(smallest), smallest)

@@ -215,8 +215,11 @@ class Result(_Record):
         price = HourlyPrice.model_validate(config.get("price_per_hour", {}))
         if price == HourlyPrice():
             return self
-        costs = self.costs.items()
-        money = {stage: price.of(cost.cpu_seconds, cost.gpu_seconds) for stage, cost in costs}
+        # As ``Cost.seconds``: of the GPU where one was used.
+        money = {
+            stage: (price.gpu if cost.gpu_seconds else price.cpu) * cost.seconds / 3600
+            for stage, cost in self.costs.items()
+        }
         return self.model_copy(update={"money": money})
 
     def as_json(self) -> dict[str, Any]:

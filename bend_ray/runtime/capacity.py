@@ -19,7 +19,6 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 
 from bend_ray.config.resources import GIGABYTE, Resources
 from bend_ray.process.log import duration
-from bend_ray.runtime.meters import tell
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +131,11 @@ def wait_for(request: Request) -> bool:
         while not group.wait(0):
             if time.monotonic() - reminded >= REMIND_SECONDS:
                 reminded = time.monotonic()
-                tell("waiting", request.processes, work=request.stage)
                 logger.info("%-12s waiting for %s: %s", request.stage, request, situation())
             time.sleep(POLL_SECONDS)
             if _is_infeasible(group, _status()):
                 return False
     finally:
-        tell("waiting", 0, work=request.stage)
         remove_placement_group(group)
     took = duration(time.monotonic() - started)
     logger.info("%-12s the cluster has grown to it in %s", request.stage, took)

@@ -1,65 +1,44 @@
 """What an operator watches, for Prometheus: Ray exports it on the driver's node.
 
-The driver alone counts, which outlives its workers. ``cluster/grafana.json`` is a board of it.
+The driver alone counts, which outlives its workers. All are counters, as Ray forgets a gauge that
+is not set again and again. ``cluster/grafana.json`` is a board of them.
 """
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable
-from functools import cache, partial
+from collections import Counter
+from functools import cache
 from typing import Any
 
-from ray.util.metrics import Counter, Gauge, Histogram
+import ray.util.metrics
 
-TELL_SECONDS = 5.0
-"""Ray forgets a gauge that is not set for two of its reports, ten seconds apart."""
-
-_METRICS = {
-    "stage_done": (Gauge, "Models or steps that are done."),
-    "stage_total": (Gauge, "Models or steps of a stage."),
-    "waiting": (Gauge, "Processes asked for that have not begun."),
-    "nodes_left_out": (Gauge, "Nodes that are given no more work."),
-    "bytes_total": (Counter, "What made stages have written."),
-    "seconds_total": (Counter, "What made stages took, of: wall, cpu or gpu."),
-    "lost_total": (Counter, "Processes lost, to: node, memory or itself."),
-    "piece_seconds": (
-        partial(Histogram, boundaries=[1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0]),
-        "From giving a piece of work away to having it done.",
-    ),
+_ABOUT = {
+    "asked": "Models or steps of a stage.",
+    "done": "Models or steps that are done.",
+    "bytes": "What made stages have written.",
+    "seconds": "What made stages took, of: wall, cpu or gpu.",
+    "pieces": "Pieces of work that are done.",
+    "piece_seconds": "From giving pieces of work away to having them done.",
+    "lost": "Processes lost, to: node, memory or itself.",
+    "left_out": "Nodes that are given no more work.",
 }
-_gauges: dict[str, Callable[[], None]] = {}
+_progress: Counter[str] = Counter()
 
 
 def tell(name: str, value: float, **tags: str) -> None:
-    """Set a gauge, add to a counter, observe a histogram: one of ``_METRICS``."""
-    metric = _metric(name, tuple(tags))
-    if isinstance(metric, Gauge):
-        if not _gauges:
-            threading.Thread(target=_keep_telling, daemon=True, name="meters").start()
-        _gauges[f"{name} {tags}"] = partial(metric.set, value, tags)
-        metric.set(value, tags)
-    elif isinstance(metric, Histogram):
-        metric.observe(value, tags)
-    elif value:  # Ray adds no zero
-        metric.inc(value, tags)
+    """Add to a counter of ``_ABOUT``."""
+    if value > 0:  # Ray adds nothing less
+        _counter(name, tuple(tags)).inc(value, tags)
 
 
 def tell_progress(stage: str, done: int, total: int) -> None:
     """So much of a stage is done."""
-    tell("stage_done", done, stage=stage)
-    tell("stage_total", total, stage=stage)
+    for name, value in (("asked", total), ("done", done)):
+        key = f"{name} {stage}"
+        tell(name, value - _progress[key], stage=stage)
+        _progress[key] = max(value, _progress[key])
 
 
 @cache
-def _metric(name: str, tags: tuple[str, ...]) -> Any:
-    make, about = _METRICS[name]
-    return make(f"bend_{name}", about, tag_keys=tags)
-
-
-def _keep_telling() -> None:
-    while True:
-        time.sleep(TELL_SECONDS)
-        for set_again in list(_gauges.values()):
-            set_again()
+def _counter(name: str, tags: tuple[str, ...]) -> Any:
+    return ray.util.metrics.Counter(f"bend_{name}_total", _ABOUT[name], tag_keys=tags)

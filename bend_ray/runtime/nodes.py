@@ -84,7 +84,6 @@ class Nodes:
         self._there = {node.id: node for node in capacity.nodes()}
         self._deaths: Counter[str] = Counter()
         self._looked = time.monotonic()
-        tell("nodes_left_out", 0)
 
     def usable(self) -> list[Node]:
         """Those that are there and not left out."""
@@ -180,7 +179,7 @@ class Nodes:
     def leave_out(self, key: str, why: str) -> None:
         """Give a node no more work."""
         self.left_out[key] = f"node {self.address(key)}: {why}"
-        tell("nodes_left_out", len(self.left_out))
+        tell("left_out", 1)
         logger.warning("cluster      node %s is left out: %s", self.address(key), why)
 
     def died(self, key: str, why: str, resources: Resources) -> None:

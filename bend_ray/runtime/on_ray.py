@@ -155,9 +155,9 @@ class RayRuntime:
 
     def made(self, stage: str, manifest: Manifest) -> None:
         """Prometheus, by Ray."""
-        tell("bytes_total", sum(file.bytes for file in manifest.files), stage=stage)
+        tell("bytes", sum(file.bytes for file in manifest.files), stage=stage)
         for of, seconds in manifest.cost:
-            tell("seconds_total", seconds, stage=stage, of=of.removesuffix("_seconds"))
+            tell("seconds", seconds, stage=stage, of=of.removesuffix("_seconds"))
 
     def errors(self) -> AbstractContextManager[None]:
         """A worker's come out as themselves, however deep Ray has wrapped them."""

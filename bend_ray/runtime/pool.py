@@ -84,7 +84,6 @@ class Pool:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        tell("waiting", 0, work=self._name)
         flying = [actor for _, actor, _ in self._flying.values()]
         for actor in [*self._starting.values(), *self._idle, *flying]:
             ray.kill(actor)
@@ -121,6 +120,7 @@ class Pool:
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise within(error) or error from None
+            tell("pieces", 1, work=title)
             tell("piece_seconds", time.monotonic() - given, work=title)
             self._deaths_in_a_row = 0
             self._nodes.did_well(self._homes[actor])
@@ -139,7 +139,6 @@ class Pool:
             self._add()
         for reference in list(self._starting)[: max(0, surplus)]:
             ray.kill(self._starting.pop(reference))
-        tell("waiting", len(self._starting), work=self._name)
 
     def _next(self, title: str) -> Any:
         """A call that has ended, or the start of an actor that has; None if none has for long."""
@@ -202,7 +201,7 @@ class Pool:
         logger.info("%-12s a worker on node %s is gone, another takes over: %s", "", where, reason)
         for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
         to = "node" if with_its_node else "memory" if for_memory else "itself"
-        tell("lost_total", 1, work=self._name, to=to)
+        tell("lost", 1, work=self._name, to=to)
         if not with_its_node and not for_memory:
             self._nodes.died(home, reason, self._resources)
 

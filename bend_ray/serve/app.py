@@ -32,6 +32,7 @@ from bend_ray.serve.queries import (
     Stops,
     check_size,
     given,
+    inputs_of_csv,
     inputs_of_json,
     parse_object,
 )
@@ -87,8 +88,9 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
     draw, docs = _page("page.html", "text/html"), _page("docs.html", "text/html")
 
     async def front(request: Request) -> Response:
-        no_images = service.bag is not None and service.card().decoding is None
-        return await (docs if no_images else draw)(request)
+        card = service.card() if service.bag is not None else None
+        shows = card is None or card.decoding is not None or card.columns
+        return await (draw if shows else docs)(request)
 
     get: dict[str, Endpoint] = {
         "/": front,
@@ -137,10 +139,13 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     query = given(PredictQuery, dict(request.query_params), 422, strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    is_json = _media_type(content_type) == "application/json"
-    if is_json:
+    readers = {"application/json": inputs_of_json}
+    if card.columns:
+        readers["text/csv"] = inputs_of_csv
+    reader = readers.get(_media_type(content_type))
+    if reader:
         check_size(content, card, service.settings.max_batch_size)
-        inputs = await service.read(len(content), inputs_of_json, content, card)
+        inputs = await service.read(len(content), reader, content, card)
     else:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
     question = Question(inputs, query.or_else(service.settings.stop))
@@ -149,7 +154,7 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     for row in range(len(question)):
         own = {name: values[row] for name, values in inputs.items()}
         said.append(prediction(card, answers.rows(row, row + 1), own, query))
-    return {"predictions": said} if is_json else said[0]
+    return {"predictions": said} if reader else said[0]
 
 
 async def _pixels(
@@ -158,7 +163,7 @@ async def _pixels(
     kind = _media_type(content_type)
     if card.decoding is None or kind not in (*MEDIA_TYPES, "multipart/form-data"):
         known = (*MEDIA_TYPES, "multipart/form-data with a file") if card.decoding else ()
-        expected = ", ".join((*known, "application/json"))
+        expected = ", ".join((*known, *(["text/csv"] if card.columns else []), "application/json"))
         raise Refusal(415, f"Content-Type: expected {expected}, got {kind[:64] or 'none'}")
     if kind == "multipart/form-data":
         content = await service.read(len(content), _upload, content_type, content)
@@ -211,7 +216,11 @@ def prediction(card: Card, answers: Answers, own: Inputs, query: PredictQuery) -
     }
     if query.member_labels:
         said["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
-    return said | ({"seen": {n: v.tolist() for n, v in own.items()}} if query.seen else {})
+    if query.seen:
+        shown = {n: np.asarray(v).tolist() for n, v in own.items()}
+        # A number that is missing is not one that JSON has.
+        said["seen"] = {n: None if v != v else v for n, v in shown.items()}
+    return said
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:

@@ -266,7 +266,7 @@ def _read_member(folder: Path, card: Card, state_K: Mapping[str, NDArray[Any]]) 
         raise _broken(folder, str(error).partition("\n")[0]) from None
     except Exception as error:  # protobuf's own error has no public home
         raise _broken(folder, f"{MEMBER_ONNX}: {type(error).__name__}") from None
-    for given in member.graph.input[len(card.inputs) :]:
+    for given in member.graph.input[len(card.network_inputs) :]:
         shape = (len(card.members), *(dim.dim_value for dim in given.type.tensor_type.shape.dim))
         got = state_K[given.name].shape if given.name in state_K else None
         if got != shape:

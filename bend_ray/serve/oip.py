@@ -18,7 +18,16 @@ from pydantic import Field, NonNegativeInt
 from bend_ray.export import card as cards
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
-from bend_ray.serve.queries import Inputs, Question, Stops, fitted, given, numbers, together
+from bend_ray.serve.queries import (
+    Inputs,
+    Question,
+    Stops,
+    fitted,
+    given,
+    given_column,
+    numbers,
+    together,
+)
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.voting import Answers, Stop
 from bend_ray.spec import Spec
@@ -29,7 +38,18 @@ EXTENSIONS = (
     "statistics",
 )
 Datatype = Literal[
-    "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
 ]
 """Of inputs; where the network takes whole numbers, they must be whole in any of these."""
 MEMBERS = "member_probabilities"
@@ -42,6 +62,7 @@ _BY_CLASS = ("probabilities", "votes")
 _INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
 _NAMES = {_FLOAT: "FP32", _INT: "INT64"}
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
+_DATATYPES |= {"float64": "FP64", "string": "BYTES"}
 
 
 class _Coded(Spec):
@@ -252,6 +273,14 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
             f"{list(shape)[:8]}",
         )
     count, kind = shape[0] * own.numbers, tensor.datatype
+    is_binary = tensor.parameters and tensor.parameters.binary_data_size is not None
+    if (kind == "BYTES") != (own.dtype == "string"):
+        raise Refusal(400, f"{where}.datatype: expected {_DATATYPES[own.dtype]}, got {kind}")
+    if kind == "BYTES" or (own.column and not is_binary):
+        texts = _texts(content, where) if is_binary else tensor.data
+        if not isinstance(texts, list) or len(texts) != count:
+            raise Refusal(400, f"{where}.data: expected {count} values in a list")
+        return given_column(texts, where, own)
     bits, letter = int(re.sub(r"\D", "", kind)), kind[0].lower()
     dtype = np.dtype(f"<{letter}{bits // 8}")
     if tensor.parameters and tensor.parameters.binary_data_size is not None:
@@ -267,6 +296,18 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
     if array.size != count or (array.ndim != 1 and array.shape != shape):
         raise Refusal(400, f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
     return fitted(array.reshape(shape), f"{where}.data", own)
+
+
+def _texts(content: bytes, where: str) -> list[str]:
+    """Texts in binary, each behind its length."""
+    found = []
+    while content:
+        size = int.from_bytes(content[:4], "little")
+        if len(content) < 4 + size:
+            raise Refusal(400, f"{where}: expected texts behind their lengths, got fewer bytes")
+        found.append(content[4 : 4 + size].decode("utf-8", "replace"))
+        content = content[4 + size :]
+    return found
 
 
 def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:

@@ -14,6 +14,7 @@ from bend_ray.data.decoding import FORMATS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
 from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.refusals import Refusal
+from bend_ray.storage.masking import printable
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")
 """Content types of pictures; what a file is, its first bytes say."""
@@ -69,11 +70,16 @@ def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
     """What of an example is unlike the training part, so that an answer may mean little."""
     if card.decoding is not None:
         return _on_pixels(inputs[IMAGES], card, card.inputs[IMAGES])
-    return [
-        f"{name}: some numbers are outside of the training part's, {own.low:g} to {own.high:g}"
-        for name, own in card.inputs.items()
-        if inputs[name].size and (inputs[name].min() < own.low or inputs[name].max() > own.high)
-    ]
+    notes = []
+    for name, own in card.inputs.items():
+        values = np.asarray(inputs[name])
+        if own.column and own.dtype == "string":
+            if values.item() and values.item() not in own.column.levels:
+                notes.append(f"{name}: no training example had {printable(values.item())}")
+        elif values.size and ((values < own.low) | (values > own.high)).any():
+            span = f"{own.low:g} to {own.high:g}"
+            notes.append(f"{name}: some numbers are outside of the training part's, {span}")
+    return notes
 
 
 def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:

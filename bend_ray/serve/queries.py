@@ -7,12 +7,15 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.csv
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import array_of
+from bend_ray.data.columns import raw_column
 from bend_ray.data.given import inputs_of
 from bend_ray.errors import DataError
 from bend_ray.export.card import Card, Input
@@ -85,6 +88,8 @@ def given_inputs(x: Any, card: Card) -> Inputs:
     Raises:
         DataError: they are not what the bag takes.
     """
+    if card.columns:
+        return _columns(x, card)
     found = dict(inputs_of(x))
     if len(found) == len(card.inputs) == 1:
         found = dict(zip(card.inputs, found.values(), strict=True))
@@ -112,12 +117,50 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
         if not isinstance(row, dict):
             raise Refusal(422, f"instances[{index}]: expected an object, got {_kind(row)}")
         _check_names(row, card, f"instances[{index}]")
-    return together(
-        {
-            name: fitted(numbers([row[name] for row in rows], name), name, own)
-            for name, own in card.inputs.items()
-        }
-    )
+    by_name = {name: [row[name] for row in rows] for name in card.inputs}
+    return together({n: given_column(by_name[n], n, own) for n, own in card.inputs.items()})
+
+
+def inputs_of_csv(content: bytes, card: Card) -> Inputs:
+    """The columns of a CSV text whose first line names them; others may be among them."""
+    options = pa.csv.ConvertOptions(strings_can_be_null=True)
+    try:
+        table = pa.csv.read_csv(pa.py_buffer(content), convert_options=options)
+    except pa.ArrowException as error:
+        raise Refusal(422, f"expected CSV, got: {str(error)[:200]}") from None
+    return _chosen(table, card, "CSV")
+
+
+def _columns(x: Any, card: Card) -> Inputs:
+    """Raw columns of a frame, of lists by name, or of rows in the order of the card."""
+    if isinstance(x, Mapping) or hasattr(x, "__arrow_c_stream__"):
+        table = pa.table(x.reset_index(drop=True) if hasattr(x, "iloc") else x)
+    else:
+        columns = list(np.asarray(x, dtype=object).T)
+        if len(columns) != len(card.inputs):
+            raise DataError(f"x: expected {len(card.inputs)} columns, got {len(columns)}")
+        table = pa.table({n: list(c) for n, c in zip(card.inputs, columns, strict=True)})
+    try:
+        return _chosen(table, card, "x")
+    except Refusal as refusal:
+        raise DataError(f"x: {refusal.message}") from None
+
+
+def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
+    if lacking := [name for name in card.inputs if name not in table.column_names]:
+        raise Refusal(422, f"{where}: expected a column {lacking[0]}, got none")
+    return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
+
+
+def given_column(values: Any, name: str, own: Input) -> NDArray[Any]:
+    """Values of an input; of a column as it was in training."""
+    if own.column is None:
+        return fitted(numbers(values, name), name, own)
+    try:
+        raw = raw_column(values, own.column.kind, name)
+    except DataError as error:
+        raise Refusal(422, str(error)) from None
+    return raw.astype(object) if own.dtype == "string" else raw
 
 
 def _check_names(found: Mapping[str, Any], card: Card, where: str) -> None:
@@ -170,6 +213,10 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
     if array.size and array.dtype.kind not in "biuf":
         raise Refusal(422, f"{where}: expected numbers, got others")
     low, high = own.limits
+    if own.column:
+        if np.isinf(array.astype(np.float64)).any():
+            raise Refusal(422, f"{where}: expected finite numbers, or nan, got infinity")
+        return np.ascontiguousarray(array, dtype=np.float64)
     with np.errstate(over="ignore"):
         values = array.astype(np.float32) if own.dtype == "float32" else array
     if not values.size:

@@ -23,6 +23,7 @@ from bend_ray.artifacts.cost import (
     write_cost,
 )
 from bend_ray.artifacts.shards import read_format, read_population
+from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Question
 from bend_ray.config.resources import Resources
@@ -78,13 +79,20 @@ def pieces(question: Question, dataset: Shared) -> list[Piece]:
     return [Piece(question, i, part, count, dataset) for i, part in enumerate(parts)]  # type: ignore[arg-type]
 
 
-def ask(questions: Sequence[Question], workers: Workers, share: Callable[[], Shared]) -> None:
+def ask(
+    questions: Sequence[Question],
+    workers: Workers,
+    share: Callable[[], Shared],
+    progress_of: Artifact | None = None,
+) -> None:
     """Make the answers to questions that are not there; what was made of them before is kept.
 
     Args:
         questions: whom to ask about what.
         workers: of ``Respondent``.
         share: reads the data set of whose parts the inputs are; called where there is need.
+        progress_of: the artifact they are asked for, which tells whoever wants to know how far
+            that is.
     """
     unanswered = [each for each in questions if not each.answers.exists()]
     if not unanswered:
@@ -95,11 +103,13 @@ def ask(questions: Sequence[Question], workers: Workers, share: Callable[[], Sha
         own = pieces(question, dataset)
         total += len(own)
         todo += [p for p in own if f"{COST_DIRECTORY}/{piece_name(p.index)}.json" not in noted]
-    label = f"{unanswered[0].inputs.name:<12}"
-    with Stopwatch() as watch, ProgressLine(label, total, "pieces answered") as progress:
-        progress.update(total - len(todo))
-        for done, _ in enumerate(workers.run("ask", todo), total - len(todo) + 1):
+    name, before = unanswered[0].inputs.name, total - len(todo)
+    with Stopwatch() as watch, ProgressLine(f"{name:<12}", total, "pieces answered") as progress:
+        progress.update(before)
+        for done, _ in enumerate(workers.run("ask", todo), before + 1):
             progress.update(done)
+            if progress_of is not None:
+                progress_of.report_progress(done, total, f"pieces of {name} answers")
     for question in unanswered:
         _commit(question, dataset, watch.cost.wall_seconds)
 

@@ -50,9 +50,11 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             [each.about(VALIDATION) for each in asked],
             workers,
             partial(runtime.share, config.dataset),
+            artifact,
         )
         ((_, (bags, choosing)),) = workers.run("choose", [None])
-        ask([each.about(TEST) for each in asked], workers, partial(_with_test, config, runtime))
+        read = partial(_with_test, config, runtime)
+        ask([each.about(TEST) for each in asked], workers, read, artifact)
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
@@ -138,7 +140,7 @@ class Evaluator(Respondent):
         for name, (question, rows) in self._models.items():
             if question.rival is None:
                 trunk = read_population(question.population, theta=False).trunk
-                found[name] = torch.from_numpy(trunk if rows is None else trunk[rows]).long()
+                found[name] = torch.tensor(trunk if rows is None else trunk[rows]).long()
         return found
 
 

@@ -1,19 +1,21 @@
 """What the driver itself spends on a population: Ray's calls, shards, costs, the manifest.
 
     uv run python tests/benchmarks/bench_driver.py [100 1000 10000]
+    uv run python tests/benchmarks/bench_driver.py --parameters 23528522 30 300     # of a ResNet-50
 
 The real stage of seeds, a model a shard, with trainers that train nothing and write what a trainer
-writes. One JSON line a size: seconds of the driver's CPU and of the stage, and what its memory grew
-by.
+writes. One JSON line a size: seconds of the driver's CPU and of the stage, bytes of the shards,
+and the driver's own memory before and at most meanwhile.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import resource
-import sys
 import tempfile
+import threading
 import time
+from functools import partial
 from typing import Any
 
 from bend_ray.runtime.environment import prepare_environment
@@ -38,19 +40,41 @@ WORKERS = 2
 
 
 class NoTrainer:
-    """Writes a shard of one model of one parameter."""
+    """Writes a shard of one model."""
 
-    def __init__(self, config: Any, artifact: Artifact, dataset: Any) -> None:
-        self.artifact = artifact
+    def __init__(self, parameters: int, config: Any, artifact: Artifact, dataset: Any) -> None:
+        self.parameters, self.artifact = parameters, artifact
 
     def train_cohort(self, index: int) -> None:
         if index == 0:
             self.artifact.write_json(LAYOUT, {})
         write_cost(self.artifact, shard_name(index), Cost())
-        write_shard(self.artifact, index, blank_population(1, 1))
+        write_shard(self.artifact, index, blank_population(1, self.parameters))
 
 
-def measure(models: int, runtime: RayRuntime) -> dict[str, float]:
+class Watch:
+    """The most anonymous memory of this process while it is entered, MB."""
+
+    def __enter__(self) -> Watch:
+        self.before = self.most = self.now()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def now(self) -> float:
+        return psutil.Process().memory_full_info().uss / 2**20
+
+    def _look(self) -> None:
+        while not self._over.wait(0.1):
+            self.most = max(self.most, self.now())
+
+
+def measure(models: int, parameters: int, runtime: RayRuntime) -> dict[str, float]:
     """One size, in a store of its own."""
     protocol = f"{{kind: independent, models: {models}, align: false}}"
     config = load_config(
@@ -62,29 +86,35 @@ def measure(models: int, runtime: RayRuntime) -> dict[str, float]:
             f"seeds.resources.workers={WORKERS}",
         ],
     )
-    with tempfile.TemporaryDirectory() as folder:
+    # Not below /tmp, which may be memory.
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
         artifacts = graph_of(config, Store(folder))
-        process = psutil.Process()
-        before, cpu, wall = process.memory_info().rss, time.process_time(), time.perf_counter()
-        seeds.make(config, artifacts, runtime)
+        cpu, wall = time.process_time(), time.perf_counter()
+        with Watch() as memory:
+            seeds.make(config, artifacts, runtime)
         return {
             "models": models,
+            "shards_mb": round(sum(f.bytes for f in artifacts.seeds.manifest().files) / 2**20, 1),
             "driver_cpu_s": round(time.process_time() - cpu, 2),
             "wall_s": round(time.perf_counter() - wall, 2),
-            "grown_mb": round((process.memory_info().rss - before) / 2**20, 1),
-            "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+            "before_mb": round(memory.before, 1),
+            "most_mb": round(memory.most, 1),
         }
 
 
 def main() -> None:
     """Measure and print."""
-    sizes = [int(word) for word in sys.argv[1:]] or [100, 1000, 10000]
-    seeds.SeedTrainer = NoTrainer  # type: ignore[misc, assignment]
-    seeds._check = lambda config, classifiers: None
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("sizes", nargs="*", type=int, default=[100, 1000, 10000])
+    parser.add_argument("--parameters", type=int, default=1)
+    given = parser.parse_args()
+    make = partial(NoTrainer, given.parameters)
+    make.__name__ = "NoTrainer"  # type: ignore[attr-defined]
+    seeds.SeedTrainer = make  # type: ignore[misc, assignment]
     runtime = RayRuntime(cluster.connect(None))
-    measure(10, runtime)  # processes start, libraries are imported
-    for size in sizes:
-        print(json.dumps(measure(size, runtime)), flush=True)
+    measure(10, 1, runtime)  # processes start, libraries are imported
+    for size in given.sizes:
+        print(json.dumps(measure(size, given.parameters, runtime)), flush=True)
     ray.shutdown()
 
 

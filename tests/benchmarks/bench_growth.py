@@ -12,6 +12,7 @@ against what a fair share of the cores would give each. A JSON line a case.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import multiprocessing
@@ -20,12 +21,14 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from bench_fitting import NETWORKS, Task, normalise, ours
 from bench_shards import committed
+from PIL import Image
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
@@ -33,7 +36,9 @@ from bend_ray.comparison.choosing import Selection, StageCosts
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.examples import Examples
+from bend_ray.data.streaming import Room, Streamed
 from bend_ray.ensemble.metrics import disagreement
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.ensemble.predictions import Predictions
@@ -170,6 +175,31 @@ def reading(shards: int) -> Work:
     return lambda: read_population(artifact)
 
 
+def streaming(images: int, side: int) -> Work:
+    """A folder of JPEGs: found, and gone through once in windows of 16 MB."""
+    root = Path(tempfile.mkdtemp())
+    noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    picture = io.BytesIO()
+    Image.fromarray(noise).save(picture, "JPEG", quality=50)
+    for part, count in (("train", images + 10), ("test", 10)):
+        for index in range(count):
+            path = root / part / "ab"[index % 2] / f"{index}.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(picture.getvalue())
+    window = 2**24 // (3 * side**2)
+    spec = ImageFolder(root=str(root), num_validation=10, window=window)
+    recipe = Recipe(batch_size=8)
+
+    def work() -> None:
+        train = spec.load(Room(2**25)).train
+        assert isinstance(train, Streamed)
+        feed = feed_of(train, lambda x: x, recipe, torch.device("cpu"), CLASSIFICATION)
+        for _ in feed.batches([torch.Generator()], recipe.num_steps(1, images)):
+            pass
+
+    return work
+
+
 CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]]] = {
     "seeds": (fitting, {"models": [32, 64, 128, 256]}, {}),
     "seeds_snapshots": (
@@ -213,6 +243,11 @@ CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]
             "images": [500, 1000, 2000, 4000],
         },
         {"drawn": 48, "models": 64, "parameters": 2**13, "images": 500},
+    ),
+    "streaming": (
+        streaming,
+        {"images": [1000, 2000, 4000, 8000], "side": [112, 224, 448]},
+        {"images": 1000, "side": 112},
     ),
     "shards": (reading, {"shards": [16, 32, 64, 128]}, {}),
 }

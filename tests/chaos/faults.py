@@ -37,12 +37,14 @@ class Fault:
         cluster: the kind of cluster it needs.
         store: ``folder``, ``disk`` (small) or ``s3``.
         from_start: it holds before the stage starts.
+        middle: files of the store that show when to strike; none: those of the stage's cast.
     """
 
     name: str
     cluster: str = "plain"
     store: str = "folder"
     from_start: bool = False
+    middle: str = ""
 
     def impossible(self, stage: str) -> str | None:
         """Why a stage cannot meet it."""
@@ -61,6 +63,13 @@ class KillWorker(Fault):
 
     def strike(self, scene: Scene, attempt: Attempt, laboratory: Laboratory) -> str:
         return _kill((scene.wait_for(lambda: titled(scene.cast.worker), attempt) or [])[:1])
+
+
+class KillTrainer(KillWorker):
+    """SIGKILL of a trainer that has left a checkpoint of what it trains, and not yet its end."""
+
+    def impossible(self, stage: str) -> str | None:
+        return None if stage == "seeds" else "only base classifiers are trained by pieces"
 
 
 class KillActor(Fault):
@@ -275,6 +284,8 @@ FAULTS = {
     fault.name: fault
     for fault in (
         KillWorker("sigkill-worker"),
+        KillTrainer("sigkill-mid-root", middle="seeds/*/training/roots-*-0.safetensors"),
+        KillTrainer("sigkill-mid-run", middle="seeds/*/training/*/0.safetensors"),
         KillActor("sigkill-actor"),
         KillController("sigkill-controller"),
         KillDriver("sigkill-driver"),

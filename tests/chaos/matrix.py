@@ -281,7 +281,7 @@ class Trial:
             self.hit = self.fault.strike(self.scene, None, self.laboratory)  # type: ignore[arg-type]
             return self.scene.start("hit")
         attempt = self.scene.start("hit")
-        if self.scene.wait_for(self.scene.in_the_middle, attempt):
+        if self.scene.wait_for(lambda: self.scene.in_the_middle(self.fault.middle), attempt):
             self.hit = self.fault.strike(self.scene, attempt, self.laboratory)
         return attempt
 

@@ -35,9 +35,10 @@ from bend_ray.config.reading import load_config
 
 CONFIG = """
 seeds:
-  recipe: {epochs: 12, optimizer: {learning_rate: 0.003}}
+  recipe: {epochs: 120, optimizer: {learning_rate: 0.003}}
   protocol: {kind: forks, trunks: 2, forks: 8, trunk_fraction: 0.2}
   cohort_size: 2
+  checkpoint_seconds: 0.02
   resources: {workers: 2}
 autoencoder:
   model: {latent_size: 8, hidden: 16}
@@ -246,8 +247,10 @@ class Scene:
             time.sleep(0.1)
         return None
 
-    def in_the_middle(self) -> bool:
-        """Whether the stage is at work: some of it is done, or its worker is there."""
+    def in_the_middle(self, files: str = "") -> bool:
+        """Whether it is at work: some of it is done, its worker is there, or such files are."""
+        if files:
+            return bool(self._matching(files))
         if self.stage == "serve":
             return self.label(0) is not None
         if self.cast.middle:
@@ -309,7 +312,7 @@ class Scene:
             each.path for each in self.store.filesystem.get_file_info(selector) if each.is_file
         ]
         ends = (".tmp", "lease.json", "progress.json")
-        inside = ("/cost/", "/train/")
+        inside = ("/cost/", "/train/", "/training/")
         return [n for n in names if n.endswith(ends) or any(part in n for part in inside)]
 
     def stop_serving(self, attempt: Attempt) -> int | None:

@@ -203,14 +203,32 @@ def test_nodes_are_chosen_by_labels_that_platforms_set_themselves(folder: Path) 
     assert labels == {known[folder.name[:3]]}
 
 
-def test_kueue_admits_a_run_of_a_fixed_size(tmp_path: Path) -> None:
+def with_component(tmp_path: Path, overlay: str, before: str, *names: str) -> list[Document]:
+    """What is made of an overlay that lists components more, after the one that is named."""
     shutil.copytree(KUBERAY, tmp_path / "kuberay")
-    folder = tmp_path / "kuberay" / "overlays" / "job-l4"
+    folder = tmp_path / "kuberay" / "overlays" / overlay
     file = folder / "kustomization.yaml"
-    file.write_text(
-        file.read_text().replace("  - ../../rayjob\n", "  - ../../rayjob\n  - ../../kueue\n")
-    )
-    resource = ray_resource(build(folder))
+    listed = "".join(f"  - ../../{name}\n" for name in (before, *names))
+    file.write_text(file.read_text().replace(f"  - ../../{before}\n", listed))
+    return build(folder)
+
+
+@pytest.mark.parametrize(("overlay", "kind"), [("cluster-l4", "RayCluster"), ("job-l4", "RayJob")])
+def test_a_head_may_come_back_and_speak_tls(tmp_path: Path, overlay: str, kind: str) -> None:
+    documents = with_component(tmp_path, overlay, "gpu/gke-l4", "redis", "tls")
+    resource = ray_resource(documents)
+    spec = cluster_spec(resource)
+    kept = spec["gcsFaultToleranceOptions"]
+    (service,) = [
+        d for d in documents if d["kind"] == "Service" and d["metadata"]["name"] == "bend-ray-redis"
+    ]
+    assert kept["redisAddress"] == f"bend-ray-redis:{service['spec']['ports'][0]['port']}"
+    assert spec["tlsOptions"] == {"enabled": True}
+    assert list(validator(kind).iter_errors(resource)) == []
+
+
+def test_kueue_admits_a_run_of_a_fixed_size(tmp_path: Path) -> None:
+    resource = ray_resource(with_component(tmp_path, "job-l4", "rayjob", "kueue"))
     assert resource["metadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "bend-ray"}
     assert resource["spec"]["suspend"] is True
     cluster = resource["spec"]["rayClusterSpec"]
@@ -220,7 +238,7 @@ def test_kueue_admits_a_run_of_a_fixed_size(tmp_path: Path) -> None:
 
 
 def test_the_services_volume_goes_with_it() -> None:
-    documents = yaml.safe_load_all((KUBERAY / "rayservice" / "redis.yaml").read_text())
+    documents = yaml.safe_load_all((KUBERAY / "redis" / "redis.yaml").read_text())
     (kept,) = [d for d in documents if d["kind"] == "StatefulSet"]
     assert kept["spec"]["persistentVolumeClaimRetentionPolicy"]["whenDeleted"] == "Delete"
 

@@ -13,24 +13,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from bend_ray.data.examples import Examples
+from bend_ray.errors import ClusterError
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.recipe import Precision, Recipe, Stretch
 from bend_ray.networks.stacking import Form, Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 
 CLASSES, BATCH = 10, 64
 ROUNDS = 3
+REPLAYS = 5
+"""Steps that are timed together."""
 TOLERANCE = 2e-3
 """Of logits after a few steps, CPU against GPU, as a share of the largest."""
+ROUNDED = 0.2
+"""Likewise, of products in fewer bits."""
 PAPERS_SHARE = 0.55
 """Of the minutes, for the papers' protocol."""
 
@@ -102,20 +108,25 @@ def normalise(pixels: Any) -> Tensor:
 
 
 def trained(
-    case: Case, form: Form | None, device: str, models: int, images: int, epochs: int = 1
+    case: Case,
+    form: Form | None,
+    device: str,
+    models: int,
+    images: int,
+    precision: Precision = "float32",
 ) -> tuple[Stack, Tensor]:
-    """A population after some epochs; None: in the form that the package picks."""
+    """A population after an epoch; None: in the form that the package picks."""
     module = case.build().to(device)
     layout = ParameterLayout.of(module)
     stack = Stack(module, layout, form or form_for(module, device))
     generators = [torch.Generator().manual_seed(k) for k in range(models)]
-    recipe = Recipe(epochs=epochs, batch_size=BATCH)
+    recipe = Recipe(epochs=1, batch_size=BATCH, precision=precision)
     start_KP = case.starts(layout, models).to(device)
     theta_SKP = fit(
         *(stack, start_KP, case.examples(images, device), normalise, recipe),
-        *(Stretch(0.0, epochs), generators),
+        *(Stretch(0.0, 1.0), generators),
     )
-    return stack, theta_SKP[-1]
+    return stack, theta_SKP[-1].to(device)
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -151,8 +162,18 @@ def stacked_over_one_by_one(device: str, models: int, images: int) -> Iterator[R
         def train(form: Form, case: Case = case) -> float:
             return seconds(lambda: trained(case, form, device, models, images), device)
 
-        gain = train("loop") / train("stacked")
+        took = train("stacked")
+        gain, steps = train("loop") / took, models * -(-images // BATCH)
         yield Row("training at once", case.name, f"{gain:.1f} times as fast, {models} models")
+        flops, parameters = work_of(case)
+        # Of a step: parameters, gradients and two moments, each read and written.
+        moved = steps * 32 * parameters / took / 1e9
+        rate = steps * flops / took / 1e12
+        yield Row(
+            "share of the card",
+            case.name,
+            f"{1e3 * rate:,.1f} GFLOP/s, {moved:,.2f} GB/s of weights",
+        )
         _, theta_KP = trained(case, "stacked", device, models, BATCH)
         inputs = normalise(case.examples(images, device).inputs)
 
@@ -166,6 +187,96 @@ def stacked_over_one_by_one(device: str, models: int, images: int) -> Iterator[R
         gain = ask("loop") / ask("stacked")
         rate = models * images / ask("stacked")
         yield Row("asking at once", case.name, f"{gain:.1f} times, {rate:,.0f} answers a second")
+
+
+def work_of(case: Case) -> tuple[float, int]:
+    """Floating-point operations of a model's training step, and its parameters."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = case.build()
+    with FlopCounterMode(display=False) as counter:
+        module(normalise(case.examples(BATCH, "cpu").inputs)).sum().backward()
+    return float(counter.get_total_flops()), sum(p.numel() for p in module.parameters())
+
+
+def precisions(device: str, models: int, images: int) -> Iterator[Row]:
+    """What rounding products brings, and by how much logits come out otherwise."""
+    for case in CASES:
+        found = {}
+        for precision in get_args(Precision):
+            if device == "cpu" and precision == "tf32":
+                continue
+            try:
+                stack, theta_KP = trained(case, None, device, models, images, precision)
+            except ClusterError as error:
+                yield Row(precision, case.name, f"refused: {str(error)[:90]}")
+                continue
+            logits = predict_logits(stack, theta_KP, normalise(case.examples(64, device).inputs))
+            work = partial(trained, case, None, device, models, images, precision)
+            found[precision] = seconds(work, device), logits
+        took, exact = found["float32"]
+        for precision, (other, logits) in list(found.items())[1:]:
+            apart = ((logits - exact).abs().max() / exact.abs().max()).item()
+            told = f"{took / other:.2f} times as fast, {apart:.1e} of the largest logit apart"
+            yield Row(precision, case.name, told, apart < ROUNDED)
+
+
+def graphs(device: str, models: int) -> Iterator[Row]:
+    """A stacked step replayed as one CUDA graph, beside launched kernel by kernel."""
+    for case in CASES:
+        eager, recorded = (stacked_step(case, device, models) for _ in range(2))
+        launched = seconds(lambda step=eager.take: [step() for _ in range(REPLAYS)], device)
+        if device == "cpu":
+            told = f"{1e3 * launched / REPLAYS:.2f} ms a step; graphs are CUDA's"
+            yield Row("CUDA graph", case.name, told)
+            continue
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                recorded.take()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            recorded.take()
+        replayed = seconds(lambda g=graph: [g.replay() for _ in range(REPLAYS)], device)
+        # Beside three to warm up; recording takes none.
+        for _ in range((ROUNDS + 1) * REPLAYS, (ROUNDS + 1) * REPLAYS + 3):
+            eager.take()
+        apart = (eager.theta_KT - recorded.theta_KT).abs().max().item()
+        gain = f"{launched / replayed:.1f} times as fast, {1e3 * replayed / REPLAYS:.2f} ms a step"
+        yield Row("CUDA graph", case.name, gain, apart < TOLERANCE)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A training step on inputs that stay where they are."""
+
+    theta_KT: Tensor
+    take: Callable[[], None]
+
+
+def stacked_step(case: Case, device: str, models: int) -> Step:
+    """Of a stack, with an optimizer that a graph can record."""
+    module = case.build().to(device)
+    layout = ParameterLayout.of(module)
+    stack = Stack(module, layout, "stacked").train()
+    start_KP, size = case.starts(layout, models).to(device), layout.num_trainable
+    theta_KT, buffers_KQ = start_KP[:, :size].clone().requires_grad_(), start_KP[:, size:].clone()
+    examples = case.examples(BATCH, device)
+    inputs = normalise(examples.inputs).expand(models, BATCH, *case.shape).contiguous()
+    labels = examples.labels_N.to(device).repeat(models)
+    theta_KT.grad = torch.zeros_like(theta_KT)
+    optimizer = torch.optim.AdamW([theta_KT], lr=1e-3, capturable=device != "cpu")
+
+    def take() -> None:
+        optimizer.zero_grad(set_to_none=False)
+        logits_KBC = stack(theta_KT, inputs, buffers_KQ=buffers_KQ, shared=False)
+        loss = nn.functional.cross_entropy(logits_KBC.flatten(0, 1), labels, reduction="sum")
+        (loss / BATCH).backward()
+        optimizer.step()
+
+    return Step(theta_KT, take)
 
 
 def bandwidth(device: str) -> Iterator[Row]:
@@ -195,6 +306,9 @@ def papers(device: str, minutes: float, images: Path | None) -> Iterator[Row]:
     for name in ("originals", "generated"):
         alone = getattr(evaluation, name).accuracy
         yield Row("papers", f"{name} alone", f"mean {alone.mean:.2%}, best {alone.max:.2%}")
+    pairs = {name: getattr(evaluation.diversity, name) for name in ("originals", "generated")}
+    told = ", ".join(f"{name} {each.error_iou or 0:.3f}" for name, each in pairs.items() if each)
+    yield Row("papers", "error IoU", f"{told} (published logs: .742, .898)")
     yield Row("papers", "bag", f"{evaluation.bag.accuracy:.2%}, NLL {evaluation.bag.nll:.4f}")
     for name, rival in evaluation.rivals.items():
         yield Row("papers", name, f"{rival.accuracy:.2%}, NLL {rival.nll:.4f}")
@@ -244,13 +358,15 @@ def main() -> None:
         raise SystemExit(f"expected a GPU that torch {torch.__version__} sees, got none")
     small = asked.device == "cpu"
     card = "CPU" if small else torch.cuda.get_device_name()
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if small else 2)
     print(f"{card}, torch {torch.__version__}, Python {platform.python_version()}", flush=True)
     rows: list[Row] = []
     parts = (
         lambda: same_as_on_a_cpu(asked.device),
         lambda: bandwidth(asked.device),
-        lambda: stacked_over_one_by_one(asked.device, 8 if small else 128, 128 if small else 2048),
+        lambda: stacked_over_one_by_one(asked.device, 4 if small else 128, 64 if small else 2048),
+        lambda: precisions(asked.device, 2 if small else 32, 64 if small else 2048),
+        lambda: graphs(asked.device, 2 if small else 128),
         lambda: papers(asked.device, asked.minutes * PAPERS_SHARE, asked.images),
     )
     for part in parts:

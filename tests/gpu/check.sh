@@ -13,7 +13,7 @@ if [ "${1:-}" = --wheels ]; then
     "$python" -m venv --system-site-packages "${TMPDIR:-/tmp}/bend-gpu"
     python="${TMPDIR:-/tmp}/bend-gpu/bin/python"
     "$python" -m pip install --quiet --no-index --find-links "$2" \
-        pydantic pyyaml pyarrow safetensors psutil
+        pydantic pyyaml pyarrow safetensors psutil tensorboardX torchvision
     shift 2
 fi
 PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" exec "$python" tests/gpu/check.py "$@"

@@ -155,6 +155,8 @@ def test_some_rows_and_columns_are_read_alone(
         assert vectors.shape == (len(rows), theta.shape[1])
         assert torch.equal(vectors[:, 5:90], theta[rows][:, 5:90])
         assert torch.equal(vectors[1:, :], theta[rows][1:])
+    alone = torch.tensor([2])
+    assert torch.equal(stored.StoredVectors(graph.seeds)[alone, 5:90], theta[alone][:, 5:90])
 
 
 @pytest.mark.ray

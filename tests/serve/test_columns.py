@@ -1,0 +1,225 @@
+"""A bag of tables takes raw columns: in Python, in ONNX, as JSON, as CSV and by the protocol."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from inprocess import client
+
+from bend_ray.data.columns import Column, encode, raw_column
+from bend_ray.ensemble.votes import SoftVote
+from bend_ray.errors import DataError
+from bend_ray.export.card import Card, Input
+from bend_ray.export.folder import write_bag
+from bend_ray.networks.architectures import Mlp
+from bend_ray.serve.bag import Bag
+
+KINDS = {
+    "age": "number",
+    "city": "category",
+    "joined": "date",
+    "active": "boolean",
+    "total": "number",
+}
+
+
+def people(rows: int = 60) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": rng.normal(40, 10, rows),
+            "city": rng.choice(["Ulm", "Bonn", "Köln"], rows),
+            "joined": pd.date_range("2020-01-01", periods=rows),
+            "active": rng.random(rows) > 0.5,
+            "total": rng.lognormal(3, 3, rows),
+        }
+    )
+    frame.loc[::7, "age"] = np.nan
+    frame.loc[::9, "city"] = None
+    return frame
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bag of three random networks over what people's columns become."""
+    frame, columns = people(), {}
+    for name, kind in KINDS.items():
+        column = Column.fitted(kind, raw_column(frame[name], kind, name))  # type: ignore[arg-type]
+        assert column is not None
+        columns[name] = column
+    inputs = {
+        name: Input(shape=(), dtype="string", column=column)
+        if column.kind == "category"
+        else Input(
+            shape=(),
+            dtype="float64",
+            low=column.knots[0],
+            high=column.knots[-1],
+            column=column,
+        )
+        for name, column in columns.items()
+    }
+    card = Card(
+        model_version="tables",
+        created="2026-11-30T00:00:00+00:00",
+        bend_ray="0",
+        architecture=Mlp(hidden=(6,)),
+        inputs=inputs,
+        class_names=("no", "yes"),
+        vote=SoftVote(),
+        members=(0, 1, 2),
+        weights=(0.25, 0.25, 0.5),
+    )
+    assert card.input_shape == (2 + 4 + 1 + 1 + 1,)
+    torch.manual_seed(0)
+    states = [card.architecture.build(card.input_shape, 2).state_dict() for _ in range(3)]
+    path = tmp_path_factory.mktemp("tables")
+    write_bag(path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
+    return path
+
+
+def expected(folder: Path, frame: pd.DataFrame) -> np.ndarray:
+    """What the members say of encoded rows, in torch."""
+    from safetensors.torch import load_file
+
+    bag = Bag.load(folder)
+    raw = {n: raw_column(frame[n], k, n) for n, k in KINDS.items()}  # type: ignore[arg-type]
+    x = torch.from_numpy(encode(bag.card.columns, raw))
+    members, weights = load_file(folder / "members.safetensors"), bag.card.weights
+    said = 0.0
+    for k, weight in enumerate(weights):
+        network = bag.card.architecture.build(bag.card.input_shape, 2)
+        network.load_state_dict({n: t[k] for n, t in members.items()})
+        said = said + weight * network(x).softmax(dim=1)
+    return said.detach().numpy()
+
+
+def strange() -> pd.DataFrame:
+    """People of another kind: a new city, numbers beyond all that were seen, nothing at all."""
+    frame = people(4)
+    frame["city"] = ["Rome", None, "Ulm", ""]
+    frame["age"] = [np.nan, 1e300, -1e300, 40.0]
+    frame["active"] = frame["active"].astype(object).where([True, False, True, True], None)
+    return frame
+
+
+@pytest.mark.parametrize("frame", [people(), strange()], ids=["known", "strange"])
+def test_the_program_makes_of_raw_columns_what_training_did(
+    folder: Path, frame: pd.DataFrame
+) -> None:
+    bag = Bag.load(folder)
+    assert bag.way is not None
+    assert bag.predict_proba(frame) == pytest.approx(expected(folder, frame), abs=1e-5)
+    # Columns are known by their names.
+    turned = frame[frame.columns[::-1]].assign(more=1)
+    assert bag.predict_proba(turned) == pytest.approx(bag.predict_proba(frame))
+    assert set(bag.predict(frame)) <= {"no", "yes"}
+
+
+def test_json_csv_and_the_protocol_answer_alike(folder: Path) -> None:
+    frame = strange()
+    wanted = expected(folder, frame)
+    plain = frame.assign(joined=frame["joined"].dt.strftime("%Y-%m-%d"))
+    rows = json.loads(plain.to_json(orient="records"))
+    http = client(folder)
+    said = http.post("/predict", json={"instances": rows}).json()["predictions"]
+    assert [each["probabilities"]["yes"] for each in said] == pytest.approx(wanted[:, 1], abs=1e-5)
+    csv = plain.to_csv(index=False)
+    kind = {"Content-Type": "text/csv"}
+    assert http.post("/predict", content=csv, headers=kind).json()["predictions"] == said
+    told = http.get("/v2/models/bag").json()["inputs"]
+    types = {each["name"]: (each["datatype"], each["shape"]) for each in told}
+    assert types["city"] == ("BYTES", [-1])
+    assert types["age"] == types["joined"] == ("FP64", [-1])
+    raw = {n: raw_column(frame[n], k, n) for n, k in KINDS.items()}  # type: ignore[arg-type]
+    body = {
+        "inputs": [
+            {
+                "name": name,
+                "datatype": types[name][0],
+                "shape": [4],
+                "data": [None if v != v else v for v in values.tolist()],
+            }
+            for name, values in raw.items()
+        ]
+    }
+    outputs = http.post("/v2/models/bag/infer", json=body).json()["outputs"]
+    probabilities = next(each for each in outputs if each["name"] == "probabilities")
+    assert np.reshape(probabilities["data"], (4, 2)) == pytest.approx(wanted, abs=1e-5)
+
+
+def test_texts_come_in_binary_too(folder: Path) -> None:
+    city = b"".join(len(t).to_bytes(4, "little") + t for t in ("Köln".encode(), b""))
+    numbers = np.array([40.0, np.nan]).tobytes()
+    inputs, tail = [], b""
+    for name, kind in KINDS.items():
+        content = city if kind == "category" else numbers
+        datatype = "BYTES" if kind == "category" else "FP64"
+        size = {"binary_data_size": len(content)}
+        inputs.append({"name": name, "datatype": datatype, "shape": [2], "parameters": size})
+        tail += content
+    head = json.dumps({"inputs": inputs}).encode()
+    length = {"Inference-Header-Content-Length": str(len(head))}
+    answer = client(folder).post("/v2/models/bag/infer", content=head + tail, headers=length)
+    assert answer.status_code == 200, answer.text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"age": "old"}, "age: expected a column of kind number"),
+        ({"joined": "soon"}, "joined: expected a column of kind date"),
+        ({"active": "perhaps"}, "active: expected a column of kind boolean"),
+    ],
+)
+def test_what_a_column_is_not_is_told(folder: Path, change: dict[str, object], told: str) -> None:
+    frame = people(2).assign(**change)
+    with pytest.raises(DataError, match=told):
+        Bag.load(folder).predict(frame)
+    plain = frame.assign(joined=frame["joined"].astype(str))
+    rows = json.loads(plain.to_json(orient="records"))
+    answer = client(folder).post("/predict", json={"instances": rows})
+    assert (answer.status_code, told in answer.text) == (422, True)
+
+
+def test_a_column_that_is_absent_is_told(folder: Path) -> None:
+    frame = people(2).drop(columns="age")
+    with pytest.raises(DataError, match="expected a column age, got none"):
+        Bag.load(folder).predict(frame)
+    answer = client(folder).post(
+        "/predict", content=frame.to_csv(index=False), headers={"Content-Type": "text/csv"}
+    )
+    assert (answer.status_code, "expected a column age" in answer.text) == (422, True)
+
+
+def test_the_onnx_program_stands_alone(folder: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(folder / "bag.onnx"))
+    frame = people(5)
+    raw = {n: raw_column(frame[n], k, n) for n, k in KINDS.items()}  # type: ignore[arg-type]
+    given = {n: v.astype(object) if v.dtype.kind == "U" else v for n, v in raw.items()}
+    (said,) = session.run(["probabilities"], given)
+    assert said == pytest.approx(expected(folder, frame), abs=1e-5)
+
+
+def test_the_page_has_what_its_form_is_made_of(folder: Path) -> None:
+    http = client(folder)
+    assert 'id="form"' in http.get("/").text
+    told = http.get("/about").json()["inputs"]
+    assert told["city"]["column"]["levels"] == ["Bonn", "Köln", "Ulm"]
+    # Fields give texts, and nothing where they are left empty.
+    row = {"age": "41.5", "city": "Ulm", "joined": "2020-01-05", "active": "true", "total": None}
+    said = http.post("/predict", json={"instances": [row]}).json()["predictions"][0]
+    frame = people(1).assign(age=41.5, city="Ulm", joined="2020-01-05", active=True, total=np.nan)
+    assert said["probabilities"]["yes"] == pytest.approx(expected(folder, frame)[0, 1], abs=1e-5)
+    assert said["notes"] == []
+    asked = "/predict?seen=true"
+    seen = http.post(asked, json={"instances": [row | {"city": "Rome", "age": 900}]}).json()
+    assert seen["predictions"][0]["seen"]["total"] is None
+    assert "city: no training example had Rome" in seen["predictions"][0]["notes"]
