@@ -268,7 +268,7 @@ def architecture_of(network: Architecture | Callable[..., Any] | str | None) -> 
 def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     """A data set's spec, or one of arrays, of which objects are written to the store."""
     from bend_ray.data.arrays import ENDINGS
-    from bend_ray.data.given import parts_of, spilled, together
+    from bend_ray.data.given import parts_of, spilled, table_of, together
 
     parts = together(train)
     has_parts = parts is not None or isinstance(train, LabelledExamples)
@@ -282,6 +282,10 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
         for part, its in parts.items()
         if isinstance(its, str | Path) and str(its).endswith(ENDINGS)
     }
-    objects = parts_of({part: its for part, its in parts.items() if part not in files})
     folder = joined(Store(store).uri, DATASETS)
+    given = {part: its for part, its in parts.items() if its is not None and part not in files}
+    tables = {part: table for part, its in given.items() if (table := table_of(its)) is not None}
+    if tables and len(tables) == len(given) and not files:
+        return {"kind": "table"} | {part: spilled(its, folder) for part, its in tables.items()}
+    objects = parts_of({part: its for part, its in parts.items() if part not in files})
     return {"kind": "arrays"} | files | {p: spilled(its, folder) for p, its in objects.items()}

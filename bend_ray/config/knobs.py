@@ -33,7 +33,10 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    return tuple(_knobs_of(PipelineConfig, None, "", ""))
+    found = {(knob.path, knob.kind): knob for knob in _knobs_of(PipelineConfig, None, "", "")}
+    # Another data set has the knobs of the first.
+    others = "evaluation.ood.dataset."
+    return tuple(knob for knob in found.values() if not knob.path.startswith(others))
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:

@@ -18,12 +18,11 @@ from statistics import NormalDist
 from typing import Any, Literal, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, model_validator
 
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
 from bend_ray.storage.masking import cause
 
@@ -113,26 +112,33 @@ def encode(columns: Columns, raw: Mapping[str, NDArray[Any]]) -> NDArray[np.floa
     return out_NF
 
 
+def kind_of_type(its: pa.DataType) -> Kind | None:
+    """What a column of a type holds; texts are categories, None of what is no single value."""
+    types = pa.types
+    if types.is_boolean(its):
+        return "boolean"
+    if types.is_integer(its) or types.is_floating(its) or types.is_decimal(its):
+        return "number"
+    if types.is_timestamp(its) or types.is_date(its):
+        return "date"
+    texts = types.is_string(its) or types.is_large_string(its) or types.is_string_view(its)
+    return "category" if texts or types.is_dictionary(its) or types.is_null(its) else None
+
+
 def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
     """What a column holds; None where it is empty, or holds more texts than a category has."""
-    its = values.type
+    its, kind = values.type, kind_of_type(values.type)
+    if kind is None:
+        raise DataError(
+            f"{where}: expected numbers, truth values, dates or texts, got {its}; set it to ignore "
+            "in dataset.columns"
+        )
     if pa.types.is_null(its):
         return None
-    if pa.types.is_boolean(its):
-        return "boolean"
-    if pa.types.is_integer(its) or pa.types.is_floating(its) or pa.types.is_decimal(its):
-        return "number"
-    if pa.types.is_timestamp(its) or pa.types.is_date(its):
-        return "date"
-    if pa.types.is_dictionary(its):
-        return "category"
-    if pa.types.is_string(its) or pa.types.is_large_string(its) or pa.types.is_string_view(its):
-        few = pc.count_distinct(values).as_py() <= min(MOST_TEXTS, len(values) / 2)
-        return "category" if few else None
-    raise DataError(
-        f"{where}: expected numbers, truth values, dates or texts, got {its}; set it to ignore in "
-        "dataset.columns"
-    )
+    if kind == "category" and not pa.types.is_dictionary(its):
+        few = len(values.drop_null().unique()) <= min(MOST_TEXTS, len(values) / 2)
+        return kind if few else None
+    return kind
 
 
 def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
@@ -152,10 +158,10 @@ def _texts(values: pa.Array) -> NDArray[Any]:
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
         # Whole numbers, of which some are missing, come as floats from pandas.
-        numbers = values.drop_null()
-        if pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
+        numbers = values.drop_null().to_numpy(zero_copy_only=False)
+        if (np.floor(numbers) == numbers).all():
             values = values.cast(pa.int64())
-    texts = pc.fill_null(values.cast(pa.string()), "").to_numpy(zero_copy_only=False)
+    texts = values.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(texts, dtype=np.str_)
 
 

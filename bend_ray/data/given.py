@@ -16,9 +16,11 @@ from typing import Any, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.ipc
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
+from bend_ray.data.arrays import LABELS, SINGLE, WRITTEN, Arrays, array_of, label_among
+from bend_ray.data.columns import kind_of_type
 from bend_ray.data.files import Part
 from bend_ray.data.parquet import class_names_of
 from bend_ray.data.sources import listed
@@ -105,10 +107,27 @@ def _arrays(given: Any, where: str) -> Arrays:
     return _of_items(given, where)
 
 
-def spilled(arrays: Arrays, folder: str) -> str:
-    """The file of these arrays in a folder, whose name is the same for the same content."""
-    content = arrays.to_bytes()
-    uri = joined(folder, f"{hashlib.sha256(content).hexdigest()[:16]}.safetensors")
+def table_of(given: Any) -> pa.Table | None:
+    """The rows of a frame with labels in it, or beside it; None of all that is no such table."""
+    frame, labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not _is_frame(frame):
+        return None
+    table = _table(frame).replace_schema_metadata(None)
+    if labels is not None:
+        table = table.append_column(WRITTEN, [pa.array(array_of(labels, WRITTEN))])
+    flat = (kind_of_type(its) for its in table.schema.types)
+    return table if all(kind is not None for kind in flat) else None
+
+
+def spilled(given: Arrays | pa.Table, folder: str) -> str:
+    """The file of arrays or of a table in a folder; its name is the same for the same content."""
+    if isinstance(given, pa.Table):
+        sink = pa.BufferOutputStream()
+        pq.write_table(given, sink)
+        content, ending = sink.getvalue().to_pybytes(), "parquet"
+    else:
+        content, ending = given.to_bytes(), "safetensors"
+    uri = joined(folder, f"{hashlib.sha256(content).hexdigest()[:16]}.{ending}")
     filesystem, path = resolve(uri)
     if not file_exists(filesystem, path):
         write_bytes(filesystem, path, content)

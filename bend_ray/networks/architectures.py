@@ -13,7 +13,7 @@ from collections import OrderedDict
 from itertools import pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from bend_ray.data.examples import Shape
 from bend_ray.errors import DataError
@@ -40,6 +40,33 @@ class Mlp(Spec):
                 layers.append(torch.nn.ReLU())
             layers.append(torch.nn.Linear(width, next_width))
         return torch.nn.Sequential(*layers)
+
+
+class ResidualMlp(Spec):
+    """Residual blocks of LayerNorm and two dense layers, over periodic embeddings of numbers.
+
+    Source: Gorishniy et al. 2021 (arXiv 2106.11959), section 3.2, with LayerNorm, as members train
+    at once; embeddings: the same, 2022 (arXiv 2203.05556), section 3.3.
+    """
+
+    kind: Literal["residual_mlp"] = "residual_mlp"
+    width: PositiveInt = 64
+    """Units between blocks; inside of them there are twice as many."""
+    blocks: PositiveInt = 2
+    """Residual blocks."""
+    frequencies: NonNegativeInt = 4
+    """Sines and cosines learnt of each number, beside itself; 0 for none."""
+    scale: PositiveFloat = 0.3
+    """Standard deviation of the frequencies as they begin."""
+
+    def build(self, input_shape: Shape, num_classes: int) -> torch.nn.Module:
+        """The network for inputs of any one shape, flattened; DataError where there are several."""
+        if isinstance(input_shape, dict):
+            raise _unfit("residual_mlp", "one input", input_shape)
+        from bend_ray.networks.residual import residual_mlp
+
+        sizes = (self.width, self.blocks, self.frequencies, self.scale)
+        return residual_mlp(math.prod(input_shape), num_classes, *sizes)
 
 
 class ConvNet(Spec):
@@ -154,5 +181,6 @@ def _unfit(kind: str, expected: str, shape: Shape) -> DataError:
 
 
 Architecture = Annotated[
-    Mlp | ConvNet | TorchvisionModel | ImportedArchitecture, Field(discriminator="kind")
+    Mlp | ResidualMlp | ConvNet | TorchvisionModel | ImportedArchitecture,
+    Field(discriminator="kind"),
 ]

@@ -19,8 +19,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bend_ray.data.examples import Inputs, batches, count, each, numbers, rows
 from bend_ray.networks.calls import call
 from bend_ray.networks.dense import is_dense, is_flat, run_dense
+from bend_ray.networks.residual import Periodic
 
-_FLAT_LAYERS = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d)
+_FLAT_LAYERS = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d, Periodic)
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel, or one model after another."""

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bend_ray.api import _dataset
 from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
 from bend_ray.data.datasets import Table
 from bend_ray.data.splits import ByGroup, ByTime, Stratified
@@ -248,3 +249,19 @@ def test_few_whole_numbers_are_classes_and_many_are_numbers(tmp_path: Path) -> N
     assert isinstance(many.task, Regression)
     both = Table(train=uri, target=("y", "many")).load()
     assert (both.num_outputs, both.class_names) == (4, ("y", "many"))
+
+
+def test_frames_are_tables_and_arrays_are_not(tmp_path: Path) -> None:
+    table = frame().drop(columns="name")
+    found = _dataset(table, None, table.head(20), str(tmp_path))
+    assert found["kind"] == "table"
+    again = _dataset(table.copy(), None, table.head(20), str(tmp_path))
+    assert again == found
+    parts = Table(**found).load()
+    assert (len(parts.train), len(parts.validation)) == (120, 20)
+    beside = _dataset((table.drop(columns="label"), table["label"]), None, None, str(tmp_path))
+    assert Table(**beside).load().class_names == ("no", "yes")
+    arrays = _dataset((table[["y"]].to_numpy(), [0, 1] * 60), None, None, str(tmp_path))
+    assert arrays["kind"] == "arrays"
+    lists = pd.DataFrame({"tokens": [[1, 2]] * 8, "label": [0, 1] * 4})
+    assert _dataset(lists, None, None, str(tmp_path))["kind"] == "arrays"
