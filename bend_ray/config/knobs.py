@@ -33,7 +33,9 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    return tuple(_knobs_of(PipelineConfig, None, "", ""))
+    found = _knobs_of(PipelineConfig, None, "", "")
+    # What several variants have is one knob.
+    return tuple({(knob.path, knob.kind): knob for knob in found}.values())
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:

@@ -164,7 +164,7 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
         changed = rival | {name: another(knob.default, knob.path)}
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
     else:
-        axis = section.removesuffix(".content")
+        axis = section.removesuffix(".content").removesuffix(".variation")
         base = choosing(axis, knob.kind) if knob.kind else FITS_ALL
         base = [*base, *COMPANIONS.get(knob.path, [])]
         varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
