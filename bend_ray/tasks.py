@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, FiniteFloat, PositiveFloat
 
 from bend_ray.ensemble import metrics, trust
+from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.intervals import (
     SMALLEST_VARIANCE,
     crps,
@@ -31,7 +32,10 @@ from bend_ray.spec import Spec
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from torch import Tensor
+
+    from bend_ray.ensemble.predictions import Predictions
 
 LEVELS_SHOWN = 20
 """Intervals of shares of 1 / 20, 2 / 20, ... are drawn."""
@@ -159,6 +163,18 @@ class Classification(Spec):
     def disagreements(self, predictions_EN: Tensor) -> Tensor:
         """Each member's mean distance to the others, ``(E,)``; nan of one alone."""
         return metrics.disagreements(predictions_EN)
+
+    def calibration(self, answers_NC: Tensor, labels_N: Tensor) -> Calibration | None:
+        """What answers about examples kept back promise of others."""
+        return Calibration.of(answers_NC.numpy(), labels_N.numpy())
+
+    def uncertainties(
+        self, predictions: Predictions, weight_E: Tensor, answers_NC: Tensor
+    ) -> dict[str, NDArray[Any]]:
+        """Scores ``(N,)`` that are higher where a bag is less sure."""
+        from bend_ray.ensemble.outside import uncertainties
+
+        return uncertainties(predictions, weight_E, answers_NC)
 
     def shown(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, list[float]] | None:
         """What a report draws of single answers; nothing of classes."""
@@ -333,6 +349,23 @@ class Regression(Spec):
         """Each member's mean distance to the others, ``(E,)``; nan of one alone."""
         others = len(predictions_ENT) - 1
         return self.distances(predictions_ENT, predictions_ENT).sum(dim=1) / others
+
+    def calibration(self, answers_NO: Tensor, labels_NT: Tensor) -> None:
+        """None: examples kept back widen ``bounds`` instead."""
+
+    def bounds(self, answers_NO: Tensor, coverage: float) -> Tensor:
+        """Lower and upper ends of central intervals, ``(2, N, T)``; of coverage 0 the means."""
+        mean, variance = answers_NO.chunk(2, dim=-1)
+        half = torch.special.ndtri(torch.tensor(0.5 + coverage / 2)) * variance.sqrt()
+        return torch.stack([mean - half, mean + half])
+
+    def uncertainties(
+        self, predictions: Predictions, weight_E: Tensor, answers_NO: Tensor
+    ) -> dict[str, NDArray[Any]]:
+        """Entropy of what is predicted ``(N,)``, in nats, mean over targets."""
+        variance = answers_NO.chunk(2, dim=-1)[1]
+        entropy_N = 0.5 * (2 * math.pi * math.e * variance).log().mean(dim=-1)
+        return {"entropy": entropy_N.numpy()}
 
     def shown(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]] | None:
         """Mean, deviation and truth of the first target, of evenly spaced examples."""

@@ -66,6 +66,35 @@ def export(
     click.echo(masked(where))
 
 
+@click.command(short_help="one network that answers as the bag does")
+@config_arguments
+@store_option
+@click.option(
+    "--output", metavar="URI", help=f"Folder to write; default {EXPORTS}/VERSION-student."
+)
+@click.option("--epochs", type=float, help="Of the student; default: as of a member.")
+def distill(asked: Asked, store: str, output: str | None, epochs: float | None) -> None:
+    """Train one network on the bag's answers, write it as a bag of one, and print where.
+
+    Without FILE and --set the bag is the newest evaluation's of the store. The student learns the
+    bag's answers about mixtures of two training examples each, which no member has seen. It costs
+    to ask what one member costs. Beside its bag it is asked first, and the bag where it is unsure:
+
+    \b
+      bend distill
+      bend serve --option student=bend-export/bf9345ebcce8-student
+    """
+    from bend_ray.export.student import distil
+
+    config, graph = _chosen(asked, store, None)
+    where = output or f"{_default_output(graph, None)}-student"
+    scores = distil(config, graph, where, epochs).scores
+    assert scores is not None
+    told = "distill      %.2f %% on the %s part, NLL %.4f"
+    log.LOGGER.info(told, 100 * (scores.accuracy or 0.0), scores.part, scores.nll)
+    click.echo(masked(where))
+
+
 def _chosen(asked: Asked, store_uri: str, members: int | None) -> tuple[PipelineConfig, Graph]:
     """The config that was named, or that of the store's newest evaluation."""
     from bend_ray.artifacts.store import Store

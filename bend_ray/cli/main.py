@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from bend_ray.cli.bag import ask, export, predict, serve
+from bend_ray.cli.bag import ask, distill, export, predict, serve
 from bend_ray.cli.beforehand import check, doctor, plan
 from bend_ray.cli.options import (
     Asked,
@@ -164,7 +164,7 @@ for _stage, _does in {
 
 
 for _command in (
-    *(tune, report, compare, export, serve, ask, predict, plan),
+    *(tune, report, compare, export, distill, serve, ask, predict, plan),
     *(submit, jobs, logs, stop, doctor, store_group, check),
 ):
     cli.add_command(_command)

@@ -6,7 +6,7 @@ Shape letters: E members, N examples, C classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -85,6 +85,7 @@ class Comparison:
             it never saw, and what it drew.
         prices: what all of these cost.
         part: which the test part is.
+        others: what members say of other inputs, by their name.
     """
 
     section: EvaluationSection
@@ -96,6 +97,7 @@ class Comparison:
     vectors: Mapping[str, Matrix]
     prices: StageCosts
     part: Literal["test", "validation"] = "test"
+    others: Mapping[str, Mapping[str, Predictions]] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> Tensor:
@@ -112,9 +114,11 @@ class Comparison:
         """Single models, by population."""
         return {name: Members.of(self.test[name], self.trunks[name]) for name in self.trunks}
 
-    def voted(self, bag: Bag) -> Voted:
-        """What a bag says."""
-        members = self.test[bag.models].select(bag.members)
+    def voted(self, bag: Bag, about: str | None = None) -> Voted:
+        """What a bag says, of other inputs by their name."""
+        members = (self.test if about is None else self.others[about])[bag.models].select(
+            bag.members
+        )
         plain_NC = self.section.vote.answers(members, bag.val_nll_E)
         scaled_NC = self.task.scaled(plain_NC, bag.temperature)
         return Voted(
@@ -135,8 +139,8 @@ class Comparison:
             **{"cost_seconds": bag.seconds, **more},
         )
 
-    def evaluation(self, scores: Mapping[str, BagScores]) -> Evaluation:
-        """The figures, given the scores of all bags."""
+    def evaluation(self, scores: Mapping[str, BagScores], **more: Any) -> Evaluation:
+        """The figures, given the scores of all bags, and more of them."""
         held_out = self._novelty("held_out") if len(self.members["held_out"]) else None
         populations = {name: self.members[name] for name in POPULATIONS}
         prices, drawn = self.prices, len(self.members["generated"])
@@ -155,6 +159,7 @@ class Comparison:
             ),
             prices=Prices(per_model=per_model, equal_cost_deep_ensemble=scores.get(EQUAL_COST)),
             **{n: PopulationScores(accuracy=_spread(m)) for n, m in populations.items()},
+            **more,
         )
 
     def _diversity(self, members: Members) -> DiversityScores | None:

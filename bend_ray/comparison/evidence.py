@@ -11,6 +11,7 @@ from typing import Any
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
 from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
+from bend_ray.comparison.trusting import calibrated, trust
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
@@ -44,7 +45,7 @@ def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
 
 def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
     """The figures of a comparison, and what its pictures show."""
-    scores, bags = _bags(comparison)
+    scores, bags, promised = _bags(comparison)
     task = comparison.task
     rows = {name: _rows(members, task) for name, members in comparison.members.items()}
     populations = [comparison.vectors[name] for name in POPULATIONS]
@@ -65,7 +66,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }
-    return comparison.evaluation(scores), _rounded(shown)
+    return comparison.evaluation(scores, **promised), _rounded(shown)
 
 
 def _rows(members: Members, task: Task) -> dict[str, Any]:
@@ -80,15 +81,23 @@ def _rows(members: Members, task: Task) -> dict[str, Any]:
     }
 
 
-def _bags(comparison: Comparison) -> tuple[dict[str, BagScores], dict[str, Any]]:
-    """Scores of every bag, and the evidence of all but that of equal cost; one bag at a time."""
+def _bags(
+    comparison: Comparison,
+) -> tuple[dict[str, BagScores], dict[str, Any], dict[str, Any]]:
+    """Scores of every bag, the evidence of all but that of equal cost, and what they promise."""
     scores, found, ours = {}, {}, comparison.voted(comparison.bags[BAG])
+    promised: dict[str, Any] = {}
     for name, bag in comparison.bags.items():
         voted = ours if name == BAG else comparison.voted(bag)
         scores[name] = comparison.scores(name, voted)
         if name != EQUAL_COST:
             found[name] = _bag(name, voted, ours, comparison)
-    return scores, found
+        if comparison.others:
+            calibration = calibrated(comparison, bag)
+            promised.setdefault("trust", {})[name] = trust(comparison, bag, voted, calibration)
+            if name == BAG:
+                promised["calibration"] = calibration
+    return scores, found, promised
 
 
 def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[str, Any]:

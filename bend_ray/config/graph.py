@@ -17,7 +17,7 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.reading import validated
 from bend_ray.config.schema import ParametersSection, PipelineConfig, identity
 from bend_ray.data.datasets import LabelledExamples, Located
-from bend_ray.data.inputs import TEST, VALIDATION, Inputs
+from bend_ray.data.inputs import CALIBRATION, TEST, VALIDATION, Corrupted, Inputs
 from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import DeepEnsemble, Drawing
 from bend_ray.imported import Imported
@@ -79,7 +79,9 @@ class Question:
     def answers(self) -> Artifact:
         """The artifact of their answers, made or not; ``stages.answers`` makes it."""
         decides: dict[str, Any] = {"inputs": identity(self.inputs)}
-        if self.inputs == TEST and isinstance(self.config.dataset, Located):
+        if self.inputs not in (VALIDATION, CALIBRATION) and isinstance(
+            self.config.dataset, Located
+        ):
             decides["content"] = self.config.dataset.content.test
         if self.rival is not None:
             samples = self.config.samples
@@ -107,6 +109,8 @@ class Graph:
     """The deep ensemble's population; None where it is no rival."""
     questions: Mapping[str, Question]
     """Whom the evaluation asks, about validation: ``seeds``, ``samples``, ``ordinary``, rivals."""
+    scored: tuple[Inputs, ...]
+    """What it asks them about once bags are chosen, the test part first."""
 
     def __getitem__(self, stage: str) -> Artifact:
         artifact: Artifact = getattr(self, stage)
@@ -202,10 +206,18 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     for rival in config.evaluation.rivals:
         if isinstance(rival, Drawing):
             questions[rival.name] = Question(config, seeds, seeds, rival=rival)
-    asked = [q.about(part).answers for q in questions.values() for part in (VALIDATION, TEST)]
+    section = config.evaluation
+    inputs = (
+        TEST,
+        *((CALIBRATION,) if config.dataset.num_calibration else ()),
+        *section.ood,
+        *(Corrupted(corruption=each) for each in section.shift),
+    )
+    asked = [q.about(part).answers for part in (VALIDATION, *inputs) for q in questions.values()]
     models = (seeds, samples) if ensemble is None else (seeds, samples, ensemble)
     evaluation = artifact("evaluation", scored, *models, *asked)
-    return Graph(seeds, autoencoder, latents, generator, samples, evaluation, ensemble, questions)
+    stages = seeds, autoencoder, latents, generator, samples, evaluation
+    return Graph(*stages, ensemble, questions, inputs)
 
 
 def newest_config(store: Store) -> PipelineConfig:

@@ -33,9 +33,10 @@ class Knob:
 @cache
 def knobs() -> tuple[Knob, ...]:
     """Every knob, in the order of the config."""
-    found = _knobs_of(PipelineConfig, None, "", "")
-    # What several variants have is one knob.
-    return tuple({(knob.path, knob.kind): knob for knob in found}.values())
+    found = {(knob.path, knob.kind): knob for knob in _knobs_of(PipelineConfig, None, "", "")}
+    # Another data set has the knobs of the first.
+    others = "evaluation.ood.dataset."
+    return tuple(knob for knob in found.values() if not knob.path.startswith(others))
 
 
 def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) -> Iterator[Knob]:

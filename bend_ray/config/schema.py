@@ -18,7 +18,9 @@ from pydantic import (
 )
 
 from bend_ray.config.resources import ActorResources, HourlyPrice, Resources, TrainResources
+from bend_ray.data.corruptions import Corruption
 from bend_ray.data.datasets import Dataset, Digits
+from bend_ray.data.inputs import Outside
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
@@ -226,6 +228,10 @@ class EvaluationSection(Spec):
         MultiSwag(),
     )
     """What the bag is compared with; each kind once."""
+    ood: tuple[Outside, ...] = ()
+    """Inputs of no class that was learnt: is the bag less sure of them?"""
+    shift: tuple[Corruption, ...] = ()
+    """How the test part is corrupted, at five severities each."""
     resources: ActorResources = ActorResources()
     """What each process is given that asks models; one of them also compares what they say."""
 
@@ -234,6 +240,9 @@ class EvaluationSection(Spec):
         kinds = [rival.name for rival in self.rivals]
         if twice := sorted({kind for kind in kinds if kinds.count(kind) > 1}):
             raise ValueError(f"expected each kind of rival once, got {', '.join(twice)} again")
+        names = [*(each.name for each in self.ood), *self.shift, "test", "validation"]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"expected each of ood and shift once, got {', '.join(twice)} again")
         return self
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,7 @@ from pydantic import (
 
 from bend_ray.data.columns import Kind
 from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
+from bend_ray.data.keeping import kept_back, without
 from bend_ray.data.splits import Random, Split
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
@@ -59,11 +60,26 @@ class LabelledExamples(Spec):
     split_seed: NonNegativeInt = 0
     """Seed of the shuffle that makes the parts; repeats count on from it."""
 
+    num_calibration: NonNegativeInt = 0
+    """Validation examples kept back, drawn at random: nothing trains, chooses or scales by them.
+
+    By them sets of classes and refusals get their guarantees.
+    """
+    left_out: tuple[str, ...] = ()
+    """Classes that no model is shown; evaluation.ood of kind left_out asks about them."""
+
+    @final
     def load(self, room: Room | None = None) -> Parts:
         """Its parts; DataError where they cannot be had.
 
         Image files that decoded take more than ``room`` are streamed; None: that of this machine.
         """
+        parts = self._load(room)
+        parts = without(parts, self.left_out) if self.left_out else parts
+        return kept_back(parts, self.num_calibration, self.split_seed)
+
+    def _load(self, room: Room | None) -> Parts:
+        """All of them."""
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -103,7 +119,7 @@ class Digits(LabelledExamples):
             )
         return self
 
-    def load(self, room: Room | None = None) -> Parts:
+    def _load(self, room: Room | None) -> Parts:
         """The parts of one seeded shuffle."""
         # The parts as published figures have them: the training images come first.
         order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
@@ -154,7 +170,7 @@ class ImageFiles(DrawnParts):
     train the same models. It is not searched for duplicates.
     """
 
-    def load(self, room: Room | None = None) -> Parts:
+    def _load(self, room: Room | None) -> Parts:
         """Training and validation part, decoded; the test part when it is asked for.
 
         Of the test part labels, classes and headers are read at once, and no pixels: what is
@@ -459,7 +475,7 @@ class ArrayFiles(ArrayParts, Located):
 
         return read_arrays(files, self.labels, self.class_names, self.task)
 
-    def load(self, room: Room | None = None) -> Parts:
+    def _load(self, room: Room | None) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
 
         DataError where files are missing or broken, or examples do not fit together.
@@ -474,7 +490,7 @@ class ImportedDataset(Imported, ArrayParts):
     Each is anything that ``bend_ray.fit`` takes: (inputs, labels), a frame, a torch data set.
     """
 
-    def load(self, room: Room | None = None) -> Parts:
+    def _load(self, room: Room | None) -> Parts:
         """What the function gives; DataError where these are no parts, or do not fit together."""
         from bend_ray.data.given import parts_of, together
 
@@ -526,7 +542,7 @@ class Table(DrawnParts, Located):
 
         return read_table(files)
 
-    def load(self, room: Room | None = None) -> Parts:
+    def _load(self, room: Room | None) -> Parts:
         """All parts, looked through; the test part is read again when it is asked for.
 
         DataError where files are missing or broken, or rows do not fit together.

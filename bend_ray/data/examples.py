@@ -151,6 +151,15 @@ class Examples:
         """Some examples' inputs."""
         return rows(self.inputs, index)
 
+    def some(self, index_N: Tensor) -> Examples:
+        """Some examples."""
+        windows = self.windows and self.windows.some(index_N)
+        return Examples(self.take(index_N), self.labels_N[index_N], windows)
+
+    def relabelled(self, place_C: Tensor) -> Examples:
+        """With other numbers of the classes."""
+        return replace(self, labels_N=place_C[self.labels_N])
+
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Inputs]:
         """The inputs of pieces of the part, each given by its examples."""
         return map(self.take, pieces)
@@ -169,6 +178,8 @@ class Parts:
         standardise: whether inputs that are no tokens are brought to zero mean and unit variance.
         task: what is learnt.
         columns: of a table, what became of each, side by side in the one input.
+        calibration: validation examples kept back; None where there are none.
+        load_left_out: reads the test examples of classes that are left out, if some are.
     """
 
     train: Examples | Streamed
@@ -179,6 +190,8 @@ class Parts:
     standardise: bool = True
     task: Task = field(default_factory=Classification)
     columns: Mapping[str, Column] = field(default_factory=dict)
+    calibration: Examples | Streamed | None = None
+    load_left_out: Callable[[], Examples | Streamed] | None = None
 
     @cached_property
     def test(self) -> Examples | Streamed:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -64,6 +64,10 @@ class Windows:
     images: int
     seed: int = 0
     runs_N: Tensor | None = None
+
+    def some(self, index_N: Tensor) -> Windows:
+        """Of some images of the part."""
+        return self if self.runs_N is None else replace(self, runs_N=self.runs_N[index_N])
 
     def sizes(self, batch_sizes: Sequence[int]) -> list[list[int]]:
         """Batch sizes of a pass, window by window; DataError where a window holds no batch."""
@@ -146,6 +150,16 @@ class Streamed:
     def block(self) -> int:
         """Images that one task decodes."""
         return max(1, BLOCK_BYTES // int(np.prod(self.shape)))
+
+    def some(self, index_N: Tensor) -> Streamed:
+        """Some images, still in their files."""
+        windows = self.windows and self.windows.some(index_N)
+        return replace(self, rows_N=self.rows_N[index_N.numpy()], windows=windows)
+
+    def relabelled(self, place_C: Tensor) -> Streamed:
+        """With other numbers of the classes."""
+        labels_N = place_C.numpy()[self.source.labels_N]
+        return replace(self, source=replace(self.source, labels_N=labels_N))
 
     def take(self, index: Any) -> Tensor:
         """Some images ``(M, C, H, W)``, decoded by this process now."""

@@ -24,9 +24,10 @@ from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
+from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.rule import Rule
 from bend_ray.ensemble.votes import Vote
-from bend_ray.errors import DataError
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.networks.architectures import Architecture
 from bend_ray.spec import Spec
 
@@ -150,6 +151,8 @@ class Card(Spec):
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
     """Of the whole bag; null for a part of the bag, which was not evaluated."""
+    calibration: Calibration | None = None
+    """By which it gives sets of classes, and refuses; null: no examples were kept back."""
     dataset: str = ""
     """Kind of the data set that it was trained on."""
     files: dict[str, str] = Field(default_factory=dict)
@@ -179,6 +182,16 @@ class Card(Spec):
         """The same card with its seal."""
         told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
         return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
+
+    @property
+    def promises(self) -> Calibration:
+        """Its calibration; ConfigError where it has none."""
+        if self.calibration is None:
+            raise ConfigError(
+                "expected a bag that examples kept back have calibrated, got one that none have, "
+                "or a part of one; make it with dataset.num_calibration of a few hundred"
+            )
+        return self.calibration
 
     @property
     def columns(self) -> dict[str, Column]:

@@ -21,6 +21,8 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
+from bend_ray.data.streaming import Streamed
+from bend_ray.ensemble.predictions import block_size
 from bend_ray.ensemble.votes import Vote, fit_temperature
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
@@ -76,7 +78,7 @@ def export_bag(
         ConfigError: more members than the bag has, or a folder with something else in it.
     """
     refuse_strangers(output)
-    card, state_K = _bag(config, graph, members)
+    card, state_K = bag_of(config, graph, members)
     with tempfile.TemporaryDirectory() as scratch:
         card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
         publish(Path(scratch), output)
@@ -128,10 +130,10 @@ def guide(card: Card) -> str:
     )
 
 
-def _bag(
-    config: PipelineConfig, graph: Graph, members: int | None
+def bag_of(
+    config: PipelineConfig, graph: Graph, members: int | None = None
 ) -> tuple[Card, dict[str, Tensor]]:
-    """What votes, and how: the card, and the tensors it is about."""
+    """What votes, and how: the card, and the tensors it is about; errors as of ``export_bag``."""
     evaluation = _evaluated(graph)
     bag = evaluation.bag
     voters = list(bag.members or ())
@@ -166,11 +168,13 @@ def _bag(
             part=evaluation.part,
             **bag.model_dump(include={"accuracy", "nll", "brier", "ece"}),
         ),
+        calibration=None if members else evaluation.calibration,
         dataset=config.dataset.kind,
     )
     state_K = member_states(config, graph, rows, card.input_shape, len(card.class_names))
     if members is not None and config.evaluation.temperature_scaling:
-        temperature = _fitted_temperature(card, state_K, dataset)
+        validation = dataset.validation
+        temperature = fit_temperature(votes(card, state_K, validation), validation.labels_N)
         card = card.model_copy(update={"temperature": temperature})
     return card, state_K
 
@@ -239,20 +243,21 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-def _fitted_temperature(card: Card, state_K: Mapping[str, Tensor], dataset: Parts) -> float:
-    """The temperature at which the bag's NLL on validation examples is least."""
+def votes(card: Card, state_K: Mapping[str, Tensor], examples: Examples | Streamed) -> Tensor:
+    """What members say together of examples, at no temperature: probs_NC."""
     members = Members(card, state_K)
+    weights_K = torch.tensor(card.weights, dtype=torch.float64)
 
     def ask(inputs: Inputs) -> Tensor:
-        if card.columns:  # which became numbers when they were read
-            return members.told(inputs)
         named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
-        return members.logits({name: each.numpy() for name, each in named.items()})
+        if card.columns:  # which became numbers when they were read
+            logits_KNC = members.told(inputs)
+        else:
+            logits_KNC = members.logits({name: each.numpy() for name, each in named.items()})
+        return torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
 
-    logits_KNC = torch.cat([*map(ask, pieces(dataset.validation))], dim=1)
-    weights_K = torch.tensor(card.weights, dtype=torch.float64)
-    probs_NC = torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
-    return fit_temperature(probs_NC, dataset.validation.labels_N)
+    size = block_size(len(card.members), len(card.class_names))
+    return torch.cat([*map(ask, pieces(examples, size))])
 
 
 def _write_onnx(

@@ -15,6 +15,7 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import Manifest, first_problem
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.resources import HourlyPrice
+from bend_ray.ensemble.conformal import Calibration
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
 
@@ -118,6 +119,61 @@ class ModelPrices(_Record):
     """One ordinary training; None where none was done."""
 
 
+class SetScores(_Record):
+    """Sets of classes, or intervals, that should hold the truth of a wanted share of examples."""
+
+    coverage: Figure
+    """Share that do."""
+    least: Figure
+    """Of the class, or target, with the least share."""
+    size: Figure
+    """Mean number of classes, or width in the targets' units."""
+
+
+class RefusalScores(_Record):
+    """Answers that are given where a wanted accuracy is promised of them."""
+
+    answered: Figure
+    accuracy: Figure
+    """Of what is answered; None where nothing is."""
+
+
+class Detection(_Record):
+    """How a score tells inputs of no learnt class from the test part; see ``ensemble.outside``."""
+
+    auroc: Figure
+    aupr: Figure
+    fpr95: Figure
+    standard_error: Figure
+    """Of the AUROC, over both sets' examples."""
+
+
+class ShiftScores(_Record):
+    """On the corrupted test part."""
+
+    accuracy: Figure
+    nll: Figure
+    ece: Figure
+    coverage: Annotated[Figure, _Left] = None
+    """Of sets that were to hold nine of ten, where they are calibrated."""
+
+
+_Empty = Field(exclude_if=lambda value: not value)
+
+
+class Trust(_Record):
+    """What a bag promises, and what becomes of it elsewhere; texts are keys of what is wanted."""
+
+    sets: Annotated[dict[str, dict[str, SetScores]], _Empty] = {}
+    """By kind, then by wanted coverage."""
+    refusals: Annotated[dict[str, RefusalScores], _Empty] = {}
+    """By wanted accuracy; of those that calibration can promise."""
+    ood: Annotated[dict[str, dict[str, Detection]], _Empty] = {}
+    """By inputs, then by score."""
+    shift: Annotated[dict[str, dict[str, ShiftScores]], _Empty] = {}
+    """By corruption, then by severity."""
+
+
 class Prices(_Record):
     """What models cost, and what our cost would have bought."""
 
@@ -145,6 +201,10 @@ class Evaluation(_Record):
     diversity: Diversity
     novelty: Novelty
     prices: Prices
+    trust: Annotated[dict[str, Trust], _Empty] = {}
+    """By bag, where it was asked for."""
+    calibration: Annotated[Calibration | None, _Left] = None
+    """Of the bag of generated classifiers, by examples kept back; no part of the JSON."""
 
     @property
     def score(self) -> str:
@@ -227,6 +287,7 @@ class Result(_Record):
         made = self.model_dump(mode="json")
         said, costs = made.pop("evaluation"), made.pop("costs")
         prices = said.pop("prices")
+        said.pop("calibration", None)
         return {**said, "cost": costs | prices, **made}
 
     @classmethod

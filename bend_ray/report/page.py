@@ -23,6 +23,7 @@ from bend_ray.report.results import (
     Table,
     divergences,
     named,
+    promises,
     scored_bags,
     span,
     temperatures,
@@ -92,7 +93,7 @@ def report(runs: Sequence[Run]) -> Page:
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",
         headline=verdicts.headline(runs),
         highlights=verdicts.highlights(runs),
-        tables=[_rivals(runs)],
+        tables=[_rivals(runs), *promises([run.evaluation for run in runs])],
         chapters={
             "What does a larger bag bring, and at what cost?": panels_bags.panels(runs),
             "Are generated models as good, and as different?": panels_members.panels(runs),

@@ -16,6 +16,12 @@ _MEMBER = "member"
 _BINS = 15
 _FEWEST_IMAGES = 5
 _Array = NDArray[np.float64]
+_SHIFTED = {
+    "accuracy": "answers that are right (%)",
+    "nll": "NLL (nats)",
+    "ece": "ECE (%)",
+    "coverage": "sets for 90 % that hold the truth (%)",
+}
 _LOOKS: dict[str, ink.Look] = {
     "before": {"color": ink.BLUE, "marker": "o", "linestyle": ink.DASHES[1]},
     "after": {"color": ink.VERMILLION, "marker": "^", "linestyle": "-"},
@@ -26,10 +32,15 @@ _HALF_90 = 1.6449
 
 
 def panels(runs: Sequence[Run]) -> list[ink.Panel]:
-    """A member's and the bag's reliability, rejection, and single predictions of numbers."""
-    shared = [_reliability(runs, _MEMBER), _reliability(runs, BAG), _rejection(runs)]
-    found = runs[0].evidence["bags"][BAG].get("predictions")
-    return [*shared, _predictions(found)] if found else shared
+    """A member's and the bag's reliability, rejection, single numbers, and scores under shift."""
+    found = [_reliability(runs, _MEMBER), _reliability(runs, BAG), _rejection(runs)]
+    if numbers := runs[0].evidence["bags"][BAG].get("predictions"):
+        found.append(_predictions(numbers))
+    if BAG in runs[0].evaluation.trust and runs[0].evaluation.trust[BAG].shift:
+        calibrated = runs[0].evaluation.calibration is not None
+        shown = [score for score in _SHIFTED if calibrated or score != "coverage"]
+        found += [_shift(runs, score, _SHIFTED[score]) for score in shown]
+    return found
 
 
 def _predictions(found: dict[str, list[float]]) -> ink.Panel:
@@ -129,4 +140,28 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
         "Refusing the least certain",
         f"The {runs[0].evaluation.score} when the least certain are left to somebody else.",
         f"At 90 % coverage: {', '.join(sentences)}.",
+    )
+
+
+def _shift(runs: Sequence[Run], score: str, label: str) -> ink.Panel:
+    """A score by severity, the mean over corruptions and repeats."""
+    panel = ink.Panel(f"shift_{score}", "severity of corruption", label, legend_rows=2)
+    trusts, sentences = [run.evaluation.trust for run in runs], []
+    kinds = list(trusts[0][BAG].shift)
+    for name in (_MEMBER, DEEP_ENSEMBLE, "trunk_averages", "multiswag", BAG):
+        if name not in trusts[0]:
+            continue
+        figures = [
+            [getattr(each, score) for each in trust[name].shift[kind].values()]
+            for trust in trusts
+            for kind in kinds
+        ]
+        mean = np.array(figures, dtype=np.float64).mean(axis=0)
+        panel.axes.plot(range(1, len(mean) + 1), mean, **ink.LOOKS[name], label=named(name))
+        sentences.append(f"{named(name)} {mean[0]:.4f} to {mean[-1]:.4f}")
+    what = ", ".join(kinds).replace("_", " ")
+    return panel.told(
+        f"Under shift: {score.upper() if len(score) == 3 else score}",
+        f"Mean over {what}. Temperatures and sets are those of the data as it was.",
+        f"{label} from the least to the highest severity: {'; '.join(sentences)}.",
     )

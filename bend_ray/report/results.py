@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.process.log import duration
-from bend_ray.report.evaluation import BagScores, Evaluation, NoveltyScores, Result
+from bend_ray.report.evaluation import (
+    BagScores,
+    Detection,
+    Evaluation,
+    NoveltyScores,
+    Result,
+    SetScores,
+    Trust,
+)
 from bend_ray.report.statistics import cell, cells, differences, mean_and_sd
 
 BAG = "bag"
@@ -105,6 +113,73 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     )
 
 
+def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
+    """Sets, refusals and what is out of distribution, of bags for which these were asked."""
+    bags = {name: [each.trust[name] for each in evaluations] for name in evaluations[0].trust}
+    ours = bags.get(BAG, [])
+    sets = [
+        (named(name), f"{100 * float(wanted):g}", *_of_kinds(trusts, wanted))
+        for name, trusts in bags.items()
+        for wanted in next(iter(trusts[0].sets.values()), ())
+    ]
+    figures = ("coverage %", "least %", "size")
+    refusals = [
+        (named(name), f"{100 * float(wanted):g}", *cells(found, "answered", "accuracy"))
+        for name, trusts in bags.items()
+        for wanted in trusts[0].refusals
+        if len(found := _known([each.refusals.get(wanted) for each in trusts])) == len(trusts)
+    ]
+    outside = [
+        (inputs, named(name), *_detected([each.ood[inputs] for each in trusts]))
+        for inputs in (ours[0].ood if ours else ())
+        for name, trusts in bags.items()
+    ]
+    scores = next((each for ood in ours for each in ood.ood.values()), ())
+    tables = [
+        Table(
+            "Sets that hold the truth",
+            (
+                *("sets", "wanted %"),
+                *(
+                    f"{kind} {figure}"
+                    for kind in (ours[0].sets if ours else ())
+                    for figure in figures
+                ),
+            ),
+            sets,
+            "By examples kept back. Least: of the worst class, or target. Size: mean number of "
+            "classes, of which the most probable one is always in, or width.",
+        ),
+        Table(
+            "Refusing what is not sure enough",
+            ("refusals", "wanted accuracy %", "answered %", "of these right %"),
+            refusals,
+            "Thresholds are promised by a binomial bound on examples kept back, at 95 %.",
+        ),
+        Table(
+            "Out of distribution",
+            ("inputs", "bag", *(f"AUROC % {s}" for s in scores), "± images", "AUPR %", "FPR95 %"),
+            outside,
+            "AUPR, FPR95 and the AUROC's error over images are of entropy; outside is positive.",
+        ),
+    ]
+    return [each for each in tables if each.rows]
+
+
+def _of_kinds(trusts: Sequence[Trust], wanted: str) -> Iterator[str]:
+    for kind in trusts[0].sets:
+        yield from cells([each.sets[kind][wanted] for each in trusts], *SetScores.model_fields)
+
+
+def _detected(found: Sequence[dict[str, Detection]]) -> Iterator[str]:
+    for score in found[0]:
+        yield from cells([each[score] for each in found], "auroc")
+    entropy = [each["entropy"] for each in found]
+    error, _ = mean_and_sd(each.standard_error for each in entropy)
+    yield cell([error], "standard_error")
+    yield from cells(entropy, "aupr", "fpr95")
+
+
 def _intervals(evaluations: Sequence[Evaluation]) -> str:
     """What the bag's central intervals hold, and how wide they are: means over repeats."""
     bags = [each.bag for each in evaluations]
@@ -154,6 +229,7 @@ def table(*results: Result) -> str:
     parts[0] += filter(None, (unaffordable(evaluations), temperatures(evaluations)))
     if len(results) > 1:
         parts[0].append("tie: within 2 standard errors, or of only two repeats")
+    parts += [[*aligned([each.header, *each.rows])] for each in promises(evaluations)]
     parts.append([line for result in results for line in divergences(result)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 

@@ -23,6 +23,7 @@ _DIGITS = {
     "money": 2,
     **dict.fromkeys(("cost_seconds", "cpu_seconds", "gpu_seconds"), 1),
     **dict.fromkeys(("temperature", "error_iou", "q_statistic", "nearest_ratio", "spread"), 2),
+    "size": 2,
     **dict.fromkeys(("rmse", "crps", "correlation"), 3),
     **dict.fromkeys(("nll", "brier"), 4),
     **dict.fromkeys(("marginal_seconds", "amortised_seconds", "ordinary_seconds"), 4),

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import numpy as np
 from bend_ray.export.card import Card
 from bend_ray.export.files import fetch_bag
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.cascade import Cascade
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Question
 from bend_ray.serve.refusals import Refusal
@@ -96,14 +98,21 @@ class Answering:
 
     def load(self, export: str) -> Bag:
         """Read and warm the bag in a folder or at a URI; DataError or StoreError for none."""
+        settings = self.settings
+        load = partial(
+            Bag.load,
+            groups=settings.groups,
+            threads=max(1, int(settings.cpus)),
+            batch=settings.max_batch_size,
+            run_code=settings.run_code,
+        )
         with tempfile.TemporaryDirectory() as scratch:
-            return Bag.load(
-                fetch_bag(export, Path(scratch)),
-                groups=self.settings.groups,
-                threads=max(1, int(self.settings.cpus)),
-                batch=self.settings.max_batch_size,
-                run_code=self.settings.run_code,
-            )
+            bag = load(fetch_bag(export, Path(scratch)))
+        if settings.student is None:
+            return bag
+        with tempfile.TemporaryDirectory() as scratch:
+            student = load(fetch_bag(settings.student, Path(scratch)))
+        return Cascade(student, bag, settings.unsure_below)
 
     def go_live(self, bag: Bag) -> None:
         """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""

@@ -20,6 +20,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from bend_ray.ensemble import conformal
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import TOLERANCE, Card, noise, read_card
 from bend_ray.export.files import MEMBER_ONNX, MEMBERS, check_files, publish, refuse_strangers
@@ -216,6 +217,21 @@ class Bag:
     def predict_proba(self, x: Any) -> NDArray[np.float64]:
         """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``."""
         return np.concatenate([said.probs_BC for said in self._answers(x)])
+
+    def predict_set(
+        self, x: Any, coverage: float = 0.9, kind: conformal.Kind = "thr"
+    ) -> NDArray[np.bool_]:
+        """Sets of classes ``(N, C)``, each with the most probable one.
+
+        Args:
+            x: examples.
+            coverage: share of such sets that hold the truth, of examples like those kept back.
+            kind: as ``ensemble.conformal.nonconformity`` has them.
+
+        Raises:
+            ConfigError: no examples were kept back (``dataset.num_calibration``).
+        """
+        return self.card.promises.sets(self.predict_proba(x), coverage, kind)
 
     def uncertainty(self, x: Any) -> Uncertainty:
         """Entropy, mutual information and votes."""

@@ -225,7 +225,7 @@ class OpenInference:
         inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
         # Where every member is wanted, every member is asked.
         everyone = any(each.name == MEMBERS for each in wanted)
-        stop = Stop() if everyone else parameters.or_else(settings.stop)
+        stop = Stop(everyone=True) if everyone else parameters.or_else(settings.stop)
         answers = await self.service.ask(card, Question(inputs, stop))
         arrays, binary = _arrays(answers), parameters.binary_data_output
         names = card.class_names

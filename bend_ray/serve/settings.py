@@ -62,6 +62,10 @@ class ServeSettings(Spec):
     large images 1,024 times as many as theirs, up to 16 million."""
     request_log: bool = False
     """Log a line a request: time, route, outcome, duration, peer, trace; nothing of its body."""
+    student: str | None = None
+    """A student of the bag, as `bend distill` writes it, which is asked first."""
+    unsure_below: Annotated[float, Field(ge=0.0, le=1.0)] = 0.9
+    """Probability of a student's label below which the bag is asked as well."""
     run_code: bool = False
     """Where the bag has no ONNX program, run the user's code that its card names."""
     require_token: bool = False

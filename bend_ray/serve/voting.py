@@ -30,10 +30,12 @@ class Stop:
     Attributes:
         decided: when the members left cannot change the label, whatever they say.
         confidence: when the bag so far gives its label at least this probability; None: never.
+        everyone: never before the last, nor after a student.
     """
 
     decided: bool = False
     confidence: float | None = None
+    everyone: bool = False
 
 
 @dataclass(frozen=True)

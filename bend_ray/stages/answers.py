@@ -27,6 +27,8 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Question
 from bend_ray.config.resources import Resources
+from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import Trained
@@ -110,18 +112,23 @@ def ask(
             progress.update(done)
             if progress_of is not None:
                 progress_of.report_progress(done, total, f"pieces of {name} answers")
+    parts = dataset.load()
+    asked = {question.inputs.name: question.inputs for question in unanswered}
+    labels = {name: inputs.of(parts).labels_N for name, inputs in asked.items()}
     for question in unanswered:
-        _commit(question, dataset, watch.cost.wall_seconds)
+        made = pieces(question, dataset)
+        _commit(question, len(made), parts, labels[question.inputs.name], watch.cost.wall_seconds)
 
 
-def _commit(question: Question, dataset: Shared, wall_seconds: float) -> None:
+def _commit(
+    question: Question, num_pieces: int, parts: Parts, labels_N: Tensor, wall_seconds: float
+) -> None:
     artifact = question.answers
-    names = [piece_name(each.index) for each in pieces(question, dataset)]
+    names = [piece_name(index) for index in range(num_pieces)]
     try:
         costs = read_costs(artifact, names)
         models = side_by_side(partial(models_in, artifact), names)
-        parts = dataset.load()
-        save_weights(artifact, LABELS, {"labels": question.inputs.of(parts).labels_N})
+        save_weights(artifact, LABELS, {"labels": labels_N})
         artifact.commit(
             files=[*names, LABELS],
             rows=dict(zip(names, models, strict=True)),
@@ -145,29 +152,28 @@ class Respondent:
     def __init__(self, resources: Resources) -> None:
         self.device = settle(resources.cpus, resources.num_gpus)
         self.gpus = resources.num_gpus if self.device == "cuda" else 0.0
-        self._latest: tuple[tuple[str, ...], Classifiers] | None = None
+        self._latest: tuple[tuple[str, ...], tuple[Classifiers, Examples | Streamed]] | None = None
 
     def ask(self, piece: Piece) -> None:
         """Ask the models of a piece, write what they say, then note what it cost."""
         artifact = piece.question.answers
         with Stopwatch(self.gpus) as watch:
-            classifiers = self._classifiers(piece)
+            classifiers, examples = self._asked(piece)
             theta_EP, trunks = models_of(piece.question, piece.models, classifiers)
-            examples = piece.question.inputs.of(classifiers.dataset)
             num_classes = classifiers.dataset.num_outputs
             size = block_size(piece.num_models, num_classes)
             blocks = classifiers.answers(theta_EP, examples, trunks, size)
             write_piece(artifact, piece.index, len(theta_EP), num_classes, blocks)
         write_cost(artifact, piece_name(piece.index), watch.cost)
 
-    def _classifiers(self, piece: Piece) -> Classifiers:
-        """Networks are the same for all that are of one trained population."""
+    def _asked(self, piece: Piece) -> tuple[Classifiers, Examples | Streamed]:
+        """Networks are the same for all that are of one trained population, as are examples."""
         question = piece.question
         asked = question.seeds.fingerprint, question.inputs.name
         if self._latest is None or self._latest[0] != asked:
             roots = partial(load_roots, question.seeds)
             made = Classifiers(question.config, piece.dataset.load(), self.device, roots)
-            self._latest = asked, made
+            self._latest = asked, (made, question.inputs.of(made.dataset))
         return self._latest[1]
 
 

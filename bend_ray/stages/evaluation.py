@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -53,12 +53,14 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             artifact,
         )
         ((_, (bags, choosing)),) = workers.run("choose", [None])
-        read = partial(_with_test, config, runtime)
-        ask([each.about(TEST) for each in asked], workers, read, artifact)
+        with_test = cache(partial(_with_test, config, runtime))
+        for inputs in graph.scored:
+            ask([each.about(inputs) for each in asked], workers, with_test, artifact)
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
     artifact.ensure_uncommitted()
     artifact.write_json(EVIDENCE, provenance(config, graph) | shown)
-    answers = [each.about(part).answers for each in asked for part in (VALIDATION, TEST)]
+    every = (VALIDATION, *graph.scored)
+    answers = [each.about(inputs).answers for each in asked for inputs in every]
     costs = [choosing, comparing, *(each.manifest().cost for each in answers)]
     artifact.commit(
         files=[EVIDENCE],
@@ -109,6 +111,7 @@ class Evaluator(Respondent):
                 bags=bags,
                 validation=self._said(VALIDATION),
                 test=self._said(TEST),
+                others={i.name: self._said(i) for i in self.graph.scored if i != TEST},
                 trunks=self._trunks(),
                 vectors={n: StoredVectors(q.population, rows) for n, (q, rows) in stored.items()},
                 prices=_prices(self.graph),

@@ -107,6 +107,7 @@ def test_what_must_be_set_has_no_default() -> None:
         ("generator.denoiser.target", "imported"),
         ("evaluation.vote.target", "imported"),
         ("evaluation.rivals.target", "imported"),
+        ("evaluation.ood.dataset", "dataset"),
     }
     assert all(knob.default is None for knob in knobs() if knob.required)
 

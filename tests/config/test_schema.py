@@ -148,7 +148,8 @@ def another(value: Any, path: str = "") -> Any:
     if isinstance(value, float):
         return value / 2 if value else 0.25
     if isinstance(value, list):
-        return [another(value[0]), *value[1:]] if value else [0.5]
+        first = {"dataset.left_out": "3", "evaluation.shift": "rotate"}.get(path, 0.5)
+        return [another(value[0]), *value[1:]] if value else [first]
     if isinstance(value, dict):
         return {"age": "date"} if path == "dataset.columns" else {"width": 3}
     return OTHERS.get(value, f"another-{value}")
@@ -163,6 +164,11 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
             rival["target"] = "os:getcwd"
         changed = rival | {name: another(knob.default, knob.path)}
         varied = [[f"{section}=[{json.dumps(item)}]"] for item in (rival, changed)]
+    elif section == "evaluation.ood":
+        varied = [
+            [f"{section}=[{{kind: dataset, dataset: {{kind: digits, split_seed: {seed}}}}}]"]
+            for seed in (0, 1)
+        ]
     else:
         axis = section.removesuffix(".content").removesuffix(".variation")
         base = choosing(axis, knob.kind) if knob.kind else FITS_ALL
@@ -204,7 +210,11 @@ def test_every_axis_of_the_config_is_known_to_these_tests() -> None:
         "seeds.recipe.precision",
         *(f"dataset.{name}" for name in ("image_column", "label_column", "name", "root")),
         *("dataset.background", "dataset.duplicates", "samples.finish"),
-        *(knob.path for knob in knobs() if knob.path.endswith(".resources.placement")),
+        *(
+            knob.path
+            for knob in knobs()
+            if knob.path.endswith((".resources.placement", ".resources.gpus"))
+        ),
     }
     inside_training = {
         f"{stage}.training.{axis}"

@@ -1,0 +1,197 @@
+"""Shift: the test part corrupted, five times harder and harder, the same every time.
+
+Of images the families of CIFAR-10-C that need no other data, at its constants where an image's size
+does not matter; of tables and other floats noise, missing columns and shifted groups.
+Source: Hendrycks & Dietterich, "Benchmarking neural network robustness", 2019.
+
+Shape letters: N examples, C channels, H rows, W columns, F features.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bend_ray.data.examples import Examples, Parts
+from bend_ray.errors import DataError
+from bend_ray.process.lazy import torch
+from bend_ray.randomness import generator_for
+
+if TYPE_CHECKING:
+    from torch import Generator, Tensor
+
+SEVERITIES = 5
+GROUP = 32
+"""Images that are bent by one field."""
+
+Corruption = Literal[
+    "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "motion_blur", "brightness",
+    "contrast", "jpeg", "pixelate", "rotate", "translate", "elastic",
+    "noisy_columns", "missing_columns", "shifted_groups",
+]  # fmt: skip
+
+
+def corrupted(parts: Parts, corruption: Corruption) -> Examples:
+    """All of the test part at severity 1, then at 2, and so on."""
+    test, labels = parts.test, parts.test.labels_N
+    inputs, found = test.take(slice(None)), []
+    generator = generator_for(0, "corruption", corruption)
+    is_image = parts.decoding is not None
+    if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
+        raise DataError(
+            f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
+            f"{', '.join(IMAGES if is_image else TABLES)}, got {corruption}"
+        )
+    chosen: list[Tensor] = []
+    if parts.decoding is not None:
+        white = parts.decoding.pixel_max
+        work, strengths = IMAGES[corruption]
+        for strength in strengths:
+            pixels = work(inputs.float() / white, strength, generator)
+            found.append((pixels.clamp(0, 1) * white).round().to(torch.uint8))
+        return Examples(torch.cat(found), labels.repeat(SEVERITIES))
+    for severity in range(1, SEVERITIES + 1):
+        changed, index = TABLES[corruption](inputs.float(), severity / SEVERITIES, parts, generator)
+        found.append(changed)
+        chosen.append(index)
+    return Examples(torch.cat(found), labels[torch.cat(chosen)])
+
+
+def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+    drawn = torch.rand(x_NCHW.shape, generator=generator)
+    return torch.where(drawn < share, (drawn < share / 2).float(), x_NCHW)
+
+
+def _motion(x_NCHW: Tensor, pixels: float, generator: Generator) -> Tensor:
+    wide = torch.nn.functional.pad(x_NCHW, (int(pixels), 0, 0, 0), mode="replicate")
+    return torch.nn.functional.avg_pool2d(wide, (1, int(pixels) + 1), stride=1)
+
+
+def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
+    # torchvision is about to drop its encoder.
+    from PIL import Image
+
+    pixels_NHWC = (x_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    found_NHWC = np.empty_like(pixels_NHWC)
+    for image, out in zip(pixels_NHWC, found_NHWC, strict=True):
+        coded = io.BytesIO()
+        # Of a grey image Pillow wants no channel.
+        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
+            coded, "JPEG", quality=int(quality)
+        )
+        out[:] = np.array(Image.open(coded)).reshape(out.shape)
+    return torch.from_numpy(found_NHWC).permute(0, 3, 1, 2).float() / 255
+
+
+def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+    functional, size = _functional(), list(x_NCHW.shape[-2:])
+    few = functional.resize(x_NCHW, [max(1, round(share * each)) for each in size], antialias=True)
+    nearest = functional.InterpolationMode.NEAREST
+    blocks: Tensor = functional.resize(few, size, interpolation=nearest)
+    return blocks
+
+
+def _translate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+    by = share * x_NCHW.shape[-1]
+    return _moved(x_NCHW, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)])
+
+
+def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor:
+    """Every image in its turn one of several ways: degrees, and pixels to the right and down."""
+    found, functional = x_NCHW.clone(), _functional()
+    bilinear = functional.InterpolationMode.BILINEAR
+    for turn, (degrees, right, down) in enumerate(ways):
+        own = slice(turn, None, len(ways))
+        found[own] = functional.affine(
+            *(x_NCHW[own], degrees, [right, down], 1.0, [0.0, 0.0]), interpolation=bilinear
+        )
+    return found
+
+
+def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+    """Bend images by so much of their width, the root of the mean square along each axis."""
+    from torchvision.transforms.v2 import ElasticTransform
+
+    width = x_NCHW.shape[-1]
+    sigma = max(1.0, width / 16)
+    # Of uniform numbers in -1..1, blurred, the deviation is 1 / (sqrt(12 pi) sigma).
+    bend = ElasticTransform(alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
+        return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
+
+
+def _functional() -> Any:
+    from torchvision.transforms.v2 import functional
+
+    return functional
+
+
+def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Noise of up to one standard deviation of each column."""
+    deviation_F = x_NF.std(dim=0)
+    noise = torch.randn(x_NF.shape, generator=generator)
+    return x_NF + share * deviation_F * noise, torch.arange(len(x_NF))
+
+
+def _missing(
+    x_NF: Tensor, share: float, parts: Parts, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Up to half of a row's columns, missing as they would be in a file."""
+    changed, end = x_NF.clone(), 0
+    widths = [(c.width, c.missing) for c in parts.columns.values()] or [(1, False)] * x_NF.shape[1]
+    for width, told in widths:
+        gone_N = torch.rand(len(x_NF), generator=generator) < share / 2
+        changed[gone_N, end : end + width] = 0.0 if parts.columns else x_NF[:, end].mean()
+        end += width
+        if told:
+            changed[gone_N, end - 1] = 1.0
+    return changed, torch.arange(len(x_NF))
+
+
+def _shifted(
+    x_NF: Tensor, share: float, parts: Parts, generator: Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows drawn again, the likelier the further they lie along the first principal direction."""
+    centred_NF = (x_NF - x_NF.mean(dim=0)) / x_NF.std(dim=0).clamp_min(1e-6)
+    along_N = np.linalg.svd(centred_NF.double().numpy(), full_matrices=False)[0][:, 0]
+    along_N = along_N / along_N.std()
+    weight_N = torch.from_numpy(np.exp(2 * share * (along_N - along_N.max())))
+    index_N = torch.multinomial(weight_N, len(x_NF), replacement=True, generator=generator)
+    return x_NF[index_N], index_N
+
+
+IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[float, ...]]] = {
+    "gaussian_noise": (
+        lambda x, by, g: x + by * torch.randn(x.shape, generator=g),
+        (0.04, 0.06, 0.08, 0.09, 0.10),
+    ),
+    "shot_noise": (
+        lambda x, by, g: torch.poisson(x * by, generator=g) / by,
+        (500, 250, 100, 75, 50),
+    ),
+    "impulse_noise": (_impulse, (0.01, 0.02, 0.03, 0.05, 0.07)),
+    "gaussian_blur": (
+        lambda x, by, g: _functional().gaussian_blur(x, [5, 5], [by]),
+        (0.4, 0.6, 0.7, 0.8, 1.0),
+    ),
+    "motion_blur": (_motion, (1, 2, 3, 4, 5)),
+    # torchvision's multiplies, which leaves what is black.
+    "brightness": (lambda x, by, g: x + by, (0.05, 0.1, 0.15, 0.2, 0.3)),
+    "contrast": (
+        lambda x, by, g: _functional().adjust_contrast(x, by),
+        (0.75, 0.5, 0.4, 0.3, 0.15),
+    ),
+    "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
+    "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
+    "rotate": (lambda x, by, g: _moved(x, [(by, 0, 0), (-by, 0, 0)]), (5, 10, 15, 20, 30)),
+    "translate": (_translate, (0.05, 0.1, 0.15, 0.2, 0.25)),
+    "elastic": (_elastic, (0.01, 0.02, 0.03, 0.04, 0.06)),
+}
+"""What is done to pixels in 0..1, and how much at each severity."""
+TABLES = {"noisy_columns": _noisy, "missing_columns": _missing, "shifted_groups": _shifted}
+"""What is done to columns, up to its most, and which rows these are then."""
