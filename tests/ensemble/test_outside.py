@@ -53,5 +53,7 @@ def test_scores_are_what_their_closed_forms_say() -> None:
 def test_members_that_agree_share_no_information() -> None:
     logits = torch.randn(1, 5, 3).expand(4, 5, 3)
     probs = logits[0].double().softmax(-1)
-    found = uncertainties(Predictions(logits, torch.zeros(5), CLASSES), torch.ones(4).double(), probs)
+    found = uncertainties(
+        Predictions(logits, torch.zeros(5), CLASSES), torch.ones(4).double(), probs
+    )
     assert np.abs(found["information"]).max() < 1e-12
