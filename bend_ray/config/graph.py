@@ -30,7 +30,7 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 5,
+    "seeds": 6,
     "autoencoder": 2,
     "latents": 1,
     "generator": 2,

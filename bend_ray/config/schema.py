@@ -385,7 +385,7 @@ def _subset_has_a_base(config: PipelineConfig) -> None:
     if config.parameters.all_own:
         return
     protocol = config.seeds.protocol
-    if not protocol.branches:
+    if not protocol.branches or protocol.ranks_roots:
         raise ValueError(
             "parameters.include: expected all parameters (*) for seeds.protocol "
             f"{protocol.kind}, whose members have no base to share, got "

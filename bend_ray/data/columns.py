@@ -18,12 +18,11 @@ from statistics import NormalDist
 from typing import Any, Literal, Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, model_validator
 
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
 from bend_ray.storage.masking import cause
 
@@ -137,7 +136,7 @@ def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
     if pa.types.is_null(its):
         return None
     if kind == "category" and not pa.types.is_dictionary(its):
-        few = pc.count_distinct(values).as_py() <= min(MOST_TEXTS, len(values) / 2)
+        few = len(values.drop_null().unique()) <= min(MOST_TEXTS, len(values) / 2)
         return kind if few else None
     return kind
 
@@ -159,10 +158,10 @@ def _texts(values: pa.Array) -> NDArray[Any]:
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
         # Whole numbers, of which some are missing, come as floats from pandas.
-        numbers = values.drop_null()
-        if pc.all(pc.equal(pc.floor(numbers), numbers)).as_py():
+        numbers = values.drop_null().to_numpy(zero_copy_only=False)
+        if (np.floor(numbers) == numbers).all():
             values = values.cast(pa.int64())
-    texts = pc.fill_null(values.cast(pa.string()), "").to_numpy(zero_copy_only=False)
+    texts = values.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(texts, dtype=np.str_)
 
 

@@ -5,18 +5,20 @@ To add a set: one class with a ``kind`` of its own, ``name`` and ``of``, and its
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from bend_ray.data.corruptions import Corruption, corrupted
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.examples import Examples, Parts, each, first
-from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
 from bend_ray.randomness import generator_for
 from bend_ray.spec import Spec
+
+if TYPE_CHECKING:
+    from bend_ray.data.streaming import Streamed
 
 
 class _Named(Spec):

@@ -6,12 +6,14 @@ Shape letters: N examples, C classes, B bins.
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bend_ray.ensemble.metrics import by_example, check_examples
 from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+from bend_ray.process.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

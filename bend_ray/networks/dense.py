@@ -8,7 +8,7 @@ Shape letters: K models, B images, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeGuard
 
 import torch
@@ -34,11 +34,17 @@ def is_flat(inputs: Inputs, module: nn.Module, *, shared: bool) -> TypeGuard[Ten
 
 
 def run_dense(
-    module: nn.Module, state: Mapping[str, Tensor], inputs: Tensor, *, shared: bool
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    inputs: Tensor,
+    *,
+    shared: bool,
+    drop: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Logits ``(K, B, classes)`` of K models ``{name: (K, *shape)}`` of a module that ``is_dense``.
 
-    Inputs are ``(B, ...)`` where all models share them, else ``(K, B, ...)``.
+    Inputs are ``(B, ...)`` where all models share them, else ``(K, B, ...)``. ``drop`` is done to
+    hidden units ``(K, B, H)``.
     """
     num_models = len(next(iter(state.values())))
     values = inputs.flatten(1).expand(num_models, -1, -1) if shared else inputs.flatten(2)
@@ -46,7 +52,7 @@ def run_dense(
         if _is_flatten(layer):
             continue
         if not isinstance(layer, nn.Linear):
-            values = layer(values)
+            values = layer(values) if drop is None else drop(layer(values))
             continue
         own = f"{path}." if path else ""
         weight_KFF = state[f"{own}weight"].mT

@@ -194,6 +194,8 @@ class Training:
         self._average_KP = theta_KP.clone() if recipe.ema_decay else None
         decayed_T = None if recipe.decay_norms_and_biases else stack.matrices.to(theta_KP)
         self._optimizer = recipe.optimizer.build([self._trained_KT], decayed_T)
+        variation = stretch.variation
+        self._varied = None if variation is None else variation.drawn(self._seeds)
 
     def steps(self) -> Iterator[list[Tensor]]:
         """Train to the end; gives the snapshots ``(K, P)`` that each step leaves, most none."""
@@ -222,11 +224,18 @@ class Training:
                 buffers_KQ=self._buffers_KQ,
                 shared=False,
                 seeds_K=self._seeds_for("dropout") if self._has_dropout else None,
+                drop=self._drop(),
             )
         self._loss(logits_KBC, window.targets_W, index_KB, share_K).backward()  # type: ignore[no-untyped-call]
         if recipe.gradient_clip is not None and self._trained_KT.grad is not None:
             clip_rows(self._trained_KT.grad, recipe.gradient_clip)
+        before_KT = self._trained_KT.detach().clone() if self._varied else None
         self._optimizer.step(self._rate(step))
+        if self._varied and before_KT is not None:
+            optimizer = recipe.optimizer
+            decay = self._rate(step) * optimizer.learning_rate * optimizer.weight_decay
+            with torch.no_grad():
+                self._trained_KT.copy_(self._varied.moved(before_KT, self._trained_KT, decay))
         if self._average_KP is not None:
             # Early averages would remember the start for ever: they follow faster at first.
             decay = min(recipe.ema_decay, (1 + step) / (10 + step))
@@ -252,7 +261,19 @@ class Training:
             self._weights = task.weights(self._feed.targets_N, recipe.class_weights, outputs)
         targets = targets_W[index_KB.flatten()]
         losses = task.losses(outputs, targets, recipe.label_smoothing, self._weights)
-        return losses.view_as(index_KB)
+        losses_KB = losses.view_as(index_KB)
+        if self._varied:
+            # The loss is linear in the smoothing.
+            spread = task.losses(outputs, targets, 1.0, self._weights).view_as(index_KB)
+            losses_KB = torch.lerp(losses_KB, spread, self._varied.smoothing_K1.to(losses_KB))
+        return losses_KB
+
+    def _drop(self) -> Callable[[Tensor], Tensor] | None:
+        """What is done to hidden units of models that leave some out."""
+        if self._varied is None or not self._varied.dropout_K.any():
+            return None
+        generators = self._drawing("dropped")
+        return partial(self._varied.dropped, generators=generators)
 
     def _seeds_for(self, purpose: str) -> list[int]:
         """Of each model's draws at this step."""

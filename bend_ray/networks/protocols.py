@@ -15,6 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.variation import Variation
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Incidental, Spec
 
@@ -41,6 +42,8 @@ class _Protocol(Spec):
 
     branches: ClassVar[bool] = True
     """Whether members continue their trunk."""
+    ranks_roots: ClassVar[bool] = False
+    """Whether trunks are the best of the roots, by their validation NLL."""
 
     @property
     def num_early(self) -> int:
@@ -252,6 +255,47 @@ class Independent(_Protocol):
         return [(Member(model_id=m, trunk=0, fork=m),) for m in range(self.models)]
 
 
+class Varied(_Protocol):
+    """Members that differ by hyper-parameters: many begin, and the best of them go on.
+
+    Each draws its own rate, decay, smoothing and dropout, and all train in one stacked program.
+    Who has the lowest validation NLL after a share of the training goes on. A greedy bag
+    (``evaluation.bagging``) suits them.
+    """
+
+    kind: Literal["varied"] = "varied"
+    models: PositiveInt = 32
+    """Members: those that go on."""
+    candidates: Annotated[int, Field(ge=1)] = 3
+    """So many begin for each that goes on."""
+    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of the training after which the others stop."""
+    variation: Variation = Variation()
+    """Between what bounds hyper-parameters are drawn."""
+    align: bool = True
+    """Permute the hidden units of all that begin to match the first's."""
+    ranks_roots: ClassVar[bool] = True
+
+    @property
+    def num_roots(self) -> int:
+        """All that begin."""
+        return self.models * self.candidates
+
+    def _sizes(self) -> tuple[int, int]:
+        """A trunk of its own for each."""
+        return self.models, 1
+
+    def root_stretch(self, recipe: Recipe) -> Stretch:
+        """The trial."""
+        epochs = self.trial_fraction * recipe.epochs
+        return Stretch(start=0.0, epochs=epochs, variation=self.variation)
+
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """The rest."""
+        start = self.trial_fraction * recipe.epochs
+        return Stretch(start=start, epochs=recipe.epochs - start, variation=self.variation)
+
+
 class Checkpoints(_Protocol):
     """A population that somebody else has trained, with any code: checkpoints in files.
 
@@ -311,7 +355,7 @@ class Checkpoints(_Protocol):
 
 
 Protocol = Annotated[
-    Forks | Trajectory | Tails | Independent | Checkpoints, Field(discriminator="kind")
+    Forks | Trajectory | Tails | Independent | Varied | Checkpoints, Field(discriminator="kind")
 ]
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.data.augmentation import Augmentation, RandomViews
+from bend_ray.networks.variation import Variation
 from bend_ray.optim import AdamW, Cosine, Momentum, Optimizer, Schedule
 from bend_ray.spec import Spec
 
@@ -94,5 +95,7 @@ class Stretch:
     """Checkpoints it leaves, equally spaced; the last is its end."""
     burn_in: float = 0.0
     """Epochs before the first snapshot's part begins."""
+    variation: Variation | None = None
+    """How models differ by hyper-parameters; None: not."""
     early: int = 0
     """So many of the snapshots, the first, are no members: their mean alone is kept."""

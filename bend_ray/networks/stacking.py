@@ -6,7 +6,7 @@ C classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Literal, Protocol
@@ -112,6 +112,7 @@ class Stack(nn.Module):
         buffers_KQ: Tensor | None = None,
         shared: bool = True,
         seeds_K: Sequence[int] | None = None,
+        drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Logits of every model.
 
@@ -123,6 +124,7 @@ class Stack(nn.Module):
             shared: whether all models see the same examples.
             seeds_K: of each model's dropout, in the form ``loop``; None draws from torch's
                 global generator.
+            drop: is done to hidden units of chains of dense layers, and of no others.
 
         Returns:
             Logits ``(K, B, C)``.
@@ -131,7 +133,7 @@ class Stack(nn.Module):
             return self._loop(theta_KP, inputs, buffers_KQ, shared, seeds_K)
         state, running = self._state(theta_KP, buffers_KQ)
         if self._is_dense and is_flat(inputs, self._module, shared=shared):
-            return run_dense(self._module, state, inputs, shared=shared)
+            return run_dense(self._module, state, inputs, shared=shared, drop=drop)
         # vmap flattens models and channels into one dimension; where that must copy, the update
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}

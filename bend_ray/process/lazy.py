@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import torch
 else:
 
@@ -31,5 +32,6 @@ else:
             return importlib.import_module, (self._name,)
 
     torch = _LazyModule("torch")
+    pa = _LazyModule("pyarrow")
 
-__all__ = ["torch"]
+__all__ = ["pa", "torch"]

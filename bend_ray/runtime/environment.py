@@ -27,6 +27,8 @@ def prepare_environment(address: str | None) -> None:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         # The old Parquet reader gives its first batch in 0.1-0.4 s, the new one in 2.7-8 s.
         "RAY_DATA_USE_DATASOURCE_V2": "0",
+        # As of a pool's pieces: what was killed three times for its memory will not fit.
+        "RAY_task_oom_retries": "2",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     }
     set_defaults(defaults)

@@ -87,17 +87,18 @@ class SeedTrainer:
         diverged = []
         with self._stopwatch() as watch:
             keeps = [self._checkpoint(f"roots-{chunk}-{attempt}", watch) for attempt in (0, 1)]
-            theta_RW = self._fit_roots(ids, keeps[0])
+            theta_RW, sources = self._fit_roots(ids, keeps[0]), torch.tensor(ids)
             if rows := (~finite_rows(theta_RW)).nonzero().flatten().tolist():
                 spare = [num_roots + ids[row] for row in rows]
                 theta_RW[rows] = self._fit_roots(spare, keeps[1])
+                sources[rows] = torch.tensor(spare)
                 diverged = [
                     self._diverged_root(ids[row], index, theta_RW[row])
                     for row, index in zip(rows, spare, strict=True)
                 ]
         note(self.artifact, name, diverged)
         write_cost(self.artifact, name, sum((keep.spent for keep in keeps), watch.cost))
-        save_weights(self.artifact, name, {"theta": theta_RW})
+        save_weights(self.artifact, name, {"theta": theta_RW, "source": sources})
 
     def _fit_roots(self, indices: Sequence[int], keep: Checkpoint) -> Tensor:
         """Whole vectors ``(R, W)`` of the roots that these seed indices give."""
@@ -120,14 +121,24 @@ class SeedTrainer:
         """Align roots to the first that did not diverge, store them; TrainingError if all did."""
         names = [roots_name(chunk) for chunk in chunks]
         with self._stopwatch() as watch:
-            theta_RW = torch.cat([load_weights(self.artifact, name)["theta"] for name in names])
+            found = [load_weights(self.artifact, name) for name in names]
+            theta_RW, sources = (torch.cat([f[key] for f in found]) for key in ("theta", "source"))
+            if self.section.protocol.ranks_roots:
+                best = self._best_roots(theta_RW)
+                theta_RW, sources = theta_RW[best], sources[best]
             finite_R = finite_rows(theta_RW)
             if not finite_R.any():
                 raise all_diverged(f"all {len(theta_RW)} roots")
             if self.section.protocol.align:
                 theta_RW = self._align(theta_RW[finite_R.nonzero()[0, 0]], theta_RW)
         write_cost(self.artifact, ROOTS, sum(read_costs(self.artifact, names), watch.cost))
-        save_weights(self.artifact, ROOTS, {"theta": theta_RW})
+        save_weights(self.artifact, ROOTS, {"theta": theta_RW, "source": sources})
+
+    def _best_roots(self, theta_RW: Tensor) -> Tensor:
+        """The places of as many roots as there are trunks, the lowest validation NLL first."""
+        _, nll_R = self.classifiers.validate(theta_RW, [0] * len(theta_RW))
+        nll_R = nll_R.nan_to_num(nan=torch.inf)
+        return nll_R.argsort(stable=True)[: self.section.protocol.num_trunks]
 
     def train_cohort(self, index: int) -> None:
         """Train one cohort and write its shards, those whose models did not all diverge."""
@@ -309,7 +320,13 @@ class SeedTrainer:
             start_RP = self.classifiers.own(roots_RW[trunks])
         else:
             start_RP = torch.stack([self._fresh("start", fork) for fork in forks])
-        purposes = [("run", trunk, fork) for trunk, fork in zip(trunks, forks, strict=True)]
+        purposes: list[tuple[str | int, ...]] = [
+            ("run", trunk, fork) for trunk, fork in zip(trunks, forks, strict=True)
+        ]
+        if self.section.protocol.ranks_roots and attempt == 0:
+            # They go on with the hyper-parameters and the order of examples that they began with.
+            sources = load_weights(self.artifact, ROOTS)["source"]
+            purposes = [("root order", int(sources[trunk])) for trunk in trunks]
         streams = [generator_for(self.seed, *purpose) for purpose in purposes]
         return start_RP, streams, [stream.initial_seed() for stream in streams]
 

@@ -170,7 +170,7 @@ def with_and_without(knob: Knob) -> list[PipelineConfig]:
             for seed in (0, 1)
         ]
     else:
-        axis = section.removesuffix(".content")
+        axis = section.removesuffix(".content").removesuffix(".variation")
         base = choosing(axis, knob.kind) if knob.kind else FITS_ALL
         base = [*base, *COMPANIONS.get(knob.path, [])]
         varied = [base, [*base, f"{knob.path}={json.dumps(another(knob.default, knob.path))}"]]
