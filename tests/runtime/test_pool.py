@@ -115,7 +115,7 @@ OUT_OF_MEMORY = ray.exceptions.OutOfMemoryError(
 
 
 def test_tasks_of_ray_data_are_tried_as_often_as_pieces() -> None:
-    assert 1 + int(os.environ["RAY_task_oom_retries"]) == module.MOST_KILLS
+    assert 1 + int(os.environ["RAY_task_oom_retries"]) == module.MOST_KILLS  # noqa: SIM112 - Ray reads it so
 
 
 def test_what_does_not_fit_is_tried_three_times_and_told_in_gigabytes(
