@@ -196,8 +196,8 @@ METHODS: dict[str, tuple[Callable[..., Any], list[dict[str, Any]]]] = {
 }
 
 
-def answers(model: Any, x: NDArray[Any], floor: float, classes: int) -> torch.Tensor:
-    """Probabilities, none below a floor; or means and variances, all 1 where none are told."""
+def answers(model: Any, x: NDArray[Any], floor: float, classes: int, std: float) -> torch.Tensor:
+    """Probabilities, none below a floor; or means and variances, of the targets where none."""
     if classes:
         probs = np.full((len(x), classes), floor)
         probs = np.maximum(probs, np.asarray(model.predict_proba(x), dtype=np.float64))
@@ -206,7 +206,7 @@ def answers(model: Any, x: NDArray[Any], floor: float, classes: int) -> torch.Te
         mean, std = model.predict(x, return_std=True)
         return torch.tensor(np.stack([mean, std**2], axis=1))
     mean = np.asarray(model.predict(x), dtype=np.float64)
-    return torch.tensor(np.stack([mean, np.ones_like(mean)], axis=1))
+    return torch.tensor(np.stack([mean, np.full_like(mean, std**2)], axis=1))
 
 
 def one(method: str, rows: Rows, seed: int, numbers: bool, most: int) -> dict[str, float]:
@@ -225,7 +225,7 @@ def one(method: str, rows: Rows, seed: int, numbers: bool, most: int) -> dict[st
     started, tried = time.process_time(), []
     for each in settings[:most]:
         model = make(numbers, seed, **each).fit(x[fitted], y[fitted])
-        said = answers(model, x[held], 0.5 / len(fitted), classes)
+        said = answers(model, x[held], 0.5 / len(fitted), classes, y.std())
         scale = task.fit_scale(said, labels(y[held]))
         if isinstance(model, BagClassifier | BagRegressor):
             scale = 1.0  # which has fitted its own
@@ -234,7 +234,7 @@ def one(method: str, rows: Rows, seed: int, numbers: bool, most: int) -> dict[st
     _, scale, best = min(tried, key=lambda found: found[0])
     model = make(numbers, seed, **best).fit(x, y)
     seconds = time.process_time() - started
-    said = answers(model, x_test, 0.5 / len(fitted), classes)
+    said = answers(model, x_test, 0.5 / len(fitted), classes, y.std())
     scores = task.scores(task.scaled(said, scale), labels(y_test))
     return {"nll": scores["nll"], "score": scores["accuracy"], "seconds": seconds}
 
