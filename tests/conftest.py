@@ -33,6 +33,14 @@ prepare_environment(None)
 settings.register_profile(FULL, settings.get_profile("default"))
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """What a test settles its process for, as workers do, is not the next one's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
     """The session's cluster; ``connect`` starts it as a user's first stage would.

@@ -83,12 +83,9 @@ class HeldOut:
 
     @property
     def is_over(self) -> bool:
-        """Whether each of the last looks, as many as ``patience``, lost more than that before it.
+        """Whether the loss rose at the last looks, as many as ``patience`` (UP, Prechelt 1998).
 
-        Not whether they lost more than the best. A first few steps of Adam go by the noise of their
-        batches: from a good start they lose what the next ones may win back.
-
-        Source: Prechelt, "Early stopping - but when?", 1998, the criterion UP.
+        Not whether it is above the start: first steps of Adam lose what the next may win back.
         """
         losses, patience = [lost for _, lost in self.curve], self._steps.training.patience
         assert patience is not None

@@ -59,7 +59,9 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     Args:
         network: as of ``bend_ray.fit``; None: a small dense one.
-        members: networks, over all folds.
+        members: networks that vote, over all folds.
+        candidates: networks that begin for each that votes, every one with a rate, decay, smoothing
+            and dropout of its own; 1: ordinary trainings.
         folds: parts of the examples, each of which is validated by members that never saw it; 1
             holds a fifth out; None: 4 up to 5,000 examples, else 1.
         epochs: of a member; None: a few hundred steps.
@@ -79,6 +81,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         network: Any = None,
         *,
         members: int = 32,
+        candidates: int = 3,
         folds: int | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
@@ -93,6 +96,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     ) -> None:
         self.network = network
         self.members = members
+        self.candidates = candidates
         self.folds = folds
         self.epochs = epochs
         self.learning_rate = learning_rate
@@ -195,10 +199,17 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         seeds = {
             "architecture": architecture_of(network),
             "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
-            "protocol": {"kind": "independent", "models": models, "align": self.draw},
+            "protocol": self._protocol(models),
             "held_out": 0.0,
         }
         return {"seed": seed, "seeds": seeds}
+
+    def _protocol(self, models: int) -> dict[str, Any]:
+        alike = {"models": models, "align": self.draw}
+        # A generator learns models that are trained alike.
+        if self.draw or self.candidates == 1:
+            return {"kind": "independent", **alike}
+        return {"kind": "varied", "candidates": self.candidates, **alike}
 
     def _answers(self, raw: Raw) -> torch.Tensor:
         """The bag's answers, in float64: nothing hangs on who is asked beside."""

@@ -129,7 +129,8 @@ class Workshop:
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:
     """The config, its training as short as can be done in time, by a few steps that are timed."""
-    recipe, models = config.seeds.recipe, config.seeds.num_models
+    recipe = config.seeds.recipe
+    models = max(config.seeds.num_models, config.seeds.protocol.num_roots)
     whole = recipe.num_steps(1, len(classifiers.dataset.train))
     fresh_P = initial_parameters(classifiers.build, classifiers.whole.flatten, 0)
     generators = [torch.Generator().manual_seed(model) for model in range(models)]
