@@ -104,7 +104,7 @@ def test_each_models_disagreement_averages_to_that_of_the_population() -> None:
     of = comparison()
     said = evidence(of)["populations"]["originals"]
     mean = torch.tensor(said["disagreement"]).mean().item()
-    assert mean == pytest.approx(disagreement(of.members["originals"].classes_EN), rel=1e-4)
+    assert mean == pytest.approx(disagreement(of.members["originals"].predictions_EN), rel=1e-4)
 
 
 @pytest.mark.slow
