@@ -250,6 +250,7 @@ def test_a_student_is_of_the_same_inputs_and_classes(bag: Bag, student: Bag) -> 
         Cascade(other, bag, 0.5)
 
 
+@pytest.mark.trains
 def test_intervals_of_numbers_hold_what_they_say(tmp_path_factory: pytest.TempPathFactory) -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(900, 3)).astype(np.float32)
