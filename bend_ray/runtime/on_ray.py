@@ -83,7 +83,9 @@ class RayRuntime:
         """The data set, read and decoded by this process, once; the latest is remembered."""
         if self._shared is None or self._shared[0] != dataset:
             self._held = []
-            room = Room(RESIDENT_SHARE * cluster.node_memory(self.own, self.nodes), by_tasks)
+            # On one machine threads do the same work for half of the processor's time.
+            ahead = None if self.own else by_tasks
+            room = Room(RESIDENT_SHARE * cluster.node_memory(self.own, self.nodes), ahead)
             self._shared = dataset, self.hold(load_reported(dataset, room))
         return self._shared[1]
 
