@@ -62,7 +62,8 @@ def test_a_second_run_answers_from_the_store_without_ray(undisturbed: Finished) 
     assert "ray " not in again.stderr
 
     told = bend("status", str(bend.config), "--store", str(bend.store))
-    assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 6
+    # Six stages, and the deep ensemble's population.
+    assert [line.split()[2] for line in told.stdout.splitlines()] == ["committed"] * 7
 
 
 def test_a_run_ends_with_its_report_and_repeats_with_theirs(undisturbed: Finished) -> None:
