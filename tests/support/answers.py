@@ -19,7 +19,8 @@ CLASSES = Classification()
 
 N, C = 12, 3
 LABELS = torch.arange(2 * N) % C
-DRAWING = dict.fromkeys(("weight_average", "gaussian"), 0.5)
+DRAWN = ("weight_average", "trunk_averages", "noise", "gaussian", "multiswag")
+DRAWING = dict.fromkeys(DRAWN, 0.5)
 PRICES = StageCosts(20.0, 1.0, 10.0, 2.0, trained=8, ordinary=1.5, drawing=DRAWING)
 
 
