@@ -185,7 +185,7 @@ def test_the_page_runs_as_a_notebook(tmp_path: Path) -> None:
     """Functions of a notebook are told apart by their source; nothing of Ray is at hand."""
     blocks = prose.blocks(PAGE.read_text())
     cells = [block.text for block in blocks if block.language == "python"]
-    assert len(cells) == 2
+    assert len(cells) == 3
     cells.append("import sys; assert 'ray' not in sys.modules")
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     client = NotebookClient(notebook, timeout=200, resources={"metadata": {"path": str(tmp_path)}})

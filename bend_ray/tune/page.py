@@ -108,7 +108,7 @@ def chapters(study: Study) -> dict[str, list[ink.Panel]]:
 
 
 def _panel(name: str, x: str, score: str, legend_rows: int = 1) -> ink.Panel:
-    y = ink.SCORES[score].format("validation")
+    y = ink.SCORES[score].format("validation", "accuracy")
     return ink.Panel(name, x, y, legend_rows=legend_rows, left=_LEFT)
 
 
