@@ -204,7 +204,9 @@ def test_a_damaged_checkpoint_is_told_in_a_line_and_its_training_begins_again(
         )
     with caplog.at_level(logging.WARNING):
         assert_same(undisturbed, trained(never, tmp_path / "killed"))
-    (line,) = [record.getMessage() for record in caplog.records if f"{DIRECTORY}/" in record.getMessage()]
+    (line,) = [
+        record.getMessage() for record in caplog.records if f"{DIRECTORY}/" in record.getMessage()
+    ]
     assert "it begins again" in line
     assert "\n" not in line
 
