@@ -18,13 +18,13 @@ from torch import Tensor
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import TrainingError
+from bend_ray.process.matrix import per_block
 
 if TYPE_CHECKING:
     from bend_ray.tasks import Task
 
 BAND = (0.1, 0.9)
 """Quantiles of the draws between which a band is drawn."""
-_CHUNK_BYTES = 64 * 2**20
 _FITTED_ORDERS = 5
 """By whose bags a size's temperature is fitted."""
 
@@ -106,7 +106,7 @@ def prefix_curve(
     task = predictions.task
     hits_DS = torch.zeros(len(orders), len(sizes), dtype=torch.float64)
     nats_DS = torch.zeros_like(hits_DS)
-    width = max(1, _CHUNK_BYTES // (8 * num_members * num_classes))
+    width = per_block(8 * num_members * num_classes)
     for logits_ENC, labels_N in predictions.blocks():
         for start in range(0, len(labels_N), width):
             part = slice(start, start + width)

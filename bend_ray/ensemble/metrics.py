@@ -13,14 +13,12 @@ from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
-from bend_ray.process.matrix import scratch
+from bend_ray.process.matrix import per_block, scratch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
-
-_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -223,7 +221,7 @@ def by_example(work: Callable[..., Tensor], probs_NC: Tensor, *more: Tensor) -> 
 
 def _width(num_members: int) -> int:
     """How many float64 of each of so many are a chunk."""
-    return max(1, _CHUNK_BYTES // (8 * num_members))
+    return per_block(8 * num_members)
 
 
 def check_examples(shape: torch.Size, labels_N: Tensor) -> None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bend_ray.process.matrix import Matrix, column_slices, scratch
+from bend_ray.process.matrix import Matrix, column_slices, per_block, scratch
 
 if TYPE_CHECKING:
     from bend_ray.tasks import Task
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
 MOST_IN_A_PLANE = 1024
-_CHUNK_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def _nearest(theta_MP: Matrix, train_theta_KP: Matrix, others: bool) -> Tensor:
 
 def _tile(train_theta_KP: Matrix) -> int:
     """Models whose distances to all training models are held at once."""
-    return max(1, _CHUNK_BYTES // (8 * len(train_theta_KP)))
+    return per_block(8 * len(train_theta_KP))
 
 
 def _squared_distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix) -> Tensor:

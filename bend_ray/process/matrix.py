@@ -33,9 +33,14 @@ class Matrix(Protocol):
         """Some rows (a slice or their numbers) of a slice of the columns."""
 
 
+def per_block(num_bytes: int) -> int:
+    """How many of so many bytes are a block; at least one."""
+    return max(1, BLOCK_BYTES // max(1, num_bytes))
+
+
 def column_slices(num_columns: int, num_rows: int, itemsize: int = 4) -> Iterator[slice]:
     """Slices of columns, of which so many rows are a block."""
-    width = max(1, BLOCK_BYTES // (itemsize * max(1, num_rows)))
+    width = per_block(itemsize * num_rows)
     for start in range(0, num_columns, width):
         yield slice(start, min(start + width, num_columns))
 

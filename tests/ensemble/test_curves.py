@@ -1,7 +1,6 @@
 import pytest
 import torch
 
-from bend_ray.ensemble import curves
 from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
 from bend_ray.ensemble.metrics import accuracy, member_nll, nll
 from bend_ray.ensemble.predictions import Predictions
@@ -13,6 +12,7 @@ from bend_ray.ensemble.votes import (
     apply_temperature,
     fit_temperature,
 )
+from bend_ray.process import matrix
 from bend_ray.tasks import Classification
 
 CLASSES = Classification()
@@ -86,7 +86,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said, val_nll = answers()
     whole = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
-    monkeypatch.setattr(curves, "_CHUNK_BYTES", 8 * E * C * 7)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * E * C * 7)
     cut = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
     assert cut.accuracy == whole.accuracy
     assert cut.nll.mean == pytest.approx(whole.nll.mean)

@@ -212,6 +212,6 @@ def test_chunks_of_members_or_examples_change_no_score(members: int, seed: int, 
 
     whole = scores()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(metrics, "_CHUNK_BYTES", chunk)
+        patch.setattr(matrix, "BLOCK_BYTES", chunk)
         patch.setattr(matrix, "HELD_BYTES", 0)
         assert scores() == pytest.approx(whole, rel=1e-9, nan_ok=True)

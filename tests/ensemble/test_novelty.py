@@ -14,6 +14,7 @@ from bend_ray.ensemble.novelty import (
     leave_one_out_distances,
     nearest_distances,
 )
+from bend_ray.process import matrix
 from bend_ray.tasks import Classification
 
 CLASSES = Classification()
@@ -40,7 +41,7 @@ def training() -> tuple:
 
 @pytest.fixture(params=[64 * 2**20, 8 * 80 * 7], ids=["one chunk", "many chunks"])
 def chunk(request, monkeypatch) -> None:
-    monkeypatch.setattr(module, "_CHUNK_BYTES", request.param)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", request.param)
 
 
 def novelty(

@@ -3,8 +3,8 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from bend_ray.ensemble import novelty
 from bend_ray.ensemble.novelty import principal_plane
+from bend_ray.process import matrix
 
 
 def models(count: int, seed: int) -> torch.Tensor:
@@ -16,7 +16,7 @@ def models(count: int, seed: int) -> torch.Tensor:
 def test_it_is_the_principal_plane_of_scikit_learn(
     chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(novelty, "_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(matrix, "BLOCK_BYTES", chunk_bytes)
     train, others = models(12, 0), models(5, 1)
     found = principal_plane(train, [train, others])
     pca = PCA(2).fit(train.double().numpy())
