@@ -99,13 +99,15 @@ def ask(
     unanswered = [each for each in questions if not each.answers.exists()]
     if not unanswered:
         return
-    dataset, todo, total = share(), [], 0
+    dataset, todo = share(), []
+    counts: list[int] = []
     for question in unanswered:
         noted = {file.name for file in question.answers.list_files(f"{COST_DIRECTORY}/")}
         own = pieces(question, dataset)
-        total += len(own)
+        counts.append(len(own))
         todo += [p for p in own if f"{COST_DIRECTORY}/{piece_name(p.index)}.json" not in noted]
-    name, before = unanswered[0].inputs.name, total - len(todo)
+    name, total = unanswered[0].inputs.name, sum(counts)
+    before = total - len(todo)
     with Stopwatch() as watch, ProgressLine(f"{name:<12}", total, "pieces answered") as progress:
         progress.update(before)
         for done, _ in enumerate(workers.run("ask", todo), before + 1):
@@ -115,9 +117,8 @@ def ask(
     parts = dataset.load()
     asked = {question.inputs.name: question.inputs for question in unanswered}
     labels = {name: inputs.of(parts).labels_N for name, inputs in asked.items()}
-    for question in unanswered:
-        made = pieces(question, dataset)
-        _commit(question, len(made), parts, labels[question.inputs.name], watch.cost.wall_seconds)
+    for question, count in zip(unanswered, counts, strict=True):
+        _commit(question, count, parts, labels[question.inputs.name], watch.cost.wall_seconds)
 
 
 def _commit(
