@@ -95,7 +95,3 @@ class Checkpoint:
         }
         save_weights(self._artifact, self._file, here | marks)
         self._saved = time.monotonic()
-
-    def discard(self) -> None:
-        """Remove it."""
-        self._artifact.discard(self._file)
