@@ -559,6 +559,11 @@ def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
     return find_files([uris] if isinstance(uris, str) else uris, part, endings, f"dataset.{part}")
 
 
+def num_drawn(asked: int | None, num_examples: int) -> int:
+    """Validation examples drawn of so many: as many as asked, or a fifth, at most 5,000."""
+    return asked or max(1, min(MOST_DRAWN, num_examples // 5))
+
+
 def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
     """The parts of a data set of arrays, split as ``spec`` says.
 
@@ -570,7 +575,7 @@ def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) ->
     read_test = read.get("test")
     whole, count = read["train"](), 0
     if not (given := "validation" in read):
-        count = spec.num_validation or max(1, min(MOST_DRAWN, len(whole.labels_N) // 5))
+        count = num_drawn(spec.num_validation, len(whole.labels_N))
     rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
     all_stay = given and spec.num_train is None
     train = whole if all_stay else whole.take(np.sort(rows) if given else rows)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from bend_ray.data.arrays import LABELS, label_among
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, raw_column
-from bend_ray.data.datasets import MOST_DRAWN, Table
+from bend_ray.data.datasets import Table, num_drawn
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import Files, reading
 from bend_ray.data.parquet import ENDINGS as PARQUET
@@ -204,7 +204,7 @@ def _places(
         order_N, starts_N = np.roll(order_N, -first), np.roll(starts_N, -first)
     num_validation = 0
     if not has_validation:
-        num_validation = spec.num_validation or max(1, min(MOST_DRAWN, (count - num_test) // 5))
+        num_validation = num_drawn(spec.num_validation, count - num_test)
     cuts = [_cut(starts_N, cut) for cut in (num_test, num_test + num_validation)]
     test, validation, train = np.split(order_N, cuts)
     train = train[: spec.num_train]
