@@ -26,7 +26,7 @@ _first_members = click.option(
     "--members",
     type=int,
     metavar="N",
-    help="Only the first N members of the bag, at a temperature of theirs.",
+    help="Only the first N members of the bag, with a temperature, scores and promises of theirs.",
 )
 
 
@@ -51,7 +51,7 @@ def export(
     """Write the bag that an evaluation chose as a folder, and print where.
 
     Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
-    members.safetensors, ONNX programs (uint8 images in, probabilities out) and a README that shows
+    members.safetensors, ONNX programs (raw inputs in, answers out) and a README that shows
     how to load them without bend_ray.
 
     \b
@@ -108,7 +108,7 @@ def _chosen(asked: Asked, store_uri: str, members: int | None) -> tuple[Pipeline
     if manifest is not None:
         _tell_whose(manifest, store, newest=not asked.by_name)
         if members is not None:
-            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
+            log.LOGGER.info("bag          of these the first %d", members)
     return config, chosen
 
 
@@ -118,9 +118,10 @@ def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
     evaluation = Evaluation.of(manifest)
     bag = evaluation.bag
     log.LOGGER.info(
-        "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
+        "bag          %s members, %s %.4f on the %s part: evaluation %s of %s, made %s%s",
         bag.size,
-        100 * (bag.accuracy or 0.0),
+        evaluation.score,
+        bag.accuracy or 0.0,
         evaluation.part,
         manifest.fingerprint,
         masked(store.uri),

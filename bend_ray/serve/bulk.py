@@ -93,12 +93,9 @@ class _Predictor:
             used = table.select(known) if known else table.drop_columns(labels)
             inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
         said = self.bag.answer(inputs, [Stop()] * len(table))
-        answers = {
-            "prediction": [card.class_names[label] for label in said.labels_B.tolist()],
-            "probability": said.probs_BC.max(axis=1),
-            "probabilities": pa.array(said.probs_BC.tolist(), pa.list_(pa.float64())),
-            "predictive_entropy": said.entropy_B,
-            "mutual_information": said.information_B,
+        answers = card.task.columns(said, card.class_names) | {
+            "predictive_entropy": said["entropy"],
+            "mutual_information": said["mutual_information"],
             "model_version": [card.model_version] * len(table),
         }
         for name, values in answers.items():

@@ -19,6 +19,7 @@ from bags import Bagged, MakeBag
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
+from bend_ray.ensemble.metrics import score
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
@@ -145,8 +146,6 @@ def test_onnx_answers_as_the_pipeline_does(
 
 
 def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path) -> None:
-    from bend_ray.ensemble.votes import apply_temperature
-
     bag = make_bag(MLP)
     manifest = Path(bag.graph.evaluation.path) / "manifest.json"
     said = json.loads(manifest.read_text())
@@ -218,12 +217,17 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     folder = exported(bag, tmp_path / "out", members=2)
     card = read_card(folder)
     assert card.members == (8, 3)
-    assert card.scores is None
+    assert card.scores is not None
     assert card.model_version == f"{bag.graph.evaluation.fingerprint}-n2"
     # A temperature of its own: two members are not as unsure as all of them.
     validation = bag.config.dataset.load().validation
     two = bag.logits(validation.inputs.numpy())[:2].softmax(-1).mean(dim=0)
     assert card.temperature == pytest.approx(fit_temperature(two, validation.labels_N), rel=1e-4)
+    test = bag.config.dataset.load().test
+    probs = apply_temperature(
+        bag.logits(test.inputs.numpy())[:2].softmax(-1).mean(dim=0), card.temperature
+    )
+    assert card.scores.nll == pytest.approx(score(probs, test.labels_N).nll, rel=1e-4)
     expected = apply_temperature(bag.logits(pixels)[:2].softmax(-1).mean(dim=0), card.temperature)
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
     with pytest.raises(ConfigError, match="expected 1 to 3"):
