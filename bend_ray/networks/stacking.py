@@ -275,12 +275,12 @@ def predict_logits(
     models = 1 if stack.one_by_one else max(1, min(len(theta_KP), most))
     parts = batches(inputs, max(1, most // models)) if count(inputs) else [inputs]
     stack.eval()
-    logits_KNC: Tensor | None = None
+    logits_KNC = theta_KP.new_empty(0)
     for k in range(0, max(1, len(theta_KP)), models):
         done = 0
         for part in parts:
             found = stack(theta_KP[k : k + models], part)
-            if logits_KNC is None:
+            if not k + done:
                 # Written in place: pieces that stay would part the memory that the next ones need.
                 logits_KNC = found.new_empty(len(theta_KP), count(inputs), *found.shape[2:])
             logits_KNC[k : k + models, done : done + count(part)] = found
