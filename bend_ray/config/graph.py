@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,8 +26,6 @@ from bend_ray.spec import Spec
 from bend_ray.storage.filesystems import file_exists, resolve
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import joined
-
-S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
     "seeds": 6,
@@ -147,25 +145,21 @@ def identified(config: PipelineConfig) -> PipelineConfig:
 
     DataError where files of the data set cannot be read, ConfigError where there is no such module.
     """
-    known = _identified(config)
+    known: PipelineConfig = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
     return known if config.seeds.protocol.is_known else validated(dict(known))
 
 
-def _identified(spec: S) -> S:
-    if isinstance(spec, LabelledExamples | Imported | Checkpoints):
-        return spec.identified()  # type: ignore[return-value]
-    found = {name: _each_identified(value) for name, value in spec}
-    changed = {name: value for name, value in found.items() if value is not getattr(spec, name)}
-    return spec.model_copy(update=changed) if changed else spec
-
-
-def _each_identified(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return _identified(value)
-    if isinstance(value, tuple) and any(isinstance(each, Spec) for each in value):
-        return tuple(_each_identified(each) for each in value)
-    return value
+def _identified(value: Any) -> Any:
+    if isinstance(value, LabelledExamples | Imported | Checkpoints):
+        return value.identified()
+    if isinstance(value, tuple):
+        return tuple(map(_identified, value))
+    if not isinstance(value, Spec):
+        return value
+    found = {name: _identified(each) for name, each in value}
+    changed = {name: each for name, each in found.items() if each is not getattr(value, name)}
+    return value.model_copy(update=changed) if changed else value
 
 
 def graph_of(config: PipelineConfig, store: Store) -> Graph:

@@ -304,6 +304,22 @@ class PipelineConfig(Spec):
             return Finish() if knows_the_way else AS_DRAWN
         return finish or AS_DRAWN
 
+    def repeats(self, count: int) -> list[PipelineConfig]:
+        """This config under ``count`` seeds in a row, of everything and of the data set's split.
+
+        They share nothing: every model, split and test image choice is a repeat's own, so that
+        what differs between them is chance.
+
+        >>> [each.seed for each in PipelineConfig(seed=3).repeats(2)]
+        [3, 4]
+        """
+        splits = (self.dataset.split_seed + repeat for repeat in range(count))
+        datasets = [self.dataset.model_copy(update={"split_seed": split}) for split in splits]
+        return [
+            self.model_copy(update={"seed": self.seed + repeat, "dataset": dataset})
+            for repeat, dataset in enumerate(datasets)
+        ]
+
     def with_resources(self, given: Mapping[str, Resources]) -> PipelineConfig:
         """The config with other resources for some stages; no result changes."""
         sections = {
