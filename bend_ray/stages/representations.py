@@ -9,7 +9,6 @@ Shape letters: K members, T training members, F features, P parameters, N drawn.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -26,8 +25,8 @@ from bend_ray.artifacts.shards import listed_shards, read_format, read_populatio
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
-from bend_ray.parameters.standardize import Moments, Standardizer
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.standardize import Standardizer
 from bend_ray.populations.members import (
     BLOCK_BYTES,
     member_blocks,
@@ -59,28 +58,20 @@ class Principal:
     @classmethod
     def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Principal, Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
-        layout = read_layout(seeds)
-        train_K = training_rows(seeds)
+        layout, train_K = read_layout(seeds), training_rows(seeds)
         blocks = member_blocks(layout, len(train_K))
-        per_part = -(-len(blocks) // GRAM_PARTS)
-        ranges = split(blocks, per_part)
+        ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 
-        def sums(number: int) -> pa.Table:
-            with Stopwatch() as watch:
-                grams = GramSum(layout, train_K, ranges[number][0].start)
-                for block in ranges[number]:
-                    grams.extend(read_block(seeds, block))
-            state = save(grams.state())
-            return pa.table({"grams": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+        def sums(number: int) -> dict[str, Tensor]:
+            own = ranges[number]
+            read = (read_block(seeds, block) for block in own)
+            return gram_sums(layout, train_K, read, own[0].start)
 
-        table = runtime.table(Rows(len(ranges), sums), Resources())
-        merged = GramSum(layout, train_K)
-        # Sums of floats depend on their order: that of the columns.
-        for grams in table.column("grams").to_pylist():
-            merged.merge(GramSum.from_state(load(grams), layout, train_K))
+        parts, cost = _states(runtime, len(ranges), sums)
         with Stopwatch() as watch:
-            basis, coefficients_KF = PrincipalBasis.fit(merged.total(), train_K)
-        return cls(basis, coefficients_KF), watch.cost + _cost_of(table)
+            gram_KK = gram(parts, layout, train_K)
+            basis, coefficients_KF = PrincipalBasis.fit(gram_KK, train_K)
+        return cls(basis, coefficients_KF), watch.cost + cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -132,28 +123,16 @@ class Standardised:
 
     @classmethod
     def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Standardised, Cost]:
-        """One pass over the shards: each part sums the moments of some members."""
-        layout = read_layout(seeds)
+        """One pass over the shards, in one process."""
+        layout, train_K = read_layout(seeds), training_rows(seeds)
 
-        def moments(members: Population) -> pa.Table:
-            started = time.process_time()
-            part = Moments.empty(layout.size)
-            part.update(torch.from_numpy(members.theta_KP[~members.held_out]))
-            return pa.table(
-                {
-                    "count": [part.count],
-                    "mean": [part.mean_P.numpy().tobytes()],
-                    "m2": [part.m2_P.numpy().tobytes()],
-                    "cpu_seconds": [time.process_time() - started],
-                }
-            )
+        def fitted(_: int) -> dict[str, Tensor]:
+            blocks = member_blocks(layout, len(train_K))
+            read = (read_block(seeds, block)[train_K] for block in blocks)
+            return Standardizer.fit(layout, read).state()
 
-        table = runtime.table(_parts(seeds, moments), Resources())
-        merged = Moments.empty(layout.size)
-        for row in table.to_pylist():
-            sums = [torch.from_numpy(np.frombuffer(row[k]).copy()) for k in ("mean", "m2")]
-            merged.merge(Moments(row["count"], *sums))
-        return cls(Standardizer.fit(merged, layout)), _cost_of(table)
+        ((state,), cost) = _states(runtime, 1, fitted)
+        return cls(Standardizer.from_state(state)), cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -204,8 +183,19 @@ def load_representation(features: str, artifact: Artifact) -> Representation:
     return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
 
 
-def _cost_of(table: pa.Table) -> Cost:
-    return Cost(cpu_seconds=float(table.column("cpu_seconds").to_numpy().sum()))
+def _states(
+    runtime: Runtime, count: int, make: Callable[[int], dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], Cost]:
+    """Tensors by name that workers make, for every number below a count, in order; and the cost."""
+
+    def made(number: int) -> pa.Table:
+        with Stopwatch() as watch:
+            state = save(make(number))
+        return pa.table({"state": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+
+    table = runtime.table(Rows(count, made), Resources())
+    cpu_seconds = float(table.column("cpu_seconds").to_numpy().sum())
+    return [*map(load, table.column("state").to_pylist())], Cost(cpu_seconds=cpu_seconds)
 
 
 def _facts(members: Population) -> dict[str, Any]:
