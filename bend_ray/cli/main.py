@@ -34,7 +34,6 @@ from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
 from bend_ray.process import log, streams
 from bend_ray.process.environment import forget_empty
-from bend_ray.process.interrupts import persistent_interrupts
 from bend_ray.storage.masking import masked, printable
 from bend_ray.version import __version__
 
@@ -210,7 +209,7 @@ def main() -> NoReturn:
     forget_empty()
     try:
         streams.prepare()
-        with persistent_interrupts():
+        with streams.persistent_interrupts():
             cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes every one for the user's Ctrl-D

@@ -154,12 +154,7 @@ def _explain(path: str, details: ErrorDetails) -> str:
 
 
 def _key_path(details: ErrorDetails, value: Any) -> str:
-    """Where a problem is, as the user wrote it: without the members of unions that pydantic names.
-
-    Args:
-        details: of the problem.
-        value: that was validated.
-    """
+    """Where in a value a problem is, without the members of unions that pydantic names."""
     written, kind = [], None
     for part in details["loc"]:
         # The kind of a section comes before its keys, of which one may have the same name.

@@ -68,11 +68,9 @@ def get(reference: Any) -> Any:
 
 
 class RayRuntime(Runtime):
-    """A cluster: see ``interface.Runtime``.
+    """A cluster, of our own or not: see ``interface.Runtime``, and ``Nodes``.
 
-    Args:
-        own: whether the cluster is this machine alone, and this process its head.
-        shared: a data set that another process of the job has shared, and outlives this one.
+    ``shared`` is a data set that another process of the job has shared, and outlives this one.
     """
 
     def __init__(self, own: bool, shared: tuple[Dataset, Shared] | None = None) -> None:
@@ -102,10 +100,7 @@ class RayRuntime(Runtime):
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """An actor's only call, tried again when its process dies."""
-
-        def make() -> SimpleNamespace:
-            return SimpleNamespace(call=lambda _: work(*arguments))
-
+        make = partial(SimpleNamespace, call=lambda _: work(*arguments))
         with Pool(work.__name__, make, resources, self.nodes) as pool:
             ((_, result),) = pool.run("call", [0])
         return result  # type: ignore[no-any-return]
