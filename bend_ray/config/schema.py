@@ -295,6 +295,18 @@ class PipelineConfig(Spec):
         return self.seeds.protocol.num_trunks if self.generator.conditional else 1
 
     @property
+    def probed_at(self) -> int | None:
+        """The step of the generator's training at which probes are drawn, if any are.
+
+        One that starts as a Gaussian, of which held-out members choose what is kept, is no worse
+        than that.
+        """
+        probes, training = self.generator.probes, self.generator.training
+        step, chosen = round(probes.at * training.steps), training.patience and self.seeds.held_out
+        is_safe = chosen and self.generator.denoiser.starts_gaussian
+        return step if probes.count and not is_safe and 0 < step < training.steps else None
+
+    @property
     def finish(self) -> Finish:
         """What is done to drawn models, ``auto`` resolved."""
         finish = self.samples.finish

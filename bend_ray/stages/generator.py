@@ -11,10 +11,17 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
+from bend_ray.artifacts.cost import (
+    COST_DIRECTORY,
+    Cost,
+    Stopwatch,
+    cost_of_pieces,
+    read_cost,
+    write_cost,
+)
 from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import save_weights
+from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
@@ -45,18 +52,20 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             "held_out_loss": fitted.held_out,
             "probes": probed,
         },
-        cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
+        cost=cost_of_pieces(
+            [read_cost(artifact, SCALE), fitted.cost, probe_cost], watch.cost.wall_seconds
+        ),
     )
     artifact.discard(TRAIN_DIRECTORY)
+    artifact.discard(COST_DIRECTORY)
 
 
 def _probe(
     config: PipelineConfig, graph: Graph, runtime: Runtime
 ) -> tuple[dict[str, Any] | None, Cost]:
     """Stop at ``generator.probes.at`` of the training and see what it draws."""
-    probes, steps = config.generator.probes, config.generator.training.steps
-    step = round(probes.at * steps)
-    if probes.count == 0 or not 0 < step < steps:
+    step = config.probed_at
+    if step is None:
         return None, Cost()
     weights = train_until(config, graph, runtime, step)
     return check_generator(config, graph, runtime, weights, step) if weights else (None, Cost())
@@ -76,7 +85,7 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
 
 
 def _has(artifact: Artifact, file: str) -> bool:
-    return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
+    return any(entry.name == file for entry in artifact.list_files(file))
 
 
 def _fit(
@@ -86,8 +95,12 @@ def _fit(
     table, z_KZ, trunk_K = _read(graph.latents)
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
-    scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
-    save_weights(graph.generator, SCALE, vars(scale))
+    if not _has(graph.generator, SCALE):
+        with Stopwatch() as watch:
+            scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
+        write_cost(graph.generator, SCALE, watch.cost)
+        save_weights(graph.generator, SCALE, vars(scale))
+    scale = LatentScale(**load_weights(graph.generator, SCALE))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))

@@ -163,6 +163,7 @@ def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> d
 
     from bend_ray.config.resources import Resources
     from bend_ray.runtime import cluster
+    from bend_ray.runtime.nodes import Nodes
     from bend_ray.runtime.on_ray import dataset_of
     from bend_ray.stages.representations import _shards
 
@@ -172,7 +173,7 @@ def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> d
     def through_ray(artifact: Artifact) -> tuple[float, float]:
         started = time.perf_counter()
         first = 0.0
-        batches = dataset_of(_shards(artifact), Resources()).iter_batches(
+        batches = dataset_of(_shards(artifact), Resources(), Nodes()).iter_batches(
             batch_size=rows, batch_format="pyarrow"
         )
         for batch in batches:
