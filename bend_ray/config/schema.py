@@ -297,10 +297,9 @@ class PipelineConfig(Spec):
 
     @property
     def probed_at(self) -> int | None:
-        """The step of the generator's training at which probes are drawn, if any are.
+        """The step of the generator's training at which probes are drawn; None for no probes.
 
-        One that starts as a Gaussian, of which held-out members choose what is kept, is no worse
-        than that.
+        None too where held-out members keep it from becoming worse than its start, a Gaussian.
         """
         probes, training = self.generator.probes, self.generator.training
         step, chosen = round(probes.at * training.steps), training.patience and self.seeds.held_out

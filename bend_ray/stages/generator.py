@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -11,17 +12,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import (
-    COST_DIRECTORY,
-    Cost,
-    Stopwatch,
-    cost_of_pieces,
-    read_cost,
-    write_cost,
-)
+from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
@@ -52,23 +46,18 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             "held_out_loss": fitted.held_out,
             "probes": probed,
         },
-        cost=cost_of_pieces(
-            [read_cost(artifact, SCALE), fitted.cost, probe_cost], watch.cost.wall_seconds
-        ),
+        cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
     artifact.discard(TRAIN_DIRECTORY)
-    artifact.discard(COST_DIRECTORY)
 
 
 def _probe(
     config: PipelineConfig, graph: Graph, runtime: Runtime
 ) -> tuple[dict[str, Any] | None, Cost]:
     """Stop at ``generator.probes.at`` of the training and see what it draws."""
-    step = config.probed_at
-    if step is None:
-        return None, Cost()
-    weights = train_until(config, graph, runtime, step)
-    return check_generator(config, graph, runtime, weights, step) if weights else (None, Cost())
+    if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
+        return check_generator(config, graph, runtime, weights, step)
+    return None, Cost()
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
@@ -85,7 +74,7 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
 
 
 def _has(artifact: Artifact, file: str) -> bool:
-    return any(entry.name == file for entry in artifact.list_files(file))
+    return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
 
 
 def _fit(
@@ -95,17 +84,18 @@ def _fit(
     table, z_KZ, trunk_K = _read(graph.latents)
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
-    if not _has(graph.generator, SCALE):
-        with Stopwatch() as watch:
-            scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
-        write_cost(graph.generator, SCALE, watch.cost)
-        save_weights(graph.generator, SCALE, vars(scale))
-    scale = LatentScale(**load_weights(graph.generator, SCALE))
+    learnt, held_out = ((z_KZ[keep_K], condition_K[keep_K]) for keep_K in (learnt_K, ~learnt_K))
+    with Stopwatch() as watch:
+        if section.denoiser.starts_gaussian:
+            scale = LatentScale.fit(*learnt, conditions, held_out)
+        else:
+            scale = LatentScale.diagonal(*learnt, conditions)
+    save_weights(graph.generator, SCALE, vars(scale))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
     unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
-    return runtime.train(
+    fitted = runtime.train(
         TrainingTask(
             stage="generator",
             build=partial(build_objective, section, z_KZ.shape[1], conditions),
@@ -118,6 +108,7 @@ def _fit(
         ),
         Rows(1, lambda _: unit),
     )
+    return replace(fitted, cost=watch.cost + fitted.cost)
 
 
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
@@ -127,18 +118,8 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
 
 def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
     """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
-    path = latents_artifact.child(latents.FILE)
-    with open_file(latents_artifact.filesystem, path) as source:
+    with open_file(latents_artifact.filesystem, latents_artifact.child(latents.FILE)) as source:
         table = pq.read_table(source, page_checksum_verification=True)
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
     trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
     return table, torch.tensor(np.concatenate(chunks)), trunk_K
-
-
-def _fit_scale(
-    section: GeneratorSection, conditions: int, z_KZ: Tensor, condition_K: Tensor, learnt_K: Tensor
-) -> LatentScale:
-    training = z_KZ[learnt_K], condition_K[learnt_K]
-    if not section.denoiser.starts_gaussian:
-        return LatentScale.diagonal(*training, conditions)
-    return LatentScale.fit(*training, conditions, (z_KZ[~learnt_K], condition_K[~learnt_K]))
