@@ -104,7 +104,7 @@ def _chosen(
     # What is wrong with it, or that it is missing, is told by whoever reads it.
     manifest = store.manifest(graph.evaluation.stage, graph.evaluation.fingerprint)
     if manifest is not None:
-        evaluation = Evaluation.of(manifest)
+        evaluation = Evaluation.committed(manifest)
         log.LOGGER.info(
             "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
             *(evaluation.bag.size, 100 * (evaluation.bag.accuracy or 0.0), evaluation.part),
