@@ -102,13 +102,14 @@ def refusal(message: str) -> ConfigError:
     return ConfigError(masked(" ".join(message.split())))
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
+def parse_yaml(given: str | bytes) -> Any:
+    """The value of a YAML text, in UTF-8.
 
     ConfigError where it is none, or has a key twice, an alias, a number with a leading zero or a
     huge one in it, or is nested too deeply.
     """
     try:
+        text = given if isinstance(given, str) else given.decode()
         if found := re.search("[\x85\u2028\u2029]", text):
             raise ValueError(
                 f"the character {found[0]!a}, a line's end to some readers; write it as an escape, "
@@ -145,11 +146,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise refusal(f"expected a config file of at most {MAX_BYTES:,} bytes")
-        values = parse_yaml(content.decode())
+        values = parse_yaml(content)
     except OSError as error:
         raise refusal(f"{path}: expected a config file, got: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise refusal(f"{path}: expected YAML, got: {error}") from None
     except ConfigError as error:
         raise refusal(f"{path}: {error}") from None
     if values is None:

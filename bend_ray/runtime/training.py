@@ -10,6 +10,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,6 @@ import pyarrow.fs
 import ray.data
 import ray.train
 import ray.train.torch
-from torch import nn
 
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import BendError, StoreError, TrainingError
@@ -161,9 +161,6 @@ def _train(config: dict[str, Any]) -> Fitted:
         batch_size=None, batch_format="pyarrow"
     )
 
-    def replicated(module: nn.Module) -> nn.Module:
-        model: nn.Module = ray.train.torch.prepare_model(module, move_to_device=False)
-        return model
-
+    replicated = partial(ray.train.torch.prepare_model, move_to_device=False)
     team = Team(context.get_world_rank(), context.get_world_size(), replicated)
     return train(job, pa.concat_tables(list(batches)), team)
