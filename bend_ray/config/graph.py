@@ -30,7 +30,7 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 6,
+    "seeds": 7,
     "autoencoder": 2,
     "latents": 1,
     "generator": 2,

@@ -8,14 +8,16 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from bend_ray.artifacts.checkpoint import Checkpoint
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
+from bend_ray.networks.batches import Feed
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import Keeper, feed_of, fitted
+from bend_ray.networks.fitting import fitted
 from bend_ray.networks.precision import check_precision
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
@@ -159,8 +161,8 @@ class Classifiers:
         generators: Sequence[torch.Generator],
         *,
         chunk: int | None = None,
-        keep: Keeper | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
+        keep: Checkpoint | None = None,
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """As ``fitting.fitted``, of trunks' members, or of whole models where no trunks are given.
 
         Each model has its generator; those that share a base are trained together.
@@ -169,23 +171,9 @@ class Classifiers:
         if trunks_K is not None and self.shares_a_base:
             own = members_by_trunk(trunks_K)
             groups = [(self.stack_of(trunk), rows) for trunk, rows in own.items()]
-        recipe, train, task = self.config.seeds.recipe, self.dataset.train, self.dataset.task
-        there = torch.device(self.device)
-        feed = feed_of(train, self.dataset.normalise, recipe, there, task)
-        how = (feed, len(train), recipe, stretch, generators, task)
-        return fitted(groups, start_KP.to(there), *how, chunk=chunk, keep=keep)
-
-    def fit_members(
-        self,
-        start_KP: Tensor,
-        trunks_K: Sequence[int],
-        stretch: Stretch,
-        generators: Sequence[torch.Generator],
-        keep: Keeper | None = None,
-    ) -> Tensor:
-        """Snapshots ``(K, S, P)`` of members of trunks, on the CPU."""
-        ((_, theta_SKP),) = self.fitted(start_KP, trunks_K, stretch, generators, keep=keep)
-        return theta_SKP.transpose(0, 1).contiguous()
+        parts, there = self.dataset, torch.device(self.device)
+        feed = Feed(parts.train, parts.normalise, self.config.seeds.recipe, parts.task, there)
+        return fitted(groups, start_KP.to(there), feed, stretch, generators, chunk=chunk, keep=keep)
 
     def _by_trunk(
         self,

@@ -54,9 +54,8 @@ class Finisher:
             theta_NP = guided(theta_NP, trunks, way_TP, self.finish.guidance)
         if self.num_steps:
             streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
-            theta_NSP = self.classifiers.fit_members(
-                theta_NP, trunks_N.tolist(), self.stretch, streams
-            )
+            given = (theta_NP, trunks_N.tolist(), self.stretch, streams)
+            ((_, theta_NSP, _),) = self.classifiers.fitted(*given)
             theta_NP = theta_NSP[:, -1]
         return theta_NP
 
