@@ -6,8 +6,8 @@ products between models, which is a sum over columns of ``theta``: one pass, any
 ranges of columns may be summed apart and merged::
 
     grams = GramSum(layout, train_K)
-    for block in column_blocks(layout.size, width):
-        grams.extend(theta_KW of the block)
+    for own in column_slices(layout.size, K):
+        grams.extend(theta_KP[:, own])
     basis, coefficients_KR = PrincipalBasis.fit(grams.total(), train_K)
 
 Back again, a coefficient row is a set of weights over the training models. The scales of the layers
@@ -34,11 +34,6 @@ from bend_ray.parameters.layout import ParameterLayout
 
 # On eigenvalues, so 1e-6 of the largest spread: what a float32 parameter can show.
 RANK_TOLERANCE = 1e-12
-
-
-def column_blocks(size: int, width: int) -> tuple[range, ...]:
-    """Cut ``size`` columns into blocks of ``width``, the last one shorter."""
-    return tuple(range(start, min(start + width, size)) for start in range(0, size, width))
 
 
 class GramSum:

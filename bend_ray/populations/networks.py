@@ -8,7 +8,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts.checkpoint import Checkpoint
+from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
 from bend_ray.data.streaming import Streamed
@@ -17,20 +17,21 @@ from bend_ray.imported import Imported
 from bend_ray.networks.batches import Feed
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import fitted
+from bend_ray.networks.fitting import Keeper, fitted
 from bend_ray.networks.precision import check_precision
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries
+from bend_ray.populations.members import load_roots
 from bend_ray.randomness import generator_for
 
 
 class Classifiers:
     """What every stage needs to turn vectors into answers, on a device.
 
-    Where members share a base, ``load_roots`` is asked for the trunks' whole vectors ``(R, W)``.
+    Where members share a base, it is that of the trunks of ``seeds``.
 
     Attributes:
         whole: the layout ``(W,)`` of all of a model.
@@ -43,7 +44,7 @@ class Classifiers:
         config: PipelineConfig,
         dataset: Parts,
         device: str,
-        load_roots: Callable[[], Tensor] | None = None,
+        seeds: Artifact | None = None,
     ) -> None:
         self.config = config
         self.architecture = config.seeds.architecture
@@ -55,7 +56,7 @@ class Classifiers:
         self._module = module.to(device)
         self._form = form_for(module, device, dataset.shown(2))
         self.stack = Stack(self._module, self.whole, self._form)
-        self._load_roots = load_roots
+        self._seeds = seeds
         self._stacks: dict[int, Stack] = {}
 
     def build(self) -> torch.nn.Module:
@@ -81,8 +82,8 @@ class Classifiers:
         if not self.shares_a_base:
             return self.stack
         if not self._stacks:
-            assert self._load_roots is not None
-            roots_RW = self._load_roots().to(self.device)
+            assert self._seeds is not None
+            roots_RW = load_roots(self._seeds).to(self.device)
             finite_R = roots_RW.isfinite().all(dim=1)
             bases_RW = [*roots_RW, roots_RW[finite_R].mean(dim=0)]
             self._stacks = {i: self._on_base(base_W) for i, base_W in enumerate(bases_RW)}
@@ -161,7 +162,7 @@ class Classifiers:
         generators: Sequence[torch.Generator],
         *,
         chunk: int | None = None,
-        keep: Checkpoint | None = None,
+        keep: Keeper | None = None,
     ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """As ``fitting.fitted``, of trunks' members, or of whole models where no trunks are given.
 

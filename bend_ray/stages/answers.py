@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from bend_ray.artifacts.cost import (
@@ -32,8 +30,8 @@ from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import Trained
-from bend_ray.populations.answers import LABELS, StoredVectors, models_in, piece_name, write_piece
-from bend_ray.populations.members import load_roots
+from bend_ray.populations.answers import LABELS, models_in, piece_name, write_piece
+from bend_ray.populations.members import StoredVectors, learnt_vectors
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.process.log import ProgressLine
@@ -172,8 +170,8 @@ class Respondent:
         question = piece.question
         asked = question.seeds.fingerprint, question.inputs.name
         if self._latest is None or self._latest[0] != asked:
-            roots = partial(load_roots, question.seeds)
-            made = Classifiers(question.config, piece.dataset.load(), self.device, roots)
+            config, parts = question.config, piece.dataset.load()
+            made = Classifiers(config, parts, self.device, question.seeds)
             self._latest = asked, (made, question.inputs.of(made.dataset))
         return self._latest[1]
 
@@ -182,15 +180,13 @@ def models_of(
     question: Question, models: range, classifiers: Classifiers
 ) -> tuple[Tensor, list[int]]:
     """Vectors ``(E, P)`` and trunks of some models of a question, read or drawn."""
-    population = read_population(question.population, theta=False)
     if question.rival is None:
+        trunks = read_population(question.population, theta=False).trunk
         theta_EP = StoredVectors(question.population, models)[:, :]
-        return theta_EP, population.trunk[models.start : models.stop].tolist()
-    learnt = np.flatnonzero(~population.held_out)
+        return theta_EP, trunks[models.start : models.stop].tolist()
     name, seed = question.rival.name, question.config.seed
     trained = Trained(
-        StoredVectors(question.population, learnt.tolist()),
-        torch.from_numpy(population.trunk[learnt]).long(),
+        *learnt_vectors(question.population),
         question.config.samples.count,
         lambda index: generator_for(seed, "rival", name, index),
     )

@@ -27,14 +27,13 @@ from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Parts
 from bend_ray.data.inputs import TEST, VALIDATION, Inputs
-from bend_ray.populations.answers import Answers, StoredVectors
+from bend_ray.populations.answers import Answers
+from bend_ray.populations.members import StoredVectors
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.runtime.interface import Runtime, Shared
 from bend_ray.stages.answers import Respondent, ask
 
 STAGES_OF_THE_BAG = STAGES[:-1]
-
-Bags = dict[str, Bag]
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 import pyarrow as pa
@@ -29,12 +28,12 @@ from bend_ray.config.resources import Resources
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.populations.members import (
-    BLOCK_BYTES,
-    member_blocks,
-    read_block,
+    StoredVectors,
+    learnt_vectors,
     read_layout,
     training_rows,
 )
+from bend_ray.process.matrix import BLOCK_BYTES, column_slices
 from bend_ray.runtime.interface import Rows, Runtime, split, vectors
 
 FILE = "representation.safetensors"
@@ -59,17 +58,15 @@ class Principal:
     @classmethod
     def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Principal, Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
-        layout = read_layout(seeds)
-        train_K = training_rows(seeds)
-        blocks = member_blocks(layout, len(train_K))
-        per_part = -(-len(blocks) // GRAM_PARTS)
-        ranges = split(blocks, per_part)
+        layout, vectors_KP, train_K = read_layout(seeds), StoredVectors(seeds), training_rows(seeds)
+        blocks = list(column_slices(layout.size, len(train_K)))
+        ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 
         def sums(number: int) -> pa.Table:
             with Stopwatch() as watch:
                 grams = GramSum(layout, train_K, ranges[number][0].start)
-                for block in ranges[number]:
-                    grams.extend(read_block(seeds, block))
+                for own in ranges[number]:
+                    grams.extend(vectors_KP[:, own])
             state = save(grams.state())
             return pa.table({"grams": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
 
@@ -99,16 +96,14 @@ class Principal:
 
         The members are read a block of columns at a time; those of a small population stay.
         """
-        train_K = training_rows(seeds)
-        layout = read_layout(seeds)
-        blocks = member_blocks(layout, len(train_K))
-        read = lru_cache(maxsize=1)(lambda block: read_block(seeds, block)[train_K])
+        members_TP, _ = learnt_vectors(seeds)
+        size = members_TP.shape[1]
 
         def decode(features_NF: Tensor) -> Tensor:
             weights_NT = self.basis.weights(features_NF)
-            theta_NP = torch.empty(len(features_NF), layout.size)
-            for block in blocks:
-                theta_NP[:, block.start : block.stop] = mix(weights_NT, read(block))
+            theta_NP = torch.empty(len(features_NF), size)
+            for own in column_slices(size, len(self.coefficients_KF)):
+                theta_NP[:, own] = mix(weights_NT, members_TP[:, own])
             return theta_NP
 
         return decode

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import count
 from typing import Any
 
@@ -102,9 +102,7 @@ class SeedTrainer:
         self.seed = config.seed
         self.artifact = artifact
         self.device = settle(self.section.resources.cpus, self.section.resources.num_gpus)
-        self.classifiers = Classifiers(
-            config, dataset.load(), self.device, partial(load_roots, artifact)
-        )
+        self.classifiers = Classifiers(config, dataset.load(), self.device, artifact)
         self.runs = self.section.protocol.runs()
         self.cohorts = cohorts_of(self.section, self.classifiers.layout.size)
         # A second attempt is one more fork of its trunk, beyond all that there are.

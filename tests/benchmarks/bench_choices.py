@@ -52,7 +52,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages.finish import guided, ways
+from bend_ray.stages.sample_drawer import ways
 
 FOLDS = 10
 """Of validation images: halves of digits' may be without an error."""
@@ -144,9 +144,10 @@ class Split:
     ) -> Tensor:
         """Models moved on by so much of their trunks' way, then trained for a share of a recipe."""
         if guidance:
-            way_TP = ways(self.averages(), self.early_RP)
+            averages_TP = self.averages()
+            way_TP = ways(averages_TP, torch.arange(len(averages_TP)), self.early_RP)
             way_TP[:, self.layout.num_trainable :] = 0.0
-            theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
+            theta_NP = theta_NP + guidance * way_TP[trunk_N]
         if annealing:
             how = self.config.finish.annealing.model_copy(update={"fraction": annealing})
             with self._timed("annealing"):

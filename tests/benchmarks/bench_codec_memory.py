@@ -43,7 +43,8 @@ from bend_ray.generation.objectives import Reconstruction
 from bend_ray.networks.architectures import TorchvisionModel
 from bend_ray.parameters.gram import GramSum, PrincipalBasis
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
+from bend_ray.populations.members import LAYOUT
+from bend_ray.process.matrix import BLOCK_BYTES
 from bend_ray.runtime import cluster
 from bend_ray.runtime.interface import split
 from bend_ray.runtime.on_ray import RayRuntime
