@@ -152,10 +152,10 @@ def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
 
 def _here(config: PipelineConfig) -> Runtime:
     from bend_ray.runtime import tracking
-    from bend_ray.runtime.local import LocalRuntime
+    from bend_ray.runtime.interface import Runtime
 
     tracking.require_installed(config)
-    return LocalRuntime()
+    return Runtime()
 
 
 @dataclass(frozen=True)

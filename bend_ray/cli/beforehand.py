@@ -132,8 +132,8 @@ def doctor(address: str | None, store: str | None) -> None:
     from bend_ray.runtime.doctor import examine
     from bend_ray.runtime.nodes import Nodes
 
-    cluster.connect(address)
-    found = list(examine(Nodes(), store))
+    own = cluster.connect(address)
+    found = list(examine(Nodes(own), store))
     for each in found:
         click.echo(f"node {each.node}  {'mend' if each.mend else 'ok  '}  {each.words}")
         for fault in each.mend:

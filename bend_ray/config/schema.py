@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -302,6 +303,14 @@ class PipelineConfig(Spec):
             knows_the_way = self.seeds.protocol.num_early > 0 and _trunks_are_known(self)
             return Finish() if knows_the_way else AS_DRAWN
         return finish or AS_DRAWN
+
+    def with_resources(self, given: Mapping[str, Resources]) -> PipelineConfig:
+        """The config with other resources for some stages; no result changes."""
+        sections = {
+            stage: getattr(self, stage).model_copy(update={"resources": resources})
+            for stage, resources in given.items()
+        }
+        return self.model_copy(update=sections)
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:

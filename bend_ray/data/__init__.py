@@ -1,11 +1,13 @@
 """Labelled examples: from files and URIs to parts in memory.
 
-``datasets`` is the axis: to add a data set, one class with ``load`` and its name in the union at
-the bottom. ``files`` says which files are a part and tells their content apart, ``parquet``,
-``folders`` and ``vision`` open them as ``sources``, whose classes are names; ``decoding`` makes
-pixels of an image file, for training and serving alike; ``arrays`` reads arrays in files, ``given``
-what a user has in memory; ``examples`` holds what is read, ``streaming`` what is decoded when it is
-needed; ``augmentation`` varies it.
+``datasets`` is the axis: to add a data set, one class with ``_load`` and its name in the union at
+the bottom. ``files`` says which files are a part and tells their content apart; ``parquet`` and
+``folders`` open images as ``sources``, whose classes are names; ``decoding`` makes pixels of an
+image file, for training and serving alike. ``arrays`` reads arrays in files, ``given`` what a user
+has in memory, ``tables`` rows, of whose ``columns`` numbers are made; ``splits`` draws parts.
+``examples`` holds what is read, ``streaming`` what is decoded when it is needed; ``augmentation``
+varies it. ``inputs`` is what models are asked about, ``corruptions`` among them.
 
-May import numpy, pyarrow, Pillow, torch and torchvision; knows neither Ray nor networks.
+May import numpy, pyarrow, Pillow, torch and torchvision, all but the first when they are first
+used; knows neither Ray nor networks.
 """

@@ -7,22 +7,28 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from bend_ray.data.examples import Examples
-from bend_ray.data.files import File, Files
-from bend_ray.data.sources import by_name, classes_of, joint_classes, listed
+from bend_ray.data.decoding import Look, pixels_of
+from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.files import File, Files, Part
+from bend_ray.data.sources import Labelled, alike, check_classes, check_overlap, classes_of, listed
+from bend_ray.data.splits import num_drawn, split_rows
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import open_file, store_errors
 from bend_ray.storage.masking import cause, printable
-from bend_ray.tasks import Regression, Task
+from bend_ray.tasks import Classification, Regression, Task
+
+if TYPE_CHECKING:
+    from bend_ray.data.datasets import ArrayParts, DrawnParts
 
 ENDINGS = (".npz", ".safetensors")
 CLASS_NAMES = "class_names"
@@ -36,21 +42,10 @@ LABELS = (WRITTEN, "label", "y", "target")
 
 
 @dataclass(frozen=True)
-class Arrays:
-    """Inputs and labels of one part.
+class Arrays(Labelled):
+    """Inputs and labels of one part; inputs by name, ``(N, ...)`` of float32, uint8 or int64."""
 
-    Attributes:
-        inputs: by name, each ``(N, ...)`` of float32, uint8 or int64.
-        labels_N: indices into ``class_names``; or float64 targets ``(N, T)``.
-        class_names: one a class; or a target.
-        named: whether classes have names; else these are their numbers.
-    """
-
-    inputs: dict[str, NDArray[Any]]
-    labels_N: NDArray[Any]
-    class_names: tuple[str, ...]
-    named: bool
-    where: ClassVar[Any] = "row {}".format
+    inputs: dict[str, NDArray[Any]] = field(kw_only=True)
 
     @classmethod
     def of(
@@ -76,59 +71,57 @@ class Arrays:
             )
         # A safetensors file's come in any order.
         values = {name: _values(inputs[name], f"{where}: {name}") for name in sorted(inputs)}
-        labels_N: NDArray[Any]
         found = array_of(labels, f"{where}: labels")
         known = found[np.isfinite(found)] if found.dtype.kind == "f" else np.zeros(0)
         fractions = (known != np.rint(known)).any()
+        told: tuple[NDArray[Any], tuple[str, ...], bool]
         if isinstance(task, Regression) or (task is None and fractions):
-            labels_N, names, named = *_targets(found, where), True
+            told = *_targets(found, where), True
         else:
-            labels_N, names, named = classes_of(_whole(found, where), class_names, where)
-        if unlike := [name for name, value in values.items() if len(value) != len(labels_N)]:
+            told = classes_of(_whole(found, where), class_names, where)
+        arrays, count = cls(*told, inputs=values), len(told[0])
+        if unlike := [name for name, value in values.items() if len(value) != count]:
             raise DataError(
-                f"{where}: expected as many labels as examples, got {len(labels_N)} labels and "
+                f"{where}: expected as many labels as examples, got {count} labels and "
                 f"{len(values[unlike[0]])} of {unlike[0]}"
             )
-        if not len(labels_N):
+        if not count:
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
-        return cls(values, labels_N, names, named)
+        return arrays
 
     def take(self, index: NDArray[np.int64]) -> Arrays:
         """Some of the examples."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels_N=self.labels_N[index])
 
-    def like(self, train: Arrays, part: str) -> Arrays:
-        """These with the classes of the training part, matched by name.
-
-        DataError where inputs are others, or of a class that the training part lacks.
-        """
+    def as_in(self, other: Labelled, what: str, like: str = "the training part") -> Self:
+        """See ``Labelled``; DataError also where inputs are others."""
+        assert isinstance(other, Arrays)
         kinds = [
             ", ".join(f"{name} {v.shape[1:]} {v.dtype}" for name, v in each.inputs.items())
-            for each in (train, self)
+            for each in (other, self)
         ]
         if kinds[0] != kinds[1]:
             raise DataError(
-                f"dataset.{part}: expected inputs as in the training part, {kinds[0]}, got "
-                f"{kinds[1]}; give all parts alike"
+                f"dataset: expected inputs of {what} as in {like}, {kinds[0]}, got {kinds[1]}; "
+                "give all alike"
             )
-        if train.labels_N.shape[1:] != self.labels_N.shape[1:]:
+        if other.labels_N.shape[1:] != self.labels_N.shape[1:]:
             raise DataError(
-                f"dataset.{part}: expected labels as in the training part, got classes in the one "
-                "and numbers in the other, or others; set dataset.task"
+                f"dataset: expected labels of {what} as in {like}, got classes in the one and "
+                "numbers in the other, or others; set dataset.task"
             )
-        if train.labels_N.ndim > 1:
-            return self
-        return by_name(self, f"the {part} part", train.class_names, train.named)
+        return self if self.labels_N.ndim > 1 else super().as_in(other, what, like)
 
     def examples(self) -> Examples:
         """They, as a network is given them: by name where there are several inputs."""
         values = self.inputs if len(self.inputs) > 1 else next(iter(self.inputs.values()))
         return Examples.of_arrays(values, self.labels_N)
 
-    def row_digests(self) -> list[bytes]:
-        """What tells an example's inputs from others."""
-        rows = zip(*(np.ascontiguousarray(value) for value in self.inputs.values()), strict=True)
+    def row_digests(self, labelled: bool) -> list[bytes]:
+        """What tells an example from others: its inputs, and, where it is ``labelled``, labels."""
+        values = [*self.inputs.values(), *([self.labels_N] if labelled else [])]
+        rows = zip(*map(np.ascontiguousarray, values), strict=True)
         return [
             blake2b(b"".join(v.tobytes() for v in row), digest_size=16).digest() for row in rows
         ]
@@ -156,6 +149,64 @@ def label_among(names: Sequence[str], where: str, wanted: Sequence[str] = LABELS
     )
 
 
+def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) -> Parts:
+    """The parts of a data set of arrays, split as ``spec`` says.
+
+    ``read`` has what gives each part that there is, the training part among them. DataError where
+    there are too few examples, also of a class, or one class alone.
+    """
+    whole = read["train"]()
+    given = "validation" in read
+    count = 0 if given else num_drawn(spec.num_validation, len(whole.labels_N))
+    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
+    rest = {part: partial(_like, its, whole.take(rows[:0]), part) for part, its in read.items()}
+    all_stay = given and spec.num_train is None
+    parts = {
+        "train": whole if all_stay else whole.take(np.sort(rows) if given else rows),
+        "validation": rest["validation"]() if given else whole.take(others),
+    }
+    if "test" in rest:
+        parts["test"] = rest["test"]()
+    train_N = parts["train"].labels_N
+    task = spec.task or (Regression() if train_N.ndim > 1 else Classification())
+    if task.has_classes and (count := len(train_N)) < 2 * (classes := len(set(train_N))):
+        raise DataError(
+            f"dataset: expected two training examples of a class on average, got {count} of "
+            f"{classes} classes; give more, or labels that are classes"
+        )
+    return assembled(spec, parts, rest.get("test"), task, standardise=spec.standardise)
+
+
+def _like(read: Callable[[], Arrays], train: Arrays, part: Part) -> Arrays:
+    return read().as_in(train, f"the {part} part")
+
+
+def assembled(
+    spec: DrawnParts,
+    parts: Mapping[str, Arrays],
+    load_test: Callable[[], Arrays] | None,
+    task: Task,
+    **known: Any,
+) -> Parts:
+    """Parts of arrays, looked through; DataError where they do not fit together.
+
+    ``known`` is what else a ``Parts`` says of them; rows of a table are no duplicates of others by
+    their few categories alone.
+    """
+    train, validation = (parts[part].examples() for part in ("train", "validation"))
+    if task.has_classes:
+        check_classes(parts)
+    of_table = "columns" in known
+    digests = {part: its.row_digests(of_table) for part, its in parts.items()}
+    check_overlap(digests, spec.duplicates == "refuse")
+    names, load = parts["train"].class_names, load_test and partial(_examples, load_test)
+    return Parts(train, validation, names, load, task=task.fitted(train.labels_N), **known)
+
+
+def _examples(load: Callable[[], Arrays]) -> Examples:
+    return load().examples()
+
+
 def read_arrays(
     files: Files, label: str | None, class_names: Sequence[str] | None, task: Task | None = None
 ) -> Arrays:
@@ -165,15 +216,12 @@ def read_arrays(
     numbers mean in files that do not. DataError where a file is none, or does not fit the others.
     """
     parts = [_read(files, file, label, class_names, task) for file in files]
-    first = parts[0]
-    is_numbers = first.labels_N.ndim > 1
-    whole = first if is_numbers else replace(first, class_names=joint_classes(parts))
-    alike = [part.like(whole, file.name) for part, file in zip(parts, files, strict=True)]
-    if len(alike) == 1:
-        return alike[0]
-    inputs = {name: np.concatenate([part.inputs[name] for part in alike]) for name in first.inputs}
-    labels_N = np.concatenate([part.labels_N for part in alike])
-    return replace(whole, inputs=inputs, labels_N=labels_N)
+    parts = alike(parts, [printable(file.name) for file in files])
+    if len(parts) == 1:
+        return parts[0]
+    names = parts[0].inputs
+    inputs = {name: np.concatenate([part.inputs[name] for part in parts]) for name in names}
+    return replace(parts[0], inputs=inputs, labels_N=np.concatenate([p.labels_N for p in parts]))
 
 
 def _read(
@@ -186,24 +234,20 @@ def _read(
     where = printable(file.name)
     with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
         content = source.read()
+    names = None
     try:
-        arrays, names = (_npz if file.name.endswith(".npz") else _safetensors)(content)
+        if file.name.endswith(".npz"):
+            with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+                arrays = dict(archive)
+        else:
+            arrays = safetensors.numpy.load(content)
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            if told := (header.get("__metadata__") or {}).get(CLASS_NAMES):
+                names = [str(name) for name in json.loads(told)]
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
     labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
     return Arrays.of(arrays, labels, class_names or names, where, task)
-
-
-def _npz(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
-    with np.load(io.BytesIO(content), allow_pickle=False) as archive:
-        return dict(archive), None
-
-
-def _safetensors(content: bytes) -> tuple[dict[str, NDArray[Any]], list[str] | None]:
-    arrays = safetensors.numpy.load(content)
-    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-    names = (header.get("__metadata__") or {}).get(CLASS_NAMES)
-    return arrays, None if names is None else [str(name) for name in json.loads(names)]
 
 
 def _values(given: Any, where: str) -> NDArray[Any]:
@@ -253,8 +297,6 @@ def _plain(given: Any) -> NDArray[Any]:
         given = given.detach().cpu()
         return (given.float() if given.dtype.is_floating_point else given).numpy()  # type: ignore
     if hasattr(given, "getexif"):
-        from bend_ray.data.decoding import Look, pixels_of
-
         return pixels_of(given, Look())
     first = given[0] if isinstance(given, list | tuple) and given else None
     if hasattr(first, "detach") or hasattr(first, "getexif"):

@@ -11,11 +11,11 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, final
+from typing import Annotated, Any, ClassVar, Literal, Self, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,30 +28,25 @@ from pydantic import (
     model_validator,
 )
 
+from bend_ray.data import arrays, folders, parquet, tables
 from bend_ray.data.columns import Kind
-from bend_ray.data.examples import Decoding, Examples, Parts, itself, split_rows
-from bend_ray.data.keeping import kept_back, without
-from bend_ray.data.splits import Random, Split
+from bend_ray.data.decoding import Look, decode, survey
+from bend_ray.data.examples import Decoding, Examples, Parts, itself
+from bend_ray.data.files import READ_WHOLE_BYTES, Files, Part, find_files
+from bend_ray.data.given import parts_of, together
+from bend_ray.data.sources import Labelled, Source, check_classes, check_overlap
+from bend_ray.data.splits import Random, Split, split_rows
+from bend_ray.data.streaming import Room, Streamed, Windows, windows_of
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
-from bend_ray.tasks import Classification, Regression, Task
-
-if TYPE_CHECKING:
-    from bend_ray.data.arrays import Arrays
-    from bend_ray.data.decoding import Look
-    from bend_ray.data.files import Files, Part
-    from bend_ray.data.sources import Source
-    from bend_ray.data.streaming import Room, Streamed, Windows
+from bend_ray.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-PARTS: tuple[Part, ...] = ("train", "validation", "test")
 NUM_DIGITS = 1797
 GIGABYTE = 1e9
-MOST_DRAWN = 5000
-"""Validation examples that are drawn where nobody says how many."""
 
 
 class LabelledExamples(Spec):
@@ -74,9 +69,8 @@ class LabelledExamples(Spec):
 
         Image files that decoded take more than ``room`` are streamed; None: that of this machine.
         """
-        parts = self._load(room)
-        parts = without(parts, self.left_out) if self.left_out else parts
-        return kept_back(parts, self.num_calibration, self.split_seed)
+        parts = self._load(room).without(self.left_out)
+        return parts.kept_back(self.num_calibration, self.split_seed)
 
     def _load(self, room: Room | None) -> Parts:
         """All of them."""
@@ -88,14 +82,6 @@ class LabelledExamples(Spec):
         DataError where its files cannot be read.
         """
         return self
-
-    def _open(self, part: Part) -> Any:
-        """The examples of a part: images, not decoded, or arrays."""
-        raise NotImplementedError
-
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts to open before any training."""
-        raise NotImplementedError
 
 
 class Digits(LabelledExamples):
@@ -124,14 +110,28 @@ class Digits(LabelledExamples):
         # The parts as published figures have them: the training images come first.
         order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
         train, validation, test = np.split(order, np.cumsum([self.num_train, self.num_validation]))
-        return Parts(
-            _digits_at(train),
-            _digits_at(validation),
-            tuple("0123456789"),
-            partial(_digits_at, test),
-            # As they were made: 4x4 areas of scans, light on dark.
-            Decoding(background="black", resampling="box", pixel_max=16),
-        )
+        # As they were made: 4x4 areas of scans, light on dark.
+        decoding = Decoding(background="black", resampling="box", pixel_max=16)
+        parts = _digits_at(train), _digits_at(validation)
+        return Parts(*parts, tuple("0123456789"), partial(_digits_at, test), decoding)
+
+
+def _digits_at(rows: NDArray[np.int64]) -> Examples:
+    pixels, labels = _read_digits()
+    return Examples.of_arrays(pixels[rows], labels[rows])
+
+
+@cache
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
+
+    Read by path: importing sklearn costs every actor more seconds than training a model.
+    """
+    package = importlib.util.find_spec("sklearn")
+    assert package is not None
+    path = Path(str(package.origin)).parent / "datasets" / "data" / "digits.csv.gz"
+    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
+    return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
 
 
 class DrawnParts(LabelledExamples):
@@ -139,8 +139,19 @@ class DrawnParts(LabelledExamples):
 
     num_train: PositiveInt | None = None
     """Training examples, drawn at random; null for all that are left."""
+    num_validation: PositiveInt | None = None
+    """Validation examples, drawn from the training part where no such part is given; null: a fifth
+    of it, at most 5,000."""
     duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
     """What to do where two parts have an example in common."""
+
+    def _open(self, part: Part) -> Any:
+        """The examples of a part: images, not decoded, arrays, or a table."""
+        raise NotImplementedError
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        """The parts to open before any training."""
+        raise NotImplementedError
 
 
 class ImageFiles(DrawnParts):
@@ -178,39 +189,47 @@ class ImageFiles(DrawnParts):
 
         DataError where files are missing or broken, or images do not fit together.
         """
-        from bend_ray.data.decoding import decode
-        from bend_ray.data.sources import by_name, check_classes
-        from bend_ray.data.streaming import Room, Streamed, windows_of
-
         # So that the test part is later what it is now.
         known = self.identified()
-        sources = {part: known._open(part) for part in known._known_parts()}
-        names, named = sources["train"].class_names, sources["train"].named
-        for part, source in sources.items():
-            sources[part] = by_name(source, f"the {part} part", names, named)
+        train: Source = known._open("train")
+        like = Labelled(train.labels_N[:0], train.class_names, train.named)
+        sources = {str(part): known._opened(part, like) for part in known._known_parts()}
         check_classes(sources)
-        train, given = sources["train"], sources.get("validation")
+        given, count = sources.get("validation"), len(train.labels_N)
         drawn = 0 if given else self.num_validation
-        rows, held_rows = split_rows(len(train.labels_N), self.num_train, drawn, self.split_seed)
+        rows, held_rows = split_rows(count, self.num_train, drawn, self.split_seed)
         held = (given, np.arange(len(given.labels_N))) if given else (train, held_rows)
         look = self._look(decode(train, rows[:1], self._look())[0].shape[1:])
         windows = windows_of(train, rows, look, self.window, self.split_seed)
         room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
-        load_test = partial(_read_test, known, look, names, named, room)
+        rest = train.class_names, partial(known._test, like, look, room), look.decoding
         if room is not None:
             streamed = Streamed(train, rows, look, room.ahead, windows)
-            others = Streamed(*held, look, room.ahead)
-            return Parts(streamed, others, names, load_test, look.decoding)
+            return Parts(streamed, Streamed(*held, look, room.ahead), *rest)
+        # One pass through the files.
         pixels, digests = decode(train, np.concatenate([rows, held_rows]), self._look())
         cut = len(rows)
         parts = {"train": digests[:cut], "validation": digests[cut:]}
         validation = Examples.of_arrays(pixels[cut:], train.labels_N[held_rows])
         if given:
             validation, parts["validation"] = _decoded(given, look)
-        if "test" in sources:
-            _survey(sources["test"], look, parts, self.duplicates == "refuse")
+        if "test" in sources and sources["test"].num_bytes <= READ_WHOLE_BYTES:
+            parts["test"] = survey(sources["test"], look)
+        check_overlap(parts, self.duplicates == "refuse")
         resident = Examples.of_arrays(pixels[:cut], train.labels_N[rows], windows)
-        return Parts(resident, validation, names, load_test, look.decoding)
+        return Parts(resident, validation, *rest)
+
+    def _opened(self, part: Part, like: Labelled) -> Source:
+        """The images of a part, of the classes of another."""
+        source: Source = self._open(part).as_in(like, f"the {part} part")
+        return source
+
+    def _test(self, like: Labelled, look: Look, room: Room | None) -> Examples | Streamed:
+        """The test part, streamed where the others are, into ``room``; None: decoded."""
+        test = self._opened("test", like)
+        if room is None:
+            return _decoded(test, look)[0]
+        return Streamed(test, np.arange(len(test.labels_N)), look, room.ahead)
 
     def _room_of_streamed(
         self, room: Room, look: Look, num_images: int, windows: Windows
@@ -222,13 +241,14 @@ class ImageFiles(DrawnParts):
         most = room.num_bytes if self.memory is None else self.memory * GIGABYTE
         assert look.shape is not None
         image_bytes = math.prod(look.shape)
+        least = 2 * windows.images * image_bytes
         if num_images * image_bytes <= most:
             return None
-        if 2 * windows.images * image_bytes > most:
+        if least > most:
             raise DataError(
-                f"dataset.memory: expected {2 * windows.images * image_bytes / GIGABYTE:.2g} GB at "
-                f"least, for two windows of {windows.images} images, got {most / GIGABYTE:.2g}; "
-                "raise it, or lower dataset.window"
+                f"dataset.memory: expected {least / GIGABYTE:.2g} GB at least, for two windows of "
+                f"{windows.images} images, got {most / GIGABYTE:.2g}; raise it, or lower "
+                "dataset.window"
             )
         if self.duplicates == "refuse":
             raise DataError(
@@ -242,42 +262,11 @@ class ImageFiles(DrawnParts):
         return room
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
-        from bend_ray.data.decoding import Look
-
         size = None if self.image_size is None else (self.image_size, self.image_size)
         return Look(size, self.mode, Decoding(background=self.background), shape)
 
 
-def _survey(test: Source, look: Look, digests: dict[str, list[bytes]], refuse: bool) -> None:
-    """Read the headers of the test part, and tell of what parts have in common."""
-    from bend_ray.data.decoding import survey
-    from bend_ray.data.files import READ_WHOLE_BYTES
-    from bend_ray.data.sources import check_overlap
-
-    if test.num_bytes <= READ_WHOLE_BYTES:
-        digests = digests | {"test": survey(test, look)}
-    check_overlap(digests, refuse)
-
-
-def _read_test(
-    spec: ImageFiles, look: Look, class_names: tuple[str, ...], named: bool, room: Room | None
-) -> Examples | Streamed:
-    """The test part, as large and of the same mode and classes as the training part.
-
-    Streamed where the others are, into ``room``; None: decoded.
-    """
-    from bend_ray.data.sources import by_name
-    from bend_ray.data.streaming import Streamed
-
-    test = by_name(spec._open("test"), "the test part", class_names, named)
-    if room is None:
-        return _decoded(test, look)[0]
-    return Streamed(test, np.arange(len(test.labels_N)), look, room.ahead)
-
-
 def _decoded(source: Source, look: Look) -> tuple[Examples, list[bytes]]:
-    from bend_ray.data.decoding import decode
-
     pixels, digests = decode(source, np.arange(len(source.labels_N)), look)
     return Examples.of_arrays(pixels, source.labels_N), digests
 
@@ -307,13 +296,11 @@ class Content(Spec):
     """Of the test part; decides the evaluation alone."""
 
 
-class Located(LabelledExamples):
+class Located(DrawnParts):
     """Files whose place is a setting, and whose content is their identity."""
 
     content: Content = Content()
     """Digests of the files, noted when they are first read; of those given, others are refused."""
-    _names_tell: ClassVar[bool] = False
-    """Whether the files' names mean something."""
 
     def _files(self, part: Part) -> Files:
         """The files of a part."""
@@ -323,52 +310,57 @@ class Located(LabelledExamples):
         """The examples in files of a part."""
         raise NotImplementedError
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts of which there are files."""
-        return tuple(part for part in PARTS if getattr(self, part) is not None)
-
     def identified(self) -> Self:
         """The same data set, with the digests of what is there now, unless it has some."""
         given = self.content.model_dump(exclude_none=True)
         unknown = set(self._known_parts()) - set(given)
-        digests = {part: self._files(part).digest(self._names_tell) for part in unknown}
+        digests = {part: self._files(part).digest() for part in unknown}
         return self.model_copy(update={"content": Content(**given, **digests)})
 
     def _open(self, part: Part) -> Any:
         """What is in the files of a part, which are those that were meant."""
         files = self._files(part)
-        meant = getattr(self.content, part)
-        files.expect(meant, f"dataset.content.{part}", self._names_tell)
+        files.expect(getattr(self.content, part), f"dataset.content.{part}")
         return self._read(files)
 
 
-class ImageParquet(ImageFiles, Located):
+class PartFiles(Located):
+    """Files that are named for each part."""
+
+    train: Uris
+    """Training examples: files, a folder of them, a pattern (data/train-*.parquet), or a list of
+    these; paths, s3:// or gs://. Of a folder with files of several parts its own are taken."""
+    test: Uris | None = None
+    """Test examples, likewise; null: there are none, and figures are of the validation part."""
+    validation: Uris | None = None
+    """Validation examples, likewise; null to draw them from the training part."""
+    _endings: ClassVar[tuple[str, ...]]
+    """Of names of files that count."""
+
+    def _files(self, part: Part) -> Files:
+        return find_files(getattr(self, part), part, self._endings, f"dataset.{part}")
+
+    def _known_parts(self) -> tuple[Part, ...]:
+        return tuple(part for part in get_args(Part) if getattr(self, part) is not None)
+
+
+class ImageParquet(ImageFiles, PartFiles):
     """Parquet files of encoded images and classes, as Hugging Face lays them out."""
 
     kind: Literal["image_parquet"] = "image_parquet"
-    train: Uris
-    """Training images: Parquet files, a folder of them, a pattern (data/train-*.parquet), or a list
-    of these; paths, s3:// or gs://. Of a folder with files of several parts its own are taken."""
     test: Uris
-    """Test images, likewise."""
-    validation: Uris | None = None
-    """Validation images, likewise; null to draw them from the training part."""
+    """Test examples, likewise."""
     image_column: str = "image"
     """Column of the images, struct<bytes, path>."""
     label_column: str = "label"
     """Column of the classes: numbers, or names."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called in files that do not say it."""
-
-    def _files(self, part: Part) -> Files:
-        from bend_ray.data.parquet import ENDINGS
-
-        return _found(getattr(self, part), part, ENDINGS)
+    _endings = parquet.ENDINGS
 
     def _read(self, files: Files) -> Source:
-        from bend_ray.data.parquet import open_parquet
-
-        return open_parquet(files, self.image_column, self.label_column, self.class_names)
+        columns = self.image_column, self.label_column
+        return parquet.open_parquet(files, *columns, self.class_names)
 
 
 class ImageFolder(ImageFiles, Located):
@@ -377,22 +369,15 @@ class ImageFolder(ImageFiles, Located):
     kind: Literal["image_folder"] = "image_folder"
     root: Uri
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
-    _names_tell: ClassVar[bool] = True
 
     def _files(self, part: Part) -> Files:
-        from bend_ray.data.folders import find_folder, part_folders
-
-        return find_folder(part_folders(self.root)[part])
+        return folders.find_folder(folders.part_folders(self.root)[part])
 
     def _read(self, files: Files) -> Source:
-        from bend_ray.data.folders import open_folder
-
-        return open_folder(files)
+        return folders.open_folder(files)
 
     def _known_parts(self) -> tuple[Part, ...]:
-        from bend_ray.data.folders import part_folders
-
-        return tuple(part_folders(self.root))
+        return tuple(folders.part_folders(self.root))
 
 
 class Torchvision(ImageFiles):
@@ -400,15 +385,9 @@ class Torchvision(ImageFiles):
 
     kind: Literal["torchvision"] = "torchvision"
     name: Literal[
-        "MNIST",
-        "FashionMNIST",
-        "CIFAR10",
-        "CIFAR100",
-        "STL10",
-        "Flowers102",
-        "OxfordIIITPet",
-        "Food101",
-    ] = "CIFAR10"
+        "MNIST", "FashionMNIST", "CIFAR10", "CIFAR100", "STL10",
+        "Flowers102", "OxfordIIITPet", "Food101",
+    ] = "CIFAR10"  # fmt: skip
     """Which set; images of the last three differ in size and need image_size."""
     root: Uri = "~/.cache/bend_ray"
     """Folder of torchvision's files."""
@@ -416,23 +395,18 @@ class Torchvision(ImageFiles):
     """Download what is not in root."""
 
     def _open(self, part: Part) -> Source:
-        from bend_ray.data.vision import open_torchvision
-
-        return open_torchvision(self.name, part, Path(self.root).expanduser(), self.download)
+        root = Path(self.root).expanduser()
+        return folders.open_torchvision(self.name, part, root, self.download)
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
-        from bend_ray.data.vision import SETS_OF_FILES
-
         look = super()._look(shape)
         # Of such a set a few images may be grey, which torchvision makes colour as well.
-        mixed = self.mode is None and self.name in SETS_OF_FILES
+        mixed = self.mode is None and self.name in folders.SETS_OF_FILES
         return replace(look, mode="rgb") if mixed else look
 
     def _known_parts(self) -> tuple[Part, ...]:
-        from bend_ray.data.vision import PARTS
-
         # The test part is whole where the others are, and is left closed.
-        return tuple(part for part in PARTS[self.name] if part != "test")
+        return tuple(part for part in folders.TORCHVISION[self.name] if part != "test")
 
 
 class ArrayParts(DrawnParts):
@@ -442,38 +416,23 @@ class ArrayParts(DrawnParts):
     """What is learnt; null: classes, unless labels are fractions."""
     standardise: bool = True
     """Bring floats and pixels to zero mean and unit variance a channel; whole numbers stay."""
-    num_validation: PositiveInt | None = None
-    """Validation examples, drawn from the training part where no such part is given; null: a fifth
-    of it, at most 5,000."""
 
 
-class ArrayFiles(ArrayParts, Located):
+class ArrayFiles(ArrayParts, PartFiles):
     """Arrays of any shape in .npz or .safetensors files: one an input, and one of labels.
 
     Several inputs go to the network by name. Text and numbers as labels are mapped to classes.
     """
 
     kind: Literal["arrays"] = "arrays"
-    train: Uris
-    """Training examples: a file, a pattern, or a list of these; paths, s3:// or gs://."""
-    test: Uris | None = None
-    """Test examples, likewise; null: there are none, and figures are of the validation part."""
-    validation: Uris | None = None
-    """Validation examples, likewise; null to draw them from the training part."""
     labels: str | None = None
     """Name of the array of labels, all others are inputs; null: labels, label, y or target."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What labels 0, 1, ... are called in files that do not say it."""
+    _endings = arrays.ENDINGS
 
-    def _files(self, part: Part) -> Files:
-        from bend_ray.data.arrays import ENDINGS
-
-        return _found(getattr(self, part), part, ENDINGS)
-
-    def _read(self, files: Files) -> Arrays:
-        from bend_ray.data.arrays import read_arrays
-
-        return read_arrays(files, self.labels, self.class_names, self.task)
+    def _read(self, files: Files) -> arrays.Arrays:
+        return arrays.read_arrays(files, self.labels, self.class_names, self.task)
 
     def _load(self, room: Room | None) -> Parts:
         """Training and validation part; the test part is looked through, and read when asked for.
@@ -481,7 +440,7 @@ class ArrayFiles(ArrayParts, Located):
         DataError where files are missing or broken, or examples do not fit together.
         """
         known = self.identified()
-        return split_arrays({p: partial(known._open, p) for p in self._known_parts()}, self)
+        return arrays.split_arrays(self, {p: partial(known._open, p) for p in self._known_parts()})
 
 
 class ImportedDataset(Imported, ArrayParts):
@@ -492,14 +451,14 @@ class ImportedDataset(Imported, ArrayParts):
 
     def _load(self, room: Room | None) -> Parts:
         """What the function gives; DataError where these are no parts, or do not fit together."""
-        from bend_ray.data.given import parts_of, together
-
         given = self.make()
         found = parts_of(together(given) or {"train": given}, f"{self.target}: ")
-        return split_arrays({part: partial(itself, its) for part, its in found.items()}, self)
+        return arrays.split_arrays(
+            self, {part: partial(itself, its) for part, its in found.items()}
+        )
 
 
-class Table(DrawnParts, Located):
+class Table(PartFiles):
     """Rows of numbers, truth values, dates and categories, some of them missing, and targets.
 
     Files are Parquet, CSV or Arrow. Columns' types are inferred and shown, or given; what becomes
@@ -507,12 +466,6 @@ class Table(DrawnParts, Located):
     """
 
     kind: Literal["table"] = "table"
-    train: Uris
-    """Training rows: files, a folder, a pattern or a list of these; paths, s3:// or gs://."""
-    test: Uris | None = None
-    """Test rows, likewise; null: see test_share and folds."""
-    validation: Uris | None = None
-    """Validation rows, likewise; null to draw them from the training part."""
     target: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Column of the classes or numbers to tell, or several of numbers; null: labels, label, y or
     target."""
@@ -521,8 +474,6 @@ class Table(DrawnParts, Located):
     columns: Mapping[str, Kind | Literal["ignore"]] = {}
     """What columns hold, of those that are not what they look like: number, boolean, date,
     category, or ignore."""
-    num_validation: PositiveInt | None = None
-    """Validation rows, drawn from the training part; null: a fifth of it, at most 5,000."""
     test_share: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Share of the rows drawn as the test part, where none is given; 0: figures are of the
     validation part."""
@@ -531,105 +482,18 @@ class Table(DrawnParts, Located):
     repeats are a cross-validation."""
     split: Split = Random()
     """How parts are drawn."""
-
-    def _files(self, part: Part) -> Files:
-        from bend_ray.data.tables import ENDINGS
-
-        return _found(getattr(self, part), part, ENDINGS)
+    _endings = tables.ENDINGS
 
     def _read(self, files: Files) -> Any:
-        from bend_ray.data.tables import read_table
-
-        return read_table(files)
+        return tables.read_table(files)
 
     def _load(self, room: Room | None) -> Parts:
         """All parts, looked through; the test part is read again when it is asked for.
 
         DataError where files are missing or broken, or rows do not fit together.
         """
-        from bend_ray.data.tables import load
-
         known = self.identified()
-        return load(self, {part: partial(known._open, part) for part in self._known_parts()})
-
-
-def _found(uris: Uris, part: Part, endings: Sequence[str]) -> Files:
-    from bend_ray.data.files import find_files
-
-    return find_files([uris] if isinstance(uris, str) else uris, part, endings, f"dataset.{part}")
-
-
-def num_drawn(asked: int | None, num_examples: int) -> int:
-    """Validation examples drawn of so many: as many as asked, or a fifth, at most 5,000."""
-    return asked or max(1, min(MOST_DRAWN, num_examples // 5))
-
-
-def split_arrays(read: Mapping[Part, Callable[[], Arrays]], spec: ArrayParts) -> Parts:
-    """The parts of a data set of arrays, split as ``spec`` says.
-
-    ``read`` has what gives each part that there is, the training part among them. DataError where
-    there are too few examples, also of a class, or one class alone.
-    """
-    from bend_ray.data.sources import check_overlap
-
-    read_test = read.get("test")
-    whole, count = read["train"](), 0
-    if not (given := "validation" in read):
-        count = num_drawn(spec.num_validation, len(whole.labels_N))
-    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
-    all_stay = given and spec.num_train is None
-    train = whole if all_stay else whole.take(np.sort(rows) if given else rows)
-    validation = read["validation"]().like(whole, "validation") if given else whole.take(others)
-    parts: dict[str, Arrays] = {"train": train, "validation": validation}
-    if read_test is not None:
-        parts["test"] = read_test().like(whole, "test")
-    examples, names = train.examples(), whole.class_names
-    task = spec.task or (Regression() if train.labels_N.ndim > 1 else Classification())
-    if isinstance(task, Classification):
-        _check_classes({part: its.labels_N for part, its in parts.items()}, names)
-    check_overlap({p: its.row_digests() for p, its in parts.items()}, spec.duplicates == "refuse")
-    load_test = None if read_test is None else partial(_test_of, read_test, whole.take(rows[:0]))
-    return Parts(
-        *(examples, validation.examples(), names, load_test),
-        standardise=spec.standardise,
-        task=task.fitted(examples.labels_N),
-    )
-
-
-def _check_classes(labels: Mapping[str, NDArray[np.int64]], names: Sequence[str]) -> None:
-    from bend_ray.data.sources import check_counts
-
-    if (examples := len(labels["train"])) < 2 * (classes := len(set(labels["train"]))):
-        raise DataError(
-            f"dataset: expected two training examples of a class on average, got {examples} of "
-            f"{classes} classes; give more, or labels that are classes"
-        )
-    check_counts(labels, names)
-
-
-def _test_of(read: Callable[[], Arrays], like: Arrays) -> Examples:
-    return read().like(like, "test").examples()
-
-
-@cache
-def _read_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Pixels ``(1797, 1, 8, 8)`` in 0..16 and labels, from the file scikit-learn ships.
-
-    Read by path: importing sklearn costs every actor more seconds than training a model.
-    """
-    package = importlib.util.find_spec("sklearn")
-    if package is None or not package.submodule_search_locations:
-        raise DataError("digits: expected scikit-learn to be installed: pip install scikit-learn")
-    path = Path(package.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
-    if not path.exists():
-        raise DataError(f"digits: expected scikit-learn's file {path.name} in {path.parent}")
-    table = np.loadtxt(path, delimiter=",", dtype=np.int64)
-    return table[:, :-1].astype(np.uint8).reshape(-1, 1, 8, 8), table[:, -1]
-
-
-def _digits_at(rows: NDArray[np.int64]) -> Examples:
-    pixels, labels = _read_digits()
-    return Examples.of_arrays(pixels[rows], labels[rows])
+        return tables.split_table(self, {p: partial(known._open, p) for p in self._known_parts()})
 
 
 Dataset = Annotated[

@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from bend_ray.data.examples import PLAIN, Decoding
+from bend_ray.data.sources import Source
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import PIL
 
 if TYPE_CHECKING:
-    from bend_ray.data.sources import Source
+    Encoded = bytes | PIL.Image.Image
+    """An image file, or what a library has made of one."""
+    Images = Iterator[tuple[str, Encoded]]
+    """Where each is, in words, and itself."""
 
 Mode = Literal["grey", "rgb"]
-Encoded = bytes | Image.Image
-"""An image file, or what a library has made of one."""
 
 # Not EPS, for one, which Pillow has Ghostscript interpret.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -38,11 +40,14 @@ MAX_PIXELS = 2**26
 """An image of 8192 x 8192; Pillow itself only warns, and at more."""
 
 _PILLOW = {"grey": "L", "rgb": "RGB"}
-_MODES: dict[str, Mode] = {"1": "grey", "L": "grey", "LA": "grey", "RGB": "rgb", "RGBA": "rgb"}
-_MODES |= {"P": "rgb", "PA": "rgb", "RGBX": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
+_MODES: dict[str, Mode] = {
+    **dict.fromkeys(("1", "L", "LA"), "grey"),
+    **dict.fromkeys(("RGB", "RGBA", "P", "PA", "RGBX", "CMYK", "YCbCr"), "rgb"),
+}
 # Of other formats nobody knows where in the 16 bits the brightness stands.
 _DEEP = {("PNG", "I;16"), ("PNG", "I"), ("PPM", "I")}
-_SIDEWAYS = (5, 6, 7, 8)
+_ORIENTATION = 274
+"""Of EXIF; from 5 on an image lies on its side."""
 
 
 class UnreadableError(ValueError):
@@ -81,26 +86,28 @@ def pixels_of(encoded: Encoded, look: Look, max_pixels: int | None = None) -> ND
     UnreadableError where it cannot be decoded, has another depth, or, by its header, more than
     ``max_pixels``, None for ``MAX_PIXELS``.
     """
-    image = _loaded(encoded, max_pixels or MAX_PIXELS)
+    image = open_image(encoded, max_pixels or MAX_PIXELS)
+    with _parsing(max_pixels or MAX_PIXELS):
+        image.load()
     channels = _channels(image, look.mode)
-    image = _opaque(_upright(image), look.decoding.background).convert(_PILLOW[channels])
+    # EXIF that does not parse says nothing.
+    with suppress(Exception):
+        image = PIL.ImageOps.exif_transpose(image)
+    image = _opaque(image, look.decoding.background).convert(_PILLOW[channels])
     if look.size is not None and image.size != look.size:
         shrinks = image.width >= look.size[0] and image.height >= look.size[1]
         box = look.decoding.resampling == "box" and shrinks
-        resampling = Image.Resampling.BOX if box else Image.Resampling.BILINEAR
-        image = ImageOps.fit(image, look.size, method=resampling)
-    pixels = np.asarray(image)
-    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        resampling = PIL.Image.Resampling.BOX if box else PIL.Image.Resampling.BILINEAR
+        image = PIL.ImageOps.fit(image, look.size, method=resampling)
+    pixels = np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
     if look.decoding.pixel_max != 255:
         pixels = np.rint(pixels * (look.decoding.pixel_max / 255)).astype(np.uint8)
     return np.ascontiguousarray(pixels)
 
 
-def _channels(image: Image.Image, wanted: Mode | None) -> Mode:
-    found: Mode | None = _MODES.get(image.mode)
-    if (image.format, image.mode) in _DEEP:
-        found = "grey"
-    if found is None:
+def _channels(image: PIL.Image.Image, wanted: Mode | None) -> Mode:
+    is_deep = (image.format, image.mode) in _DEEP
+    if (found := "grey" if is_deep else _MODES.get(image.mode)) is None:
         raise UnreadableError(
             f"expected grey or colour of 8 bits, got Pillow's mode {image.mode}; convert it, for "
             "example to PNG of 8 bits"
@@ -108,64 +115,44 @@ def _channels(image: Image.Image, wanted: Mode | None) -> Mode:
     return wanted or found
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    # EXIF that does not parse says nothing.
-    with suppress(Exception):
-        return ImageOps.exif_transpose(image)
-    return image
-
-
-def _opaque(image: Image.Image, background: str) -> Image.Image:
+def _opaque(image: PIL.Image.Image, background: str) -> PIL.Image.Image:
     if image.mode.startswith("I"):
-        image = _upper_half(image)
+        # 16 bits of grey as 8, with the one value that may stand for transparent.
+        values, clear = np.asarray(image), image.info.get("transparency")
+        image = PIL.Image.fromarray((values >> 8).astype(np.uint8))
+        if clear is not None:
+            opaque = np.where(values == clear, 0, 255).astype(np.uint8)
+            image = PIL.Image.merge("LA", [image, PIL.Image.fromarray(opaque)])
     if "A" in image.mode or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, background), image)
     return image
 
 
-def _upper_half(image: Image.Image) -> Image.Image:
-    """16 bits of grey as 8, with the one value that may stand for transparent."""
-    values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
-    if "transparency" in image.info:
-        opaque = np.where(values == image.info["transparency"], 0, 255).astype(np.uint8)
-        grey = Image.merge("LA", [grey, Image.fromarray(opaque)])
-    return grey
-
-
-def open_image(encoded: Encoded, max_pixels: int) -> Image.Image:
+def open_image(encoded: Encoded, max_pixels: int) -> PIL.Image.Image:
     """An image of which only the header is read; UnreadableError where it is none, or too large."""
-    if isinstance(encoded, Image.Image):
+    if isinstance(encoded, PIL.Image.Image):
         return encoded
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise _too_large(max_pixels, "more") from None
-    except Exception as error:
-        raise _unreadable(error) from None
+    with _parsing(max_pixels), warnings.catch_warnings():
+        warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)
+        image = PIL.Image.open(io.BytesIO(encoded), formats=FORMATS)
     if image.width * image.height > max_pixels:
         raise _too_large(max_pixels, f"{image.width} x {image.height}")
     return image
 
 
-def _loaded(encoded: Encoded, max_pixels: int) -> Image.Image:
-    image = open_image(encoded, max_pixels)
+@contextmanager
+def _parsing(max_pixels: int) -> Iterator[None]:
     try:
-        image.load()
+        yield
+    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError):
+        raise _too_large(max_pixels, "more") from None
     except Exception as error:
         # Pillow raises whatever the parser of a broken image raises: SyntaxError, struct.error.
-        raise _unreadable(error) from None
-    return image
-
-
-def _unreadable(error: Exception) -> UnreadableError:
-    reason = str(error).partition("\n")[0] or type(error).__name__
-    if isinstance(error, UnidentifiedImageError):  # it quotes a buffer's address
-        reason = "something else"
-    return UnreadableError(f"expected an image as {', '.join(FORMATS)}, got: {reason}")
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        if isinstance(error, PIL.UnidentifiedImageError):  # it quotes a buffer's address
+            reason = "something else"
+        raise UnreadableError(f"expected an image as {', '.join(FORMATS)}, got: {reason}") from None
 
 
 def _too_large(max_pixels: int, got: str) -> UnreadableError:
@@ -201,30 +188,20 @@ def survey(source: Source, look: Look) -> list[bytes]:
     DataError where one is none, or not like those that were decoded.
     """
     digests = []
+    assert look.shape is not None
     for where, encoded in source.read(np.arange(len(source.labels_N))):
-        shape = _shape_of_header(where, encoded, look)
-        assert look.shape is not None
-        _check_alike(look.shape, "the training images", shape, where)
+        with _named(where):
+            image = open_image(encoded, MAX_PIXELS)
+            channels = 1 if _channels(image, look.mode) == "grey" else 3
+        width, height = look.size or image.size
+        # Asked only where it matters: a PNG is decoded to tell it. Of a TIFF Pillow has heeded it.
+        if look.size is None and width != height and image.format != "TIFF":
+            with suppress(Exception):
+                if int(image.getexif().get(_ORIENTATION, 1)) in range(5, 9):
+                    width, height = height, width
+        _check_alike(look.shape, "the training images", (channels, height, width), where)
         digests.append(_digest(encoded))
     return digests
-
-
-def _shape_of_header(where: str, encoded: Encoded, look: Look) -> tuple[int, ...]:
-    with _named(where):
-        image = open_image(encoded, MAX_PIXELS)
-        channels = 1 if _channels(image, look.mode) == "grey" else 3
-    width, height = look.size or image.size
-    # Asked only where it matters: a PNG is decoded to tell it. Of a TIFF Pillow has heeded it.
-    asked = look.size is None and width != height and image.format != "TIFF"
-    if asked and _orientation(image) in _SIDEWAYS:
-        width, height = height, width
-    return channels, height, width
-
-
-def _orientation(image: Image.Image) -> int:
-    with suppress(Exception):
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    return 1
 
 
 def _digest(encoded: Encoded) -> bytes:

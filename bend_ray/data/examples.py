@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ else:
 Statistics: mean and standard deviation of the channels, to be broadcast; None of what has none.
 """
 
+U = TypeVar("U")
+
 MIN_STD = 1e-6
 PIECE_BYTES = 2**25
 """Of a part in memory at a time, as it is kept; normalised pixels take four times as much."""
@@ -62,7 +64,7 @@ class Decoding(Spec):
 PLAIN = Decoding()
 
 
-def each(work: Callable[..., Any], inputs: Any, *more: Any) -> Any:
+def each(work: Callable[..., U], inputs: Any, *more: Any) -> U | dict[str, U]:
     """``work`` done to one input, or to each of several; ``more`` are of the same form."""
     if isinstance(inputs, Mapping):
         return {name: work(value, *(m[name] for m in more)) for name, value in inputs.items()}
@@ -76,8 +78,7 @@ def first(inputs: Inputs) -> Tensor:
 
 def rows(inputs: Inputs, index: Any) -> Inputs:
     """Some examples' inputs."""
-    chosen: Inputs = each(lambda values: values[index], inputs)
-    return chosen
+    return each(lambda values: values[index], inputs)
 
 
 def count(inputs: Inputs) -> int:
@@ -93,8 +94,7 @@ def numbers(inputs: Inputs) -> int:
 
 def moved(inputs: Inputs, device: str | torch.device) -> Inputs:
     """The inputs on a device."""
-    there: Inputs = each(lambda values: values.to(device), inputs)
-    return there
+    return each(lambda values: values.to(device), inputs)
 
 
 def batches(inputs: Inputs, size: int) -> list[Inputs]:
@@ -144,21 +144,18 @@ class Examples:
     @property
     def shape(self) -> Shape:
         """Of one example, such as channels, height and width; by name where there are several."""
-        shape: Shape = each(lambda values: tuple(values.shape[1:]), self.inputs)
-        return shape
+        return each(lambda values: tuple(values.shape[1:]), self.inputs)
 
     def take(self, index: Any) -> Inputs:
         """Some examples' inputs."""
         return rows(self.inputs, index)
 
-    def some(self, index_N: Tensor) -> Examples:
-        """Some examples."""
+    def some(self, index_N: Tensor, place_C: Tensor | None = None) -> Examples:
+        """Some examples; ``place_C``: with other numbers of the classes."""
         windows = self.windows and self.windows.some(index_N)
-        return Examples(self.take(index_N), self.labels_N[index_N], windows)
-
-    def relabelled(self, place_C: Tensor) -> Examples:
-        """With other numbers of the classes."""
-        return replace(self, labels_N=place_C[self.labels_N])
+        labels_N = self.labels_N[index_N]
+        labels_N = labels_N if place_C is None else place_C[labels_N]
+        return Examples(self.take(index_N), labels_N, windows)
 
     def stream(self, pieces: Sequence[Tensor]) -> Iterator[Inputs]:
         """The inputs of pieces of the part, each given by its examples."""
@@ -221,18 +218,56 @@ class Parts:
     def statistics(self) -> Statistics | dict[str, Statistics]:
         """Of each input's channels or features, over the training part, or its first window."""
         fit = _statistics if self.standardise else lambda values: None
-        first = self.train.take(slice(self.train.windows and self.train.windows.images))
-        found: Statistics | dict[str, Statistics] = each(fit, first)
-        return found
+        return each(fit, self.train.take(slice(self.train.windows and self.train.windows.images)))
 
     def normalise(self, inputs: Inputs) -> Inputs:
         """What a network is given: floats of zero mean and unit variance a channel, and tokens."""
-        normalised: Inputs = each(_normalised, inputs, self.statistics)
-        return normalised
+        return each(_normalised, inputs, self.statistics)
 
     def shown(self, num_examples: int) -> Inputs:
         """The first training examples, normalised: what a network is tried on."""
         return self.normalise(self.train.take(slice(num_examples)))
+
+    def kept_back(self, count: int, seed: int) -> Parts:
+        """So many validation examples moved to ``calibration``; DataError where none are left."""
+        if not count:
+            return self
+        if count >= (num_validation := len(self.validation)):
+            raise DataError(
+                f"dataset.num_calibration: expected fewer than the {num_validation} validation "
+                f"examples, got {count}; lower it or raise dataset.num_validation"
+            )
+        order_N = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(num_validation))
+        own, rest = (self.validation.some(n.sort().values) for n in order_N.tensor_split([count]))
+        return replace(self, calibration=own, validation=rest)
+
+    def without(self, names: Collection[str]) -> Parts:
+        """All parts without some classes; their test examples are ``load_left_out``'s.
+
+        DataError where there are no such classes, or fewer than two others.
+        """
+        if not names:
+            return self
+        known = self.class_names
+        rest = [index for index, name in enumerate(known) if name not in names]
+        is_known = self.task.has_classes and len(known) - len(rest) == len(set(names))
+        if not is_known or len(rest) < 2:
+            raise DataError(
+                f"dataset.left_out: expected some of the classes "
+                f"{', '.join(known[:20]) or 'of none'}, and two others at least, got "
+                f"{', '.join(names)}"
+            )
+        place_C = torch.full((len(known),), -1)
+        place_C[rest] = torch.arange(len(rest))
+        load_test = self.load_test or partial(itself, self.validation)
+        return replace(
+            self,
+            train=_of_classes(place_C, True, partial(itself, self.train)),
+            validation=_of_classes(place_C, True, partial(itself, self.validation)),
+            class_names=tuple(known[index] for index in rest),
+            load_test=self.load_test and partial(_of_classes, place_C, True, load_test),
+            load_left_out=partial(_of_classes, place_C, False, load_test),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # Who is given a data set is not given its test part, whoever has looked at it before.
@@ -244,21 +279,27 @@ def itself(value: Any) -> Any:
     return value
 
 
+def _of_classes(
+    place_C: Tensor, shown: bool, load: Callable[[], Examples | Streamed]
+) -> Examples | Streamed:
+    """The examples of classes that have a place, or of those that have none, labelled -1."""
+    part = load()
+    return part.some(((place_C[part.labels_N] >= 0) == shown).nonzero().flatten(), place_C)
+
+
 def _statistics(values: Tensor) -> Statistics:
     """Of the channels, dimension 1; None for whole numbers that are no pixels, such as tokens."""
-    if values.dtype == torch.uint8:
-        mean_C, std_C = _of_counts(values) if values.ndim > 1 else _of_counts(values[:, None])
-    elif values.is_floating_point():
-        mean_C, std_C = _of_sums(values if values.ndim > 1 else values[:, None])
-    else:
+    if values.dtype != torch.uint8 and not values.is_floating_point():
         return None
+    by_channel = (values if values.ndim > 1 else values[:, None]).transpose(0, 1)
+    mean_C, std_C = (_of_sums if values.is_floating_point() else _of_counts)(by_channel)
     trailing = (-1,) + (1,) * (values.ndim - 2) if values.ndim > 1 else ()
     return mean_C.float().reshape(trailing), std_C.float().reshape(trailing)
 
 
-def _of_counts(pixels: Tensor) -> tuple[Tensor, Tensor]:
+def _of_counts(by_channel: Tensor) -> tuple[Tensor, Tensor]:
     """From how often each of the 256 values occurs: floats would need four times the memory."""
-    counts = [torch.bincount(own.flatten(), minlength=256) for own in pixels.transpose(0, 1)]
+    counts = [torch.bincount(own.flatten(), minlength=256) for own in by_channel]
     counts_CV = torch.stack(counts).double()
     values_V = torch.arange(256, dtype=torch.float64)
     total_C1 = counts_CV.sum(dim=1, keepdim=True)
@@ -268,10 +309,10 @@ def _of_counts(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean_C1[:, 0], std_C1[:, 0]
 
 
-def _of_sums(values: Tensor) -> tuple[Tensor, Tensor]:
+def _of_sums(by_channel: Tensor) -> tuple[Tensor, Tensor]:
     """In float64; of what never varies the deviation is 1."""
-    by_channel = values.transpose(0, 1).flatten(1).double()
-    std_C, mean_C = torch.std_mean(by_channel, dim=1, correction=min(1, by_channel.shape[1] - 1))
+    values_CN = by_channel.flatten(1).double()
+    std_C, mean_C = torch.std_mean(values_CN, dim=1, correction=min(1, values_CN.shape[1] - 1))
     return mean_C, torch.where(std_C > MIN_STD, std_C, torch.ones_like(std_C))
 
 
@@ -280,21 +321,3 @@ def _normalised(values: Tensor, statistics: Statistics) -> Tensor:
         return values.float() if values.dtype == torch.uint8 else values
     mean, std = (each.to(values.device) for each in statistics)
     return (values.float() - mean) / std
-
-
-def split_rows(
-    num_examples: int, num_train: int | None, num_validation: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Which examples are for training and which for validation: one seeded shuffle.
-
-    ``num_train`` None is for all that are left. DataError where there are too few.
-    """
-    needed = num_validation + (num_train or 1)
-    if needed > num_examples:
-        raise DataError(
-            f"dataset: expected at least {needed} examples ({num_validation} for validation and "
-            f"{num_train or 1} for training), got {num_examples}; lower dataset.num_validation or "
-            "dataset.num_train"
-        )
-    order = np.random.default_rng(seed).permutation(num_examples)
-    return order[num_validation:][:num_train], order[:num_validation]

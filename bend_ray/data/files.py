@@ -14,12 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache, partial
+from pathlib import Path
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.fs
-
 from bend_ray.errors import DataError, StoreError
+from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import patiently, resolve, side_by_side
 from bend_ray.storage.masking import cause, masked, printable
 
@@ -53,11 +52,15 @@ class File:
 
 @dataclass(frozen=True)
 class Files:
-    """The files of a part, one at least, in order; ``notes`` tell how they were chosen."""
+    """The files of a part, one at least, in order; ``notes`` tell how they were chosen.
 
-    filesystem: pyarrow.fs.FileSystem
+    ``named``: their names mean something too.
+    """
+
+    filesystem: pa.fs.FileSystem
     files: tuple[File, ...]
     notes: tuple[str, ...] = ()
+    named: bool = False
 
     def __iter__(self) -> Iterator[File]:
         return iter(self.files)
@@ -67,21 +70,21 @@ class Files:
         """Of all together."""
         return sum(file.size for file in self.files)
 
-    def digest(self, named: bool = False) -> str:
-        """What tells these files from any others, in 16 hex digits; ``named``: their names do.
+    def digest(self) -> str:
+        """What tells these files from any others, in 16 hex digits.
 
         The content of a local part of at most 1 GiB and 20,000 files; else sizes, and ETags or
         times of change. DataError where a file cannot be read.
         """
         whole = hashlib.sha256()
         for file, version in zip(self.files, self._versions(), strict=True):
-            name = file.name if named else ""
+            name = file.name if self.named else ""
             whole.update(f"{name}\0{file.size}\0{version}\n".encode("utf-8", "surrogateescape"))
         return whole.hexdigest()[:16]
 
-    def expect(self, meant: str | None, key: str, named: bool = False) -> None:
+    def expect(self, meant: str | None, key: str) -> None:
         """DataError, of what ``key`` names, where the digest is another than was meant, if any."""
-        if meant is not None and (found := self.digest(named)) != meant:
+        if meant is not None and (found := self.digest()) != meant:
             raise DataError(
                 f"{key}: expected files of digest {meant}, got {found}: they have changed since "
                 "they were first read; run again to begin anew with them"
@@ -119,7 +122,9 @@ def _content_digest(file: File) -> str:
         return hashlib.file_digest(stream, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
-def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], key: str) -> Files:
+def find_files(
+    uris: str | Sequence[str], part: Part | None, endings: Sequence[str], key: str
+) -> Files:
     """The files of a part.
 
     Args:
@@ -129,15 +134,28 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
         key: of the config, for messages: DataError where nothing is there, it cannot be read, or it
             is of other parts.
     """
+    uris = [uris] if isinstance(uris, str) else uris
     found: list[File] = []
     notes: list[str] = []
-    filesystems: list[pyarrow.fs.FileSystem] = []
+    filesystems: list[pa.fs.FileSystem] = []
     for uri in uris:
         with reading(masked(uri)):
             filesystem, path = resolve(uri)
-            where = f"{key}={masked(uri)}"
-            find = partial(_found, filesystem, path, part, endings, where, notes)
-            found += patiently(filesystem, find)
+            below, pattern = patiently(filesystem, partial(_below, filesystem, path))
+        chosen, where = below, f"{key}={masked(uri)}"
+        if pattern:
+            chosen = [file for file in below if _matches(file.name.split("/"), pattern)]
+            # A pattern may be one of folders.
+            inside = [f for f in below if _matches(f.name.split("/")[:-1], pattern)]
+            chosen = chosen or _counted(inside, endings, where, notes)
+        elif pattern is None:
+            chosen = _of_part(_counted(below, endings, where, notes), part, where, notes)
+        if not chosen:
+            raise DataError(
+                f"{where}: expected a file, a pattern, or a folder of files that end in "
+                f"{', '.join(endings)}, got none; check the path"
+            )
+        found += chosen
         filesystems.append(filesystem)
         if not filesystem.equals(filesystems[0]):
             raise DataError(
@@ -149,40 +167,22 @@ def find_files(uris: Sequence[str], part: Part | None, endings: Sequence[str], k
     return Files(filesystems[0], tuple(found), tuple(notes))
 
 
-def _found(
-    filesystem: pyarrow.fs.FileSystem,
-    path: str,
-    part: Part | None,
-    endings: Sequence[str],
-    where: str,
-    notes: list[str],
-) -> list[File]:
+def _below(filesystem: pa.fs.FileSystem, path: str) -> tuple[list[File], list[str] | None]:
+    """The files below a path, and its pattern's components; None of a folder, [] of a file."""
     info = filesystem.get_file_info(path)
+    root, pattern = (path, None) if info.type != pa.fs.FileType.NotFound else _split(path)
     if info.is_file:
-        return [_file(info, path.rpartition("/")[0])]
-    root, pattern = (path, None) if info.type != pyarrow.fs.FileType.NotFound else _split(path)
-    selector = pyarrow.fs.FileSelector(root, allow_not_found=True, recursive=True)
-    infos = [info for info in filesystem.get_file_info(selector) if info.is_file]
-    below = sorted((_file(info, root) for info in infos), key=lambda file: file.name)
-    if pattern is not None:
-        chosen = [file for file in below if _matches(file.name.split("/"), pattern)]
-        # A pattern may be one of folders.
-        inside = [f for f in below if _matches(f.name.split("/")[:-1], pattern)]
-        chosen = chosen or _counted(inside, endings, where, notes)
+        infos, root, pattern = [info], path.rpartition("/")[0], []
     else:
-        counted = _counted(below, endings, where, notes)
-        chosen = counted if part is None else _of_part(counted, part, where, notes)
-    if not chosen:
-        raise DataError(
-            f"{where}: expected a file, a pattern, or a folder of files that end in "
-            f"{', '.join(endings)}, got none; check the path"
+        infos = filesystem.get_file_info(
+            pa.fs.FileSelector(root, allow_not_found=True, recursive=True)
         )
-    return chosen
-
-
-def _file(info: pyarrow.fs.FileInfo, root: str) -> File:
-    name = info.path.removeprefix(root).lstrip("/")
-    return File(info.path, name, info.size or 0, info.mtime_ns or 0)
+    files = [
+        File(i.path, i.path.removeprefix(root).lstrip("/"), i.size or 0, i.mtime_ns or 0)
+        for i in infos
+        if i.is_file
+    ]
+    return sorted(files, key=lambda file: file.name), pattern
 
 
 def _split(path: str) -> tuple[str, list[str] | None]:
@@ -220,9 +220,8 @@ def _counted(
     """Those that count; what else is there is noted, but for what nobody would miss."""
     visible = [f for f in files if not any(map(is_left_over, f.name.split("/")))]
     counted = [f for f in visible if f.name.lower().endswith(tuple(endings))]
-    known = set(counted)
-    others = Counter(_ending(file.name) for file in visible if file not in known)
-    if others:
+    rest = [Path(f.name).suffix.lower() or "no ending" for f in visible if f not in counted]
+    if others := Counter(rest):
         numbers = ", ".join(f"{count} of {ending}" for ending, count in others.most_common(5))
         notes.append(
             f"left out of {where}: files that do not end in {', '.join(endings)}: {numbers}"
@@ -230,14 +229,9 @@ def _counted(
     return counted
 
 
-def _ending(name: str) -> str:
-    stem, dot, ending = name.rpartition("/")[2].rpartition(".")
-    return f".{ending.lower()}" if dot and stem else "no ending"
-
-
-def _of_part(files: list[File], part: Part, where: str, notes: list[str]) -> list[File]:
+def _of_part(files: list[File], part: Part | None, where: str, notes: list[str]) -> list[File]:
     parts = {file: part_named(file.name) for file in files}
-    if not any(parts.values()):
+    if part is None or not any(parts.values()):
         return files
     chosen = [file for file in files if parts[file] == part]
     if not chosen:

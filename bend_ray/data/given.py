@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.ipc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from bend_ray.data.arrays import LABELS, SINGLE, WRITTEN, Arrays, array_of, label_among
 from bend_ray.data.columns import kind_of_type
+from bend_ray.data.decoding import Look, pixels_of
 from bend_ray.data.files import Part
 from bend_ray.data.parquet import class_names_of
 from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
 from bend_ray.process.code import blamed
+from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import file_exists, resolve, write_bytes
 from bend_ray.storage.masking import printable
 from bend_ray.storage.uris import joined
@@ -123,7 +122,7 @@ def spilled(given: Arrays | pa.Table, folder: str) -> str:
     """The file of arrays or of a table in a folder; its name is the same for the same content."""
     if isinstance(given, pa.Table):
         sink = pa.BufferOutputStream()
-        pq.write_table(given, sink)
+        pa.parquet.write_table(given, sink)
         content, ending = sink.getvalue().to_pybytes(), "parquet"
     else:
         content, ending = given.to_bytes(), "safetensors"
@@ -194,8 +193,6 @@ def _column(values: pa.ChunkedArray) -> Any:
 
 def _picture(bytes: bytes | None, path: str | None = None) -> NDArray[np.uint8]:
     """A picture ``(C, H, W)`` as it is in its file."""
-    from bend_ray.data.decoding import Look, pixels_of
-
     return pixels_of(bytes or Path(str(path)).read_bytes(), Look())
 
 

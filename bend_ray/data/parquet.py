@@ -7,22 +7,24 @@ holds their classes; what integers are called stands in the schema's metadata.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.fs
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bend_ray.data.decoding import Encoded
+from bend_ray.data.columns import kind_of_type
 from bend_ray.data.files import Files, reading
-from bend_ray.data.sources import Source, by_name, classes_of, joint_classes
+from bend_ray.data.sources import Source, alike, classes_of
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.storage.masking import printable
+
+if TYPE_CHECKING:
+    from bend_ray.data.decoding import Images
 
 ENDINGS = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26
@@ -33,65 +35,60 @@ BUFFER_BYTES = 4 * 2**20
 MOST_BATCH_ROWS = 256
 
 
-def open_parquet(
-    files: Files, image: str, label: str, class_names: tuple[str, ...] | None
-) -> Source:
+def open_parquet(files: Files, image: str, label: str, class_names: Sequence[str] | None) -> Source:
     """The images of one part, whose files may number classes each in its own way.
 
     DataError where files cannot be read or have other columns, labels are missing or out of range,
     or some files alone name them.
     """
+    names = [printable(file.path) for file in files]
     parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
-    names, first = joint_classes(parts), printable(files.files[0].path)
-    parts = [
-        by_name(part, printable(file.path), names, parts[0].named, like=first)
-        for part, file in zip(parts, files, strict=True)
-    ]
+    parts = alike(parts, names)
     labels_N = np.concatenate([part.labels_N for part in parts])
     if not len(labels_N):
-        raise DataError(f"dataset: expected images in {first}, got none")
+        raise DataError(f"dataset: expected images in {names[0]}, got none")
     starts = [0, *accumulate(len(part.labels_N) for part in parts)]
 
     def where(row: int) -> str:
         file = int(np.searchsorted(starts, row, side="right")) - 1
         return parts[file].where(row - starts[file])
 
-    def read(rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+    def read(rows: NDArray[np.int64]) -> Images:
         for part, start in zip(parts, starts, strict=False):
             yield from part.read(_between(rows, start, len(part.labels_N)))
 
-    notes, run = files.notes, parts[0].run
-    return Source(labels_N, names, parts[0].named, read, where, files.num_bytes, notes, run)
+    found = (labels_N, parts[0].class_names, parts[0].named, where, files.notes)
+    return Source(*found, read=read, num_bytes=files.num_bytes, run=parts[0].run)
 
 
 @contextmanager
-def _file(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pq.ParquetFile]:
+def _file(filesystem: pa.fs.FileSystem, path: str) -> Iterator[pa.parquet.ParquetFile]:
     with (
         reading(f"{printable(path)} as Parquet"),
         filesystem.open_input_file(path) as stream,
         # Else whole row groups are read ahead, and kept.
-        pq.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
+        pa.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=BUFFER_BYTES) as file,
     ):
         yield file
 
 
 def _open(
-    filesystem: pyarrow.fs.FileSystem,
+    filesystem: pa.fs.FileSystem,
     path: str,
     image: str,
     label: str,
-    class_names: tuple[str, ...] | None,
+    class_names: Sequence[str] | None,
 ) -> Source:
     """The images of one file."""
     where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, image, label)
-        if file.metadata.num_rows > MOST_IMAGES:
+        rows = file.metadata.num_rows
+        if rows > MOST_IMAGES:
             raise DataError(
-                f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has "
-                f"{file.metadata.num_rows:,}"
+                f"dataset: expected at most {MOST_IMAGES:,} images, {path} says it has {rows:,}"
             )
-        run = -(-file.metadata.num_rows // max(1, file.num_row_groups))
+        run = -(-rows // max(1, file.num_row_groups))
         column = file.read([label]).column(label)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
@@ -102,26 +99,21 @@ def _open(
             given = class_names_of(file.schema_arrow, label) or class_names
             found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
         else:
-            found = _texts(column)
+            # Truth values are called false and true.
+            texts = column.cast(pa.string()).combine_chunks().dictionary_encode()
+            # In an order of the names' own, whichever row comes first.
+            rank, names, _ = classes_of(np.array(texts.dictionary.to_pylist(), str), None, "")
+            found = rank[texts.indices.to_numpy()], names, True
 
-    def read(rows: NDArray[np.int64]) -> Iterator[tuple[str, Encoded]]:
+    def read(rows: NDArray[np.int64]) -> Images:
         with _file(filesystem, path) as file:
             yield from _read_images(file, where, image, rows)
 
-    return Source(*found, read, where, run=run)
-
-
-def _texts(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], tuple[str, ...], bool]:
-    """Labels that are names: texts, and truth values as ``false`` and ``true``."""
-    encoded = column.cast(pa.string()).combine_chunks().dictionary_encode()
-    # In an order of the names' own, whichever row comes first.
-    rank, names, _ = classes_of(np.array(encoded.dictionary.to_pylist(), dtype=str), None, "")
-    return rank[encoded.indices.to_numpy()], names, True
+    return Source(*found, where, read=read, run=run)
 
 
 def _check_schema(schema: pa.Schema, path: str, images: str, labels: str) -> None:
-    missing = [name for name in (images, labels) if name not in schema.names]
-    if missing:
+    if not {images, labels} <= {*schema.names}:
         raise DataError(
             f"dataset: expected columns {images} and {labels} in {path}, got "
             f"{', '.join(schema.names)}; set dataset.image_column and dataset.label_column"
@@ -131,17 +123,12 @@ def _check_schema(schema: pa.Schema, path: str, images: str, labels: str) -> Non
         raise DataError(
             f"dataset: expected column {images} of {path} to be struct<bytes, path>, got {image}"
         )
-    if not _holds_classes(label):
+    plain = label.value_type if pa.types.is_dictionary(label) else label
+    if not pa.types.is_integer(plain) and kind_of_type(plain) not in ("boolean", "category"):
         raise DataError(
             f"dataset: expected column {labels} of {path} to hold classes as integers or "
             f"texts, got {label}"
         )
-
-
-def _holds_classes(label: pa.DataType) -> bool:
-    label = label.value_type if pa.types.is_dictionary(label) else label
-    kinds = pa.types.is_integer, pa.types.is_boolean, pa.types.is_string, pa.types.is_large_string
-    return any(check(label) for check in kinds)
 
 
 def class_names_of(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
@@ -161,43 +148,38 @@ def _between(rows: NDArray[np.int64], start: int, count: int) -> NDArray[np.int6
 
 
 def _read_images(
-    file: pq.ParquetFile, where: Callable[[int], str], column: str, rows: NDArray[np.int64]
-) -> Iterator[tuple[str, Encoded]]:
-    """The encoded images of ascending ``rows``; a batch in memory."""
+    file: pa.parquet.ParquetFile, where: Callable[[int], str], column: str, rows: NDArray[np.int64]
+) -> Images:
+    """The encoded images of ascending ``rows``; a batch in memory, of about ``BATCH_BYTES``."""
     first = 0
     for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
+        metadata = file.metadata.row_group(group)
+        chunks = [metadata.column(index) for index in range(metadata.num_columns)]
+        sizes = [
+            chunk.total_uncompressed_size
+            for chunk in chunks
+            if chunk.path_in_schema.startswith(f"{column}.")
+        ]
+        count = metadata.num_rows
+        fitting = BATCH_BYTES * count // max(1, sum(sizes))
         wanted, start = _between(rows, first, count), 0
         batches = file.iter_batches(
-            _batch_rows(file, group, column),
+            max(1, min(MOST_BATCH_ROWS, fitting)),
             row_groups=[group],
             columns=[column],
             use_threads=False,
         )
         for batch in batches if len(wanted) else ():
             for row in _between(wanted, start, len(batch)).tolist():
-                yield _image(batch.column(0)[row].as_py(), where(first + start + row))
+                place = where(first + start + row)
+                value = batch.column(0)[row].as_py() or {}
+                if value.get("path"):
+                    place += f" ({printable(str(value['path']))})"
+                if not isinstance(content := value.get("bytes"), bytes):
+                    raise DataError(
+                        f"dataset: expected the image itself in {place}, got none; files that only "
+                        "name their images must be written again with the images embedded"
+                    )
+                yield place, content
             start += len(batch)
         first += count
-
-
-def _batch_rows(file: pq.ParquetFile, group: int, column: str) -> int:
-    """As many rows as take about ``BATCH_BYTES``."""
-    metadata = file.metadata.row_group(group)
-    chunks = [metadata.column(index) for index in range(metadata.num_columns)]
-    inside = [c for c in chunks if c.path_in_schema.startswith(f"{column}.")]
-    row_bytes = sum(c.total_uncompressed_size for c in inside) / max(1, metadata.num_rows)
-    return max(1, min(MOST_BATCH_ROWS, int(BATCH_BYTES / max(1.0, row_bytes))))
-
-
-def _image(value: dict[str, object] | None, where: str) -> tuple[str, Encoded]:
-    value = value or {}
-    if value.get("path"):
-        where += f" ({printable(str(value['path']))})"
-    content = value.get("bytes")
-    if not isinstance(content, bytes):
-        raise DataError(
-            f"dataset: expected the image itself in {where}, got none; files that only "
-            "name their images must be written again with the images embedded"
-        )
-    return where, content

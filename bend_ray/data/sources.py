@@ -1,6 +1,6 @@
-"""Labelled images that are not decoded yet, with classes that are names.
+"""Labelled examples of a part, with classes that are names, and images that are not decoded yet.
 
-Files of one data set may number their classes differently. ``by_name`` gives every part the
+Files of one data set may number their classes differently. ``Labelled.as_in`` gives every part the
 classes of the training part; nothing is ever matched by its position.
 """
 
@@ -8,53 +8,95 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.data.decoding import Encoded
-from bend_ray.data.files import Part
 from bend_ray.errors import DataError
 from bend_ray.storage.masking import printable
 
 if TYPE_CHECKING:
-    from bend_ray.data.arrays import Arrays
+    from bend_ray.data.decoding import Images
 
-T = TypeVar("T", "Source", "Arrays")
+T = TypeVar("T", bound="Labelled")
 logger = logging.getLogger(__name__)
 
-ReadRows = Callable[[NDArray[np.int64]], Iterator[tuple[str, Encoded]]]
 SHOWN = 10
 """Names that a message lists."""
 
 
 @dataclass(frozen=True)
-class Source:
-    """One part of a data set.
+class Labelled:
+    """Examples of one part, or of one of its files.
 
     Attributes:
-        labels_N: the class of each image, an index into ``class_names``.
-        class_names: one a class, each once.
-        named: whether the files name their classes; else the names are their numbers.
-        read: ascending rows to (where the image is, in words; the image) for each.
+        labels_N: the class of each, an index into ``class_names``; or float64 targets ``(N, T)``.
+        class_names: one a class, each once; or a target.
+        named: whether classes have names; else these are their numbers.
         where: a row in words.
-        num_bytes: of the files.
         notes: on how the files were chosen.
+    """
+
+    labels_N: NDArray[Any]
+    class_names: tuple[str, ...]
+    named: bool
+    where: Callable[[int], str] = "row {}".format
+    notes: tuple[str, ...] = ()
+
+    def as_in(self, other: Labelled, what: str, like: str = "the training part") -> Self:
+        """The same examples, with labels that are indices into the classes of another.
+
+        ``what`` these are and what they shall be ``like`` are for messages. DataError where they
+        are of a class that the other lacks, or one of the two names classes and the other numbers
+        them.
+        """
+        if self.named != other.named:
+            kinds = {True: "names", False: "numbers alone"}
+            raise DataError(
+                f"dataset: expected {what} to give its classes as {kinds[other.named]}, as {like} "
+                f"does, got {kinds[self.named]}; name them in both, or give dataset.class_names"
+            )
+        index = {name: label for label, name in enumerate(other.class_names)}
+        label_of = np.array([index.get(name, -1) for name in self.class_names], dtype=np.int64)
+        labels_N = label_of[self.labels_N]
+        if (unknown_N := labels_N < 0).any():
+            row = int(unknown_N.argmax())
+            raise DataError(
+                f"dataset: expected the classes of {like} in {what}, got "
+                f"{printable(self.class_names[self.labels_N[row]])} besides ({self.where(row)}); "
+                f"those of {like} are {listed(other.class_names)}"
+            )
+        return replace(self, labels_N=labels_N, class_names=other.class_names)
+
+
+@dataclass(frozen=True)
+class Source(Labelled):
+    """Images in their files.
+
+    Attributes:
+        read: ascending rows to (where the image is, in words; the image) for each.
+        num_bytes: of the files.
         run: neighbours that are read together, as one costs as much as all of them.
     """
 
-    labels_N: NDArray[np.int64]
-    class_names: tuple[str, ...]
-    named: bool
-    read: ReadRows
-    where: Callable[[int], str]
+    read: Callable[[NDArray[np.int64]], Images] = field(kw_only=True)
     num_bytes: int = 0
-    notes: tuple[str, ...] = ()
     run: int = 1
+
+
+def alike(files: Sequence[T], names: Sequence[str]) -> list[T]:
+    """Files of one part, each called by its name, with the classes of all of them.
+
+    These are in the order in which files name them, or of numbers.
+    """
+    known = dict.fromkeys(name for file in files for name in file.class_names)
+    numbers = not any(file.named for file in files)
+    whole = replace(files[0], class_names=tuple(sorted(known, key=int) if numbers else known))
+    return [file.as_in(whole, name, names[0]) for file, name in zip(files, names, strict=True)]
 
 
 def classes_of(
@@ -69,9 +111,8 @@ def classes_of(
     if labels.dtype.kind == "U":
         names, codes_N = np.unique(labels, return_inverse=True)
         return codes_N.astype(np.int64), tuple(names.tolist()), True
-    most = None if class_names is None else len(class_names) - 1
-    wrong = labels < 0 if most is None else (labels < 0) | (labels > most)
-    if wrong.any():
+    most = np.inf if class_names is None else len(class_names) - 1
+    if (wrong := (labels < 0) | (labels > most)).any():
         row = int(wrong.argmax())
         meant = "on" if class_names is None else f"to {most} ({listed(class_names)})"
         advice = "give texts" if class_names is None else "name all classes"
@@ -87,82 +128,32 @@ def classes_of(
     return labels, tuple(class_names), True
 
 
-def joint_classes(files: Sequence[T]) -> tuple[str, ...]:
-    """The classes of files of one part: in the order in which files name them, or of numbers."""
-    names = dict.fromkeys(name for file in files for name in file.class_names)
-    return tuple(names if any(file.named for file in files) else sorted(names, key=int))
-
-
-def by_name(
-    source: T, what: str, class_names: Sequence[str], named: bool, like: str = "the training part"
-) -> T:
-    """A part, or a file of one, whose labels are indices into the classes of another.
-
-    ``what`` it is and what it shall be ``like`` are for messages; ``named``: the classes have
-    names, and not only numbers. DataError where it has examples of a class that the other lacks, or
-    one of the two names its classes and the other numbers them.
-    """
-    if source.named != named:
-        kinds = {True: "names", False: "numbers alone"}
-        raise DataError(
-            f"dataset: expected {what} to give its classes as {kinds[named]}, as {like} does, got "
-            f"{kinds[source.named]}; name them in both, or give dataset.class_names"
-        )
-    index = {name: label for label, name in enumerate(class_names)}
-    label_of = np.array([index.get(name, -1) for name in source.class_names], dtype=np.int64)
-    labels_N = label_of[source.labels_N]
-    unknown = np.flatnonzero(labels_N < 0)
-    if len(unknown):
-        row = int(unknown[0])
-        raise DataError(
-            f"dataset: expected the classes of {like} in {what}, got "
-            f"{printable(source.class_names[source.labels_N[row]])} besides "
-            f"({source.where(row)}); those of {like} are {listed(class_names)}"
-        )
-    return replace(source, labels_N=labels_N, class_names=tuple(class_names), named=named)
-
-
-def check_classes(parts: Mapping[Part, Source]) -> None:
+def check_classes(parts: Mapping[str, Labelled]) -> None:
     """Tell of each part's files, which numbers became which classes, and which parts lack one.
 
-    All parts have the same classes. DataError where all training images are of one.
+    All parts have the same classes. DataError where all training examples are of one.
     """
     train = parts["train"]
     names = train.class_names
     if not train.named and names != tuple(map(str, range(len(names)))):
         logger.info("%-12s labels %s are the classes", "dataset", listed(names))
-    for source in parts.values():
-        for note in source.notes:
-            logger.info("%-12s %s", "dataset", printable(note))
-    check_counts({part: source.labels_N for part, source in parts.items()}, names)
-
-
-def check_counts(labels: Mapping[str, NDArray[np.int64]], class_names: Sequence[str]) -> None:
-    """Tell which parts lack a class; DataError where all training examples are of one.
-
-    Labels of each part are indices into ``class_names``.
-    """
-    if len(np.unique(labels["train"])) < 2:
+    for note in (note for part in parts.values() for note in part.notes):
+        logger.info("%-12s %s", "dataset", printable(note))
+    if len(np.unique(train.labels_N)) < 2:
         raise DataError(
             "dataset: expected examples of two classes at least, those of the training part are "
-            f"all {printable(class_names[labels['train'][0]])}; check the labels"
+            f"all {printable(names[train.labels_N[0]])}; check the labels"
         )
-    for part, labels_N in labels.items():
-        counts = np.bincount(labels_N, minlength=len(class_names))
-        if missing := [n for n, count in zip(class_names, counts, strict=True) if not count]:
+    for name, part in parts.items():
+        counts = np.bincount(part.labels_N, minlength=len(names))
+        if missing := [n for n, count in zip(names, counts, strict=True) if not count]:
             logger.warning(
                 "%-12s the %s part has no example of %d of %d classes: %s",
-                *("dataset", part, len(missing), len(class_names), listed(missing)),
+                *("dataset", name, len(missing), len(names), listed(missing)),
             )
 
 
-def listed(names: Sequence[str]) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(map(printable, names[:SHOWN]))
-    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"
-
-
-def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
+def check_overlap(digests: Mapping[str, list[bytes]], refuse: bool) -> None:
     """Tell of examples that two parts have in common, or ``refuse`` them with DataError."""
     for (one, its), (other, others) in combinations(digests.items(), 2):
         both = Counter(others) & Counter(dict.fromkeys(its, len(others)))
@@ -175,3 +166,9 @@ def check_overlap(digests: dict[str, list[bytes]], refuse: bool) -> None:
                 "or set dataset.duplicates to tell"
             )
         logger.warning("%-12s %s; figures on them tell of memory", "dataset", message)
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
+    shown = ", ".join(map(printable, names[:SHOWN]))
+    return shown if len(names) <= SHOWN else f"{shown} and {len(names) - SHOWN} more"

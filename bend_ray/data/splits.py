@@ -1,6 +1,7 @@
-"""Splits: in which order rows are dealt to parts, the test part first, and where one may cut.
+"""Splits: which examples are of which part.
 
-To add one: a class with ``order``, and its name in the union below. N are the rows.
+A split of a table says in which order rows are dealt to parts, the test part first, and where one
+may cut. To add one: a class with ``order``, and its name in the union below. N are the rows.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from bend_ray.data.columns import raw_column
+from bend_ray.errors import DataError
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
 
+MOST_DRAWN = 5000
+"""Validation examples that are drawn where nobody says how many."""
 STRATA = 10
 """Of numbers: equally many rows each."""
 
@@ -83,3 +87,26 @@ class ByTime(Spec):
 
 
 Split = Annotated[Random | Stratified | ByGroup | ByTime, Field(discriminator="kind")]
+
+
+def num_drawn(asked: int | None, num_examples: int) -> int:
+    """Validation examples drawn of so many: as many as asked, or a fifth, at most 5,000."""
+    return asked or max(1, min(MOST_DRAWN, num_examples // 5))
+
+
+def split_rows(
+    num_examples: int, num_train: int | None, num_validation: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which examples are for training and which for validation: one seeded shuffle.
+
+    ``num_train`` None is for all that are left. DataError where there are too few.
+    """
+    needed = num_validation + (num_train or 1)
+    if needed > num_examples:
+        raise DataError(
+            f"dataset: expected at least {needed} examples ({num_validation} for validation and "
+            f"{num_train or 1} for training), got {num_examples}; lower dataset.num_validation or "
+            "dataset.num_train"
+        )
+    order = np.random.default_rng(seed).permutation(num_examples)
+    return order[num_validation:][:num_train], order[:num_validation]

@@ -151,15 +151,12 @@ class Streamed:
         """Images that one task decodes."""
         return max(1, BLOCK_BYTES // int(np.prod(self.shape)))
 
-    def some(self, index_N: Tensor) -> Streamed:
-        """Some images, still in their files."""
-        windows = self.windows and self.windows.some(index_N)
-        return replace(self, rows_N=self.rows_N[index_N.numpy()], windows=windows)
-
-    def relabelled(self, place_C: Tensor) -> Streamed:
-        """With other numbers of the classes."""
-        labels_N = place_C.numpy()[self.source.labels_N]
-        return replace(self, source=replace(self.source, labels_N=labels_N))
+    def some(self, index_N: Tensor, place_C: Tensor | None = None) -> Streamed:
+        """Some images, still in their files; ``place_C``: with other numbers of the classes."""
+        windows, source = self.windows and self.windows.some(index_N), self.source
+        if place_C is not None:
+            source = replace(source, labels_N=place_C.numpy()[source.labels_N])
+        return replace(self, source=source, rows_N=self.rows_N[index_N.numpy()], windows=windows)
 
     def take(self, index: Any) -> Tensor:
         """Some images ``(M, C, H, W)``, decoded by this process now."""

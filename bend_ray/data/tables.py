@@ -10,28 +10,26 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.feather
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import LABELS, label_among
-from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, raw_column
-from bend_ray.data.datasets import Table, num_drawn
-from bend_ray.data.examples import Examples, Parts
-from bend_ray.data.files import Files, reading
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays, assembled, label_among
+from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
+from bend_ray.data.examples import Parts
+from bend_ray.data.files import Files, Part, reading
 from bend_ray.data.parquet import ENDINGS as PARQUET
-from bend_ray.data.sources import check_counts, check_overlap, listed
-from bend_ray.data.splits import ByGroup, ByTime
+from bend_ray.data.sources import classes_of, listed
+from bend_ray.data.splits import ByGroup, ByTime, num_drawn
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import open_file
 from bend_ray.storage.masking import printable
 from bend_ray.tasks import Classification, Regression, Task
+
+if TYPE_CHECKING:
+    from bend_ray.data.datasets import Table
 
 ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
 FEW_VALUES = 20
@@ -51,50 +49,46 @@ class Reader:
     task: Task
     class_names: tuple[str, ...]
 
-    def examples(self, table: pa.Table, where: str) -> Examples:
-        """The examples of rows; DataError where a column is not as it was."""
+    def arrays(self, table: pa.Table, part: Part) -> Arrays:
+        """The examples of rows of a part; DataError where a column is not as it was."""
+        where = f"the {part} part"
         raw = {name: _column(table, name, col.kind, where) for name, col in self.columns.items()}
-        return Examples.of_arrays(encode(self.columns, raw), self._labels(table, where))
-
-    def _labels(self, table: pa.Table, where: str) -> NDArray[Any]:
-        if not isinstance(self.task, Classification):
+        inputs = {SINGLE: encode(self.columns, raw)}
+        if not self.task.has_classes:
             found = [_column(table, name, "number", where) for name in self.targets]
-            return np.stack(found, axis=1)
+            return Arrays(np.stack(found, axis=1), self.targets, True, inputs=inputs)
         texts = _column(table, self.targets[0], "category", where)
-        order = np.argsort(self.class_names)
-        names = np.array(self.class_names)[order]
-        place = np.searchsorted(names, texts).clip(max=len(names) - 1)
-        if (strange := names[place] != texts).any():
-            raise DataError(
-                f"{where}: expected the classes of the training part in {self.targets[0]}, "
-                f"{listed(self.class_names)}, got {printable(str(texts[strange.argmax()]))}"
-            )
-        labels_N: NDArray[np.int64] = order[place].astype(np.int64)
-        return labels_N
+        arrays = Arrays(*classes_of(texts, None, where), inputs=inputs)
+        known = Arrays(texts[:0], self.class_names, True, inputs=inputs)
+        return arrays.as_in(known, f"{printable(self.targets[0])} of {where}")
+
+    def read(
+        self, read: Callable[[], pa.Table], part: Part, rows: NDArray[np.int64] | None = None
+    ) -> Arrays:
+        """The examples of a part, of whose file they may be some rows."""
+        table = read()
+        return self.arrays(table if rows is None else table.take(rows), part)
 
 
 def read_table(files: Files) -> pa.Table:
     """The rows of a part's files, one after another; DataError where they have other columns."""
     tables = []
     for file in files:
+        name = file.name.lower()
         with reading(printable(file.path)), open_file(files.filesystem, file.path) as source:
-            tables.append(_read(source, file.name.lower()))
+            if name.endswith(".csv"):
+                empty = pa.csv.ConvertOptions(strings_can_be_null=True)
+                tables.append(pa.csv.read_csv(source, convert_options=empty))
+            else:
+                kind = pa.parquet if name.endswith(PARQUET) else pa.feather
+                tables.append(kind.read_table(source))
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"dataset: expected files with the same columns, got: {error}") from None
 
 
-def _read(source: Any, name: str) -> pa.Table:
-    if name.endswith(".csv"):
-        empty = pa.csv.ConvertOptions(strings_can_be_null=True)
-        return pa.csv.read_csv(source, convert_options=empty)
-    if name.endswith(PARQUET):
-        return pq.read_table(source)
-    return pa.feather.read_table(source)
-
-
-def load(spec: Table, read: Mapping[str, Callable[[], pa.Table]]) -> Parts:
+def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Parts:
     """The parts of a table; DataError where columns or targets are not what they should be."""
     table = read["train"]()
     targets = _targets(spec, table)
@@ -103,48 +97,24 @@ def load(spec: Table, read: Mapping[str, Callable[[], pa.Table]]) -> Parts:
     train, validation, test = _places(spec, table, targets[0], *given)
     columns = _fitted(spec, table.take(train), targets)
     reader = Reader(columns, targets, task, class_names)
-    parts = {"train": reader.examples(table.take(train), "the training part")}
+    parts = {"train": reader.arrays(table.take(train), "train")}
     if "validation" in read:
-        parts["validation"] = reader.examples(read["validation"](), "the validation part")
+        parts["validation"] = reader.read(read["validation"], "validation")
     else:
-        parts["validation"] = reader.examples(table.take(validation), "the validation part")
-    load_test: Callable[[], Examples] | None = None
+        parts["validation"] = reader.arrays(table.take(validation), "validation")
+    load_test: Callable[[], Arrays] | None = None
     if "test" in read:
-        parts["test"] = reader.examples(read["test"](), "the test part")
-        load_test = partial(_test_of, reader, read["test"])
+        load_test = partial(reader.read, read["test"], "test")
+        parts["test"] = load_test()
     elif len(test):
-        parts["test"] = reader.examples(table.take(test), "the test part")
-        load_test = partial(_rows_of, reader, read["train"], test)
-    labels = {part: its.labels_N.numpy() for part, its in parts.items()}
-    if isinstance(task, Classification):
-        check_counts(labels, class_names)
-    digests = {part: _digests(its) for part, its in parts.items()}
-    check_overlap(digests, spec.duplicates == "refuse")
-    _tell(columns, table, targets, task)
-    names = class_names or targets
-    fitted = task.fitted(parts["train"].labels_N)
-    return Parts(
-        *(parts["train"], parts["validation"], names, load_test),
-        standardise=False,
-        task=fitted,
-        columns=dict(columns),
-    )
-
-
-def _test_of(reader: Reader, read: Callable[[], pa.Table]) -> Examples:
-    return reader.examples(read(), "the test part")
-
-
-def _rows_of(reader: Reader, read: Callable[[], pa.Table], rows: NDArray[np.int64]) -> Examples:
-    return reader.examples(read().take(rows), "the test part")
-
-
-def _digests(examples: Examples) -> list[bytes]:
-    """Of rows: of few categories inputs alone would often be alike."""
-    labels_N = examples.labels_N.numpy().reshape(len(examples), -1)
-    rows = np.column_stack([examples.inputs.numpy(), labels_N])  # type: ignore[union-attr]
-    found: list[bytes] = rows.view(f"V{rows.shape[1] * rows.itemsize}").ravel().tolist()
-    return found
+        load_test = partial(reader.read, read["train"], "test", test)
+        parts["test"] = reader.arrays(table.take(test), "test")
+    kinds: dict[str, list[str]] = {}
+    for name, column in columns.items():
+        kinds.setdefault(column.kind, []).append(name)
+    told = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items())
+    logger.info("%-12s %s of %s; columns %s", "dataset", task.kind, listed([*targets]), told)
+    return assembled(spec, parts, load_test, task, standardise=False, columns=columns)
 
 
 def _column(table: pa.Table, name: str, kind: Kind, where: str) -> NDArray[Any]:
@@ -173,16 +143,15 @@ def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
 
 def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, tuple[str, ...]]:
     """What is learnt, as given or by what the target holds, and its classes if it has any."""
-    task, values = spec.task, table.column(targets[0])
+    task, values, where = spec.task, table.column(targets[0]), f"dataset: {targets[0]}"
     if task is None:
-        numbers = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-        whole = numbers and pc.all(pc.equal(pc.floor(values), values)).as_py()
-        few = pc.count_distinct(values).as_py() <= FEW_VALUES
-        task = Classification() if not numbers or (whole and few) else Regression()
-        task = Regression() if len(targets) > 1 else task
+        is_number = kind_of_type(values.type) == "number"
+        found = np.unique(raw_column(values, "number", where)) if is_number else np.zeros(1)
+        few = len(found) <= FEW_VALUES and (found == np.rint(found)).all()
+        task = Classification() if few and len(targets) == 1 else Regression()
     if isinstance(task, Regression):
         return task, ()
-    texts = np.unique(raw_column(values, "category", f"dataset: {targets[0]}")).tolist()
+    texts = np.unique(raw_column(values, "category", where)).tolist()
     if all(text.removeprefix("-").isdecimal() for text in texts):
         texts = sorted(texts, key=int)
     named = json.loads((table.schema.metadata or {}).get(CLASSES, b"null"))
@@ -250,11 +219,3 @@ def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, C
 def _splitting(spec: Table) -> list[str]:
     """The column that parts are drawn by, if any: no input."""
     return [spec.split.column] if isinstance(spec.split, ByGroup | ByTime) else []
-
-
-def _tell(columns: Columns, table: pa.Table, targets: Sequence[str], task: Task) -> None:
-    kinds: dict[str, list[str]] = {}
-    for name, column in columns.items():
-        kinds.setdefault(column.kind, []).append(name)
-    told = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items())
-    logger.info("%-12s %s of %s; columns %s", "dataset", task.kind, listed([*targets]), told)

@@ -1,28 +1,35 @@
 """Heavy libraries, imported at first use.
 
 A config is read by every command, and most of them (``bend config``, ``bend status``, a second
-``bend run``) never compute: files that hold specs take ``torch`` from here, so that reading a
-config costs a tenth of a second instead of three.
+``bend run``) never compute: files that hold specs, and those they use, take libraries from here, so
+that reading a config costs a tenth of a second instead of three.
 """
 
 from __future__ import annotations
 
 import importlib
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import PIL.Image
+    import PIL.ImageOps
     import pyarrow as pa
     import torch
 else:
 
     class _LazyModule:
-        """Stands for a module and imports it when an attribute is asked for."""
+        """Stands for a module and imports it, or one inside it, when an attribute is asked for."""
 
         def __init__(self, name: str) -> None:
             self._name = name
 
         def __getattr__(self, attribute: str) -> Any:
-            value = getattr(importlib.import_module(self._name), attribute)
+            module = importlib.import_module(self._name)
+            if not hasattr(module, attribute):
+                with suppress(ImportError):
+                    importlib.import_module(f"{self._name}.{attribute}")
+            value = getattr(module, attribute)
             # Kept: looking a module up costs as much as a small tensor's sum.
             setattr(self, attribute, value)
             return value
@@ -33,5 +40,6 @@ else:
 
     torch = _LazyModule("torch")
     pa = _LazyModule("pyarrow")
+    PIL = _LazyModule("PIL")
 
-__all__ = ["pa", "torch"]
+__all__ = ["PIL", "pa", "torch"]

@@ -2,7 +2,7 @@
 
 A figure is drawn once. Its PNG is dark on white, for slides and paper; in its SVG what a dark page
 would swallow becomes variables of the page's style sheet, so that the same drawing is readable on a
-light and on a dark page, and on paper.
+light and on a dark page, and on paper. Titles and captions are in ``figures.yaml``.
 
 Source of the colours: Okabe & Ito, "Color universal design", 2008.
 """
@@ -12,13 +12,17 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import matplotlib
+import numpy as np
+import yaml
 from markupsafe import escape
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from numpy.typing import ArrayLike, NDArray
 
 INK = "#161718"
 GRID = "#d4d5d6"
@@ -48,25 +52,24 @@ SCORES = {"accuracy": "{} {} (%)", "nll": "{} NLL (nats)"}
 """Labels of axes, of a part, and of what its score is called."""
 
 WIDTH, HEIGHT = 4.7, 3.6
+MANY = 2000
+"""Points above which a scatter is stored as pixels."""
+_ROW = 0.19
+"""Inches of a row of the legend."""
 _PNG_DPI = 130
 _STYLE = {
     "font.family": "sans-serif",
     "font.size": 9.0,
-    "axes.edgecolor": INK,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     "grid.color": GRID,
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
-    "legend.frameon": False,
     "legend.fontsize": 8.0,
     "svg.fonttype": "none",
     "svg.hashsalt": "bend",
@@ -74,99 +77,140 @@ _STYLE = {
 
 
 class Panel:
-    """One figure with one axes, what it says in words, and room below it for a legend.
+    """One figure with one axes, what it says in words, and below it a legend.
+
+    What its methods draw is said to those who cannot see it, too.
 
     Args:
         name: of its files.
         x: label of the axis; one in (%) is of shares of 1.
         y: likewise.
-        legend_rows: rows of the legend.
         height: in inches, without the legend.
-        left: inches left of the axes, for its labels.
     """
 
-    def __init__(
-        self,
-        name: str,
-        x: str = "",
-        y: str = "",
-        *,
-        legend_rows: int = 0,
-        height: float = HEIGHT,
-        left: float = 0.62,
-    ) -> None:
+    def __init__(self, name: str, x: str = "", y: str = "", height: float = HEIGHT) -> None:
         self.name = name
         self.title = self.caption = self.alt = ""
-        below = 0.5 + 0.19 * legend_rows + (0.1 if legend_rows else 0.0)
-        height += below - 0.5
-        width = 1 - (left + 0.15) / WIDTH
+        self._said: list[str] = []
         with matplotlib.rc_context(_STYLE):
-            self.figure = Figure(figsize=(WIDTH, height))
-            place = (left / WIDTH, below / height, width, 1 - (below + 0.15) / height)
-            self.axes = self.figure.add_axes(place)
-            self.axes.set(xlabel=x, ylabel=y)
-            for axis, label in ((self.axes.xaxis, x), (self.axes.yaxis, y)):
-                if label.endswith("(%)"):
+            self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
+            self.axes = self.figure.add_subplot(xlabel=x, ylabel=y)
+            for axis in (self.axes.xaxis, self.axes.yaxis):
+                if axis.get_label_text().endswith("(%)"):
                     axis.set_major_formatter(lambda share, _: f"{100 * share:.6g}")
 
-    def told(self, title: str, caption: str, alt: str, columns: int = 2) -> Panel:
-        """The panel, with its title, how to read it, and what it shows for those who cannot see it.
+    def line(self, x: ArrayLike, y: ArrayLike, label: str, **look: Any) -> None:
+        """Points that are joined, or a single one; without a label nothing is said of them."""
+        xs, ys = np.atleast_1d(x), np.atleast_1d(y)
+        self.axes.plot(xs, ys, label=label, **look)
+        if label:
+            ends = [f"{self._y(ys[i])} at {self._x(xs[i])}" for i in sorted({0, len(xs) - 1})]
+            self.say(f"{label} {' to '.join(ends)}")
 
-        Its legend, of so many columns, is of what was drawn with a label, in that order.
+    def points(self, x: ArrayLike, y: ArrayLike, label: str, **look: Any) -> None:
+        """A cloud, if there is any."""
+        xs, ys = np.asarray(x), np.asarray(y)
+        if len(xs):
+            style: Look = {"linewidths": 0, "rasterized": len(xs) > MANY, **look}
+            self.axes.scatter(xs, ys, label=label, **style)
+            self.say(f"{label} {self._y(ys.mean())} at {self._x(xs.mean())} on average")
+
+    def histogram(self, values: NDArray[Any], edges: ArrayLike, label: str, **look: Any) -> None:
+        """Share of values a bin; ``hatch`` tells what colour alone would not."""
+        share = np.histogram(values, edges)[0] / len(values)
+        self.axes.stairs(share, edges, fill=True, alpha=0.3, linewidth=0, **look)
+        label = f"{label} ({len(values)})"
+        self.axes.stairs(share, edges, color=look["color"], linewidth=1.5, label=label)
+        self.say(f"{label}: median {self._x(np.median(values))}")
+
+    def mark(self, x: float, label: str, **look: Any) -> None:
+        """A vertical line."""
+        self.axes.axvline(x, label=label, **look)
+        self.say(f"{label} {self._x(x)}")
+
+    def note(self, text: str, at: tuple[float, float]) -> None:
+        """A small text to the right of a point."""
+        style: Look = {"textcoords": "offset points", "fontsize": 7.0}
+        self.axes.annotate(text, at, xytext=(5, -2.5), **style)
+
+    def rows(self, names: Sequence[str]) -> None:
+        """Names on the y axis, from above."""
+        self.axes.set_yticks(range(len(names)), names)
+        self.axes.invert_yaxis()
+
+    def sizes(self, sizes: Sequence[int]) -> None:
+        """Numbers of members on the x axis, by powers of two."""
+        axis = self.axes.xaxis
+        self.axes.set_xscale("log", base=2)
+        powers = [2**i for i in range(max(sizes).bit_length()) if min(sizes) <= 2**i]
+        axis.set_major_locator(FixedLocator(powers or list(sizes)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(ScalarFormatter())
+
+    def say(self, text: str) -> None:
+        """What was drawn, for those who cannot see it."""
+        self._said.append(text)
+
+    def told(self, words: str = "", columns: int = 2, **values: Any) -> Panel:
+        """The panel with its title and how to read it, and a legend of so many columns.
+
+        They are the ``words`` of that name in ``figures.yaml``, by default the panel's own, with
+        ``values`` in place of their names.
         """
-        self.title, self.caption, self.alt = title, caption, alt
+        self.title, self.caption = (
+            text.format(**values) for text in _words()[words or self.name].values()
+        )
+        axes = " by ".join(filter(None, (self.axes.get_ylabel(), self.axes.get_xlabel())))
+        self.alt = f"{': '.join(filter(None, (self.title, axes)))}. {'; '.join(self._said)}."
         if handles := self.axes.get_legend_handles_labels()[0]:
+            rows = -(-len(handles) // columns)
             with matplotlib.rc_context(_STYLE):
+                self.figure.set_figheight(self.figure.get_figheight() + _ROW * (rows + 0.5))
+                style: Look = {"columnspacing": 1.2, "handlelength": 2.8}
                 self.figure.legend(
-                    handles=handles,
-                    loc="lower center",
-                    ncols=columns,
-                    columnspacing=1.2,
-                    handlelength=2.8,
+                    handles=handles, loc="outside lower center", ncols=columns, **style
                 )
         return self
 
+    def _x(self, value: float) -> str:
+        return _figure(value, self.axes.get_xlabel())
 
-def score_text(value: float, score: str) -> str:
-    """A score with its unit, as far as it has one."""
-    return f"{100 * value:.2f} %" if score == "accuracy" else f"{value:.4f}"
+    def _y(self, value: float) -> str:
+        return _figure(value, self.axes.get_ylabel())
+
+    def _save(self, target: Any, style: Look, **how: Any) -> None:
+        with matplotlib.rc_context(_STYLE | style):
+            self.figure.savefig(target, **how)
+
+    def png(self) -> bytes:
+        """Dark on white."""
+        self._save(target := io.BytesIO(), {}, format="png", dpi=_PNG_DPI, facecolor="white")
+        return target.getvalue()
+
+    def svg(self) -> str:
+        """Markup to be put into a page that defines ``--ink``, ``--grid`` and ``--blue``."""
+        how: Look = {"format": "svg", "transparent": True, "metadata": {"Date": None}}
+        self._save(target := io.StringIO(), {"svg.hashsalt": self.name}, **how)
+        drawing = target.getvalue()
+        drawing = drawing[drawing.index("<svg") :].strip()
+        drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, count=1, flags=re.DOTALL)
+        # Matplotlib names groups alike in every figure; ids must be unique on the page.
+        drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)
+        drawing = re.sub(r'( id="|href="#|url\(#)', rf"\1{self.name}-", drawing)
+        for color, variable in ((INK, "ink"), (GRID, "grid"), (BLUE, "blue")):
+            drawing = drawing.replace(color, f"var(--{variable})")
+        # The page scales it: no size of its own, but a shape.
+        drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
+        return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
 
 
-def note(place: Axes, text: str, at: tuple[float, float]) -> None:
-    """A small text to the right of a point."""
-    place.annotate(text, at, xytext=(5, -2.5), textcoords="offset points", fontsize=7.0)
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    written = files(__package__).joinpath("figures.yaml").read_text(encoding="utf-8")
+    words: dict[str, dict[str, str]] = yaml.safe_load(written)
+    return words
 
 
-def sizes_axis(place: Axes, sizes: Sequence[int]) -> None:
-    """Numbers of members on the x axis, by powers of two."""
-    place.set_xscale("log", base=2)
-    powers = [2**i for i in range(max(sizes).bit_length()) if min(sizes) <= 2**i]
-    place.xaxis.set_major_locator(FixedLocator(powers or list(sizes)))
-    place.xaxis.set_minor_locator(NullLocator())
-    place.xaxis.set_major_formatter(ScalarFormatter())
-
-
-def png(panel: Panel) -> bytes:
-    """Dark on white."""
-    target = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
-        panel.figure.savefig(target, format="png", dpi=_PNG_DPI, facecolor="white")
-    return target.getvalue()
-
-
-def svg(panel: Panel) -> str:
-    """Markup to be put into a page that defines ``--ink``, ``--grid`` and ``--blue``."""
-    target = io.StringIO()
-    with matplotlib.rc_context(_STYLE | {"svg.hashsalt": panel.name}):
-        panel.figure.savefig(target, format="svg", transparent=True, metadata={"Date": None})
-    drawing = target.getvalue()
-    drawing = drawing[drawing.index("<svg") :].strip()
-    drawing = re.sub(r"<metadata>.*?</metadata>", "", drawing, count=1, flags=re.DOTALL)
-    # Matplotlib names groups alike in every figure; ids must be unique on the page.
-    drawing = re.sub(r'<g id="[^"]*">', "<g>", drawing)
-    drawing = re.sub(r'( id="|href="#|url\(#)', rf"\1{panel.name}-", drawing)
-    for color, variable in ((INK, "ink"), (GRID, "grid"), (BLUE, "blue")):
-        drawing = drawing.replace(color, f"var(--{variable})")
-    # The page scales it: no size of its own, but a shape.
-    drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(panel.alt)}"', 1)
+def _figure(value: float, label: str) -> str:
+    """With two digits of a percent, where an axis is of them, else with four."""
+    return f"{100 * value:.2f} %" if label.endswith("(%)") else f"{value:.4g}"

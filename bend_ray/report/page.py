@@ -55,9 +55,9 @@ class Page:
         drawings = {}
         for panel in itertools.chain(*self.chapters.values()):
             with where.open_output(f"{panel.name}.png") as stream:
-                stream.write(ink.png(panel))
+                stream.write(panel.png())
             # Our own drawing, its text escaped by matplotlib and by ink.
-            drawings[panel.name] = Markup(ink.svg(panel))  # noqa: S704
+            drawings[panel.name] = Markup(panel.svg())  # noqa: S704
         where.write_json(f"{name}.json", data)
         environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
         environment.filters["unbroken"] = _unbroken

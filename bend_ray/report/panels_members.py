@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
 from bend_ray.report import ink
@@ -20,8 +19,10 @@ _POPULATIONS: dict[str, ink.Look] = {
     "held_out": {"color": ink.SKY, "marker": "s"},
     "generated": {"color": ink.VERMILLION, "marker": "^"},
 }
-_MANY = 2000
-"""Points above which a scatter is stored as pixels."""
+_BARS: dict[str, ink.Look] = {
+    name: {"color": look["color"], "hatch": "////" if name == "held_out" else None}
+    for name, look in _POPULATIONS.items()
+}
 
 _Array = NDArray[np.float64]
 
@@ -44,36 +45,17 @@ def _columns(runs: Sequence[Run], population: str, *keys: str) -> _Array:
 
 def _accuracies(runs: Sequence[Run]) -> ink.Panel:
     accuracies = {n: _columns(runs, n, "accuracy")[:, 0] for n in ("originals", "generated")}
-    scores = {
-        name: statistics.fmean(run.evaluation.scores(name).accuracy or 0.0 for run in runs)
-        for name in (BAG, "originals_bag", DEEP_ENSEMBLE)
-        if name in runs[0].evidence["bags"]
-    }
-    panel = ink.Panel(
-        "accuracies",
-        f"test {runs[0].evaluation.score} of a model (%)",
-        "share of models (%)",
-        legend_rows=(len(accuracies) + len(scores) + 1) // 2,
-    )
-    images = runs[0].evidence["images"]["test"]
-    edges = _edges(np.concatenate(list(accuracies.values())), images)
-    for name, accuracy in accuracies.items():
-        _histogram(panel.axes, accuracy, edges, name)
-    for name, score in scores.items():
-        look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
-        panel.axes.axvline(score, **look, label=named(name))
-    medians = ", ".join(f"{n} {100 * np.median(a):.2f} %" for n, a in accuracies.items())
-    lines = ", ".join(f"{named(n)} {100 * s:.2f} %" for n, s in scores.items())
-    return panel.told(
-        f"{_what(runs)} of single models",
-        "Trained and generated models as distributions, bags as lines.",
-        f"Median {runs[0].evaluation.score} of models: {medians}. Bags: {lines}.",
-    )
-
-
-def _what(runs: Sequence[Run]) -> str:
     score = runs[0].evaluation.score
-    return score[0].upper() + score[1:]
+    panel = ink.Panel("accuracies", f"test {score} of a model (%)", "share of models (%)")
+    edges = _edges(np.concatenate([*accuracies.values()]), runs[0].evidence["images"]["test"])
+    for name, accuracy in accuracies.items():
+        panel.histogram(accuracy, edges, named(name), **_BARS[name])
+    for name in (BAG, "originals_bag", DEEP_ENSEMBLE):
+        if name in runs[0].evidence["bags"]:
+            of_bag = statistics.fmean(run.evaluation.scores(name).accuracy or 0.0 for run in runs)
+            look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
+            panel.mark(of_bag, named(name), **look)
+    return panel.told(what=score.capitalize())
 
 
 def _edges(accuracy: _Array, images: int) -> _Array:
@@ -85,33 +67,17 @@ def _edges(accuracy: _Array, images: int) -> _Array:
 
 
 def _diversity(runs: Sequence[Run]) -> ink.Panel:
-    panel = ink.Panel(
-        "diversity",
+    of = runs[0].evaluation
+    label = (
         "examples on which it differs from another (%)"
-        if runs[0].evaluation.bag.rmse is None
-        else "distance from another (% of the targets' deviation)",
-        f"test {runs[0].evaluation.score} (%)",
-        legend_rows=2,
+        if of.bag.rmse is None
+        else "distance from another (% of the targets' deviation)"
     )
-    sentences = []
+    panel = ink.Panel("diversity", label, f"test {of.score} (%)")
     for name, look in _POPULATIONS.items():
         x, y = _columns(runs, name, "disagreement", "accuracy").T
-        if len(x):
-            points: ink.Look = {
-                "s": 18,
-                "alpha": 0.7,
-                "linewidths": 0,
-                "rasterized": len(x) > _MANY,
-            }
-            panel.axes.scatter(x, y, **look, **points, label=f"{named(name)} ({len(x)})")
-            mean = f"{100 * x.mean():.2f} % at {100 * y.mean():.2f} % {runs[0].evaluation.score}"
-            sentences.append(f"{named(name)} {mean}")
-    return panel.told(
-        f"Diversity against {runs[0].evaluation.score}",
-        "One point a model: how often it disagrees with the others of its population, on average. "
-        "To the right and above is what a bag can use.",
-        f"Mean disagreement: {'; '.join(sentences)}.",
-    )
+        panel.points(x, y, f"{named(name)} ({len(x)})", **look, s=18, alpha=0.7)
+    return panel.told(what=of.score)
 
 
 def _plane(run: Run, repeats: int) -> ink.Panel:
@@ -121,41 +87,27 @@ def _plane(run: Run, repeats: int) -> ink.Panel:
         "plane",
         f"first principal direction ({100 * first:.0f} % of the variance)",
         f"second ({100 * second:.0f} %)",
-        legend_rows=2,
     )
     for name, look in _POPULATIONS.items():
-        row = run.evidence["populations"][name]
+        row, marker = run.evidence["populations"][name], look["marker"]
         colors = [_trunk_color(trunks, trunk) for trunk in row["trunk"]]
         x, y = np.array(row["plane"], dtype=np.float64).reshape(-1, 2).T
         drawn, filled = name == "generated", name != "held_out"
         panel.axes.scatter(
             *(x, y, 30 if drawn else 14),
-            marker=look["marker"],
+            marker=marker,
             facecolors=colors if filled else "none",
             edgecolors=ink.INK if drawn else colors,
             linewidths=0.7,
             alpha=0.9 if drawn else 0.6,
             zorder=3 if drawn else 2,
-            rasterized=len(x) > _MANY,
+            rasterized=len(x) > ink.MANY,
         )
-        panel.axes.plot(
-            *([], []),
-            linestyle="none",
-            marker=look["marker"],
-            markerfacecolor=ink.GRID if filled else "none",
-            markeredgecolor=ink.INK,
-            label=named(name),
-        )
+        key: ink.Look = {"markerfacecolor": ink.GRID if filled else "none", "label": named(name)}
+        panel.axes.plot([], [], linestyle="none", marker=marker, markeredgecolor=ink.INK, **key)
+        panel.say(f"{len(x)} {named(name)}")
     which = " of the first repeat" if repeats > 1 else ""
-    return panel.told(
-        "The population in parameter space",
-        f"The two directions in which the originals{which} differ most, after alignment, in units "
-        f"of a parameter; {len(trunks)} trunks, a colour each. Generated models should lie on the "
-        "trunks' clouds, not between them.",
-        f"{len(trunks)} trunks of originals in the plane of their first two principal directions, "
-        f"which show {100 * (first + second):.0f} % of their variance; generated models on top.",
-        columns=3,
-    )
+    return panel.told(columns=3, which=which, trunks=len(trunks))
 
 
 def _trunk_color(trunks: list[int], trunk: int) -> Any:
@@ -168,44 +120,28 @@ def _trunk_color(trunks: list[int], trunk: int) -> Any:
 
 
 def _nearest(runs: Sequence[Run]) -> ink.Panel:
-    panel = ink.Panel(
-        "nearest",
-        "distance to the nearest original (originals' own median = 1)",
-        "share of models (%)",
-        legend_rows=2,
-    )
-    measured = [run for run in runs if run.evidence["usual_distance"]]
-    ratios: dict[str, _Array] = {}
-    for name in ("held_out", "generated"):
-        each = [
-            _columns([r], name, "nearest")[:, 0] / r.evidence["usual_distance"] for r in measured
-        ]
-        ratio = np.concatenate([np.zeros(0), *each])
-        if ratio.size:
-            ratios[name] = ratio
-    far = max((float(ratio.max()) for ratio in ratios.values()), default=1.0)
+    label = "distance to the nearest original (originals' own median = 1)"
+    panel = ink.Panel("nearest", label, "share of models (%)")
+    ratios: dict[str, _Array] = {
+        name: np.concatenate(
+            [np.zeros(0)]
+            + [
+                _columns([run], name, "nearest")[:, 0] / run.evidence["usual_distance"]
+                for run in runs
+                if run.evidence["usual_distance"]
+            ]
+        )
+        for name in ("held_out", "generated")
+    }
+    far = max((ratio.max() for ratio in ratios.values() if len(ratio)), default=1.0)
     edges = np.linspace(0, 1.05 * max(far, 1.0), 36)
     for name, ratio in ratios.items():
-        _histogram(panel.axes, ratio, edges, name)
+        if len(ratio):
+            panel.histogram(ratio, edges, named(name), **_BARS[name])
     copy = runs[0].evidence["copy_ratio"]
-    line = {"color": ink.INK, "linestyle": ink.DASHES[2]}
-    panel.axes.axvline(copy, **line, label=f"a copy: below {copy:g}")
+    dashed: ink.Look = {"color": ink.INK, "linestyle": ink.DASHES[2]}
+    panel.axes.axvline(copy, **dashed, label=f"a copy: below {copy:g}")
     panel.axes.set_xlim(0, edges[-1])
-    medians = ", ".join(f"{named(name)} {np.median(ratio):.2f}" for name, ratio in ratios.items())
-    drawn = ratios.get("generated", np.zeros(0))
-    return panel.told(
-        "Does the generator copy?",
-        "How far each model is from the nearest one the generator learnt from. Held-out "
-        "checkpoints show what new models of the same making look like; a bar at zero is a copy.",
-        f"Median distance to the nearest original: {medians}. Copies: {(drawn < copy).sum()} of "
-        f"{len(drawn)} generated models.",
-    )
-
-
-def _histogram(place: Axes, values: _Array, edges: _Array, name: str) -> None:
-    """Share of models a bin; held-out ones are hatched, so that colour is not all there is."""
-    share = np.histogram(values, edges)[0] / len(values)
-    color = _POPULATIONS[name]["color"]
-    hatch = "////" if name == "held_out" else None
-    place.stairs(share, edges, fill=True, color=color, alpha=0.3, linewidth=0, hatch=hatch)
-    place.stairs(share, edges, color=color, linewidth=1.5, label=f"{named(name)} ({len(values)})")
+    drawn = ratios["generated"]
+    panel.say(f"{(drawn < copy).sum()} of {len(drawn)} generated are copies, below {copy:g}")
+    return panel.told()

@@ -195,30 +195,18 @@ def _against(entry: Entry, rival: str) -> dict[str, BagDifference]:
 
 def _figure(entries: Sequence[Entry], names: Sequence[str]) -> ink.Panel:
     """NLL of the bag and of those it is compared with, a line a run."""
-    height = max(1.8, 0.42 * len(names) + 1.0)
-    panel = ink.Panel("compare", "test NLL (nats)", legend_rows=2, left=1.9, height=height)
-    sentences: dict[str, list[str]] = {name: [] for name in names}
+    short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
+    panel = ink.Panel("compare", "test NLL (nats)", height=max(1.8, 0.42 * len(names) + 1.0))
     for shift, bag in enumerate((BAG, *COMPARED)):
-        label = named(bag)
         look = {key: ink.LOOKS[bag][key] for key in ("color", "marker")}
-        for level, (entry, name) in enumerate(zip(entries, names, strict=True)):
+        look |= {"linestyle": "none", "capsize": 2, "label": named(bag)}
+        for level, (entry, name) in enumerate(zip(entries, short, strict=True)):
             scores = [e.scores(bag) for e in entry.evaluations if bag == BAG or bag in e.rivals]
             mean, sd = mean_and_sd([each.nll for each in scores])
             if mean is not None:
-                at = ([mean], [level + 0.22 * (shift - 1)])
-                panel.axes.errorbar(
-                    *at, xerr=[sd or 0.0], linestyle="none", capsize=2, label=label, **look
-                )
-                label = ""
-                sentences[name].append(f"{named(bag)} {mean:.4f}")
-    short = [name if len(name) <= 30 else f"{name[:29]}…" for name in names]
-    panel.axes.set_yticks(range(len(names)), short)
-    panel.axes.invert_yaxis()
+                panel.axes.errorbar(mean, level + 0.22 * (shift - 1), xerr=sd or 0.0, **look)
+                look["label"] = ""
+                panel.say(f"{name}: {named(bag)} {mean:.4f}")
+    panel.rows(short)
     panel.axes.tick_params(axis="y", labelsize=7)
-    listed = "; ".join(f"{name}: {', '.join(parts)}" for name, parts in sentences.items())
-    return panel.told(
-        "NLL of every run",
-        "The bag and those it is compared with; bars are standard deviations over repeats. To the "
-        "left is better.",
-        f"Test NLL: {listed}.",
-    )
+    return panel.told()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,15 @@ import ray
 from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
-from bend_ray.config.resources import GIGABYTE, Resources
+from bend_ray.config.graph import ORDINARY
+from bend_ray.config.resources import GIGABYTE, Resources, TrainResources
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.process.log import duration
 
 logger = logging.getLogger(__name__)
 
+# Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
+SPARE_CPUS = 2
 VERDICT_SECONDS = 30.0
 """How long an autoscaler may take to say what it thinks; it looks every 5 s by default."""
 POLL_SECONDS = 0.5
@@ -40,6 +45,13 @@ class Request:
 
     def __str__(self) -> str:
         return f"{self.processes} x ({_described(bundle(self.resources), self.resources.labels)})"
+
+    @classmethod
+    def of(cls, config: PipelineConfig, stage: str) -> Request:
+        """What a stage asks for."""
+        resources = getattr(config, "seeds" if stage == ORDINARY else stage).resources
+        workers = resources.workers if isinstance(resources, TrainResources) else 1
+        return cls(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
 
 
 @dataclass(frozen=True)
@@ -102,43 +114,37 @@ def grows() -> bool:
     return bool(_status().autoscaling_state.autoscaler_state_version)
 
 
-def can_grow_to(requests: Sequence[Request]) -> list[bool]:
-    """Whether the autoscaler can ever give each; it may start a node of each kind that it can give.
+def can_grow_to(asked: Request) -> bool:
+    """Whether the autoscaler can ever give it; it may start a node of each kind that it can give.
 
-    One after another, as stages ask: together they might be too many for what they fit on.
+    Of several, one after another, as stages ask: together they might be too many for what each
+    fits on.
     """
-    if not requests or not grows():
-        return [False] * len(requests)
-    verdicts: dict[str, bool] = {}
-    for request in requests:
-        if str(request) not in verdicts:
-            group = _asked(request)
-            try:
-                verdicts[str(request)] = _verdict(group)
-            finally:
-                remove_placement_group(group)
-    return [verdicts[str(request)] for request in requests]
+    if not grows():
+        return False
+    with _waiting(asked) as group:
+        return _verdict(group)
 
 
-def wait_for(request: Request) -> bool:
+def wait_for(asked: Request) -> bool:
     """Wait, and say for what, until the cluster has grown to it; False where it never will."""
-    if sum(node.room(request.resources) for node in nodes()) >= request.processes:
+    if sum(node.room(asked.resources) for node in nodes()) >= asked.processes:
         return True
-    group, started, reminded = _asked(request), time.monotonic(), -REMIND_SECONDS
-    try:
-        if not (grows() and _verdict(group)):
+    if not grows():
+        return False
+    started, reminded = time.monotonic(), -REMIND_SECONDS
+    with _waiting(asked) as group:
+        if not _verdict(group):
             return False
         while not group.wait(0):
             if time.monotonic() - reminded >= REMIND_SECONDS:
                 reminded = time.monotonic()
-                logger.info("%-12s waiting for %s: %s", request.stage, request, situation())
+                logger.info("%-12s waiting for %s: %s", asked.stage, asked, situation())
             time.sleep(POLL_SECONDS)
             if _is_infeasible(group, _status()):
                 return False
-    finally:
-        remove_placement_group(group)
     took = duration(time.monotonic() - started)
-    logger.info("%-12s the cluster has grown to it in %s", request.stage, took)
+    logger.info("%-12s the cluster has grown to it in %s", asked.stage, took)
     return True
 
 
@@ -170,10 +176,15 @@ def _described(resources: Mapping[str, float], labels: Mapping[str, str]) -> str
     return ", ".join([*amounts, *kinds, *(f"{k}={v}" for k, v in labels.items())])
 
 
-def _asked(request: Request) -> PlacementGroup:
-    bundles = [bundle(request.resources)] * request.processes
-    selectors = [dict(request.resources.labels)] * request.processes
-    return placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
+@contextmanager
+def _waiting(asked: Request) -> Iterator[PlacementGroup]:
+    bundles = [bundle(asked.resources)] * asked.processes
+    selectors = [dict(asked.resources.labels)] * asked.processes
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=selectors)
+    try:
+        yield group
+    finally:
+        remove_placement_group(group)
 
 
 def _verdict(group: PlacementGroup) -> bool:

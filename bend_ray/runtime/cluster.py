@@ -1,37 +1,51 @@
-"""Connecting to a cluster, and refusing at once what it can never give."""
+"""Connecting to a cluster, or starting one here, and what is sent there.
+
+An address is asked first whether a cluster answers: Ray itself tries for up to fourteen minutes,
+whatever answers.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import grpc
 import ray
+import ray.cloudpickle
 import ray.data
+from ray.exceptions import AuthenticationError
 
-from bend_ray.config.graph import ORDINARY
-from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ClusterError
+from bend_ray.imported import code_of, imported_in
 from bend_ray.process.computing import usable_cores, usable_memory
 from bend_ray.process.environment import variable
-from bend_ray.runtime import capacity
-from bend_ray.runtime.address import check_address, no_answer
-from bend_ray.runtime.capacity import Request
+from bend_ray.runtime.capacity import SPARE_CPUS
 from bend_ray.runtime.environment import cluster_to_join
-from bend_ray.runtime.nodes import Nodes
-from bend_ray.runtime.sending import importable, send_with
 from bend_ray.storage.masking import masked, utf8
 
 logger = logging.getLogger(__name__)
 
-# Beside the processes of a stage, Ray Data needs a logical CPU of its own or waits for ever.
-SPARE_CPUS = 2
-MOST_ACTORS = 1000
+CONNECT_SECONDS = 4.0
+ANSWER_SECONDS = 10.0
+"""Until an answer to a question that takes a healthy cluster a millisecond."""
+
+UNAUTHENTICATED = (
+    "the cluster asks for its token: put that into ~/.ray/auth_token, or into RAY_AUTH_TOKEN"
+)
+_DASHBOARD = "{}:// is a dashboard's, for `bend submit`"
+_CLIENT = "{}:// is Ray Client's, through which Ray trains nothing: use `bend submit`"
+_MEANT = {"http": _DASHBOARD, "https": _DASHBOARD, "ray": _CLIENT}
 STORE_SHARE = 0.3
 """Of memory, that objects may take: data sets, and what workers and trainings hand over."""
 LEAST_STORE_BYTES = 100 * 2**20
@@ -44,31 +58,23 @@ _started_here = False
 """Whether the cluster that this process is connected to was started by it."""
 
 
-def _keep_stdout_for_results() -> None:
-    """Have Ray show on stderr, and only if asked to, what workers print and what befalls nodes.
+def _keep_to_ourselves() -> None:
+    """Have Ray leave stdout to results, and the store's credentials out of its dashboard and logs.
 
-    It writes both to stdout, the latter even where ``log_to_driver`` is off.
+    It writes what workers print and what befalls nodes to stdout, the latter even where
+    ``log_to_driver`` is off: that goes to stderr, and only if asked to. It notes the command line
+    of this driver, which names the store: that is masked. Both are private to Ray, so another may
+    have neither.
     """
-    worker = ray._private.worker
-    show = getattr(worker, "print_to_stdstream", None)
-    if show is None:  # private, so another Ray may have none
-        return
+    worker, utils = ray._private.worker, ray._private.utils
+    if (show := getattr(worker, "print_to_stdstream", None)) is not None:
 
-    def to_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
-        if logger.isEnabledFor(logging.DEBUG):
-            show(data | {"is_err": True}, ignore_prefix)
+        def to_stderr(data: dict[str, Any], ignore_prefix: bool) -> None:
+            if logger.isEnabledFor(logging.DEBUG):
+                show(data | {"is_err": True}, ignore_prefix)
 
-    worker.print_to_stdstream = to_stderr
-
-
-def _keep_credentials_out_of_job_metadata() -> None:
-    """Have Ray note the command line of this driver, which names the store, masked.
-
-    It shows it in its dashboard, and writes it into its logs.
-    """
-    utils = ray._private.utils
-    entrypoint = getattr(utils, "get_entrypoint_name", None)
-    if entrypoint is not None:  # private, so another Ray may have none
+        worker.print_to_stdstream = to_stderr
+    if (entrypoint := getattr(utils, "get_entrypoint_name", None)) is not None:
         utils.get_entrypoint_name = lambda: utf8(masked(entrypoint()))
 
 
@@ -95,15 +101,18 @@ def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
                 f"address: expected the cluster that this process is in, {here}, got "
                 f"{masked(str(address))}; call ray.shutdown() before you join another"
             )
-        if config is not None:
-            send_with(config)
+        # It takes no files any more: code travels with the config, as functions do.
+        for each in imported_in(config) if config is not None else ():
+            if each.files():
+                each.hold()
+                top = each.target.partition(":")[0].partition(".")[0]
+                ray.cloudpickle.register_pickle_by_value(sys.modules[top])
     set_up_data()
     return _started_here
 
 
 def _connect(address: str | None, code: dict[str, Any]) -> bool:
-    _keep_stdout_for_results()
-    _keep_credentials_out_of_job_metadata()
+    _keep_to_ourselves()
     quiet = {
         "log_to_driver": logger.isEnabledFor(logging.DEBUG),
         "logging_level": logging.WARNING,
@@ -158,13 +167,6 @@ def _shared_memory() -> float:
         return math.inf
 
 
-def node_memory(own: bool, nodes: Nodes) -> float:
-    """Bytes of memory of the smallest node."""
-    kinds = ("memory", "object_store_memory")
-    held = [sum(each.resources.get(k, 0.0) for k in kinds) for each in nodes.usable()]
-    return usable_memory() if own else min(held, default=0.0)
-
-
 @contextmanager
 def _short_paths() -> Iterator[None]:
     """Within, a folder for temporary files in whose path there is room for one of a socket.
@@ -201,78 +203,98 @@ def set_up_data() -> None:
     context.execution_options.preserve_order = True
 
 
-def requests(config: PipelineConfig, stages: Sequence[str]) -> list[Request]:
-    """What stages ask for, in their order."""
-    return [request(config, stage) for stage in stages]
+def check_address(address: str, named: str) -> None:
+    """Refuse within seconds an address, given as is ``named``, at which no cluster can be joined.
+
+    Raises:
+        ClusterError: nothing answers there, or something else than what the address says.
+    """
+    if address == "auto":
+        # Private, so another Ray may have none: of the cluster last started here, running or not.
+        look_up = getattr(ray._private.services, "get_ray_address_from_environment", None)
+        try:
+            found: str | None = look_up and look_up("auto", None)
+        except ConnectionError:
+            found = None
+        if found is None:
+            return
+        address, named = found, f"{named}, which is {found}"
+    scheme, separator, _ = address.rpartition("://")
+    host, _, port = address.rpartition(":")
+    is_port = re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < 2**16
+    if separator or not (host and is_port):
+        hint = f"; {_MEANT[scheme].format(scheme)}" if scheme in _MEANT else ""
+        raise ClusterError(f"{named}: expected HOST:PORT as in 10.0.0.1:6379, or auto{hint}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise no_answer(named, str(error) or type(error).__name__) from None
+    _check_service(address, named)
 
 
-def request(config: PipelineConfig, stage: str) -> Request:
-    """What a stage asks for."""
-    resources = getattr(config, "seeds" if stage == ORDINARY else stage).resources
-    workers = resources.workers if isinstance(resources, TrainResources) else 1
-    return Request(stage, resources, workers[0] if isinstance(workers, tuple) else workers)
-
-
-def preflight(config: PipelineConfig, stages: Sequence[str], own: bool, nodes: Nodes) -> None:
-    """See ``interface.Runtime``."""
-    asked = requests(config, stages)
-    missing = [each for each in asked if nodes.room(each.resources) < each.processes]
-    can_be = [False] * len(missing) if own else capacity.can_grow_to(missing)
-    never = [each for each, fits in zip(missing, can_be, strict=True) if not fits]
-    if never:
-        for line in _comparison(asked, never):
-            logger.error(line)
-        raise _never(never[0], own)
-
-
-def wait_for(asked: Request, own: bool) -> None:
-    """See ``interface.Runtime``; for where the cluster grows to what is asked of it."""
-    if not capacity.wait_for(asked):
-        raise _never(asked, own)
-
-
-def _comparison(asked: Sequence[Request], never: Sequence[Request]) -> list[str]:
-    """The table of what is asked and what exists."""
-    width = max(len(str(each)) for each in asked)
-    verdicts = ["never" if each in never else "yes" for each in asked]
-    pairs = zip(asked, verdicts, strict=True)
-    rows = [f"{each.stage:<12} {each!s:<{width}}  {verdict}" for each, verdict in pairs]
-    return [f"{'asked for':<{width + 13}}  fits", *rows, f"there is     {capacity.situation()}"]
-
-
-def _never(request: Request, own: bool) -> ClusterError:
-    has = capacity.counted(capacity.nodes())
-    more = "" if own or not capacity.grows() else ", and no node type it can add fits"
+def no_answer(named: str, got: str) -> ClusterError:
+    """That no cluster answers, with what did."""
+    reason = got.strip().partition("\n")[0]
     return ClusterError(
-        f"{request.stage}.resources: the cluster can never give this: asked for {request}, it has "
-        f"{has}{more}; lower {request.stage}.resources or give --address of a larger cluster"
+        f"{named}: expected a Ray cluster to answer, got: {reason}; check the address, or leave it "
+        "out to start one on this machine"
     )
 
 
-def num_actors(resources: Resources, pieces: int, own: bool, nodes: Nodes) -> int:
-    """How many processes share out ``pieces`` of work.
+def _check_service(host_port: str, named: str) -> None:
+    """Ask what listens whether it is what the address says."""
+    try:
+        from ray._private.grpc_utils import init_grpc_channel
+        from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+    except ImportError:  # private, so another Ray may have none
+        return
+    try:
+        # With Ray's certificates, and with the token that there is.
+        opened = init_grpc_channel(host_port, [("grpc.enable_http_proxy", 0)])
+    except (RuntimeError, AuthenticationError) as error:
+        raise no_answer(named, f"no question: {error}") from None
+    asked = gcs_service_pb2.GetInternalConfigRequest()  # costs nothing
+    try:
+        with opened as channel:
+            gcs_service_pb2_grpc.InternalKVGcsServiceStub(channel).GetInternalConfig(
+                asked, timeout=ANSWER_SECONDS
+            )
+    except grpc.RpcError as error:
+        if (answer := _instead(error)) is not None:
+            raise no_answer(
+                named,
+                f"{answer}; a cluster's port is 6379 unless it was started with another, 8265 is "
+                "its dashboard's, for `bend submit`",
+            ) from None
+        if error.code() == grpc.StatusCode.UNAUTHENTICATED:
+            raise ClusterError(f"{named}: {UNAUTHENTICATED}") from None
 
-    No more than can run at once, where that is known; a cluster that grows is asked for as many
-    as there are pieces where they ask for GPUs, or for nodes of a kind.
-    """
-    if (asked := getattr(resources, "workers", None)) is not None:
-        return min(int(asked), pieces)
-    if (resources.num_gpus or resources.labels) and not own and capacity.grows():
-        return min(pieces, MOST_ACTORS)
-    there = nodes.room(resources)
-    if own:  # It declares more CPUs than there are cores.
-        cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
-        there = min(there, int((cpus - SPARE_CPUS) // resources.cpus))
-    return max(1, min(there, pieces))
+
+def _instead(error: Any) -> str | None:
+    """What it is that answered, if not a cluster; other errors come from the service itself."""
+    code, details = error.code(), str(error.details())
+    if "HTTP/2" in details or "http2 header" in details:
+        return "a web server"
+    if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+        return f"nothing ({details})"
+    return "something that is not Ray" if code == grpc.StatusCode.UNIMPLEMENTED else None
 
 
-def options(resources: Resources, nodes: Nodes) -> dict[str, object]:
-    """What ``.options(...)`` of a task or actor takes."""
-    taken = capacity.bundle(resources)
-    given: dict[str, object] = {"num_cpus": taken.pop("CPU"), "num_gpus": taken.pop("GPU", 0.0)}
-    given |= {"memory": taken.pop("memory", None), "resources": taken}
-    if selector := {**resources.labels, **nodes.selector()}:
-        given["label_selector"] = selector
-    if getattr(resources, "placement", "pack") == "spread":
-        given["scheduling_strategy"] = "SPREAD"
-    return given
+def gather(files: Mapping[str, Path], folder: Path) -> None:
+    """Copy files into a folder, below which each is called as it is to be."""
+    for name, file in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+@contextmanager
+def importable(config: PipelineConfig | None) -> Iterator[dict[str, Any]]:
+    """What ``ray.init`` takes so that workers can import the code that a config names."""
+    files = code_of(config) if config is not None else {}
+    if not files:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="bend-code-") as folder:
+        gather(files, Path(folder))
+        yield {"runtime_env": {"py_modules": [str(each) for each in Path(folder).iterdir()]}}

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from bend_ray.config.graph import STAGES
 from bend_ray.config.schema import PipelineConfig
-
-if TYPE_CHECKING:
-    from bend_ray.runtime.interface import Runtime
 
 Amounts = Mapping[str, float]
 """Of a node, by Ray's names."""
@@ -37,27 +33,25 @@ def equipped(
         problem: why a GPU of theirs does not work; empty where all do.
         num_parameters: of one classifier.
     """
-    left = [stage for stage in STAGES if getattr(config, stage).resources.gpus == "auto"]
+    sections = {stage: getattr(config, stage) for stage in STAGES}
+    left = {stage: each for stage, each in sections.items() if each.resources.gpus == "auto"}
     with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= 1.0]
     given = dict.fromkeys(left, 0.0)
     if left and with_gpus and (why := problem()):
         logger.warning("%-12s all on CPUs: %s", "gpus", why)
     elif asked := [stage for stage in left if with_gpus and stage in OF_CLASSIFIERS]:
         size = num_parameters()
-        cpus = max(getattr(config, stage).resources.cpus for stage in asked)
+        cpus = max(left[stage].resources.cpus for stage in asked)
         given |= dict.fromkeys(asked, share_of_gpu(size, cpus, with_gpus))
         logger.info(
             "%-12s %g there: %g a process of %s, for networks of %d parameters",
             *("gpus", sum(node["GPU"] for node in with_gpus), given[asked[0]]),
             *(", ".join(asked), size),
         )
-    sections = {stage: getattr(config, stage) for stage in left}
-    return config.model_copy(
-        update={
-            stage: section.model_copy(
-                update={"resources": section.resources.model_copy(update={"gpus": given[stage]})}
-            )
-            for stage, section in sections.items()
+    return config.with_resources(
+        {
+            stage: each.resources.model_copy(update={"gpus": given[stage]})
+            for stage, each in left.items()
         }
     )
 
@@ -71,10 +65,3 @@ def share_of_gpu(num_parameters: int, cpus: float, nodes: Sequence[Amounts]) -> 
         return 1.0
     per_gpu = min(node.get("CPU", 0.0) / node["GPU"] for node in nodes)
     return 1 / max(1, min(MOST_ON_A_GPU, int(per_gpu / cpus + 1e-9)))
-
-
-def network_size(runtime: Runtime, config: PipelineConfig) -> int:
-    """Parameters of one classifier, on the data set, which a runtime reads once."""
-    dataset = runtime.share(config.dataset).load()
-    network = config.seeds.architecture.build(dataset.input_shape, dataset.num_outputs)
-    return sum(parameter.numel() for parameter in network.parameters())

@@ -1,4 +1,4 @@
-"""What a stage asks of whoever runs its work: in this process, or on a cluster.
+"""What a stage asks of whoever runs its work, and the same done in this process.
 
 Work comes in pieces that are pure functions of what they are given, so that the same bits come out
 wherever they are done, in whatever order, and however often one is done again.
@@ -6,24 +6,34 @@ wherever they are done, in whatever order, and however often one is done again.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from functools import cache, partial
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from bend_ray.artifacts.cost import Stopwatch
+from bend_ray.config.resources import ActorResources, Resources
+from bend_ray.process.computing import gpu_problem, lent
+from bend_ray.process.log import duration
+from bend_ray.runtime.gpus import equipped
+
 if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
-    from bend_ray.config.resources import ActorResources, Resources
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
+    from bend_ray.data.streaming import Room
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
-R = TypeVar("R", bound="Resources")
+R = TypeVar("R", bound=Resources)
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,63 +53,102 @@ def split(items: Sequence[T], size: int) -> list[Sequence[T]]:
     return [items[start : start + size] for start in range(0, len(items), size)]
 
 
-def vectors(rows_KF: NDArray[np.float32]) -> pa.FixedSizeListArray:
-    """A column of vectors of one length."""
+def vectors(rows_KF: NDArray[Any]) -> pa.FixedSizeListArray:
+    """A column of vectors of one length, over the same memory where that is in one piece."""
     flat = np.ascontiguousarray(rows_KF).reshape(-1)
     return pa.FixedSizeListArray.from_arrays(pa.array(flat), rows_KF.shape[1])
 
 
-def from_vectors(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """``(K, F)``, the inverse of ``vectors``."""
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks]
-    width = column.type.list_size
-    values: NDArray[np.float32] = np.concatenate(chunks or [np.empty(0, np.float32)])
-    return values.reshape(-1, width)
+def from_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
+    """``(K, F)``, the inverse of ``vectors``; of one chunk a view, which may be read-only."""
+    none = np.empty(0, column.type.value_type.to_pandas_dtype())
+    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [none]
+    flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    return flat.reshape(-1, column.type.list_size)
 
 
-class Shared(Protocol):
+@dataclass(frozen=True)
+class Shared:
     """What was read once, as a data set."""
+
+    value: Any
 
     def load(self) -> Any:
         """It, without reading it again."""
+        return self.value
 
 
-class Workers(Protocol):
-    """Processes that share out pieces of work."""
+class Workers:
+    """Processes that share out pieces of work; here one, made when it has something to do."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._worker = cache(make)
 
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
         """Call a method of a worker with each piece; yields the piece and what came, as they end.
 
         They are begun in their order. Calling it twice with a piece must do no harm.
         """
+        for piece in pieces:
+            yield piece, getattr(self._worker(), method)(piece)
 
 
-class Runtime(Protocol):
-    """Where the work of stages is done.
+class Runtime:
+    """Where the work of stages is done: one piece after another in this process.
 
-    What no machine ever gives is a ClusterError, with what was asked and what there is.
+    That is what small jobs, notebooks and tests need. ``on_ray.RayRuntime`` is a cluster. What no
+    machine ever gives is a ClusterError, with what was asked and what there is.
     """
 
+    _shared: tuple[Dataset, Shared] | None = None
+
     def share(self, dataset: Dataset) -> Shared:
-        """A data set, read by this process, for all that work.
+        """A data set, read by this process, for all that work; the latest is remembered.
 
         Raises:
             DataError: as ``dataset.load``.
         """
+        if self._shared is None or self._shared[0] != dataset:
+            self._shared = None
+            with Stopwatch() as watch:
+                loaded = dataset.load(self._room())
+                # Known once, not by every worker; of streamed images it takes reading a window.
+                _ = loaded.statistics
+            logger.info(
+                "%-12s %d training and %d validation images of %s, %d classes, read in %s",
+                *("dataset", len(loaded.train), len(loaded.validation)),
+                "x".join(map(str, loaded.input_shape)),
+                len(loaded.class_names),
+                duration(watch.cost.wall_seconds),
+            )
+            self._shared = dataset, self.hold(loaded)
+        return self._shared[1]
+
+    def _room(self) -> Room | None:
+        """What a data set may take; None for what it says."""
+        return None
 
     def hold(self, value: Any) -> Shared:
         """What this process has, for all that work."""
+        return Shared(value)
 
+    @contextmanager
     def workers(
         self, worker: type, *arguments: Any, resources: ActorResources
-    ) -> AbstractContextManager[Workers]:
+    ) -> Iterator[Workers]:
         """As many ``worker(*arguments)`` as the resources allow and their pieces need."""
+        with lent():
+            yield Workers(partial(worker, *arguments))
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """What ``work(*arguments)`` returns, done by one process."""
+        with lent():
+            return work(*arguments)
 
     def table(self, rows: Rows, resources: Resources) -> pa.Table:
         """All rows, in the order of their parts."""
+        with lent(resources.cpus):
+            return pa.concat_tables([rows.part(number) for number in range(rows.parts)])
 
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
@@ -107,21 +156,37 @@ class Runtime(Protocol):
         Raises:
             TrainingError: the training diverged or kept failing.
         """
+        from bend_ray.runtime.loop import train_here
+
+        return train_here(job, self.table(rows, Resources()))
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Refuse before any work what stages ask for and never get.
 
         Gives the config, with the GPUs of stages that left them to us.
         """
+        import torch
+
+        there = [{"CPU": 1.0, "GPU": 1.0}] if torch.cuda.is_available() else []
+        size = partial(self.network_size, config)
+        return equipped(config, there, lambda: gpu_problem() or "", size)
+
+    def network_size(self, config: PipelineConfig) -> int:
+        """Parameters of one classifier, on the data set."""
+        dataset = self.share(config.dataset).load()
+        network = config.seeds.architecture.build(dataset.input_shape, dataset.num_outputs)
+        return sum(parameter.numel() for parameter in network.parameters())
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Wait until there is room for a stage."""
 
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
         """Resources of a process that will hold at least so many bytes of models."""
+        return resources
 
     def made(self, stage: str, manifest: Manifest) -> None:
         """Tell whoever watches the run of a stage that was committed."""
 
     def errors(self) -> AbstractContextManager[None]:
         """Around work: errors of workers come out as they were raised."""
+        return nullcontext()

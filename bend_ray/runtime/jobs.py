@@ -27,8 +27,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 import bend_ray
 from bend_ray.errors import ClusterError
-from bend_ray.runtime.address import ANSWER_SECONDS, CONNECT_SECONDS, UNAUTHENTICATED
-from bend_ray.runtime.sending import gather
+from bend_ray.runtime.cluster import ANSWER_SECONDS, CONNECT_SECONDS, UNAUTHENTICATED, gather
 from bend_ray.storage.masking import masked
 
 RECONNECT_SECONDS = 2.0

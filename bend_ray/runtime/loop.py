@@ -28,7 +28,8 @@ from bend_ray.config.resources import TrainResources
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.optim import Training
-from bend_ray.process.computing import settle
+from bend_ray.process.computing import lent, settle
+from bend_ray.process.log import ProgressLine
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.runtime.interface import from_vectors
 
@@ -123,6 +124,18 @@ def columns_of(rows: pa.Table) -> dict[str, Tensor]:
         "condition": torch.from_numpy(condition).long(),
         "held_out": torch.from_numpy(rows.column("held_out").to_numpy()[order]),
     }
+
+
+def train_here(job: TrainingTask, rows: pa.Table) -> Fitted:
+    """A training in this process, with its progress on stderr and, for others, in the artifact."""
+    with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
+        tell = tell_in(job)
+
+        def progress(done: int) -> None:
+            line.update(done)
+            tell(done)
+
+        return train(job, columns_of(rows), Team(progress=progress))
 
 
 def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:

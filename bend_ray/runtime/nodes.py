@@ -19,9 +19,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from bend_ray.artifacts.manifest import installed_versions
 from bend_ray.config.resources import Resources
 from bend_ray.errors import ClusterError
-from bend_ray.process.computing import gpu_problem
+from bend_ray.process.computing import gpu_problem, usable_memory
 from bend_ray.runtime import capacity
-from bend_ray.runtime.capacity import Node
+from bend_ray.runtime.capacity import Node, Request
 from bend_ray.runtime.causes import told
 from bend_ray.runtime.meters import tell
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 ANSWER_SECONDS = 120.0
 LOOK_SECONDS = 5.0
+MOST_ACTORS = 1000
 MOST_DEATHS = 2
 """Processes that may die on a node, one after another, before it is left out."""
 _DECIDING = ("bend_ray", "torch", "numpy")
@@ -76,10 +77,12 @@ class Nodes:
     """The nodes of the cluster that this process is connected to.
 
     Attributes:
+        own: whether the cluster is this machine alone, and this process its head.
         left_out: why, by the node's id.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, own: bool) -> None:
+        self.own = own
         self.left_out: dict[str, str] = {}
         self._there = {node.id: node for node in capacity.nodes()}
         self._deaths: Counter[str] = Counter()
@@ -92,6 +95,74 @@ class Nodes:
     def room(self, resources: Resources) -> int:
         """Processes that they hold when they are empty."""
         return sum(node.room(resources) for node in self.usable())
+
+    def memory(self) -> float:
+        """Bytes of memory of the smallest."""
+        kinds = ("memory", "object_store_memory")
+        held = [sum(each.resources.get(k, 0.0) for k in kinds) for each in self.usable()]
+        return usable_memory() if self.own else min(held, default=0.0)
+
+    def num_actors(self, resources: Resources, pieces: int) -> int:
+        """How many processes share out ``pieces`` of work.
+
+        No more than can run at once, where that is known; a cluster that grows is asked for as many
+        as there are pieces where they ask for GPUs, or for nodes of a kind.
+        """
+        if (asked := getattr(resources, "workers", None)) is not None:
+            return min(int(asked), pieces)
+        if (resources.num_gpus or resources.labels) and not self.own and capacity.grows():
+            return min(pieces, MOST_ACTORS)
+        there = self.room(resources)
+        if self.own:  # It declares more CPUs than there are cores.
+            cpus = sum(node.resources.get("CPU", 0.0) for node in capacity.nodes())
+            there = min(there, int((cpus - capacity.SPARE_CPUS) // resources.cpus))
+        return max(1, min(there, pieces))
+
+    def options(self, resources: Resources) -> dict[str, object]:
+        """What ``.options(...)`` of a task or actor takes."""
+        taken = capacity.bundle(resources)
+        given: dict[str, object] = {"num_cpus": taken.pop("CPU"), "num_gpus": taken.pop("GPU", 0.0)}
+        given |= {"memory": taken.pop("memory", None), "resources": taken}
+        if selector := self.selector(resources):
+            given["label_selector"] = selector
+        if getattr(resources, "placement", "pack") == "spread":
+            given["scheduling_strategy"] = "SPREAD"
+        return given
+
+    def selector(self, resources: Resources) -> dict[str, str]:
+        """Labels by which Ray finds the nodes asked for, and keeps work from what is left out."""
+        names = ", ".join(sorted(self.left_out))
+        without = {"ray.io/node-id": f"!in({names})"} if names else {}
+        return {**resources.labels, **without}
+
+    def refuse_what_never_fits(self, asked: Sequence[Request]) -> None:
+        """See ``interface.Runtime.preflight``; of what does not fit, a table says what there is."""
+        missing = {str(each): each for each in asked if self.room(each.resources) < each.processes}
+        never = [
+            name for name, each in missing.items() if self.own or not capacity.can_grow_to(each)
+        ]
+        if not never:
+            return
+        width = max(len(str(each)) for each in asked)
+        logger.error(f"{'asked for':<{width + 13}}  fits")
+        for each in asked:
+            fits = "never" if str(each) in never else "yes"
+            logger.error(f"{each.stage:<12} {each!s:<{width}}  {fits}")
+        logger.error("there is     %s", capacity.situation())
+        raise self._never(missing[never[0]])
+
+    def wait_for(self, asked: Request) -> None:
+        """See ``interface.Runtime``; for where the cluster grows to what is asked of it."""
+        if not capacity.wait_for(asked):
+            raise self._never(asked)
+
+    def _never(self, asked: Request) -> ClusterError:
+        more = "" if self.own or not capacity.grows() else ", and no node type it can add fits"
+        return ClusterError(
+            f"{asked.stage}.resources: the cluster can never give this: asked for {asked}, it has "
+            f"{capacity.counted(capacity.nodes())}{more}; lower {asked.stage}.resources or give "
+            "--address of a larger cluster"
+        )
 
     def look(self) -> None:
         """Tell who came and who went since the last look; may be called as often as one likes."""
@@ -170,11 +241,6 @@ class Nodes:
     def address(self, key: str) -> str:
         """A node's, by its id."""
         return self._there[key].address if key in self._there else key
-
-    def selector(self) -> dict[str, str]:
-        """The label by which Ray keeps work from what is left out."""
-        names = ", ".join(sorted(self.left_out))
-        return {"ray.io/node-id": f"!in({names})"} if names else {}
 
     def leave_out(self, key: str, why: str) -> None:
         """Give a node no more work."""

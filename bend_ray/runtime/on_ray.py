@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.cloudpickle
 import ray.data
+from numpy.typing import NDArray
+from ray.data import ExecutionResources, TaskPoolStrategy
 
 from bend_ray.config.resources import GIGABYTE, ActorResources, Resources
 from bend_ray.data.datasets import Dataset
-from bend_ray.data.streaming import RESIDENT_SHARE, Room
+from bend_ray.data.streaming import BLOCK_BYTES, RESIDENT_SHARE, Room, Work
 from bend_ray.process import log
-from bend_ray.process.computing import lent
-from bend_ray.runtime import cluster
+from bend_ray.process.computing import lent, usable_cores
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
-from bend_ray.runtime.decoding import by_tasks
-from bend_ray.runtime.gpus import equipped, network_size
-from bend_ray.runtime.interface import Rows, Workers
-from bend_ray.runtime.local import load_reported, train_here
+from bend_ray.runtime.cluster import set_up_data
+from bend_ray.runtime.gpus import equipped
+from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask
 from bend_ray.runtime.meters import tell, tell_progress
 from bend_ray.runtime.nodes import Nodes, expect, versions
@@ -39,23 +40,25 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MOST_TASKS = 16
+
 R = TypeVar("R", bound=Resources)
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class InStore:
+class InStore(Shared):
     """What is in the object store, for any process to load without copying it.
 
     It travels as bytes: of a reference among the arguments of an actor Ray warns that it may be
     lost before the actor is started again, but the process that shared it holds it.
     """
 
-    reference: bytes
+    value: bytes
 
     def load(self) -> Any:
         """It, its arrays in the object store."""
-        return get(ray.cloudpickle.loads(self.reference))
+        return get(ray.cloudpickle.loads(self.value))
 
 
 def get(reference: Any) -> Any:
@@ -64,30 +67,25 @@ def get(reference: Any) -> Any:
         return ray.get(reference)
 
 
-class RayRuntime:
-    """See ``interface.Runtime``.
+class RayRuntime(Runtime):
+    """A cluster: see ``interface.Runtime``.
 
     Args:
         own: whether the cluster is this machine alone, and this process its head.
         shared: a data set that another process of the job has shared, and outlives this one.
     """
 
-    def __init__(self, own: bool, shared: tuple[Dataset, InStore] | None = None) -> None:
+    def __init__(self, own: bool, shared: tuple[Dataset, Shared] | None = None) -> None:
         self.own = own
-        self.nodes = Nodes()
+        self.nodes = Nodes(own)
         self._shared = shared
         self._held: list[ray.ObjectRef] = []
         log.watchers.add(tell_progress)
 
-    def share(self, dataset: Dataset) -> InStore:
-        """The data set, read and decoded by this process, once; the latest is remembered."""
-        if self._shared is None or self._shared[0] != dataset:
-            self._held = []
-            # On one machine threads do the same work for half of the processor's time.
-            ahead = None if self.own else by_tasks
-            room = Room(RESIDENT_SHARE * cluster.node_memory(self.own, self.nodes), ahead)
-            self._shared = dataset, self.hold(load_reported(dataset, room))
-        return self._shared[1]
+    def _room(self) -> Room:
+        self._held = []
+        # On one machine threads do the same work for half of the processor's time.
+        return Room(RESIDENT_SHARE * self.nodes.memory(), None if self.own else by_tasks)
 
     def hold(self, value: Any) -> InStore:
         """In the object store, with the latest data set."""
@@ -96,12 +94,10 @@ class RayRuntime:
         return InStore(ray.cloudpickle.dumps(self._held[-1]))
 
     @contextmanager
-    def workers(
-        self, worker: type, *arguments: Any, resources: ActorResources
-    ) -> Iterator[Workers]:
+    def workers(self, worker: type, *arguments: Any, resources: ActorResources) -> Iterator[Pool]:
         """Actors; one that dies is replaced."""
         make = partial(worker, *arguments)
-        with Pool(worker.__name__, make, resources, self.own, self.nodes) as pool:
+        with Pool(worker.__name__, make, resources, self.nodes) as pool:
             yield pool
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
@@ -110,7 +106,7 @@ class RayRuntime:
         def make() -> SimpleNamespace:
             return SimpleNamespace(call=lambda _: work(*arguments))
 
-        with Pool(work.__name__, make, resources, self.own, self.nodes) as pool:
+        with Pool(work.__name__, make, resources, self.nodes) as pool:
             ((_, result),) = pool.run("call", [0])
         return result  # type: ignore[no-any-return]
 
@@ -127,16 +123,17 @@ class RayRuntime:
         """
         resources = job.resources
         if self.own and resources.workers == 1 and not resources.num_gpus:
-            return train_here(job, self.table(rows, Resources()))
+            return super().train(job, rows)
         return fit(job, dataset_of(rows, Resources(), self.nodes), self.nodes)
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Ask what nodes there are, and each of them what it computes with."""
-        size = partial(network_size, self, config)
         amounts = [node.resources for node in self.nodes.usable()]
+        size = partial(self.network_size, config)
         config = equipped(config, amounts, self.nodes.gpu_problem, size)
-        cluster.preflight(config, stages, self.own, self.nodes)
-        gpus = any(each.resources.num_gpus for each in cluster.requests(config, stages))
+        asked = [Request.of(config, stage) for stage in stages]
+        self.nodes.refuse_what_never_fits(asked)
+        gpus = any(each.resources.num_gpus for each in asked)
         # Of one machine, which is this, there is nothing to compare.
         if not self.own or gpus:
             self.nodes.check(gpus)
@@ -144,7 +141,7 @@ class RayRuntime:
 
     def wait_for(self, config: PipelineConfig, stage: str) -> None:
         """Where the cluster grows to what is asked of it."""
-        cluster.wait_for(cluster.request(config, stage), self.own)
+        self.nodes.wait_for(Request.of(config, stage))
 
     def holding(self, stage: str, resources: R, num_bytes: float) -> R:
         """Memory is asked for that is not in the config, where it is a gigabyte or more."""
@@ -152,7 +149,7 @@ class RayRuntime:
             return resources
         resources = resources.model_copy(update={"memory": num_bytes / GIGABYTE})
         logger.info("%-12s a process holds %.3g GB of models", stage, num_bytes / GIGABYTE)
-        cluster.wait_for(Request(stage, resources, 1), self.own)
+        self.nodes.wait_for(Request(stage, resources))
         return resources
 
     def made(self, stage: str, manifest: Manifest) -> None:
@@ -177,5 +174,38 @@ def dataset_of(rows: Rows, resources: Resources, nodes: Nodes) -> ray.data.Datas
 
     parts = [{"part": number} for number in range(rows.parts)]
     return ray.data.from_items(parts, override_num_blocks=rows.parts).map_batches(
-        make, batch_size=1, batch_format="pyarrow", **cluster.options(resources, nodes)
+        make, batch_size=1, batch_format="pyarrow", **nodes.options(resources)
     )
+
+
+def by_tasks(work: Work, count: int) -> Generator[NDArray[np.uint8]]:
+    """See ``streaming.Ahead``: rows of bytes, an image each.
+
+    Tasks ask for no CPU. Workers that wait for images may hold all CPUs of a cluster, and who asks
+    for one more would wait for ever. What is decoded and not yet fetched is bounded instead.
+    """
+    set_up_data()
+    tasks, wanted = min(MOST_TASKS, max(2, usable_cores())), versions()
+
+    def decode(batch: pa.Table) -> pa.Table:
+        expect(wanted)
+        pixels = work(batch.column("id")[0].as_py())
+        return pa.table({"pixels": vectors(pixels.reshape(len(pixels), -1))})
+
+    # Not `ray.data.range`, whose own tasks ask for CPUs.
+    numbers = [{"id": number} for number in range(count)]
+    blocks = ray.data.from_items(numbers, override_num_blocks=count).map_batches(
+        decode,
+        batch_size=1,
+        batch_format="pyarrow",
+        num_cpus=0,
+        compute=TaskPoolStrategy(size=tasks),
+    )
+    held = 2 * (tasks + 1) * BLOCK_BYTES
+    limits = ExecutionResources(object_store_memory=held)
+    blocks.context.execution_options.resource_limits = limits
+    with our_errors():
+        for batch in blocks.iter_batches(
+            batch_size=None, batch_format="pyarrow", prefetch_batches=tasks
+        ):
+            yield from_vectors(batch.column("pixels"))

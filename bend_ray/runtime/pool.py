@@ -13,8 +13,9 @@ import ray.exceptions
 
 from bend_ray.config.resources import Resources
 from bend_ray.errors import ClusterError
-from bend_ray.runtime import capacity, cluster
+from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
+from bend_ray.runtime.interface import Workers
 from bend_ray.runtime.meters import tell
 from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
 
@@ -49,7 +50,7 @@ def _host(name: str) -> type:
     return Host
 
 
-class Pool:
+class Pool(Workers):
     """Actors that share out pieces of work; one that dies is replaced and its piece done again.
 
     A piece goes to an actor that runs. Ray itself would start a dead actor again and keep its piece
@@ -60,17 +61,15 @@ class Pool:
         name: of the workers, for titles and logs.
         make: makes a worker, in its process.
         resources: of a process.
-        own: as of ``RayRuntime``.
         nodes: of the cluster.
     """
 
     def __init__(
-        self, name: str, make: Callable[[], Any], resources: Resources, own: bool, nodes: Nodes
+        self, name: str, make: Callable[[], Any], resources: Resources, nodes: Nodes
     ) -> None:
         self._name = name
         self._make = make
         self._resources = resources
-        self._own = own
         self._nodes = nodes
         self._host = ray.remote(_host(name))
         self._starting: dict[Any, Any] = {}
@@ -89,7 +88,7 @@ class Pool:
             ray.kill(actor)
 
     def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
-        """See ``interface.Workers``.
+        """See ``Workers``.
 
         Raises:
             BendError: raised by the method, or by making a worker.
@@ -133,7 +132,7 @@ class Pool:
             return
         self._followed = time.monotonic()
         self._nodes.look()
-        wanted = cluster.num_actors(self._resources, left, self._own, self._nodes)
+        wanted = self._nodes.num_actors(self._resources, left)
         surplus = len(self._starting) + len(self._idle) + len(self._flying) - wanted
         for _ in range(-surplus):
             self._add()
@@ -161,8 +160,7 @@ class Pool:
         return ready[0] if ready else None
 
     def _add(self) -> None:
-        given = cluster.options(self._resources, self._nodes)
-        actor = self._host.options(**given).remote()
+        actor = self._host.options(**self._nodes.options(self._resources)).remote()
         self._starting[actor.begin.remote(versions(), self._make)] = actor
 
     def _started(self, reference: Any) -> None:

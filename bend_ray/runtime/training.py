@@ -112,7 +112,7 @@ def _trainer(
             use_gpu=resources.num_gpus > 0,
             resources_per_worker=capacity.bundle(resources),
             placement_strategy=resources.placement.upper(),
-            label_selector={**resources.labels, **nodes.selector()} or None,
+            label_selector=nodes.selector(resources) or None,
         ),
         torch_config=ray.train.torch.TorchConfig(timeout_s=120),
         run_config=ray.train.RunConfig(

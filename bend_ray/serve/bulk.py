@@ -49,7 +49,7 @@ def predict(
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    files = find_files([examples], None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
+    files = find_files(examples, None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
     paths = [file.path for file in files]
     tables = [each for each in paths if each.lower().endswith(parquet.ENDINGS)]
     if tables and len(tables) < len(paths):

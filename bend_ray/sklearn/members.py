@@ -28,7 +28,6 @@ from bend_ray.networks.recipe import Stretch
 from bend_ray.pipeline import connect, make_stage
 from bend_ray.populations.networks import Classifiers
 from bend_ray.runtime.interface import Runtime
-from bend_ray.runtime.local import LocalRuntime
 from bend_ray.storage.uris import joined
 from bend_ray.tasks import Task
 
@@ -123,7 +122,7 @@ class Workshop:
 
     def _connected(self, config: PipelineConfig) -> Runtime:
         if self.address is None:
-            return LocalRuntime()
+            return Runtime()
         return connect(self.address, config)
 
 

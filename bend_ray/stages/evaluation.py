@@ -74,14 +74,13 @@ def _with_test(config: PipelineConfig, runtime: Runtime) -> Shared:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class _Opened(Shared):
     """A data set with its test part."""
 
-    dataset: Shared
     test: Shared
 
     def load(self) -> Parts:
-        parts: Parts = self.dataset.load()
+        parts: Parts = self.value.load()
         return parts.with_test(self.test.load())
 
 

@@ -15,10 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import TypeVar
 
-import pyarrow as pa
-import pyarrow.fs
-
 from bend_ray.errors import StoreError
+from bend_ray.process.lazy import pa
 from bend_ray.storage.masking import cause, masked
 from bend_ray.storage.uris import canonical, is_local_path
 
@@ -45,7 +43,7 @@ _PASSING = (
 """What a store says that may be well in a moment; Ray Data asks again after the same."""
 
 
-def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
+def resolve(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem and the path on it that a local path or a URI names.
 
     Args:
@@ -54,12 +52,12 @@ def resolve(uri: str) -> tuple[pyarrow.fs.FileSystem, str]:
     """
     place = canonical(uri)
     if is_local_path(place):
-        return pyarrow.fs.LocalFileSystem(), place
+        return pa.fs.LocalFileSystem(), place
     try:
         if place.startswith("s3:") and "allow_delayed_open=" not in place:
             # A small object is uploaded in one request; a multipart upload takes three.
             place = f"{place}{'&' if '?' in place else '?'}allow_delayed_open=true"
-        filesystem, path = pyarrow.fs.FileSystem.from_uri(place)
+        filesystem, path = pa.fs.FileSystem.from_uri(place)
     except (OSError, pa.ArrowException) as error:
         # Not "from error": pyarrow quotes the URI, and a traceback would show its password.
         raise StoreError(f"cannot open the store {masked(uri)}: {cause(error)}") from None
@@ -77,7 +75,7 @@ def store_errors(doing: str, path: str) -> Iterator[None]:
         raise StoreError(f"cannot {doing} {masked(path)}: {cause(error)}") from error
 
 
-def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
+def read_bytes(filesystem: pa.fs.FileSystem, path: str) -> bytes | None:
     """The content of a file, ``None`` where there is none."""
 
     def read() -> bytes:
@@ -91,7 +89,7 @@ def read_bytes(filesystem: pyarrow.fs.FileSystem, path: str) -> bytes | None:
             return None
 
 
-def open_file(filesystem: pyarrow.fs.FileSystem, path: str) -> pa.NativeFile:
+def open_file(filesystem: pa.fs.FileSystem, path: str) -> pa.NativeFile:
     """A file to be read at any place; a small object is read whole, in one request.
 
     Raises:
@@ -116,7 +114,7 @@ def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
         return list(pool.map(work, items))
 
 
-def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
+def patiently(filesystem: pa.fs.FileSystem, ask: Callable[[], T]) -> T:
     """What ``ask`` gives; asks again an object store that is busy, or away for half a minute.
 
     pyarrow does so itself, but of one that is away for six seconds only, and not where the refusal
@@ -142,21 +140,21 @@ def patiently(filesystem: pyarrow.fs.FileSystem, ask: Callable[[], T]) -> T:
         pause *= 2
 
 
-def file_exists(filesystem: pyarrow.fs.FileSystem, path: str) -> bool:
+def file_exists(filesystem: pa.fs.FileSystem, path: str) -> bool:
     """Whether there is a file, whole as all that ``write_bytes`` leaves."""
     with store_errors("look for", path):
         info = patiently(filesystem, lambda: filesystem.get_file_info(path))
     return bool(info.is_file)
 
 
-def write_bytes(filesystem: pyarrow.fs.FileSystem, path: str, content: bytes) -> None:
+def write_bytes(filesystem: pa.fs.FileSystem, path: str, content: bytes) -> None:
     """Writes a whole file atomically."""
     with write_atomically(filesystem, path) as stream:
         stream.write(content)
 
 
 @contextmanager
-def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+def write_atomically(filesystem: pa.fs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
     """An output stream whose content is under ``path`` whole, or not at all.
 
     Parent directories are made. Locally the bytes go to a temporary sibling that is renamed;
@@ -185,7 +183,7 @@ def write_atomically(filesystem: pyarrow.fs.FileSystem, path: str) -> Iterator[p
             raise
 
 
-def make_durable(filesystem: pyarrow.fs.FileSystem, paths: Sequence[str]) -> None:
+def make_durable(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> None:
     """Have files and their names on the disk before anything that is written later.
 
     Nothing to do where a file is visible once it is stored. Not for every file: a disk takes up to

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from bend_ray.config.graph import STAGES
 from bend_ray.config.resources import ActorResources, Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.runtime import capacity, cluster
-from bend_ray.runtime.cluster import SPARE_CPUS
+from bend_ray.runtime import capacity
+from bend_ray.runtime.capacity import SPARE_CPUS
 
 DATA_CPUS = 1
 """What Ray Data must be left on a cluster that was joined, or it waits for ever."""
@@ -44,7 +44,7 @@ class Processors:
 
 def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
     """Trials at once that a cluster has room for, at least one; ``own``: ``connect`` started it."""
-    needs = cluster.requests(config, STAGES)
+    needs = [capacity.Request.of(config, stage) for stage in STAGES]
     cpus = max(need.processes * need.resources.cpus for need in needs)
     gpus = max(need.processes * need.resources.num_gpus for need in needs)
     return have.usable(own).over(cpus, gpus)
@@ -54,13 +54,10 @@ def share_of(config: PipelineConfig, have: Processors, own: bool, trials: int) -
     """The config with every stage held to one trial's share of the cluster; no result changes."""
     usable = have.usable(own)
     share = Processors(usable.cpus / trials, usable.gpus / trials)
-    sections = {}
-    for stage in STAGES:
-        section = getattr(config, stage)
-        most = share.over(section.resources.cpus, section.resources.num_gpus)
-        held = _held(section.resources, most)
-        sections[stage] = section.model_copy(update={"resources": held})
-    return config.model_copy(update=sections)
+    asked = {stage: getattr(config, stage).resources for stage in STAGES}
+    return config.with_resources(
+        {stage: _held(each, share.over(each.cpus, each.num_gpus)) for stage, each in asked.items()}
+    )
 
 
 def _held(resources: Resources, most: int) -> Resources:

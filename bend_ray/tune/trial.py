@@ -24,7 +24,8 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import BendError, StoreError
 from bend_ray.process.log import LOGGER
 from bend_ray.runtime import cluster
-from bend_ray.runtime.on_ray import InStore, RayRuntime, get
+from bend_ray.runtime.interface import Shared
+from bend_ray.runtime.on_ray import RayRuntime, get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import BagCurve, bag_curve
 from bend_ray.storage.masking import cause
@@ -65,7 +66,7 @@ class Assignment:
     config: PipelineConfig
     section: TuneSection
     study: Artifact
-    dataset: InStore
+    dataset: Shared
     own_cluster: bool
 
     def graph(self, config: PipelineConfig) -> Graph:

@@ -41,7 +41,7 @@ from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.answers import LABELS, Answers, piece_name, write_piece
 from bend_ray.report.evaluation import Evaluation
-from bend_ray.runtime.local import LocalRuntime
+from bend_ray.runtime.interface import Runtime
 
 TRUNKS, CLASSES = 4, 1000
 PICTURES = "dataset={kind: imported, target: 'bench_answers:pictures', num_validation: 4}"
@@ -110,7 +110,7 @@ def evaluate(case: str, count: int, folder: str, queue: Any) -> None:
     config = config_of(case, count)
     graph = graph_of(config, Store(folder))
     with _told(queue):
-        pipeline.make_stage("evaluation", config, graph, LocalRuntime())
+        pipeline.make_stage("evaluation", config, graph, Runtime())
     Evaluation.of(graph.evaluation.manifest())
 
 

@@ -33,7 +33,7 @@ from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.streaming import Room, by_threads, fetched_ahead
 from bend_ray.process.computing import usable_cores
 from bend_ray.runtime.cluster import connect
-from bend_ray.runtime.decoding import by_tasks
+from bend_ray.runtime.on_ray import by_tasks
 
 SIZE, BATCH, WINDOW, DISTINCT, A_SHARD = 224, 64, 512, 500, 500
 

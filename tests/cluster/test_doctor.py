@@ -80,7 +80,7 @@ def test_a_fault_of_a_node_is_one_line(changes: dict[str, Any], told: str) -> No
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_every_node_asks_the_store(tmp_path: Path) -> None:
-    (found,) = examine(Nodes(), str(tmp_path))
+    (found,) = examine(Nodes(own=True), str(tmp_path))
     assert "MiB/s there and back" in found.words
     assert not [each for each in found.mend if "object store" not in each and "disk" not in each]
     assert list(tmp_path.iterdir()) == []

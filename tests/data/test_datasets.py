@@ -1,18 +1,12 @@
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
 
-from bend_ray.data import datasets
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples, Parts
-from bend_ray.errors import DataError
 
 
 @pytest.fixture(scope="module")
@@ -133,20 +127,3 @@ def test_a_channel_that_never_changes_becomes_zero() -> None:
         images(torch.full((5, 2, 3, 3), 7, dtype=torch.uint8)), images(torch.zeros(0)), (), never
     )
     assert torch.equal(dataset.normalise(dataset.train.inputs), torch.zeros(5, 2, 3, 3))
-
-
-def test_digits_without_scikit_learn_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    datasets._read_digits.cache_clear()
-    with pytest.raises(DataError, match="pip install scikit-learn"):
-        Digits().load()
-
-
-def test_digits_without_their_file_say_where_it_was_expected(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    package = SimpleNamespace(submodule_search_locations=[str(tmp_path)])
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
-    datasets._read_digits.cache_clear()
-    with pytest.raises(DataError, match=f"digits.csv.gz in {tmp_path}"):
-        Digits().load()

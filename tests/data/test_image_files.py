@@ -114,7 +114,9 @@ def test_a_data_set_travels_without_its_test_part_and_reads_it_there(tmp_path: P
     kept = dataset.test
     buffers: list[pickle.PickleBuffer] = []
     content = pickle.dumps(dataset, protocol=5, buffer_callback=buffers.append)
-    assert len(buffers) == 4  # pixels and labels of two parts, by reference
+    assert (
+        sum(buffer.raw().nbytes > 0 for buffer in buffers) == 4
+    )  # pixels and labels of two parts, by reference
     read_only = [memoryview(bytes(buffer.raw())).toreadonly() for buffer in buffers]
     there = pickle.loads(content, buffers=read_only)
     assert "test" not in vars(there)

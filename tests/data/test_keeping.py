@@ -8,7 +8,6 @@ import torch
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.inputs import CALIBRATION, LeftOut, Noise, Others
-from bend_ray.data.keeping import without
 from bend_ray.errors import DataError
 from bend_ray.tasks import Regression
 
@@ -67,7 +66,7 @@ def test_numbers_have_no_classes_to_leave_out() -> None:
     examples = Examples(torch.zeros(4, 2), torch.zeros(4, 1))
     parts = Parts(examples, examples, ("y",), None, task=Regression())
     with pytest.raises(DataError, match=r"dataset.left_out"):
-        without(parts, ["y"])
+        parts.without(["y"])
 
 
 def test_without_left_out_classes_nobody_can_ask_about_them() -> None:

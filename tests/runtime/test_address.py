@@ -16,8 +16,8 @@ import ray
 
 from bend_ray.errors import ClusterError
 from bend_ray.process.computing import usable_cores
-from bend_ray.runtime import address, cluster
-from bend_ray.runtime.address import check_address
+from bend_ray.runtime import cluster
+from bend_ray.runtime.cluster import check_address
 from bend_ray.runtime.environment import cluster_to_join
 
 WHERE = "--address x"
@@ -50,7 +50,7 @@ def test_a_web_server_is_no_cluster(web: str) -> None:
 
 
 def test_what_never_answers_is_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(address, "ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         assert "got: nothing (Deadline Exceeded)" in refusal(f"127.0.0.1:{mute.getsockname()[1]}")
 
@@ -93,7 +93,7 @@ def test_a_cluster_is_known_at_its_own_port_and_at_no_other(cluster: None) -> No
 
 @pytest.mark.ray
 def test_our_own_cluster_has_as_many_cores_as_we_may_use(cluster: None) -> None:
-    from bend_ray.runtime.cluster import SPARE_CPUS
+    from bend_ray.runtime.capacity import SPARE_CPUS
 
     assert ray.cluster_resources()["CPU"] == usable_cores() + SPARE_CPUS
 

@@ -15,7 +15,8 @@ from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.streaming import Room, Streamed
 from bend_ray.errors import DataError
 from bend_ray.runtime.cluster import object_store_bytes
-from bend_ray.runtime.decoding import as_bytes, by_tasks, from_bytes
+from bend_ray.runtime.interface import from_vectors, vectors
+from bend_ray.runtime.on_ray import by_tasks
 
 WINDOW, BYTES = 8, 3 * 6 * 6
 
@@ -30,10 +31,10 @@ def test_the_object_store_is_of_the_machine(memory: float, shared: float, expect
 
 def test_pixels_travel_as_their_bytes() -> None:
     pixels = np.arange(5 * 12, dtype=np.uint8).reshape(5, 3, 2, 2)
-    column = as_bytes(pixels)
+    column = vectors(pixels.reshape(5, -1))
     for sent in (pa.chunked_array([column]), pa.chunked_array([column[:2], column[2:]])):
-        np.testing.assert_array_equal(from_bytes(sent).reshape(5, 3, 2, 2), pixels)
-    cut = from_bytes(pa.chunked_array([column[1:3]]))
+        np.testing.assert_array_equal(from_vectors(sent).reshape(5, 3, 2, 2), pixels)
+    cut = from_vectors(pa.chunked_array([column[1:3]]))
     np.testing.assert_array_equal(cut.reshape(2, 3, 2, 2), pixels[1:3])
 
 

@@ -12,8 +12,8 @@ import pytest
 from bend_ray.config.reading import load_config
 from bend_ray.config.resources import Resources
 from bend_ray.config.schema import PipelineConfig, identity
-from bend_ray.runtime.gpus import SMALL_NETWORK, equipped, network_size, share_of_gpu
-from bend_ray.runtime.local import LocalRuntime
+from bend_ray.runtime.gpus import SMALL_NETWORK, equipped, share_of_gpu
+from bend_ray.runtime.interface import Runtime
 
 FOUR = [{"CPU": 32.0, "GPU": 4.0, "memory": 1e11}, {"CPU": 8.0}]
 
@@ -95,7 +95,7 @@ def test_until_somebody_looks_auto_is_none() -> None:
 
 def test_a_network_has_the_size_it_has_on_the_data() -> None:
     config = load_config(None, ["seeds.architecture={kind: mlp, hidden: [3]}"])
-    assert network_size(LocalRuntime(), config) == 64 * 3 + 3 + 3 * 10 + 10
+    assert Runtime().network_size(config) == 64 * 3 + 3 + 3 * 10 + 10
 
 
 FAKE = """
@@ -113,8 +113,7 @@ runtime.nodes.gpu_problem = lambda: ""
 runtime.nodes.check = lambda gpus=False: False
 found = runtime.preflight(PipelineConfig(), ["seeds"])
 print("working", found.seeds.resources.gpus, found.generator.resources.gpus)
-from bend_ray.runtime import cluster
-print("actors", cluster.num_actors(found.seeds.resources, 100, True, runtime.nodes))
+print("actors", runtime.nodes.num_actors(found.seeds.resources, 100))
 """
 
 

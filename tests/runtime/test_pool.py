@@ -50,7 +50,7 @@ def pool(tmp_path: Path) -> MakePool:
 
     def make(size: int, deaths: int = 0, nodes: Nodes | None = None) -> Pool:
         resources = ActorResources(cpus=0.1, workers=size)
-        return Pool("Worker", partial(Worker, deaths), resources, True, nodes or Nodes())
+        return Pool("Worker", partial(Worker, deaths), resources, nodes or Nodes(True))
 
     return make
 
@@ -94,7 +94,7 @@ def test_a_pool_has_as_many_actors_as_there_is_room_for_at_the_time(
 ) -> None:
     room = [1]
     monkeypatch.setattr(module, "LOOK_SECONDS", 0.0)
-    monkeypatch.setattr(module.cluster, "num_actors", lambda *_: room[0])
+    monkeypatch.setattr(Nodes, "num_actors", lambda *_: room[0])
     with pool(1) as workers:
         done = workers.run("square", range(5))
         next(done)
@@ -149,7 +149,7 @@ def nodes_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> Nodes:
     """A cluster of such nodes, with room for a process each."""
     there = [Node({"CPU": 1.0}, {}, name, f"10.0.0.{name}") for name in names]
     monkeypatch.setattr("bend_ray.runtime.capacity.nodes", lambda: there)
-    return Nodes()
+    return Nodes(True)
 
 
 def test_a_node_on_which_processes_die_is_left_out_but_not_the_last_one(
@@ -159,9 +159,9 @@ def test_a_node_on_which_processes_die_is_left_out_but_not_the_last_one(
     nodes.died("2", "the disk is full", asked)
     nodes.did_well("2")
     nodes.died("2", "the disk is full", asked)
-    assert nodes.selector() == {}
+    assert nodes.selector(asked) == {}
     nodes.died("2", "the disk is full", asked)
-    assert nodes.selector() == {"ray.io/node-id": "!in(2)"}
+    assert nodes.selector(asked) == {"ray.io/node-id": "!in(2)"}
     assert "node 10.0.0.2 is left out: 2 processes in a row died there" in caplog.text
     assert nodes.room(asked) == 1
     for _ in range(5):
@@ -190,7 +190,7 @@ def test_other_versions_are_refused_with_the_node_and_what_it_has() -> None:
 
 
 def test_every_node_is_asked_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = Nodes()
+    nodes = Nodes(True)
     assert nodes.check() is False
     assert nodes.left_out == {}
     with_gpu = [replace(node, resources={"GPU": 1.0}) for node in nodes.usable()]

@@ -16,8 +16,8 @@ from bend_ray.config.resources import ActorResources
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.networks.architectures import ImportedArchitecture
 from bend_ray.runtime import cluster as joining
+from bend_ray.runtime.cluster import importable
 from bend_ray.runtime.on_ray import RayRuntime
-from bend_ray.runtime.sending import importable
 
 TARGET = "shop_sent.nets:make_net"
 

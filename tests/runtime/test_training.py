@@ -23,7 +23,6 @@ from bend_ray.errors import TrainingError
 from bend_ray.generation.denoisers import MlpDenoiser
 from bend_ray.optim import AdamW, Constant, Training
 from bend_ray.runtime.interface import Rows, Runtime, vectors
-from bend_ray.runtime.local import LocalRuntime
 from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.generator import build_objective
 
@@ -63,7 +62,7 @@ def fit_denoiser(
         WEIGHTS,
         until,
     )
-    runtime: Runtime = LocalRuntime()
+    runtime: Runtime = Runtime()
     if workers:
         from bend_ray.runtime.on_ray import RayRuntime
 

@@ -19,8 +19,7 @@ from bend_ray.parameters.standardize import Moments, Standardizer
 from bend_ray.populations.members import read_layout
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
-from bend_ray.runtime.interface import from_vectors
-from bend_ray.runtime.local import LocalRuntime
+from bend_ray.runtime.interface import Runtime, from_vectors
 from bend_ray.stages.representations import Principal, Standardised
 from bend_ray.stages.sample_drawer import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
@@ -59,7 +58,7 @@ def test_the_principal_representation_decodes_training_members_exactly(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Principal.fit(graph.seeds, LocalRuntime())
+    representation, _ = Principal.fit(graph.seeds, Runtime())
     members = read_population(graph.seeds)
     coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
     decoded = representation.decoder(graph.seeds)(coefficients)
@@ -71,14 +70,14 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Standardised.fit(graph.seeds, LocalRuntime())
+    representation, _ = Standardised.fit(graph.seeds, Runtime())
     members = read_population(graph.seeds)
     theta = torch.from_numpy(members.theta_KP)
     moments = Moments.empty(theta.shape[1])
     moments.update(theta[torch.from_numpy(~members.held_out)])
     expected = Standardizer.fit(moments, read_layout(graph.seeds))
     rows = representation.rows(graph.seeds, training_only=False)
-    table = LocalRuntime().table(rows, Resources())
+    table = Runtime().table(rows, Resources())
     streamed = from_vectors(table.column("features"))
     np.testing.assert_allclose(streamed, expected.apply(theta), rtol=1e-4, atol=1e-5)
     assert table.column("held_out").to_pylist() == members.held_out.tolist()
@@ -165,13 +164,12 @@ def test_what_a_worker_refuses_comes_out_as_one_line(tiny: MakeConfig, shared_st
 @pytest.mark.ray
 @pytest.mark.usefixtures("cluster")
 def test_more_than_the_cluster_has_is_refused_with_what_there_is(tiny: MakeConfig) -> None:
-    from bend_ray.runtime.cluster import preflight
-    from bend_ray.runtime.nodes import Nodes
+    from bend_ray.runtime.on_ray import RayRuntime
 
     config = tiny("latents.resources.cpus=1000")
     with pytest.raises(ClusterError, match=r"latents\.resources.*asked for 1 x \(1000 CPU"):
-        preflight(config, STAGES, own=True, nodes=Nodes())
-    preflight(tiny(), STAGES, own=True, nodes=Nodes())
+        RayRuntime(True).preflight(config, STAGES)
+    RayRuntime(True).preflight(tiny(), STAGES)
 
 
 @pytest.mark.ray

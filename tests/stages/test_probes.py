@@ -9,7 +9,7 @@ from tiny import MakeConfig, make
 from bend_ray.artifacts.shards import read_population, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import TrainingError
-from bend_ray.runtime.local import LocalRuntime
+from bend_ray.runtime.interface import Runtime
 from bend_ray.stages.probes import Floor, check_samples
 
 # One that has learnt nothing predicts no noise, and so takes what it starts from for a latent that
@@ -68,5 +68,5 @@ def test_samples_of_which_none_works_are_refused(
     worse = replace(population, val_accuracy=np.array([0.1, 0.05]), origin="generated")
     shard = write_shard(graph.samples, 0, worse)
     with pytest.raises(TrainingError, match=r"samples: the generator collapsed: none of 2 drawn"):
-        check_samples(tiny(), graph, LocalRuntime(), [shard])
-    check_samples(tiny("generator.probes.floor=0"), graph, LocalRuntime(), [shard])
+        check_samples(tiny(), graph, Runtime(), [shard])
+    check_samples(tiny("generator.probes.floor=0"), graph, Runtime(), [shard])

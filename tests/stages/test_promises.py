@@ -109,7 +109,7 @@ def test_the_page_and_the_table_show_it(run: bend.Run) -> None:
     assert {f"shift_{score}" for score in ("accuracy", "nll", "ece", "coverage")} <= set(shown)
     accuracy = run.evaluation.trust["bag"].shift.values()
     worst = np.mean([each["5"].accuracy for each in accuracy])
-    assert f" to {worst:.4f}" in shown["shift_accuracy"].alt
+    assert f" to {100 * worst:.2f} % at 5" in shown["shift_accuracy"].alt
     assert re.search(r"left_out +bag of generated( +\d+\.\d\d)+", run.summary())
 
 

@@ -14,7 +14,6 @@ from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.runtime.interface import Runtime
-from bend_ray.runtime.local import LocalRuntime
 from bend_ray.stages import seeds
 
 
@@ -33,8 +32,8 @@ def test_a_stage_that_another_run_committed_is_gone_on_with(
 
     monkeypatch.setattr(seeds, "make", make)
     if other_commits:
-        pipeline.make_stage("seeds", config, made, LocalRuntime())
+        pipeline.make_stage("seeds", config, made, Runtime())
         assert made.seeds.manifest().metrics == {"by": "another"}
     else:
         with pytest.raises(StoreError, match="expected a file"):
-            pipeline.make_stage("seeds", config, made, LocalRuntime())
+            pipeline.make_stage("seeds", config, made, Runtime())

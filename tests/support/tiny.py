@@ -11,7 +11,6 @@ from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.pipeline import make_stage
 from bend_ray.runtime.interface import Runtime
-from bend_ray.runtime.local import LocalRuntime
 
 TINY = (
     "seeds.recipe.epochs=4",
@@ -51,7 +50,7 @@ def make(
     """The artifacts of a config, made up to a stage; here, or where a runtime does the work."""
     artifacts = graph_of(config, store)
     for step in artifacts.steps(until):
-        make_stage(step, config, artifacts, runtime or LocalRuntime())
+        make_stage(step, config, artifacts, runtime or Runtime())
     return artifacts
 
 
