@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat, PositiveFloat
 
-from bend_ray.ensemble import metrics, trust
+from bend_ray.ensemble import metrics
 from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.intervals import (
     SMALLEST_VARIANCE,
@@ -116,15 +116,15 @@ class Classification(Spec):
         self, answers_NC: Tensor, labels_N: Tensor, among_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Whether an answer is right, of which the mean is the accuracy, and its NLL: ``(N,)``."""
-        return trust.right_and_nats(answers_NC, labels_N)
+        return metrics.right_and_nats(answers_NC, labels_N)
 
-    def reliability(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Reliability:
+    def reliability(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, list[float]]:
         """Of the most probable class."""
-        return trust.reliability(answers_NC, labels_N)
+        return metrics.reliability(answers_NC, labels_N)
 
-    def rejection(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Rejection:
+    def rejection(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, list[float]]:
         """Accuracy where the least certain are refused."""
-        return trust.rejection(answers_NC, labels_N)
+        return metrics.rejection(answers_NC, labels_N)
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """Probabilities of the classes, float64."""
@@ -144,7 +144,7 @@ class Classification(Spec):
 
     def scores(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
         """Accuracy, NLL, Brier score and ECE."""
-        return vars(metrics.score(answers_NC, labels_N))
+        return metrics.score(answers_NC, labels_N)
 
     def chance(self, labels_N: Tensor) -> tuple[float, float]:
         """Accuracy of whoever always says the most frequent class, and its standard error."""
@@ -277,18 +277,18 @@ class Regression(Spec):
         nats_N = -log_density(mean, variance, labels_NT).sum(dim=-1)
         return _r2(mean, labels_NT, among_NT), nats_N
 
-    def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Reliability:
+    def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]]:
         """Of central intervals: which share they should hold, and which they do."""
         mean, variance = answers_NO.chunk(2, dim=-1)
         z = pit(mean, variance, labels_NT).flatten()
         shares = [level / LEVELS_SHOWN for level in range(1, LEVELS_SHOWN)]
         inside = [((z - 0.5).abs() <= share / 2).double().mean().item() for share in shares]
-        return trust.Reliability(shares, inside, [len(z)] * len(shares))
+        return {"confidence": shares, "accuracy": inside, "count": [len(z)] * len(shares)}
 
-    def rejection(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Rejection:
+    def rejection(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]]:
         """R^2 where the predictions of largest variance are refused."""
         variance = answers_NO.chunk(2, dim=-1)[1] / self._std(answers_NO) ** 2
-        return trust.rejected(variance.sum(dim=-1), self.each(answers_NO, labels_NT)[0])
+        return metrics.rejected(variance.sum(dim=-1), self.each(answers_NO, labels_NT)[0])
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """First and second moments, whose means over members are the mixture's."""
@@ -321,15 +321,15 @@ class Regression(Spec):
     def scores(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, Any]:
         """R^2 in accuracy's place, NLL, RMSE, CRPS, intervals and the PIT's error."""
         mean, variance = answers_NO.chunk(2, dim=-1)
-        inside = intervals(mean, variance, labels_NT)
+        coverage, width = intervals(mean, variance, labels_NT)
         return {
             "nll": -log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
             "rmse": ((labels_NT - mean) ** 2).mean(dim=0).sqrt().mean().item(),
             "crps": crps(mean, variance, labels_NT),
             "accuracy": _r2(mean, labels_NT, labels_NT).mean().item(),
             "pit_error": pit_error(mean, variance, labels_NT),
-            "coverage": inside.coverage,
-            "width": inside.width,
+            "coverage": coverage,
+            "width": width,
         }
 
     def chance(self, labels_NT: Tensor) -> tuple[float, float]:

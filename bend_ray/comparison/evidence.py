@@ -15,8 +15,8 @@ from bend_ray.comparison.trusting import calibrated, trust
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
+from bend_ray.ensemble.metrics import difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
-from bend_ray.ensemble.trust import differences
 from bend_ray.randomness import generator_for
 from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.storage.masking import masked_json
@@ -103,24 +103,23 @@ def _bags(
 def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     bag, labels_N, task = comparison.bags[name], comparison.labels, comparison.task
-    accuracy, likelihood = differences(
-        *(task.each(answers, labels_N) for answers in (ours.answers_NC, voted.answers_NC))
-    )
+    both = (task.each(answers, labels_N) for answers in (ours.answers_NC, voted.answers_NC))
+    accuracy, nll = (difference(*each) for each in zip(*both, strict=True))
     scaled = task.scores(voted.scaled_NC, labels_N)
     shown = task.shown(voted.answers_NC, labels_N) if name == BAG else None
     return {
         **({"predictions": shown} if shown else {}),
         "size": len(bag.members),
         "cost": {"fixed": bag.fixed_seconds, "member": bag.member_seconds},
-        "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
+        "bag_minus_it": {"accuracy": accuracy, "nll": nll},
         "curve": _bag_curve(name, bag, comparison),
         "temperature": bag.temperature,
         "scaled": {"nll": scaled["nll"], "ece": scaled.get("ece", scaled.get("pit_error"))},
         "reliability": {
-            "before": asdict(task.reliability(voted.plain_NC, labels_N)),
-            "after": asdict(task.reliability(voted.scaled_NC, labels_N)),
+            "before": task.reliability(voted.plain_NC, labels_N),
+            "after": task.reliability(voted.scaled_NC, labels_N),
         },
-        "rejection": asdict(task.rejection(voted.answers_NC, labels_N)),
+        "rejection": task.rejection(voted.answers_NC, labels_N),
     }
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.metrics import error_iou, nll, score
+from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
@@ -252,8 +252,8 @@ class Split:
         probs_NC = logits_ENC.softmax(dim=-1).mean(dim=0)
         whole = score(probs_NC, labels_N)
         told = {
-            "accuracy": whole.accuracy,
-            "nll": whole.nll,
+            "accuracy": whole["accuracy"],
+            "nll": whole["nll"],
             "scaled_nll": _scaled_nll(probs_NC, labels_N),
             "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
             "error_iou": error_iou(predicted_EN, labels_N),
@@ -284,7 +284,7 @@ def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
     for fold in range(FOLDS):
         temperature = fit_temperature(probs_NC[fold_N != fold], labels_N[fold_N != fold])
         scaled_NC[fold_N == fold] = apply_temperature(probs_NC[fold_N == fold], temperature)
-    return nll(scaled_NC, labels_N)
+    return score(scaled_NC, labels_N)["nll"]
 
 
 def figures(

@@ -39,7 +39,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.examples import Examples
 from bend_ray.data.streaming import Room, Streamed
-from bend_ray.ensemble.metrics import disagreement
+from bend_ray.ensemble.metrics import disagreements
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
@@ -135,7 +135,7 @@ def asking(drawn: int, images: int) -> Work:
 def diversity(drawn: int) -> Work:
     """Pairwise disagreement of all members on 2,000 images."""
     predictions_EN = torch.randint(10, (drawn, 2000))
-    return lambda: disagreement(predictions_EN)
+    return lambda: disagreements(predictions_EN)
 
 
 def nearest(drawn: int, models: int, parameters: int) -> Work:

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from scored import accuracy, member_nll, nll
 
 from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
-from bend_ray.ensemble.metrics import accuracy, member_nll, nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import (
     MajorityVote,

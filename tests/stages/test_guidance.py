@@ -29,7 +29,7 @@ def test_guidance_leads_on_where_a_training_is_far_from_its_end() -> None:
         path_SP = minimum_P * (1 - (1 - rate) ** torch.arange(16.0))[:, None]
         noise_SP = 0.05 * torch.randn(16, 2, generator=torch.Generator().manual_seed(1))
         early_SP, late_SP = (path_SP + noise_SP).split(8)
-        way_1P = ways(late_SP, torch.zeros(8), early_SP[2:].mean(0)[None])
+        way_1P = ways(late_SP, torch.zeros(8).long(), early_SP[2:].mean(0)[None])
         moved = [late_SP.mean(0) + guidance * way_1P[0] for guidance in (0.0, 1.0)]
         left = [(moved_P - minimum_P).norm().item() for moved_P in moved]
         assert (left[1] < left[0]) is better
