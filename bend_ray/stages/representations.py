@@ -11,17 +11,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
-from bend_ray.artifacts.population import theta_from_table
-from bend_ray.artifacts.shards import read_format, read_population, read_table, shard_names
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import listed_shards, read_format, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
@@ -83,12 +83,8 @@ class Principal:
         """Rows ``model_id, trunk, held_out, features``."""
         members = read_population(seeds, theta=False)
         keep_K = ~members.held_out if training_only else np.full(len(members), True)
-        columns = {
-            "model_id": members.model_id[keep_K],
-            "trunk": members.trunk[keep_K],
-            "held_out": members.held_out[keep_K],
-            "features": vectors(self.coefficients_KF.numpy()[keep_K]),
-        }
+        features = vectors(self.coefficients_KF.numpy()[keep_K])
+        columns = _facts(members.select(keep_K)) | {"features": features}
         return Rows(1, lambda _: pa.table(columns))
 
     def decoder(self, seeds: Artifact) -> Decode:
@@ -134,11 +130,10 @@ class Standardised:
         """One pass over the shards: each part sums the moments of some members."""
         layout = read_layout(seeds)
 
-        def moments(table: pa.Table) -> pa.Table:
+        def moments(members: Population) -> pa.Table:
             started = time.process_time()
             part = Moments.empty(layout.size)
-            held_out = table.column("held_out").to_numpy()
-            part.update(torch.from_numpy(theta_from_table(table)[~held_out]))
+            part.update(torch.from_numpy(members.theta_KP[~members.held_out]))
             return pa.table(
                 {
                     "count": [part.count],
@@ -148,7 +143,7 @@ class Standardised:
                 }
             )
 
-        table = runtime.table(_shards(seeds).map(moments), Resources())
+        table = runtime.table(_parts(seeds, moments), Resources())
         merged = Moments.empty(layout.size)
         for row in table.to_pylist():
             sums = [torch.from_numpy(np.frombuffer(row[k]).copy()) for k in ("mean", "m2")]
@@ -159,14 +154,12 @@ class Standardised:
         """Rows ``model_id, trunk, held_out, features``."""
         standardizer = self.standardizer
 
-        def standardise(table: pa.Table) -> pa.Table:
-            if training_only:
-                table = table.filter(pa.compute.invert(table.column("held_out")))
-            theta_KP = torch.from_numpy(np.array(theta_from_table(table)))
-            columns = {n: table.column(n) for n in ("model_id", "trunk", "held_out")}
-            return pa.table({**columns, "features": vectors(standardizer.apply(theta_KP).numpy())})
+        def standardise(members: Population) -> pa.Table:
+            kept = members.select(~members.held_out) if training_only else members
+            features_KF = standardizer.apply(torch.from_numpy(kept.theta_KP)).numpy()
+            return pa.table(_facts(kept) | {"features": vectors(features_KF)})
 
-        return _shards(seeds).map(standardise)
+        return _parts(seeds, standardise)
 
     def decoder(self, seeds: Artifact) -> Decode:
         """Features ``(N, P)`` to parameters ``(N, P)``."""
@@ -210,14 +203,18 @@ def _cost_of(table: pa.Table) -> Cost:
     return Cost(cpu_seconds=float(table.column("cpu_seconds").to_numpy().sum()))
 
 
-def _shards(seeds: Artifact) -> Rows:
-    """The population's rows; a part is whole files, of a block's size together.
+def _facts(members: Population) -> dict[str, Any]:
+    return {name: getattr(members, name) for name in ("model_id", "trunk", "held_out")}
+
+
+def _parts(seeds: Artifact, work: Callable[[Population], pa.Table]) -> Rows:
+    """Rows that ``work`` makes of members; a part is whole files, of a block's size together.
 
     Ray's work for a part costs as much as reading 50 MB. The size is that of the parameters, not
     of the files, which differ by some bytes from run to run: sums follow the parts to the bit.
     """
-    names = shard_names(seeds)
-    models = sum(file.rows or 0 for file in seeds.manifest().files)
+    shards = listed_shards(seeds)
+    models = sum(shard.rows or 0 for shard in shards)
     parts = -(-4 * models * read_format(seeds).num_parameters // BLOCK_BYTES)
-    groups = np.array_split(names, min(parts, len(names)))
-    return Rows(len(groups), lambda number: read_table(seeds, groups[number].tolist()))
+    names = np.array_split([shard.name for shard in shards], min(parts, len(shards)))
+    return Rows(len(names), lambda part: work(read_population(seeds, shards=names[part].tolist())))
