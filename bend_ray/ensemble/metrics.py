@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
-
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
 from bend_ray.process.matrix import per_block, scratch
@@ -18,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from torch import Tensor
+
+
+SMALLEST_PROBABILITY = 2.0**-126
+"""The smallest normal float32: no example costs more than 87.3 nats, whatever the dtype."""
 
 
 def score(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:

@@ -23,8 +23,7 @@ from bend_ray.data.examples import Examples, Inputs
 from bend_ray.data.streaming import Streamed
 from bend_ray.networks.batches import Feed, Window
 from bend_ray.networks.mixing import mixed
-from bend_ray.networks.precision import check_precision, float32_products
-from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch, check_precision, float32_products
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
@@ -99,7 +98,13 @@ def fitted(
     """
     early, wanted = stretch.early, stretch.snapshots - stretch.early
     chunk = chunk or wanted
-    parts = [(stack, rows) for stack, own in groups for rows in together(stack, own)]
+    # Models that run one after another are trained one after another too: to the same end, with one
+    # model's activations and moments in memory, and in the caches, instead of K.
+    parts = [
+        (stack, rows)
+        for stack, own in groups
+        for rows in ([[row] for row in own] if stack.form == "loop" else [list(own)])
+    ]
     assert len(parts) == 1 or chunk >= wanted
     models, size = theta_KP.shape
     held_KGP = torch.empty(models, chunk, size, dtype=theta_KP.dtype)
@@ -132,15 +137,6 @@ def fitted(
             if keep is not None and keep.is_due and training.step < training.num_steps:
                 at = torch.tensor([number, left, training.step])
                 keep.save({**held, "at": at, **training.state()})
-
-
-def together(stack: Stack, rows: Sequence[int]) -> list[list[int]]:
-    """Which of these models take every step together.
-
-    Models that run one after another are trained one after another too: to the same end, with one
-    model's activations and moments in memory, and in the caches, instead of K.
-    """
-    return [[row] for row in rows] if stack.form == "loop" else [list(rows)]
 
 
 class Training:

@@ -14,8 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.networks.recipe import Recipe, Stretch
-from bend_ray.networks.variation import Variation
+from bend_ray.networks.recipe import Recipe, Stretch, Variation
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Incidental, Spec
 

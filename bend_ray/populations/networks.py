@@ -16,12 +16,10 @@ from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batches import Feed
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import Keeper, fitted
-from bend_ray.networks.precision import check_precision
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
-from bend_ray.networks.recipe import Stretch
-from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.networks.recipe import Stretch, check_precision
+from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries
 from bend_ray.populations.members import load_roots

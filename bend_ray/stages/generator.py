@@ -86,7 +86,11 @@ def _fit(
     table, z_KZ, trunk_K = _read(graph.latents)
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
-    scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
+    learnt = z_KZ[learnt_K], condition_K[learnt_K]
+    scale = LatentScale.diagonal(*learnt, conditions)
+    if section.denoiser.starts_gaussian:
+        held_out = z_KZ[~learnt_K], condition_K[~learnt_K]
+        scale = LatentScale.fit(*learnt, conditions, held_out)
     save_weights(graph.generator, SCALE, vars(scale))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
@@ -120,12 +124,3 @@ def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
     trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
     return table, torch.tensor(np.concatenate(chunks)), trunk_K
-
-
-def _fit_scale(
-    section: GeneratorSection, conditions: int, z_KZ: Tensor, condition_K: Tensor, learnt_K: Tensor
-) -> LatentScale:
-    training = z_KZ[learnt_K], condition_K[learnt_K]
-    if not section.denoiser.starts_gaussian:
-        return LatentScale.diagonal(*training, conditions)
-    return LatentScale.fit(*training, conditions, (z_KZ[~learnt_K], condition_K[~learnt_K]))

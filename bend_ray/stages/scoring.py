@@ -27,7 +27,7 @@ from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import prefix_curve
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import TrainingError
-from bend_ray.networks.calls import call
+from bend_ray.networks.stacking import call
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for
@@ -116,8 +116,8 @@ def cross_fitted_curve(
             seen if section.temperature_scaling else None,
         )
         share = len(scored.labels_N) / len(labels_N)
-        accuracy += share * np.array(curve.accuracy.mean)
-        nll += share * np.array(curve.nll.mean)
+        accuracy += share * np.array(curve["accuracy"]["mean"])
+        nll += share * np.array(curve["nll"]["mean"])
     return accuracy.tolist(), nll.tolist()
 
 

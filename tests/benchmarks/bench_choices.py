@@ -41,11 +41,10 @@ from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
-from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
 from bend_ray.parameters.layout import ParameterLayout
