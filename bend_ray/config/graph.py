@@ -31,7 +31,7 @@ S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
     "seeds": 7,
-    "autoencoder": 2,
+    "autoencoder": 3,
     "latents": 1,
     "generator": 2,
     "samples": 4,

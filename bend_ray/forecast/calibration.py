@@ -33,7 +33,7 @@ from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import GramSum, mix
+from bend_ray.parameters.gram import gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 
@@ -307,7 +307,7 @@ def _gram(problem: Problem) -> dict[str, Any]:
     more = problem.members / rows
     symmetric = torch.randn(rows, rows, dtype=torch.float64)
     symmetric = symmetric @ symmetric.T
-    column = _repeated(lambda: GramSum(layout, train_K).extend(theta_KW)) / columns
+    column = _repeated(partial(gram_sums, layout, train_K, [theta_KW])) / columns
     mixed = _repeated(partial(mix, weights_NK, theta_KW)) / (drawn * columns)
     return {
         "gram_column": column * more**2,

@@ -9,7 +9,6 @@ Shape letters: K members, T training members, F features, P parameters, N drawn.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -25,8 +24,8 @@ from bend_ray.artifacts.shards import listed_shards, read_format, read_populatio
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
-from bend_ray.parameters.standardize import Moments, Standardizer
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.standardize import Standardizer
 from bend_ray.populations.members import (
     StoredVectors,
     learnt_vectors,
@@ -46,38 +45,29 @@ Decode = Callable[[Tensor], Tensor]
 class Principal:
     """Principal coefficients of the standardised parameters: at most T - 1 a classifier."""
 
-    def __init__(self, basis: PrincipalBasis, coefficients_KF: Tensor) -> None:
-        self.basis = basis
-        self.coefficients_KF = coefficients_KF
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.basis, self.coefficients_KF = (
+            PrincipalBasis.from_state(state),
+            state["coefficients_KF"],
+        )
+        self.num_features = self.coefficients_KF.shape[1]
 
-    @property
-    def num_features(self) -> int:
-        """F."""
-        return self.coefficients_KF.shape[1]
-
-    @classmethod
-    def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Principal, Cost]:
+    @staticmethod
+    def fit(seeds: Artifact, runtime: Runtime) -> tuple[dict[str, Tensor], Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
         layout, vectors_KP, train_K = read_layout(seeds), StoredVectors(seeds), training_rows(seeds)
         blocks = list(column_slices(layout.size, len(train_K)))
         ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 
-        def sums(number: int) -> pa.Table:
-            with Stopwatch() as watch:
-                grams = GramSum(layout, train_K, ranges[number][0].start)
-                for own in ranges[number]:
-                    grams.extend(vectors_KP[:, own])
-            state = save(grams.state())
-            return pa.table({"grams": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+        def sums(number: int) -> dict[str, Tensor]:
+            read = (vectors_KP[:, own] for own in ranges[number])
+            return gram_sums(layout, train_K, read, ranges[number][0].start)
 
-        table = runtime.table(Rows(len(ranges), sums), Resources())
-        merged = GramSum(layout, train_K)
-        # Sums of floats depend on their order: that of the columns.
-        for grams in table.column("grams").to_pylist():
-            merged.merge(GramSum.from_state(load(grams), layout, train_K))
+        parts, cost = _states(runtime, len(ranges), sums)
         with Stopwatch() as watch:
-            basis, coefficients_KF = PrincipalBasis.fit(merged.total(), train_K)
-        return cls(basis, coefficients_KF), watch.cost + _cost_of(table)
+            gram_KK = gram(parts, layout, train_K)
+            basis, coefficients_KF = PrincipalBasis.fit(gram_KK, train_K)
+        return {**basis.state(), "coefficients_KF": coefficients_KF}, watch.cost + cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -104,51 +94,25 @@ class Principal:
 
         return decode
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return {**self.basis.state(), "coefficients_KF": self.coefficients_KF}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Principal:
-        """The representation saved by ``state``."""
-        return cls(PrincipalBasis.from_state(state), state["coefficients_KF"])
-
 
 class Standardised:
     """All parameters, with zero mean and every layer at unit scale."""
 
-    def __init__(self, standardizer: Standardizer) -> None:
-        self.standardizer = standardizer
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.standardizer = Standardizer.from_state(state)
+        self.num_features = len(self.standardizer.mean_P)
 
-    @property
-    def num_features(self) -> int:
-        """P."""
-        return len(self.standardizer.mean_P)
+    @staticmethod
+    def fit(seeds: Artifact, runtime: Runtime) -> tuple[dict[str, Tensor], Cost]:
+        """One pass over the shards, in one process."""
+        layout, (members_TP, _) = read_layout(seeds), learnt_vectors(seeds)
 
-    @classmethod
-    def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Standardised, Cost]:
-        """One pass over the shards: each part sums the moments of some members."""
-        layout = read_layout(seeds)
+        def fitted(_: int) -> dict[str, Tensor]:
+            read = (members_TP[:, own] for own in column_slices(layout.size, len(members_TP)))
+            return Standardizer.fit(layout, read).state()
 
-        def moments(members: Population) -> pa.Table:
-            started = time.process_time()
-            part = Moments.empty(layout.size)
-            part.update(torch.from_numpy(members.theta_KP[~members.held_out]))
-            return pa.table(
-                {
-                    "count": [part.count],
-                    "mean": [part.mean_P.numpy().tobytes()],
-                    "m2": [part.m2_P.numpy().tobytes()],
-                    "cpu_seconds": [time.process_time() - started],
-                }
-            )
-
-        table = runtime.table(_parts(seeds, moments), Resources())
-        merged = Moments.empty(layout.size)
-        for row in table.to_pylist():
-            sums = [torch.from_numpy(np.frombuffer(row[k]).copy()) for k in ("mean", "m2")]
-            merged.merge(Moments(row["count"], *sums))
-        return cls(Standardizer.fit(merged, layout)), _cost_of(table)
+        ((state,), cost) = _states(runtime, 1, fitted)
+        return state, cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -165,15 +129,6 @@ class Standardised:
         """Features ``(N, P)`` to parameters ``(N, P)``."""
         return self.standardizer.invert
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return self.standardizer.state()
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Standardised:
-        """The representation saved by ``state``."""
-        return cls(Standardizer.from_state(state))
-
 
 Representation = Principal | Standardised
 
@@ -188,19 +143,30 @@ def fit_representation(
 ) -> tuple[Representation, Cost]:
     """Fit on a population's training members and store in ``into``, unless it is there."""
     if not any(file.name == FILE for file in into.list_files()):
-        representation, cost = _BY_FEATURES[features].fit(seeds, runtime)
+        state, cost = _BY_FEATURES[features].fit(seeds, runtime)
         write_cost(into, FILE, cost)
-        save_weights(into, FILE, representation.state())
+        save_weights(into, FILE, state)
     return load_representation(features, into), read_cost(into, FILE)
 
 
 def load_representation(features: str, artifact: Artifact) -> Representation:
     """What ``fit_representation`` stored."""
-    return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
+    return _BY_FEATURES[features](load_weights(artifact, FILE))
 
 
-def _cost_of(table: pa.Table) -> Cost:
-    return Cost(cpu_seconds=float(table.column("cpu_seconds").to_numpy().sum()))
+def _states(
+    runtime: Runtime, count: int, make: Callable[[int], dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], Cost]:
+    """Tensors by name that workers make, for every number below a count, in order; and the cost."""
+
+    def made(number: int) -> pa.Table:
+        with Stopwatch() as watch:
+            state = save(make(number))
+        return pa.table({"state": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+
+    table = runtime.table(Rows(count, made), Resources())
+    cpu_seconds = float(table.column("cpu_seconds").to_numpy().sum())
+    return [*map(load, table.column("state").to_pylist())], Cost(cpu_seconds=cpu_seconds)
 
 
 def _facts(members: Population) -> dict[str, Any]:
