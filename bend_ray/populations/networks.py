@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.examples import Examples, Parts, moved, pieces
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
@@ -55,7 +55,6 @@ class Classifiers:
         self._form = form_for(module, device, dataset.shown(2))
         self.stack = Stack(self._module, self.whole, self._form)
         self._seeds = seeds
-        self._stacks: dict[int, Stack] = {}
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
@@ -75,24 +74,23 @@ class Classifiers:
         """Of whole models, what is a member's own: ``(R, P)``."""
         return self.layout.flatten(self.whole.unflatten(theta_RW))
 
-    def stack_of(self, trunk: int) -> Stack:
-        """The members of a trunk, on its base; -1: on the mean of the trunks' bases."""
-        if not self.shares_a_base:
-            return self.stack
-        if not self._stacks:
-            assert self._seeds is not None
-            roots_RW = load_roots(self._seeds).to(self.device)
-            finite_R = roots_RW.isfinite().all(dim=1)
-            bases_RW = [*roots_RW, roots_RW[finite_R].mean(dim=0)]
-            self._stacks = {i: self._on_base(base_W) for i, base_W in enumerate(bases_RW)}
-            self._stacks[-1] = self._stacks.pop(len(roots_RW))
-        return self._stacks[trunk]
-
-    def _on_base(self, theta_W: Tensor) -> Stack:
+    @cached_property
+    def _stacks(self) -> list[Stack]:
+        """Of members on the base of each trunk; the last, -1, on the mean of the trunks' bases."""
+        assert self._seeds is not None
+        roots_RW = load_roots(self._seeds).to(self.device)
+        mean_W = roots_RW[roots_RW.isfinite().all(dim=1)].mean(dim=0)
         own = {entry.name for entry in self.layout.entries}
-        state = self.whole.unflatten(theta_W)
-        base = {name: tensor for name, tensor in state.items() if name not in own}
-        return Stack(self._module, self.layout, self._form, base)
+        states = [self.whole.unflatten(base_W) for base_W in (*roots_RW, mean_W)]
+        bases = [{k: tensor for k, tensor in state.items() if k not in own} for state in states]
+        return [Stack(self._module, self.layout, self._form, base) for base in bases]
+
+    def _groups(self, models: int, trunks_K: Sequence[int] | None) -> list[tuple[Stack, list[int]]]:
+        """The rows of models that share a base, or of all where none does."""
+        if trunks_K is None or not self.shares_a_base:
+            return [(self.stack, list(range(models)))]
+        rows = members_by_trunk(trunks_K) or {0: []}
+        return [(self._stacks[trunk], own) for trunk, own in rows.items()]
 
     def logits(
         self,
@@ -113,13 +111,8 @@ class Classifiers:
         """As ``logits``, of consecutive examples, ``most`` at a time at most."""
         theta_KP = theta_KP.to(self.device)
         for inputs in pieces(examples, most):
-            yield self._logits(theta_KP, inputs, trunks_K)
-
-    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
-        there = self.dataset.normalise(moved(inputs, self.device))
-        return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
-        )
+            there = self.dataset.normalise(moved(inputs, self.device))
+            yield self._by_trunk(partial(predict_logits, inputs=there), theta_KP, trunks_K)
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
         """Models that were not trained, with BatchNorm's statistics of their own.
@@ -133,9 +126,7 @@ class Classifiers:
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
         inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
-        return self._by_trunk(
-            lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
-        )
+        return self._by_trunk(partial(recalibrate_batchnorm, inputs=inputs), theta_KP, trunks_K)
 
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
@@ -166,10 +157,7 @@ class Classifiers:
 
         Each model has its generator; those that share a base are trained together.
         """
-        groups: list[tuple[Stack, Sequence[int]]] = [(self.stack, range(len(start_KP)))]
-        if trunks_K is not None and self.shares_a_base:
-            own = members_by_trunk(trunks_K)
-            groups = [(self.stack_of(trunk), rows) for trunk, rows in own.items()]
+        groups = self._groups(len(start_KP), trunks_K)
         parts, there = self.dataset, torch.device(self.device)
         feed = Feed(parts.train, parts.normalise, self.config.seeds.recipe, parts.task, there)
         return fitted(groups, start_KP.to(there), feed, stretch, generators, chunk=chunk, keep=keep)
@@ -182,12 +170,11 @@ class Classifiers:
     ) -> Tensor:
         """What ``work`` gives of each model ``(K, ...)``, on the CPU; a trunk's at a time."""
         theta_KP = theta_KP.to(self.device)
-        if not self.shares_a_base:
-            return work(self.stack, theta_KP).cpu()
-        assert trunks_K is not None
-        rows_by_trunk = members_by_trunk(trunks_K) or {0: []}
-        parts = [work(self.stack_of(t), theta_KP[rows]) for t, rows in rows_by_trunk.items()]
-        order = torch.tensor([row for rows in rows_by_trunk.values() for row in rows]).argsort()
+        groups = self._groups(len(theta_KP), trunks_K)
+        if len(groups) == 1:
+            return work(groups[0][0], theta_KP).cpu()
+        parts = [work(stack, theta_KP[rows]) for stack, rows in groups]
+        order = torch.tensor([row for _, rows in groups for row in rows]).argsort()
         return torch.cat(parts).cpu()[order]
 
 

@@ -46,10 +46,8 @@ class Principal:
     """Principal coefficients of the standardised parameters: at most T - 1 a classifier."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        self.basis, self.coefficients_KF = (
-            PrincipalBasis.from_state(state),
-            state["coefficients_KF"],
-        )
+        self.basis = PrincipalBasis.from_state(state)
+        self.coefficients_KF = state["coefficients_KF"]
         self.num_features = self.coefficients_KF.shape[1]
 
     @staticmethod

@@ -29,7 +29,6 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SamplesSection
-from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.rivals import trunk_means
 from bend_ray.networks.fitting import stretch_marks
@@ -53,16 +52,6 @@ SCALE = "scale.safetensors"
 
 SHARD_BYTES = 512 * 2**20
 """Parameters that a process draws, recalibrates and writes at once; at least one model's."""
-
-
-def load_generator(
-    config: PipelineConfig, graph: Graph, weights: str = WEIGHTS
-) -> tuple[ConditionedDenoiser, LatentScale]:
-    """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
-    scale = LatentScale(**load_weights(graph.generator, SCALE))
-    denoiser = config.generator.denoiser.build(scale.mean_CZ.shape[1], config.num_conditions)
-    denoiser.load_state_dict(load_weights(graph.generator, weights))
-    return denoiser, scale
 
 
 def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:
@@ -143,7 +132,10 @@ class SampleDrawer:
         self.finish = Finisher(config, graph.seeds, self.classifiers)
         self.shards = shards_of(config, graph)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
-        self.denoiser, self.scale = load_generator(config, graph, weights)
+        self.scale = LatentScale(**load_weights(graph.generator, SCALE))
+        latent_size = self.scale.mean_CZ.shape[1]
+        self.denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
+        self.denoiser.load_state_dict(load_weights(graph.generator, weights))
         model = config.autoencoder.model
         representation = load_representation(model.features, graph.autoencoder)
         self.autoencoder = model.build(representation.num_features).eval()
