@@ -76,13 +76,9 @@ def prefix_curve(
     Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
     running mean: O(D E N C) whatever the number of sizes.
 
-    Args:
-        predictions: of the members.
-        val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
-        vote: how members' answers become one; TrainingError where its logits are not finite.
-        sizes: S of them, rising, none above an order's length.
-        orders: positions of members, in voting order; at least one order.
-        calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
+    Sizes rise, none above an order's length; of ``orders``, positions of members in voting order,
+    there is one at least. Temperatures are fitted by ``calibrated_on``; with None the vote is
+    scored as it is. TrainingError where logits of a voter are not finite.
     """
     weight_E = vote.weights(val_nll_E)
     temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)

@@ -20,16 +20,10 @@ KEPT = 0.95
 def uncertainties(
     predictions: Predictions, weight_E: Tensor, probs_NC: Tensor
 ) -> dict[str, Floats]:
-    """Scores ``(N,)``, higher where a bag is less sure.
+    """Scores ``(N,)``, higher where a bag is less sure, by its answers and its members' own.
 
-    Args:
-        predictions: of its members.
-        weight_E: of their vote.
-        probs_NC: the bag's answers, as they are scored.
-
-    Returns:
-        By name: one minus the highest probability; entropy; mutual information of class and member
-        (members' own softmaxes); energy, the members' mean (Liu et al., 2020).
+    By name: one minus the highest probability; entropy; mutual information of class and member
+    (members' own softmaxes); energy, the members' mean (Liu et al., 2020).
     """
     share_E, found = weight_E / weight_E.sum(), []
     for logits_ENC, _ in predictions.blocks():

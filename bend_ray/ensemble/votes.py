@@ -189,12 +189,7 @@ def fit_temperature(probs_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
     alone would ask for any sharpness. So 1/T has a gamma prior with its mode at 1, which adds
     ``PRIOR_EXAMPLES * (1/T - log(1/T))`` to the sum of N. All is convex in 1/T: Newton's steps find
     where the slope is zero, and where one would leave the interval that still holds it, that is
-    halved instead.
-
-    Args:
-        probs_NC: of the bag, or of several that share a temperature, one after another.
-        labels_N: true classes.
-        bags: how many bags say something of each example.
+    halved instead. What several ``bags`` say that share a temperature is given one after another.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """

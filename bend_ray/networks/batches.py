@@ -45,15 +45,8 @@ class Window:
 class Feed:
     """What models learn from, and how: a training part, window by window, on a device.
 
-    Args:
-        train: the part.
-        normalise: makes of inputs as they are kept what a network is given.
-        recipe: its batches and augmentation, and all else of a training.
-        task: what is learnt.
-        device: of training.
-
-    Attributes:
-        targets_N: what a loss compares with.
+    ``normalise`` makes of inputs as they are kept what a network is given; ``targets_N`` are what a
+    loss compares with.
     """
 
     def __init__(

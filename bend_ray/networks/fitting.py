@@ -140,14 +140,10 @@ def fitted(
 
 
 class Training:
-    """Models that take every step of a stretch together, on their device.
+    """Models that take every step of a stretch together, on their device; ``step`` are done.
 
     Whatever is drawn is a function of a generator's seed and the step: ``state`` at a step is all
     that another process needs to go on from there, to the same bits.
-
-    Attributes:
-        step: optimizer steps done.
-        num_steps: of the stretch.
     """
 
     def __init__(

@@ -135,7 +135,7 @@ class Stack(nn.Module):
         seeds_K: Sequence[int] | None = None,
         drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Logits of every model.
+        """Logits ``(K, B, C)`` of every model.
 
         Args:
             theta_KP: one row of parameters a model; ``(K, T)`` if ``buffers_KQ`` is given.
@@ -146,9 +146,6 @@ class Stack(nn.Module):
             seeds_K: of each model's dropout, in the form ``loop``; None draws from torch's
                 global generator.
             drop: is done to hidden units of chains of dense layers, and of no others.
-
-        Returns:
-            Logits ``(K, B, C)``.
         """
         if self.form == "loop" and (self.one_by_one or self.training or not shared):
             return self._loop(theta_KP, inputs, buffers_KQ, shared, seeds_K)

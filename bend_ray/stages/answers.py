@@ -87,12 +87,8 @@ def ask(
 ) -> None:
     """Make the answers to questions that are not there; what was made of them before is kept.
 
-    Args:
-        questions: whom to ask about what.
-        workers: of ``Respondent``.
-        share: reads the data set of whose parts the inputs are; called where there is need.
-        progress_of: the artifact they are asked for, which tells whoever wants to know how far
-            that is.
+    By workers of ``Respondent``. ``share`` reads the data set of whose parts the inputs are, where
+    there is need; ``progress_of`` is the artifact they are asked for, which tells how far that is.
     """
     unanswered = [each for each in questions if not each.answers.exists()]
     if not unanswered:

@@ -44,13 +44,9 @@ SHARD_BYTES = 2**28
 class Cohort:
     """Runs that one worker trains, together or one after another.
 
-    It holds all that they leave for a shard until that is written: where that is much it has fewer
-    runs, and a run that leaves more than a shard holds is a cohort of several.
-
-    Attributes:
-        runs: of it.
-        chunk: members of each run that are held at once.
-        shards: by index, what each has of every run.
+    It holds all that they leave for a shard until that is written, ``chunk`` members of each: where
+    that is much it has fewer runs, and a run that leaves more than a shard holds is a cohort of
+    several. ``shards`` are by index, what each has of every run.
     """
 
     runs: Sequence[Run]
