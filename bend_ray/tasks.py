@@ -162,8 +162,8 @@ class Classification(Spec):
         """Mean over pairs of members."""
         return {
             "disagreement": self.disagreements(predictions_EN).mean().item(),
-            "error_iou": metrics.error_iou(predictions_EN, labels_N),
-            "q_statistic": metrics.q_statistic(predictions_EN, labels_N),
+            "error_iou": metrics.error_iou(predictions_EN != labels_N),
+            "q_statistic": metrics.q_statistic(predictions_EN != labels_N),
         }
 
 
@@ -359,7 +359,7 @@ class Regression(Spec):
         least_E1 = errors_EN.abs().quantile(1 - LARGE, dim=1, keepdim=True)
         return {
             "disagreement": self.disagreements(predictions_ENT).mean().item(),
-            "error_iou": metrics.overlap(errors_EN.abs() > least_E1),
+            "error_iou": metrics.error_iou(errors_EN.abs() > least_E1),
             "correlation": torch.corrcoef(errors_EN)[first, second].mean().item(),
         }
 

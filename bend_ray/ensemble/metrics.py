@@ -122,40 +122,29 @@ def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
     return counts_EM / a_EN.shape[1]
 
 
-def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
+def error_iou(wrong_EN: Tensor) -> float:
     """Overlap of two members' errors, |both wrong| / |either wrong|, in [0, 1], mean over pairs.
 
-    Pairs that never err are skipped; nan if no pair is left.
+    By what each member gets wrong. Pairs that never err are skipped; nan if no pair is left.
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
-    check_examples(predictions_EN.shape[1:], labels_N)
-    return overlap(predictions_EN != labels_N)
+    return _mean_over_pairs(lambda both, a, b, neither: (both, both + a + b), wrong_EN)
 
 
-def overlap(wrong_EN: Tensor) -> float:
-    """As ``error_iou``, of what each member gets wrong."""
-    return _mean_over_pairs(_iou, wrong_EN)
-
-
-def _iou(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
-    return both, both + only_a + only_b
-
-
-def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
+def q_statistic(wrong_EN: Tensor) -> float:
     """Yule's Q of two members being right, in [-1, 1], mean over pairs: 0 for independent members.
 
-    Pairs with a zero denominator are skipped; nan if no pair is left.
+    By what each gets wrong. Pairs with a zero denominator are skipped; nan if no pair is left.
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
-    check_examples(predictions_EN.shape[1:], labels_N)
-    return _mean_over_pairs(_q, predictions_EN != labels_N)
 
+    def q(both: Tensor, a: Tensor, b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
+        same, different = both * neither, a * b
+        return same - different, same + different
 
-def _q(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
-    same, different = both * neither, only_a * only_b
-    return same - different, same + different
+    return _mean_over_pairs(q, wrong_EN)
 
 
 def _mean_over_pairs(ratio: Callable[..., tuple[Tensor, Tensor]], wrong_EN: Tensor) -> float:

@@ -69,17 +69,6 @@ def read_layout(seeds: Artifact) -> ParameterLayout:
         raise seeds.corrupt(LAYOUT, cause(error)) from error
 
 
-def training_rows(seeds: Artifact) -> Tensor:
-    """Which members the generator learns from, ``(K,)`` of bool; the others are held out."""
-    return torch.from_numpy(~read_population(seeds, theta=False).held_out)
-
-
-def training_trunks(seeds: Artifact) -> list[int]:
-    """Trunks with a member that the generator learns from: all, unless some diverged."""
-    members = read_population(seeds, theta=False)
-    return sorted(set(members.trunk[~members.held_out].tolist()))
-
-
 class StoredVectors:
     """The vectors of a population, or of some of its models, read as they are asked for."""
 

@@ -30,7 +30,6 @@ from bend_ray.populations.members import (
     StoredVectors,
     learnt_vectors,
     read_layout,
-    training_rows,
 )
 from bend_ray.process.matrix import BLOCK_BYTES, column_slices
 from bend_ray.runtime.interface import Rows, Runtime, split, vectors
@@ -53,7 +52,8 @@ class Principal:
     @staticmethod
     def fit(seeds: Artifact, runtime: Runtime) -> tuple[dict[str, Tensor], Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
-        layout, vectors_KP, train_K = read_layout(seeds), StoredVectors(seeds), training_rows(seeds)
+        layout, vectors_KP = read_layout(seeds), StoredVectors(seeds)
+        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
         blocks = list(column_slices(layout.size, len(train_K)))
         ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 

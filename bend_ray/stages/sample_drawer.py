@@ -37,7 +37,6 @@ from bend_ray.populations.members import (
     learnt_vectors,
     load_early,
     read_layout,
-    training_trunks,
 )
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -141,7 +140,7 @@ class SampleDrawer:
         self.autoencoder = model.build(representation.num_features).eval()
         self.autoencoder.load_state_dict(load_weights(graph.autoencoder, autoencoder.WEIGHTS))
         self.decode = representation.decoder(graph.seeds)
-        self.trunks = training_trunks(graph.seeds)
+        self.trunks: list[int] = torch.unique(learnt_vectors(graph.seeds)[1]).tolist()
 
     def draw(self, index: int) -> None:
         """Draw one shard, validate its classifiers, and write those that did not diverge."""

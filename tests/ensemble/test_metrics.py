@@ -147,9 +147,9 @@ def test_diversity_agrees_with_a_loop_over_pairs(
 
     assert metrics.disagreements(predictions).mean() == pytest.approx(np.mean(disagreements))
     iou = np.mean(ious) if ious else math.nan
-    assert metrics.error_iou(predictions, labels) == pytest.approx(iou, nan_ok=True)
+    assert metrics.error_iou(predictions != labels) == pytest.approx(iou, nan_ok=True)
     q = np.mean(qs) if qs else math.nan
-    assert metrics.q_statistic(predictions, labels) == pytest.approx(q, nan_ok=True)
+    assert metrics.q_statistic(predictions != labels) == pytest.approx(q, nan_ok=True)
 
 
 def test_pairwise_disagreement_agrees_with_a_loop() -> None:
@@ -165,23 +165,23 @@ def test_twins_never_disagree_and_err_together() -> None:
     labels = random_classes(30, seed=2)
 
     assert metrics.disagreements(predictions).mean() == 0
-    assert metrics.error_iou(predictions, labels) == 1
-    assert metrics.q_statistic(predictions, labels) == 1
+    assert metrics.error_iou(predictions != labels) == 1
+    assert metrics.q_statistic(predictions != labels) == 1
 
 
 def test_one_member_has_no_diversity() -> None:
     predictions, labels = random_classes(1, 30), random_classes(30, seed=2)
 
     assert math.isnan(metrics.disagreements(predictions).mean())
-    assert math.isnan(metrics.error_iou(predictions, labels))
-    assert math.isnan(metrics.q_statistic(predictions, labels))
+    assert math.isnan(metrics.error_iou(predictions != labels))
+    assert math.isnan(metrics.q_statistic(predictions != labels))
 
 
 def test_members_that_never_err_have_no_overlap_of_errors() -> None:
     labels = random_classes(30)
 
-    assert math.isnan(metrics.error_iou(labels.expand(2, 30), labels))
-    assert math.isnan(metrics.q_statistic(labels.expand(2, 30), labels))
+    assert math.isnan(metrics.error_iou(labels.expand(2, 30) != labels))
+    assert math.isnan(metrics.q_statistic(labels.expand(2, 30) != labels))
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
@@ -204,8 +204,8 @@ def test_chunks_of_members_or_examples_change_no_score(members: int, seed: int, 
     def scores() -> list[float]:
         return [
             *metrics.score(probs, labels).values(),
-            metrics.error_iou(said, labels),
-            metrics.q_statistic(said, labels),
+            metrics.error_iou(said != labels),
+            metrics.q_statistic(said != labels),
             metrics.disagreements(said).mean().item(),
             *metrics.pairwise_disagreement(said, said[:2]).flatten().tolist(),
             fit_temperature(probs, labels),

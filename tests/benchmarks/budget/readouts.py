@@ -261,10 +261,10 @@ def drawn_quality(
             Models(train_KP, train_K, seen, task.dataset.task),
         )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
-        told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
+        told[f"{name}_error_iou"] = error_iou(answers != images.labels_N)
         told[f"{name}_copies"] = found.copies
         told[f"{name}_spread"] = found.spread
         told[f"{name}_functional_distance"] = 100 * found.functional_distance
-    told["originals_error_iou"] = error_iou(seen, images.labels_N)
+    told["originals_error_iou"] = error_iou(seen != images.labels_N)
     told["originals_accuracy"] = 100 * (seen == images.labels_N).double().mean().item()
     return told
