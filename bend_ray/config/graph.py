@@ -28,7 +28,7 @@ from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import joined
 
 STAGE_VERSIONS = {
-    "seeds": 7,
+    "seeds": 8,
     "autoencoder": 3,
     "latents": 1,
     "generator": 2,
