@@ -20,8 +20,8 @@ from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SamplesSection
-from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.generation.networks import ConditionedDenoiser
 from bend_ray.populations.divergence import Divergence, finite_rows, note
 from bend_ray.populations.members import load_roots, read_layout, training_trunks
 from bend_ray.populations.networks import Classifiers
