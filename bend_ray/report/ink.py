@@ -2,7 +2,7 @@
 
 A figure is drawn once. Its PNG is dark on white, for slides and paper; in its SVG what a dark page
 would swallow becomes variables of the page's style sheet, so that the same drawing is readable on a
-light and on a dark page, and on paper. Titles and captions are in ``figures.yaml``.
+light and on a dark page, and on paper. Titles and captions are in ``words.yaml``.
 
 Source of the colours: Okabe & Ito, "Color universal design", 2008.
 """
@@ -12,17 +12,16 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
 from markupsafe import escape
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
+
+from bend_ray.report.results import words_of
 
 INK = "#161718"
 GRID = "#d4d5d6"
@@ -154,12 +153,9 @@ class Panel:
     def told(self, words: str = "", columns: int = 2, **values: Any) -> Panel:
         """The panel with its title and how to read it, and a legend of so many columns.
 
-        They are the ``words`` of that name in ``figures.yaml``, by default the panel's own, with
-        ``values`` in place of their names.
+        They are the ``words`` of that name, by default the panel's own, with ``values``.
         """
-        self.title, self.caption = (
-            text.format(**values) for text in _words()[words or self.name].values()
-        )
+        self.title, self.caption = words_of(words or self.name, **values)
         axes = " by ".join(filter(None, (self.axes.get_ylabel(), self.axes.get_xlabel())))
         self.alt = f"{': '.join(filter(None, (self.title, axes)))}. {'; '.join(self._said)}."
         if handles := self.axes.get_legend_handles_labels()[0]:
@@ -202,13 +198,6 @@ class Panel:
         # The page scales it: no size of its own, but a shape.
         drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
         return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
-
-
-@cache
-def _words() -> dict[str, dict[str, str]]:
-    written = files(__package__).joinpath("figures.yaml").read_text(encoding="utf-8")
-    words: dict[str, dict[str, str]] = yaml.safe_load(written)
-    return words
 
 
 def _figure(value: float, label: str) -> str:
