@@ -51,7 +51,7 @@ class Run:
 def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = None) -> Run:
     """The evaluation of that name in a store; ``given`` holds the config that asks for it, if any.
 
-    StoreError where it is not committed, an earlier bend-ray made it, or it cannot be read.
+    StoreError where it is not committed, or cannot be read.
     """
     where = store.directory("evaluation", fingerprint)
     manifest = store.manifest("evaluation", fingerprint)
@@ -59,11 +59,6 @@ def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = N
         raise StoreError(
             f"expected a committed evaluation in {masked(where.uri)}, got none: `bend run` with "
             "the same config makes it; without a config, a report is of what the store holds"
-        )
-    if all(file.name != EVIDENCE for file in manifest.files):
-        raise StoreError(
-            f"expected {EVIDENCE} in {masked(where.uri)}, got an evaluation that an earlier "
-            "bend-ray made: run `bend run` again, only the evaluation will be made anew"
         )
     evidence = where.read_json(EVIDENCE)
     config, stages = evidence.pop("config"), evidence.pop("stages")
