@@ -12,13 +12,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from markupsafe import escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
 
 from bend_ray.report.results import words_of
@@ -56,23 +56,7 @@ MANY = 2000
 _ROW = 0.19
 """Inches of a row of the legend."""
 _PNG_DPI = 130
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.7,
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "legend.fontsize": 8.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bend",
-}
+_STYLE = str(Path(__file__).with_suffix(".mplstyle"))
 
 
 class Panel:
@@ -91,7 +75,7 @@ class Panel:
         self.name = name
         self.title = self.caption = self.alt = ""
         self._said: list[str] = []
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(fname=_STYLE):
             self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
             self.axes = self.figure.add_subplot(xlabel=x, ylabel=y)
             for axis in (self.axes.xaxis, self.axes.yaxis):
@@ -137,14 +121,10 @@ class Panel:
         self.axes.set_yticks(range(len(names)), names)
         self.axes.invert_yaxis()
 
-    def sizes(self, sizes: Sequence[int]) -> None:
+    def sizes(self) -> None:
         """Numbers of members on the x axis, by powers of two."""
-        axis = self.axes.xaxis
-        self.axes.set_xscale("log", base=2)
-        powers = [2**i for i in range(max(sizes).bit_length()) if min(sizes) <= 2**i]
-        axis.set_major_locator(FixedLocator(powers or list(sizes)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(ScalarFormatter())
+        self.axes.set_xscale("log", base=2, subs=())
+        self.axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
 
     def say(self, text: str) -> None:
         """What was drawn, for those who cannot see it."""
@@ -160,7 +140,7 @@ class Panel:
         self.alt = f"{': '.join(filter(None, (self.title, axes)))}. {'; '.join(self._said)}."
         if handles := self.axes.get_legend_handles_labels()[0]:
             rows = -(-len(handles) // columns)
-            with matplotlib.rc_context(_STYLE):
+            with matplotlib.rc_context(fname=_STYLE):
                 self.figure.set_figheight(self.figure.get_figheight() + _ROW * (rows + 0.5))
                 style: Look = {"columnspacing": 1.2, "handlelength": 2.8}
                 self.figure.legend(
@@ -175,7 +155,7 @@ class Panel:
         return _figure(value, self.axes.get_ylabel())
 
     def _save(self, target: Any, style: Look, **how: Any) -> None:
-        with matplotlib.rc_context(_STYLE | style):
+        with matplotlib.rc_context(style, _STYLE):
             self.figure.savefig(target, **how)
 
     def png(self) -> bytes:
