@@ -128,22 +128,12 @@ class ResidualMlp(nn.Module):
 
 
 class MlpAutoencoder(nn.Module):
-    """Features to latents and back, one residual MLP each way."""
+    """Features ``(B, F)`` to latents ``(B, Z)`` and back, one residual MLP each way."""
 
     def __init__(self, num_features: int, latent_size: int, hidden: int) -> None:
         super().__init__()
-        self.encoder = ResidualMlp(num_features, hidden, latent_size)
-        self.decoder = ResidualMlp(latent_size, hidden, num_features)
-
-    def encode(self, x_BF: Tensor) -> Tensor:
-        """Latents ``(B, Z)``."""
-        z_BZ: Tensor = self.encoder(x_BF)
-        return z_BZ
-
-    def decode(self, z_BZ: Tensor) -> Tensor:
-        """Features ``(B, F)``."""
-        x_BF: Tensor = self.decoder(z_BZ)
-        return x_BF
+        self.encode = ResidualMlp(num_features, hidden, latent_size)
+        self.decode = ResidualMlp(latent_size, hidden, num_features)
 
 
 class ModulatedBlock(nn.Module):

@@ -1,8 +1,9 @@
 """How the weight-space models are trained: losses, steps, and which averaged weights are kept.
 
-Objectives are modules whose forward is the loss. Randomness is drawn apart from it (``draw``), for
-the whole batch at once, so that a training spread over several workers computes what one worker
-would. Shape letters: B batch, F features, Z latent.
+Objectives are modules whose forward is the loss; ``kept`` is the module whose weights are the
+result. Randomness is drawn apart from the loss (``draw``), for the whole batch at once, so that a
+training spread over several workers computes what one worker would. Shape letters: B batch, F
+features, Z latent.
 """
 
 from __future__ import annotations
@@ -32,15 +33,10 @@ class Reconstruction(nn.Module):
         self, autoencoder: nn.Module, latent_size: int, input_noise: float, latent_noise: float
     ) -> None:
         super().__init__()
-        self.autoencoder = autoencoder
+        self.kept = autoencoder
         self.latent_size = latent_size
         self.input_noise = input_noise
         self.latent_noise = latent_noise
-
-    @property
-    def kept(self) -> nn.Module:
-        """The module whose weights are the result."""
-        return self.autoencoder
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Batch:
         """Unit noise for the features, of ``shape`` ``(B, F)``, and the latents of one batch."""
@@ -51,7 +47,7 @@ class Reconstruction(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         """The loss of ``{"features", "input_noise", "latent_noise"}``."""
-        coder: Any = self.autoencoder
+        coder: Any = self.kept
         x_BF = batch["features"]
         z_BZ = coder.encode(x_BF + self.input_noise * batch["input_noise"])
         std_Z = _std_over_workers(z_BZ.detach())
@@ -77,13 +73,8 @@ class Denoising(nn.Module):
 
     def __init__(self, denoiser: ConditionedDenoiser, process: Process) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.kept = denoiser
         self.process = process
-
-    @property
-    def kept(self) -> nn.Module:
-        """The module whose weights are the result."""
-        return self.denoiser
 
     def draw(self, shape: tuple[int, ...], generator: torch.Generator) -> Batch:
         """Times and unit noise for one batch of ``shape`` ``(B, Z)``."""
@@ -97,8 +88,8 @@ class Denoising(nn.Module):
         x0_BZ, eps_BZ, t_B = batch["features"], batch["eps"], batch["t"]
         a_B1, b_B1 = self.process.coefficients(t_B)
         x_BZ = a_B1 * x0_BZ + b_B1 * eps_BZ
-        predicted_BZ = self.denoiser(x_BZ, t_B, batch["condition"])
-        if self.denoiser.learns_residual:
+        predicted_BZ = self.kept(x_BZ, t_B, batch["condition"])
+        if self.kept.learns_residual:
             predicted_BZ = predicted_BZ + gaussian_prediction(self.process, x_BZ, t_B)
         return nn.functional.mse_loss(predicted_BZ, self.process.target(x0_BZ, eps_BZ, t_B))
 

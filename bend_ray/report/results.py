@@ -291,7 +291,7 @@ def _cost(results: Sequence[Result]) -> list[Row]:
         rows.append(row | money(results, [stage]))
     if paid := money(results, results[0].fingerprints):
         rows.append({"cost": "all"} | paid)
-    prices = [result.prices.per_model for result in results]
+    prices = [result.prices for result in results]
     for key, name in _PRICES.items():
         rows.append({"cost": name} | cells(prices, {key: "CPU s"}))
     return rows

@@ -164,7 +164,7 @@ def _in_units(difference: BagDifference) -> str:
 
 
 def _cost_card(runs: Sequence[Run]) -> Highlight:
-    prices = [run.result.prices.per_model for run in runs]
+    prices = [run.result.prices for run in runs]
     marginal = statistics.fmean(each.marginal_seconds for each in prices)
     every = [each.amortised_seconds for each in prices if each.amortised_seconds is not None]
     trained = [each.ordinary_seconds for each in prices if each.ordinary_seconds is not None]

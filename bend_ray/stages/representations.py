@@ -102,12 +102,12 @@ class Principal:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that ``from_state`` takes."""
-        return {**self.basis.state(), "coefficients_KF": self.coefficients_KF}
+        return {**vars(self.basis), "coefficients_KF": self.coefficients_KF}
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Principal:
         """The representation saved by ``state``."""
-        return cls(PrincipalBasis.from_state(state), state["coefficients_KF"])
+        return cls(PrincipalBasis(state["to_weights_RT"], state["scale"]), state["coefficients_KF"])
 
 
 class Standardised:
@@ -129,10 +129,10 @@ class Standardised:
         def fitted(_: int) -> dict[str, Tensor]:
             blocks = member_blocks(layout, len(train_K))
             read = (read_block(seeds, block)[train_K] for block in blocks)
-            return Standardizer.fit(layout, read).state()
+            return vars(Standardizer.fit(layout, read))
 
         ((state,), cost) = _states(runtime, 1, fitted)
-        return cls(Standardizer.from_state(state)), cost
+        return cls(Standardizer(**state)), cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -151,12 +151,12 @@ class Standardised:
 
     def state(self) -> dict[str, Tensor]:
         """Tensors that ``from_state`` takes."""
-        return self.standardizer.state()
+        return vars(self.standardizer)
 
     @classmethod
     def from_state(cls, state: dict[str, Tensor]) -> Standardised:
         """The representation saved by ``state``."""
-        return cls(Standardizer.from_state(state))
+        return cls(Standardizer(**state))
 
 
 Representation = Principal | Standardised
