@@ -25,7 +25,9 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import DATASETS, Graph, graph_of, identified, newest_config
 from bend_ray.config.reading import load_config, validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.arrays import ENDINGS
 from bend_ray.data.datasets import LabelledExamples
+from bend_ray.data.given import parts_of, spilled, table_of, together
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.imported import Imported
 from bend_ray.networks.architectures import Architecture, ImportedArchitecture, Mlp
@@ -267,9 +269,6 @@ def architecture_of(network: Architecture | Callable[..., Any] | str | None) -> 
 
 def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     """A data set's spec, or one of arrays, of which objects are written to the store."""
-    from bend_ray.data.arrays import ENDINGS
-    from bend_ray.data.given import parts_of, spilled, table_of, together
-
     parts = together(train)
     has_parts = parts is not None or isinstance(train, LabelledExamples)
     if has_parts and (test is not None or validation is not None):

@@ -50,8 +50,7 @@ class Imported(Spec):
     def of(cls, target: Callable[..., Any] | str, **arguments: Any) -> Self:
         """The spec of a function or class, or of its name.
 
-        Raises:
-            ConfigError: it is neither, or reads what cannot be told apart.
+        ConfigError where it is neither, or reads what cannot be told apart.
         """
         if isinstance(target, str):
             return cls(target=target, arguments=arguments)
@@ -63,27 +62,18 @@ class Imported(Spec):
         spec = cls(target=f"{target.__module__}:{target.__qualname__}", arguments=arguments)
         if is_importable(target):
             return spec
-        digest = object_digest(target)
-        spec = spec.model_copy(update={"source": digest})
+        spec = spec.model_copy(update={"source": object_digest(target)})
         _HELD[spec._key] = target
         return spec
 
     def identified(self) -> Self:
-        """The same, with the digest of its code.
-
-        Raises:
-            ConfigError: there is no such module.
-        """
+        """The same, with the digest of its code; ConfigError where there is no such module."""
         if self.source is not None:
             return self
         return self.model_copy(update={"source": module_digest(self._module)})
 
     def resolve(self) -> Callable[..., Any]:
-        """The function or class.
-
-        Raises:
-            ConfigError: it cannot be imported, or is not the one that was meant.
-        """
+        """The function or class; ConfigError where it cannot be had, or is not as it was meant."""
         if self._key in _HELD:
             return _HELD[self._key]
         digest, found = _FOUND.get(self.target, (None, None))
@@ -100,26 +90,19 @@ class Imported(Spec):
                 "changed since that run; put it back, or run again to begin anew with it"
             )
         value = self._imported()
-        if not callable(value):
-            raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
-        if self.source is None:
-            return value  # type: ignore[no-any-return]
-        if value is found:
-            raise ConfigError(
-                f"{self.target}: expected the code of its file, got that of before it changed; "
-                "importlib.reload the module, or start this process anew"
-            )
-        _FOUND[self.target] = self.source, value
-        return value  # type: ignore[no-any-return]
+        if self.source is not None:
+            if value is found:
+                raise ConfigError(
+                    f"{self.target}: expected the code of its file, got that of before it changed; "
+                    "importlib.reload the module, or start this process anew"
+                )
+            _FOUND[self.target] = self.source, value
+        return value
 
     def make(self, **offered: Any) -> Any:
-        """What it returns.
+        """What it returns; ConfigError where it needs other arguments.
 
-        Args:
-            offered: given where it has a parameter of that name that ``arguments`` leaves open.
-
-        Raises:
-            ConfigError: it needs other arguments.
+        What is ``offered`` is given where ``arguments`` leave a parameter of that name open.
         """
         try:
             signature = inspect.signature(self.resolve())
@@ -136,11 +119,7 @@ class Imported(Spec):
         return self.call(**given)
 
     def call(self, *given: Any, **named: Any) -> Any:
-        """What it returns of these.
-
-        Raises:
-            ConfigError: it fails.
-        """
+        """What it returns of these; ConfigError where it fails."""
         function = self.resolve()
         try:
             return function(*given, **named)
@@ -152,10 +131,8 @@ class Imported(Spec):
     def files(self) -> dict[str, Path]:
         """Files that must be there to import it, by their path below a folder that is searched.
 
-        None of what every machine has installed, or what only this process can import.
-
-        Raises:
-            ConfigError: there is no such module.
+        None of what every machine has installed, or what only this process can import. ConfigError
+        where there is no such module.
         """
         if self._key in _HELD or self._module == "__main__":
             return {}
@@ -163,11 +140,7 @@ class Imported(Spec):
         return {str(file.resolve().relative_to(root)): file for file in files}
 
     def hold(self) -> None:
-        """Have it travel as Ray sends functions.
-
-        Raises:
-            ConfigError: as ``resolve``.
-        """
+        """Have it travel as Ray sends functions; ConfigError as of ``resolve``."""
         known = self.identified()
         assert known.source is not None
         _HELD[known._key] = known.resolve()
@@ -180,11 +153,10 @@ class Imported(Spec):
     def _module(self) -> str:
         return self.target.partition(":")[0]
 
-    def _imported(self) -> Any:
-        name = self.target.partition(":")[2]
+    def _imported(self) -> Callable[..., Any]:
         try:
-            value = importlib.import_module(self._module)
-            for part in name.split("."):
+            value: Any = importlib.import_module(self._module)
+            for part in self.target.partition(":")[2].split("."):
                 value = getattr(value, part)
         except AttributeError:
             raise ConfigError(
@@ -192,11 +164,12 @@ class Imported(Spec):
             ) from None
         except Exception as error:  # the user's module may fail in any way
             raise ConfigError(f"{self.target}: cannot be imported: {blamed(error)}") from error
-        return value
+        if not callable(value):
+            raise ConfigError(f"{self.target}: expected a function or class, got {value!r:.80}")
+        return value  # type: ignore[no-any-return]
 
     def __getstate__(self) -> dict[Any, Any]:
-        held = _HELD.get(self._key)
-        return {**super().__getstate__(), "held": held}
+        return {**super().__getstate__(), "held": _HELD.get(self._key)}
 
     def __setstate__(self, state: dict[Any, Any]) -> None:
         held = state.pop("held", None)
@@ -216,9 +189,5 @@ def imported_in(spec: Spec) -> Iterator[Imported]:
 
 
 def code_of(config: Spec) -> dict[str, Path]:
-    """Files of the code that a config names, by their path below a folder that is searched.
-
-    Raises:
-        ConfigError: there is no such module.
-    """
+    """Files of the code that a config names, as ``Imported.files`` gives them."""
     return {name: file for each in imported_in(config) for name, file in each.files().items()}

@@ -26,26 +26,26 @@ class Steps:
     functional forms are the same kernels without it.
 
     Args:
+        rule: by which they are moved.
         parameters: that are moved.
         decayed: 1 where weights decay and 0 where they do not, to be broadcast; None: all do.
-        names: of the tensors that the update rule keeps beside each.
     """
 
     def __init__(
-        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None, *names: str
+        self, rule: Rule, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None
     ) -> None:
-        self.parameters = list(parameters)
-        self.decayed = decayed
-        self.kept = {name: [torch.zeros_like(p) for p in self.parameters] for name in names}
+        self.rule, self.parameters, self.decayed = rule, list(parameters), decayed
+        self.kept = rule.start(self.parameters)
 
     def step(self, factor: float) -> None:
         """Move along the gradients at ``factor`` times the learning rate, then clear them."""
+        gradients = []
+        for parameter in self.parameters:
+            assert parameter.grad is not None
+            gradients.append(parameter.grad)
+            parameter.grad = None
         with torch.no_grad():
-            self.move(factor, [_gradient_of(parameter) for parameter in self.parameters])
-
-    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
-        """Apply the update rule."""
-        raise NotImplementedError
+            self.rule.move(self, factor, gradients)
 
     def state(self) -> dict[str, list[torch.Tensor]]:
         """What a resumed training needs; the tensors themselves, not copies."""
@@ -58,13 +58,25 @@ class Steps:
                 mine.copy_(loaded)
 
 
-def _gradient_of(parameter: torch.Tensor) -> torch.Tensor:
-    gradient, parameter.grad = parameter.grad, None
-    assert gradient is not None
-    return gradient
+class Rule(Spec):
+    """How parameters are moved, and what is kept beside each."""
+
+    def build(
+        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None = None
+    ) -> Steps:
+        """The optimizer over ``parameters``; ``decayed`` as of ``Steps``."""
+        return Steps(self, parameters, decayed)
+
+    def start(self, parameters: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """What is kept, by name, before the first step."""
+        raise NotImplementedError
+
+    def move(self, steps: Steps, factor: float, gradients: list[torch.Tensor]) -> None:
+        """Take a step."""
+        raise NotImplementedError
 
 
-class AdamW(Spec):
+class AdamW(Rule):
     """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
 
     kind: Literal["adamw"] = "adamw"
@@ -75,14 +87,38 @@ class AdamW(Spec):
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     """Decay rates of the first and second moment."""
 
-    def build(
-        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None = None
-    ) -> Steps:
-        """The optimizer over ``parameters``; ``decayed`` as of ``Steps``."""
-        return _AdamWSteps(self, parameters, decayed)
+    def start(self, parameters: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """Means and squares of gradients, and how many there were."""
+        counts = [torch.zeros((), device=p.device) for p in parameters]
+        mean, square = ([*map(torch.zeros_like, parameters)] for _ in range(2))
+        return {"mean": mean, "square": square, "count": counts}
+
+    def move(self, steps: Steps, factor: float, gradients: list[torch.Tensor]) -> None:
+        """Take a step."""
+        from torch.optim.adamw import adamw
+
+        weight_decay = self.weight_decay
+        if steps.decayed is not None:
+            left = 1.0 - factor * self.learning_rate * weight_decay * steps.decayed
+            weight_decay = 0.0
+            for parameter in steps.parameters:
+                parameter.mul_(left)
+        kept = steps.kept
+        adamw(
+            *(steps.parameters, gradients, kept["mean"], kept["square"], [], kept["count"]),
+            foreach=False,
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=factor * self.learning_rate,
+            weight_decay=weight_decay,
+            eps=1e-8,
+            maximize=False,
+        )
 
 
-class Sgd(Spec):
+class Sgd(Rule):
     """Stochastic gradient descent with momentum."""
 
     kind: Literal["sgd"] = "sgd"
@@ -95,74 +131,29 @@ class Sgd(Spec):
     weight_decay: NonNegativeFloat = 5e-4
     """L2 penalty."""
 
-    def build(
-        self, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None = None
-    ) -> Steps:
-        """The optimizer over ``parameters``; ``decayed`` as of ``Steps``."""
-        return _SgdSteps(self, parameters, decayed)
+    def start(self, parameters: list[torch.Tensor]) -> dict[str, list[torch.Tensor]]:
+        """The last updates."""
+        return {"momentum": [*map(torch.zeros_like, parameters)]}
 
-
-class _AdamWSteps(Steps):
-    def __init__(
-        self, spec: AdamW, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None
-    ) -> None:
-        super().__init__(parameters, decayed, "mean", "square")
-        self.spec = spec
-        self.kept["count"] = [torch.zeros((), device=p.device) for p in self.parameters]
-
-    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
-        from torch.optim.adamw import adamw
-
-        weight_decay = self.spec.weight_decay
-        if self.decayed is not None:
-            left = 1.0 - factor * self.spec.learning_rate * weight_decay * self.decayed
-            weight_decay = 0.0
-            for parameter in self.parameters:
-                parameter.mul_(left)
-        adamw(
-            self.parameters,
-            gradients,
-            self.kept["mean"],
-            self.kept["square"],
-            [],
-            self.kept["count"],
-            foreach=False,
-            fused=True,
-            amsgrad=False,
-            beta1=self.spec.betas[0],
-            beta2=self.spec.betas[1],
-            lr=factor * self.spec.learning_rate,
-            weight_decay=weight_decay,
-            eps=1e-8,
-            maximize=False,
-        )
-
-
-class _SgdSteps(Steps):
-    def __init__(
-        self, spec: Sgd, parameters: Iterable[torch.Tensor], decayed: torch.Tensor | None
-    ) -> None:
-        super().__init__(parameters, decayed, "momentum")
-        self.spec = spec
-
-    def move(self, factor: float, gradients: list[torch.Tensor]) -> None:
+    def move(self, steps: Steps, factor: float, gradients: list[torch.Tensor]) -> None:
+        """Take a step."""
         from torch.optim.sgd import sgd
 
-        weight_decay = self.spec.weight_decay
-        if self.decayed is not None:
-            pairs = zip(gradients, self.parameters, strict=True)
-            gradients = [g.add(p * self.decayed, alpha=weight_decay) for g, p in pairs]
+        weight_decay = self.weight_decay
+        if steps.decayed is not None:
+            pairs = zip(gradients, steps.parameters, strict=True)
+            gradients = [g.add(p * steps.decayed, alpha=weight_decay) for g, p in pairs]
             weight_decay = 0.0
         sgd(
-            self.parameters,
+            steps.parameters,
             gradients,
-            list(self.kept["momentum"]),
+            list(steps.kept["momentum"]),
             foreach=False,
             weight_decay=weight_decay,
-            momentum=self.spec.momentum,
-            lr=factor * self.spec.learning_rate,
+            momentum=self.momentum,
+            lr=factor * self.learning_rate,
             dampening=0.0,
-            nesterov=self.spec.nesterov and self.spec.momentum > 0,
+            nesterov=self.nesterov and self.momentum > 0,
             maximize=False,
         )
 

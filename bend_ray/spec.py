@@ -7,7 +7,7 @@ Variants of one kind are specs that differ in the literal ``kind``; an axis is t
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -61,7 +61,8 @@ class Spec(BaseModel):
             wrong = [
                 InitErrorDetails(type=refused, loc=(name,), input=given[name])
                 for name, field in cls.model_fields.items()
-                if _holds_boolean(given.get(name)) and not {bool, Any} & _leaves(field.annotation)
+                if _holds_boolean(given.get(name))
+                and not any(leaf in (bool, Any) for leaf in _leaves(field.annotation))
             ]
             if wrong:
                 raise ValidationError.from_exception_data(cls.__name__, wrong)
@@ -83,10 +84,10 @@ def _holds_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _leaves(annotation: Any) -> set[Any]:
-    """The types in an annotation that hold no others."""
+def _leaves(annotation: Any) -> list[Any]:
+    """What is in an annotation and holds no others: types, and what marks them."""
     arguments = get_args(annotation)
-    return set().union(*map(_leaves, arguments)) if arguments else {annotation}
+    return [leaf for each in arguments for leaf in _leaves(each)] if arguments else [annotation]
 
 
 class Incidental:
@@ -103,12 +104,7 @@ def is_incidental(spec: type[Spec], name: str) -> bool:
     [True, False]
     """
     field = spec.model_fields[name]
-    marks = [*field.metadata]
-    waiting = [field.annotation]
-    while waiting:
-        annotation = waiting.pop()
-        marks += getattr(annotation, "__metadata__", ())
-        waiting += get_args(annotation)
+    marks = (*field.metadata, *_leaves(field.annotation))
     return any(isinstance(mark, Incidental) for mark in marks)
 
 
@@ -123,12 +119,5 @@ def variants(annotation: Any) -> tuple[type[Spec], ...]:
     >>> [c.__name__ for c in variants(A | B)]
     ['A', 'B']
     """
-    if isinstance(annotation, type) and issubclass(annotation, Spec):
-        return (annotation,)
-    arguments = get_args(annotation)
-    if get_origin(annotation) is Annotated:
-        arguments = arguments[:1]
-    found: list[type[Spec]] = []
-    for argument in arguments:
-        found.extend(cls for cls in variants(argument) if cls not in found)
-    return tuple(found)
+    leaves = dict.fromkeys(leaf for leaf in _leaves(annotation) if isinstance(leaf, type))
+    return tuple(leaf for leaf in leaves if issubclass(leaf, Spec))

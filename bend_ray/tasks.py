@@ -55,6 +55,15 @@ class Classification(Spec):
     kind: Literal["classification"] = "classification"
     has_classes: ClassVar[bool] = True
 
+    # As ``Regression`` says of each; the scale of an answer is its temperature.
+    log_likelihoods: ClassVar = staticmethod(metrics.true_log_probs)
+    reliability: ClassVar = staticmethod(trust.reliability)
+    rejection: ClassVar = staticmethod(trust.rejection)
+    fit_scale: ClassVar = staticmethod(fit_temperature)
+    scaled: ClassVar = staticmethod(apply_temperature)
+    distances: ClassVar = staticmethod(metrics.pairwise_disagreement)
+    disagreements: ClassVar = staticmethod(metrics.disagreements)
+
     def fitted(self, labels: Tensor) -> Self:
         """The task of such labels; classes need nothing."""
         return self
@@ -98,10 +107,6 @@ class Classification(Spec):
             label_smoothing=label_smoothing,
         )
 
-    def log_likelihoods(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
-        """Of the labels, ``(E, N)`` float64, in nats."""
-        return metrics.true_log_probs(outputs_ENO, labels_N)
-
     def member_scores(
         self, outputs_ENO: Tensor, labels_N: Tensor, among_N: Tensor | None = None
     ) -> Tensor:
@@ -118,14 +123,6 @@ class Classification(Spec):
         """Whether an answer is right, of which the mean is the accuracy, and its NLL: ``(N,)``."""
         return trust.right_and_nats(answers_NC, labels_N)
 
-    def reliability(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Reliability:
-        """Of the most probable class."""
-        return trust.reliability(answers_NC, labels_N)
-
-    def rejection(self, answers_NC: Tensor, labels_N: Tensor) -> trust.Rejection:
-        """Accuracy where the least certain are refused."""
-        return trust.rejection(answers_NC, labels_N)
-
     def ballots(self, outputs: Tensor) -> Tensor:
         """Probabilities of the classes, float64."""
         return torch.softmax(outputs.double(), dim=-1)
@@ -133,14 +130,6 @@ class Classification(Spec):
     def answers(self, ballots_NO: Tensor) -> Tensor:
         """They themselves."""
         return ballots_NO
-
-    def fit_scale(self, answers_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
-        """The temperature of least NLL; of several bags, one after another, theirs together."""
-        return fit_temperature(answers_NC, labels_N, bags)
-
-    def scaled(self, answers_NC: Tensor, scale: float) -> Tensor:
-        """At a temperature."""
-        return apply_temperature(answers_NC, scale)
 
     def scores(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
         """Accuracy, NLL, Brier score and ECE."""
@@ -155,14 +144,6 @@ class Classification(Spec):
         """Each member's class of each example, ``(E, N)``, in as few bytes as classes need."""
         dtype = torch.uint8 if outputs_ENO.shape[-1] <= 2**8 else torch.int32
         return outputs_ENO.argmax(dim=-1).to(dtype)
-
-    def distances(self, one_EN: Tensor, other_MN: Tensor) -> Tensor:
-        """Share of examples on which members differ, ``(E, M)``."""
-        return metrics.pairwise_disagreement(one_EN, other_MN)
-
-    def disagreements(self, predictions_EN: Tensor) -> Tensor:
-        """Each member's mean distance to the others, ``(E,)``; nan of one alone."""
-        return metrics.disagreements(predictions_EN)
 
     def calibration(self, answers_NC: Tensor, labels_N: Tensor) -> Calibration | None:
         """What answers about examples kept back promise of others."""
@@ -250,7 +231,7 @@ class Regression(Spec):
         return 0.5 * (weight * (error * torch.exp(-log_variance) + log_variance)).sum(dim=-1)
 
     def log_likelihoods(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
-        """Of the targets, ``(E, N)`` float64, in nats; nan of a member that diverged."""
+        """Of the labels, ``(E, N)`` float64, in nats; nan of a member that diverged."""
         mean, variance = self._moments(outputs_ENO)
         return log_density(mean, variance, labels_NT).sum(dim=-1)
 

@@ -11,7 +11,7 @@ column, and needs nothing but pyarrow and ``frombuffer``.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, get_args
@@ -54,17 +54,17 @@ class Population:
     """K classifiers; what comes is converted to the types below.
 
     Attributes:
-        model_id: (K,) int64.
-        trunk: (K,) int32, the independent start a model descends from.
-        fork: (K,) int32, which continuation of that trunk it is.
-        step: (K,) int64, optimizer steps taken.
-        seed: (K,) int64.
-        held_out: (K,) bool, kept from the generator's training.
-        val_accuracy: (K,) float32: the task's score, accuracy in [0, 1], or R^2 of regression.
-        val_nll: (K,) float32, nats.
-        fit_seconds: (K,) float32, CPU seconds this model cost.
+        model_id: (K,).
+        trunk: (K,), the independent start a model descends from.
+        fork: (K,), which continuation of that trunk it is.
+        step: (K,), optimizer steps taken.
+        seed: (K,).
+        held_out: (K,), kept from the generator's training.
+        val_accuracy: (K,), the task's score: accuracy in [0, 1], or R^2 of regression.
+        val_nll: (K,), nats.
+        fit_seconds: (K,), CPU seconds this model cost.
         origin: whether they were trained or drawn from a generator.
-        theta_KP: (K, P) float32; (K, 0) when it was not read.
+        theta_KP: (K, 0) when it was not read.
         layout_digest: names the layout that flattened the classifiers.
 
     Raises:
@@ -163,24 +163,20 @@ class TableFormat(BaseModel):
         """
         try:
             metadata = {
-                key.decode().removeprefix(_PREFIX): json.loads(value)
+                name: json.loads(value)
                 for key, value in (schema.metadata or {}).items()
                 if key.startswith(_PREFIX.encode())
+                and (name := key.decode().removeprefix(_PREFIX)) not in ("place", "maker")
             }
-        except RecursionError as error:
-            raise ValueError(f"expected the metadata of a population, got: {error}") from error
-        for note in ("place", "maker"):
-            metadata.pop(note, None)
-        version = metadata.get("format_version", 0)
-        if isinstance(version, int) and version > FORMAT_VERSION:
-            raise StoreError(
-                f"expected population format {FORMAT_VERSION} or older, got {version}, "
-                "which a newer bend-ray wrote: upgrade bend-ray"
-            )
-        try:
+            version = metadata.get("format_version", 0)
+            if isinstance(version, int) and version > FORMAT_VERSION:
+                raise StoreError(
+                    f"expected population format {FORMAT_VERSION} or older, got {version}, "
+                    "which a newer bend-ray wrote: upgrade bend-ray"
+                )
             found = cls.model_validate(metadata)
-        except ValidationError as error:
-            problem = first_problem(error)
+        except (RecursionError, ValidationError) as error:
+            problem = first_problem(error) if isinstance(error, ValidationError) else error
             raise ValueError(f"expected the metadata of a population, got {problem}") from error
         adds_up = sum(found.part_widths) == found.num_parameters
         if not adds_up or not found.arrow_schema().equals(schema):
@@ -190,18 +186,20 @@ class TableFormat(BaseModel):
     def arrow_schema(self) -> pa.Schema:
         """The columns in order, none of them nullable, and the metadata, each value as JSON."""
         theta_types = {name: pa.binary(4 * len(part)) for name, part in self.parts().items()}
-        types = {**ROW_TYPES, **theta_types}
         return pa.schema(
-            [pa.field(name, arrow, nullable=False) for name, arrow in types.items()],
+            [pa.field(*each, nullable=False) for each in (ROW_TYPES | theta_types).items()],
             {f"{_PREFIX}{key}": json.dumps(value) for key, value in self.model_dump().items()},
         )
 
     def parts(self, wanted: range | None = None) -> dict[str, range]:
         """Theta column -> the parameters it holds; of those with any of ``wanted``."""
-        every = _parts(self.part_widths)
-        if wanted is None:
-            return every
-        return {k: v for k, v in every.items() if v.start < wanted.stop and wanted.start < v.stop}
+        ends = list(accumulate(self.part_widths, initial=0))
+        every = map(range, ends, ends[1:])
+        return {
+            f"theta_{i:03d}": part
+            for i, part in enumerate(every)
+            if wanted is None or (part.start < wanted.stop and wanted.start < part.stop)
+        }
 
 
 def table_from_population(population: Population, table_format: TableFormat) -> pa.Table:
@@ -217,29 +215,7 @@ def table_from_population(population: Population, table_format: TableFormat) -> 
         columns[name] = pa.FixedSizeBinaryArray.from_buffers(
             pa.binary(4 * len(part)), len(population), [None, pa.py_buffer(bytes_KS)]
         )
-    schema = table_format.arrow_schema()
-    return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def theta_from_table(table: pa.Table) -> NDArray[np.float32]:
-    """The vectors of a table, ``theta_KP``.
-
-    With one theta column in one chunk (a batch of Ray Data, a row group) it is a view of the
-    table's memory, which may be read-only; otherwise a copy.
-
-    Raises:
-        ValueError: the table has no theta columns.
-    """
-    names = sorted(name for name in table.column_names if name.startswith("theta_"))
-    if not names:
-        raise ValueError(f"expected a column theta_000, got {table.column_names}")
-    if len(names) == 1 and table.column(names[0]).num_chunks == 1:
-        return _view(table.column(names[0]).chunk(0))
-    widths = [table.schema.field(name).type.byte_width // 4 for name in names]
-    theta_KP = np.empty((table.num_rows, sum(widths)), dtype=np.float32)
-    every = np.arange(table.num_rows)
-    copy_theta(table, _parts(widths), range(sum(widths)), theta_KP, every, every)
-    return theta_KP
+    return pa.table(columns, schema=table_format.arrow_schema())
 
 
 def copy_theta(
@@ -250,23 +226,20 @@ def copy_theta(
     places: NDArray[np.intp],
     rows: NDArray[np.intp],
 ) -> None:
-    """Copies the parameters ``wanted`` of some rows into places of ``out_KS``.
+    """Copies the parameters ``wanted`` of some rows of a table into ``places`` of ``out_KS``.
 
-    Args:
-        table: with the columns of ``parts``.
-        parts: theta column -> the parameters it holds, for every part that overlaps ``wanted``.
-        wanted: S parameters.
-        out_KS: (K, S), written in place.
-        places: rows of ``out_KS``.
-        rows: of the table, as many.
+    ``parts`` are the table's theta columns that overlap ``wanted``, see ``TableFormat.parts``.
     """
     for name, part in parts.items():
         low, high = max(part.start, wanted.start), min(part.stop, wanted.stop)
+        columns = slice(low - wanted.start, high - wanted.start)
         first = 0
         for chunk in table.column(name).chunks:
-            view = _view(chunk)[:, low - part.start : high - part.start]
+            # A sliced array shares the buffer of the whole and says where it starts.
+            offset = chunk.offset * chunk.type.byte_width
+            flat = np.frombuffer(chunk.buffers()[1], "<f4", len(chunk) * len(part), offset)
+            view = flat.reshape(-1, len(part))[:, low - part.start : high - part.start]
             own = (rows >= first) & (rows < first + len(chunk))
-            columns = slice(low - wanted.start, high - wanted.start)
             out_KS[_run(places[own]), columns] = view[_run(rows[own] - first)]
             first += len(chunk)
 
@@ -275,17 +248,3 @@ def _run(index: NDArray[np.intp]) -> NDArray[np.intp] | slice:
     """As a slice where it is a run, which is copied at once."""
     is_run = len(index) and (np.diff(index) == 1).all()
     return slice(index[0], index[-1] + 1) if is_run else index
-
-
-def _view(chunk: pa.FixedSizeBinaryArray) -> NDArray[np.float32]:
-    width = chunk.type.byte_width // 4
-    # A sliced array shares the buffer of the whole and says where it starts.
-    offset = chunk.offset * chunk.type.byte_width
-    buffer = chunk.buffers()[1]
-    flat = np.frombuffer(buffer, dtype="<f4", count=len(chunk) * width, offset=offset)
-    return flat.reshape(len(chunk), width)
-
-
-def _parts(widths: Iterable[int]) -> dict[str, range]:
-    ends = [0, *accumulate(widths)]
-    return {f"theta_{i:03d}": range(*ends[i : i + 2]) for i in range(len(ends) - 1)}

@@ -18,10 +18,10 @@ import socket
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -57,6 +57,21 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.parquet"
 
 
+@contextmanager
+def table_writer(
+    artifact: Artifact, name: str, schema: pa.Schema, **options: Any
+) -> Iterator[pq.ParquetWriter]:
+    """Writes a Parquet file of plain pages with checksums, that is there whole or not at all."""
+    plain = {"compression": "NONE", "use_dictionary": False, "write_statistics": False}
+    with (
+        artifact.open_output(name) as stream,
+        pq.ParquetWriter(
+            stream, schema, write_page_checksum=True, **{**plain, **options}
+        ) as writer,
+    ):
+        yield writer
+
+
 def write_shard(artifact: Artifact, index: int, population: Population) -> str:
     """Writes one shard, atomically, in row groups of about 64 MiB; its file's name.
 
@@ -65,35 +80,28 @@ def write_shard(artifact: Artifact, index: int, population: Population) -> str:
     """
     if 0 in population.theta_KP.shape:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
-    table_format = TableFormat.of(population)
+    table_format, name = TableFormat.of(population), shard_name(index)
     schema = table_format.arrow_schema()
     maker = json.dumps({"node": socket.gethostname(), **installed_versions()}).encode()
-    notes = {_PLACE: _place(artifact, shard_name(index)), _MAKER: maker}
+    notes = {_PLACE: _place(artifact, name), _MAKER: maker}
     schema = schema.with_metadata({**schema.metadata, **notes})
     bytes_per_row = 4 * table_format.num_parameters
     rows_per_group = max(1, ROW_GROUP_BYTES // bytes_per_row)
+    pages = {
+        "write_statistics": list(ROW_TYPES),
+        "data_page_size": PAGE_BYTES,
+        # After so many rows it looks whether a page is full; by default after 1,024.
+        "write_batch_size": max(1, PAGE_BYTES // bytes_per_row),
+    }
 
     def write() -> None:
-        with (
-            artifact.open_output(shard_name(index)) as stream,
-            pq.ParquetWriter(
-                stream,
-                schema,
-                compression="NONE",
-                use_dictionary=False,
-                write_statistics=list(ROW_TYPES),
-                write_page_checksum=True,
-                data_page_size=PAGE_BYTES,
-                # After so many rows it looks whether a page is full; by default after 1,024.
-                write_batch_size=max(1, PAGE_BYTES // bytes_per_row),
-            ) as writer,
-        ):
+        with table_writer(artifact, name, schema, **pages) as writer:
             for start in range(0, len(population), rows_per_group):
                 group = population.select(slice(start, start + rows_per_group))
                 writer.write_table(table_from_population(group, table_format), rows_per_group)
 
     patiently(artifact.filesystem, write)
-    return shard_name(index)
+    return name
 
 
 def shard_rows(artifact: Artifact, index: int) -> int | None:
@@ -118,30 +126,28 @@ def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]
 def count_models(artifact: Artifact) -> int:
     """Models in the whole shards of an artifact, committed or not."""
     found = (_SHARD_NAME.fullmatch(file.name) for file in artifact.list_files("shard-"))
-    indices = [int(match[1]) for match in found if match]
-    return sum(shard_rows(artifact, index) or 0 for index in indices)
+    return sum(shard_rows(artifact, int(match[1])) or 0 for match in found if match)
 
 
-def shard_names(artifact: Artifact) -> list[str]:
-    """The files of a committed population's shards, in order."""
-    return [shard.name for shard in _listed_shards(artifact)]
-
-
-def verified() -> pa.dataset.ParquetFragmentScanOptions:
-    """How pyarrow's and Ray's datasets read shards: each page against its checksum."""
-    return pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+def listed_shards(artifact: Artifact) -> list[ManifestFile]:
+    """The shards of a committed population, with their rows, in order."""
+    shards = [file for file in artifact.manifest().files if _SHARD_NAME.fullmatch(file.name)]
+    if not shards:
+        raise StoreError(f"expected a population in {artifact!r}, got no shard in its manifest")
+    for shard in shards:
+        if shard.rows is None:
+            raise artifact.corrupt(MANIFEST_NAME, f"expected the rows of {shard.name}, got none")
+    return sorted(shards, key=lambda shard: int(shard.name[len("shard-") : -len(".parquet")]))
 
 
 def verify_table(artifact: Artifact, name: str) -> None:
     """Read a shard, or another Parquet file, against the checksums of its pages."""
-    with ExitStack() as stack:
-        if _SHARD_NAME.fullmatch(name):
-            file, _ = stack.enter_context(_open_shard(artifact, name))
-        else:
-            file = stack.enter_context(open_table(artifact, name))
+    if _SHARD_NAME.fullmatch(name):
+        with _open_shard(artifact, name):
+            pass
+    with open_table(artifact, name) as file:
         for group in range(file.num_row_groups):
-            with reading(artifact, name):
-                patiently(artifact.filesystem, partial(file.read_row_group, group))
+            read_group(artifact, name, file, group)
 
 
 def read_format(artifact: Artifact) -> TableFormat:
@@ -149,35 +155,31 @@ def read_format(artifact: Artifact) -> TableFormat:
     return _listed(artifact)[1]
 
 
-def read_population(artifact: Artifact, *, theta: bool = True) -> Population:
-    """All models of a committed artifact, in the order of its shards.
+def _listed(artifact: Artifact) -> tuple[list[ManifestFile], TableFormat]:
+    """The shards, and the format of the first, which all must have."""
+    shards = listed_shards(artifact)
+    with _open_shard(artifact, shards[0].name) as (_, table_format):
+        return shards, table_format
+
+
+def read_population(
+    artifact: Artifact, *, theta: bool = True, shards: Collection[str] | None = None
+) -> Population:
+    """All models of a committed artifact, or those of some shards, in the order of its shards.
 
     Memory holds the vectors once, plus one row group; without ``theta``, ``theta_KP`` is (K, 0).
     """
-    shards, table_format = _listed(artifact)
-    stop = table_format.num_parameters if theta else 0
+    listed, table_format = _listed(artifact)
+    listed = [shard for shard in listed if shards is None or shard.name in shards]
     names = [name for name in ROW_TYPES if name != "origin"]
-    rows, theta_KP = _read(artifact, shards, table_format, names, range(stop))
+    wanted = range(table_format.num_parameters if theta else 0)
+    rows, theta_KP = _read(artifact, listed, table_format, names, wanted)
     return Population(
         **{name: rows.column(name).to_numpy() for name in names},
         origin=table_format.origin,
         theta_KP=theta_KP,
         layout_digest=table_format.layout_digest,
     )
-
-
-def read_table(artifact: Artifact, names: Collection[str]) -> pa.Table:
-    """Some shards of a committed population, by name, as they are stored, one after another."""
-    shards, table_format = _listed(artifact)
-    tables = []
-    for shard in shards:
-        if shard.name in names:
-            with _open_listed(artifact, shard, table_format) as file:
-                # Row groups at once: each column of a file is one piece of memory then.
-                read = partial(file.read, use_threads=False)
-                with reading(artifact, shard.name):
-                    tables.append(patiently(artifact.filesystem, read))
-    return pa.concat_tables(tables)
 
 
 def read_columns(
@@ -200,13 +202,6 @@ def read_columns(
     return _read(artifact, shards, table_format, [], range(start, stop), rows)[1]
 
 
-def _listed(artifact: Artifact) -> tuple[list[ManifestFile], TableFormat]:
-    """The shards, and the format of the first, which all must have."""
-    shards = _listed_shards(artifact)
-    with _open_shard(artifact, shards[0].name) as (_, table_format):
-        return shards, table_format
-
-
 def _read(
     artifact: Artifact,
     shards: list[ManifestFile],
@@ -217,8 +212,7 @@ def _read(
 ) -> tuple[pa.Table, NDArray[np.float32]]:
     """The columns ``names`` of all and, beside them, the parameters ``wanted`` as theta_KS."""
     parts = table_format.parts(wanted)
-    num_models = sum(shard.rows or 0 for shard in shards)
-    rows = np.arange(num_models) if rows is None else rows
+    rows = np.arange(sum(shard.rows or 0 for shard in shards)) if rows is None else rows
     theta_KS = np.empty((len(rows), len(wanted)), dtype=np.float32)
     tables = []
     stop = 0
@@ -226,32 +220,21 @@ def _read(
         start, stop = stop, stop + (shard.rows or 0)
         if not (names or ((rows >= start) & (rows < stop)).any()):
             continue
-        with _open_listed(artifact, shard, table_format) as file:
+        with _open_shard(artifact, shard.name) as (file, found):
+            if found != table_format:
+                raise artifact.corrupt(shard.name, f"expected {table_format!r}, got {found!r}")
+            if (num_rows := _num_rows(file)) != shard.rows:
+                came = f"expected {shard.rows} models, got {num_rows}"
+                raise artifact.corrupt(shard.name, came)
             for group in range(file.num_row_groups):
                 length = file.metadata.row_group(group).num_rows
                 own = np.flatnonzero((rows >= start) & (rows < start + length))
                 if len(own) or names:
-                    read = partial(file.read_row_group, group, columns=[*names, *parts])
-                    with reading(artifact, shard.name):
-                        table = patiently(artifact.filesystem, read)
+                    table = read_group(artifact, shard.name, file, group, [*names, *parts])
                     tables.append(table.select(names))
                     copy_theta(table, parts, wanted, theta_KS, own, rows[own] - start)
                 start += length
     return pa.concat_tables(tables) if tables else pa.table({}), theta_KS
-
-
-@contextmanager
-def _open_listed(
-    artifact: Artifact, shard: ManifestFile, table_format: TableFormat
-) -> Iterator[pq.ParquetFile]:
-    """A shard, checked against the manifest and the format that all have."""
-    with _open_shard(artifact, shard.name) as (file, found):
-        if found != table_format:
-            raise artifact.corrupt(shard.name, f"expected {table_format!r}, got {found!r}")
-        if (num_rows := _num_rows(file)) != shard.rows:
-            came = f"expected {shard.rows} models, got {num_rows}"
-            raise artifact.corrupt(shard.name, came)
-        yield file
 
 
 def _num_rows(file: pq.ParquetFile) -> int:
@@ -259,14 +242,12 @@ def _num_rows(file: pq.ParquetFile) -> int:
     return sum(file.metadata.row_group(index).num_rows for index in range(file.num_row_groups))
 
 
-def _listed_shards(artifact: Artifact) -> list[ManifestFile]:
-    shards = [file for file in artifact.manifest().files if _SHARD_NAME.fullmatch(file.name)]
-    if not shards:
-        raise StoreError(f"expected a population in {artifact!r}, got no shard in its manifest")
-    for shard in shards:
-        if shard.rows is None:
-            raise artifact.corrupt(MANIFEST_NAME, f"expected the rows of {shard.name}, got none")
-    return sorted(shards, key=lambda shard: int(shard.name[len("shard-") : -len(".parquet")]))
+def read_group(
+    artifact: Artifact, name: str, file: pq.ParquetFile, group: int, columns: Any = None
+) -> pa.Table:
+    """A row group of what ``open_table`` has opened, or some columns of it."""
+    with reading(artifact, name):
+        return patiently(artifact.filesystem, partial(file.read_row_group, group, columns=columns))
 
 
 @contextmanager
@@ -306,13 +287,12 @@ def reading(artifact: Artifact, name: str) -> Iterator[None]:
     """Tells a broken file (``CorruptArtifact``) from a store that fails (``StoreError``)."""
     try:
         yield
-    except FileNotFoundError as error:
-        raise artifact.corrupt(name, "expected a Parquet file, got no such file") from error
-    except OSError as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         # The Parquet reader also complains with OSErrors, but without an errno. A cloud's
         # network failures have none either, and nobody should delete data because of those.
-        if error.errno is None and artifact.filesystem.type_name == "local":
-            raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error
-        raise StoreError(f"cannot read {name} of {artifact!r}: {cause(error)}") from error
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise artifact.corrupt(name, f"expected a Parquet file, got: {cause(error)}") from error
+        local = artifact.filesystem.type_name == "local"
+        gone = isinstance(error, FileNotFoundError)
+        if isinstance(error, OSError) and not gone and (error.errno is not None or not local):
+            raise StoreError(f"cannot read {name} of {artifact!r}: {cause(error)}") from error
+        got = "got no such file" if gone else f"got: {cause(error)}"
+        raise artifact.corrupt(name, f"expected a Parquet file, {got}") from error

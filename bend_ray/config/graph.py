@@ -30,8 +30,8 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 6,
-    "autoencoder": 2,
+    "seeds": 7,
+    "autoencoder": 3,
     "latents": 1,
     "generator": 2,
     "samples": 4,

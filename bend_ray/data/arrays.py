@@ -23,7 +23,7 @@ from bend_ray.data.files import File, Files, Part
 from bend_ray.data.sources import Labelled, alike, check_classes, check_overlap, classes_of, listed
 from bend_ray.data.splits import num_drawn, split_rows
 from bend_ray.errors import DataError
-from bend_ray.storage.filesystems import open_file, store_errors
+from bend_ray.storage.filesystems import read_bytes
 from bend_ray.storage.masking import cause, printable
 from bend_ray.tasks import Classification, Regression, Task
 
@@ -74,12 +74,12 @@ class Arrays(Labelled):
         found = array_of(labels, f"{where}: labels")
         known = found[np.isfinite(found)] if found.dtype.kind == "f" else np.zeros(0)
         fractions = (known != np.rint(known)).any()
-        told: tuple[NDArray[Any], tuple[str, ...], bool]
         if isinstance(task, Regression) or (task is None and fractions):
-            told = *_targets(found, where), True
+            arrays = cls(*_targets(found, where), True, inputs=values)
         else:
             told = classes_of(_whole(found, where), class_names, where)
-        arrays, count = cls(*told, inputs=values), len(told[0])
+            arrays = cls(*told, inputs=values)
+        count = len(arrays.labels_N)
         if unlike := [name for name, value in values.items() if len(value) != count]:
             raise DataError(
                 f"{where}: expected as many labels as examples, got {count} labels and "
@@ -232,9 +232,7 @@ def _read(
     task: Task | None,
 ) -> Arrays:
     where = printable(file.name)
-    with store_errors("read", file.path), open_file(files.filesystem, file.path) as source:
-        content = source.read()
-    names = None
+    content, names = read_bytes(files.filesystem, file.path) or b"", None
     try:
         if file.name.endswith(".npz"):
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:

@@ -6,7 +6,7 @@ Shape letters: K models, B images a batch, M = K B, C channels, H rows, W column
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt
 
@@ -41,16 +41,12 @@ class RandomViews(Spec):
 
         Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
         """
-        views_KBCHW = pixels_KBCHW
         if self.flip or self.crop_padding:
-            views_KBCHW = self._moved(pixels_KBCHW, generators)
-        if transforms := self._transforms():
-            parts = [
-                _transformed(transforms, views, generator)
-                for views, generator in zip(views_KBCHW, generators, strict=True)
-            ]
-            views_KBCHW = torch.stack(parts)
-        return views_KBCHW
+            pixels_KBCHW = self._moved(pixels_KBCHW, generators)
+        if self.policy or self.erasing:
+            pairs = zip(pixels_KBCHW, generators, strict=True)
+            pixels_KBCHW = torch.stack([self._distorted(*pair) for pair in pairs])
+        return pixels_KBCHW
 
     def _moved(
         self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
@@ -69,41 +65,25 @@ class RandomViews(Spec):
         columns_MW = columns_MW + left_M[:, None]
         rows_MH = torch.arange(height, device=device) + top_M[:, None]
         padded = torch.nn.functional.pad(pixels_KBCHW.flatten(0, 1), [padding] * 4)
-        images_M = torch.arange(len(padded), device=device)
-        channels_C = torch.arange(padded.shape[1], device=device)
-        views_MCHW = padded[
-            images_M[:, None, None, None],
-            channels_C[None, :, None, None],
-            rows_MH[:, None, :, None],
-            columns_MW[:, None, None, :],
-        ]
-        return views_MCHW.view_as(pixels_KBCHW)
+        images_M, channels_C = (torch.arange(n, device=device) for n in padded.shape[:2])
+        places = images_M[:, None, None, None], channels_C[:, None, None], rows_MH[:, None, :, None]
+        return padded[*places, columns_MW[:, None, None, :]].view_as(pixels_KBCHW)
 
-    def _transforms(self) -> list[Any]:
-        """Of torchvision, for one image each."""
-        if not (self.policy or self.erasing):
-            return []
+    def _distorted(self, pixels_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Each image by itself: of a batch torchvision would distort all alike."""
         from torchvision.transforms import v2
 
         policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
         chosen = [policies[self.policy]()] if self.policy else []
-        return [*chosen, v2.RandomErasing(p=self.erasing)] if self.erasing else chosen
-
-
-def _transformed(
-    transforms: Sequence[Any], pixels_BCHW: torch.Tensor, generator: torch.Generator
-) -> torch.Tensor:
-    """Each image by itself: of a batch torchvision would distort all alike."""
-    views = []
-    # torchvision draws from torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.set_state(generator.get_state())
-        for view in pixels_BCHW:
-            for transform in transforms:
-                view = transform(view)
-            views.append(view)
-        generator.set_state(torch.default_generator.get_state())
-    return torch.stack(views)
+        transform = v2.Compose(
+            [*chosen, *([v2.RandomErasing(self.erasing)] if self.erasing else [])]
+        )
+        # torchvision draws from torch's global generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.set_state(generator.get_state())
+            views_BCHW = torch.stack([transform(view) for view in pixels_BCHW])
+            generator.set_state(torch.default_generator.get_state())
+        return views_BCHW
 
 
 class ImportedAugmentation(Imported):

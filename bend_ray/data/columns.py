@@ -70,8 +70,9 @@ class Column(Spec):
         missing = len(known) < len(values_N)
         if not len(known) or (known[0] == known[-1] and not missing):
             return None
-        points = known if len(known) <= KNOTS else known[_places(len(known))]
-        knots = np.unique(points)
+        # As many quantiles, the ends included.
+        places = np.linspace(0, len(known) - 1, min(len(known), KNOTS)).round().astype(np.int64)
+        knots = np.unique(known[places])
         ranks = (np.searchsorted(known, knots) + np.searchsorted(known, knots, "right")) / 2
         normal = NormalDist()
         scores = tuple(normal.inv_cdf(share) for share in (ranks / len(known)).tolist())
@@ -166,25 +167,17 @@ def _texts(values: pa.Array) -> NDArray[Any]:
 
 
 def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
-    its = values.type
-    is_text = pa.types.is_string(its) or pa.types.is_large_string(its)
+    its, scale = values.type, 1.0
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    if kind == "boolean" and (is_text or pa.types.is_boolean(its)):
-        values = values.cast(pa.bool_()).cast(pa.uint8())
-    elif pa.types.is_boolean(its):
+    if kind == "boolean" and (pa.types.is_string(its) or pa.types.is_large_string(its)):
+        values = values.cast(pa.bool_())
+    if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
-    if kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
-        values = values.cast(pa.timestamp("us")).cast(pa.int64())
-        seconds: NDArray[np.float64] = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-        return seconds / 1e6
-    array = values.cast(pa.float64(), safe=not pa.types.is_integer(its))
+    elif kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
+        values, scale = values.cast(pa.timestamp("us")).cast(pa.int64()), 1e6
+    array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
     found: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
     if np.isinf(found).any():
         raise ValueError("infinity; replace it, or leave it empty")
-    return found
-
-
-def _places(count: int) -> NDArray[np.int64]:
-    """Of ``KNOTS`` quantiles among sorted values, the ends included."""
-    return np.linspace(0, count - 1, KNOTS).round().astype(np.int64)
+    return found / scale

@@ -37,8 +37,7 @@ Corruption = Literal[
 
 def corrupted(parts: Parts, corruption: Corruption) -> Examples:
     """All of the test part at severity 1, then at 2, and so on."""
-    test, labels = parts.test, parts.test.labels_N
-    inputs, found = test.take(slice(None)), []
+    inputs, labels, found = parts.test.take(slice(None)), parts.test.labels_N, []
     generator = generator_for(0, "corruption", corruption)
     is_image = parts.decoding is not None
     if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
@@ -46,7 +45,6 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
             f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
             f"{', '.join(IMAGES if is_image else TABLES)}, got {corruption}"
         )
-    chosen: list[Tensor] = []
     if parts.decoding is not None:
         white = parts.decoding.pixel_max
         work, strengths = IMAGES[corruption]
@@ -54,11 +52,10 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
             pixels = work(inputs.float() / white, strength, generator)
             found.append((pixels.clamp(0, 1) * white).round().to(torch.uint8))
         return Examples(torch.cat(found), labels.repeat(SEVERITIES))
-    for severity in range(1, SEVERITIES + 1):
-        changed, index = TABLES[corruption](inputs.float(), severity / SEVERITIES, parts, generator)
-        found.append(changed)
-        chosen.append(index)
-    return Examples(torch.cat(found), labels[torch.cat(chosen)])
+    shares = [severity / SEVERITIES for severity in range(1, SEVERITIES + 1)]
+    drawn = [TABLES[corruption](inputs.float(), share, parts, generator) for share in shares]
+    changed, chosen = zip(*drawn, strict=True)
+    return Examples(torch.cat(changed), labels[torch.cat(chosen)])
 
 
 def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:

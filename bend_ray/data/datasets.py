@@ -73,7 +73,6 @@ class LabelledExamples(Spec):
         return parts.kept_back(self.num_calibration, self.split_seed)
 
     def _load(self, room: Room | None) -> Parts:
-        """All of them."""
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -145,12 +144,11 @@ class DrawnParts(LabelledExamples):
     duplicates: Annotated[Literal["tell", "refuse"], Incidental()] = "tell"
     """What to do where two parts have an example in common."""
 
-    def _open(self, part: Part) -> Any:
-        """The examples of a part: images, not decoded, arrays, or a table."""
+    def _known_parts(self) -> tuple[Part, ...]:
+        """Those to open before any training."""
         raise NotImplementedError
 
-    def _known_parts(self) -> tuple[Part, ...]:
-        """The parts to open before any training."""
+    def _open(self, part: Part) -> Any:
         raise NotImplementedError
 
 

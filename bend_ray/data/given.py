@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bend_ray.data.arrays import LABELS, SINGLE, WRITTEN, Arrays, array_of, label_among
 from bend_ray.data.columns import kind_of_type
@@ -78,7 +77,8 @@ def arrays_of(given: Any, where: str) -> Arrays:
     name. ``where`` is what it is called, for messages.
     """
     try:
-        return _arrays(given, where)
+        inputs, labels, class_names = _split(given, where)
+        return Arrays.of(inputs_of(inputs), labels, class_names, where)
     except DataError:
         raise
     except Exception as error:  # a user's object, and what libraries make of it, may fail anyhow
@@ -88,34 +88,64 @@ def arrays_of(given: Any, where: str) -> Arrays:
         ) from error
 
 
-def _arrays(given: Any, where: str) -> Arrays:
-    if isinstance(given, str | Path):
-        return _of_table(_read_saved(Path(given), where), where)
-    if hasattr(given, "with_format") and isinstance(getattr(given, "num_rows", None), int):
-        shown = given.format
-        if shown["type"] != "custom":  # else its items are what the user's function makes
-            return _of_table(given.with_format("arrow", columns=shown["columns"])[:], where)
-    if _is_frame(given):
-        return _of_table(_table(given), where)
+def _split(given: Any, where: str) -> tuple[Any, Any, Sequence[str] | None]:
+    """Inputs, labels, and what classes are called."""
+    if (table := _table(given, where)) is not None:
+        label = label_among(table.column_names, where)
+        names = class_names_of(table.schema, label)
+        return table.drop_columns([label]), table.column(label).to_numpy(), names
+    if isinstance(given, Mapping) and "DESCR" in given:
+        # scikit-learn's Bunch, whose openml kind has a column's name there.
+        called = [str(name) for name in given.get("target_names", ())]
+        return given["data"], given["target"], called if called[1:] else None
     if isinstance(given, Mapping):
-        return _of_mapping(given, where)
+        label = label_among(list(given), where)
+        return {name: its for name, its in given.items() if name != label}, given[label], None
     # A list of two may be two examples, rather than all inputs and all labels.
     first = given[0] if isinstance(given, tuple | list) and len(given) == 2 else (0, 0)
     if not (isinstance(first, tuple) and len(first) == 2 and np.ndim(first[1]) == 0):
-        return _of_inputs(given[0], given[1], None, where)
+        return given[0], given[1], None
     return _of_items(given, where)
+
+
+def _table(given: Any, where: str) -> pa.Table | None:
+    """What is a frame or a table, or can be shown as one."""
+    if isinstance(given, str | Path):
+        files = sorted(Path(given).glob("data-*.arrow"))
+        if not files:
+            raise DataError(
+                f"{where}: expected a file that ends in .npz or .safetensors, or a folder that "
+                f"save_to_disk of datasets wrote, got {given}; read it, and give what holds it"
+            )
+        streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
+        return pa.concat_tables([stream.read_all() for stream in streams])
+    if hasattr(given, "with_format") and isinstance(getattr(given, "num_rows", None), int):
+        shown = given.format
+        if shown["type"] != "custom":  # else its items are what the user's function makes
+            return given.with_format("arrow", columns=shown["columns"])[:]
+    return _of_frame(given)
+
+
+def _is_frame(value: Any) -> bool:
+    return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
+
+
+def _of_frame(frame: Any) -> pa.Table | None:
+    if not _is_frame(frame):
+        return None
+    # Else the rows' names, after a shuffle, would be a column.
+    return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
 
 
 def table_of(given: Any) -> pa.Table | None:
     """The rows of a frame with labels in it, or beside it; None of all that is no such table."""
     frame, labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if not _is_frame(frame):
+    if (table := _of_frame(frame)) is None:
         return None
-    table = _table(frame).replace_schema_metadata(None)
+    table = table.replace_schema_metadata(None)
     if labels is not None:
         table = table.append_column(WRITTEN, [pa.array(array_of(labels, WRITTEN))])
-    flat = (kind_of_type(its) for its in table.schema.types)
-    return table if all(kind is not None for kind in flat) else None
+    return table if all(kind_of_type(its) is not None for its in table.schema.types) else None
 
 
 def spilled(given: Arrays | pa.Table, folder: str) -> str:
@@ -133,75 +163,43 @@ def spilled(given: Arrays | pa.Table, folder: str) -> str:
     return uri
 
 
-def _is_frame(value: Any) -> bool:
-    return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
-
-
-def _table(frame: Any) -> pa.Table:
-    # Else the rows' names, after a shuffle, would be a column.
-    return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
-
-
 def inputs_of(inputs: Any) -> Mapping[str, Any]:
-    """Inputs by name: columns of a frame, several as they are, or one array.
+    """Inputs by name: several as they are, one array, or columns of a frame.
 
+    Of these numbers are together one input, each column of lists or pictures is by itself.
     DataError where a column holds no numbers.
     """
-    if _is_frame(inputs):
-        return _columns(_table(inputs))
-    return inputs if isinstance(inputs, Mapping) else {SINGLE: inputs}
-
-
-def _of_inputs(inputs: Any, labels: Any, names: Sequence[str] | None, where: str) -> Arrays:
-    return Arrays.of(inputs_of(inputs), labels, names, where)
-
-
-def _of_mapping(given: Mapping[str, Any], where: str) -> Arrays:
-    if "DESCR" in given:  # scikit-learn's Bunch, whose openml kind has a column's name there
-        names = [str(name) for name in given.get("target_names", ())]
-        return _of_inputs(given["data"], given["target"], names if names[1:] else None, where)
-    label = label_among(list(given), where)
-    inputs = {name: value for name, value in given.items() if name != label}
-    return Arrays.of(inputs, given[label], where=where)
-
-
-def _of_table(table: pa.Table, where: str) -> Arrays:
-    label = label_among(table.column_names, where)
-    names = class_names_of(table.schema, label)
-    labels = table.column(label).to_numpy()
-    return Arrays.of(_columns(table.drop_columns([label])), labels, names, where)
-
-
-def _columns(table: pa.Table) -> dict[str, Any]:
-    """Inputs of a table: numbers together as one, each column of lists or pictures by itself."""
-    inputs = {name: _column(table.column(name)) for name in table.column_names}
-    numbers = [n for n, v in inputs.items() if isinstance(v, np.ndarray) and v.dtype.kind in "biuf"]
+    if (table := _of_frame(inputs)) is None:
+        return inputs if isinstance(inputs, Mapping) else {SINGLE: inputs}
+    columns = {name: _column(table.column(name)) for name in table.column_names}
+    numbers = [
+        name
+        for name, its in columns.items()
+        if isinstance(its, np.ndarray) and its.dtype.kind in "biuf"
+    ]
     if numbers:
-        label = "numbers" if SINGLE in inputs else SINGLE
-        inputs[label] = np.stack([inputs.pop(name).astype(float) for name in numbers], axis=1)
-    return inputs
+        name = "numbers" if SINGLE in columns else SINGLE
+        columns[name] = np.stack([columns.pop(n).astype(float) for n in numbers], axis=1)
+    return columns
 
 
 def _column(values: pa.ChunkedArray) -> Any:
     if isinstance(values.type, pa.ExtensionType):
         chunks = [chunk.storage for chunk in values.chunks]
         values = pa.chunked_array(chunks, values.type.storage_type)
-    if pa.types.is_struct(values.type):
-        return [_picture(**value.as_py()) for value in values]
-    return values.to_numpy()
+    if not pa.types.is_struct(values.type):
+        return values.to_numpy()
+    files = (value.as_py() for value in values)
+    # Pictures as they are in their files.
+    return [pixels_of(f["bytes"] or Path(f["path"]).read_bytes(), Look()) for f in files]
 
 
-def _picture(bytes: bytes | None, path: str | None = None) -> NDArray[np.uint8]:
-    """A picture ``(C, H, W)`` as it is in its file."""
-    return pixels_of(bytes or Path(str(path)).read_bytes(), Look())
-
-
-def _of_items(given: Any, where: str) -> Arrays:
+def _of_items(given: Any, where: str) -> tuple[Any, Any, Sequence[str] | None]:
     names = _class_names(given)
     if hasattr(given, "batch_sampler") and hasattr(given, "dataset"):  # a DataLoader
         chosen = getattr(given.sampler, "indices", None)
         if chosen is None:
-            return arrays_of(given.dataset, where)
+            return _split(given.dataset, where)
         given = map(given.dataset.__getitem__, chosen)
     sized = hasattr(given, "__len__") and hasattr(given, "__getitem__")
     items = [given[i] for i in range(len(given))] if sized else list(islice(given, MOST + 1))
@@ -211,15 +209,14 @@ def _of_items(given: Any, where: str) -> Arrays:
             "iterator gives them once"
         )
     if isinstance(items[0], Mapping):
-        return _of_mapping(_by_name(items), where)
+        return _split(_by_name(items), where)
     for item in items:
         if not (isinstance(item, tuple | list) and len(item) == 2):
             raise DataError(
                 f"{where}: expected pairs of (input, label), got a {type(item).__name__}"
             )
     inputs, labels = zip(*items, strict=True)
-    several = _by_name(inputs) if isinstance(inputs[0], Mapping) else inputs
-    return _of_inputs(several, labels, names, where)
+    return _by_name(inputs) if isinstance(inputs[0], Mapping) else inputs, labels, names
 
 
 def _class_names(given: Any) -> Sequence[str] | None:
@@ -232,15 +229,3 @@ def _class_names(given: Any) -> Sequence[str] | None:
 
 def _by_name(items: Sequence[Any]) -> dict[str, list[Any]]:
     return {name: [item[name] for item in items] for name in items[0]}
-
-
-def _read_saved(folder: Path, where: str) -> pa.Table:
-    """The table of a data set that ``datasets`` saved to a folder."""
-    files = sorted(folder.glob("data-*.arrow"))
-    if not files:
-        raise DataError(
-            f"{where}: expected a file that ends in .npz or .safetensors, or a folder that "
-            f"save_to_disk of datasets wrote, got {folder}; read it, and give what holds it"
-        )
-    streams = [pa.ipc.open_stream(pa.memory_map(str(file))) for file in files]
-    return pa.concat_tables([stream.read_all() for stream in streams])

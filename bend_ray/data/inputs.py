@@ -5,7 +5,7 @@ To add a set: one class with a ``kind`` of its own, ``name`` and ``of``, and its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -25,11 +25,13 @@ class _Named(Spec):
     """What asked inputs have: a name of their own among all of an evaluation."""
 
     kind: str
+    _called: ClassVar[str] = "kind"
+    """The field that has it."""
 
     @property
     def name(self) -> str:
         """By which they are told from others."""
-        return self.kind
+        return str(getattr(self, self._called))
 
     def of(self, parts: Parts) -> Examples | Streamed:
         """The examples; DataError where a data set has none."""
@@ -45,18 +47,12 @@ class Part(_Named):
 
     kind: Literal["part"] = "part"
     part: Literal["validation", "test", "calibration"]
-
-    @property
-    def name(self) -> str:
-        """The part's."""
-        return self.part
+    _called = "part"
 
     def of(self, parts: Parts) -> Examples | Streamed:
         """The examples."""
-        if self.part == "calibration":
-            assert parts.calibration is not None
-            return parts.calibration
-        return parts.test if self.part == "test" else parts.validation
+        found: Examples | Streamed = getattr(parts, self.part)
+        return found
 
     def named(self, parts: Parts) -> str:
         """Which part it is: where there is no test part, validation stands in for it."""
@@ -116,8 +112,8 @@ class Others(_Named):
         given, shape = first(theirs.test.take(slice(len(parts.test)))), parts.input_shape
         assert isinstance(shape, tuple)
         channels, *size = shape
-        scale = ours.pixel_max / theirs.decoding.pixel_max
-        pixels = functional.resize(given.float() * scale, size, antialias=True)
+        scaled = given.float() * (ours.pixel_max / theirs.decoding.pixel_max)
+        pixels = functional.resize(scaled, size, antialias=True)
         pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
         pixels = pixels.expand(-1, channels, -1, -1).round().clamp(0, ours.pixel_max)
         return Examples(pixels.to(torch.uint8), theirs.test.labels_N[: len(pixels)])
@@ -128,22 +124,15 @@ class Corrupted(_Named):
 
     kind: Literal["corrupted"] = "corrupted"
     corruption: Corruption
-
-    @property
-    def name(self) -> str:
-        """The corruption's."""
-        return self.corruption
+    _called = "corruption"
 
     def of(self, parts: Parts) -> Examples:
         """The examples, ``SEVERITIES`` times as many as the test part has."""
         return corrupted(parts, self.corruption)
 
 
-VALIDATION, TEST, CALIBRATION = (
-    Part(part="validation"),
-    Part(part="test"),
-    Part(part="calibration"),
-)
+VALIDATION, TEST = Part(part="validation"), Part(part="test")
+CALIBRATION = Part(part="calibration")
 
 Outside = Annotated[LeftOut | Noise | Others, Field(discriminator="kind")]
 Inputs = Part | LeftOut | Noise | Others | Corrupted

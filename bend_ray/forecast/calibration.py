@@ -33,7 +33,7 @@ from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import GramSum, mix
+from bend_ray.parameters.gram import gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 
@@ -312,7 +312,7 @@ def _gram(problem: Problem) -> dict[str, Any]:
 
     def sums(count: int) -> None:
         for _ in range(count):
-            GramSum(layout, train_K).extend(theta_KW)
+            gram_sums(layout, train_K, [theta_KW])
 
     def mixes(count: int) -> None:
         for _ in range(count):

@@ -5,10 +5,8 @@ a rotation of T-1 coefficients a model, whatever P is. They follow from the Gram
 products between models, which is a sum over columns of ``theta``: one pass, any column blocks, and
 ranges of columns may be summed apart and merged::
 
-    grams = GramSum(layout, train_K)
-    for block in column_blocks(layout.size, width):
-        grams.extend(theta_KW of the block)
-    basis, coefficients_KR = PrincipalBasis.fit(grams.total(), train_K)
+    parts = [gram_sums(layout, train_K, blocks, start) for each range of columns]
+    basis, coefficients_KR = PrincipalBasis.fit(gram(parts, layout, train_K), train_K)
 
 Back again, a coefficient row is a set of weights over the training models. The scales of the layers
 cancel, no P x R basis is ever formed, and decoding streams over the same blocks::
@@ -23,7 +21,7 @@ Source: snapshot PCA, Sirovich (1987), "Turbulence and the dynamics of coherent 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +32,7 @@ from bend_ray.parameters.layout import ParameterLayout
 
 # On eigenvalues, so 1e-6 of the largest spread: what a float32 parameter can show.
 RANK_TOLERANCE = 1e-12
+_WHOLE = "whole"
 
 
 def column_blocks(size: int, width: int) -> tuple[range, ...]:
@@ -41,95 +40,64 @@ def column_blocks(size: int, width: int) -> tuple[range, ...]:
     return tuple(range(start, min(start + width, size)) for start in range(0, size, width))
 
 
-class GramSum:
-    """The Gram matrix of a range of columns, every layer at unit scale over the training rows.
+def gram_sums(
+    layout: ParameterLayout, train_K: Tensor, blocks: Iterable[Tensor], start: int = 0
+) -> dict[str, Tensor]:
+    """What a range of columns gives to the Gram matrix, every layer at unit scale in training.
 
-    A layer's scale is known once all its columns have been seen: what lies in the range whole is
-    scaled and summed, the layers that the range cuts, two at most, are kept apart. So memory is a
-    few K x K matrices, whatever P and L.
+    A layer's scale is known once all its columns have been seen: those that lie in the range whole
+    are scaled and summed, those that it cuts, two at most, are kept apart. So memory is a few
+    K x K matrices, whatever P and the number of layers.
 
-    Attributes:
-        stop: The column after the last one seen; ``start`` is the first of the range.
-        whole_KK: float64; of the layers within the range.
-        cut: Layer -> its unscaled share (K, K), of the layers that reach beyond the range.
+    ``blocks`` are columns theta_KW of all models, held-out ones as well, in their order from column
+    ``start``; all are centred by the training rows.
+
+    Returns ``whole``, and by their number the unscaled shares of layers that reach beyond the
+    range: (K, K) in float64.
     """
+    sums = {_WHOLE: torch.zeros(len(train_K), len(train_K), dtype=torch.float64)}
+    stop = start
+    for theta_KW in blocks:
+        first, stop = stop, stop + theta_KW.shape[1]
+        for layer, entry in enumerate(layout.entries):
+            low, high = max(entry.offset, first), min(entry.offset + entry.size, stop)
+            if low < high:
+                centred_KC = _centre(theta_KW[:, low - first : high - first], train_K)
+                _add(sums, {str(layer): centred_KC @ centred_KC.T})
+        _scale(sums, layout, train_K, range(start, stop))
+    return sums
 
-    def __init__(self, layout: ParameterLayout, train_K: Tensor, start: int = 0) -> None:
-        self.layout = layout
-        self.train_K = train_K
-        self.start = self.stop = start
-        self.whole_KK = torch.zeros(len(train_K), len(train_K), dtype=torch.float64)
-        self.cut: dict[int, Tensor] = {}
 
-    def extend(self, theta_KW: Tensor) -> None:
-        """Add the next W columns of all models, training and held-out.
+def gram(parts: Iterable[Mapping[str, Tensor]], layout: ParameterLayout, train_K: Tensor) -> Tensor:
+    """The Gram matrix of a population (K, K): the sums of ranges that hold all columns, in order.
 
-        ValueError where they reach beyond the layout.
-        """
-        start, stop = self.stop, self.stop + theta_KW.shape[1]
-        if start < 0 or stop > self.layout.size:
-            raise ValueError(
-                f"expected columns within 0 to {self.layout.size} (layout {self.layout.digest}), "
-                f"got {start} to {stop}"
-            )
-        for layer, entry in enumerate(self.layout.entries):
-            first = max(entry.offset, start)
-            last = min(entry.offset + entry.size, stop)
-            if first < last:
-                centred_KC = _centre(theta_KW[:, first - start : last - start], self.train_K)
-                self._add(layer, centred_KC @ centred_KC.T)
-        self._move_to(stop)
+    Sums of floats depend on their order: that of the columns.
+    """
+    total: dict[str, Tensor] = {}
+    for sums in parts:
+        _add(total, sums)
+    _scale(total, layout, train_K, range(layout.size))
+    return total[_WHOLE]
 
-    def merge(self, following: GramSum) -> None:
-        """Add the range that begins where this one ends; ValueError where it begins elsewhere."""
-        if following.start != self.stop:
-            raise ValueError(f"expected a range from column {self.stop}, got {following.start}")
-        self.whole_KK += following.whole_KK
-        for layer, share_KK in following.cut.items():
-            self._add(layer, share_KK)
-        self._move_to(following.stop)
 
-    def total(self) -> Tensor:
-        """The Gram matrix of the whole population; ValueError where columns are missing."""
-        if (self.start, self.stop) != (0, self.layout.size):
-            raise ValueError(
-                f"expected all {self.layout.size} columns, got {self.start} to {self.stop}"
-            )
-        return self.whole_KK
+def _add(total: dict[str, Tensor], sums: Mapping[str, Tensor]) -> None:
+    for name, share_KK in sums.items():
+        total[name] = total[name] + share_KK if name in total else share_KK
 
-    def state(self) -> dict[str, Tensor]:
-        """As tensors by name, to be sent to another process."""
-        range_2 = torch.tensor([self.start, self.stop])
-        cut = {f"cut.{layer}": share_KK for layer, share_KK in self.cut.items()}
-        return {"range": range_2, "whole": self.whole_KK, **cut}
 
-    @classmethod
-    def from_state(
-        cls, state: Mapping[str, Tensor], layout: ParameterLayout, train_K: Tensor
-    ) -> GramSum:
-        """The inverse of ``state``."""
-        start, stop = state["range"].tolist()
-        grams = cls(layout, train_K, start)
-        grams.stop = stop
-        grams.whole_KK = state["whole"]
-        grams.cut = {int(k[4:]): share for k, share in state.items() if k.startswith("cut.")}
-        return grams
-
-    def _add(self, layer: int, share_KK: Tensor) -> None:
-        held = self.cut.get(layer)
-        self.cut[layer] = share_KK if held is None else held + share_KK
-
-    def _move_to(self, stop: int) -> None:
-        """End the range at ``stop``, and scale the layers that are complete by now."""
-        self.stop = stop
-        for layer in sorted(self.cut):
-            entry = self.layout.entries[layer]
-            if self.start <= entry.offset and entry.offset + entry.size <= stop:
-                gram_KK = self.cut.pop(layer)
-                square_sum = gram_KK.diagonal()[self.train_K].sum()
-                # A layer in which all training models agree says nothing about them.
-                if square_sum > 0:
-                    self.whole_KK += gram_KK * (self.train_K.sum() * entry.size / square_sum)
+def _scale(
+    sums: dict[str, Tensor], layout: ParameterLayout, train_K: Tensor, columns: range
+) -> None:
+    """Move the layers that lie in some columns to the others, at unit scale."""
+    for layer, entry in enumerate(layout.entries):
+        inside = columns.start <= entry.offset and entry.offset + entry.size <= columns.stop
+        if inside and str(layer) in sums:
+            gram_KK = sums.pop(str(layer))
+            square_sum = gram_KK.diagonal()[train_K].sum()
+            # A layer in which all training models agree says nothing about them.
+            if square_sum > 0:
+                scale = train_K.sum() * entry.size / square_sum
+                sums[_WHOLE] = sums[_WHOLE] + gram_KK * scale
 
 
 def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from functools import cached_property
 from typing import Annotated, Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, NonNegativeInt, Strict, TypeAdapter, ValidationError
+from pydantic import NonNegativeInt, Strict, StrictBool, StrictStr, TypeAdapter, ValidationError
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError, DataError
@@ -68,15 +68,14 @@ class ParameterLayout:
     @cached_property
     def parts(self) -> tuple[ParameterLayout, ParameterLayout]:
         """The layouts of ``theta[..., :num_trainable]`` and of the rest."""
-        rows = [(entry.name, entry.shape, entry.trainable) for entry in self.entries]
+        rows = self.to_json()
         trained, buffers = (self._stack(r for r in rows if r[2] is kind) for kind in (True, False))
         return trained, buffers
 
     @cached_property
     def digest(self) -> str:
         """Eight hex digits that two layouts share only if their vectors are interchangeable."""
-        rows = [[entry.name, list(entry.shape), entry.trainable] for entry in self.entries]
-        canonical = json.dumps(rows, separators=(",", ":"))
+        canonical = json.dumps(self.to_json(), separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:8]
 
     @classmethod
@@ -142,12 +141,9 @@ class ParameterLayout:
             for entry, piece in zip(self.entries, pieces, strict=True)
         }
 
-    def to_json(self) -> list[dict[str, Any]]:
-        """The entries in order, as plain data."""
-        return [
-            {"name": entry.name, "shape": list(entry.shape), "trainable": entry.trainable}
-            for entry in self.entries
-        ]
+    def to_json(self) -> list[tuple[str, tuple[int, ...], bool]]:
+        """Name, shape and whether it is trained, of the entries in order."""
+        return [(entry.name, entry.shape, entry.trainable) for entry in self.entries]
 
     @classmethod
     def from_json(cls, rows: Any) -> ParameterLayout:
@@ -161,23 +157,15 @@ class ParameterLayout:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"expected a layout, got {where}: {first['msg']}") from None
-        layout = cls._stack((row.name, row.shape, row.trainable) for row in found)
-        if len({row.name for row in found}) < len(found) or layout.size >= MOST_PARAMETERS:
+        layout = cls._stack(found)
+        if len({name for name, *_ in found}) < len(found) or layout.size >= MOST_PARAMETERS:
             raise ValueError("expected a layout, got a name twice, or more than memory could hold")
         return layout
 
 
-class _Row(BaseModel):
-    """A tensor, as JSON."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    name: str
-    shape: Annotated[tuple[NonNegativeInt, ...], Strict(False)]
-    trainable: bool
-
-
-_ROWS = TypeAdapter(list[_Row])
+_ROWS = TypeAdapter(
+    list[tuple[StrictStr, tuple[Annotated[NonNegativeInt, Strict()], ...], StrictBool]]
+)
 MOST_PARAMETERS = 2**48
 
 

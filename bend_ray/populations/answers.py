@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -23,12 +22,17 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bend_ray.artifacts.shards import open_table, read_columns, read_format, reading
+from bend_ray.artifacts.shards import (
+    open_table,
+    read_columns,
+    read_format,
+    read_group,
+    table_writer,
+)
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import BLOCK_BYTES
-from bend_ray.storage.filesystems import patiently
 from bend_ray.tasks import Task
 
 LABELS = "labels.safetensors"
@@ -48,17 +52,7 @@ def write_piece(
     """Write some models' logits ``(E, n, C)``, block by block; a file is whole or not there."""
     shape = f"{num_models} {num_classes}".encode()
     schema = pa.schema([pa.field("logits", pa.large_binary(), nullable=False)], {_SHAPE: shape})
-    with (
-        artifact.open_output(piece_name(index)) as stream,
-        pq.ParquetWriter(
-            stream,
-            schema,
-            compression="NONE",
-            use_dictionary=False,
-            write_statistics=False,
-            write_page_checksum=True,
-        ) as writer,
-    ):
+    with table_writer(artifact, piece_name(index), schema) as writer:
         for logits_EnC in blocks:
             cell = np.ascontiguousarray(logits_EnC.numpy(), dtype="<f4").tobytes()
             writer.write_table(pa.table([[cell]], schema=schema))
@@ -119,8 +113,7 @@ class Answers(Predictions):
         return np.flatnonzero((self._members >= own.start) & (self._members < own.stop))
 
     def _cell(self, name: str, file: pq.ParquetFile, group: int, own: range) -> NDArray[np.float32]:
-        with reading(self.artifact, name):
-            table = patiently(self.artifact.filesystem, partial(file.read_row_group, group))
+        table = read_group(self.artifact, name, file, group)
         cell = np.frombuffer(table["logits"][0].as_buffer(), "<f4")
         return cell.reshape(len(own), -1, self._num_classes)
 

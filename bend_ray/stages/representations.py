@@ -9,25 +9,24 @@ Shape letters: K members, T training members, F features, P parameters, N drawn.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
-from bend_ray.artifacts.population import theta_from_table
-from bend_ray.artifacts.shards import read_format, read_population, read_table, shard_names
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import listed_shards, read_format, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
-from bend_ray.parameters.standardize import Moments, Standardizer
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.standardize import Standardizer
 from bend_ray.populations.members import (
     BLOCK_BYTES,
     member_blocks,
@@ -59,39 +58,27 @@ class Principal:
     @classmethod
     def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Principal, Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
-        layout = read_layout(seeds)
-        train_K = training_rows(seeds)
+        layout, train_K = read_layout(seeds), training_rows(seeds)
         blocks = member_blocks(layout, len(train_K))
-        per_part = -(-len(blocks) // GRAM_PARTS)
-        ranges = split(blocks, per_part)
+        ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 
-        def sums(number: int) -> pa.Table:
-            with Stopwatch() as watch:
-                grams = GramSum(layout, train_K, ranges[number][0].start)
-                for block in ranges[number]:
-                    grams.extend(read_block(seeds, block))
-            state = save(grams.state())
-            return pa.table({"grams": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+        def sums(number: int) -> dict[str, Tensor]:
+            own = ranges[number]
+            read = (read_block(seeds, block) for block in own)
+            return gram_sums(layout, train_K, read, own[0].start)
 
-        table = runtime.table(Rows(len(ranges), sums), Resources())
-        merged = GramSum(layout, train_K)
-        # Sums of floats depend on their order: that of the columns.
-        for grams in table.column("grams").to_pylist():
-            merged.merge(GramSum.from_state(load(grams), layout, train_K))
+        parts, cost = _states(runtime, len(ranges), sums)
         with Stopwatch() as watch:
-            basis, coefficients_KF = PrincipalBasis.fit(merged.total(), train_K)
-        return cls(basis, coefficients_KF), watch.cost + _cost_of(table)
+            gram_KK = gram(parts, layout, train_K)
+            basis, coefficients_KF = PrincipalBasis.fit(gram_KK, train_K)
+        return cls(basis, coefficients_KF), watch.cost + cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
         members = read_population(seeds, theta=False)
         keep_K = ~members.held_out if training_only else np.full(len(members), True)
-        columns = {
-            "model_id": members.model_id[keep_K],
-            "trunk": members.trunk[keep_K],
-            "held_out": members.held_out[keep_K],
-            "features": vectors(self.coefficients_KF.numpy()[keep_K]),
-        }
+        features = vectors(self.coefficients_KF.numpy()[keep_K])
+        columns = _facts(members.select(keep_K)) | {"features": features}
         return Rows(1, lambda _: pa.table(columns))
 
     def decoder(self, seeds: Artifact) -> Decode:
@@ -136,42 +123,27 @@ class Standardised:
 
     @classmethod
     def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Standardised, Cost]:
-        """One pass over the shards: each part sums the moments of some members."""
-        layout = read_layout(seeds)
+        """One pass over the shards, in one process."""
+        layout, train_K = read_layout(seeds), training_rows(seeds)
 
-        def moments(table: pa.Table) -> pa.Table:
-            started = time.process_time()
-            part = Moments.empty(layout.size)
-            held_out = table.column("held_out").to_numpy()
-            part.update(torch.from_numpy(theta_from_table(table)[~held_out]))
-            return pa.table(
-                {
-                    "count": [part.count],
-                    "mean": [part.mean_P.numpy().tobytes()],
-                    "m2": [part.m2_P.numpy().tobytes()],
-                    "cpu_seconds": [time.process_time() - started],
-                }
-            )
+        def fitted(_: int) -> dict[str, Tensor]:
+            blocks = member_blocks(layout, len(train_K))
+            read = (read_block(seeds, block)[train_K] for block in blocks)
+            return Standardizer.fit(layout, read).state()
 
-        table = runtime.table(_shards(seeds).map(moments), Resources())
-        merged = Moments.empty(layout.size)
-        for row in table.to_pylist():
-            sums = [torch.from_numpy(np.frombuffer(row[k]).copy()) for k in ("mean", "m2")]
-            merged.merge(Moments(row["count"], *sums))
-        return cls(Standardizer.fit(merged, layout)), _cost_of(table)
+        ((state,), cost) = _states(runtime, 1, fitted)
+        return cls(Standardizer.from_state(state)), cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
         standardizer = self.standardizer
 
-        def standardise(table: pa.Table) -> pa.Table:
-            if training_only:
-                table = table.filter(pa.compute.invert(table.column("held_out")))
-            theta_KP = torch.from_numpy(np.array(theta_from_table(table)))
-            columns = {n: table.column(n) for n in ("model_id", "trunk", "held_out")}
-            return pa.table({**columns, "features": vectors(standardizer.apply(theta_KP).numpy())})
+        def standardise(members: Population) -> pa.Table:
+            kept = members.select(~members.held_out) if training_only else members
+            features_KF = standardizer.apply(torch.from_numpy(kept.theta_KP)).numpy()
+            return pa.table(_facts(kept) | {"features": vectors(features_KF)})
 
-        return _shards(seeds).map(standardise)
+        return _parts(seeds, standardise)
 
     def decoder(self, seeds: Artifact) -> Decode:
         """Features ``(N, P)`` to parameters ``(N, P)``."""
@@ -211,18 +183,33 @@ def load_representation(features: str, artifact: Artifact) -> Representation:
     return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
 
 
-def _cost_of(table: pa.Table) -> Cost:
-    return Cost(cpu_seconds=float(table.column("cpu_seconds").to_numpy().sum()))
+def _states(
+    runtime: Runtime, count: int, make: Callable[[int], dict[str, Tensor]]
+) -> tuple[list[dict[str, Tensor]], Cost]:
+    """Tensors by name that workers make, for every number below a count, in order; and the cost."""
+
+    def made(number: int) -> pa.Table:
+        with Stopwatch() as watch:
+            state = save(make(number))
+        return pa.table({"state": [state], "cpu_seconds": [watch.cost.cpu_seconds]})
+
+    table = runtime.table(Rows(count, made), Resources())
+    cpu_seconds = float(table.column("cpu_seconds").to_numpy().sum())
+    return [*map(load, table.column("state").to_pylist())], Cost(cpu_seconds=cpu_seconds)
 
 
-def _shards(seeds: Artifact) -> Rows:
-    """The population's rows; a part is whole files, of a block's size together.
+def _facts(members: Population) -> dict[str, Any]:
+    return {name: getattr(members, name) for name in ("model_id", "trunk", "held_out")}
+
+
+def _parts(seeds: Artifact, work: Callable[[Population], pa.Table]) -> Rows:
+    """Rows that ``work`` makes of members; a part is whole files, of a block's size together.
 
     Ray's work for a part costs as much as reading 50 MB. The size is that of the parameters, not
     of the files, which differ by some bytes from run to run: sums follow the parts to the bit.
     """
-    names = shard_names(seeds)
-    models = sum(file.rows or 0 for file in seeds.manifest().files)
+    shards = listed_shards(seeds)
+    models = sum(shard.rows or 0 for shard in shards)
     parts = -(-4 * models * read_format(seeds).num_parameters // BLOCK_BYTES)
-    groups = np.array_split(names, min(parts, len(names)))
-    return Rows(len(groups), lambda number: read_table(seeds, groups[number].tolist()))
+    names = np.array_split([shard.name for shard in shards], min(parts, len(shards)))
+    return Rows(len(names), lambda part: work(read_population(seeds, shards=names[part].tolist())))

@@ -86,12 +86,10 @@ any_json = st.recursive(
     lambda below: st.lists(below, max_size=4) | st.dictionaries(st.text(max_size=6), below),
     max_leaves=12,
 )
-rows = st.fixed_dictionaries(
-    {
-        "name": st.text(max_size=4) | any_json,
-        "shape": st.lists(st.integers(-2, 2**70), max_size=3) | any_json,
-        "trainable": st.booleans() | any_json,
-    }
+rows = st.tuples(
+    st.text(max_size=4) | any_json,
+    st.lists(st.integers(-2, 2**70), max_size=3) | any_json,
+    st.booleans() | any_json,
 )
 
 

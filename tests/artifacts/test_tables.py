@@ -13,8 +13,8 @@ from bend_ray.artifacts.population import (
     ROW_TYPES,
     Population,
     TableFormat,
+    copy_theta,
     table_from_population,
-    theta_from_table,
 )
 from bend_ray.errors import StoreError
 
@@ -48,14 +48,6 @@ def test_parts_cover_the_parameters_in_order(monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_a_theta_of_one_part_is_a_view_both_ways() -> None:
-    pop = random_population(3, 5)
-    table = table_of(pop)
-    theta_KP = theta_from_table(table)
-    assert np.shares_memory(theta_KP, pop.theta_KP)
-    assert np.array_equal(theta_KP, pop.theta_KP)
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 6), st.integers(1, 11), st.integers(0, 6), st.integers(0, 6), st.booleans())
 def test_sliced_and_chunked_tables_give_their_own_rows(
@@ -64,23 +56,19 @@ def test_sliced_and_chunked_tables_give_their_own_rows(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tables, "MAX_PART_FLOATS", 4)
         pop = random_population(num_models, num_parameters)
-        table = table_of(pop)
+        table, parts = table_of(pop), TableFormat.of(pop).parts()
     if chunked:
         table = pa.concat_tables([table.slice(0, 1), table.slice(1)])
-    theta_KP = theta_from_table(table.slice(start, length))
-    assert np.array_equal(theta_KP, pop.theta_KP[start : start + length])
+    table, expected_KP = table.slice(start, length), pop.theta_KP[start : start + length]
+    theta_KP, rows = np.empty(expected_KP.shape, np.float32), np.arange(len(expected_KP))
+    copy_theta(table, parts, range(num_parameters), theta_KP, rows, rows)
+    assert np.array_equal(theta_KP, expected_KP)
 
 
-def test_a_sliced_view_is_still_a_view() -> None:
-    pop = random_population(5, 3)
-    theta_KP = theta_from_table(table_of(pop).slice(2, 2))
-    assert np.shares_memory(theta_KP, pop.theta_KP)
-    assert np.array_equal(theta_KP, pop.theta_KP[2:4])
-
-
-def test_a_table_without_theta_is_refused() -> None:
-    with pytest.raises(ValueError, match="expected a column theta_000"):
-        theta_from_table(pa.table({"model_id": [1]}))
+def test_a_theta_of_one_part_is_written_without_a_copy() -> None:
+    pop = random_population(3, 5)
+    written = table_of(pop).column("theta_000").chunk(0).buffers()[1]
+    assert np.shares_memory(np.frombuffer(written, np.float32), pop.theta_KP)
 
 
 def test_a_format_comes_back_from_its_schema(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
@@ -160,9 +160,10 @@ class Split:
         config = self.config
         torch.manual_seed(self.split)  # of the weights that autoencoder and denoiser begin with
         with self._timed("autoencoder"):
-            grams = GramSum(self.layout, self.train_K)
-            grams.extend(self.theta_KP)
-            basis, coefficients_KF = PrincipalBasis.fit(grams.total(), self.train_K)
+            sums = gram_sums(self.layout, self.train_K, [self.theta_KP])
+            basis, coefficients_KF = PrincipalBasis.fit(
+                gram([sums], self.layout, self.train_K), self.train_K
+            )
             features_KF = coefficients_KF.float()
             coder = self._coder(features_KF, config.autoencoder.training)
             with torch.no_grad():

@@ -41,7 +41,7 @@ from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.generation.autoencoders import Conv1d, PrincipalMlp
 from bend_ray.generation.objectives import Reconstruction
 from bend_ray.networks.architectures import TorchvisionModel
-from bend_ray.parameters.gram import GramSum, PrincipalBasis
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
 from bend_ray.runtime import cluster
@@ -73,11 +73,10 @@ def fit_published(size: int) -> None:
 def fit_ours(size: int) -> None:
     """The Gram matrix, the coefficients, and a training step on all of them."""
     theta_KP = torch.randn(MODELS, size)
-    layout = ParameterLayout.from_json([{"name": "all", "shape": [size], "trainable": True}])
+    layout = ParameterLayout.from_json([("all", [size], True)])
     train_K = torch.ones(MODELS, dtype=torch.bool)
-    grams = GramSum(layout, train_K)
-    grams.extend(theta_KP)
-    _, coefficients_KR = PrincipalBasis.fit(grams.total(), train_K)
+    sums = gram_sums(layout, train_K, [theta_KP])
+    _, coefficients_KR = PrincipalBasis.fit(gram([sums], layout, train_K), train_K)
     spec = PrincipalMlp(latent_size=MODELS - 8)
     module = Reconstruction(
         spec.build(coefficients_KR.shape[1]), spec.latent_size, spec.input_noise, spec.latent_noise

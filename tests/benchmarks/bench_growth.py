@@ -46,7 +46,7 @@ from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.networks.fitting import CLASSIFICATION, feed_of, fitted
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
 from bend_ray.process.computing import keep_freed_memory
 
@@ -84,16 +84,13 @@ def leaving(snapshots: int, parameters: int) -> Work:
     return work
 
 
-def gram(models: int, parameters: int) -> Work:
+def whole_gram(models: int, parameters: int) -> Work:
     """The Gram matrix of a population, block by block."""
     layout, train_K = layout_of(parameters), torch.ones(models, dtype=torch.bool)
     theta_KP = torch.randn(models, parameters)
 
     def work() -> None:
-        grams = GramSum(layout, train_K)
-        for block_KW in theta_KP.split(2**16, dim=1):
-            grams.extend(block_KW)
-        grams.total()
+        gram([gram_sums(layout, train_K, theta_KP.split(2**16, dim=1))], layout, train_K)
 
     return work
 
@@ -223,7 +220,7 @@ CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]
         {"snapshots": 32, "parameters": 10**6},
     ),
     "gram": (
-        gram,
+        whole_gram,
         {"models": [128, 256, 512, 1024], "parameters": [2**17, 2**18, 2**19, 2**20]},
         {"models": 64, "parameters": 2**17},
     ),

@@ -39,7 +39,7 @@ from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
-from bend_ray.parameters.gram import GramSum, PrincipalBasis, mix
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 
 SIZES = {
@@ -81,9 +81,8 @@ def of_samples(task: str, config: PipelineConfig) -> tuple[dict[str, Callable[[]
     count = min(config.samples.count, config.samples.shard_size)
     train_K = torch.arange(members) % 7 > 0
     theta_KP = 0.05 * torch.rand(members, layout.size)
-    grams = GramSum(layout, train_K)
-    grams.extend(theta_KP)
-    basis, coefficients_KF = PrincipalBasis.fit(grams.total(), train_K)
+    sums = gram_sums(layout, train_K, [theta_KP])
+    basis, coefficients_KF = PrincipalBasis.fit(gram([sums], layout, train_K), train_K)
     autoencoder = config.autoencoder.model.build(coefficients_KF.shape[1]).eval()
     size = config.autoencoder.model.latent_size or coefficients_KF.shape[1]
     conditions = config.num_conditions

@@ -31,14 +31,8 @@ import pyarrow.parquet as pq
 import torch
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.population import Population, theta_from_table
-from bend_ray.artifacts.shards import (
-    read_population,
-    shard_name,
-    shard_names,
-    verified,
-    write_shard,
-)
+from bend_ray.artifacts.population import Population
+from bend_ray.artifacts.shards import listed_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Artifact, Store
 
 
@@ -163,32 +157,39 @@ def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> d
 
     from bend_ray.config.resources import Resources
     from bend_ray.runtime import cluster
+    from bend_ray.runtime.interface import from_vectors, vectors
+    from bend_ray.runtime.nodes import Nodes
     from bend_ray.runtime.on_ray import dataset_of
-    from bend_ray.stages.representations import _shards
+    from bend_ray.stages.representations import _parts
 
-    cluster.connect(None)
+    nodes = Nodes(cluster.connect(None))
     rows = max(1, models // shards)
 
     def through_ray(artifact: Artifact) -> tuple[float, float]:
         started = time.perf_counter()
         first = 0.0
-        batches = dataset_of(_shards(artifact), Resources()).iter_batches(
+        parts = _parts(artifact, lambda members: pa.table({"theta": vectors(members.theta_KP)}))
+        batches = dataset_of(parts, Resources(), nodes).iter_batches(
             batch_size=rows, batch_format="pyarrow"
         )
         for batch in batches:
-            torch.from_numpy(np.array(theta_from_table(batch)))
+            torch.from_numpy(np.array(from_vectors(batch.column("theta"))))
             first = first or time.perf_counter() - started
         return first, time.perf_counter() - started
 
     def plain(artifact: Artifact) -> tuple[float, float]:
         started = time.perf_counter()
         first = 0.0
-        paths = [artifact.child(name) for name in shard_names(artifact)]
+        paths = [artifact.child(shard.name) for shard in listed_shards(artifact)]
+        checked = pa.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
         files = pa.dataset.dataset(
-            paths, format=pa.dataset.ParquetFileFormat(default_fragment_scan_options=verified())
+            paths, format=pa.dataset.ParquetFileFormat(default_fragment_scan_options=checked)
         )
         for batch in files.to_batches(batch_size=rows):
-            torch.from_numpy(np.array(theta_from_table(pa.Table.from_batches([batch]))))
+            cells = batch.column("theta_000")  # of at most 2**20 parameters
+            start, size = (4 * parameters * each for each in (cells.offset, len(cells)))
+            flat = np.frombuffer(cells.buffers()[1], "<f4", size // 4, start)
+            torch.from_numpy(flat.reshape(-1, parameters).copy())
             first = first or time.perf_counter() - started
         return first, time.perf_counter() - started
 

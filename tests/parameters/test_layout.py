@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -185,9 +187,9 @@ lead = st.lists(st.integers(1, 3), max_size=2).map(tuple)
 def test_any_layout_round_trips(
     tensors: dict[str, tuple[tuple[int, ...], bool]], lead: tuple[int, ...]
 ) -> None:
-    rows = [{"name": n, "shape": list(s), "trainable": t} for n, (s, t) in tensors.items()]
+    rows = [[name, list(shape), trainable] for name, (shape, trainable) in tensors.items()]
     layout = ParameterLayout.from_json(rows)
-    assert layout.to_json() == rows
+    assert json.loads(json.dumps(layout.to_json())) == rows
     assert ParameterLayout.from_json(layout.to_json()).digest == layout.digest
     theta = torch.randn(*lead, layout.size)
     state = layout.unflatten(theta)

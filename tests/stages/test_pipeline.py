@@ -15,7 +15,7 @@ from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
 from bend_ray.data.examples import Parts
 from bend_ray.errors import ClusterError, TrainingError
-from bend_ray.parameters.standardize import Moments, Standardizer
+from bend_ray.parameters.standardize import Standardizer
 from bend_ray.populations.members import read_layout
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
@@ -73,9 +73,8 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
     representation, _ = Standardised.fit(graph.seeds, Runtime())
     members = read_population(graph.seeds)
     theta = torch.from_numpy(members.theta_KP)
-    moments = Moments.empty(theta.shape[1])
-    moments.update(theta[torch.from_numpy(~members.held_out)])
-    expected = Standardizer.fit(moments, read_layout(graph.seeds))
+    training = theta[torch.from_numpy(~members.held_out)]
+    expected = Standardizer.fit(read_layout(graph.seeds), [training])
     rows = representation.rows(graph.seeds, training_only=False)
     table = Runtime().table(rows, Resources())
     streamed = from_vectors(table.column("features"))
