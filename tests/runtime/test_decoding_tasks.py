@@ -18,8 +18,8 @@ from bend_ray.config.graph import identified
 from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.streaming import Room, Streamed
 from bend_ray.errors import DataError
-from bend_ray.runtime.cluster import object_store_bytes
 from bend_ray.populations.members import ROOTS
+from bend_ray.runtime.cluster import object_store_bytes
 from bend_ray.runtime.interface import from_vectors, vectors
 from bend_ray.runtime.on_ray import RayRuntime, by_tasks
 
