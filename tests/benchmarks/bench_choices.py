@@ -261,7 +261,8 @@ class Split:
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
             new = novelty(
-                Models(theta_EP, trunk_E, predicted_EN), Models(members, trunks, self._seen)
+                Models(theta_EP, trunk_E, predicted_EN, self.data.task),
+                Models(members, trunks, self._seen, self.data.task),
             )
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}

@@ -153,7 +153,7 @@ def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
     prices = StageCosts(9.0, 1.0, 5.0, 1.0, models, 1.0, dict.fromkeys(rivals, 0.01))
     validation, test = (
         {
-            name: Predictions(torch.randn(count, images, 10), labels_N)
+            name: Predictions(torch.randn(count, images, 10), labels_N, CLASSIFICATION)
             for name, count in (rivals | counts).items()
         }
         for _ in range(2)

@@ -41,7 +41,8 @@ def trained(config: dict[str, Any], seed: int, models: int, device: str) -> dict
     streams = [generator_for(seed, "precision", model) for model in range(models)]
     stretch = Stretch(start=0.0, epochs=loaded.seeds.recipe.epochs)
     cpu, wall = time.process_time(), time.perf_counter()
-    theta_KP = classifiers.fit(classifiers.stack, torch.stack(starts), stretch, streams)[-1]
+    ((_, theta_SKP),) = classifiers.fitted(torch.stack(starts), None, stretch, streams)
+    theta_KP = theta_SKP[-1]
     took = time.process_time() - cpu if device == "cpu" else time.perf_counter() - wall
     test = classifiers.dataset.test
     logits_KNC, labels_N = classifiers.logits(theta_KP, test), test.labels_N

@@ -534,11 +534,13 @@ import torch
 from bend_ray.networks.architectures import Mlp
 from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import Digits
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import Recipe, Stretch
 from bend_ray.networks.stacking import Stack
 from bend_ray.optim import AdamW, Sgd
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import find_symmetries
 
 digits = Digits().load()
 build = lambda: Mlp().build(digits.input_shape, 10)
@@ -547,14 +549,15 @@ start = initial_parameters(build, layout.flatten, 0)[None]
 for optimizer in (AdamW(), Sgd()):
     fit(Stack(build(), layout), start, digits.train, digits.normalise,
         Recipe(optimizer=optimizer), Stretch(0.0, 0.05), [torch.Generator()])
-print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas"},
+assert find_symmetries(build(), digits.shown(2), call).groups
+print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas", "sympy"},
       *{"torch._dynamo"} & set(sys.modules))
 """
 
 
 @pytest.mark.slow
-def test_training_imports_neither_the_compiler_nor_scikit_learn() -> None:
-    # They cost every process that trains 4 s and 3 s: more than the default population takes.
+def test_training_imports_neither_the_compiler_nor_sympy_nor_scikit_learn() -> None:
+    # They cost every process that trains 4, 0.4 and 3 s: more than the default population takes.
     done = subprocess.run(
         [sys.executable, "-c", TRAINS], check=True, capture_output=True, text=True
     )

@@ -256,7 +256,10 @@ def drawn_quality(
     told: dict[str, float] = {}
     for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):
         answers = predictions(theta)
-        found = novelty(Models(theta, chains_E, answers), Models(train_KP, train_K, seen))
+        found = novelty(
+            Models(theta, chains_E, answers, task.dataset.task),
+            Models(train_KP, train_K, seen, task.dataset.task),
+        )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
         told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
         told[f"{name}_copies"] = found.copies
