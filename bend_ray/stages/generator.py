@@ -64,7 +64,7 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
     Returns:
-        The file of its averaged weights at that step, for ``load_generator``; None where an
+        The file of its averaged weights at that step, for ``SampleDrawer``; None where an
         earlier training passed the step without a pause.
     """
     file = milestone(step)
