@@ -45,7 +45,7 @@ from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
