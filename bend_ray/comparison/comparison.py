@@ -28,7 +28,6 @@ from bend_ray.report.evaluation import (
     Diversity,
     DiversityScores,
     Evaluation,
-    ModelPrices,
     Novelty,
     NoveltyScores,
     PopulationScores,
@@ -72,18 +71,13 @@ class Voted:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the evaluation says.
+    """Everything the evaluation says, of bags as they were chosen.
 
     Attributes:
-        section: how members vote.
-        seed: of random orders.
-        bags: ours and its rivals, as they were chosen.
         validation: what members say of validation examples, by population or rival.
         test: and of the test part.
-        trunks: of populations.
         vectors: of ``POPULATIONS``: originals, from which the generator learnt, held-out ones that
             it never saw, and what it drew.
-        prices: what all of these cost.
         part: which the test part is.
         others: what members say of other inputs, by their name.
     """
@@ -144,11 +138,6 @@ class Comparison:
         held_out = self._novelty("held_out") if len(self.members["held_out"]) else None
         populations = {name: self.members[name] for name in POPULATIONS}
         prices, drawn = self.prices, len(self.members["generated"])
-        per_model = ModelPrices(
-            marginal_seconds=prices.samples / drawn,
-            amortised_seconds=prices.bag / drawn,
-            ordinary_seconds=prices.ordinary,
-        )
         return Evaluation(
             part=self.part,
             bag=scores[BAG],
@@ -157,7 +146,12 @@ class Comparison:
             novelty=Novelty(
                 **self._novelty("generated"), held_out=held_out and NoveltyScores(**held_out)
             ),
-            prices=Prices(per_model=per_model, equal_cost_deep_ensemble=scores.get(EQUAL_COST)),
+            prices=Prices(
+                marginal_seconds=prices.samples / drawn,
+                amortised_seconds=prices.bag / drawn,
+                ordinary_seconds=prices.ordinary,
+                equal_cost_deep_ensemble=scores.get(EQUAL_COST),
+            ),
             **{n: PopulationScores(accuracy=_spread(m)) for n, m in populations.items()},
             **more,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from bend_ray.comparison.choosing import Bag
@@ -86,7 +85,7 @@ def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, dict[str, 
         said_NC = comparison.voted(bag, inputs.name).answers_NC
         outside = comparison.task.uncertainties(members, weight_E, said_NC)
         found[inputs.name] = {
-            name: Detection(**asdict(detection(inside[name], values_M)))
+            name: Detection(**detection(inside[name], values_M))
             for name, values_M in outside.items()
         }
     return found

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bend_ray.ensemble.intervals import SMALLEST_VARIANCE
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY, Rule
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.votes import Rule
 from bend_ray.errors import ConfigError
 
 Outputs = Mapping[str, NDArray[Any]]

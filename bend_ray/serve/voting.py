@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bend_ray.ensemble.programs import Outputs
-from bend_ray.ensemble.rule import Rule
+from bend_ray.ensemble.votes import Rule
 
 Truths = NDArray[np.bool_]
 
