@@ -166,7 +166,8 @@ class OpenInference:
         def typed(tensor: dict[str, Any]) -> dict[str, Any]:
             dims = tensor["shape"][1:]
             sizes = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
-            return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", **sizes}
+            kind = tensor["datatype"].replace("BYTES", "STRING")
+            return {"name": tensor["name"], "data_type": f"TYPE_{kind}", **sizes}
 
         told = self.metadata(card)
         return {

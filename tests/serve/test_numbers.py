@@ -469,3 +469,14 @@ def test_the_page_has_what_its_form_is_made_of(folders: dict[str, Path]) -> None
     row = {"age": "41.5", "city": "Ulm", "joined": "2020-01-05", "active": "true", "total": None}
     asked = client(folders["two"]).post("/predict?seen=true", json={"instances": [row]})
     assert set(asked.json()["predictions"][0]["mean"]) == {"price", "rent"}
+
+
+def test_the_configuration_names_types_as_triton_does(folders: dict[str, Path]) -> None:
+    from google.protobuf import json_format
+
+    from bend_ray.serve.oip_grpc import MESSAGES
+
+    told = client(folders["one"]).get("/v2/models/bag/config").json()
+    message = json_format.ParseDict(told, MESSAGES["ModelConfig"](), ignore_unknown_fields=True)
+    kinds = {each.name: each.data_type for each in (*message.input, *message.output)}
+    assert (kinds["city"], kinds["age"], kinds["mean"], kinds["members_used"]) == (13, 12, 12, 9)
