@@ -57,11 +57,7 @@ class Pool(Workers):
     for it: where a spot node is gone for good that waits for ever, although others are idle. There
     are as many actors as there are pieces, and room for on the nodes that are there at the time.
 
-    Args:
-        name: of the workers, for titles and logs.
-        make: makes a worker, in its process.
-        resources: of a process.
-        nodes: of the cluster.
+    ``make`` makes a worker, in its process; ``name`` is for titles and logs.
     """
 
     def __init__(

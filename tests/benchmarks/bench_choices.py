@@ -45,7 +45,7 @@ from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
@@ -255,7 +255,7 @@ class Split:
             "nll": whole["nll"],
             "scaled_nll": _scaled_nll(probs_NC, labels_N),
             "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
-            "error_iou": error_iou(predicted_EN, labels_N),
+            "error_iou": error_iou(predicted_EN != labels_N),
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]

@@ -47,7 +47,7 @@ from bend_ray.networks.batches import Feed
 from bend_ray.networks.fitting import CLASSIFICATION, fitted
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
 from bend_ray.process.computing import keep_freed_memory
 
