@@ -10,17 +10,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag, StageCosts, affordable_trainings
 from bend_ray.config.schema import EvaluationSection
-from bend_ray.ensemble.novelty import (
-    Models,
-    leave_one_out_distances,
-    nearest_distances,
-    novelty,
-)
+from bend_ray.ensemble.novelty import Models, Places, novelty, places_among
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import Matrix
 from bend_ray.report.evaluation import (
@@ -28,7 +22,6 @@ from bend_ray.report.evaluation import (
     Diversity,
     DiversityScores,
     Evaluation,
-    ModelPrices,
     Novelty,
     NoveltyScores,
     PopulationScores,
@@ -72,18 +65,13 @@ class Voted:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the evaluation says.
+    """Everything the evaluation says, of bags as they were chosen.
 
     Attributes:
-        section: how members vote.
-        seed: of random orders.
-        bags: ours and its rivals, as they were chosen.
         validation: what members say of validation examples, by population or rival.
         test: and of the test part.
-        trunks: of populations.
         vectors: of ``POPULATIONS``: originals, from which the generator learnt, held-out ones that
             it never saw, and what it drew.
-        prices: what all of these cost.
         part: which the test part is.
         others: what members say of other inputs, by their name.
     """
@@ -144,11 +132,6 @@ class Comparison:
         held_out = self._novelty("held_out") if len(self.members["held_out"]) else None
         populations = {name: self.members[name] for name in POPULATIONS}
         prices, drawn = self.prices, len(self.members["generated"])
-        per_model = ModelPrices(
-            marginal_seconds=prices.samples / drawn,
-            amortised_seconds=prices.bag / drawn,
-            ordinary_seconds=prices.ordinary,
-        )
         return Evaluation(
             part=self.part,
             bag=scores[BAG],
@@ -157,7 +140,12 @@ class Comparison:
             novelty=Novelty(
                 **self._novelty("generated"), held_out=held_out and NoveltyScores(**held_out)
             ),
-            prices=Prices(per_model=per_model, equal_cost_deep_ensemble=scores.get(EQUAL_COST)),
+            prices=Prices(
+                marginal_seconds=prices.samples / drawn,
+                amortised_seconds=prices.bag / drawn,
+                ordinary_seconds=prices.ordinary,
+                equal_cost_deep_ensemble=scores.get(EQUAL_COST),
+            ),
             **{n: PopulationScores(accuracy=_spread(m)) for n, m in populations.items()},
             **more,
         )
@@ -168,23 +156,21 @@ class Comparison:
         return DiversityScores(**self.task.diversity(members.predictions_EN, self.labels))
 
     @cached_property
-    def nearest(self) -> dict[str, Tensor]:
-        """Distance of each model to the nearest original, another than itself."""
-        vectors, originals = self.vectors, self.vectors["originals"]
-        found = {"originals": leave_one_out_distances(originals)}
-        for name in ("generated", "held_out"):
-            is_empty = not len(vectors[name])
-            found[name] = (
-                torch.zeros(0) if is_empty else nearest_distances(vectors[name], originals)
-            )
-        return found
+    def places(self) -> dict[str, Places]:
+        """Of each population among the originals."""
+        populations = {name: (self.vectors[name], self.trunks[name]) for name in POPULATIONS}
+        originals = populations["originals"]
+        return {
+            name: places_among(originals, None if name == "originals" else models)
+            for name, models in populations.items()
+        }
 
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
             Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
             for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, (self.nearest[name], self.nearest["originals"])))
+        return asdict(novelty(models, training, (self.places[name], self.places["originals"])))
 
 
 def _spread(members: Members) -> Spread | None:

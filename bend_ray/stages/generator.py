@@ -19,7 +19,7 @@ from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
-from bend_ray.generation.objectives import Denoising
+from bend_ray.generation.training import Denoising
 from bend_ray.runtime.interface import Rows, Runtime, vectors
 from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, TrainingTask, milestone
 from bend_ray.stages import latents
@@ -64,7 +64,7 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
     Returns:
-        The file of its averaged weights at that step, for ``load_generator``; None where an
+        The file of its averaged weights at that step, for ``SampleDrawer``; None where an
         earlier training passed the step without a pause.
     """
     file = milestone(step)

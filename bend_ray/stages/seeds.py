@@ -8,9 +8,10 @@ trained again by another, and nothing else is.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TypeGuard
 
-from bend_ray.artifacts.checkpoint import DIRECTORY
+from bend_ray.artifacts.checkpoint import DIRECTORY, last_left
 from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
@@ -20,14 +21,12 @@ from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints, Protocol
-from bend_ray.populations.cohorts import cohorts_of
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
-from bend_ray.stages.checkpoints import CheckpointReader
-from bend_ray.stages.seed_trainer import SeedTrainer
+from bend_ray.stages.seed_trainer import CheckpointReader, SeedTrainer, cohorts_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +43,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         dataset = runtime.share(config.dataset)
         classifiers = checked(config, dataset.load())
         cohorts = cohorts_of(section, classifiers.layout.size)
-        rows = {index: len(own) for cohort in cohorts for index, own in cohort.shards.items()}
+        rows = {index: size for cohort in cohorts for index, size in cohort.rows().items()}
         done = done_shards(artifact, rows)
         missing = [n for n, cohort in enumerate(cohorts) if not cohort.shards.keys() <= done]
         with ProgressLine(name, sum(rows.values()), "models") as progress:
@@ -60,7 +59,8 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
                     ),
                 ) as trainers:
                     _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
-                    for number, _ in trainers.run("train_cohort", missing):
+                    how_far = partial(last_left, artifact, "{}/")
+                    for number, _ in trainers.run("train_cohort", missing, how_far):
                         done |= cohorts[number].shards.keys()
                         progress.update(sum(rows[index] for index in done))
     _commit(artifact, section, rows, watch.cost.wall_seconds)
@@ -98,7 +98,8 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
         return
     chunks = range(len(split(range(num_roots), cohort_size)))
     there = {file.name for file in artifact.list_files(DIRECTORY)}
-    for _ in trainers.run("train_roots", [n for n in chunks if roots_name(n) not in there]):
+    missing = [n for n in chunks if roots_name(n) not in there]
+    for _ in trainers.run("train_roots", missing, partial(last_left, artifact, "roots-{}-")):
         pass
     for _ in trainers.run("store_roots", [chunks]):
         pass

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bend_ray.config.reading import load_config
-from bend_ray.ensemble.metrics import disagreement, member_accuracy, member_nll, score
+from bend_ray.ensemble.metrics import disagreements, member_accuracy, score, true_log_probs
 from bend_ray.networks.recipe import Stretch
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -49,10 +49,10 @@ def trained(config: dict[str, Any], seed: int, models: int, device: str) -> dict
     bag = score(logits_KNC.double().softmax(dim=-1).mean(dim=0), labels_N)
     return {
         "accuracy": member_accuracy(logits_KNC, labels_N).mean().item(),
-        "nll": member_nll(logits_KNC, labels_N).mean().item(),
-        "bag_accuracy": bag.accuracy,
-        "bag_nll": bag.nll,
-        "spread": disagreement(logits_KNC.argmax(dim=-1)),
+        "nll": -true_log_probs(logits_KNC, labels_N).mean().item(),
+        "bag_accuracy": bag["accuracy"],
+        "bag_nll": bag["nll"],
+        "spread": disagreements(logits_KNC.argmax(dim=-1)).mean().item(),
         "seconds": took,
     }
 

@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.config.reading import load_config
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import initial_parameters
 from bend_ray.networks.recipe import Stretch
+from bend_ray.networks.stacking import call
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import Groups, align
 from bend_ray.populations.networks import Classifiers

@@ -29,7 +29,6 @@ import torch
 import bend_ray as bend
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.reading import load_config
-from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.corruptions import IMAGES, Corruption
 from bend_ray.data.examples import Parts
@@ -185,8 +184,8 @@ def _asked(bags: Mapping[str, Bag], run: bend.Run, dataset: Parts) -> dict[str, 
         scores = score(torch.from_numpy(probs), test.labels_N)
         entropy = [-(p * np.log(np.maximum(p, 1e-30))).sum(1) for p in (probs, strange)]
         found[name] = {
-            "accuracy %": 100 * scores.accuracy,
-            "NLL": scores.nll,
+            "accuracy %": 100 * scores["accuracy"],
+            "NLL": scores["nll"],
             f"AUROC % {run.config.evaluation.ood[0].name}": 100 * detection(*entropy).auroc,
         }
     batch, spent = test.take(slice(32)), {name: list[float]() for name in bags}
@@ -203,7 +202,7 @@ def _asked(bags: Mapping[str, Bag], run: bend.Run, dataset: Parts) -> dict[str, 
 def main(case: str, count: int, folder: str) -> None:
     """Run all repeats, and tell."""
     repeats, taught = [], []
-    for config in repeats_of(config_of(case, Path(folder)), count):
+    for config in config_of(case, Path(folder)).repeats(count):
         run = bend.run(config, store=f"{folder}/store")
         repeats.append(figures(run))
         with tempfile.TemporaryDirectory() as scratch:

@@ -23,7 +23,7 @@ from bend_ray.data.examples import Parts
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate
 from bend_ray.forecast.workload import Phase, Work, at_rate, bottleneck, wall_of, workload
-from bend_ray.generation.autoencoders import PrincipalMlp
+from bend_ray.generation.models import PrincipalMlp
 from bend_ray.networks.protocols import Tails
 
 RATES = Rates(
@@ -57,6 +57,16 @@ PROBLEM = Problem(
 @pytest.mark.parametrize(("processes", "wall"), [(1, 20.0), (4, 6.0), (10, 2.0), (512, 2.0)])
 def test_pieces_are_done_in_rounds(processes: int, wall: float) -> None:
     assert Phase("cohorts", pieces=10, seconds=2.0).wall(processes) == wall
+
+
+def test_strange_and_corrupted_inputs_are_asked_about_too() -> None:
+    more = ["evaluation.shift=[contrast, rotate]", "evaluation.ood=[{kind: noise}]"]
+    plain, all_of_it = (
+        workload(load_config(None, knobs), PROBLEM, replace(RATES, answer=1.0))[-1].phases[-1].work
+        for knobs in ([], [*more, "dataset.num_calibration=100"])
+    )
+    images = 300 + 497
+    assert all_of_it / plain == pytest.approx((images + 11 * 497 + 100) / images, rel=1e-3)
 
 
 def test_a_driver_that_is_slower_than_its_workers_is_the_bottleneck() -> None:

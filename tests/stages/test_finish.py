@@ -19,7 +19,7 @@ from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import seeds
-from bend_ray.stages.finish import Finisher
+from bend_ray.stages.sample_drawer import Finisher
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 NETWORK = "seeds.architecture={kind: convnet, channels: [4, 4]}"
@@ -131,4 +131,4 @@ def test_guided_and_annealed_models_go_through_the_pipeline(
     told = Result.of(made).as_json()
     # Four of six members are learnt from, of ten checkpoints.
     assert told["rivals"]["originals_bag"]["size"] == 4
-    assert told["prices"]["per_model"]["marginal_seconds"] > 0
+    assert told["prices"]["marginal_seconds"] > 0

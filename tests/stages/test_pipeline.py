@@ -15,7 +15,7 @@ from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
 from bend_ray.data.examples import Parts
 from bend_ray.errors import ClusterError, TrainingError
-from bend_ray.parameters.standardize import Standardizer
+from bend_ray.parameters.features import Standardizer
 from bend_ray.populations.members import read_layout
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
@@ -58,7 +58,7 @@ def test_the_principal_representation_decodes_training_members_exactly(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Principal.fit(graph.seeds, Runtime())
+    representation = Principal(Principal.fit(graph.seeds, Runtime())[0])
     members = read_population(graph.seeds)
     coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
     decoded = representation.decoder(graph.seeds)(coefficients)
@@ -70,7 +70,7 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Standardised.fit(graph.seeds, Runtime())
+    representation = Standardised(Standardised.fit(graph.seeds, Runtime())[0])
     members = read_population(graph.seeds)
     theta = torch.from_numpy(members.theta_KP)
     training = theta[torch.from_numpy(~members.held_out)]

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from chains import Plan, Task
 from rivals import more
-from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails
+from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails, Varied
 from torch import Tensor
 
 from bend_ray.data.examples import Examples
-from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
+from bend_ray.ensemble.metrics import disagreements, error_iou, score
 from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import Gaussian, MultiSwag, Trained
@@ -77,7 +77,7 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         ends = task.forks if forks > 1 else task.ends
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
-    if isinstance(readout, Ivon | Simplex | Pack):
+    if isinstance(readout, Ivon | Simplex | Pack | Varied):
         theta_EP, steps = more(task, readout, plan)
         return _paid(task, Made(theta_EP, torch.arange(len(theta_EP)) % plan.count, steps, 0.0, 0))
     theta_TMP, early_TMP = _parted(task, method, plan, used)
@@ -153,9 +153,9 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
 def scores(probs_NC: Tensor, labels_N: Tensor, temperature: float) -> dict[str, float]:
     """Accuracy in percent, NLL as it is and at a temperature that other images chose."""
     return {
-        "accuracy": 100 * accuracy(probs_NC, labels_N),
-        "nll": nll(probs_NC, labels_N),
-        "nll_calibrated": nll(apply_temperature(probs_NC, temperature), labels_N),
+        "accuracy": 100 * score(probs_NC, labels_N)["accuracy"],
+        "nll": score(probs_NC, labels_N)["nll"],
+        "nll_calibrated": score(apply_temperature(probs_NC, temperature), labels_N)["nll"],
     }
 
 
@@ -174,7 +174,7 @@ def validation_scores(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
         here, others = fold_N == fold, fold_N != fold
         temperature = fit_temperature(probs_NC[others], labels_N[others])
         calibrated_NC[here] = apply_temperature(probs_NC[here], temperature)
-    return told | {"nll_calibrated": nll(calibrated_NC, labels_N)}
+    return told | {"nll_calibrated": score(calibrated_NC, labels_N)["nll"]}
 
 
 def run(
@@ -223,8 +223,8 @@ def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
     hits = (predictions_EN == labels_N).double().mean().item()
     told = {"accuracy": 100 * hits}
     if len(logits_ENC) > 1:
-        told["disagreement"] = 100 * disagreement(predictions_EN)
-        told["error_iou"] = error_iou(predictions_EN, labels_N)
+        told["disagreement"] = 100 * disagreements(predictions_EN).mean().item()
+        told["error_iou"] = error_iou(predictions_EN != labels_N)
     return told
 
 
@@ -261,10 +261,10 @@ def drawn_quality(
             Models(train_KP, train_K, seen, task.dataset.task),
         )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
-        told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
+        told[f"{name}_error_iou"] = error_iou(answers != images.labels_N)
         told[f"{name}_copies"] = found.copies
         told[f"{name}_spread"] = found.spread
         told[f"{name}_functional_distance"] = 100 * found.functional_distance
-    told["originals_error_iou"] = error_iou(seen, images.labels_N)
+    told["originals_error_iou"] = error_iou(seen != images.labels_N)
     told["originals_accuracy"] = 100 * (seen == images.labels_N).double().mean().item()
     return told
