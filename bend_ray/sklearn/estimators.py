@@ -397,9 +397,8 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         They hold the truth as often as ``coverage`` says where examples were kept back.
         """
         if self.calibration_ is not None:
-            return self.calibration_.sets(
-                self._answers(self._raw(X, reset=False)).numpy(), coverage
-            )
+            answers = self._answers(self._raw(X, reset=False)).numpy()
+            return np.asarray(self.calibration_.sets(answers, coverage), dtype=np.float64)
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
         return np.stack([mean - half, mean + half], axis=-1)
