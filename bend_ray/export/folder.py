@@ -206,7 +206,7 @@ def _figures(scores: Mapping[str, Any]) -> dict[str, float | None]:
 def _inputs(dataset: Parts) -> dict[str, Input]:
     """What the network is given, by name; of a table its raw columns."""
     if dataset.columns:
-        return {utf8(name): _raw(column) for name, column in dataset.columns.items()}
+        return {utf8(name): raw_input(column) for name, column in dataset.columns.items()}
     train, statistics = dataset.train, dataset.statistics
     given = train.inputs if isinstance(train, Examples) else train.take(slice(1))
     if isinstance(given, dict) and isinstance(statistics, dict):
@@ -218,7 +218,7 @@ def _inputs(dataset: Parts) -> dict[str, Input]:
     return {IMAGES: _input(given, statistics, dataset.decoding.pixel_max)}
 
 
-def _raw(column: Column) -> Input:
+def raw_input(column: Column) -> Input:
     """A column as it comes."""
     if column.kind == "category":
         return Input(shape=(), dtype="string", column=column)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,6 +17,7 @@ import safetensors.numpy
 import torch
 from bags import Bagged, MakeBag
 
+from bend_ray.artifacts.manifest import digest
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
@@ -145,13 +147,18 @@ def test_onnx_answers_as_the_pipeline_does(
         assert len(run_onnx(folder, rows)[0]) == len(rows)
 
 
+def signed(said: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as if it had been committed so."""
+    del said["sha256"]
+    return said | {"sha256": digest(said)}
+
+
 def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path) -> None:
     bag = make_bag(MLP)
     manifest = Path(bag.graph.evaluation.path) / "manifest.json"
     said = json.loads(manifest.read_text())
     said["metrics"]["bag"]["temperature"] = 0.5
-    del said["sha256"]
-    manifest.write_text(json.dumps(said))
+    manifest.write_text(json.dumps(signed(said)))
     folder = exported(bag, tmp_path / "out")
     assert read_card(folder).temperature == 0.5
     expected = apply_temperature(bag.probabilities(pixels), 0.5)
@@ -277,8 +284,7 @@ def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBa
     ):
         manifest = Path(bag.graph.evaluation.path) / "manifest.json"
         said = json.loads(manifest.read_text()) | {"created": created}
-        del said["sha256"]
-        manifest.write_text(json.dumps(said))
+        manifest.write_text(json.dumps(signed(said)))
     assert newest_config(store) == newer.config
 
 
