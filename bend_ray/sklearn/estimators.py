@@ -281,7 +281,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             bend_ray=__version__,
             architecture=self._architecture,
             inputs=inputs,
-            class_names=tuple(utf8(str(name)) for name in self.classes_.tolist()),
+            task=self._task,
+            class_names=self._told_names,
             vote=SoftVote(),
             members=tuple(range(count)),
             weights=(1 / count,) * count,
@@ -296,6 +297,12 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     @property
     def _class_names(self) -> list[str]:
         return []
+
+    @property
+    def _told_names(self) -> tuple[str, ...]:
+        """Of targets, which have no names here."""
+        count = len(self._task.mean)  # type: ignore[union-attr]
+        return ("y",) if count == 1 else tuple(f"y{target}" for target in range(count))
 
 
 class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
@@ -337,7 +344,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         return predicted
 
     def predict_set(
-        self, X: Any, coverage: float = 0.9, kind: conformal.Kind = "thr"
+        self, X: Any, coverage: float = 0.9, kind: conformal.SetKind = "thr"
     ) -> NDArray[np.bool_]:
         """Which of ``classes_`` each example's set holds, ``(N, C)``.
 
@@ -352,12 +359,15 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
             raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
-        sets_NC: NDArray[np.bool_] = self.calibration_.sets(probs_NC, coverage, kind)
-        return sets_NC
+        return np.asarray(self.calibration_.sets(probs_NC, coverage, kind), dtype=np.bool_)
 
     @property
     def _class_names(self) -> list[str]:
         return list(map(str, range(len(self.classes_))))
+
+    @property
+    def _told_names(self) -> tuple[str, ...]:
+        return tuple(utf8(str(name)) for name in self.classes_.tolist())
 
 
 class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]

@@ -234,7 +234,7 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     probs = apply_temperature(
         bag.logits(test.inputs.numpy())[:2].softmax(-1).mean(dim=0), card.temperature
     )
-    assert card.scores.nll == pytest.approx(score(probs, test.labels_N).nll, rel=1e-4)
+    assert card.scores.nll == pytest.approx(score(probs, test.labels_N)["nll"], rel=1e-4)
     expected = apply_temperature(bag.logits(pixels)[:2].softmax(-1).mean(dim=0), card.temperature)
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
     with pytest.raises(ConfigError, match="expected 1 to 3"):
