@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag, StageCosts, affordable_trainings
@@ -166,13 +165,8 @@ class Comparison:
     def nearest(self) -> dict[str, Tensor]:
         """Distance of each model to the nearest original, another than itself."""
         vectors, originals = self.vectors, self.vectors["originals"]
-        found = {"originals": leave_one_out_distances(originals)}
-        for name in ("generated", "held_out"):
-            is_empty = not len(vectors[name])
-            found[name] = (
-                torch.zeros(0) if is_empty else nearest_distances(vectors[name], originals)
-            )
-        return found
+        found = {n: nearest_distances(vectors[n], originals) for n in ("generated", "held_out")}
+        return found | {"originals": leave_one_out_distances(originals)}
 
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
