@@ -83,10 +83,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
     if config.autoencoder.model.features == "principal":
         code = problem.features * (2 * problem.training + problem.members)
     phases_and_floats = {
-        "seeds": (
-            counts.seeds(config),
-            own * problem.parameters + protocol.num_roots * problem.whole,
-        ),
+        "seeds": (counts.seeds(config), population + protocol.num_roots * problem.whole),
         "autoencoder": (counts.autoencoder(), code + problem.coder_parameters),
         "latents": ((), problem.members * config.latent_size),
         "generator": (counts.generator(), problem.denoiser_parameters),
