@@ -79,9 +79,17 @@ def read_table(files: Files) -> pa.Table:
             if name.endswith(".csv"):
                 empty = pa.csv.ConvertOptions(strings_can_be_null=True)
                 tables.append(pa.csv.read_csv(source, convert_options=empty))
+            elif name.endswith(PARQUET):
+                tables.append(pa.parquet.ParquetFile(source).read())
             else:
-                kind = pa.parquet if name.endswith(PARQUET) else pa.feather
-                tables.append(kind.read_table(source))
+                tables.append(pa.feather.read_table(source))
+        names = tables[-1].column_names
+        if len(set(names)) < len(names):
+            twice = sorted({own for own in names if names.count(own) > 1})
+            raise DataError(
+                f"{printable(file.name)}: expected columns of different names, got {listed(twice)} "
+                "twice; rename or drop them"
+            )
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -118,7 +126,7 @@ def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Par
 
 
 def _column(table: pa.Table, name: str, kind: Kind, where: str) -> NDArray[Any]:
-    if name not in table.column_names:
+    if table.schema.get_field_index(name) < 0:  # by hash: there may be thousands
         raise DataError(
             f"{where}: expected a column {printable(name)}, got {listed(table.column_names)}"
         )
@@ -129,8 +137,9 @@ def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
     """Names of the columns to be told, each with a value in every row."""
     given = (spec.target,) if isinstance(spec.target, str) else spec.target
     targets = given or (label_among(table.column_names, "dataset", LABELS),)
+    known = set(table.column_names)
     for name in (*targets, *_splitting(spec), *spec.columns):
-        if name not in table.column_names:
+        if name not in known:
             raise DataError(f"dataset: expected a column {name}, got {listed(table.column_names)}")
     for name in targets:
         if lacking := table.column(name).null_count:

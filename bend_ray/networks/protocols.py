@@ -257,9 +257,9 @@ class Varied(_Protocol):
     kind: Literal["varied"] = "varied"
     models: PositiveInt = 32
     """Members: those that go on."""
-    candidates: Annotated[int, Field(ge=1)] = 3
+    candidates: Annotated[int, Field(ge=1)] = 4
     """So many begin for each that goes on."""
-    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the training after which the others stop."""
     variation: Variation = Variation()
     """Between what bounds hyper-parameters are drawn."""

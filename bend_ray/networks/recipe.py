@@ -94,11 +94,11 @@ class Variation(Spec):
     A model draws its own from the seed of its generator, whoever is in its cohort.
     """
 
-    rate: Annotated[float, Field(ge=1.0)] = 4.0
+    rate: Annotated[float, Field(ge=1.0)] = 10.0
     """Learning rates are the recipe's, times or divided by up to this, evenly in the logarithm."""
-    decay: Annotated[float, Field(ge=1.0)] = 100.0
+    decay: Annotated[float, Field(ge=1.0)] = 30.0
     """Likewise weight decay, of which what differs from the recipe's is decoupled."""
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """At most; where classes are learnt."""
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.3
     """Share of hidden units that are left out, at most; of chains of dense layers."""
