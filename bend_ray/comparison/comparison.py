@@ -16,7 +16,6 @@ from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag, StageCosts, affor
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.novelty import (
     Models,
-    leave_one_out_distances,
     nearest_distances,
     novelty,
 )
@@ -166,14 +165,14 @@ class Comparison:
         """Distance of each model to the nearest original, another than itself."""
         vectors, originals = self.vectors, self.vectors["originals"]
         found = {n: nearest_distances(vectors[n], originals) for n in ("generated", "held_out")}
-        return found | {"originals": leave_one_out_distances(originals)}
+        return found | {"originals": nearest_distances(originals, originals, others=True)}
 
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
             Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
             for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, (self.nearest[name], self.nearest["originals"])))
+        return asdict(novelty(models, training, self.nearest[name], self.nearest["originals"]))
 
 
 def _spread(members: Members) -> Spread | None:

@@ -12,7 +12,7 @@ which may be in a store, so P, M and K may be large.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -49,10 +49,6 @@ class Novelty:
     """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
 
 
-Distances = tuple[Tensor, Tensor]
-"""``nearest_distances`` of a population, and ``leave_one_out_distances``."""
-
-
 @dataclass(frozen=True)
 class Models:
     """A population; trunks are integers, where there is none one value, such as -1."""
@@ -70,18 +66,14 @@ class Models:
             )
 
 
-def novelty(models: Models, training: Models, distances: Distances | None = None) -> Novelty:
-    """Compare a population with the training models, whose ``distances`` may be known.
+def novelty(models: Models, training: Models, nearest_M: Tensor, nearest_K: Tensor) -> Novelty:
+    """Compare a population with the training models, by ``nearest_distances`` of both.
 
     A measure without a meaning is nan: nearest_ratio with one training model or where half of them
     have an exact twin (then only exact copies count as copies), spread without a shared trunk or
     where each has one training model, within_trunk_disagreement where no trunk has two models.
     """
-    known = distances or (
-        nearest_distances(models.theta_MP, training.theta_MP),
-        leave_one_out_distances(training.theta_MP),
-    )
-    nearest_M, usual = known[0], known[1].quantile(0.5).item()
+    usual = nearest_K.quantile(0.5).item()
     copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
     differing, theirs = models.task.distances, training.predictions_MN
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
@@ -95,25 +87,18 @@ def novelty(models: Models, training: Models, distances: Distances | None = None
     )
 
 
-def nearest_distances(theta_MP: Matrix, train_theta_KP: Matrix) -> Tensor:
-    """Distance of each model to its nearest training model, (M,) float64, 0 for an exact copy."""
+def nearest_distances(theta_MP: Matrix, train_theta_KP: Matrix, *, others: bool = False) -> Tensor:
+    """Distance of each model to its nearest training model, (M,) float64, 0 for an exact copy.
+
+    Of ``others`` to the nearest at another place, as of training models: nan if there is none.
+    """
     if theta_MP.shape[1:] != train_theta_KP.shape[1:]:
         raise ValueError(
             f"expected vectors of as many parameters as the training models have, got shapes "
             f"{tuple(theta_MP.shape)} and {tuple(train_theta_KP.shape)}"
         )
-    return _nearest(theta_MP, train_theta_KP, others=False)
-
-
-def leave_one_out_distances(train_theta_KP: Matrix) -> Tensor:
-    """Distance of each training model to the nearest other, (K,) float64, nan if there is none."""
-    if len(train_theta_KP) < 2:
-        return torch.full((len(train_theta_KP),), math.nan, dtype=torch.float64)
-    return _nearest(train_theta_KP, train_theta_KP, others=True)
-
-
-def _nearest(theta_MP: Matrix, train_theta_KP: Matrix, others: bool) -> Tensor:
-    """Distance of each model to the nearest training model, or to the nearest at another place."""
+    if others and len(train_theta_KP) < 2:
+        return torch.full((len(theta_MP),), math.nan, dtype=torch.float64)
     found, size = [torch.zeros(0, dtype=torch.float64)], _tile(train_theta_KP)
     for start in range(0, len(theta_MP), size):
         own = slice(start, min(start + size, len(theta_MP)))
@@ -137,7 +122,7 @@ def _squared_distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix) -> 
     """
     num_models = own.stop - own.start
     squared_mK = torch.zeros(num_models, len(train_theta_KP), dtype=torch.float64)
-    for columns in _columns(theta_MP, num_models + len(train_theta_KP)):
+    for columns in column_slices(theta_MP.shape[1], num_models + len(train_theta_KP), 8):
         train_KP = train_theta_KP[:, columns].double()
         mean_P = train_KP.mean(dim=0)
         # Around the mean the norms are smaller, and so is what cancels.
@@ -151,7 +136,7 @@ def _squared_distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix) -> 
 def _distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix, index_m: Tensor) -> Tensor:
     """Distance of some models m to training models index_m[m], (m,) float64."""
     squared_m = torch.zeros(len(index_m), dtype=torch.float64)
-    for columns in _columns(theta_MP, 2 * len(index_m)):
+    for columns in column_slices(theta_MP.shape[1], 2 * len(index_m), 8):
         train_mP = train_theta_KP[index_m, columns]
         squared_m += (theta_MP[own, columns].double() - train_mP).square().sum(dim=1)
     return squared_m.sqrt()
@@ -173,7 +158,7 @@ def _trunk_distances(models: Models, training: Models) -> Tensor:
     )
     index_M = torch.searchsorted(ids_T, models.trunks_M).clamp(max=len(ids_T) - 1)
     squared_M = torch.zeros(len(index_M), dtype=torch.float64)
-    for columns in _columns(models.theta_MP, len(index_M) + len(trunk_K)):
+    for columns in column_slices(models.theta_MP.shape[1], len(index_M) + len(trunk_K), 8):
         train_KP = training.theta_MP[:, columns].double()
         mean_TP = train_KP.new_zeros(len(ids_T), train_KP.shape[1])
         mean_TP = mean_TP.index_add_(0, trunk_K, train_KP) / counts_T[:, None]
@@ -194,18 +179,13 @@ def _within_trunk_disagreement(models: Models) -> float:
     return _ratio(total, num_pairs)
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Coordinates of every population, and how much of the differences the plane shows."""
-
-    coordinates: list[Tensor]
-    """A tensor (M, 2) for each population, in the units of a parameter."""
-    shares: tuple[float, float]
-    """Share of the training models' variance along each direction."""
-
-
-def principal_plane(train_theta_KP: Matrix, populations: Sequence[Matrix]) -> Plane:
+def principal_plane(
+    train_theta_KP: Matrix, populations: Sequence[Matrix]
+) -> tuple[list[Tensor], list[float]]:
     """Project populations onto the first two principal directions of the training models.
+
+    Gives coordinates (M, 2) of each, in the units of a parameter, and the share of the training
+    models' variance along each direction.
 
     With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
     coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
@@ -225,7 +205,7 @@ def principal_plane(train_theta_KP: Matrix, populations: Sequence[Matrix]) -> Pl
             sign = vector_K[vector_K.abs().argmax()].sign()
             directions_K2[:, axis] = sign * vector_K / eigenvalue.sqrt()
             shares[axis] = (eigenvalue / total).item()
-    return Plane([gram_MK @ directions_K2 for gram_MK in grams[1:]], (shares[0], shares[1]))
+    return [gram_MK @ directions_K2 for gram_MK in grams[1:]], shares
 
 
 def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[Tensor]:
@@ -233,7 +213,7 @@ def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[
     num_spaced = len(range(len(train))[spaced])
     shapes = [(num, num_spaced) for num in (num_spaced, *map(len, populations))]
     grams = [scratch(*shape) for shape in shapes]
-    for columns in _columns(train, num_spaced + max(map(len, populations))):
+    for columns in column_slices(train.shape[1], num_spaced + max(map(len, populations)), 8):
         train_KP = train[spaced, columns].double()
         mean_P = train_KP.mean(dim=0)
         train_KP = train_KP - mean_P
@@ -241,11 +221,6 @@ def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[
         for gram_MK, theta_MP in zip(grams[1:], populations, strict=True):
             gram_MK.addmm_(theta_MP[:, columns].double() - mean_P, train_KP.T)
     return grams
-
-
-def _columns(theta_MP: Matrix, num_rows: int) -> Iterator[slice]:
-    """Slices of columns, of which so many rows in float64 are a chunk."""
-    return column_slices(theta_MP.shape[1], num_rows, itemsize=8)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

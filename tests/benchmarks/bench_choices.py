@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, score
-from bend_ray.ensemble.novelty import Models, novelty
+from bend_ray.ensemble.novelty import Models, nearest_distances, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
@@ -263,6 +263,8 @@ class Split:
             new = novelty(
                 Models(theta_EP, trunk_E, predicted_EN, self.data.task),
                 Models(members, trunks, self._seen, self.data.task),
+                nearest_distances(theta_EP, members),
+                nearest_distances(members, members, others=True),
             )
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}

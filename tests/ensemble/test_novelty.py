@@ -11,7 +11,6 @@ from bend_ray.ensemble.metrics import pairwise_disagreement
 from bend_ray.ensemble.novelty import (
     Models,
     Novelty,
-    leave_one_out_distances,
     nearest_distances,
 )
 from bend_ray.process import matrix
@@ -47,7 +46,10 @@ def chunk(request, monkeypatch) -> None:
 def novelty(
     theta: torch.Tensor, trunks: torch.Tensor, predictions: torch.Tensor, *training: torch.Tensor
 ) -> Novelty:
-    return module.novelty(Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES))
+    models, others = Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES)
+    nearest = nearest_distances(theta, training[0])
+    usual = nearest_distances(training[0], training[0], others=True)
+    return module.novelty(models, others, nearest, usual)
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -123,7 +125,7 @@ def test_a_copy_of_large_parameters_is_found_exactly() -> None:
     expected = torch.cdist(
         train.double(), train.double(), compute_mode="donot_use_mm_for_euclid_dist"
     ).fill_diagonal_(math.inf)
-    np.testing.assert_allclose(leave_one_out_distances(train), expected.amin(dim=1))
+    np.testing.assert_allclose(nearest_distances(train, train, others=True), expected.amin(dim=1))
 
 
 def test_the_training_set_itself_is_nothing_but_copies(training) -> None:
@@ -180,7 +182,7 @@ def test_one_training_model_leaves_no_ratio_but_still_shows_copies() -> None:
     assert math.isnan(measured.nearest_ratio)
     assert math.isnan(measured.spread)
     assert measured.copies == 1 / 6
-    assert leave_one_out_distances(train[0]).isnan().all()
+    assert nearest_distances(train[0], train[0], others=True).isnan().all()
 
 
 def test_training_models_with_twins_leave_no_ratio() -> None:

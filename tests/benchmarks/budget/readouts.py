@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreements, error_iou, score
-from bend_ray.ensemble.novelty import Models, novelty
+from bend_ray.ensemble.novelty import Models, nearest_distances, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import Gaussian, MultiSwag, Trained
 
@@ -259,6 +259,8 @@ def drawn_quality(
         found = novelty(
             Models(theta, chains_E, answers, task.dataset.task),
             Models(train_KP, train_K, seen, task.dataset.task),
+            nearest_distances(theta, train_KP),
+            nearest_distances(train_KP, train_KP, others=True),
         )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
         told[f"{name}_error_iou"] = error_iou(answers != images.labels_N)
