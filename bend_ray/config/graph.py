@@ -35,7 +35,7 @@ STAGE_VERSIONS = {
     "latents": 1,
     "generator": 2,
     "samples": 4,
-    "evaluation": 6,
+    "evaluation": 7,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 

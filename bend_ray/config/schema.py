@@ -24,9 +24,8 @@ from bend_ray.data.datasets import Dataset, Digits
 from bend_ray.data.inputs import Outside
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
-from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
-from bend_ray.generation.denoisers import Denoiser, MlpDenoiser
-from bend_ray.generation.diffusion import Ddpm, Process
+from bend_ray.generation.diffusion import Ddim, Ddpm, Process, Sampler
+from bend_ray.generation.models import Autoencoder, Denoiser, MlpDenoiser, PrincipalMlp
 from bend_ray.generation.rivals import (
     BestOriginal,
     DeepEnsemble,
@@ -39,7 +38,6 @@ from bend_ray.generation.rivals import (
     TrunkBag,
     WeightAverage,
 )
-from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Protocol, Tails
 from bend_ray.networks.recipe import Recipe, Stretch

@@ -106,13 +106,13 @@ def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:
 class PrincipalBasis:
     """The way back from coefficients to weights over the training models.
 
-    ``to_weights_RT`` (float64) has a row for each principal direction, largest spread first;
-    ``scale`` is the unit of a coefficient, in standardised parameters: their mean square in
-    training is 1.
+    ``to_weights_RT`` has a row for each principal direction, largest spread first; ``scale``, a
+    single number, is the unit of a coefficient, in standardised parameters: their mean square in
+    training is 1. Both are float64.
     """
 
     to_weights_RT: Tensor
-    scale: float
+    scale: Tensor
 
     @classmethod
     def fit(cls, gram_KK: Tensor, train_K: Tensor) -> tuple[PrincipalBasis, Tensor]:
@@ -137,23 +137,14 @@ class PrincipalBasis:
         directions_TR = _orient(vectors_TT[:, kept_T].flip(1))
         scale = float(roots_R.square().sum() / (num_train * len(roots_R))) ** 0.5
         coefficients_KR = similarity_KT @ directions_TR / (roots_R * scale)
-        basis = cls((directions_TR * (scale / roots_R)).T.contiguous(), scale)
+        to_weights_RT = (directions_TR * (scale / roots_R)).T.contiguous()
+        basis = cls(to_weights_RT, torch.tensor(scale, dtype=torch.float64))
         return basis, coefficients_KR.to(torch.float32)
 
     def weights(self, coefficients_NR: Tensor) -> Tensor:
         """Weights over the training models, weights_NT (float32), to be given to ``mix``."""
         weights_NT = coefficients_NR.to(torch.float64) @ self.to_weights_RT
         return weights_NT.to(torch.float32)
-
-    def state(self) -> dict[str, Tensor]:
-        """As tensors by name, to be stored with safetensors."""
-        scale = torch.tensor(self.scale, dtype=torch.float64)
-        return {"to_weights": self.to_weights_RT, "scale": scale}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> PrincipalBasis:
-        """The inverse of ``state``."""
-        return cls(state["to_weights"], float(state["scale"]))
 
 
 def _orient(directions_TR: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ Shapes: B vectors of a batch, T of the population, P parameters, W columns of a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -55,12 +55,3 @@ class Standardizer:
     def invert(self, x_BP: Tensor) -> Tensor:
         """Standardised vectors (B, P) back to vectors theta_BP."""
         return self.mean_P + x_BP * self.scale_P
-
-    def state(self) -> dict[str, Tensor]:
-        """As tensors by name, to be stored with safetensors."""
-        return {"mean": self.mean_P, "scale": self.scale_P}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> Standardizer:
-        """The inverse of ``state``."""
-        return cls(state["mean"], state["scale"])

@@ -26,7 +26,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.errors import StoreError, TrainingError
-from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.generation.training import AveragedSteps, HeldOut
 from bend_ray.optim import Training
 from bend_ray.process.computing import lent, settle
 from bend_ray.process.log import ProgressLine

@@ -21,20 +21,22 @@ DATA_CPUS = 1
 
 @dataclass(frozen=True)
 class Processors:
-    """CPUs and GPUs of a cluster."""
+    """CPUs and GPUs that stages may have."""
 
     cpus: float
     gpus: float
 
     @classmethod
-    def of_cluster(cls) -> Processors:
-        """Those of the connected one, free or not."""
-        resources = [node.resources for node in capacity.nodes()]
-        return cls(*(sum(each.get(kind, 0.0) for each in resources) for kind in ("CPU", "GPU")))
+    def usable(cls, cpus: float, gpus: float, own: bool) -> Processors:
+        """Of a cluster's; ``own``: ``connect`` started it, with more CPUs than cores."""
+        return cls(max(1.0, cpus - (SPARE_CPUS if own else DATA_CPUS)), gpus)
 
-    def usable(self, own: bool) -> Processors:
-        """What stages may have; ``own``: ``connect`` started it, with more CPUs than cores."""
-        return Processors(max(1.0, self.cpus - (SPARE_CPUS if own else DATA_CPUS)), self.gpus)
+    @classmethod
+    def of_cluster(cls, own: bool) -> Processors:
+        """Of the connected one's, free or not."""
+        have = [node.resources for node in capacity.nodes()]
+        cpus, gpus = (sum(each.get(kind, 0.0) for each in have) for kind in ("CPU", "GPU"))
+        return cls.usable(cpus, gpus, own)
 
     def over(self, cpus: float, gpus: float) -> int:
         """How many processes of so much fit, at least one."""
@@ -42,18 +44,17 @@ class Processors:
         return max(1, min(most, int(self.gpus // gpus)) if gpus else most)
 
 
-def room_for(config: PipelineConfig, have: Processors, own: bool) -> int:
-    """Trials at once that a cluster has room for, at least one; ``own``: ``connect`` started it."""
+def room_for(config: PipelineConfig, have: Processors) -> int:
+    """Trials at once that there is room for, at least one."""
     needs = [capacity.Request.of(config, stage) for stage in STAGES]
     cpus = max(need.processes * need.resources.cpus for need in needs)
     gpus = max(need.processes * need.resources.num_gpus for need in needs)
-    return have.usable(own).over(cpus, gpus)
+    return have.over(cpus, gpus)
 
 
-def share_of(config: PipelineConfig, have: Processors, own: bool, trials: int) -> PipelineConfig:
-    """The config with every stage held to one trial's share of the cluster; no result changes."""
-    usable = have.usable(own)
-    share = Processors(usable.cpus / trials, usable.gpus / trials)
+def share_of(config: PipelineConfig, have: Processors, trials: int) -> PipelineConfig:
+    """The config with every stage held to one trial's share of it all; no result changes."""
+    share = Processors(have.cpus / trials, have.gpus / trials)
     asked = {stage: getattr(config, stage).resources for stage in STAGES}
     return config.with_resources(
         {stage: _held(each, share.over(each.cpus, each.num_gpus)) for stage, each in asked.items()}

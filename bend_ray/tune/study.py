@@ -24,8 +24,8 @@ from bend_ray.config.schema import PipelineConfig, identity
 from bend_ray.config.yaml_text import block
 from bend_ray.errors import TrainingError
 from bend_ray.process.log import LOGGER
-from bend_ray.report.command import settings
 from bend_ray.report.evaluation import Result
+from bend_ray.report.runs import settings
 from bend_ray.report.statistics import COMPARED, BagDifference, cells, differences
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import BagRecord, TrialRecord

@@ -51,7 +51,6 @@ FAILED = 1000.0
 """The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
 
 _BEFORE_GENERATOR = ("seeds", "autoencoder", "latents")
-_BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,9 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
 
     def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
         made = get(worker.make.remote(stage, config))
-        its = StageRecord(stage=stage, fingerprint=found[stage].fingerprint, made=made)
-        return record.with_(stages=[*record.stages, its])
+        manifest = found[stage].manifest()
+        told = {"fingerprint": manifest.fingerprint, "cost": manifest.cost}
+        return record.with_(stages=[*record.stages, StageRecord(stage=stage, made=made, **told)])
 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
@@ -150,7 +150,7 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             step = max(1, round(share * config.generator.training.steps))
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
-            bag = best_of(_bags(config, found, curve, section))
+            bag = best_of(_bags(config, record, curve, section))
             passed = Milestone(share=share, nll=bag.nll, accuracy=bag.accuracy)
             record = record.with_(milestones=[*record.milestones, passed])
             yield record, bag
@@ -158,7 +158,7 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
         record = with_stage(record, stage)
         yield record, None
     curve = get(worker.bags.remote(config, list(section.ensemble_counts)))
-    bags = _bags(config, found, curve, section)
+    bags = _bags(config, record, curve, section)
     yield record.with_(status="done", bags=bags), best_of(bags)
 
 
@@ -169,16 +169,11 @@ def _milestone_sizes(section: TuneSection) -> list[int]:
 
 
 def _bags(
-    config: PipelineConfig, found: Graph, curve: BagCurve, section: TuneSection
+    config: PipelineConfig, record: TrialRecord, curve: BagCurve, section: TuneSection
 ) -> list[BagRecord]:
-    """The bags of a curve, with what they cost; of a stage not committed yet, nothing is known."""
-    costs = {
-        stage: found[stage].manifest().cost.seconds
-        for stage in _BAG_STAGES
-        if found[stage].exists()
-    }
-    drawing = costs.pop("samples", 0.0)
-    fixed = sum(costs.values())
+    """The bags of a curve, with what they cost as far as the trial came."""
+    drawing = sum(each.cost.seconds for each in record.stages if each.stage == "samples")
+    fixed = sum(each.cost.seconds for each in record.stages if each.stage != "samples")
     bags = []
     for size, nll, accuracy in zip(curve.sizes, curve.nll, curve.accuracy, strict=True):
         # To choose among all that were drawn, all must be.

@@ -38,8 +38,7 @@ from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import Models, nearest_distances, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.generation.objectives import Denoising, Reconstruction
-from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.generation.training import AveragedSteps, Denoising, HeldOut, Reconstruction
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import held_out_ids

@@ -14,8 +14,8 @@ from bend_ray.config.knobs import knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
-from bend_ray.generation.denoisers import ConvDenoiser
-from bend_ray.generation.samplers import Ancestral
+from bend_ray.generation.diffusion import Ancestral
+from bend_ray.generation.models import ConvDenoiser
 from bend_ray.networks.protocols import Independent, Trajectory
 
 
