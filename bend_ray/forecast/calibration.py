@@ -32,7 +32,7 @@ from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import gram_sums, mix
+from bend_ray.parameters.features import gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 

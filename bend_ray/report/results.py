@@ -307,7 +307,9 @@ def money(results: Sequence[Result], stages: Iterable[str]) -> Row:
 
 def text(rows: Sequence[Row]) -> list[str]:
     """Rows below the names of their columns, a line each; what a row lacks is left empty."""
-    heads = [*rows[0]] if rows else []
+    if not rows:
+        return []
+    heads = [*rows[0]]
     return aligned([heads, *([row.get(head, "") for head in heads] for row in rows)])
 
 

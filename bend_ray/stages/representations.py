@@ -24,8 +24,7 @@ from bend_ray.artifacts.shards import listed_shards, read_format, read_populatio
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
-from bend_ray.parameters.standardize import Standardizer
+from bend_ray.parameters.features import PrincipalBasis, Standardizer, gram, gram_sums, mix
 from bend_ray.populations.members import (
     StoredVectors,
     learnt_vectors,

@@ -82,11 +82,6 @@ class TrialRecord(_Record):
         """Of the bags of a trial that is done."""
         return best_of(self.bags)
 
-    @property
-    def spent(self) -> dict[str, Cost]:
-        """What it needed, by artifact."""
-        return {stage.fingerprint: stage.cost for stage in self.stages}
-
     def with_(self, **changes: Any) -> TrialRecord:
         """The record, changed."""
         return self.model_copy(update=changes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections import ChainMap
 from dataclasses import replace
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any
@@ -123,8 +122,8 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
     with Stopwatch() as watch:
         study = replace(study, trials=_ended(study.artifact, _run_trials(study, runtime, config)))
     # Each artifact once; trainings that were stopped are left out.
-    spent = ChainMap(*(trial.spent for trial in study.trials)).values()
-    cost = sum(spent, Cost()).model_copy(update={"wall_seconds": watch.cost.wall_seconds})
+    spent = {each.fingerprint: each.cost for trial in study.trials for each in trial.stages}
+    cost = sum(spent.values(), Cost()).model_copy(update={"wall_seconds": watch.cost.wall_seconds})
     study, artifact = replace(study, cost=cost), study.artifact
     trial, bag = study.winner
     best = best_yaml(study.config_of(trial, bag), "\n".join(summary(study)), mask=True)
@@ -148,8 +147,8 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
 
 def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
-    from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Assignment
+    from bend_ray.tune.tuner import Processors, room_for, share_of
 
     _quiet()
     have = Processors.of_cluster(runtime.own)
@@ -209,8 +208,8 @@ def _tuner(job: Assignment, room: int) -> Any:
     from ray.tune.logger import TBXLoggerCallback
 
     from bend_ray.tune.live import TrialTable
-    from bend_ray.tune.searchers import grid_of, scheduler_of, searcher_of
     from bend_ray.tune.trial import OBJECTIVE, run_trial
+    from bend_ray.tune.tuner import grid_of, scheduler_of, searcher_of
 
     # A trial waits for processes that take CPUs of their own; a bundle without anything is refused.
     nothing = ray_tune.PlacementGroupFactory([{"memory": 1.0}])

@@ -113,7 +113,8 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
         for record, bag in steps:
             write_record(job.study, record)
             if bag is not None:
-                tune.report(_metrics(record, bag))
+                share = 1.0 if record.status == "done" else record.milestones[-1].share
+                tune.report({PROGRESS: 100.0 * share, **bag.model_dump()})
     except StoreError as error:
         # The next trial would meet the same: the driver ends the search, to be run again.
         tune.report({PROGRESS: 0.0, OBJECTIVE: FAILED, PROBLEM: cause(error)})
@@ -140,7 +141,8 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
         yield record, None
-    sizes = _milestone_sizes(section)
+    counts, most = section.ensemble_counts, getattr(section.scheduler, "members", 1)
+    sizes = [size for size in counts if size <= most] or [counts[0]]
     # The config as it was given is what all others are held against: it is not stopped.
     is_base = with_knobs(job.config, record.point) == job.config
     for share in [] if is_base else section.scheduler.milestones:
@@ -157,15 +159,9 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)
         yield record, None
-    curve = get(worker.bags.remote(config, list(section.ensemble_counts)))
+    curve = get(worker.bags.remote(config, list(counts)))
     bags = _bags(config, record, curve, section)
     yield record.with_(status="done", bags=bags), best_of(bags)
-
-
-def _milestone_sizes(section: TuneSection) -> list[int]:
-    most = getattr(section.scheduler, "members", 1)
-    counts = section.ensemble_counts
-    return [size for size in counts if size <= most] or [counts[0]]
 
 
 def _bags(
@@ -187,12 +183,6 @@ def _bags(
         )
         bags.append(bag.model_copy(update={"objective": section.objective.of(bag)}))
     return bags
-
-
-def _metrics(record: TrialRecord, best: BagRecord) -> dict[str, float]:
-    """What Tune's scheduler, its searcher and TensorBoard are told: progress and the best bag."""
-    done = record.status == "done"
-    return {PROGRESS: 100.0 if done else 100.0 * record.milestones[-1].share, **best.model_dump()}
 
 
 SURVIVES = {"max_restarts": 5, "max_task_retries": 5}

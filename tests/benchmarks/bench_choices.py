@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, score
-from bend_ray.ensemble.novelty import Models, nearest_distances, novelty
+from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.training import AveragedSteps, Denoising, HeldOut, Reconstruction
@@ -45,7 +45,7 @@ from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
@@ -262,8 +262,6 @@ class Split:
             new = novelty(
                 Models(theta_EP, trunk_E, predicted_EN, self.data.task),
                 Models(members, trunks, self._seen, self.data.task),
-                nearest_distances(theta_EP, members),
-                nearest_distances(members, members, others=True),
             )
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}

@@ -38,7 +38,7 @@ from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 
 SIZES = {

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from bend_ray.parameters.features import Standardizer
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.parameters.standardize import Standardizer
 
 LAYOUT = ParameterLayout.of(nn.Linear(3, 4))
 

@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, Standardizer, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.parameters.standardize import Standardizer
 
 LAYOUT = ParameterLayout.of(nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Linear(5, 3)))
 SPREADS = torch.tensor([0.1, 0.01, 1.0, 0.3, 0.05, 2.0, 10.0, 100.0])
