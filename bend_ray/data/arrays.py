@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import numpy as np
 import safetensors.numpy
@@ -155,56 +155,75 @@ def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) ->
     ``read`` has what gives each part that there is, the training part among them. DataError where
     there are too few examples, also of a class, or one class alone.
     """
-    whole = read["train"]()
-    given = "validation" in read
+    whole, given = read["train"](), "validation" in read
     count = 0 if given else num_drawn(spec.num_validation, len(whole.labels_N))
-    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
-    rest = {part: partial(_like, its, whole.take(rows[:0]), part) for part, its in read.items()}
-    all_stay = given and spec.num_train is None
-    parts = {
-        "train": whole if all_stay else whole.take(np.sort(rows) if given else rows),
-        "validation": rest["validation"]() if given else whole.take(others),
-    }
-    if "test" in rest:
-        parts["test"] = rest["test"]()
-    train_N = parts["train"].labels_N
-    task = spec.task or (Regression() if train_N.ndim > 1 else Classification())
-    if task.has_classes and (count := len(train_N)) < 2 * (classes := len(set(train_N))):
+    train, held = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
+    task = spec.task or (Regression() if whole.labels_N.ndim > 1 else Classification())
+    if task.has_classes and len(train) < 2 * (classes := len(set(whole.labels_N[train]))):
         raise DataError(
-            f"dataset: expected two training examples of a class on average, got {count} of "
+            f"dataset: expected two training examples of a class on average, got {len(train)} of "
             f"{classes} classes; give more, or labels that are classes"
         )
-    return assembled(spec, parts, rest.get("test"), task, standardise=spec.standardise)
+    rows: dict[Part, NDArray[np.int64]] = {"train": np.sort(train) if given else train}
+    arrays = partial(_as_in, whole.take(train[:0]))
+    return assembled(
+        *(spec, read, whole, rows | {"validation": held}, arrays, task),
+        standardise=spec.standardise,
+    )
 
 
-def _like(read: Callable[[], Arrays], train: Arrays, part: Part) -> Arrays:
-    return read().as_in(train, f"the {part} part")
+def _as_in(train: Arrays, arrays: Arrays, part: Part) -> Arrays:
+    return arrays.as_in(train, f"the {part} part")
 
 
 def assembled(
     spec: DrawnParts,
-    parts: Mapping[str, Arrays],
-    load_test: Callable[[], Arrays] | None,
+    read: Mapping[Part, Callable[[], Any]],
+    whole: Any,
+    rows: Mapping[Part, NDArray[np.int64]],
+    arrays: Callable[[Any, Part], Arrays],
     task: Task,
     **known: Any,
 ) -> Parts:
-    """Parts of arrays, looked through; DataError where they do not fit together.
+    """The parts of a data set, looked through; DataError where they do not fit together.
 
-    ``known`` is what else a ``Parts`` says of them; rows of a table are no duplicates of others by
-    their few categories alone.
+    Args:
+        spec: of it.
+        read: what gives each part that there is, of which
+        whole: is the training part, and
+        rows: those of it that are each part where that is not given.
+        arrays: makes the arrays of a part of these.
+        task: what is learnt.
+        known: what else a ``Parts`` says; of a table it is what became of columns. Its rows are no
+            duplicates of others by their few categories alone.
     """
-    train, validation = (parts[part].examples() for part in ("train", "validation"))
+    parts: dict[Part, Arrays] = {}
+    for part in get_args(Part):
+        if part in read and part != "train":
+            parts[part] = arrays(read[part](), part)
+        elif len(rows.get(part, ())):
+            parts[part] = arrays(whole.take(rows[part]), part)
     if task.has_classes:
         check_classes(parts)
     of_table = "columns" in known
     digests = {part: its.row_digests(of_table) for part, its in parts.items()}
     check_overlap(digests, spec.duplicates == "refuse")
-    names, load = parts["train"].class_names, load_test and partial(_examples, load_test)
-    return Parts(train, validation, names, load, task=task.fitted(train.labels_N), **known)
+    load_test = None
+    if "test" in parts:
+        own = (read["test"], None) if "test" in read else (read["train"], rows["test"])
+        load_test = partial(_test_of, arrays, *own)
+    train, validation = parts["train"].examples(), parts["validation"].examples()
+    names = parts["train"].class_names
+    return Parts(train, validation, names, load_test, task=task.fitted(train.labels_N), **known)
 
 
-def _examples(load: Callable[[], Arrays]) -> Examples:
-    return load().examples()
+def _test_of(
+    arrays: Callable[[Any, Part], Arrays],
+    read: Callable[[], Any],
+    rows: NDArray[np.int64] | None,
+) -> Examples:
+    whole = read()
+    return arrays(whole if rows is None else whole.take(rows), "test").examples()
 
 
 def read_arrays(

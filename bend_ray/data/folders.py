@@ -7,21 +7,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bend_ray.data.files import SPELLINGS, File, Files, Part, find_files, is_left_over, reading
-from bend_ray.data.sources import Source, listed
+from bend_ray.data.sources import Images, Source, listed
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked, printable
 from bend_ray.storage.uris import joined
-
-if TYPE_CHECKING:
-    from bend_ray.data.decoding import Images
 
 ENDINGS = (
     *(".png", ".jpg", ".jpeg", ".jfif", ".gif", ".bmp", ".webp"),

@@ -11,20 +11,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bend_ray.data.columns import kind_of_type
 from bend_ray.data.files import Files, reading
-from bend_ray.data.sources import Source, alike, classes_of
+from bend_ray.data.sources import Images, Source, alike, classes_of
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.storage.masking import printable
-
-if TYPE_CHECKING:
-    from bend_ray.data.decoding import Images
 
 ENDINGS = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26

@@ -6,21 +6,18 @@ may cut. To add one: a class with ``order``, and its name in the union below. N 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from bend_ray.data.columns import raw_column
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
-
-    Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
-
+Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
 STRATA = 10
