@@ -73,7 +73,7 @@ class Run:
     @property
     def evaluation(self) -> Evaluation:
         """The figures: ``.bag``, ``.rivals["deep_ensemble"]``, ``.diversity``, ``.novelty``."""
-        return self.result.evaluation
+        return self.result
 
     def summary(self) -> str:
         """The table that ``bend run`` prints."""

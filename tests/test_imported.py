@@ -56,7 +56,7 @@ def own_config(*overrides: str) -> PipelineConfig:
 @pytest.mark.trains
 def test_a_run_takes_something_of_ones_own_on_every_axis(tmp_path: Path) -> None:
     graph = pipeline.run(own_config(), str(tmp_path), local=True)
-    evaluation = Result.of(graph).evaluation
+    evaluation = Result.of(graph)
     assert evaluation.bag.accuracy > 0.5
     assert set(evaluation.rivals) == {"pairs"}
     drawn = read_population(graph.samples)

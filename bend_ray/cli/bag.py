@@ -115,7 +115,7 @@ def _chosen(asked: Asked, store_uri: str, members: int | None) -> tuple[Pipeline
 def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
     from bend_ray.report.evaluation import Evaluation
 
-    evaluation = Evaluation.of(manifest)
+    evaluation = Evaluation.committed(manifest)
     bag = evaluation.bag
     log.LOGGER.info(
         "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",

@@ -12,13 +12,13 @@ from typing import Any
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
 from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
 from bend_ray.comparison.trusting import calibrated, trust
-from bend_ray.config.graph import STAGES, Graph
+from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
 from bend_ray.ensemble.trust import differences
 from bend_ray.randomness import generator_for
-from bend_ray.report.evaluation import BagScores, Evaluation
+from bend_ray.report.evaluation import BagScores, Evaluation, recorded
 from bend_ray.storage.masking import masked_json
 from bend_ray.tasks import Task
 
@@ -28,18 +28,10 @@ _DIGITS = 6
 
 def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
     """The config, its finish resolved, and the stages before: cost, and what diverged in them."""
-    made = {stage: graph[stage] for stage in STAGES if stage != "evaluation"}
     return {
         "config": masked_json(config.model_dump(mode="json")),
         "finish": config.finish.model_dump(mode="json"),
-        "stages": {
-            stage: {
-                "fingerprint": artifact.fingerprint,
-                "cost": artifact.manifest().cost.model_dump(),
-                "diverged": artifact.manifest().metrics.get("diverged", []),
-            }
-            for stage, artifact in made.items()
-        },
+        "stages": recorded(graph),
     }
 
 

@@ -230,7 +230,7 @@ def _evaluated(graph: Graph) -> Evaluation:
             f"{masked(graph.evaluation.store.uri)}, got none; run `bend run` with the same config "
             "and --store first"
         )
-    return Evaluation.of(graph.evaluation.manifest())
+    return Evaluation.committed(graph.evaluation.manifest())
 
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:

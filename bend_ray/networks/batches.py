@@ -139,9 +139,12 @@ class _Order:
         out, or shown again.
         """
         size = len(index_W)
-        own = torch.arange(size) if self._sample_N is None else self._drawn(index_W)
-        order = own[torch.randperm(len(own), generator=self._generator)]
-        return order if len(order) == size else order.repeat(-(-size // len(order)))[:size]
+        own = None if self._sample_N is None else self._drawn(index_W)
+        count = size if own is None else len(own)
+        # Of half the bytes: a pass of many models has many of them.
+        order = torch.randperm(count, generator=self._generator, dtype=torch.int32)
+        order = order if own is None else own[order].int()
+        return order if count == size else order.repeat(-(-size // count))[:size]
 
     def _drawn(self, index_W: Tensor) -> Tensor:
         assert self._sample_N is not None

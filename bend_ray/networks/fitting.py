@@ -215,8 +215,10 @@ class Training:
     def advance(self, window: Window[Views], index_KB: Tensor) -> None:
         """Take a step, each model on its examples of a window."""
         stack, step, recipe = self._stack.train(), self.step, self._recipe
-        inputs = window.prepared(index_KB, self._drawing("views"))
-        inputs, share_K = mixed(inputs, recipe, self._seeds_for("mixing"))
+        plain = recipe.augmentation.shows_images_as_they_are
+        inputs = window.prepared(index_KB, [] if plain else self._drawing("views"))
+        mixes = bool(recipe.mixup or recipe.cutmix)
+        inputs, share_K = mixed(inputs, recipe, self._seeds_for("mixing") if mixes else [])
         with torch.autocast(index_KB.device.type, torch.bfloat16, recipe.precision == "bf16"):
             logits_KBC = stack(
                 self._trained_KT,

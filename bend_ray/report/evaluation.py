@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.manifest import Manifest, first_problem
+from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.resources import HourlyPrice
 from bend_ray.ensemble.conformal import Calibration
@@ -212,10 +213,10 @@ class Evaluation(_Record):
         return "accuracy" if self.bag.rmse is None else "R²"
 
     @classmethod
-    def of(cls, manifest: Manifest) -> Evaluation:
+    def committed(cls, manifest: Manifest) -> Evaluation:
         """What a committed evaluation says; StoreError where another version made it."""
         try:
-            return cls.model_validate(manifest.metrics)
+            return Evaluation.model_validate(manifest.metrics)
         except ValidationError as error:
             raise StoreError(
                 f"expected evaluation {manifest.fingerprint} to be of this version of bend_ray, "
@@ -242,66 +243,72 @@ class Diverged(_Record):
         )
 
 
-class Result(_Record):
+def recorded(graph: Graph) -> dict[str, Any]:
+    """By stage before the evaluation: its artifact, what that cost, and what diverged in it.
+
+    StoreError where one is not committed.
+    """
+    made = {stage: graph[stage].manifest() for stage in STAGES[:-1]}
+    return {
+        stage: {
+            "fingerprint": manifest.fingerprint,
+            "cost": manifest.cost.model_dump(),
+            "diverged": manifest.metrics.get("diverged", []),
+        }
+        for stage, manifest in made.items()
+    }
+
+
+class Result(Evaluation):
     """The result of a run: its evaluation, and what it was made of."""
 
-    evaluation: Evaluation
     diverged: dict[str, Diverged]
     """Of the stages that make models."""
-    costs: dict[str, Cost]
+    cost: dict[str, Cost]
     """Of every stage."""
     store: str
     fingerprints: dict[str, str]
     """Of every stage's artifact."""
-    money: dict[str, float] = Field({}, exclude_if=lambda value: not value)
+    money: Annotated[dict[str, float], _Empty] = {}
     """Of every stage's computing, where there are prices."""
 
     @classmethod
     def of(cls, graph: Graph) -> Result:
         """Of committed artifacts; StoreError where one is missing, or of another version."""
-        made = {stage: graph[stage].manifest() for stage in STAGES}
-        return cls(
-            evaluation=Evaluation.of(made["evaluation"]),
-            diverged={
-                s: Diverged.of(made[s].metrics.get("diverged", [])) for s in ("seeds", "samples")
-            },
-            costs={stage: manifest.cost for stage, manifest in made.items()},
-            store=masked(graph.evaluation.store.uri),
-            fingerprints={stage: manifest.fingerprint for stage, manifest in made.items()},
-        ).priced(graph.evaluation.given["config"])
+        artifact, stages = graph.evaluation, recorded(graph)
+        return cls.made(artifact.manifest(), stages, artifact.store, artifact.given["config"])
 
-    def priced(self, config: Mapping[str, Any]) -> Result:
-        """With what stages' computing costs at the prices of a config, if it has some."""
+    @classmethod
+    def made(
+        cls, manifest: Manifest, stages: Mapping[str, Any], store: Store, config: Mapping[str, Any]
+    ) -> Result:
+        """Of an evaluation and what is ``recorded`` of other stages, at the prices of a config."""
+        own = {"fingerprint": manifest.fingerprint, "cost": manifest.cost}
+        every = {**stages, "evaluation": own}
+        cost = {stage: Cost.model_validate(each["cost"]) for stage, each in every.items()}
         price = HourlyPrice.model_validate(config.get("price_per_hour", {}))
-        if price == HourlyPrice():
-            return self
         # As ``Cost.seconds``: of the GPU where one was used.
         money = {
-            stage: (price.gpu if cost.gpu_seconds else price.cpu) * cost.seconds / 3600
-            for stage, cost in self.costs.items()
+            stage: (price.gpu if each.gpu_seconds else price.cpu) * each.seconds / 3600
+            for stage, each in cost.items()
         }
-        return self.model_copy(update={"money": money})
+        return cls(
+            **dict(Evaluation.committed(manifest)),
+            diverged={s: Diverged.of(stages[s]["diverged"]) for s in ("seeds", "samples")},
+            cost=cost,
+            store=masked(store.uri),
+            fingerprints={stage: each["fingerprint"] for stage, each in every.items()},
+            money=money if price != HourlyPrice() else {},
+        )
 
     def as_json(self) -> dict[str, Any]:
         """What ``bend run --json`` prints."""
-        made = self.model_dump(mode="json")
-        said, costs = made.pop("evaluation"), made.pop("costs")
-        prices = said.pop("prices")
-        said.pop("calibration", None)
-        return {**said, "cost": costs | prices, **made}
+        return self.model_dump(mode="json", exclude={"calibration"})
 
     @classmethod
-    def from_json(cls, fields: Mapping[str, Any]) -> Result:
+    def from_json(cls, fields: Any) -> Result:
         """What ``as_json`` wrote; ValueError, in one line, where it is something else."""
         try:
-            cost = dict(fields["cost"])
-            prices = {name: cost.pop(name) for name in Prices.model_fields if name in cost}
-            own = {name: fields[name] for name in ("diverged", "store", "fingerprints")}
-            own["money"] = fields.get("money", {})
-            evaluation = {k: v for k, v in fields.items() if k in Evaluation.model_fields}
-            evaluation["prices"] = prices
-            return cls.model_validate({"evaluation": evaluation, "costs": cost, **own})
+            return cls.model_validate(fields)
         except ValidationError as error:
             raise ValueError(first_problem(error)) from None
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no {error}") from None

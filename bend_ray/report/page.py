@@ -20,6 +20,7 @@ from bend_ray.report.command import command
 from bend_ray.report.evaluation import BagScores
 from bend_ray.report.results import (
     BAG,
+    Row,
     Table,
     divergences,
     named,
@@ -30,7 +31,7 @@ from bend_ray.report.results import (
     unaffordable,
 )
 from bend_ray.report.runs import NAME, Run, page_uri, seeds_of
-from bend_ray.report.statistics import COMPARED, cell, cells
+from bend_ray.report.statistics import cell, cells
 from bend_ray.report.verdicts import Highlight
 
 
@@ -93,7 +94,7 @@ def report(runs: Sequence[Run]) -> Page:
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",
         headline=verdicts.headline(runs),
         highlights=verdicts.highlights(runs),
-        tables=[_rivals(runs), *promises([run.evaluation for run in runs])],
+        tables=[_rivals(runs), *promises([run.result for run in runs])],
         chapters={
             "What does a larger bag bring, and at what cost?": panels_bags.panels(runs),
             "Are generated models as good, and as different?": panels_members.panels(runs),
@@ -109,52 +110,38 @@ def _unbroken(text: str) -> str:
 
 
 def _rivals(runs: Sequence[Run]) -> Table:
-    evaluations = [run.evaluation for run in runs]
-    bags = scored_bags(evaluations)
-    too_few, scaled = unaffordable(evaluations), temperatures(evaluations)
-    notes = (_note(len(runs)), scaled, too_few, _finished(runs[0].evidence["finish"]))
-    error = "ECE %" if evaluations[0].bag.rmse is None else "PIT error %"
-    header = [
-        *(f"{evaluations[0].part} part", "members", f"{evaluations[0].score} %"),
-        *(
-            "NLL, nats",
-            "NLL scaled",
-            error,
-            "DEE",
-            "DEE scaled",
-            "cost, s",
-            "bag minus it: points",
-            "bag minus it: NLL",
-        ),
-    ]
+    results = [run.result for run in runs]
+    bags, scaled = scored_bags(results), temperatures(results)
     rows = [_row(runs, name, scores) for name, scores in bags.items()]
-    # Where bags are scored after temperature scaling, that is all there is to say.
-    shown = [i for i, head in enumerate(header) if not scaled or head not in ("NLL scaled", "DEE")]
+    if scaled:
+        # What is scored after temperature scaling says that alone.
+        rows = [{h: c for h, c in row.items() if h not in ("NLL scaled", "DEE")} for row in rows]
+    notes = (_note(len(runs)), scaled, unaffordable(results), _finished(runs[0].evidence["finish"]))
     return Table(
         title="The bag and its rivals, the best NLL first",
-        header=[header[i] for i in shown],
-        rows=[[row[i] for i in shown] for row in rows],
+        rows=rows,
         note=" ".join(filter(None, notes)) + _diverged(runs),
         ours=list(bags).index(BAG),
     )
 
 
-def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> list[str]:
+def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> Row:
     """A bag's, scores as voted and after temperature scaling."""
-    equivalents = verdicts.equivalents(runs, name)
+    of, equivalents = runs[0].result, verdicts.equivalents(runs, name)
     minus = {} if name == BAG else verdicts.minus(runs, name)
     recorded = [run.evidence["bags"].get(name) for run in runs]
     scaled = [each["scaled"]["nll"] for each in recorded if each is not None]
-    return [
-        named(name),
-        span([each.size for each in scores]),
-        *cells(scores, "accuracy", "nll"),
-        cell(scaled, "nll"),
-        *cells(scores, "ece" if scores[0].rmse is None else "pit_error"),
-        *(str(equivalents.get(kind, "-")) for kind in (verdicts.AS_IT_IS, verdicts.SCALED)),
-        *cells(scores, "cost_seconds"),
-        *(minus[score].marked if score in minus else "" for score in COMPARED),
-    ]
+    row = {f"{of.part} part": named(name), "members": span([each.size for each in scores])}
+    row |= cells(scores, {"accuracy": f"{of.score} %", "nll": "NLL, nats"})
+    row["NLL scaled"] = cell(scaled, "nll")
+    error = {"ece": "ECE %"} if of.bag.rmse is None else {"pit_error": "PIT error %"}
+    row |= cells(scores, error)
+    row["DEE"] = str(equivalents.get(verdicts.AS_IT_IS, "-"))
+    row["DEE scaled"] = str(equivalents.get(verdicts.SCALED, "-"))
+    row |= cells(scores, {"cost_seconds": "cost, s"})
+    for score, unit in (("accuracy", "points"), ("nll", "NLL")):
+        row[f"bag minus it: {unit}"] = minus[score].marked if score in minus else ""
+    return row
 
 
 def _finished(finish: dict[str, Any]) -> str:
@@ -180,16 +167,13 @@ def _diverged(runs: Sequence[Run]) -> str:
 
 
 def _note(repeats: int) -> str:
-    if repeats > 1:
-        spread = (
-            f"± is the standard deviation over {repeats} repeats, each with its own seed and "
-            "split; of differences, which are paired by repeat, the standard error."
-        )
-    else:
-        spread = (
-            "One run has no spread of its own: ± of a difference is its standard error over test "
-            "images, which says nothing about another seed (bend run --repeats 5 does)."
-        )
+    spread = (
+        f"± is the standard deviation over {repeats} repeats, each with its own seed and split; of "
+        "differences, which are paired by repeat, the standard error."
+        if repeats > 1
+        else "One run has no spread of its own: ± of a difference is its standard error over test "
+        "images, which says nothing about another seed (bend run --repeats 5 does)."
+    )
     return (
         f"{spread} ▲ win, ▼ loss of the bag; = tie, a difference within 2 standard errors, or "
         "of only two repeats. Scaled: after temperature scaling on validation images. DEE: "

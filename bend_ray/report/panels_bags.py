@@ -46,7 +46,7 @@ class _Line:
 
 def panels(runs: Sequence[Run]) -> list[ink.Panel]:
     """Both scores by size and by cost, deep-ensemble equivalents, and where the time went."""
-    priced = all(run.evaluation.bag.cost_seconds is not None for run in runs)
+    priced = all(run.result.bag.cost_seconds is not None for run in runs)
     by_size, by_cost = (
         [_by(runs, score, against) for score in ("accuracy", "nll") if priced or against == "size"]
         for against in _AXES
@@ -55,7 +55,7 @@ def panels(runs: Sequence[Run]) -> list[ink.Panel]:
 
 
 def _by(runs: Sequence[Run], score: str, against: str) -> ink.Panel:
-    of = runs[0].evaluation
+    of = runs[0].result
     found = [_line(runs, name, score) for name in (BAG, *of.rivals)]
     lines = sorted(filter(None, found), key=lambda line: line.size == [1])
     label = ink.SCORES[score].format(of.part, of.score)
@@ -84,7 +84,7 @@ def _line(runs: Sequence[Run], name: str, score: str) -> _Line | None:
         bands = [[bag["curve"][score][key] for key in ("mean", "low", "high")] for bag in bags]
     else:
         sizes = [[1] if bag["size"] == 1 else None for bag in bags]
-        scores = [getattr(run.evaluation.scores(name), score) for run in runs]
+        scores = [getattr(run.result.scores(name), score) for run in runs]
         bands = [[[value]] * 3 for value in scores if value is not None]
     if not bands or sizes[0] is None or any(size != sizes[0] for size in sizes):
         return None
@@ -105,7 +105,7 @@ def _limits(lines: Sequence[_Line]) -> tuple[float, float]:
 
 def _equivalents(runs: Sequence[Run]) -> list[ink.Panel]:
     """One, where a deep ensemble was trained."""
-    bags = scored_bags([run.evaluation for run in runs])
+    bags = scored_bags([run.result for run in runs])
     measured = {named(name): found for name in bags if (found := equivalents(runs, name))}
     if not measured:
         return []
@@ -136,7 +136,7 @@ def _time_spent(runs: Sequence[Run]) -> ink.Panel:
     stages = list(runs[0].result.fingerprints)
     cost = {
         kind: [
-            statistics.fmean(getattr(run.result.costs[stage], f"{kind}_seconds") for run in runs)
+            statistics.fmean(getattr(run.result.cost[stage], f"{kind}_seconds") for run in runs)
             for stage in stages
         ]
         for kind in _SECONDS
@@ -154,6 +154,6 @@ def _time_spent(runs: Sequence[Run]) -> ink.Panel:
     panel.rows(stages)
     panel.axes.grid(visible=False, axis="y")
     wall, cpu = (duration(sum(cost[kind])) for kind in ("wall", "cpu"))
-    money_spent = money([run.result for run in runs], stages)
-    paid = f" At the prices given, its computing costs {money_spent[0]}." if money_spent else ""
+    spent = money([run.result for run in runs], stages).values()
+    paid = "".join(f" At the prices given, its computing costs {each}." for each in spent)
     return panel.told(columns=3, wall=wall, cpu=cpu, paid=paid)

@@ -45,14 +45,14 @@ def _columns(runs: Sequence[Run], population: str, *keys: str) -> _Array:
 
 def _accuracies(runs: Sequence[Run]) -> ink.Panel:
     accuracies = {n: _columns(runs, n, "accuracy")[:, 0] for n in ("originals", "generated")}
-    score = runs[0].evaluation.score
+    score = runs[0].result.score
     panel = ink.Panel("accuracies", f"test {score} of a model (%)", "share of models (%)")
     edges = _edges(np.concatenate([*accuracies.values()]), runs[0].evidence["images"]["test"])
     for name, accuracy in accuracies.items():
         panel.histogram(accuracy, edges, named(name), **_BARS[name])
     for name in (BAG, "originals_bag", DEEP_ENSEMBLE):
         if name in runs[0].evidence["bags"]:
-            of_bag = statistics.fmean(run.evaluation.scores(name).accuracy or 0.0 for run in runs)
+            of_bag = statistics.fmean(run.result.scores(name).accuracy or 0.0 for run in runs)
             look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
             panel.mark(of_bag, named(name), **look)
     return panel.told(what=score.capitalize())
@@ -67,7 +67,7 @@ def _edges(accuracy: _Array, images: int) -> _Array:
 
 
 def _diversity(runs: Sequence[Run]) -> ink.Panel:
-    of = runs[0].evaluation
+    of = runs[0].result
     label = (
         "examples on which it differs from another (%)"
         if of.bag.rmse is None

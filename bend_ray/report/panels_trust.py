@@ -36,8 +36,8 @@ def panels(runs: Sequence[Run]) -> list[ink.Panel]:
     found = [_reliability(runs, _MEMBER), _reliability(runs, BAG), _rejection(runs)]
     if numbers := runs[0].evidence["bags"][BAG].get("predictions"):
         found.append(_predictions(numbers))
-    if BAG in runs[0].evaluation.trust and runs[0].evaluation.trust[BAG].shift:
-        calibrated = runs[0].evaluation.calibration is not None
+    if BAG in runs[0].result.trust and runs[0].result.trust[BAG].shift:
+        calibrated = runs[0].result.calibration is not None
         shown = [score for score in _SHIFTED if calibrated or score != "coverage"]
         found += [_shift(runs, score) for score in shown]
     return found
@@ -62,7 +62,7 @@ def _predictions(found: dict[str, list[float]]) -> ink.Panel:
 def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
     x_label, y_label = (
         ("probability of the answer given (%)", "answers that are right (%)")
-        if runs[0].evaluation.bag.rmse is None
+        if runs[0].result.bag.rmse is None
         else ("targets an interval is for (%)", "targets inside of it (%)")
     )
     panel = ink.Panel(f"reliability_{name}", x_label, y_label)
@@ -105,7 +105,7 @@ def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> _Array:
 
 
 def _rejection(runs: Sequence[Run]) -> ink.Panel:
-    of = runs[0].evaluation
+    of = runs[0].result
     panel = ink.Panel(
         "rejection",
         "images that are answered, the surest first (%)",
@@ -126,7 +126,7 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
 def _shift(runs: Sequence[Run], score: str) -> ink.Panel:
     """A score by severity, the mean over corruptions and repeats."""
     panel = ink.Panel(f"shift_{score}", "severity of corruption", _SHIFTED[score])
-    trusts = [run.evaluation.trust for run in runs]
+    trusts = [run.result.trust for run in runs]
     for name in (_MEMBER, DEEP_ENSEMBLE, "trunk_averages", "multiswag", BAG):
         if name in trusts[0]:
             figures = [

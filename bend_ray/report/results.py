@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.process.log import duration
-from bend_ray.report.evaluation import (
-    BagScores,
-    Detection,
-    Evaluation,
-    NoveltyScores,
-    Result,
-    SetScores,
-    Trust,
-)
+from bend_ray.report.evaluation import BagScores, Detection, Evaluation, Result, Trust
 from bend_ray.report.statistics import cell, cells, differences, mean_and_sd
 
 BAG = "bag"
@@ -31,24 +23,34 @@ _NAMES = {
     "multiswag": "MultiSWAG",
     "gaussian": "Gaussian",
 }
+_OF_CLASSES = {"brier": "Brier", "ece": "ECE %"}
+_OF_NUMBERS = {"rmse": "RMSE", "crps": "CRPS", "pit_error": "PIT error %"}
+_NOVELTY = {
+    "nearest_ratio": "nearest ratio",
+    "spread": "spread",
+    "within_trunk_disagreement": "disagree within trunk %",
+    "functional_distance": "from nearest original %",
+    "copies": "copies %",
+}
+_PRICES = {
+    "marginal_seconds": "one more generated model",
+    "amortised_seconds": "... with all before it",
+    "ordinary_seconds": "one ordinary model",
+}
+_SETS = {"coverage": "coverage %", "least": "least %", "size": "size"}
 
-Row = tuple[str, ...]
+Row = dict[str, str]
+"""Cells by the names of their columns, which all rows of a table share."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Named columns, how to read them, and the row that stands out; ▲ is a win, ▼ a loss."""
+    """Rows, how to read them, and the row that stands out; ▲ is a win, ▼ a loss."""
 
     title: str
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Row]
     note: str = ""
     ours: int | None = None
-
-    @property
-    def text(self) -> str:
-        """Header and rows, in columns."""
-        return "\n".join(aligned([self.header, *self.rows]))
 
 
 def named(name: str) -> str:
@@ -81,7 +83,7 @@ def scored_bags(evaluations: Sequence[Evaluation]) -> dict[str, list[BagScores]]
 
 def _equal_cost(evaluations: Sequence[Evaluation]) -> list[BagScores]:
     """Of the deep ensemble of equal cost, if every repeat has one."""
-    found = _known([each.prices.equal_cost_deep_ensemble for each in evaluations])
+    found = _known(each.prices.equal_cost_deep_ensemble for each in evaluations)
     return found if len(found) == len(evaluations) else []
 
 
@@ -99,66 +101,62 @@ def unaffordable(evaluations: Sequence[Evaluation]) -> str:
 
 def temperatures(evaluations: Sequence[Evaluation]) -> str:
     """At which temperatures bags are scored; "" where votes are scored as they are."""
-    if any(each.bag.temperature is None for each in evaluations):
+    bags = [each.bag for each in evaluations]
+    if any(bag.temperature is None for bag in bags):
         return ""
-    (ours,) = cells([each.bag for each in evaluations], "temperature")
-    if evaluations[0].bag.rmse is not None:
+    ours = cell([bag.temperature for bag in bags], "temperature")
+    if bags[0].rmse is None:
         return (
-            "Variances are times a factor fitted on validation examples, every bag's its own; the "
-            f"bag's is {ours}. {_intervals(evaluations)}"
+            "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its "
+            f"own; the bag's is {ours}."
         )
+    intervals = []
+    for place, level in enumerate(("50", "90", "95")):
+        share, width = (
+            statistics.fmean((getattr(bag, key) or ())[place] or 0.0 for bag in bags)
+            for key in ("coverage", "width")
+        )
+        intervals.append(f"{level} % hold {100 * share:.1f} %, {width:.4g} wide")
     return (
-        "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its own; "
-        f"the bag's is {ours}."
+        "Variances are times a factor fitted on validation examples, every bag's its own; the "
+        f"bag's is {ours}. Its intervals: {'; '.join(intervals)}."
     )
 
 
 def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
     """Sets, refusals and what is out of distribution, of bags for which these were asked."""
     bags = {name: [each.trust[name] for each in evaluations] for name in evaluations[0].trust}
-    ours = bags.get(BAG, [])
     sets = [
-        (named(name), f"{100 * float(wanted):g}", *_of_kinds(trusts, wanted))
+        {"sets": named(name), "wanted %": _percent(wanted)} | _of_kinds(trusts, wanted)
         for name, trusts in bags.items()
         for wanted in next(iter(trusts[0].sets.values()), ())
     ]
-    figures = ("coverage %", "least %", "size")
+    heads = {"answered": "answered %", "accuracy": "of these right %"}
     refusals = [
-        (named(name), f"{100 * float(wanted):g}", *cells(found, "answered", "accuracy"))
+        {"refusals": named(name), "wanted accuracy %": _percent(wanted)} | cells(found, heads)
         for name, trusts in bags.items()
         for wanted in trusts[0].refusals
-        if len(found := _known([each.refusals.get(wanted) for each in trusts])) == len(trusts)
+        if len(found := _known(each.refusals.get(wanted) for each in trusts)) == len(trusts)
     ]
     outside = [
-        (inputs, named(name), *_detected([each.ood[inputs] for each in trusts]))
-        for inputs in (ours[0].ood if ours else ())
+        {"inputs": inputs, "bag": named(name)} | _detected([each.ood[inputs] for each in trusts])
+        for inputs in (bags[BAG][0].ood if BAG in bags else ())
         for name, trusts in bags.items()
     ]
-    scores = next((each for ood in ours for each in ood.ood.values()), ())
     tables = [
         Table(
             "Sets that hold the truth",
-            (
-                *("sets", "wanted %"),
-                *(
-                    f"{kind} {figure}"
-                    for kind in (ours[0].sets if ours else ())
-                    for figure in figures
-                ),
-            ),
             sets,
             "By examples kept back. Least: of the worst class, or target. Size: mean number of "
             "classes, of which the most probable one is always in, or width.",
         ),
         Table(
             "Refusing what is not sure enough",
-            ("refusals", "wanted accuracy %", "answered %", "of these right %"),
             refusals,
             "Thresholds are promised by a binomial bound on examples kept back, at 95 %.",
         ),
         Table(
             "Out of distribution",
-            ("inputs", "bag", *(f"AUROC % {s}" for s in scores), "± images", "AUPR %", "FPR95 %"),
             outside,
             "AUPR, FPR95 and the AUROC's error over images are of entropy; outside is positive.",
         ),
@@ -166,31 +164,26 @@ def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
     return [each for each in tables if each.rows]
 
 
-def _of_kinds(trusts: Sequence[Trust], wanted: str) -> Iterator[str]:
+def _percent(share: str) -> str:
+    return f"{100 * float(share):g}"
+
+
+def _of_kinds(trusts: Sequence[Trust], wanted: str) -> Row:
+    row: Row = {}
     for kind in trusts[0].sets:
-        yield from cells([each.sets[kind][wanted] for each in trusts], *SetScores.model_fields)
+        heads = {name: f"{kind} {head}" for name, head in _SETS.items()}
+        row |= cells([each.sets[kind][wanted] for each in trusts], heads)
+    return row
 
 
-def _detected(found: Sequence[dict[str, Detection]]) -> Iterator[str]:
+def _detected(found: Sequence[dict[str, Detection]]) -> Row:
+    row: Row = {}
     for score in found[0]:
-        yield from cells([each[score] for each in found], "auroc")
+        row |= cells([each[score] for each in found], {"auroc": f"AUROC % {score}"})
     entropy = [each["entropy"] for each in found]
     error, _ = mean_and_sd(each.standard_error for each in entropy)
-    yield cell([error], "standard_error")
-    yield from cells(entropy, "aupr", "fpr95")
-
-
-def _intervals(evaluations: Sequence[Evaluation]) -> str:
-    """What the bag's central intervals hold, and how wide they are: means over repeats."""
-    bags = [each.bag for each in evaluations]
-    told = []
-    for place, level in enumerate(("50", "90", "95")):
-        share, width = (
-            statistics.fmean((getattr(bag, key) or ())[place] or 0.0 for bag in bags)
-            for key in ("coverage", "width")
-        )
-        told.append(f"{level} % hold {100 * share:.1f} %, {width:.4g} wide")
-    return f"Its intervals: {'; '.join(told)}."
+    row["± images"] = cell([error], "standard_error")
+    return row | cells(entropy, {"aupr": "AUPR %", "fpr95": "FPR95 %"})
 
 
 def divergences(result: Result) -> list[str]:
@@ -223,97 +216,94 @@ def table(*results: Result) -> str:
         results: of a run, or of its repeats: means ± standard deviations then, and of rivals also
             paired differences ± standard errors.
     """
-    evaluations = [result.evaluation for result in results]
-    sections = [_bags(evaluations), _members(evaluations), _novelty(evaluations), _cost(results)]
-    parts = [aligned(rows) for rows in sections]
-    parts[0] += filter(None, (unaffordable(evaluations), temperatures(evaluations)))
+    parts = [text(rows(results)) for rows in (_bags, _members, _novelty, _cost)]
+    parts[0] += filter(None, (unaffordable(results), temperatures(results)))
     if len(results) > 1:
         parts[0].append("tie: within 2 standard errors, or of only two repeats")
-    parts += [[*aligned([each.header, *each.rows])] for each in promises(evaluations)]
+    parts += [text(each.rows) for each in promises(results)]
     parts.append([line for result in results for line in divergences(result)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
 
-def _bags(evaluations: Sequence[Evaluation]) -> list[Row]:
-    several, part = len(evaluations) > 1, f"{evaluations[0].part} part"
-    names = {"accuracy": f"{evaluations[0].score} %", "nll": "NLL"}
-    numbers = {"rmse": "RMSE", "crps": "CRPS", "pit_error": "PIT error %"}
-    names |= {"brier": "Brier", "ece": "ECE %"} if evaluations[0].bag.rmse is None else numbers
-    header = (part, *names.values(), "members", "cost s")
-    rows: list[Row] = [header]
+def _bags(results: Sequence[Result]) -> list[Row]:
+    several, of = len(results) > 1, results[0]
+    heads = {"accuracy": f"{of.score} %", "nll": "NLL"}
+    heads |= _OF_CLASSES if of.bag.rmse is None else _OF_NUMBERS
+    part = f"{of.part} part"
     if several:
-        names.pop("brier", None)  # a terminal is narrow
-        minus = ("bag minus it: points", "nats")
-        rows = [(f"{part}, {len(evaluations)} repeats", *names.values(), *header[-2:], *minus)]
-    bags = scored_bags(evaluations)
+        heads.pop("brier", None)  # a terminal is narrow
+        part += f", {len(results)} repeats"
+    bags, rows = scored_bags(results), []
     for name in sorted(bags, key=lambda name: name != BAG):  # ours first
         scores = bags[name]
-        size, cost = span([each.size for each in scores]), cells(scores, "cost_seconds")
-        differ = _minus(bags[BAG], scores) if several else ()
-        rows.append((named(name), *cells(scores, *names), size, *cost, *differ))
+        row = {part: named(name)} | cells(scores, heads)
+        row["members"] = span([each.size for each in scores])
+        row |= cells(scores, {"cost_seconds": "cost s"})
+        if several:
+            found = {} if name == BAG else differences(bags[BAG], scores)
+            texts = {score: f"{each.text} {each.verdict:<4}" for score, each in found.items()}
+            row["bag minus it: points"] = texts.get("accuracy", "-")
+            row["nats"] = texts.get("nll", "-")
+        rows.append(row)
     return rows
 
 
-def _minus(ours: list[BagScores], theirs: list[BagScores]) -> Row:
-    found = {} if ours is theirs else differences(ours, theirs)
-    texts = {score: f"{each.text} {each.verdict:<4}" for score, each in found.items()}
-    return texts.get("accuracy", "-"), texts.get("nll", "-")
-
-
-def _members(evaluations: Sequence[Evaluation]) -> list[Row]:
-    keys = ("mean", "median", "min", "max")
-    which = "q_statistic" if evaluations[0].bag.rmse is None else "correlation"
-    differ = ("disagree %", "error IoU", which.partition("_")[0].capitalize())
-    rows: list[Row] = [("single members", *(f"{key} %" for key in keys), *differ)]
+def _members(results: Sequence[Result]) -> list[Row]:
+    heads = {key: f"{key} %" for key in ("mean", "median", "min", "max")}
+    which = "q_statistic" if results[0].bag.rmse is None else "correlation"
+    differ = {"disagreement": "disagree %", "error_iou": "error IoU"}
+    differ[which] = which.partition("_")[0].capitalize()
+    rows = []
     for name in POPULATIONS:
-        accuracies = _known([getattr(each, name).accuracy for each in evaluations])
-        pairs = _known([getattr(each.diversity, name) for each in evaluations])
-        if accuracies:
-            diversity = cells(pairs, "disagreement", "error_iou", which)
-            rows.append((named(name), *cells(accuracies, *keys), *diversity))
+        pairs = _known(getattr(each.diversity, name) for each in results)
+        if accuracies := _known(getattr(each, name).accuracy for each in results):
+            own = cells(accuracies, heads) | cells(pairs, differ)
+            rows.append({"single members": named(name)} | own)
     return rows
 
 
-def _novelty(evaluations: Sequence[Evaluation]) -> list[Row]:
-    shares = ("disagree within trunk %", "from nearest original %", "copies %")
-    rows: list[Row] = [("novelty", "nearest ratio", "spread", *shares)]
-    generated = [each.novelty for each in evaluations]
-    held_out = _known([each.held_out for each in generated])
-    for name, scores in (("generated", generated), ("held out", held_out)):
-        if scores:
-            rows.append((name, *cells(scores, *NoveltyScores.model_fields)))
-    return rows
+def _novelty(results: Sequence[Result]) -> list[Row]:
+    generated = [each.novelty for each in results]
+    held_out = _known(each.held_out for each in generated)
+    return [
+        {"novelty": name} | cells(scores, _NOVELTY)
+        for name, scores in (("generated", generated), ("held out", held_out))
+        if scores
+    ]
 
 
-def _known(values: Sequence[Any]) -> list[Any]:
+def _known(values: Iterable[Any]) -> list[Any]:
     return [value for value in values if value is not None]
 
 
 def _cost(results: Sequence[Result]) -> list[Row]:
-    paid = money(results, results[0].fingerprints)
-    rows: list[Row] = [("cost", "CPU s", "GPU s", "wall", *(["money"] if paid else []))]
+    rows = []
+    heads = {"cpu_seconds": "CPU s", "gpu_seconds": "GPU s"}
     for stage in results[0].fingerprints:
-        spent = [result.costs[stage] for result in results]
+        spent = [result.cost[stage] for result in results]
         wall, _ = mean_and_sd(each.wall_seconds for each in spent)
-        seconds = cells(spent, "cpu_seconds", "gpu_seconds")
-        rows.append((stage, *seconds, duration(wall or 0.0), *money(results, [stage])))
-    if paid:
-        rows.append(("all", "", "", "", *paid))
-    prices = [result.evaluation.prices.per_model for result in results]
-    for name, key in (
-        ("one more generated model", "marginal_seconds"),
-        ("... with all before it", "amortised_seconds"),
-        ("one ordinary model", "ordinary_seconds"),
-    ):
-        rows.append((name, *cells(prices, key), "", "", *([""] if paid else [])))
+        row = {"cost": stage} | cells(spent, heads) | {"wall": duration(wall or 0.0)}
+        rows.append(row | money(results, [stage]))
+    if paid := money(results, results[0].fingerprints):
+        rows.append({"cost": "all"} | paid)
+    prices = [result.prices.per_model for result in results]
+    for key, name in _PRICES.items():
+        rows.append({"cost": name} | cells(prices, {key: "CPU s"}))
     return rows
 
 
-def money(results: Sequence[Result], stages: Iterable[str]) -> list[str]:
+def money(results: Sequence[Result], stages: Iterable[str]) -> Row:
     """What the computing of some stages cost, where there are prices; else nothing."""
     if not all(result.money for result in results):
-        return []
-    return [cell([sum(result.money[stage] for stage in stages) for result in results], "money")]
+        return {}
+    sums = [sum(result.money[stage] for stage in stages) for result in results]
+    return {"money": cell(sums, "money")}
+
+
+def text(rows: Sequence[Row]) -> list[str]:
+    """Rows below the names of their columns, a line each; what a row lacks is left empty."""
+    heads = [*rows[0]] if rows else []
+    return aligned([heads, *([row.get(head, "") for head in heads] for row in rows)])
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

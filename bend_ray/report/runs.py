@@ -7,18 +7,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import EVIDENCE, STAGE_VERSIONS
 from bend_ray.errors import StoreError
-from bend_ray.report.evaluation import Diverged, Evaluation, Result
+from bend_ray.report.evaluation import Result
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, joined
 
 NAME = "report"
 """Of the page, and of the data beside it."""
+_NOT_THE_RUN = ("resources", "tracking", "price_per_hour", "split_seed")
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,6 @@ class Run:
         """Of the evaluation."""
         return self.result.fingerprints["evaluation"]
 
-    @property
-    def evaluation(self) -> Evaluation:
-        """What it says."""
-        return self.result.evaluation
-
 
 def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = None) -> Run:
     """The evaluation of that name in a store; ``given`` holds the config that asks for it, if any.
@@ -69,15 +64,7 @@ def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = N
         )
     evidence = where.read_json(EVIDENCE)
     config, stages = evidence.pop("config"), evidence.pop("stages")
-    costs = {stage: Cost.model_validate(recorded["cost"]) for stage, recorded in stages.items()}
-    fingerprints = {stage: recorded["fingerprint"] for stage, recorded in stages.items()}
-    result = Result(
-        evaluation=Evaluation.of(manifest),
-        diverged={s: Diverged.of(stages[s].get("diverged", [])) for s in ("seeds", "samples")},
-        costs=costs | {"evaluation": manifest.cost},
-        store=masked(store.uri),
-        fingerprints=fingerprints | {"evaluation": fingerprint},
-    ).priced((given or {}).get("config", config))
+    result = Result.made(manifest, stages, store, (given or {}).get("config", config))
     return Run(result, config, evidence, manifest.versions, manifest.created)
 
 
@@ -114,15 +101,13 @@ def seeds_of(run: Run) -> tuple[int, int]:
 
 def without_seeds(config: dict[str, Any]) -> dict[str, Any]:
     """A config without what differs between repeats, and without where it ran."""
-    return {**_without_places(config), "seed": None}
 
+    def kept(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: kept(each) for key, each in value.items() if key not in _NOT_THE_RUN}
 
-def _without_places(value: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_places(each) if isinstance(each, dict) else each
-        for key, each in value.items()
-        if key not in ("resources", "tracking", "price_per_hour", "split_seed")
-    }
+    return {**kept(config), "seed": None}
 
 
 def default_output(store: Store, fingerprints: Sequence[str]) -> Directory:

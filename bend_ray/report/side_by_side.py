@@ -5,25 +5,26 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.report import ink
+from bend_ray.report import ink, results
 from bend_ray.report.command import different
-from bend_ray.report.evaluation import Evaluation, Result
+from bend_ray.report.evaluation import Result
 from bend_ray.report.page import Page
-from bend_ray.report.results import BAG, DEEP_ENSEMBLE, Table, aligned, named
+from bend_ray.report.results import BAG, DEEP_ENSEMBLE, Row, Table, named
 from bend_ray.report.runs import NAME, grouped, stored_runs, without_seeds
 from bend_ray.report.statistics import BagDifference, cells, differences, mean_and_sd
 from bend_ray.storage.filesystems import read_bytes, resolve
 from bend_ray.storage.masking import cause, masked
 
 COMPARED = (DEEP_ENSEMBLE, "originals_bag")
-_OWN = 6
-"""Columns that tell of the bag alone; the first names it."""
+_OWN = ("run", "repeats", "members", "bag: accuracy %", "bag: NLL, nats", "member median %")
+"""Columns that tell of the bag alone."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,6 @@ class Entry:
     source: str
     results: list[Result]
     config: dict[str, Any] | None
-
-    @property
-    def evaluations(self) -> list[Evaluation]:
-        """One a repeat."""
-        return [result.evaluation for result in self.results]
 
 
 def read_entries(sources: Sequence[str]) -> list[Entry]:
@@ -51,11 +47,16 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
 def _read(source: str) -> list[Entry]:
     filesystem, path = resolve(source)
     for candidate in (f"{path}/{NAME}.json", path.replace(f"{NAME}.html", f"{NAME}.json")):
-        if candidate.endswith(".json") and (content := _content(filesystem, candidate)):
-            return [_parse(masked(source), content)]
-    store = Store(source)
+        # A folder by that name has no content, nor has a path of which a part is a file.
+        with suppress(StoreError):
+            if candidate.endswith(".json") and (content := read_bytes(filesystem, candidate)):
+                break
+    else:
+        content = b""
+    if content:
+        return [_parse(masked(source), content)]
     try:
-        groups = grouped(stored_runs(store))
+        groups = grouped(stored_runs(Store(source)))
     except StoreError as error:
         raise StoreError(
             f"{masked(source)}: expected a store, a report or a result of bend run --json: {error}"
@@ -65,24 +66,17 @@ def _read(source: str) -> list[Entry]:
     ]
 
 
-def _content(filesystem: Any, path: str) -> bytes | None:
-    try:
-        return read_bytes(filesystem, path)
-    except StoreError:
-        return None  # A folder by that name, or a part of the path that is a file.
-
-
 def _parse(source: str, content: bytes) -> Entry:
     try:
         parsed = json.loads(content)
         config = parsed.get("config")
         found = parsed.get("results") or parsed.get("repeats") or [parsed]
-        results = [Result.from_json(each) for each in found]
+        read = [Result.from_json(each) for each in found]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(
             f"{source}: expected {NAME}.json or a result of bend run --json, got {cause(error)}"
         ) from error
-    return Entry(source, results, config)
+    return Entry(source, read, config)
 
 
 def labels(entries: Sequence[Entry]) -> list[str]:
@@ -139,9 +133,10 @@ def write_comparison(entries: Sequence[Entry], page: Page, output: Directory) ->
 
 def text(page: Page) -> str:
     """The table in two parts, as a terminal is narrow: the bags; what they are beside others."""
-    rows = [page.tables[0].header, *page.tables[0].rows]
-    parts = [row[:_OWN] for row in rows], [(row[0], *row[_OWN:]) for row in rows]
-    return "\n\n".join("\n".join(aligned(part)) for part in parts)
+    rows = page.tables[0].rows
+    alone = [{head: cell for head, cell in row.items() if head in _OWN} for row in rows]
+    beside = [{h: cell for h, cell in row.items() if h == "run" or h not in _OWN} for row in rows]
+    return "\n\n".join("\n".join(results.text(part)) for part in (alone, beside))
 
 
 def _headline(entries: Sequence[Entry]) -> str:
@@ -160,12 +155,8 @@ def _headline(entries: Sequence[Entry]) -> str:
 
 
 def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
-    header = ["run", "repeats", "members", "bag: accuracy %", "bag: NLL, nats", "member median %"]
-    for rival in COMPARED:
-        header += [f"minus {named(rival)}: points", f"minus {named(rival)}: NLL"]
     return Table(
         title="The bag of every run",
-        header=[*header, "cost, s"],
         rows=[_row(entry, name) for entry, name in zip(entries, names, strict=True)],
         note="± of scores: standard deviation over repeats; of differences, paired by repeat: "
         "standard error. ▲ win, ▼ loss, = tie within 2 standard errors or of two repeats; a "
@@ -173,23 +164,26 @@ def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
     )
 
 
-def _row(entry: Entry, name: str) -> list[str]:
-    bags = [each.bag for each in entry.evaluations]
-    models = [e.generated.accuracy for e in entry.evaluations if e.generated.accuracy is not None]
-    row = [name, str(len(bags)), str(bags[0].size), *cells(bags, "accuracy", "nll")]
-    row += cells(models, "median")
+def _row(entry: Entry, name: str) -> Row:
+    bags = [each.bag for each in entry.results]
+    models = [e.generated.accuracy for e in entry.results if e.generated.accuracy is not None]
+    heads = {"accuracy": "bag: accuracy %", "nll": "bag: NLL, nats"}
+    row = {"run": name, "repeats": str(len(bags)), "members": str(bags[0].size)}
+    row |= cells(bags, heads) | cells(models, {"median": "member median %"})
     for rival in COMPARED:
         found = _against(entry, rival)
-        differ = [found.get(score) for score in ("accuracy", "nll")]
-        row += ["-" if d is None else d.marked if len(bags) > 1 else d.text for d in differ]
-    return [*row, *cells(bags, "cost_seconds")]
+        for score, unit in (("accuracy", "points"), ("nll", "NLL")):
+            minus = found.get(score)
+            told = minus and (minus.marked if len(bags) > 1 else minus.text)
+            row[f"minus {named(rival)}: {unit}"] = told or "-"
+    return row | cells(bags, {"cost_seconds": "cost, s"})
 
 
 def _against(entry: Entry, rival: str) -> dict[str, BagDifference]:
     """The bag minus a rival; nothing where it was none."""
-    if rival not in entry.evaluations[0].rivals:
+    if rival not in entry.results[0].rivals:
         return {}
-    ours, theirs = ([each.scores(name) for each in entry.evaluations] for name in (BAG, rival))
+    ours, theirs = ([each.scores(name) for each in entry.results] for name in (BAG, rival))
     return differences(ours, theirs)
 
 
@@ -201,7 +195,7 @@ def _figure(entries: Sequence[Entry], names: Sequence[str]) -> ink.Panel:
         look = {key: ink.LOOKS[bag][key] for key in ("color", "marker")}
         look |= {"linestyle": "none", "capsize": 2, "label": named(bag)}
         for level, (entry, name) in enumerate(zip(entries, short, strict=True)):
-            scores = [e.scores(bag) for e in entry.evaluations if bag == BAG or bag in e.rivals]
+            scores = [e.scores(bag) for e in entry.results if bag == BAG or bag in e.rivals]
             mean, sd = mean_and_sd([each.nll for each in scores])
             if mean is not None:
                 panel.axes.errorbar(mean, level + 0.22 * (shift - 1), xerr=sd or 0.0, **look)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,10 +81,9 @@ def aggregate(results: Sequence[Result]) -> dict[str, Any]:
     Beside every rival's figures stand ``bag_minus_it``: paired differences in accuracy and NLL,
     their standard errors and a verdict.
     """
-    evaluations = [result.evaluation for result in results]
     spreads: dict[str, Any] = _spreads([result.as_json() for result in results])
     for name, rival in spreads["rivals"].items():
-        found = differences([e.bag for e in evaluations], [e.rivals[name] for e in evaluations])
+        found = differences([e.bag for e in results], [e.rivals[name] for e in results])
         rival["bag_minus_it"] = {score: each.as_json() for score, each in found.items()}
     return {"repeats": len(results), **spreads}
 
@@ -114,17 +113,24 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
     )
 
 
-def cells(records: Sequence[Any], *names: str) -> tuple[str, ...]:
-    """Mean ± standard deviation of attributes over records; what nobody knows is a dash.
+def cells(records: Sequence[Any], heads: Mapping[str, str]) -> dict[str, str]:
+    """By column, mean ± standard deviation of an attribute over records.
 
-    Shares are in percent. A cost is unknown where any of the records' is: what somebody else has
-    trained has no price unless he gives it.
+    What nobody knows is a dash. Shares are in percent. A cost is unknown where any of the records'
+    is: what somebody else has trained has no price unless he gives it.
+
+    Args:
+        records: one a repeat.
+        heads: columns by attributes.
 
     >>> from bend_ray.artifacts.cost import Cost
-    >>> cells([Cost(cpu_seconds=1.0), Cost(cpu_seconds=2.0)], "cpu_seconds")
-    ('1.5 ± 0.7',)
+    >>> cells([Cost(cpu_seconds=1.0), Cost(cpu_seconds=2.0)], {"cpu_seconds": "CPU s"})
+    {'CPU s': '1.5 ± 0.7'}
     """
-    return tuple(cell([getattr(record, name) for record in records], name) for name in names)
+    return {
+        head: cell([getattr(record, name) for record in records], name)
+        for name, head in heads.items()
+    }
 
 
 def cell(values: Sequence[float | None], name: str) -> str:

@@ -69,8 +69,8 @@ def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
         return equivalent(statistics.fmean(nlls), curves[0]["sizes"], mean_curve)
 
     found = {}
-    as_voted = [nll for run in runs if (nll := run.evaluation.scores(name).nll) is not None]
-    if len(as_voted) == len(runs) and not temperatures([run.evaluation for run in runs]):
+    as_voted = [nll for run in runs if (nll := run.result.scores(name).nll) is not None]
+    if len(as_voted) == len(runs) and not temperatures([run.result for run in runs]):
         found[AS_IT_IS] = on_curve(as_voted, (curve["nll"]["mean"] for curve in curves))
     scaled = (each[name]["scaled"]["nll"] for each in bags)
     return found | {SCALED: on_curve(scaled, (curve["scaled_nll"] for curve in curves))}
@@ -79,7 +79,7 @@ def equivalents(runs: Sequence[Run], name: str) -> dict[str, Equivalent]:
 def minus(runs: Sequence[Run], rival: str) -> dict[str, BagDifference]:
     """The bag minus a rival: paired by repeat, or by test image where there is one repeat."""
     if len(runs) > 1 or rival == EQUAL_COST:
-        bags = scored_bags([run.evaluation for run in runs])
+        bags = scored_bags([run.result for run in runs])
         return differences(bags[BAG], bags[rival])
     recorded = runs[0].evidence["bags"][rival]["bag_minus_it"]
     images = runs[0].evidence["images"]["test"]
@@ -101,9 +101,9 @@ class Highlight:
 
 def headline(runs: Sequence[Run]) -> str:
     """The answer in two or three sentences."""
-    ours = runs[0].evaluation
+    ours = runs[0].result
     images = runs[0].evidence["images"]["test"]
-    accuracy = statistics.fmean(run.evaluation.bag.accuracy or 0.0 for run in runs)
+    accuracy = statistics.fmean(run.result.bag.accuracy or 0.0 for run in runs)
     repeats = f" (mean of {len(runs)} repeats)" if len(runs) > 1 else ""
     told = "are right on" if ours.score == "accuracy" else "explain the variance to"
     return (
@@ -120,15 +120,15 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
         Highlight(
             f"{100 * _gain(runs).mean:+.2f} points",
             "bag against its median member",
-            f"{runs[0].evaluation.score} of the median generated model: {100 * median:.2f} %",
+            f"{runs[0].result.score} of the median generated model: {100 * median:.2f} %",
         )
     ]
-    if DEEP_ENSEMBLE in runs[0].evaluation.rivals:
+    if DEEP_ENSEMBLE in runs[0].result.rivals:
         against = minus(runs, DEEP_ENSEMBLE)
         found.append(
             Highlight(
                 " · ".join(_in_units(each) for each in against.values()),
-                f"bag against a deep ensemble of {runs[0].evaluation.rivals[DEEP_ENSEMBLE].size}",
+                f"bag against a deep ensemble of {runs[0].result.rivals[DEEP_ENSEMBLE].size}",
                 " · ".join(f"{d.verdict} in {COMPARED[s][0]}" for s, d in against.items()),
             )
         )
@@ -136,7 +136,7 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
 
 
 def _gain(runs: Sequence[Run]) -> BagDifference:
-    gains = [(run.evaluation.bag.accuracy or 0.0) - _median(run) for run in runs]
+    gains = [(run.result.bag.accuracy or 0.0) - _median(run) for run in runs]
     mean, sd = mean_and_sd(gains)
     error = None if sd is None else sd / len(gains) ** 0.5
     return BagDifference("accuracy", mean or 0.0, error, len(gains))
@@ -144,7 +144,7 @@ def _gain(runs: Sequence[Run]) -> BagDifference:
 
 def _median(run: Run) -> float:
     """Accuracy of the median generated model."""
-    accuracy = run.evaluation.generated.accuracy
+    accuracy = run.result.generated.accuracy
     assert accuracy is not None
     return accuracy.median
 
@@ -158,9 +158,9 @@ def _against_median(runs: Sequence[Run]) -> str:
 
 
 def _against_deep_ensemble(runs: Sequence[Run]) -> str:
-    if DEEP_ENSEMBLE not in runs[0].evaluation.rivals:
+    if DEEP_ENSEMBLE not in runs[0].result.rivals:
         return "No deep ensemble was trained to compare it with."
-    size = runs[0].evaluation.rivals[DEEP_ENSEMBLE].size
+    size = runs[0].result.rivals[DEEP_ENSEMBLE].size
     verbs = {"win": "wins", "loss": "loses", "tie": "ties"}
     clauses = [
         f"{verbs[each.verdict]} in {COMPARED[score][0]} ({_in_units(each)})"
@@ -174,21 +174,20 @@ def _in_units(difference: BagDifference) -> str:
 
 
 def _cost_card(runs: Sequence[Run]) -> Highlight:
-    prices = [run.evaluation.prices.per_model for run in runs]
+    prices = [run.result.prices.per_model for run in runs]
     marginal = statistics.fmean(each.marginal_seconds for each in prices)
     every = [each.amortised_seconds for each in prices if each.amortised_seconds is not None]
     trained = [each.ordinary_seconds for each in prices if each.ordinary_seconds is not None]
+    value, label = seconds(marginal), "one more member"
     if len(every) < len(runs):
-        note = "what the population had cost is unknown"
-        return Highlight(seconds(marginal), "one more member", note)
+        return Highlight(value, label, "what the population had cost is unknown")
     amortised = statistics.fmean(every)
     if len(trained) < len(runs):
-        note = f"{seconds(amortised)} with everything before it"
-        return Highlight(seconds(marginal), "one more member", note)
+        return Highlight(value, label, f"{seconds(amortised)} with everything before it")
     ordinary = statistics.fmean(trained)
     return Highlight(
-        f"{seconds(marginal)} against {seconds(ordinary)}",
-        "one more member against training one",
+        f"{value} against {seconds(ordinary)}",
+        f"{label} against training one",
         f"{times(marginal, ordinary)}; with everything before it {seconds(amortised)}: "
         f"{times(amortised, ordinary)}",
     )

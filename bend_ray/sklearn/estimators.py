@@ -36,7 +36,7 @@ from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
-from bend_ray.sklearn.members import Fold, Labelled, Workshop
+from bend_ray.sklearn.members import Fold, Workshop
 from bend_ray.sklearn.rows import (
     Raw,
     folds_of,
@@ -50,6 +50,8 @@ from bend_ray.tasks import Classification, Regression, Task
 
 CHUNK = 4096
 """Examples answered at a time."""
+TOGETHER = 2**12
+"""Examples that all models of a step see: more need memory and save no time (measured)."""
 STEPS = 300
 """Of a member's training, at least."""
 
@@ -150,39 +152,40 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             first = next(iter(raw), "x0")
             raw = {first: np.zeros(len(labels))}
             self.columns_ = {first: Column(kind="number", knots=(0.0,), scores=(0.0,))}
-        inputs_NF = encode(self.columns_, raw)[rows]
         self._task: Task = task.fitted(torch.from_numpy(labels[rows]))
         try:
             with quiet(self.verbose), tempfile.TemporaryDirectory() as scratch:
                 last = "samples" if self.draw else "seeds"
                 workshop = Workshop(self.store or scratch, self.address, last)
-                self._train(workshop, inputs_NF, labels[rows])
+                self._train(workshop, raw, labels, rows)
         except BendError as error:
             raise ValueError(str(error)) from error
         return self
 
-    def _train(self, workshop: Workshop, inputs_NF: NDArray[Any], labels_N: NDArray[Any]) -> None:
+    def _train(
+        self, workshop: Workshop, raw: Raw, labels_N: NDArray[Any], rows: NDArray[np.int64]
+    ) -> None:
         """Members of every fold, and the scale that fits what they say of examples unseen."""
         started = time.monotonic()
         seed = int(check_random_state(self.random_state).randint(2**31))
-        parts = folds_of(labels_N, self.folds, seed)
+        parts = folds_of(labels_N[rows], self.folds, seed)
+        inputs_NF = encode(self.columns_, raw)
+        given = [
+            workshop.written(inputs_NF, labels_N, part, self._task, self._class_names)
+            for part in ({"train": rows[t], "validation": rows[v]} for t, v in parts)
+        ]
+        del inputs_NF  # of which files hold all from here on
         folds: list[Fold] = []
-        for index, (train, validation) in enumerate(parts):
+        for index, (dataset, (train, _)) in enumerate(zip(given, parts, strict=True)):
             seconds = None
             if self.time_limit is not None:
                 left = self.time_limit - (time.monotonic() - started)
                 if left <= 0 and folds:
                     break
                 seconds = left / (len(parts) - index)
-            fold = workshop.train(
-                self._sections(len(train), len(parts), seed + index),
-                self.settings or {},
-                Labelled(inputs_NF, labels_N, {"train": train, "validation": validation}),
-                self._task,
-                self._class_names,
-                seconds,
-            )
-            folds.append(fold)
+            sections = self._sections(len(train), len(parts), seed + index)
+            sections["dataset"] = dataset
+            folds.append(workshop.train(sections, self.settings or {}, seconds))
         self._architecture: Architecture = folds[0].config.seeds.architecture
         self._theta_KP = torch.cat([fold.theta_KP for fold in folds])
         answers = self._task.answers(torch.cat([fold.ballots_NO for fold in folds]))
@@ -201,6 +204,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
             "protocol": self._protocol(models),
             "held_out": 0.0,
+            "cohort_size": max(1, TOGETHER // batch),
         }
         return {"seed": seed, "seeds": seeds}
 

@@ -49,23 +49,6 @@ class Fold:
     labels_N: Tensor
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """Inputs ``(N, F)``, labels, and which rows are of which part."""
-
-    inputs_NF: NDArray[Any]
-    labels_N: NDArray[Any]
-    rows: Mapping[str, NDArray[np.int64]]
-
-    def spilled(self, folder: str, class_names: list[str], task: Task) -> dict[str, str]:
-        """Files of the parts; one at a time, as each is a copy."""
-        files = {}
-        for part, rows in self.rows.items():
-            given = {SINGLE: self.inputs_NF[rows]}, self.labels_N[rows], class_names or None
-            files[part] = spilled(Arrays.of(*given, task=task), folder)
-        return files
-
-
 class Workshop:
     """Where folds are trained.
 
@@ -79,30 +62,41 @@ class Workshop:
         self.store, self.address, self.last = Store(store), address, last
         self._runtime: Runtime | None = None
 
-    def train(
+    def written(
         self,
-        sections: Mapping[str, Any],
-        settings: Mapping[str, Any],
-        examples: Labelled,
+        inputs_NF: NDArray[Any],
+        labels_N: NDArray[Any],
+        rows: Mapping[str, NDArray[np.int64]],
         task: Task,
         class_names: list[str],
-        seconds: float | None,
+    ) -> dict[str, Any]:
+        """The data set of a fold, of which ``rows`` are each part's.
+
+        Args:
+            inputs_NF: of all examples.
+            labels_N: codes of classes, or targets ``(N, T)``.
+            rows: of ``train`` and ``validation``.
+            task: fitted.
+            class_names: one a class, where there are classes.
+        """
+        files, folder = {}, joined(self.store.uri, DATASETS)
+        for part, own in rows.items():  # one at a time, as each is a copy
+            given = {SINGLE: inputs_NF[own]}, labels_N[own], class_names or None
+            files[part] = spilled(Arrays.of(*given, task=task), folder)
+        return {"kind": "arrays", "standardise": False, "task": task, **files}
+
+    def train(
+        self, sections: Mapping[str, Any], settings: Mapping[str, Any], seconds: float | None
     ) -> Fold:
         """A fold's members, one fold at a time; BendError where they cannot be trained.
 
         Args:
             sections: of the config.
             settings: further knobs by path.
-            examples: of ``train`` and ``validation``.
-            task: fitted.
-            class_names: one a class, where there are classes.
             seconds: in which to be done, about; None: no matter.
         """
         with _ALONE:
-            folder = joined(self.store.uri, DATASETS)
-            files = examples.spilled(folder, class_names, task)
-            arrays = {"kind": "arrays", "standardise": False, "task": task, **files}
-            config = identified(with_knobs(validated({"dataset": arrays, **sections}), settings))
+            config = identified(with_knobs(validated(sections), settings))
             runtime = self._runtime = self._runtime or self._connected(config)
             dataset = runtime.share(config.dataset).load()
             classifiers = Classifiers(config, dataset, "cpu")
@@ -117,7 +111,7 @@ class Workshop:
             outputs_KNO = classifiers.logits(
                 theta_KP, dataset.validation, population.trunk.tolist()
             )
-            ballots_NO = task.ballots(outputs_KNO).mean(dim=0)
+            ballots_NO = dataset.task.ballots(outputs_KNO).mean(dim=0)
             return Fold(config, theta_KP, ballots_NO, dataset.validation.labels_N)
 
     def _connected(self, config: PipelineConfig) -> Runtime:

@@ -16,6 +16,7 @@ from rich.table import Table
 from bend_ray.config.yaml_text import flow
 from bend_ray.errors import StoreError
 from bend_ray.process.log import LOGGER, duration
+from bend_ray.report.results import Row
 from bend_ray.tune.records import BagRecord
 from bend_ray.tune.space import TuneSection
 from bend_ray.tune.table import SCORES, score_cells
@@ -74,10 +75,8 @@ class TrialTable(Callback):  # type: ignore[misc]
             self._display = None
 
     def _line(self, number: int, trial: Any) -> str:
-        names = ("trial", *self.section.names.values(), *SCORES)
-        *cells, state = self._cells(number, trial)
-        told = [f"{name} {cell}" for name, cell in zip(names, cells, strict=True) if cell]
-        return ", ".join([told[0], state, *told[1:]])
+        told, *cells = (f"{name} {cell}" for name, cell in self._row(number, trial).items() if cell)
+        return ", ".join([told, cells.pop().removeprefix("state "), *cells])
 
     def _table(self, trials: Sequence[Any]) -> Table:
         ended = [trial for trial in trials if _has_ended(trial)]
@@ -90,19 +89,18 @@ class TrialTable(Callback):  # type: ignore[misc]
             box=rich.box.SIMPLE,
             title_justify="left",
         )
-        table.add_column("trial", justify="right")
-        for name in self.section.names.values():
-            table.add_column(name)
-        for name in (*SCORES, "state"):
-            table.add_column(name, justify="right")
-        for number, trial in enumerate(trials):
-            style = "bold" if trial is best else ""
-            table.add_row(*self._cells(number, trial), style=style)
+        rows = [self._row(number, trial) for number, trial in enumerate(trials)]
+        knobs = self.section.names.values()
+        for name in rows[0] if rows else ():
+            table.add_column(name, justify="left" if name in knobs else "right")
+        for row, trial in zip(rows, trials, strict=True):
+            table.add_row(*row.values(), style="bold" if trial is best else "")
         return table
 
-    def _cells(self, number: int, trial: Any) -> list[str]:
-        knobs = [flow(value) for value in self.section.decoded(trial.config).values()]
-        return [str(number), *knobs, *_scores(trial), _state(trial)]
+    def _row(self, number: int, trial: Any) -> Row:
+        point, names = self.section.decoded(trial.config), self.section.names
+        knobs = {names[path]: flow(value) for path, value in point.items()}
+        return {"trial": str(number), **knobs, **_scores(trial), "state": _state(trial)}
 
 
 def _has_ended(trial: Any) -> bool:
@@ -119,11 +117,11 @@ def _state(trial: Any) -> str:
     return state
 
 
-def _scores(trial: Any) -> list[str]:
+def _scores(trial: Any) -> Row:
     """Of its best bag so far; empty where there is none."""
     result = trial.last_result or {}
     if "nll" not in result:
-        return [""] * len(SCORES)
+        return dict.fromkeys(SCORES, "")
     return score_cells(BagRecord(**{name: result[name] for name in BagRecord.model_fields}))
 
 

@@ -213,7 +213,7 @@ class Fresh:
     @property
     def differences(self) -> dict[str, BagDifference]:
         """The winner's bag minus the base's, in accuracy and NLL, paired by split."""
-        ours, theirs = ([r.evaluation.bag for r in each] for each in (self.winner, self.base))
+        ours, theirs = ([r.bag for r in each] for each in (self.winner, self.base))
         return differences(ours, theirs)
 
     def as_json(self) -> dict[str, Any]:
@@ -243,9 +243,10 @@ def sentences(fresh: Fresh) -> list[str]:
     """What came out, a line a sentence."""
     lines = []
     for name, runs in (("winner", fresh.winner), ("config as given", fresh.base)):
-        bags = [run.evaluation.bag for run in runs]
-        accuracy, nll, cost = cells(bags, "accuracy", "nll", "cost_seconds")
-        lines.append(f"{name}: test accuracy {accuracy} %, NLL {nll}, cost {cost} s")
+        told = cells([run.bag for run in runs], {n: n for n in ("accuracy", "nll", "cost_seconds")})
+        lines.append(
+            "{}: test accuracy {accuracy} %, NLL {nll}, cost {cost_seconds} s".format(name, **told)
+        )
     for score, minus in fresh.differences.items():
         unit = COMPARED[score][1]
         lines.append(f"winner minus config as given: {minus.text} {unit}: {minus.verdict}")

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from bend_ray.config.yaml_text import flow
-from bend_ray.report.results import Table
+from bend_ray.report import results
+from bend_ray.report.results import Row, Table
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.study import Study
 
 SCORES = ("validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer")
 
 
-def score_cells(bag: BagRecord) -> list[str]:
+def score_cells(bag: BagRecord) -> Row:
     """A bag's ``SCORES``."""
     scores = (f"{bag.nll:.4f}", f"{100 * bag.accuracy:.2f}", str(bag.size))
-    return [*scores, f"{bag.cost_seconds:.1f}", f"{bag.flops / 1e6:.3g}"]
+    cost = (f"{bag.cost_seconds:.1f}", f"{bag.flops / 1e6:.3g}")
+    return dict(zip(SCORES, (*scores, *cost), strict=True))
 
 
 def trials_table(study: Study) -> Table:
@@ -22,13 +24,12 @@ def trials_table(study: Study) -> Table:
     ordered = [*sorted(study.done, key=lambda trial: trial.best.objective), *others]
     return Table(
         title="Trials, the best objective first",
-        header=["trial", *study.section.names.values(), *SCORES, "state", "made"],
         rows=[_row(study, trial) for trial in ordered],
         ours=0,
         note="Scores of a trial's best bag on validation images; of a trial that was stopped, of "
         "its last milestone. The test part was not opened by the search. Cost: everything from "
         "scratch, as if nothing were shared."
-        + "".join(f" Trial {number} failed: {error}." for number, error in failures(study)),
+        + "".join(f" Trial {number} failed: {error}." for number, error in _failures(study)),
     )
 
 
@@ -37,9 +38,10 @@ def front_table(study: Study) -> Table:
     front, knee = study.front()
     return Table(
         title="The Pareto front, the lowest NLL first",
-        header=["trial", *SCORES, ""],
         rows=[
-            [str(trial.number), *score_cells(bag), "knee" if (trial, bag) == knee else ""]
+            {"trial": str(trial.number)}
+            | score_cells(bag)
+            | {"": "knee" if (trial, bag) == knee else ""}
             for trial, bag in front
         ],
         ours=front.index(knee),
@@ -53,10 +55,9 @@ def stages_table(study: Study) -> Table:
     asked, made = study.stages_in_all()
     return Table(
         title="What the trials shared",
-        header=["stage", "asked for", "made", "shared"],
         rows=[
-            [stage, str(asked), str(made), str(asked - made)]
-            for stage, (asked, made) in study.stages().items()
+            {"stage": stage, "asked for": str(n), "made": str(own), "shared": str(n - own)}
+            for stage, (n, own) in study.stages().items()
         ],
         note=f"{asked} stages asked for, {made} made, {asked - made} shared. Made: artifacts that "
         "differ, by fingerprint.",
@@ -65,30 +66,36 @@ def stages_table(study: Study) -> Table:
 
 def text(study: Study) -> str:
     """Trials and front as aligned text."""
-    failed = "".join(f"trial {number} failed: {error}\n" for number, error in failures(study))
-    title = "Pareto front of validation NLL, total cost and cost of an answer"
-    return f"{trials_table(study).text}\n{failed}\n{title}\n{front_table(study).text}"
+    return "\n".join(
+        [
+            *results.text(trials_table(study).rows),
+            *(f"trial {number} failed: {error}" for number, error in _failures(study)),
+            "\nPareto front of validation NLL, total cost and cost of an answer",
+            *results.text(front_table(study).rows),
+        ]
+    )
 
 
-def failures(study: Study) -> list[tuple[int, str]]:
+def _failures(study: Study) -> list[tuple[int, str]]:
     """Numbers and errors of trials that failed."""
     return [(t.number, t.error or "unknown") for t in study.trials if t.status == "failed"]
 
 
-def _row(study: Study, trial: TrialRecord) -> list[str]:
+def _row(study: Study, trial: TrialRecord) -> Row:
     # A trial whose process died before its record was written has no point.
-    knobs = [flow(trial.point[path]) if trial.point else "-" for path in study.section.knobs]
-    made = ", ".join(stage.stage for stage in trial.stages if stage.made) or "nothing"
-    state: str = trial.status
-    scores = ["-"] * len(SCORES)
+    knobs = {
+        n: flow(trial.point[p]) if trial.point else "-" for p, n in study.section.names.items()
+    }
+    scores, state = dict.fromkeys(SCORES, "-"), str(trial.status)
     if trial.status == "done":
         scores, state = score_cells(trial.best), _place(study, trial)
     elif trial.milestones:
         last = trial.milestones[-1]
-        scores[:2] = [f"{last.nll:.4f}", f"{100 * last.accuracy:.2f}"]
+        scores |= zip(SCORES, (f"{last.nll:.4f}", f"{100 * last.accuracy:.2f}"), strict=False)
         if trial.status == "stopped":
             state = f"stopped at {100 * last.share:.0f} %"
-    return [str(trial.number), *knobs, *scores, state, made]
+    made = ", ".join(stage.stage for stage in trial.stages if stage.made) or "nothing"
+    return {"trial": str(trial.number), **knobs, **scores, "state": state, "made": made}
 
 
 def _place(study: Study, trial: TrialRecord) -> str:

@@ -111,7 +111,7 @@ def evaluate(case: str, count: int, folder: str, queue: Any) -> None:
     graph = graph_of(config, Store(folder))
     with _told(queue):
         pipeline.make_stage("evaluation", config, graph, Runtime())
-    Evaluation.of(graph.evaluation.manifest())
+    Evaluation.committed(graph.evaluation.manifest())
 
 
 def write_answers(store: Store, members: int, part: str, examples: int) -> Artifact:

@@ -300,7 +300,7 @@ def papers(device: str, minutes: float, images: Path | None) -> Iterator[Row]:
         overrides = [f"dataset={json.dumps(dataset)}", *_papers_size(minutes, small)]
         began = time.perf_counter()
         config = load_config("configs/cifar10_resnet18_subset.yaml", overrides)
-        evaluation = Result.of(run(config, f"{folder}/store", local=True)).evaluation
+        evaluation = Result.of(run(config, f"{folder}/store", local=True))
         took = time.perf_counter() - began
     yield Row("papers", "whole run", f"{took:.0f} s, epochs {config.seeds.recipe.epochs}")
     for name in ("originals", "generated"):

@@ -412,7 +412,8 @@ class Chain(nn.Module):
 def test_every_hidden_layer_of_a_chain_is_a_group(data: st.DataObject) -> None:
     kinds = data.draw(st.lists(st.sampled_from(["next", "norm", "inside", "beside"]), max_size=5))
     widths = data.draw(
-        st.lists(st.integers(2, 7), min_size=len(kinds) + 1, max_size=len(kinds) + 1)
+        # A norm of two units says 1 and -1 of any input: answers may not depend on the input.
+        st.lists(st.integers(3, 7), min_size=len(kinds) + 1, max_size=len(kinds) + 1)
     )
     is_image = data.draw(st.booleans())
     module = build(lambda: Chain(widths, kinds, is_image))

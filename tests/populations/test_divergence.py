@@ -137,7 +137,7 @@ def test_a_population_that_partly_diverges_still_makes_a_bag(
     assert alone.model_id.tolist() == trained.model_id.tolist()
     np.testing.assert_array_equal(alone.theta_KP, trained.theta_KP)
     assert set(drawn.trunk.tolist()) == {1}
-    assert Result.of(artifacts).evaluation.bag.size == 6
+    assert Result.of(artifacts).bag.size == 6
     assert "6 of 12 models diverged and are left out" in caplog.text
     with pytest.raises(TrainingError, match=r"autoencoder\.model\.latent_size = 6 .*diverged"):
         make(tiny(), fresh_store, "autoencoder")

@@ -124,8 +124,9 @@ def test_a_single_run_says_that_it_has_no_spread(repeats: list[Run]) -> None:
     (table,) = report(repeats[:1]).tables
     assert "One run has no spread" in table.note
     assert table.ours is not None
-    assert table.rows[table.ours][0] == "bag of generated"
-    assert "±" not in table.rows[table.ours][2]
+    ours = table.rows[table.ours]
+    assert ours["test part"] == "bag of generated"
+    assert "±" not in ours["accuracy %"]
 
 
 def test_models_that_diverged_are_told_below_the_table(repeats: list[Run]) -> None:
@@ -140,13 +141,13 @@ def test_a_deep_ensemble_too_small_for_our_cost_is_told_below_the_table(repeats:
     def costing(run: Run, affordable: int) -> Run:
         said = run.result.as_json()
         scores = {**said["bag"], "affordable": affordable, "size": 4}
-        said["cost"]["equal_cost_deep_ensemble"] = scores
+        said["prices"]["equal_cost_deep_ensemble"] = scores
         return replace(run, result=Result.from_json(said))
 
-    names = [row[0] for row in report([costing(repeats[0], 4)]).tables[0].rows]
+    names = [row["test part"] for row in report([costing(repeats[0], 4)]).tables[0].rows]
     assert "deep ensemble, equal cost" in names
     (table,) = report([costing(repeats[0], 4), costing(repeats[1], 9)]).tables
-    assert "deep ensemble, equal cost" not in [row[0] for row in table.rows]
+    assert "deep ensemble, equal cost" not in [row["test part"] for row in table.rows]
     assert "trained 4 to 9 ordinary models; the deep ensemble has 4." in table.note
 
 
@@ -167,13 +168,13 @@ def test_bags_scored_at_temperatures_have_one_nll_and_one_equivalent(tmp_path: P
     store = Store(str(tmp_path))
     run = read_run(store, commit(config, store).evaluation.fingerprint)
     page = report([run])
-    header = page.tables[0].header
+    header = list(page.tables[0].rows[0])
     assert [each for each in header if "NLL" in each or "DEE" in each] == [
         "NLL, nats",
         "DEE scaled",
         "bag minus it: NLL",
     ]
-    assert {len(row) for row in page.tables[0].rows} == {len(header)}
+    assert all(list(row) == header for row in page.tables[0].rows)
     assert "temperatures fitted on validation images" in page.tables[0].note
 
 

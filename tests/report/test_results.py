@@ -25,8 +25,8 @@ def poor_result() -> dict[str, Any]:
     poor["held_out"]["accuracy"] = None
     poor["diversity"] = {"generated": None, "originals": None, "held_out": None}
     poor["novelty"] = {**NOVELTY, "spread": None, "held_out": None}
-    poor["cost"]["per_model"]["ordinary_seconds"] = None
-    del poor["cost"]["equal_cost_deep_ensemble"]
+    poor["prices"]["per_model"]["ordinary_seconds"] = None
+    del poor["prices"]["equal_cost_deep_ensemble"]
     del poor["rivals"]["deep_ensemble"]
     return poor
 
@@ -85,7 +85,7 @@ def test_the_bag_comes_first_and_rivals_by_nll() -> None:
 
 def test_a_deep_ensemble_that_was_cut_short_says_so() -> None:
     said = whole_result()
-    said["cost"]["equal_cost_deep_ensemble"]["affordable"] = 9
+    said["prices"]["equal_cost_deep_ensemble"]["affordable"] = 9
     *rows, note = sections(table(said))[0]
     assert "equal cost" not in "\n".join(rows)
     assert "would have trained 9 ordinary models; the deep ensemble has 4" in note
@@ -174,8 +174,7 @@ def test_a_result_is_the_evaluation_with_costs_and_names(committed: Graph, tmp_p
     said = result(committed)
     assert json.loads(json.dumps(said)) == said
     assert said["bag"]["accuracy"] == 0.9512
-    assert "prices" not in said
-    assert said["cost"]["per_model"] == metrics()["prices"]["per_model"]
+    assert said["prices"]["per_model"] == metrics()["prices"]["per_model"]
     assert [said["cost"][stage]["cpu_seconds"] for stage in STAGES] == [1, 2, 3, 4, 5, 6]
     assert said["store"] == str(tmp_path)
     assert said["fingerprints"] == {stage: committed[stage].fingerprint for stage in STAGES}

@@ -53,8 +53,8 @@ def test_runs_are_named_by_what_tells_them_apart(store: Store, other: Store) -> 
 def test_one_table_one_figure(store: Store, other: Store, tmp_path: Path) -> None:
     entries = read_entries([store.uri, other.uri])
     page = compared(entries)
-    header, first, second = [page.tables[0].header, *page.tables[0].rows]
-    assert header[:2] == ["run", "repeats"]
+    (header, first), (_, second) = (zip(*row.items(), strict=True) for row in page.tables[0].rows)
+    assert header[:2] == ("run", "repeats")
     bags, beside = text(page).split("\n\n")
     assert "minus deep ensemble: NLL" in beside.splitlines()[0]
     assert "minus" not in bags

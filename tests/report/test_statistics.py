@@ -48,8 +48,7 @@ def test_an_aggregate_has_the_shape_of_a_result_with_mean_and_sd() -> None:
 
 
 def test_differences_are_those_of_a_paired_t_test() -> None:
-    evaluations = [result.evaluation for result in results()]
-    pairs = [e.bag for e in evaluations], [e.rivals["gaussian"] for e in evaluations]
+    pairs = [each.bag for each in results()], [each.rivals["gaussian"] for each in results()]
     found = differences(*pairs)["accuracy"]
     t = ttest_rel([0.95, 0.97, 0.96], [0.94, 0.95, 0.96]).statistic
     assert found.mean / found.standard_error == pytest.approx(t)

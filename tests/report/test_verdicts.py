@@ -40,16 +40,16 @@ def test_a_curve_that_rises_again_counts_with_its_best() -> None:
 
 
 def test_bags_are_ranked_by_nll_and_measured_by_the_deep_ensemble(repeats: list[Run]) -> None:
-    told = scored_bags([run.evaluation for run in repeats])
+    told = scored_bags([run.result for run in repeats])
     means = [statistics.fmean(each.nll for each in scores) for scores in told.values()]
     assert means == sorted(means)
-    assert told["bag"] == [run.evaluation.bag for run in repeats]
+    assert told["bag"] == [run.result.bag for run in repeats]
     measured = {name for name in told if equivalents(repeats, name)}
     assert measured == told.keys() - {"deep_ensemble", EQUAL_COST}
 
 
 def test_differences_are_over_repeats_or_over_images(repeats: list[Run]) -> None:
-    evaluations = [run.evaluation for run in repeats]
+    evaluations = [run.result for run in repeats]
     pairs = [e.bag for e in evaluations], [e.rivals["gaussian"] for e in evaluations]
     assert minus(repeats, "gaussian") == differences(*pairs)
     told = repeats[0].evidence["bags"]["gaussian"]["bag_minus_it"]["nll"]

@@ -34,7 +34,7 @@ ALL_DRAWING = (
 
 def nll_of(graph: Graph) -> dict[str, float | None]:
     """Of every bag."""
-    found = Result.of(graph).evaluation
+    found = Result.of(graph)
     return {"bag": found.bag.nll} | {name: each.nll for name, each in found.rivals.items()}
 
 
@@ -81,7 +81,7 @@ def test_another_vote_temperature_or_bag_asks_nobody(
         "evaluation.bagging={kind: greedy, size: 3}",
     ):
         graph = make(tiny(ALL_DRAWING, change), shared_store)
-    assert {scores.size for scores in Result.of(graph).evaluation.rivals.values()} == {2, 3}
+    assert {scores.size for scores in Result.of(graph).rivals.values()} == {2, 3}
     # Without a rival no question is new either.
     make(tiny("evaluation.rivals=[{kind: best_original}]"), shared_store)
     with pytest.raises(AssertionError, match="was asked"):
