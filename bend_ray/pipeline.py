@@ -31,20 +31,11 @@ def run(
     address: str | None = None,
     local: bool = False,
 ) -> Graph:
-    """Make what is missing up to a stage; with nothing missing, without Ray.
+    """Make what is missing up to a stage; with nothing missing, without Ray. Gives all artifacts.
 
-    Args:
-        config: what to make.
-        store_uri: where artifacts live.
-        until: the last stage wanted.
-        address: the cluster to join; None for RAY_ADDRESS, else one of our own.
-        local: do the work in this process, without Ray.
-
-    Returns:
-        The artifacts, committed up to ``until``.
-
-    Raises:
-        BendError: what the user can mend; what was finished is kept.
+    The work is done in the cluster of ``address``; None: of RAY_ADDRESS, else of one of our own. Or
+    it is done in this process, where ``local``, without Ray. BendError for what the user can mend;
+    what was finished is kept.
     """
     store = Store(store_uri)
     config = identified(config)
@@ -74,13 +65,8 @@ def run(
 def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> bool:
     """Make one stage's artifact unless it is there, or wait until another run has.
 
-    Needs the stages before it.
-
-    Returns:
-        Whether this call made it.
-
-    Raises:
-        BendError: what the user can mend; what was finished is kept.
+    Needs the stages before it. Returns whether this call made it. BendError for what the user can
+    mend; what was finished is kept.
     """
     artifact = artifacts[stage]
     if artifact.exists():
@@ -135,9 +121,7 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
 def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
     """Connect to Ray: without an address to the cluster of RAY_ADDRESS, else to one of our own.
 
-    Raises:
-        ClusterError: no cluster answers.
-        ConfigError: the tracking service's client is not installed.
+    ClusterError where none answers, ConfigError where the tracking service's client is missing.
     """
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.runtime.environment import prepare_environment
@@ -175,8 +159,7 @@ class StageStatus:
 def status(config: PipelineConfig, store_uri: str) -> Iterator[StageStatus]:
     """How far each stage of ``config`` is in a store; needs no Ray.
 
-    Raises:
-        BendError: the store cannot be read, or holds a broken artifact.
+    BendError where the store cannot be read, or holds a broken artifact.
     """
     config = identified(config)
     graph = graph_of(config, Store(store_uri))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, FiniteFloat, PositiveFloat
 
-from bend_ray.ensemble import metrics, trust
+from bend_ray.ensemble import metrics
 from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.intervals import (
     SMALLEST_VARIANCE,
@@ -57,8 +57,9 @@ class Classification(Spec):
 
     # As ``Regression`` says of each; the scale of an answer is its temperature.
     log_likelihoods: ClassVar = staticmethod(metrics.true_log_probs)
-    reliability: ClassVar = staticmethod(trust.reliability)
-    rejection: ClassVar = staticmethod(trust.rejection)
+    reliability: ClassVar = staticmethod(metrics.reliability)
+    rejection: ClassVar = staticmethod(metrics.rejection)
+    scores: ClassVar = staticmethod(metrics.score)
     fit_scale: ClassVar = staticmethod(fit_temperature)
     scaled: ClassVar = staticmethod(apply_temperature)
     distances: ClassVar = staticmethod(metrics.pairwise_disagreement)
@@ -121,7 +122,7 @@ class Classification(Spec):
         self, answers_NC: Tensor, labels_N: Tensor, among_N: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
         """Whether an answer is right, of which the mean is the accuracy, and its NLL: ``(N,)``."""
-        return trust.right_and_nats(answers_NC, labels_N)
+        return metrics.right_and_nats(answers_NC, labels_N)
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """Probabilities of the classes, float64."""
@@ -130,10 +131,6 @@ class Classification(Spec):
     def answers(self, ballots_NO: Tensor) -> Tensor:
         """They themselves."""
         return ballots_NO
-
-    def scores(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, Any]:
-        """Accuracy, NLL, Brier score and ECE."""
-        return vars(metrics.score(answers_NC, labels_N))
 
     def chance(self, labels_N: Tensor) -> tuple[float, float]:
         """Accuracy of whoever always says the most frequent class, and its standard error."""
@@ -165,8 +162,8 @@ class Classification(Spec):
         """Mean over pairs of members."""
         return {
             "disagreement": self.disagreements(predictions_EN).mean().item(),
-            "error_iou": metrics.error_iou(predictions_EN, labels_N),
-            "q_statistic": metrics.q_statistic(predictions_EN, labels_N),
+            "error_iou": metrics.error_iou(predictions_EN != labels_N),
+            "q_statistic": metrics.q_statistic(predictions_EN != labels_N),
         }
 
 
@@ -258,18 +255,18 @@ class Regression(Spec):
         nats_N = -log_density(mean, variance, labels_NT).sum(dim=-1)
         return _r2(mean, labels_NT, among_NT), nats_N
 
-    def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Reliability:
+    def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]]:
         """Of central intervals: which share they should hold, and which they do."""
         mean, variance = answers_NO.chunk(2, dim=-1)
         z = pit(mean, variance, labels_NT).flatten()
         shares = [level / LEVELS_SHOWN for level in range(1, LEVELS_SHOWN)]
         inside = [((z - 0.5).abs() <= share / 2).double().mean().item() for share in shares]
-        return trust.Reliability(shares, inside, [len(z)] * len(shares))
+        return {"confidence": shares, "accuracy": inside, "count": [len(z)] * len(shares)}
 
-    def rejection(self, answers_NO: Tensor, labels_NT: Tensor) -> trust.Rejection:
+    def rejection(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]]:
         """R^2 where the predictions of largest variance are refused."""
         variance = answers_NO.chunk(2, dim=-1)[1] / self._std(answers_NO) ** 2
-        return trust.rejected(variance.sum(dim=-1), self.each(answers_NO, labels_NT)[0])
+        return metrics.rejected(variance.sum(dim=-1), self.each(answers_NO, labels_NT)[0])
 
     def ballots(self, outputs: Tensor) -> Tensor:
         """First and second moments, whose means over members are the mixture's."""
@@ -302,15 +299,15 @@ class Regression(Spec):
     def scores(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, Any]:
         """R^2 in accuracy's place, NLL, RMSE, CRPS, intervals and the PIT's error."""
         mean, variance = answers_NO.chunk(2, dim=-1)
-        inside = intervals(mean, variance, labels_NT)
+        coverage, width = intervals(mean, variance, labels_NT)
         return {
             "nll": -log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
             "rmse": ((labels_NT - mean) ** 2).mean(dim=0).sqrt().mean().item(),
             "crps": crps(mean, variance, labels_NT),
             "accuracy": _r2(mean, labels_NT, labels_NT).mean().item(),
             "pit_error": pit_error(mean, variance, labels_NT),
-            "coverage": inside.coverage,
-            "width": inside.width,
+            "coverage": coverage,
+            "width": width,
         }
 
     def chance(self, labels_NT: Tensor) -> tuple[float, float]:
@@ -362,7 +359,7 @@ class Regression(Spec):
         least_E1 = errors_EN.abs().quantile(1 - LARGE, dim=1, keepdim=True)
         return {
             "disagreement": self.disagreements(predictions_ENT).mean().item(),
-            "error_iou": metrics.overlap(errors_EN.abs() > least_E1),
+            "error_iou": metrics.error_iou(errors_EN.abs() > least_E1),
             "correlation": torch.corrcoef(errors_EN)[first, second].mean().item(),
         }
 

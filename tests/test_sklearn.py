@@ -116,13 +116,49 @@ def test_what_says_nothing_leaves_the_targets_own_distribution(estimator: Any) -
         ([[1.0], [2.0], [3.0]], [0, 1], "inconsistent numbers of samples"),
         ([["a"], ["b"], ["c"]], [0, 1, 0], "could not convert string"),
         (pd.DataFrame({1: [1.0, 2], "a": [1.0, 2]}), [0, 1], "column names"),
-        (pd.DataFrame({"a": [1, "x", None]}), [0, 1, 0], "a"),
+        (pd.DataFrame({"a": [1, "x", None]}), [0, 1, 0], "column a with type object: .*'x'"),
+        (pd.DataFrame({"a": [1.0, np.inf], "b": ["u", "v"]}), [0, 1], "a: .* infinity"),
+        (pd.DataFrame([[1.0, "u"], [2.0, "v"]], columns=["a", "a"]), [0, 1], "unique column names"),
+        (pd.DataFrame([[1.0, 2.0]] * 3, columns=["a", "a"]), [0, 1, 0], "unique column names"),
+        (pd.DataFrame({"a": [1.0, 2, 3], "b": list("uvu")}), [0, 1, 0], "^expected two training"),
         (pd.DataFrame({"a": [[1], [2], [3]]}), [0, 1, 0], "a: expected numbers"),
     ],
 )
 def test_what_is_refused(x: Any, y: Any, told: str) -> None:
     with pytest.raises((ValueError, TypeError), match=told):
         BagClassifier(**SMALL).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"city": ["Rome"] + ["Ulm"] * 199},  # a level of one row
+        {"city": [f"{i}" for i in range(200)]},
+        {"city": None},
+        {"age": np.nan},
+        {"age": 7.0, "active": True},
+    ],
+)
+def test_columns_that_say_little_are_no_harm(change: dict[str, Any]) -> None:
+    frame, y = people()
+    bag = BagClassifier(members=2, folds=2, epochs=2).fit(frame.assign(**change), y)
+    assert np.isfinite(bag.predict_proba(frame)).all()
+
+
+def test_other_types_of_the_same_columns_are_taken() -> None:
+    frame, y = people()
+    bag = BagClassifier(**SMALL, epochs=2).fit(frame.set_axis(range(5), axis=1), y)
+    texts = frame.assign(age=frame["age"].map(str, na_action="ignore"), active=1)
+    whole = frame.assign(active=True)
+    asked = [bag.predict_proba(each.set_axis(range(5), axis=1)) for each in (texts, whole)]
+    assert (asked[0] == asked[1]).all()
+
+
+@pytest.mark.parametrize("estimator", [BagClassifier(**SMALL), BagRegressor(**SMALL)])
+def test_a_target_of_one_value_is_told_for_ever(estimator: Any) -> None:
+    frame, _ = people(20)
+    bag = clone(estimator).set_params(epochs=20).fit(frame, np.full(20, 3.0))
+    assert bag.predict(frame) == pytest.approx(3.0, abs=0.05)
 
 
 def test_many_columns_and_few_rows() -> None:

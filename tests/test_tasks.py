@@ -139,6 +139,6 @@ def test_figures_of_a_regression_are_shares_and_means() -> None:
         task.member_scores(said, labels).tolist()
     )
     told = task.reliability(answers, labels)
-    assert told.confidence[9] == 0.5
-    assert told.accuracy == sorted(told.accuracy)
-    assert len(task.rejection(answers, labels).coverage) == 50
+    assert told["confidence"][9] == 0.5
+    assert told["accuracy"] == sorted(told["accuracy"])
+    assert len(task.rejection(answers, labels)["coverage"]) == 50

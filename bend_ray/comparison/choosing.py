@@ -74,14 +74,10 @@ class Bag:
 
 @dataclass(frozen=True)
 class Selection:
-    """Chooses members.
+    """Chooses members, by predictions on validation examples.
 
-    Attributes:
-        section: how, and against whom.
-        predictions: on validation examples, of ``generated``, ``originals``, ``ordinary`` where
-            there are any, and of each rival that draws.
-        trunks: of the first three.
-        prices: what they cost.
+    These are of ``generated``, ``originals``, ``ordinary`` where there are any, and of each rival
+    that draws; trunks are of the first three.
     """
 
     section: EvaluationSection

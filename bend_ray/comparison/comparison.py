@@ -72,18 +72,13 @@ class Voted:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything the evaluation says.
+    """Everything the evaluation says, of bags as they were chosen.
 
     Attributes:
-        section: how members vote.
-        seed: of random orders.
-        bags: ours and its rivals, as they were chosen.
         validation: what members say of validation examples, by population or rival.
         test: and of the test part.
-        trunks: of populations.
         vectors: of ``POPULATIONS``: originals, from which the generator learnt, held-out ones that
             it never saw, and what it drew.
-        prices: what all of these cost.
         part: which the test part is.
         others: what members say of other inputs, by their name.
     """

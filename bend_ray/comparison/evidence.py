@@ -6,7 +6,6 @@ and a report needs neither the models nor torch. Floats have six digits.
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
@@ -15,8 +14,8 @@ from bend_ray.comparison.trusting import calibrated, trust
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.curves import size_curve
+from bend_ray.ensemble.metrics import difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
-from bend_ray.ensemble.trust import differences
 from bend_ray.randomness import generator_for
 from bend_ray.report.evaluation import BagScores, Evaluation, recorded
 from bend_ray.storage.masking import masked_json
@@ -95,55 +94,48 @@ def _bags(
 def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[str, Any]:
     """Its size, cost, and scores, alone and beside ours."""
     bag, labels_N, task = comparison.bags[name], comparison.labels, comparison.task
-    accuracy, likelihood = differences(
-        *(task.each(answers, labels_N) for answers in (ours.answers_NC, voted.answers_NC))
-    )
+    both = (task.each(answers, labels_N) for answers in (ours.answers_NC, voted.answers_NC))
+    accuracy, nll = (difference(*each) for each in zip(*both, strict=True))
     scaled = task.scores(voted.scaled_NC, labels_N)
     shown = task.shown(voted.answers_NC, labels_N) if name == BAG else None
     return {
         **({"predictions": shown} if shown else {}),
         "size": len(bag.members),
         "cost": {"fixed": bag.fixed_seconds, "member": bag.member_seconds},
-        "bag_minus_it": {"accuracy": asdict(accuracy), "nll": asdict(likelihood)},
-        "curve": _bag_curve(name, bag, comparison),
+        "bag_minus_it": {"accuracy": accuracy, "nll": nll},
+        "curve": _curve(name, bag, comparison),
         "temperature": bag.temperature,
         "scaled": {"nll": scaled["nll"], "ece": scaled.get("ece", scaled.get("pit_error"))},
         "reliability": {
-            "before": asdict(task.reliability(voted.plain_NC, labels_N)),
-            "after": asdict(task.reliability(voted.scaled_NC, labels_N)),
+            "before": task.reliability(voted.plain_NC, labels_N),
+            "after": task.reliability(voted.scaled_NC, labels_N),
         },
-        "rejection": asdict(task.rejection(voted.answers_NC, labels_N)),
+        "rejection": task.rejection(voted.answers_NC, labels_N),
     }
 
 
-def _bag_curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None:
-    """Scores by size; the deep ensemble's at fitted temperatures as well."""
-    scaled = comparison.section.temperature_scaling
-    if name != DEEP_ENSEMBLE:
-        return _curve(name, bag.models, bag.members, comparison, scaled)
-    # All that were trained, be they more than the bag has: the measure of all others.
-    whole = list(range(len(comparison.test[bag.models])))
-    curve = _curve(name, bag.models, whole, comparison, scaled)
-    as_scaled = curve if scaled else _curve(name, bag.models, whole, comparison, True)
-    return curve and as_scaled and curve | {"scaled_nll": as_scaled["nll"]["mean"]}
-
-
-def _curve(
-    name: str, models: str, members: list[int], comparison: Comparison, scaled: bool
-) -> dict[str, Any] | None:
-    """Scores by size; ``scaled`` at temperatures fitted on validation images."""
+def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None:
+    """Scores by size; the deep ensemble's NLL at temperatures fitted on validation images too."""
+    members, section = bag.members, comparison.section
+    if name == DEEP_ENSEMBLE:
+        # All that were trained, be they more than the bag has: the measure of all others.
+        members = list(range(len(comparison.test[bag.models])))
     if len(members) < 2:
         return None
-    found = (comparison.test, comparison.validation)
-    said, before = (each[models].select(members) for each in found)
-    curve = size_curve(
-        said,
-        before.scores()[1],
-        comparison.section.vote,
-        generator_for(comparison.seed, "size curve", name),
-        calibrated_on=before if scaled else None,
+    said, before = (
+        found[bag.models].select(members) for found in (comparison.test, comparison.validation)
     )
-    return asdict(curve)
+
+    def curve(scaled: bool) -> dict[str, Any]:
+        generator = generator_for(comparison.seed, "size curve", name)
+        given = (said, before.scores()[1], section.vote, generator)
+        return size_curve(*given, calibrated_on=before if scaled else None)
+
+    found = curve(section.temperature_scaling)
+    if name == DEEP_ENSEMBLE:
+        scaled = found if section.temperature_scaling else curve(True)
+        found["scaled_nll"] = scaled["nll"]["mean"]
+    return found
 
 
 def _rounded(value: Any) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
@@ -124,7 +123,7 @@ def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, dict[str, 
         said_NC = comparison.voted(bag, inputs.name).answers_NC
         outside = comparison.task.uncertainties(members, weight_E, said_NC)
         found[inputs.name] = {
-            name: Detection(**asdict(detection(inside[name], values_M)))
+            name: Detection(**detection(inside[name], values_M))
             for name, values_M in outside.items()
         }
     return found

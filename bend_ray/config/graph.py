@@ -30,7 +30,7 @@ from bend_ray.storage.uris import joined
 S = TypeVar("S", bound=Spec)
 
 STAGE_VERSIONS = {
-    "seeds": 7,
+    "seeds": 8,
     "autoencoder": 3,
     "latents": 1,
     "generator": 2,

@@ -296,6 +296,17 @@ class PipelineConfig(Spec):
         return self.seeds.protocol.num_trunks if self.generator.conditional else 1
 
     @property
+    def probed_at(self) -> int | None:
+        """The step of the generator's training at which probes are drawn; None for no probes.
+
+        None too where held-out members keep it from becoming worse than its start, a Gaussian.
+        """
+        probes, training = self.generator.probes, self.generator.training
+        step, chosen = round(probes.at * training.steps), training.patience and self.seeds.held_out
+        is_safe = chosen and self.generator.denoiser.starts_gaussian
+        return step if probes.count and not is_safe and 0 < step < training.steps else None
+
+    @property
     def finish(self) -> Finish:
         """What is done to drawn models, ``auto`` resolved."""
         finish = self.samples.finish

@@ -131,8 +131,8 @@ def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
     its, kind = values.type, kind_of_type(values.type)
     if kind is None:
         raise DataError(
-            f"{where}: expected numbers, truth values, dates or texts, got {its}; set it to ignore "
-            "in dataset.columns"
+            f"{where}: expected numbers, truth values, dates or texts, got {its}; drop it, or set "
+            "it to ignore in dataset.columns"
         )
     if pa.types.is_null(its):
         return None

@@ -6,6 +6,7 @@ Shape letters: N examples, F numbers of an example, T targets.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -68,9 +69,15 @@ def read_table(files: Files) -> pa.Table:
             if name.endswith(".csv"):
                 empty = pa.csv.ConvertOptions(strings_can_be_null=True)
                 tables.append(pa.csv.read_csv(source, convert_options=empty))
+            elif name.endswith(PARQUET):
+                tables.append(pa.parquet.ParquetFile(source).read())
             else:
-                kind = pa.parquet if name.endswith(PARQUET) else pa.feather
-                tables.append(kind.read_table(source))
+                tables.append(pa.feather.read_table(source))
+        if twice := [own for own, n in Counter(tables[-1].column_names).items() if n > 1]:
+            raise DataError(
+                f"{printable(file.name)}: expected columns of different names, got {listed(twice)} "
+                "twice; rename or drop them"
+            )
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
@@ -100,7 +107,8 @@ def _column(table: pa.Table, name: str, kind: Kind, where: str) -> NDArray[Any]:
 
 
 def _check_columns(table: pa.Table, names: Sequence[str], where: str) -> None:
-    if missing := [name for name in names if name not in table.column_names]:
+    # By hash, as there may be thousands.
+    if missing := [name for name in names if table.schema.get_field_index(name) < 0]:
         raise DataError(
             f"{where}: expected a column {printable(missing[0])}, got {listed(table.column_names)}"
         )

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Spec

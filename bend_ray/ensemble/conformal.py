@@ -132,13 +132,8 @@ def rank_of(examples: int, coverage: float) -> int:
 def intervals(held_2N: Floats, targets_N: Floats, bounds_2N: Floats, coverage: float) -> Floats:
     """Intervals ``(2, N)`` that hold the truth, from a lower and an upper bound of each example.
 
-    Of equal bounds, the predicted means, it is the residuals' quantile to both sides.
-
-    Args:
-        held_2N: bounds of examples kept back.
-        targets_N: their targets.
-        bounds_2N: bounds of others.
-        coverage: that is wanted.
+    By ``held_2N``, bounds of examples kept back, and their targets. Of equal bounds, the predicted
+    means, it is the residuals' quantile to both sides.
 
     Source: Romano et al., "Conformalized quantile regression", 2019.
     """

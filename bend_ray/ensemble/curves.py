@@ -9,8 +9,7 @@ Shape letters: E members, N examples, C classes, S sizes, D draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -32,24 +31,6 @@ _FITTED_BYTES = 256 * 2**20
 """Logits of the examples on which it is; of more, evenly spaced ones are taken."""
 
 
-@dataclass(frozen=True)
-class Band:
-    """A score by size: the mean over draws and the quantiles ``BAND``, each (S,)."""
-
-    mean: list[float]
-    low: list[float]
-    high: list[float]
-
-
-@dataclass(frozen=True)
-class SizeCurve:
-    """Scores of bags of random members, by size: accuracy in fractions of 1, NLL in nats."""
-
-    sizes: list[int]
-    accuracy: Band
-    nll: Band
-
-
 def sizes_up_to(num_members: int) -> list[int]:
     """About two sizes a doubling, and the whole.
 
@@ -68,7 +49,7 @@ def size_curve(
     generator: torch.Generator,
     num_draws: int = 20,
     calibrated_on: Predictions | None = None,
-) -> SizeCurve:
+) -> dict[str, Any]:
     """As ``prefix_curve``, of D random orders of the members that have a vote.
 
     The last size is the whole ensemble, without spread.
@@ -86,19 +67,18 @@ def prefix_curve(
     sizes: Sequence[int],
     orders: Sequence[Tensor | list[int]],
     calibrated_on: Predictions | None = None,
-) -> SizeCurve:
-    """Score bags of the first members in the orders given.
+) -> dict[str, Any]:
+    """Score bags of the first members in the orders given: ``accuracy`` and ``nll`` by ``sizes``.
+
+    Accuracies are fractions of 1, NLL is in nats: of each the ``mean`` over draws, and the
+    quantiles ``BAND``, ``low`` and ``high``, (S,).
 
     Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
     running mean: O(D E N C) whatever the number of sizes.
 
-    Args:
-        predictions: of the members.
-        val_nll_E: each member's validation NLL, which ``vote`` may weigh by.
-        vote: how members' answers become one; TrainingError where its logits are not finite.
-        sizes: S of them, rising, none above an order's length.
-        orders: positions of members, in voting order; at least one order.
-        calibrated_on: by which temperatures are fitted; None: the vote is scored as it is.
+    Sizes rise, none above an order's length; of ``orders``, positions of members in voting order,
+    there is one at least. Temperatures are fitted by ``calibrated_on``; with None the vote is
+    scored as it is. TrainingError where logits of a voter are not finite.
     """
     weight_E = vote.weights(val_nll_E)
     temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
@@ -116,7 +96,8 @@ def prefix_curve(
                 hits_S, nats_S = _scored(bags, labels_N[part], temperature_S, predictions)
                 hits_DS[draw] += hits_S
                 nats_DS[draw] += nats_S
-    return SizeCurve(list(sizes), _band(hits_DS / num_examples), _band(nats_DS / num_examples))
+    bands = {"accuracy": _band(hits_DS / num_examples), "nll": _band(nats_DS / num_examples)}
+    return {"sizes": list(sizes), **bands}
 
 
 def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote, task: Task) -> Tensor:
@@ -178,8 +159,8 @@ def _scored(
     return hits_S, nats_S
 
 
-def _band(score_DS: Tensor) -> Band:
+def _band(score_DS: Tensor) -> dict[str, list[float]]:
     if not score_DS.isfinite().all():
         raise TrainingError("expected finite answers from every voting member, got nan or inf")
-    low_S, high_S = (score_DS.quantile(q, dim=0) for q in BAND)
-    return Band(score_DS.mean(dim=0).tolist(), low_S.tolist(), high_S.tolist())
+    low_S, high_S = (score_DS.quantile(q, dim=0).tolist() for q in BAND)
+    return {"mean": score_DS.mean(dim=0).tolist(), "low": low_S, "high": high_S}

@@ -6,7 +6,6 @@ Shape letters: N examples, T targets. All in the units of the targets, in float6
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bend_ray.process.lazy import torch
@@ -18,16 +17,6 @@ LEVELS = (0.5, 0.9, 0.95)
 """Of the central intervals that are scored."""
 SMALLEST_VARIANCE = 1e-12
 """As a share of the targets' variance: members that agree exactly have none."""
-
-
-@dataclass(frozen=True)
-class Intervals:
-    """What central intervals of the predictions are worth, one value a level of ``LEVELS``."""
-
-    coverage: tuple[float, ...]
-    """Share of targets inside."""
-    width: tuple[float, ...]
-    """Mean width, in the targets' units."""
 
 
 def log_density(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
@@ -48,11 +37,13 @@ def crps(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
     return mean_score
 
 
-def intervals(mean: Tensor, variance: Tensor, targets: Tensor) -> Intervals:
-    """Coverage and width of the central intervals."""
+def intervals(
+    mean: Tensor, variance: Tensor, targets: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Share of targets inside of central intervals of ``LEVELS``, and the mean width of each."""
     deviation, error = variance.sqrt(), (targets - mean).abs()
     half = [torch.special.ndtri(torch.tensor(0.5 + p / 2, dtype=mean.dtype)) for p in LEVELS]
-    return Intervals(
+    return (
         tuple((error <= z * deviation).double().mean().item() for z in half),
         tuple((2 * z * deviation).mean().item() for z in half),
     )

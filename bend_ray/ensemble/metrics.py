@@ -1,15 +1,12 @@
-"""How good the answer is, and how much the members differ.
+"""How good the answer is, how far it can be trusted, and how much the members differ.
 
-Shape letters: E and M members, N examples, C classes. Every score is a fraction of 1 (or nats),
-never a percentage, and is computed in float64.
+Shape letters: E and M members, N examples, C classes, B bins. Every score is a fraction of 1, or
+nats, never a percentage, and is computed in float64.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
-
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
 
 # Lazy, because the axis files of this room import these functions at load.
 from bend_ray.process.lazy import torch
@@ -21,41 +18,31 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Scores:
-    """What one set of probabilities is worth; each score as the function of its name has it."""
-
-    accuracy: float
-    nll: float
-    brier: float
-    ece: float
+SMALLEST_PROBABILITY = 2.0**-126
+"""The smallest normal float32: no example costs more than 87.3 nats, whatever the dtype."""
 
 
-def score(probs_NC: Tensor, labels_N: Tensor) -> Scores:
-    """All scores of one set of probabilities."""
-    return Scores(*(of(probs_NC, labels_N) for of in (accuracy, nll, brier, ece)))
+def score(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
+    """``accuracy``, ``nll`` (as of ``right_and_nats``), ``brier`` and ``ece`` of probabilities.
+
+    ValueError if the shapes do not fit, or there is no example (so for every score).
+    """
+    right_N, nats_N = right_and_nats(probs_NC, labels_N)
+    means = {"accuracy": right_N.mean().item(), "nll": nats_N.mean().item()}
+    return means | {"brier": brier(probs_NC, labels_N), "ece": ece(probs_NC, labels_N)}
 
 
-def accuracy(probs_NC: Tensor, labels_N: Tensor) -> float:
-    """Share of examples whose most probable class, the lowest of equals, is the label.
+def right_and_nats(probs_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether the most probable class, the lowest of equals, is the label; and its NLL in nats.
 
-    Raises:
-        ValueError: if the shapes do not fit, or there is no example (so for every score).
+    Each ``(N,)`` float64. Probabilities are clipped at ``SMALLEST_PROBABILITY``, so a vote share of
+    zero for the label costs 87.3 nats instead of infinitely many. The mean agrees with
+    ``sklearn.metrics.log_loss`` where nothing is clipped.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    return (probs_NC.argmax(dim=-1) == labels_N).double().mean().item()
-
-
-def nll(probs_NC: Tensor, labels_N: Tensor) -> float:
-    """Mean negative log likelihood of the label, in nats.
-
-    Probabilities are clipped at ``SMALLEST_PROBABILITY``, so a vote share of zero for the label
-    costs 87.3 nats instead of infinitely many. Agrees with ``sklearn.metrics.log_loss`` where
-    nothing is clipped.
-    """
-    check_examples(probs_NC.shape[:-1], labels_N)
-    true_N = probs_NC.gather(1, labels_N.long()[:, None]).double()
-    return -true_N.clamp(min=SMALLEST_PROBABILITY).log().mean().item()
+    right_N = (probs_NC.argmax(dim=1) == labels_N).double()
+    true_N = probs_NC.double().gather(1, labels_N.long()[:, None]).squeeze(1)
+    return right_N, -true_N.clamp(min=SMALLEST_PROBABILITY).log()
 
 
 def brier(probs_NC: Tensor, labels_N: Tensor) -> float:
@@ -96,16 +83,11 @@ def member_accuracy(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
     return (logits_ENC.argmax(dim=-1) == labels_N).double().mean(dim=1)
 
 
-def member_nll(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
-    """Mean negative log likelihood of every member, (E,) float64 in nats.
-
-    Finite logits give finite values. A member with non-finite logits gets nan: it diverged.
-    """
-    return -true_log_probs(logits_ENC, labels_N).mean(dim=1)
-
-
 def true_log_probs(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
-    """Log probability that each member gives to the label, (E, N) float64."""
+    """Log probability that each member gives to the label, (E, N) float64.
+
+    Finite logits give finite values, others nan: their member diverged.
+    """
     check_examples(logits_ENC.shape[1:-1], labels_N)
     index_N1 = labels_N.long()[:, None]
     # A member at a time: the float64 copy of all logits would be the largest thing in memory.
@@ -113,13 +95,8 @@ def true_log_probs(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
     return torch.stack([log_probs_NC.gather(1, index_N1).squeeze(1) for log_probs_NC in probs])
 
 
-def disagreement(predictions_EN: Tensor) -> float:
-    """Share of examples on which two members differ, mean over pairs; nan for one alone; O(E N)."""
-    return disagreements(predictions_EN).mean().item()
-
-
 def disagreements(predictions_EN: Tensor) -> Tensor:
-    """Each member's mean disagreement with the others, (E,); nan for one alone."""
+    """Mean share of examples on which each member and another differ, (E,); nan for one; O(E N)."""
     num_members, num_examples = predictions_EN.shape
     agreeing_E = torch.zeros(num_members, dtype=torch.float64)
     for part in torch.split(predictions_EN, _width(num_members), dim=1):
@@ -145,40 +122,29 @@ def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
     return counts_EM / a_EN.shape[1]
 
 
-def error_iou(predictions_EN: Tensor, labels_N: Tensor) -> float:
+def error_iou(wrong_EN: Tensor) -> float:
     """Overlap of two members' errors, |both wrong| / |either wrong|, in [0, 1], mean over pairs.
 
-    Pairs that never err are skipped; nan if no pair is left.
+    By what each member gets wrong. Pairs that never err are skipped; nan if no pair is left.
 
     Source: Wang et al., "Neural network diffusion", 2024, where it is the similarity of models.
     """
-    check_examples(predictions_EN.shape[1:], labels_N)
-    return overlap(predictions_EN != labels_N)
+    return _mean_over_pairs(lambda both, a, b, neither: (both, both + a + b), wrong_EN)
 
 
-def overlap(wrong_EN: Tensor) -> float:
-    """As ``error_iou``, of what each member gets wrong."""
-    return _mean_over_pairs(_iou, wrong_EN)
-
-
-def _iou(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
-    return both, both + only_a + only_b
-
-
-def q_statistic(predictions_EN: Tensor, labels_N: Tensor) -> float:
+def q_statistic(wrong_EN: Tensor) -> float:
     """Yule's Q of two members being right, in [-1, 1], mean over pairs: 0 for independent members.
 
-    Pairs with a zero denominator are skipped; nan if no pair is left.
+    By what each gets wrong. Pairs with a zero denominator are skipped; nan if no pair is left.
 
     Source: Kuncheva & Whitaker, "Measures of diversity in classifier ensembles", 2003.
     """
-    check_examples(predictions_EN.shape[1:], labels_N)
-    return _mean_over_pairs(_q, predictions_EN != labels_N)
 
+    def q(both: Tensor, a: Tensor, b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
+        same, different = both * neither, a * b
+        return same - different, same + different
 
-def _q(both: Tensor, only_a: Tensor, only_b: Tensor, neither: Tensor) -> tuple[Tensor, Tensor]:
-    same, different = both * neither, only_a * only_b
-    return same - different, same + different
+    return _mean_over_pairs(q, wrong_EN)
 
 
 def _mean_over_pairs(ratio: Callable[..., tuple[Tensor, Tensor]], wrong_EN: Tensor) -> float:
@@ -201,6 +167,61 @@ def _mean_over_pairs(ratio: Callable[..., tuple[Tensor, Tensor]], wrong_EN: Tens
             total += (above / below)[counted].sum()
             pairs += int(counted.sum())
     return total.item() / pairs if pairs else float("nan")
+
+
+def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> dict[str, list[float]]:
+    """The reliability diagram whose gaps ``ece`` adds up: bins of equal width that are not empty.
+
+    Gives ``confidence``, the mean probability of the answers given, ``accuracy``, the share of
+    right ones, and ``count``, of examples. Agrees with ``sklearn.calibration.calibration_curve`` of
+    "the answer is right".
+
+    Source: Guo et al., "On calibration of modern neural networks", 2017, section 2.
+    """
+    check_examples(probs_NC.shape[:-1], labels_N)
+    confidence_N, predicted_N = probs_NC.double().max(dim=1)
+    edges = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
+    bin_N = torch.bucketize(confidence_N, edges)
+    count_B = bin_N.bincount(minlength=num_bins)
+    confidence_B = bin_N.bincount(confidence_N, minlength=num_bins)
+    right_B = bin_N.bincount((predicted_N == labels_N).double(), minlength=num_bins)
+    filled = count_B > 0
+    return {
+        "confidence": (confidence_B[filled] / count_B[filled]).tolist(),
+        "accuracy": (right_B[filled] / count_B[filled]).tolist(),
+        "count": count_B[filled].tolist(),
+    }
+
+
+def rejection(probs_NC: Tensor, labels_N: Tensor, points: int = 50) -> dict[str, list[float]]:
+    """``accuracy`` by ``coverage``, the share that is answered, equally spaced and rising to 1.
+
+    Those of lowest predictive entropy are answered first.
+
+    Source: El-Yaniv & Wiener, "On the foundations of noise-free selective classification", 2010.
+    """
+    check_examples(probs_NC.shape[:-1], labels_N)
+    entropy_N = by_example(lambda p: torch.special.entr(p.double()).sum(dim=1), probs_NC)
+    return rejected(entropy_N, (probs_NC.argmax(dim=1) == labels_N).double(), points)
+
+
+def rejected(uncertainty_N: Tensor, score_N: Tensor, points: int = 50) -> dict[str, list[float]]:
+    """As ``rejection``, by any uncertainty, of any score of an example."""
+    num = len(score_N)
+    right_N = score_N[uncertainty_N.argsort(stable=True)].double().cumsum(dim=0)
+    counts = sorted({max(1, round(num * (i + 1) / points)) for i in range(points)})
+    return {
+        "coverage": [count / num for count in counts],
+        "accuracy": [right_N[count - 1].item() / count for count in counts],
+    }
+
+
+def difference(ours_N: Tensor, theirs_N: Tensor) -> dict[str, float]:
+    """``mean`` of ours minus theirs, paired by example, and its ``standard_error`` over these."""
+    each_N = ours_N - theirs_N
+    # One image has no spread; nan becomes null where it is stored.
+    error = each_N.std() / len(each_N) ** 0.5 if len(each_N) > 1 else each_N.new_tensor(torch.nan)
+    return {"mean": each_N.mean().item(), "standard_error": error.item()}
 
 
 def by_example(work: Callable[..., Tensor], probs_NC: Tensor, *more: Tensor) -> Tensor:

@@ -5,8 +5,6 @@ Shape letters: E members, N examples inside, M outside, C classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,36 +17,13 @@ KEPT = 0.95
 """Of inputs outside, the share that is to be found."""
 
 
-@dataclass(frozen=True)
-class Detection:
-    """How a score, higher outside, tells outside from inside.
-
-    Attributes:
-        auroc: probability that one outside has a higher score than one inside.
-        aupr: average precision, those outside being positive.
-        fpr95: share inside taken for outside where 95 % outside are found.
-        standard_error: of the AUROC, over examples of both.
-    """
-
-    auroc: float
-    aupr: float
-    fpr95: float
-    standard_error: float
-
-
 def uncertainties(
     predictions: Predictions, weight_E: Tensor, probs_NC: Tensor
 ) -> dict[str, Floats]:
-    """Scores ``(N,)``, higher where a bag is less sure.
+    """Scores ``(N,)``, higher where a bag is less sure, by its answers and its members' own.
 
-    Args:
-        predictions: of its members.
-        weight_E: of their vote.
-        probs_NC: the bag's answers, as they are scored.
-
-    Returns:
-        By name: one minus the highest probability; entropy; mutual information of class and member
-        (members' own softmaxes); energy, the members' mean (Liu et al., 2020).
+    By name: one minus the highest probability; entropy; mutual information of class and member
+    (members' own softmaxes); energy, the members' mean (Liu et al., 2020).
     """
     share_E, found = weight_E / weight_E.sum(), []
     for logits_ENC, _ in predictions.blocks():
@@ -69,8 +44,13 @@ def uncertainties(
     return {name: values.numpy() for name, values in scores.items()}
 
 
-def detection(inside_N: Floats, outside_M: Floats) -> Detection:
-    """As ``roc_auc_score``, ``average_precision_score`` and ``roc_curve`` of scikit-learn.
+def detection(inside_N: Floats, outside_M: Floats) -> dict[str, float]:
+    """How a score, higher outside, tells outside from inside.
+
+    Gives ``auroc``, the probability that one outside has a higher score than one inside, and its
+    ``standard_error`` over examples of both; ``aupr``, the average precision, those outside being
+    positive; ``fpr95``, the share inside taken for outside where 95 % outside are found. As
+    ``roc_auc_score``, ``average_precision_score`` and ``roc_curve`` of scikit-learn.
 
     Source of the error: DeLong et al., "Comparing the areas under two or more correlated receiver
     operating characteristic curves", 1988.
@@ -84,12 +64,12 @@ def detection(inside_N: Floats, outside_M: Floats) -> Detection:
     wrong_T = len(inside_N) - np.searchsorted(np.sort(inside_N), thresholds)[::-1]
     precision_T = found_T / (found_T + wrong_T)
     enough = np.argmax(found_T >= KEPT * len(outside_M))
-    return Detection(
-        auroc=above_M.mean().item(),
-        aupr=float((precision_T * counts_T[::-1]).sum() / len(outside_M)),
-        fpr95=float(wrong_T[enough] / len(inside_N)),
-        standard_error=float(np.sqrt(variance)),
-    )
+    return {
+        "auroc": above_M.mean().item(),
+        "aupr": float((precision_T * counts_T[::-1]).sum() / len(outside_M)),
+        "fpr95": float(wrong_T[enough] / len(inside_N)),
+        "standard_error": float(np.sqrt(variance)),
+    }
 
 
 def _share_below(values_N: Floats, than_M: Floats) -> Floats:

@@ -6,13 +6,14 @@ Shape letters: E members, N examples, C classes. Probabilities come out as float
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from fractions import Fraction
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import by_example, check_examples
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, by_example, check_examples
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import torch
@@ -33,6 +34,37 @@ _CLOSE = 1e-10
 """A step of so small a share is the last."""
 _MOST_STEPS = 64
 """Enough to halve the interval to that share."""
+
+
+_LARGEST_SHARE = 2**16
+"""A member's share of whole votes has at most this denominator."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How members answer as one: the same in torch, in ONNX and in the running count.
+
+    Attributes:
+        weights: each member's share of the vote; they sum to 1.
+        counts_votes: whether a member votes for one class, or with its probabilities.
+        temperature: divides the log of the bag's probabilities, which are then normalised again.
+    """
+
+    weights: tuple[float, ...]
+    counts_votes: bool = False
+    temperature: float = 1.0
+
+    @property
+    def sums_exactly(self) -> tuple[float, ...]:
+        """The weights on a scale that makes them whole numbers where votes are counted.
+
+        So sums of votes have no rounding, and ties are ties.
+        """
+        if not self.counts_votes:
+            return self.weights
+        shares = [Fraction(weight).limit_denominator(_LARGEST_SHARE) for weight in self.weights]
+        whole = math.lcm(*(share.denominator for share in shares))
+        return tuple(float(share * whole) for share in shares)
 
 
 class _Vote(Spec):
@@ -56,15 +88,13 @@ class _Vote(Spec):
 
         ConfigError where votes are counted, and there are no classes to vote for.
         """
-        if task is not None and not (self.counts_votes and task.has_classes):
-            if self.counts_votes:
-                raise ConfigError(
-                    f"evaluation.vote.kind: expected a mean of what members say for {task.kind}, "
-                    "as there are no classes to count votes for, got majority; use soft"
-                )
-            return task.ballots(logits)
         if not self.counts_votes:
-            return torch.softmax(logits.double(), dim=-1)
+            return torch.softmax(logits.double(), dim=-1) if task is None else task.ballots(logits)
+        if task is not None and not task.has_classes:
+            raise ConfigError(
+                f"evaluation.vote.kind: expected a mean of what members say for {task.kind}, as "
+                "there are no classes to count votes for, got majority; use soft"
+            )
         choice = logits.argmax(dim=-1, keepdim=True)
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, choice, 1.0)
 
@@ -159,12 +189,7 @@ def fit_temperature(probs_NC: Tensor, labels_N: Tensor, bags: int = 1) -> float:
     alone would ask for any sharpness. So 1/T has a gamma prior with its mode at 1, which adds
     ``PRIOR_EXAMPLES * (1/T - log(1/T))`` to the sum of N. All is convex in 1/T: Newton's steps find
     where the slope is zero, and where one would leave the interval that still holds it, that is
-    halved instead.
-
-    Args:
-        probs_NC: of the bag, or of several that share a temperature, one after another.
-        labels_N: true classes.
-        bags: how many bags say something of each example.
+    halved instead. What several ``bags`` say that share a temperature is given one after another.
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 4.2.
     """
@@ -199,7 +224,7 @@ def _derivatives(sharpness: float, probs_NC: Tensor, labels_N: Tensor) -> Tensor
 def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:
     """Soften (T > 1) or sharpen (T < 1) probabilities: softmax of log probabilities over T.
 
-    Probabilities are clipped at ``rule.SMALLEST_PROBABILITY`` first. Keeps the most probable
+    Probabilities are clipped at ``SMALLEST_PROBABILITY`` first. Keeps the most probable
     class; T = 1 gives the probabilities back.
     """
     return by_example(lambda probs: torch.softmax(_log(probs) / temperature, dim=1), probs_NC)

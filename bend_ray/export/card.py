@@ -25,8 +25,7 @@ from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
 from bend_ray.ensemble.conformal import Calibration
-from bend_ray.ensemble.rule import Rule
-from bend_ray.ensemble.votes import Vote
+from bend_ray.ensemble.votes import Rule, Vote
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.networks.architectures import Architecture
 from bend_ray.spec import Spec

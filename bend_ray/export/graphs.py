@@ -18,7 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
 from bend_ray.export.card import IR_VERSION, OPSET, Card
 
 LOGITS = "logits"

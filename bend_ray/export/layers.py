@@ -21,8 +21,8 @@ from torch import nn
 from bend_ray.export.card import OPSET, Card, noise
 from bend_ray.export.graphs import LOGITS, model_of
 from bend_ray.export.members import normalised
-from bend_ray.networks.calls import call
 from bend_ray.networks.dense import leaves
+from bend_ray.networks.stacking import call
 
 
 def member_graph(module: nn.Module, card: Card) -> onnx.ModelProto:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +125,7 @@ def _scored(card: Card, state_1: Mapping[str, Tensor], dataset: Parts) -> Card:
         held_NC = apply_temperature(votes(card, state_1, held), temperature)
         calibration = Calibration.of(held_NC.numpy(), held.labels_N.numpy())
     probs_NC = apply_temperature(votes(card, state_1, dataset.test), temperature)
-    found = asdict(score(probs_NC, dataset.test.labels_N))
     part = "test" if dataset.has_test else "validation"
-    scores = Scored(
-        part=part, **{name: found[name] for name in ("accuracy", "nll", "brier", "ece")}
-    )
+    scores = Scored(part=part, **score(probs_NC, dataset.test.labels_N))
     told = {"temperature": temperature, "calibration": calibration, "scores": scores}
     return card.model_copy(update=told)

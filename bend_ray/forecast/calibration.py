@@ -25,12 +25,12 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Inputs, Parts, moved
+from bend_ray.data.examples import Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps
 from bend_ray.networks.fitting import fit, initial_parameters
-from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import gram_sums, mix
@@ -174,8 +174,8 @@ def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:
     return now() - started
 
 
-def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, float]:
-    """Seconds of a step, and of what comes before the first, of work that takes a number of them.
+def _steps(work: Callable[[int], Any], device: str = "cpu") -> Line:
+    """Of work that takes a number of steps; the constant is what comes before the first.
 
     The first call warms up: it allocates, and picks kernels.
     """
@@ -184,8 +184,12 @@ def _per_step(work: Callable[[int], Any], device: str = "cpu") -> tuple[float, f
     guess = max(short / SHORT_STEPS, 1e-9)
     more = min(MOST_STEPS, max(SHORT_STEPS, round(MEASURED_SECONDS / guess)))
     long = _seconds(partial(work, SHORT_STEPS + more), device)
-    each = max(long - short, 0.0) / more
-    return each, max(0.0, short - SHORT_STEPS * each)
+    return Line.through({SHORT_STEPS: short, SHORT_STEPS + more: long})
+
+
+def _repeated(work: Callable[[], Any]) -> float:
+    """Seconds of a piece of work."""
+    return _steps(lambda count: [work() for _ in range(count)]).each
 
 
 def _build(config: PipelineConfig, dataset: Parts) -> nn.Module:
@@ -207,50 +211,40 @@ def _classifiers(config: PipelineConfig, dataset: Parts, device: str) -> dict[st
         seeds = range(count)
         return torch.stack([initial_parameters(build, whole.flatten, s) for s in seeds]).to(device)
 
-    def train(recipe: Recipe, theta_KP: Tensor, steps: int) -> None:
+    def train(theta_KP: Tensor, images: int, steps: int) -> None:
         generators = [torch.Generator().manual_seed(k) for k in range(len(theta_KP))]
-        stretch = Stretch(start=0.0, epochs=steps / recipe.num_steps(1.0, len(dataset.train)))
-        fit(stack, theta_KP, dataset.train, dataset.normalise, recipe, stretch, generators)
+        own = recipe.model_copy(update={"batch_size": images})
+        stretch = Stretch(start=0.0, epochs=steps / own.num_steps(1.0, len(dataset.train)))
+        given = dataset.train, dataset.normalise, own, stretch, generators, dataset.task
+        fit(stack, theta_KP, *given)
 
-    def step(images: int) -> float:
-        few = recipe.model_copy(update={"batch_size": images})
-        return _seconds(partial(train, few, one, 1), device)
+    def once(images: int) -> float:
+        return _seconds(partial(train, one, images, 1), device)
 
-    one, batch = whole.flatten(module.state_dict())[None].to(device), recipe.batch_size
+    one, batch = models(1), recipe.batch_size
     few, images = min(FEW_IMAGES, batch), len(dataset.validation)
-    short = step(few)
+    short = once(few)
     guess = short * batch / few
     if guess < MOST_SECONDS:  # by a cold start: it is less
-        guess = step(batch)
-    is_large = LEAST_STEPS * guess > MOST_SECONDS
-    if is_large:
+        guess = once(batch)
+    cohort = min(config.seeds.cohort_size, len(config.seeds.protocol.runs()))
+    sizes = [max(1, cohort // 4), cohort]
+    if LEAST_STEPS * guess * cohort > MOST_SECONDS:
+        sizes = [1]
+    if LEAST_STEPS * guess > MOST_SECONDS:
+        # Of a large network a step on few images: it is as long for each more.
         images = min(batch, images, max(few, int(few * MOST_SECONDS / short)))
-    inputs = dataset.normalise(moved(dataset.validation.take(slice(images)), device))
-    if is_large:
-        # Of a large network few images, one model at a time: it is as long for each more.
-        learn = partial(_learn, stack.eval(), one, inputs)
-        image = _seconds(learn, device) / images
-        measured = {1: (max(0.0, short - few * image) + batch * image, 0.0)}
-        answer = image / 3  # backward is twice forward
+        measured = {1: Line(0.0, Line.through({few: short, images: once(images)})(batch))}
     else:
-        cohort = min(config.seeds.cohort_size, len(config.seeds.protocol.runs()))
-        fits = LEAST_STEPS * guess * cohort <= MOST_SECONDS
-        sizes = [max(1, cohort // 4), cohort] if fits else [1]
-        measured = {size: _per_step(partial(train, recipe, models(size)), device) for size in sizes}
-        ask = partial(predict_logits, stack, models(sizes[0]), inputs)
-        ask()
-        answer = _seconds(ask, device) / (sizes[0] * images)
+        measured = {n: _steps(partial(train, models(n), batch), device) for n in sizes}
+    inputs = dataset.normalise(moved(dataset.validation.take(slice(images)), device))
+    ask = partial(predict_logits, stack, models(sizes[0]), inputs)
+    ask()
     return {
-        "step": Line.through({size: each for size, (each, _) in measured.items()}),
-        "setup": Line.through({size: once for size, (_, once) in measured.items()}),
-        "answer": answer,
+        "step": Line.through({n: line.each for n, line in measured.items()}),
+        "setup": Line.through({n: max(0.0, line.constant) for n, line in measured.items()}),
+        "answer": _seconds(ask, device) / (sizes[0] * images),
     }
-
-
-def _learn(stack: Stack, theta_KP: Tensor, inputs: Inputs) -> None:
-    """Forward and backward, without an optimizer's step."""
-    trained, buffers_KQ = theta_KP.clone().tensor_split([stack.num_trainable], dim=1)
-    stack(trained.requires_grad_(), inputs, buffers_KQ=buffers_KQ).sum().backward()
 
 
 def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dict[str, Any]:
@@ -272,7 +266,7 @@ def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dic
                 objective(batch | noise).backward()
                 averaged.step(step % training.steps)
 
-        return _per_step(steps, device)[0]
+        return _steps(steps, device).each
 
     model, latent = config.autoencoder.model, config.latent_size
     module = model.build(problem.features)
@@ -310,21 +304,15 @@ def _gram(problem: Problem) -> dict[str, Any]:
     layout = ParameterLayout.of(nn.Linear(columns, 1, bias=False))
     weights_NK = torch.randn(drawn, rows)
 
-    def sums(count: int) -> None:
-        for _ in range(count):
-            gram_sums(layout, train_K, [theta_KW])
-
-    def mixes(count: int) -> None:
-        for _ in range(count):
-            mix(weights_NK, theta_KW)
-
     more = problem.members / rows
     symmetric = torch.randn(rows, rows, dtype=torch.float64)
     symmetric = symmetric @ symmetric.T
+    column = _repeated(partial(gram_sums, layout, train_K, [theta_KW])) / columns
+    mixed = _repeated(partial(mix, weights_NK, theta_KW)) / (drawn * columns)
     return {
-        "gram_column": _per_step(sums)[0] / columns * more**2,
+        "gram_column": column * more**2,
         "eigenvectors": _seconds(partial(torch.linalg.eigh, symmetric)) * more**3,
-        "mixed": _per_step(mixes)[0] / (drawn * columns) * (problem.training / rows),
+        "mixed": mixed * (problem.training / rows),
     }
 
 
@@ -344,14 +332,12 @@ def _store(problem: Problem) -> dict[str, Any]:
 
         book()
         piece = _seconds(book) / PIECES
-        large = Store(folder).artifact("seeds", 1, {"large": True})
         columns = min(problem.parameters, BLOCK_BYTES // 4)
         rows = min(problem.members, BLOCK_BYTES // (4 * columns))
-        population = blank_population(rows, columns)
-        writing = _seconds(partial(write_shard, large, 0, population))
-        large.commit(files=[shard_name(0)], rows={shard_name(0): rows}, metrics={}, cost=Cost())
-        reading = _seconds(partial(read_population, large))
-        size = population.theta_KP.nbytes
+        large, name = Store(folder).artifact("seeds", 1, {"large": True}), shard_name(0)
+        writing = _seconds(partial(write_shard, large, 0, blank_population(rows, columns)))
+        large.commit(files=[name], rows={name: rows}, metrics={}, cost=Cost())
+        reading, size = _seconds(partial(read_population, large)), 4 * rows * columns
         return {
             "piece": piece,
             "write_bytes": size / max(writing, 1e-6),
@@ -361,19 +347,6 @@ def _store(problem: Problem) -> dict[str, Any]:
 
 def blank_population(rows: int, parameters: int) -> Population:
     """Members that were never trained, to be written and read."""
-    whole = np.arange(rows)
-    small, share = whole.astype(np.int32), np.zeros(rows, dtype=np.float32)
-    return Population(
-        model_id=whole,
-        trunk=small,
-        fork=small,
-        step=whole,
-        seed=whole,
-        held_out=whole < 0,
-        val_accuracy=share,
-        val_nll=share,
-        fit_seconds=share,
-        origin="trained",
-        theta_KP=np.ones((rows, parameters), dtype=np.float32),
-        layout_digest="plan",
-    )
+    theta_KP = np.ones((rows, parameters), dtype=np.float32)
+    given = (np.arange(rows), *[np.zeros(rows)] * 8, "trained", theta_KP, "plan")
+    return Population(*given)  # type: ignore[arg-type]

@@ -154,7 +154,7 @@ class _Counts:
     def generator(self) -> Iterator[Phase]:
         section = self.config.generator
         yield Phase("training", 1, section.training.steps * self.rates.denoiser_step)
-        if section.probes.count:
+        if self.config.probed_at is not None:
             yield Phase("probes", 1, self._drawing(section.probes.count))
 
     def samples(self) -> Iterator[Phase]:

@@ -14,54 +14,60 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
-from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from bend_ray.data.examples import Examples, Inputs, moved
+from bend_ray.data.augmentation import Augmentation, RandomViews
+from bend_ray.data.examples import Examples, Inputs, count, each, moved, numbers
 from bend_ray.data.streaming import Streamed, fetched_ahead
+from bend_ray.errors import DataError
+from bend_ray.networks.recipe import Recipe
+from bend_ray.tasks import Task
 
-V = TypeVar("V")
+NORMALISED_BYTES = 64 * 2**20
+"""Examples that are kept as floats while models train on them; larger sets stay as they are."""
+
+Views = Callable[[Tensor, Sequence[torch.Generator]], Inputs]
+"""What K models see of examples ``(K, B)``, by generators of their views: ``(K, B, ...)``."""
 
 
 @dataclass(frozen=True)
-class Window(Generic[V]):
-    """Examples on the device, prepared for training, and their targets ``(W,)``."""
+class Window:
+    """Views of examples on the device, and their targets ``(W,)``."""
 
-    prepared: V
+    views: Views
     targets_W: Tensor
 
 
-class Feed(Generic[V]):
-    """A training part, window by window, on a device.
+class Feed:
+    """What models learn from, and how: a training part, window by window, on a device.
 
-    Args:
-        train: the part.
-        targets_N: what a loss compares with.
-        batch_sizes: of a pass; they sum to N.
-        prepare: what is made of a window's inputs, once they are on the device.
-        device: of training.
-
-    Attributes:
-        targets_N: as given.
+    ``normalise`` makes of inputs as they are kept what a network is given; ``targets_N`` are what a
+    loss compares with.
     """
 
     def __init__(
         self,
         train: Examples | Streamed,
-        targets_N: Tensor,
-        batch_sizes: Sequence[int],
-        prepare: Callable[[Inputs], V],
+        normalise: Callable[[Inputs], Inputs],
+        recipe: Recipe,
+        task: Task,
         device: torch.device,
     ) -> None:
-        self._train, self._prepare, self._device = train, prepare, device
-        self.targets_N = targets_N
-        windows, self._windows, self._sizes = train.windows, None, [list(batch_sizes)]
+        self.recipe, self.task, self.device = recipe, task, device
+        self.targets_N = task.targets(train.labels_N)
+        self._train, self._normalise = train, normalise
+        batch_sizes = recipe.batch_sizes(len(train))
+        windows, self._windows, self._sizes = train.windows, None, [batch_sizes]
         if windows is not None and windows.images < len(train):
             self._windows, self._sizes = windows, windows.sizes(batch_sizes)
-        self._whole: Window[V] | None = None
+        self._whole: Window | None = None
+
+    def __len__(self) -> int:
+        return len(self._train)
 
     def batches(
         self,
@@ -71,19 +77,19 @@ class Feed(Generic[V]):
         bootstrap: bool = False,
         epoch: int = 0,
         start: int = 0,
-    ) -> Iterator[tuple[Window[V], Tensor]]:
+    ) -> Iterator[tuple[Window, Tensor]]:
         """A window, and each model's examples in it ``(K, B)``, for steps from ``start`` on.
 
         A pass shows every model all examples once, or as many as are drawn with replacement once,
         by ``bootstrap``; the first pass has number ``epoch``.
         """
-        orders = [_Order(len(self._train), bootstrap, generator) for generator in generators]
+        orders = [_Order(len(self), bootstrap, generator) for generator in generators]
         windows = self._fetched(num_steps, epoch, start)
         step = 0
         with closing(fetched_ahead(windows) if self._windows else windows) as coming:
             for index_W, sizes, window in coming:
                 order_KW = torch.stack([order.within(index_W) for order in orders])
-                for index_KB in torch.split(order_KW.to(self._device), sizes, dim=1):
+                for index_KB in torch.split(order_KW.to(self.device), sizes, dim=1):
                     if start <= step < num_steps:
                         assert window is not None
                         yield window, index_KB
@@ -91,7 +97,7 @@ class Feed(Generic[V]):
 
     def _fetched(
         self, num_steps: int, epoch: int, start: int
-    ) -> Generator[tuple[Tensor, list[int], Window[V] | None]]:
+    ) -> Generator[tuple[Tensor, list[int], Window | None]]:
         """The examples and batch sizes of each window, and from step ``start`` on itself."""
         step = 0
         while step < num_steps:
@@ -105,12 +111,11 @@ class Feed(Generic[V]):
             step, epoch = ends[-1], epoch + 1
 
     def _order(self, epoch: int) -> Tensor:
-        num_examples = len(self._train)
         if self._windows is None:
-            return torch.arange(num_examples)
-        return self._windows.order(epoch, num_examples)
+            return torch.arange(len(self))
+        return self._windows.order(epoch, len(self))
 
-    def _load(self, pieces: Sequence[Tensor]) -> Generator[Window[V]]:
+    def _load(self, pieces: Sequence[Tensor]) -> Generator[Window]:
         if self._windows is None:
             if self._whole is None:
                 self._whole = self._window(self._train.take(slice(None)), self.targets_N)
@@ -119,8 +124,9 @@ class Feed(Generic[V]):
         for index_W, inputs in zip(pieces, self._train.stream(pieces), strict=True):
             yield self._window(inputs, self.targets_N[index_W])
 
-    def _window(self, inputs: Inputs, targets_W: Tensor) -> Window[V]:
-        return Window(self._prepare(moved(inputs, self._device)), targets_W.to(self._device))
+    def _window(self, inputs: Inputs, targets_W: Tensor) -> Window:
+        views = _views(moved(inputs, self.device), self._normalise, self.recipe.augmentation)
+        return Window(views, targets_W.to(self.device))
 
 
 class _Order:
@@ -153,3 +159,31 @@ class _Order:
         drawn = place_N[self._sample_N]
         drawn = drawn[drawn >= 0]
         return drawn if len(drawn) else torch.arange(len(index_W))
+
+
+def _views(
+    given: Inputs, normalise: Callable[[Inputs], Inputs], augmentation: Augmentation
+) -> Views:
+    """Normalised views; where every view is the example itself they are normalised once for all."""
+    if augmentation.shows_images_as_they_are:
+        if 4 * numbers(given) * count(given) <= NORMALISED_BYTES:
+            normalised = normalise(given)
+            return lambda index_KB, generators: each(partial(_rows, index_KB), normalised)
+        return lambda index_KB, generators: normalise(each(partial(_rows, index_KB), given))
+    if not isinstance(given, Tensor):
+        raise DataError("expected one input, images, for seeds.recipe.augmentation, got several")
+    if isinstance(augmentation, RandomViews) and (given.ndim, given.dtype) != (4, torch.uint8):
+        raise DataError(
+            "expected images of uint8 pixels for seeds.recipe.augmentation, got "
+            f"{tuple(given.shape[1:])} of {given.dtype}; leave it out, or import one of your own"
+        )
+    return lambda index_KB, generators: normalise(
+        augmentation.apply(_rows(index_KB, given), generators)
+    )
+
+
+def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
+    """The values of some examples for each model."""
+    # Twice as fast as indexing by the whole index: a row is copied at once.
+    rows = values.index_select(0, index_KB.flatten())
+    return rows.view(*index_KB.shape, *values.shape[1:])

@@ -19,26 +19,17 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from bend_ray.data.augmentation import Augmentation, RandomViews
-from bend_ray.data.examples import Examples, Inputs, count, each, numbers
+from bend_ray.data.examples import Examples, Inputs
 from bend_ray.data.streaming import Streamed
-from bend_ray.errors import DataError
 from bend_ray.networks.batches import Feed, Window
 from bend_ray.networks.mixing import mixed
-from bend_ray.networks.precision import check_precision, float32_products
-from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch, check_precision, float32_products
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine
 from bend_ray.randomness import seed_for
 from bend_ray.tasks import Classification, Task
 
 CLASSIFICATION = Classification()
-
-NORMALISED_BYTES = 64 * 2**20
-"""Examples that are kept as floats while models train on them; larger sets stay as they are."""
-
-Views = Callable[[Tensor, Sequence[torch.Generator]], Inputs]
-"""What K models see of examples ``(K, B)``, by generators of their views: ``(K, B, ...)``."""
 
 
 def initial_parameters(
@@ -67,12 +58,10 @@ def fit(
     own generator; ``normalise`` makes of inputs as they are kept what a network is given. Gives
     parameters ``(S, K, P)`` at the stretch's snapshots, on the CPU.
     """
-    feed = feed_of(train, normalise, recipe, theta_KP.device, task)
+    feed = Feed(train, normalise, recipe, task, theta_KP.device)
     groups = [(stack, range(len(theta_KP)))]
-    ((_, theta_SKP),) = fitted(
-        groups, theta_KP, feed, len(train), recipe, stretch, generators, task
-    )
-    return theta_SKP
+    ((_, theta_KSP, _),) = fitted(groups, theta_KP, feed, stretch, generators)
+    return theta_KSP.transpose(0, 1)
 
 
 class Keeper(Protocol):
@@ -92,95 +81,82 @@ class Keeper(Protocol):
 def fitted(
     groups: Sequence[tuple[Stack, Sequence[int]]],
     theta_KP: Tensor,
-    feed: Feed[Views],
-    num_images: int,
-    recipe: Recipe,
+    feed: Feed,
     stretch: Stretch,
     generators: Sequence[torch.Generator],
-    task: Task = CLASSIFICATION,
     *,
     chunk: int | None = None,
     keep: Keeper | None = None,
-) -> Iterator[tuple[int, Tensor]]:
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """``fit`` of models of several stacks, each with its rows, in chunks of snapshots.
 
-    Gives the number of a chunk's first snapshot, and ``(G, K, P)`` on the CPU, to be used before
+    Gives the number of a chunk's first snapshot, and ``(K, G, P)`` on the CPU, to be used before
     the next, whose place it is: G is ``chunk``, by default S, and fewer in the last. Less than S
-    are for models that take every step together. With ``keep`` a training goes on where it was.
+    are for models that take every step together. Early snapshots are not among them: also gives
+    their mean ``(K, P)``, ``(K, 0)`` where there are none. With ``keep`` a training goes on where
+    it was.
     """
-    chunk = chunk or stretch.snapshots
-    parts = [(stack, rows) for stack, own in groups for rows in together(stack, own)]
-    assert len(parts) == 1 or chunk >= stretch.snapshots
-    held_GKP = torch.empty(chunk, *theta_KP.shape, dtype=theta_KP.dtype)
-    kept = keep.load({"held": held_GKP}) if keep is not None else None
-    done, left, step = (0, 0, 0) if kept is None else kept["at"].tolist()
+    early, wanted = stretch.early, stretch.snapshots - stretch.early
+    chunk = chunk or wanted
+    # Models that run one after another are trained one after another too: to the same end, with one
+    # model's activations and moments in memory, and in the caches, instead of K.
+    parts = [
+        (stack, rows)
+        for stack, own in groups
+        for rows in ([[row] for row in own] if stack.form == "loop" else [list(own)])
+    ]
+    assert len(parts) == 1 or chunk >= wanted
+    models, size = theta_KP.shape
+    held_KGP = torch.empty(models, chunk, size, dtype=theta_KP.dtype)
+    early_KP = torch.zeros(models, size if early else 0, dtype=theta_KP.dtype)
+    held = {"held": held_KGP, "early": early_KP}
+    kept = keep.load(held) if keep is not None else None
+    done, left, step = (0, -early, 0) if kept is None else kept["at"].tolist()
     if kept is not None:
-        held_GKP.copy_(kept["held"])
+        for name, tensor in held.items():
+            tensor.copy_(kept[name])
     for number, (stack, rows) in enumerate(parts[done:], done):
-        own = [generators[row] for row in rows]
-        training = Training(stack, theta_KP[rows], feed, num_images, recipe, stretch, own, task)
+        training = Training(stack, theta_KP[rows], feed, stretch, [generators[r] for r in rows])
         if kept is not None and number == done:
             training.load(kept, step)
         else:
-            left = 0
+            left = -early
         for snapshots in training.steps():
             for theta in snapshots:
-                held_GKP[left % chunk, rows] = theta.to(held_GKP.device)
+                if left < 0:
+                    early_KP[rows] += theta.cpu()
+                else:
+                    held_KGP[rows, left % chunk] = theta.cpu()
                 left += 1
-                if number == len(parts) - 1 and (left % chunk == 0 or left == stretch.snapshots):
+                if left == 0 and early:
+                    early_KP[rows] /= early
+                is_full = left > 0 and (left % chunk == 0 or left == wanted)
+                if is_full and number == len(parts) - 1:
                     first = (left - 1) // chunk * chunk
-                    yield first, held_GKP[: left - first]
+                    yield first, held_KGP[:, : left - first], early_KP
             if keep is not None and keep.is_due and training.step < training.num_steps:
                 at = torch.tensor([number, left, training.step])
-                keep.save({"held": held_GKP, "at": at, **training.state()})
-
-
-def feed_of(
-    train: Examples | Streamed,
-    normalise: Callable[[Inputs], Inputs],
-    recipe: Recipe,
-    device: torch.device,
-    task: Task,
-) -> Feed[Views]:
-    """What models see of the training part, and their targets, on their device."""
-    prepare = partial(_views, normalise=normalise, augmentation=recipe.augmentation)
-    batch_sizes = recipe.batch_sizes(len(train))
-    return Feed(train, task.targets(train.labels_N), batch_sizes, prepare, device)
-
-
-def together(stack: Stack, rows: Sequence[int]) -> list[list[int]]:
-    """Which of these models take every step together.
-
-    Models that run one after another are trained one after another too: to the same end, with one
-    model's activations and moments in memory, and in the caches, instead of K.
-    """
-    return [[row] for row in rows] if stack.form == "loop" else [list(rows)]
+                keep.save({**held, "at": at, **training.state()})
 
 
 class Training:
-    """Models that take every step of a stretch together, on their device.
+    """Models that take every step of a stretch together, on their device; ``step`` are done.
 
     Whatever is drawn is a function of a generator's seed and the step: ``state`` at a step is all
     that another process needs to go on from there, to the same bits.
-
-    Attributes:
-        step: optimizer steps done.
-        num_steps: of the stretch.
     """
 
     def __init__(
         self,
         stack: Stack,
         theta_KP: Tensor,
-        feed: Feed[Views],
-        num_images: int,
-        recipe: Recipe,
+        feed: Feed,
         stretch: Stretch,
         generators: Sequence[torch.Generator],
-        task: Task = CLASSIFICATION,
     ) -> None:
+        recipe, num_images = feed.recipe, len(feed)
         check_precision(recipe.precision, theta_KP.device)
-        self._stack, self._feed, self._recipe, self._task = stack, feed, recipe, task
+        self._stack, self._feed, self._recipe = stack, feed, recipe
         self.step, self.num_steps = 0, recipe.num_steps(stretch.epochs, num_images)
         self._marks = stretch_marks(recipe, stretch, num_images)
         self._rate = _rate_factor(recipe, stretch, num_images)
@@ -212,11 +188,11 @@ class Training:
                 self.advance(window, index_KB)
             yield [self._now()] * self._marks.count(self.step)
 
-    def advance(self, window: Window[Views], index_KB: Tensor) -> None:
+    def advance(self, window: Window, index_KB: Tensor) -> None:
         """Take a step, each model on its examples of a window."""
         stack, step, recipe = self._stack.train(), self.step, self._recipe
         plain = recipe.augmentation.shows_images_as_they_are
-        inputs = window.prepared(index_KB, [] if plain else self._drawing("views"))
+        inputs = window.views(index_KB, [] if plain else self._drawing("views"))
         mixes = bool(recipe.mixup or recipe.cutmix)
         inputs, share_K = mixed(inputs, recipe, self._seeds_for("mixing") if mixes else [])
         with torch.autocast(index_KB.device.type, torch.bfloat16, recipe.precision == "bf16"):
@@ -256,7 +232,7 @@ class Training:
 
     def _losses(self, outputs_KBO: Tensor, targets_W: Tensor, index_KB: Tensor) -> Tensor:
         """Of answers to examples, whosever those are: ``(K, B)``."""
-        task, recipe, outputs = self._task, self._recipe, outputs_KBO.flatten(0, 1)
+        task, recipe, outputs = self._feed.task, self._recipe, outputs_KBO.flatten(0, 1)
         if recipe.precision == "bf16":
             outputs = outputs.float()
         if self._weights is None and recipe.class_weights is not None:
@@ -314,34 +290,6 @@ def clip_rows(gradient_KT: Tensor, largest: float) -> None:
     """
     norm_K1 = torch.linalg.vector_norm(gradient_KT, dim=1, keepdim=True)
     gradient_KT.mul_((largest / (norm_K1 + 1e-6)).clamp(max=1.0))
-
-
-def _views(
-    given: Inputs, normalise: Callable[[Inputs], Inputs], augmentation: Augmentation
-) -> Views:
-    """Normalised views; where every view is the example itself they are normalised once for all."""
-    if augmentation.shows_images_as_they_are:
-        if 4 * numbers(given) * count(given) <= NORMALISED_BYTES:
-            normalised = normalise(given)
-            return lambda index_KB, generators: each(partial(_rows, index_KB), normalised)
-        return lambda index_KB, generators: normalise(each(partial(_rows, index_KB), given))
-    if not isinstance(given, Tensor):
-        raise DataError("expected one input, images, for seeds.recipe.augmentation, got several")
-    if isinstance(augmentation, RandomViews) and (given.ndim, given.dtype) != (4, torch.uint8):
-        raise DataError(
-            "expected images of uint8 pixels for seeds.recipe.augmentation, got "
-            f"{tuple(given.shape[1:])} of {given.dtype}; leave it out, or import one of your own"
-        )
-    return lambda index_KB, generators: normalise(
-        augmentation.apply(_rows(index_KB, given), generators)
-    )
-
-
-def _rows(index_KB: Tensor, values: Tensor) -> Tensor:
-    """The values of some examples for each model."""
-    # Twice as fast as indexing by the whole index: a row is copied at once.
-    rows = values.index_select(0, index_KB.flatten())
-    return rows.view(*index_KB.shape, *values.shape[1:])
 
 
 def _rate_factor(recipe: Recipe, stretch: Stretch, num_images: int) -> Callable[[int], float]:

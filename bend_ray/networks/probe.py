@@ -17,10 +17,10 @@ from torch.nn.parameter import is_lazy
 
 from bend_ray.data.examples import Examples, Inputs, Parts, count, each, rows
 from bend_ray.errors import DataError
-from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import feed_of
+from bend_ray.networks.batches import Feed
 from bend_ray.networks.mixing import mixed
 from bend_ray.networks.recipe import Recipe
+from bend_ray.networks.stacking import call
 from bend_ray.process.code import blamed
 
 EXAMPLES = 4
@@ -83,9 +83,9 @@ def check_recipe(recipe: Recipe, dataset: Parts) -> None:
         outputs = torch.empty(0, dataset.num_outputs)
         dataset.task.weights(train.labels_N, recipe.class_weights, outputs)
     few = Examples(train.take(slice(EXAMPLES)), train.labels_N[:EXAMPLES])
-    feed = feed_of(few, dataset.normalise, recipe, torch.device("cpu"), dataset.task)
+    feed = Feed(few, dataset.normalise, recipe, dataset.task, torch.device("cpu"))
     for window, index_KB in feed.batches([torch.Generator()], 1):
-        mixed(window.prepared(index_KB, [torch.Generator()]), recipe, [0])
+        mixed(window.views(index_KB, [torch.Generator()]), recipe, [0])
 
 
 def _shared(module: nn.Module, other: nn.Module) -> Iterator[str]:

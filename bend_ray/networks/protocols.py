@@ -14,8 +14,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from bend_ray.networks.recipe import Recipe, Stretch
-from bend_ray.networks.variation import Variation
+from bend_ray.networks.recipe import Recipe, Stretch, Variation
 from bend_ray.process.lazy import torch
 from bend_ray.spec import Incidental, Spec
 
@@ -42,6 +41,8 @@ class _Protocol(Spec):
 
     branches: ClassVar[bool] = True
     """Whether members continue their trunk."""
+    apart: ClassVar[bool] = False
+    """Whether each member is a run of its own, or all of a trunk's are checkpoints of one."""
     ranks_roots: ClassVar[bool] = False
     """Whether trunks are the best of the roots, by their validation NLL."""
 
@@ -79,12 +80,12 @@ class _Protocol(Spec):
         return Stretch(start=0.0, epochs=recipe.epochs)
 
     def runs(self) -> list[Run]:
-        """What is trained in one go: a trunk's members, its checkpoints."""
+        """What is trained in one go, trunk after trunk."""
         trunks, members = self._sizes()
-        return [
-            tuple(Member(trunk * members + m, trunk, 0, snapshot=m) for m in range(members))
-            for trunk in range(trunks)
-        ]
+        every = [[(t * members + m, t, m) for m in range(members)] for t in range(trunks)]
+        if self.apart:
+            return [(Member(i, t, fork=m),) for own in every for i, t, m in own]
+        return [tuple(Member(i, t, 0, snapshot=m) for i, t, m in own) for own in every]
 
 
 class Forks(_Protocol):
@@ -94,6 +95,7 @@ class Forks(_Protocol):
     of them gains. Without the bootstrap forks barely differ.
     """
 
+    apart: ClassVar[bool] = True
     kind: Literal["forks"] = "forks"
     trunks: PositiveInt = 8
     """Independent starts."""
@@ -117,14 +119,6 @@ class Forks(_Protocol):
         """The rest of the recipe."""
         start = self.trunk_fraction * recipe.epochs
         return Stretch(start=start, epochs=recipe.epochs - start, bootstrap=self.bootstrap)
-
-    def runs(self) -> list[Run]:
-        """One run a fork, trunk after trunk."""
-        return [
-            (Member(model_id=trunk * self.forks + fork, trunk=trunk, fork=fork),)
-            for trunk in range(self.trunks)
-            for fork in range(self.forks)
-        ]
 
 
 class Trajectory(_Protocol):
@@ -229,6 +223,7 @@ class Independent(_Protocol):
 
     branches: ClassVar[bool] = False
     """Members start from scratch; the root is only what they are aligned to."""
+    apart: ClassVar[bool] = True
     kind: Literal["independent"] = "independent"
     models: PositiveInt = 128
     """Independent trainings."""
@@ -250,10 +245,6 @@ class Independent(_Protocol):
         """The whole recipe."""
         return Stretch(start=0.0, epochs=recipe.epochs, bootstrap=self.bootstrap)
 
-    def runs(self) -> list[Run]:
-        """One run a model."""
-        return [(Member(model_id=m, trunk=0, fork=m),) for m in range(self.models)]
-
 
 class Varied(_Protocol):
     """Members that differ by hyper-parameters: many begin, and the best of them go on.
@@ -266,9 +257,9 @@ class Varied(_Protocol):
     kind: Literal["varied"] = "varied"
     models: PositiveInt = 32
     """Members: those that go on."""
-    candidates: Annotated[int, Field(ge=1)] = 3
+    candidates: Annotated[int, Field(ge=1)] = 4
     """So many begin for each that goes on."""
-    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     """Share of the training after which the others stop."""
     variation: Variation = Variation()
     """Between what bounds hyper-parameters are drawn."""

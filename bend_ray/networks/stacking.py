@@ -1,4 +1,4 @@
-"""Many models of one architecture as one program.
+"""A network called with one tensor or several by name, and many of one architecture as one program.
 
 Shape letters: K models, P numbers of a model of which T are trained and Q are buffers, B images,
 C classes.
@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
+from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bend_ray.data.examples import Inputs, batches, count, each, numbers, rows
-from bend_ray.networks.calls import call
 from bend_ray.networks.dense import is_dense, is_flat, run_dense
 from bend_ray.networks.residual import Periodic
 
@@ -25,6 +24,26 @@ _FLAT_LAYERS = (nn.Linear, nn.LayerNorm, nn.BatchNorm1d, Periodic)
 
 Form = Literal["stacked", "loop"]
 """All models in one call of every kernel, or one model after another."""
+
+
+def call(module: nn.Module, inputs: Inputs, state: Mapping[str, Tensor] | None = None) -> Tensor:
+    """Logits ``(B, C)``, computed with the tensors of ``state`` in the place of the module's own.
+
+    Several inputs are given by the names of its parameters.
+    """
+    arguments, named = ((), inputs) if isinstance(inputs, Mapping) else ((inputs,), {})
+    if state is None:
+        return logits_of(module(*arguments, **named))
+    return logits_of(functional_call(module, dict(state), arguments, dict(named)))
+
+
+def logits_of(output: Any) -> Tensor:
+    """A network's answer itself, or its ``logits`` where it gives several things."""
+    if isinstance(output, Mapping) and "logits" in output:
+        output = output["logits"]
+    elif not isinstance(output, Tensor):
+        output = getattr(output, "logits", output)
+    return output  # type: ignore[no-any-return]
 
 
 class Flattening(Protocol):
@@ -116,7 +135,7 @@ class Stack(nn.Module):
         seeds_K: Sequence[int] | None = None,
         drop: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Logits of every model.
+        """Logits ``(K, B, C)`` of every model.
 
         Args:
             theta_KP: one row of parameters a model; ``(K, T)`` if ``buffers_KQ`` is given.
@@ -127,9 +146,6 @@ class Stack(nn.Module):
             seeds_K: of each model's dropout, in the form ``loop``; None draws from torch's
                 global generator.
             drop: is done to hidden units of chains of dense layers, and of no others.
-
-        Returns:
-            Logits ``(K, B, C)``.
         """
         if self.form == "loop" and (self.one_by_one or self.training or not shared):
             return self._loop(theta_KP, inputs, buffers_KQ, shared, seeds_K)
@@ -140,7 +156,7 @@ class Stack(nn.Module):
         # of a norm would go to the copy and be lost.
         state |= {name: buffer.contiguous() for name, buffer in running.items()}
         stacked = vmap(self._one, in_dims=(0, None if shared else 0), randomness="different")
-        logits_KBC: Tensor = stacked(state, by_pixel(inputs) if self._base else inputs)
+        logits_KBC: Tensor = stacked(state, each(by_pixel, inputs) if self._base else inputs)
         for name, buffer in running.items():
             buffer.copy_(state[name])
         return logits_KBC
@@ -158,7 +174,7 @@ class Stack(nn.Module):
         for k, theta_P in enumerate(theta_KP.unbind()):
             state, running = self._state(theta_P, None if buffers_KQ is None else buffers_KQ[k])
             state |= running
-            batch = by_pixel(inputs if shared else rows(inputs, k))
+            batch = each(by_pixel, inputs if shared else rows(inputs, k))
             with nullcontext() if seeds_K is None else _seeded(seeds_K[k], theta_KP.device):
                 logits_KBC.append(self._one(state, batch))
         return torch.stack(logits_KBC)
@@ -176,13 +192,7 @@ class Stack(nn.Module):
         return trained.unflatten(theta), running.unflatten(buffers)
 
 
-def by_pixel(inputs: Inputs) -> Inputs:
-    """The same inputs, images among them in the order in which a CPU convolves them fastest."""
-    ordered: Inputs = each(_by_pixel, inputs)
-    return ordered
-
-
-def _by_pixel(batch: Tensor) -> Tensor:
+def by_pixel(batch: Tensor) -> Tensor:
     """The same images with the channels of a pixel side by side.
 
     Measured: a CPU convolves and pools them 1.3 to 2 times faster in this order, which the layers
@@ -190,15 +200,12 @@ def _by_pixel(batch: Tensor) -> Tensor:
     """
     if batch.ndim != 4 or batch.device.type != "cpu":
         return batch
-    channels = batch.shape[1]
+    _, channels, height, width = batch.shape
+    ordered = batch.contiguous(memory_format=torch.channels_last)
+    if channels > 1:
+        return ordered
     # Of one channel both orders are the same memory, and only the strides can tell which is meant.
-    by_pixel = batch.contiguous(memory_format=torch.channels_last)
-    return by_pixel if channels > 1 else by_pixel.as_strided(batch.shape, _strides(batch.shape))
-
-
-def _strides(shape: Sequence[int]) -> tuple[int, ...]:
-    _, channels, height, width = shape
-    return height * width * channels, 1, width * channels, channels
+    return ordered.as_strided(batch.shape, (height * width, 1, width, 1))
 
 
 @contextmanager

@@ -35,11 +35,6 @@ RANK_TOLERANCE = 1e-12
 _WHOLE = "whole"
 
 
-def column_blocks(size: int, width: int) -> tuple[range, ...]:
-    """Cut ``size`` columns into blocks of ``width``, the last one shorter."""
-    return tuple(range(start, min(start + width, size)) for start in range(0, size, width))
-
-
 def gram_sums(
     layout: ParameterLayout, train_K: Tensor, blocks: Iterable[Tensor], start: int = 0
 ) -> dict[str, Tensor]:

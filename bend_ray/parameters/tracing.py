@@ -288,7 +288,7 @@ def _convolution(bound: Bound, out: Tensor) -> Tensor:
     images = images.reshape(len(images), groups, -1).transpose(0, 1)
     weight = weight.reshape(groups, -1, *weight.shape[1:])
     weight = _one_place(weight, range(3, weight.ndim)).flatten(2)
-    summed = (images @ (weight if bound["transposed"] else weight.mT)).transpose(0, 1).flatten(1)
+    summed = images.bmm(weight if bound["transposed"] else weight.mT).transpose(0, 1).flatten(1)
     summed = summed if bound["bias"] is None else summed + bound["bias"]
     return summed.reshape(*out.shape[:2], *[1] * (out.ndim - 2)).expand(out.shape)
 
@@ -310,8 +310,8 @@ def _index(bound: Bound, out: Tensor) -> Tensor:
 
 
 _LOWERED: dict[str, Callable[[Bound, Tensor], Tensor]] = {
-    # torch has it too, but there the first one imports sympy.
-    "addmm": lambda bound, out: bound["self"] + bound["mat1"] @ bound["mat2"],
+    # torch has it too, but there the first one imports sympy, as the operator @ does here.
+    "addmm": lambda bound, out: bound["self"] + bound["mat1"].mm(bound["mat2"]),
     "constant_pad_nd": _pad,
     "convolution": _convolution,
     "index": _index,

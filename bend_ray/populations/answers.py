@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import accumulate
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,17 +21,10 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from bend_ray.artifacts.shards import (
-    open_table,
-    read_columns,
-    read_format,
-    read_group,
-    table_writer,
-)
+from bend_ray.artifacts.shards import open_table, read_group, table_writer
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.ensemble.predictions import Predictions
-from bend_ray.process.matrix import BLOCK_BYTES
 from bend_ray.tasks import Task
 
 LABELS = "labels.safetensors"
@@ -116,37 +108,3 @@ class Answers(Predictions):
         table = read_group(self.artifact, name, file, group)
         cell = np.frombuffer(table["logits"][0].as_buffer(), "<f4")
         return cell.reshape(len(own), -1, self._num_classes)
-
-
-class StoredVectors:
-    """The vectors of a population, or of some of its models, read as they are asked for."""
-
-    def __init__(self, population: Artifact, rows: ArrayLike | None = None) -> None:
-        self._population = population
-        every = range(population.manifest().metrics["models"]) if rows is None else rows
-        self._rows = np.asarray(every, np.intp)
-        self._size = read_format(population).num_parameters
-        self._whole: Tensor | None = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
-        return len(self._rows), self._size
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: tuple[Any, Any]) -> Tensor:
-        """Some rows (a slice or their numbers) of a slice of the columns."""
-        rows, columns = index
-        if 4 * len(self) * self._size <= BLOCK_BYTES:
-            if self._whole is None:
-                self._whole = self._read(self._rows, slice(None))
-            return self._whole[rows][:, columns]
-        # A tensor of one number is an index to numpy, and no list of one.
-        own = rows if isinstance(rows, slice) else np.asarray(rows, np.intp)
-        return self._read(self._rows[own], columns)
-
-    def _read(self, rows: Any, columns: slice) -> Tensor:
-        start, stop, _ = columns.indices(self._size)
-        return torch.from_numpy(read_columns(self._population, start, stop, rows))

@@ -6,21 +6,23 @@ Shape letters: K members, R roots, T trunks, P parameters of a member, W of a wh
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from bend_ray.artifacts.checkpoint import DIRECTORY
-from bend_ray.artifacts.shards import read_columns, read_population
+from bend_ray.artifacts.shards import read_columns, read_format, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
-from bend_ray.parameters.gram import column_blocks
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.process.matrix import BLOCK_BYTES
 from bend_ray.storage.masking import cause
 
 LAYOUT = "layout.json"
@@ -29,12 +31,6 @@ ROOTS = "roots.safetensors"
 """The file of whole models, ``theta (R, W)``: what runs start from, and members share."""
 EARLY = "early-"
 """What the names of the files of early means begin with."""
-BLOCK_BYTES = 64 * 2**20
-"""Parameters read at once: all members, as many columns as fit.
-
-Centred in float64 they take six times as much, which with K x K sums is all that a process of the
-codec holds, whatever the number of parameters.
-"""
 
 
 def roots_name(chunk: int) -> str:
@@ -73,25 +69,45 @@ def read_layout(seeds: Artifact) -> ParameterLayout:
         raise seeds.corrupt(LAYOUT, cause(error)) from error
 
 
-def training_rows(seeds: Artifact) -> Tensor:
-    """Which members the generator learns from, ``(K,)`` of bool; the others are held out."""
-    return torch.from_numpy(~read_population(seeds, theta=False).held_out)
+class StoredVectors:
+    """The vectors of a population, or of some of its models, read as they are asked for."""
+
+    def __init__(self, population: Artifact, rows: ArrayLike | None = None) -> None:
+        self._population = population
+        every = range(population.manifest().metrics["models"]) if rows is None else rows
+        self._rows = np.asarray(every, np.intp)
+        self._size = read_format(population).num_parameters
+        self._whole: Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return len(self._rows), self._size
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: tuple[Any, Any]) -> Tensor:
+        """Some rows (a slice or their numbers) of a slice of the columns."""
+        rows, columns = index
+        if 4 * len(self) * self._size <= BLOCK_BYTES:
+            if self._whole is None:
+                self._whole = self._read(self._rows, slice(None))
+            return self._whole[rows][:, columns]
+        # A tensor of one number is an index to numpy, and no list of one.
+        own = rows if isinstance(rows, slice) else np.asarray(rows, np.intp)
+        return self._read(self._rows[own], columns)
+
+    def _read(self, rows: Any, columns: slice) -> Tensor:
+        start, stop, _ = columns.indices(self._size)
+        return torch.from_numpy(read_columns(self._population, start, stop, rows))
 
 
-def training_trunks(seeds: Artifact) -> list[int]:
-    """Trunks with a member that the generator learns from: all, unless some diverged."""
+def learnt_vectors(seeds: Artifact) -> tuple[StoredVectors, Tensor]:
+    """The members that the generator learns from, and their trunks ``(T,)``."""
     members = read_population(seeds, theta=False)
-    return sorted(set(members.trunk[~members.held_out].tolist()))
-
-
-def member_blocks(layout: ParameterLayout, num_models: int) -> tuple[range, ...]:
-    """Ranges of columns that so many members are read by, ``BLOCK_BYTES`` at once."""
-    return column_blocks(layout.size, max(1, BLOCK_BYTES // (4 * num_models)))
-
-
-def read_block(seeds: Artifact, block: range) -> Tensor:
-    """Columns ``(K, B)`` of all members."""
-    return torch.from_numpy(read_columns(seeds, block.start, block.stop))
+    rows = np.flatnonzero(~members.held_out)
+    return StoredVectors(seeds, rows), torch.from_numpy(members.trunk[rows]).long()
 
 
 def member_states(

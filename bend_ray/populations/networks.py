@@ -8,27 +8,28 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from bend_ray.artifacts.store import Artifact
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.examples import Examples, Inputs, Parts, moved, pieces
+from bend_ray.data.examples import Examples, Parts, moved, pieces
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
+from bend_ray.networks.batches import Feed
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
-from bend_ray.networks.calls import call
-from bend_ray.networks.fitting import Keeper, feed_of, fitted
-from bend_ray.networks.precision import check_precision
+from bend_ray.networks.fitting import Keeper, fitted
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
-from bend_ray.networks.recipe import Stretch
-from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.networks.recipe import Stretch, check_precision
+from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries
+from bend_ray.populations.members import load_roots
 from bend_ray.randomness import generator_for
 
 
 class Classifiers:
     """What every stage needs to turn vectors into answers, on a device.
 
-    Where members share a base, ``load_roots`` is asked for the trunks' whole vectors ``(R, W)``.
+    Where members share a base, it is that of the trunks of ``seeds``.
 
     Attributes:
         whole: the layout ``(W,)`` of all of a model.
@@ -41,7 +42,7 @@ class Classifiers:
         config: PipelineConfig,
         dataset: Parts,
         device: str,
-        load_roots: Callable[[], Tensor] | None = None,
+        seeds: Artifact | None = None,
     ) -> None:
         self.config = config
         self.architecture = config.seeds.architecture
@@ -53,8 +54,7 @@ class Classifiers:
         self._module = module.to(device)
         self._form = form_for(module, device, dataset.shown(2))
         self.stack = Stack(self._module, self.whole, self._form)
-        self._load_roots = load_roots
-        self._stacks: dict[int, Stack] = {}
+        self._seeds = seeds
 
     def build(self) -> torch.nn.Module:
         """A fresh module; its parameters come from torch's global generator."""
@@ -74,24 +74,23 @@ class Classifiers:
         """Of whole models, what is a member's own: ``(R, P)``."""
         return self.layout.flatten(self.whole.unflatten(theta_RW))
 
-    def stack_of(self, trunk: int) -> Stack:
-        """The members of a trunk, on its base; -1: on the mean of the trunks' bases."""
-        if not self.shares_a_base:
-            return self.stack
-        if not self._stacks:
-            assert self._load_roots is not None
-            roots_RW = self._load_roots().to(self.device)
-            finite_R = roots_RW.isfinite().all(dim=1)
-            bases_RW = [*roots_RW, roots_RW[finite_R].mean(dim=0)]
-            self._stacks = {i: self._on_base(base_W) for i, base_W in enumerate(bases_RW)}
-            self._stacks[-1] = self._stacks.pop(len(roots_RW))
-        return self._stacks[trunk]
-
-    def _on_base(self, theta_W: Tensor) -> Stack:
+    @cached_property
+    def _stacks(self) -> list[Stack]:
+        """Of members on the base of each trunk; the last, -1, on the mean of the trunks' bases."""
+        assert self._seeds is not None
+        roots_RW = load_roots(self._seeds).to(self.device)
+        mean_W = roots_RW[roots_RW.isfinite().all(dim=1)].mean(dim=0)
         own = {entry.name for entry in self.layout.entries}
-        state = self.whole.unflatten(theta_W)
-        base = {name: tensor for name, tensor in state.items() if name not in own}
-        return Stack(self._module, self.layout, self._form, base)
+        states = [self.whole.unflatten(base_W) for base_W in (*roots_RW, mean_W)]
+        bases = [{k: tensor for k, tensor in state.items() if k not in own} for state in states]
+        return [Stack(self._module, self.layout, self._form, base) for base in bases]
+
+    def _groups(self, models: int, trunks_K: Sequence[int] | None) -> list[tuple[Stack, list[int]]]:
+        """The rows of models that share a base, or of all where none does."""
+        if trunks_K is None or not self.shares_a_base:
+            return [(self.stack, list(range(models)))]
+        rows = members_by_trunk(trunks_K) or {0: []}
+        return [(self._stacks[trunk], own) for trunk, own in rows.items()]
 
     def logits(
         self,
@@ -112,13 +111,8 @@ class Classifiers:
         """As ``logits``, of consecutive examples, ``most`` at a time at most."""
         theta_KP = theta_KP.to(self.device)
         for inputs in pieces(examples, most):
-            yield self._logits(theta_KP, inputs, trunks_K)
-
-    def _logits(self, theta_KP: Tensor, inputs: Inputs, trunks_K: Sequence[int] | None) -> Tensor:
-        there = self.dataset.normalise(moved(inputs, self.device))
-        return self._by_trunk(
-            lambda stack, theta: predict_logits(stack, theta, there), theta_KP, trunks_K
-        )
+            there = self.dataset.normalise(moved(inputs, self.device))
+            yield self._by_trunk(partial(predict_logits, inputs=there), theta_KP, trunks_K)
 
     def recalibrate(self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None) -> Tensor:
         """Models that were not trained, with BatchNorm's statistics of their own.
@@ -132,9 +126,7 @@ class Classifiers:
         generator = generator_for(self.config.seed, "recalibration")
         chosen = torch.randperm(len(train), generator=generator)[:count]
         inputs = self.dataset.normalise(moved(train.take(chosen), self.device))
-        return self._by_trunk(
-            lambda stack, theta: recalibrate_batchnorm(stack, theta, inputs), theta_KP, trunks_K
-        )
+        return self._by_trunk(partial(recalibrate_batchnorm, inputs=inputs), theta_KP, trunks_K)
 
     def validate(
         self, theta_KP: Tensor, trunks_K: Sequence[int] | None = None
@@ -160,32 +152,15 @@ class Classifiers:
         *,
         chunk: int | None = None,
         keep: Keeper | None = None,
-    ) -> Iterator[tuple[int, Tensor]]:
+    ) -> Iterator[tuple[int, Tensor, Tensor]]:
         """As ``fitting.fitted``, of trunks' members, or of whole models where no trunks are given.
 
         Each model has its generator; those that share a base are trained together.
         """
-        groups: list[tuple[Stack, Sequence[int]]] = [(self.stack, range(len(start_KP)))]
-        if trunks_K is not None and self.shares_a_base:
-            own = members_by_trunk(trunks_K)
-            groups = [(self.stack_of(trunk), rows) for trunk, rows in own.items()]
-        recipe, train, task = self.config.seeds.recipe, self.dataset.train, self.dataset.task
-        there = torch.device(self.device)
-        feed = feed_of(train, self.dataset.normalise, recipe, there, task)
-        how = (feed, len(train), recipe, stretch, generators, task)
-        return fitted(groups, start_KP.to(there), *how, chunk=chunk, keep=keep)
-
-    def fit_members(
-        self,
-        start_KP: Tensor,
-        trunks_K: Sequence[int],
-        stretch: Stretch,
-        generators: Sequence[torch.Generator],
-        keep: Keeper | None = None,
-    ) -> Tensor:
-        """Snapshots ``(K, S, P)`` of members of trunks, on the CPU."""
-        ((_, theta_SKP),) = self.fitted(start_KP, trunks_K, stretch, generators, keep=keep)
-        return theta_SKP.transpose(0, 1).contiguous()
+        groups = self._groups(len(start_KP), trunks_K)
+        parts, there = self.dataset, torch.device(self.device)
+        feed = Feed(parts.train, parts.normalise, self.config.seeds.recipe, parts.task, there)
+        return fitted(groups, start_KP.to(there), feed, stretch, generators, chunk=chunk, keep=keep)
 
     def _by_trunk(
         self,
@@ -195,12 +170,11 @@ class Classifiers:
     ) -> Tensor:
         """What ``work`` gives of each model ``(K, ...)``, on the CPU; a trunk's at a time."""
         theta_KP = theta_KP.to(self.device)
-        if not self.shares_a_base:
-            return work(self.stack, theta_KP).cpu()
-        assert trunks_K is not None
-        rows_by_trunk = members_by_trunk(trunks_K) or {0: []}
-        parts = [work(self.stack_of(t), theta_KP[rows]) for t, rows in rows_by_trunk.items()]
-        order = torch.tensor([row for rows in rows_by_trunk.values() for row in rows]).argsort()
+        groups = self._groups(len(theta_KP), trunks_K)
+        if len(groups) == 1:
+            return work(groups[0][0], theta_KP).cpu()
+        parts = [work(stack, theta_KP[rows]) for stack, rows in groups]
+        order = torch.tensor([row for _, rows in groups for row in rows]).argsort()
         return torch.cat(parts).cpu()[order]
 
 

@@ -96,7 +96,7 @@ def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> _Array:
         np.concatenate([np.array(diagram[key], dtype=np.float64) for diagram in diagrams])
         for key in ("confidence", "accuracy", "count")
     )
-    # A bin holds its upper edge, as in ``ensemble.trust.reliability``.
+    # A bin holds its upper edge, as in ``ensemble.metrics.reliability``.
     place = np.ceil(confidence * _BINS).astype(int)
     weights = (confidence * count, accuracy * count, count)
     sums_3B = np.stack([np.bincount(place, each) for each in weights])

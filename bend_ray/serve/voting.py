@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.ensemble.rule import SMALLEST_PROBABILITY, Rule
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.votes import Rule
 
 Floats = NDArray[np.float64]
 Softmaxes = NDArray[np.float32]

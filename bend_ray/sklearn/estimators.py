@@ -83,7 +83,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         network: Any = None,
         *,
         members: int = 32,
-        candidates: int = 3,
+        candidates: int = 4,
         folds: int | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
@@ -159,7 +159,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
                 workshop = Workshop(self.store or scratch, self.address, last)
                 self._train(workshop, raw, labels, rows)
         except BendError as error:
-            raise ValueError(str(error)) from error
+            raise ValueError(str(error).removeprefix("dataset: ")) from error
         return self
 
     def _train(
@@ -196,6 +196,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """Of the config: ordinary trainings, of a few hundred steps at least."""
         batch = self.batch_size or min(256, max(32, train // 10))
         rate = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
+        if self.candidates > 1:
+            rate["weight_decay"] = 0.3  # around which they differ
         epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
         models = max(1, round(self.members / folds))
         network = Mlp(hidden=(128,)) if self.network is None else self.network

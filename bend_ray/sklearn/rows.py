@@ -45,7 +45,9 @@ def raw_of(frame: Any, kinds: Mapping[str, Kind] | None) -> tuple[Raw, dict[str,
             kinds = {name: kind for name, kind in found.items() if kind}
         raw = {name: raw_column(columns[name], kind, shown[name]) for name, kind in kinds.items()}
     except (BendError, pa.ArrowException) as error:
-        raise ValueError(str(error).splitlines()[0]) from None
+        # What it is about comes last, where pandas tells pyarrow's errors.
+        told = ": ".join(map(str, reversed(error.args)))
+        raise ValueError(told.splitlines()[0]) from None
     return raw, dict(kinds)
 
 

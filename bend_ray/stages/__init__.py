@@ -5,8 +5,8 @@ Work is cut into pieces that are pure functions of the config and an index, so t
 matter which process does a piece, or how often one is killed.
 
 ``seed_trainer``, ``sample_drawer`` and ``scoring`` are what processes run; ``representations`` is
-how a stage turns classifiers into vectors and back, ``finish`` what is done to drawn ones before
-they vote, ``probes`` what stops a generator that collapses.
+how a stage turns classifiers into vectors and back, ``probes`` what stops a generator that
+collapses.
 
 To add a stage: a file here with ``make``, a section in ``config.schema``, its artifact in
 ``config.graph``, its call in ``pipeline``.

@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from bend_ray.artifacts.cost import (
@@ -32,8 +30,8 @@ from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import Trained
-from bend_ray.populations.answers import LABELS, StoredVectors, models_in, piece_name, write_piece
-from bend_ray.populations.members import load_roots
+from bend_ray.populations.answers import LABELS, models_in, piece_name, write_piece
+from bend_ray.populations.members import StoredVectors, learnt_vectors
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.process.log import ProgressLine
@@ -89,12 +87,8 @@ def ask(
 ) -> None:
     """Make the answers to questions that are not there; what was made of them before is kept.
 
-    Args:
-        questions: whom to ask about what.
-        workers: of ``Respondent``.
-        share: reads the data set of whose parts the inputs are; called where there is need.
-        progress_of: the artifact they are asked for, which tells whoever wants to know how far
-            that is.
+    By workers of ``Respondent``. ``share`` reads the data set of whose parts the inputs are, where
+    there is need; ``progress_of`` is the artifact they are asked for, which tells how far that is.
     """
     unanswered = [each for each in questions if not each.answers.exists()]
     if not unanswered:
@@ -172,8 +166,8 @@ class Respondent:
         question = piece.question
         asked = question.seeds.fingerprint, question.inputs.name
         if self._latest is None or self._latest[0] != asked:
-            roots = partial(load_roots, question.seeds)
-            made = Classifiers(question.config, piece.dataset.load(), self.device, roots)
+            config, parts = question.config, piece.dataset.load()
+            made = Classifiers(config, parts, self.device, question.seeds)
             self._latest = asked, (made, question.inputs.of(made.dataset))
         return self._latest[1]
 
@@ -182,15 +176,13 @@ def models_of(
     question: Question, models: range, classifiers: Classifiers
 ) -> tuple[Tensor, list[int]]:
     """Vectors ``(E, P)`` and trunks of some models of a question, read or drawn."""
-    population = read_population(question.population, theta=False)
     if question.rival is None:
+        trunks = read_population(question.population, theta=False).trunk
         theta_EP = StoredVectors(question.population, models)[:, :]
-        return theta_EP, population.trunk[models.start : models.stop].tolist()
-    learnt = np.flatnonzero(~population.held_out)
+        return theta_EP, trunks[models.start : models.stop].tolist()
     name, seed = question.rival.name, question.config.seed
     trained = Trained(
-        StoredVectors(question.population, learnt.tolist()),
-        torch.from_numpy(population.trunk[learnt]).long(),
+        *learnt_vectors(question.population),
         question.config.samples.count,
         lambda index: generator_for(seed, "rival", name, index),
     )

@@ -13,7 +13,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.autoencoders import Autoencoder
 from bend_ray.generation.objectives import Reconstruction
-from bend_ray.populations.members import training_rows
+from bend_ray.populations.members import learnt_vectors
 from bend_ray.runtime.interface import Runtime
 from bend_ray.runtime.loop import TRAIN_DIRECTORY, TrainingTask
 from bend_ray.stages.representations import FILE, fit_representation
@@ -61,7 +61,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
 def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
     """What the config promises of its models, of those that did not diverge."""
     latent_size = config.autoencoder.model.latent_size or 0
-    learnt = int(training_rows(graph.seeds).sum())
+    learnt = len(learnt_vectors(graph.seeds)[0])
     if latent_size >= learnt:
         raise TrainingError(
             f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "

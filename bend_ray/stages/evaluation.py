@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,14 +27,13 @@ from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Parts
 from bend_ray.data.inputs import TEST, VALIDATION, Inputs
-from bend_ray.populations.answers import Answers, StoredVectors
+from bend_ray.populations.answers import Answers
+from bend_ray.populations.members import StoredVectors
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.runtime.interface import Runtime, Shared
 from bend_ray.stages.answers import Respondent, ask
 
 STAGES_OF_THE_BAG = STAGES[:-1]
-
-Bags = dict[str, Bag]
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
@@ -104,6 +103,7 @@ class Evaluator(Respondent):
         """Figures and evidence, by what they say of the test part; and the cost."""
         with Stopwatch() as watch:
             stored = {name: self._models[name] for name in POPULATIONS}
+            tested = self.graph.questions["samples"].about(TEST).answers.manifest()
             comparison = Comparison(
                 section=self.config.evaluation,
                 seed=self.config.seed,
@@ -114,7 +114,7 @@ class Evaluator(Respondent):
                 trunks=self._trunks(),
                 vectors={n: StoredVectors(q.population, rows) for n, (q, rows) in stored.items()},
                 prices=_prices(self.graph),
-                part=_part(self.graph),
+                part=tested.metrics["part"],
             )
             found, shown = compared(comparison)
         return found, shown, watch.cost
@@ -144,12 +144,6 @@ class Evaluator(Respondent):
                 trunk = read_population(question.population, theta=False).trunk
                 found[name] = torch.tensor(trunk if rows is None else trunk[rows]).long()
         return found
-
-
-def _part(graph: Graph) -> Literal["test", "validation"]:
-    """Which the test part is."""
-    asked = graph.questions["samples"].about(TEST).answers
-    return "test" if asked.manifest().metrics["part"] == "test" else "validation"
 
 
 def _prices(graph: Graph) -> StageCosts:

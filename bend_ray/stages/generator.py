@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -54,19 +55,16 @@ def _probe(
     config: PipelineConfig, graph: Graph, runtime: Runtime
 ) -> tuple[dict[str, Any] | None, Cost]:
     """Stop at ``generator.probes.at`` of the training and see what it draws."""
-    probes, steps = config.generator.probes, config.generator.training.steps
-    step = round(probes.at * steps)
-    if probes.count == 0 or not 0 < step < steps:
-        return None, Cost()
-    weights = train_until(config, graph, runtime, step)
-    return check_generator(config, graph, runtime, weights, step) if weights else (None, Cost())
+    if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
+        return check_generator(config, graph, runtime, weights, step)
+    return None, Cost()
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
     Returns:
-        The file of its averaged weights at that step, for ``load_generator``; None where an
+        The file of its averaged weights at that step, for ``SampleDrawer``; None where an
         earlier training passed the step without a pause.
     """
     file = milestone(step)
@@ -86,13 +84,18 @@ def _fit(
     table, z_KZ, trunk_K = _read(graph.latents)
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
-    scale = _fit_scale(section, conditions, z_KZ, condition_K, learnt_K)
+    learnt, held_out = ((z_KZ[keep_K], condition_K[keep_K]) for keep_K in (learnt_K, ~learnt_K))
+    with Stopwatch() as watch:
+        if section.denoiser.starts_gaussian:
+            scale = LatentScale.fit(*learnt, conditions, held_out)
+        else:
+            scale = LatentScale.diagonal(*learnt, conditions)
     save_weights(graph.generator, SCALE, vars(scale))
     # Unit residuals, the trunk as condition.
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
     unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
-    return runtime.train(
+    fitted = runtime.train(
         TrainingTask(
             stage="generator",
             build=partial(build_objective, section, z_KZ.shape[1], conditions),
@@ -105,6 +108,7 @@ def _fit(
         ),
         Rows(1, lambda _: unit),
     )
+    return replace(fitted, cost=watch.cost + fitted.cost)
 
 
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
@@ -114,18 +118,8 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
 
 def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
     """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
-    path = latents_artifact.child(latents.FILE)
-    with open_file(latents_artifact.filesystem, path) as source:
+    with open_file(latents_artifact.filesystem, latents_artifact.child(latents.FILE)) as source:
         table = pq.read_table(source, page_checksum_verification=True)
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
     trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
     return table, torch.tensor(np.concatenate(chunks)), trunk_K
-
-
-def _fit_scale(
-    section: GeneratorSection, conditions: int, z_KZ: Tensor, condition_K: Tensor, learnt_K: Tensor
-) -> LatentScale:
-    training = z_KZ[learnt_K], condition_K[learnt_K]
-    if not section.denoiser.starts_gaussian:
-        return LatentScale.diagonal(*training, conditions)
-    return LatentScale.fit(*training, conditions, (z_KZ[~learnt_K], condition_K[~learnt_K]))

@@ -31,7 +31,10 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         encoded = rows.map(partial(_encoded, config, graph, representation))
         table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
         seconds = float(table.column("cpu_seconds").to_numpy().sum())
-        table = _with_tensors(table.drop_columns(["cpu_seconds"]))
+        # The canonical tensor type says its shape to whoever reads the file.
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(from_vectors(table.column("latent")))
+        table = table.drop_columns(["cpu_seconds"])
+        table = table.set_column(table.column_names.index("latent"), "latent", column)
         with artifact.open_output(FILE) as stream:
             pq.write_table(table, stream, write_page_checksum=True)
     held_out = table.column("held_out").to_numpy()
@@ -74,10 +77,3 @@ def _encoded(
             "cpu_seconds": np.full(len(rows), share),
         }
     )
-
-
-def _with_tensors(table: pa.Table) -> pa.Table:
-    """Latents as the canonical tensor type, which says its shape to whoever reads the file."""
-    latents_KZ = from_vectors(table.column("latent"))
-    column = pa.FixedShapeTensorArray.from_numpy_ndarray(latents_KZ)
-    return table.set_column(table.column_names.index("latent"), "latent", column)

@@ -10,7 +10,6 @@ Shape letters: K members, T training members, F features, P parameters, N drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,12 +27,11 @@ from bend_ray.config.resources import Resources
 from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.standardize import Standardizer
 from bend_ray.populations.members import (
-    BLOCK_BYTES,
-    member_blocks,
-    read_block,
+    StoredVectors,
+    learnt_vectors,
     read_layout,
-    training_rows,
 )
+from bend_ray.process.matrix import BLOCK_BYTES, column_slices
 from bend_ray.runtime.interface import Rows, Runtime, split, vectors
 
 FILE = "representation.safetensors"
@@ -46,32 +44,28 @@ Decode = Callable[[Tensor], Tensor]
 class Principal:
     """Principal coefficients of the standardised parameters: at most T - 1 a classifier."""
 
-    def __init__(self, basis: PrincipalBasis, coefficients_KF: Tensor) -> None:
-        self.basis = basis
-        self.coefficients_KF = coefficients_KF
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.basis = PrincipalBasis.from_state(state)
+        self.coefficients_KF = state["coefficients_KF"]
+        self.num_features = self.coefficients_KF.shape[1]
 
-    @property
-    def num_features(self) -> int:
-        """F."""
-        return self.coefficients_KF.shape[1]
-
-    @classmethod
-    def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Principal, Cost]:
+    @staticmethod
+    def fit(seeds: Artifact, runtime: Runtime) -> tuple[dict[str, Tensor], Cost]:
         """One pass over the shards: each part sums the Gram matrices of a range of columns."""
-        layout, train_K = read_layout(seeds), training_rows(seeds)
-        blocks = member_blocks(layout, len(train_K))
+        layout, vectors_KP = read_layout(seeds), StoredVectors(seeds)
+        train_K = torch.from_numpy(~read_population(seeds, theta=False).held_out)
+        blocks = list(column_slices(layout.size, len(train_K)))
         ranges = split(blocks, -(-len(blocks) // GRAM_PARTS))
 
         def sums(number: int) -> dict[str, Tensor]:
-            own = ranges[number]
-            read = (read_block(seeds, block) for block in own)
-            return gram_sums(layout, train_K, read, own[0].start)
+            read = (vectors_KP[:, own] for own in ranges[number])
+            return gram_sums(layout, train_K, read, ranges[number][0].start)
 
         parts, cost = _states(runtime, len(ranges), sums)
         with Stopwatch() as watch:
             gram_KK = gram(parts, layout, train_K)
             basis, coefficients_KF = PrincipalBasis.fit(gram_KK, train_K)
-        return cls(basis, coefficients_KF), watch.cost + cost
+        return {**basis.state(), "coefficients_KF": coefficients_KF}, watch.cost + cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -86,53 +80,37 @@ class Principal:
 
         The members are read a block of columns at a time; those of a small population stay.
         """
-        train_K = training_rows(seeds)
-        layout = read_layout(seeds)
-        blocks = member_blocks(layout, len(train_K))
-        read = lru_cache(maxsize=1)(lambda block: read_block(seeds, block)[train_K])
+        members_TP, _ = learnt_vectors(seeds)
+        size = members_TP.shape[1]
 
         def decode(features_NF: Tensor) -> Tensor:
             weights_NT = self.basis.weights(features_NF)
-            theta_NP = torch.empty(len(features_NF), layout.size)
-            for block in blocks:
-                theta_NP[:, block.start : block.stop] = mix(weights_NT, read(block))
+            theta_NP = torch.empty(len(features_NF), size)
+            for own in column_slices(size, len(self.coefficients_KF)):
+                theta_NP[:, own] = mix(weights_NT, members_TP[:, own])
             return theta_NP
 
         return decode
-
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return {**self.basis.state(), "coefficients_KF": self.coefficients_KF}
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Principal:
-        """The representation saved by ``state``."""
-        return cls(PrincipalBasis.from_state(state), state["coefficients_KF"])
 
 
 class Standardised:
     """All parameters, with zero mean and every layer at unit scale."""
 
-    def __init__(self, standardizer: Standardizer) -> None:
-        self.standardizer = standardizer
+    def __init__(self, state: dict[str, Tensor]) -> None:
+        self.standardizer = Standardizer.from_state(state)
+        self.num_features = len(self.standardizer.mean_P)
 
-    @property
-    def num_features(self) -> int:
-        """P."""
-        return len(self.standardizer.mean_P)
-
-    @classmethod
-    def fit(cls, seeds: Artifact, runtime: Runtime) -> tuple[Standardised, Cost]:
+    @staticmethod
+    def fit(seeds: Artifact, runtime: Runtime) -> tuple[dict[str, Tensor], Cost]:
         """One pass over the shards, in one process."""
-        layout, train_K = read_layout(seeds), training_rows(seeds)
+        layout, (members_TP, _) = read_layout(seeds), learnt_vectors(seeds)
 
         def fitted(_: int) -> dict[str, Tensor]:
-            blocks = member_blocks(layout, len(train_K))
-            read = (read_block(seeds, block)[train_K] for block in blocks)
+            read = (members_TP[:, own] for own in column_slices(layout.size, len(members_TP)))
             return Standardizer.fit(layout, read).state()
 
         ((state,), cost) = _states(runtime, 1, fitted)
-        return cls(Standardizer.from_state(state)), cost
+        return state, cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -149,15 +127,6 @@ class Standardised:
         """Features ``(N, P)`` to parameters ``(N, P)``."""
         return self.standardizer.invert
 
-    def state(self) -> dict[str, Tensor]:
-        """Tensors that ``from_state`` takes."""
-        return self.standardizer.state()
-
-    @classmethod
-    def from_state(cls, state: dict[str, Tensor]) -> Standardised:
-        """The representation saved by ``state``."""
-        return cls(Standardizer.from_state(state))
-
 
 Representation = Principal | Standardised
 
@@ -172,15 +141,15 @@ def fit_representation(
 ) -> tuple[Representation, Cost]:
     """Fit on a population's training members and store in ``into``, unless it is there."""
     if not any(file.name == FILE for file in into.list_files()):
-        representation, cost = _BY_FEATURES[features].fit(seeds, runtime)
+        state, cost = _BY_FEATURES[features].fit(seeds, runtime)
         write_cost(into, FILE, cost)
-        save_weights(into, FILE, representation.state())
+        save_weights(into, FILE, state)
     return load_representation(features, into), read_cost(into, FILE)
 
 
 def load_representation(features: str, artifact: Artifact) -> Representation:
     """What ``fit_representation`` stored."""
-    return _BY_FEATURES[features].from_state(load_weights(artifact, FILE))
+    return _BY_FEATURES[features](load_weights(artifact, FILE))
 
 
 def _states(

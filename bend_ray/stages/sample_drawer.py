@@ -1,35 +1,49 @@
 """The process of the samples stage: noise in, validated classifiers out.
 
 Every classifier has its own stream of noise, so it does not depend on the shard it is in or the
-process that drew it. Shape letters: N drawn, P parameters, Z latent.
+process that drew it. Before it is validated it is finished: guidance moves it on along the way that
+its trunk's training has come, from early to later checkpoints, which is where more training would
+lead if it is far from its end; annealing trains it for a little.
+
+Source of the guidance: Karras et al. 2024, "Guiding a Diffusion Model with a Bad Version of Itself"
+(arXiv 2406.02507), with the means of two parts of a training for the two models.
+
+Shape letters: N drawn, K members, P parameters, T trunks, Z latent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bend_ray.artifacts.cost import Stopwatch, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
+from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SamplesSection
-from bend_ray.generation.conditioning import ConditionedDenoiser
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
+from bend_ray.generation.rivals import trunk_means
+from bend_ray.networks.fitting import stretch_marks
 from bend_ray.populations.divergence import Divergence, finite_rows, note
-from bend_ray.populations.members import load_roots, read_layout, training_trunks
+from bend_ray.populations.members import (
+    learnt_vectors,
+    load_early,
+    read_layout,
+)
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
+from bend_ray.process.matrix import Matrix, column_slices
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.runtime.interface import Shared, split
 from bend_ray.stages import autoencoder
-from bend_ray.stages.finish import Finisher
 from bend_ray.stages.representations import load_representation
 
 WEIGHTS = "denoiser.safetensors"
@@ -37,16 +51,6 @@ SCALE = "scale.safetensors"
 
 SHARD_BYTES = 512 * 2**20
 """Parameters that a process draws, recalibrates and writes at once; at least one model's."""
-
-
-def load_generator(
-    config: PipelineConfig, graph: Graph, weights: str = WEIGHTS
-) -> tuple[ConditionedDenoiser, LatentScale]:
-    """The denoiser, committed or as it was at a milestone, and the scale of its latents."""
-    scale = LatentScale(**load_weights(graph.generator, SCALE))
-    denoiser = config.generator.denoiser.build(scale.mean_CZ.shape[1], config.num_conditions)
-    denoiser.load_state_dict(load_weights(graph.generator, weights))
-    return denoiser, scale
 
 
 def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:
@@ -61,6 +65,56 @@ def drawn_together(section: SamplesSection, num_parameters: int) -> int:
     return min(section.count, section.shard_size, fitting)
 
 
+def ways(members_KP: Matrix, trunks_K: Tensor, early_TP: Tensor) -> Tensor:
+    """Each trunk's way ``(T, P)``, from the mean of its early checkpoints to that of its members.
+
+    It is 0 for a trunk without members, or whose early mean is nan.
+    """
+    way_TP, found = torch.zeros_like(early_TP), torch.unique(trunks_K)
+    for own in column_slices(way_TP.shape[1], len(members_KP)):
+        means_UP, _ = trunk_means(members_KP[:, own], trunks_K)
+        way_TP[found, own] = torch.nan_to_num(means_UP - early_TP[found, own])
+    return way_TP
+
+
+class Finisher:
+    """Guidance and annealing of a config's drawn models; the first holds a vector a trunk."""
+
+    def __init__(self, config: PipelineConfig, seeds: Artifact, classifiers: Classifiers) -> None:
+        self.config = config
+        self.seeds = seeds
+        self.classifiers = classifiers
+        self.stretch = config.finish.annealing.stretch(config.seeds.recipe)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a model's annealing."""
+        num_images = len(self.classifiers.dataset.train)
+        return stretch_marks(self.config.seeds.recipe, self.stretch, num_images)[-1]
+
+    def __call__(
+        self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
+    ) -> Tensor:
+        """Models ``(N, P)``, each moved on along its trunk's way, and trained."""
+        if guidance := self.config.finish.guidance:
+            theta_NP = theta_NP + guidance * self._ways[torch.from_numpy(trunks_N).long()]
+        if self.num_steps:
+            streams = [generator_for(self.config.seed, "annealing", i) for i in model_ids]
+            given = (theta_NP, trunks_N.tolist(), self.stretch, streams)
+            ((_, theta_NSP, _),) = self.classifiers.fitted(*given)
+            theta_NP = theta_NSP[:, -1]
+        return theta_NP
+
+    @cached_property
+    def _ways(self) -> Tensor:
+        """Every trunk's way ``(T, P)``; running statistics stay."""
+        layout, trunks = self.classifiers.layout, self.config.seeds.protocol.num_trunks
+        way_TP = ways(*learnt_vectors(self.seeds), load_early(self.seeds, trunks, layout.size))
+        # A variance that is moved on may be negative.
+        way_TP[:, layout.num_trainable :] = 0.0
+        return way_TP
+
+
 class SampleDrawer:
     """One process that draws shards: it holds the training members and the generator.
 
@@ -73,19 +127,20 @@ class SampleDrawer:
         self.config = config
         self.artifact = graph.samples
         self.device = settle(config.samples.resources.cpus, config.samples.resources.num_gpus)
-        self.classifiers = Classifiers(
-            config, dataset.load(), self.device, partial(load_roots, graph.seeds)
-        )
+        self.classifiers = Classifiers(config, dataset.load(), self.device, graph.seeds)
         self.finish = Finisher(config, graph.seeds, self.classifiers)
         self.shards = shards_of(config, graph)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
-        self.denoiser, self.scale = load_generator(config, graph, weights)
+        self.scale = LatentScale(**load_weights(graph.generator, SCALE))
+        latent_size = self.scale.mean_CZ.shape[1]
+        self.denoiser = config.generator.denoiser.build(latent_size, config.num_conditions)
+        self.denoiser.load_state_dict(load_weights(graph.generator, weights))
         model = config.autoencoder.model
         representation = load_representation(model.features, graph.autoencoder)
         self.autoencoder = model.build(representation.num_features).eval()
         self.autoencoder.load_state_dict(load_weights(graph.autoencoder, autoencoder.WEIGHTS))
         self.decode = representation.decoder(graph.seeds)
-        self.trunks = training_trunks(graph.seeds)
+        self.trunks: list[int] = torch.unique(learnt_vectors(graph.seeds)[1]).tolist()
 
     def draw(self, index: int) -> None:
         """Draw one shard, validate its classifiers, and write those that did not diverge."""
@@ -137,12 +192,12 @@ class SampleDrawer:
         turn = self.trunks if asked else [-1]
         return np.array([turn[i % len(turn)] for i in ids], dtype=np.int32)
 
-    def conditions(self, ids: Sequence[int]) -> torch.Tensor:
+    def conditions(self, ids: Sequence[int]) -> Tensor:
         """What the denoiser is told of each, ``(N,)``."""
         trunks_N = torch.from_numpy(self._trunks(ids)).long()
         return trunks_N if self.config.generator.conditional else torch.zeros_like(trunks_N)
 
-    def latents(self, ids: Sequence[int]) -> torch.Tensor:
+    def latents(self, ids: Sequence[int]) -> Tensor:
         """Latents ``(N, Z)`` of the classifiers ``ids``."""
         return sample_latents(
             self.denoiser,

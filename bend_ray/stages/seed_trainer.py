@@ -1,4 +1,4 @@
-"""The actor of the seeds stage: trains roots and cohorts, one cohort a shard.
+"""The actor of the seeds stage: trains roots and cohorts, or reads what somebody else has trained.
 
 Shape letters: R roots or runs, S snapshots of a run, K models, W parameters of a whole model, P of
 what is a member's own.
@@ -6,9 +6,10 @@ what is a member's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -21,12 +22,13 @@ from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
-from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.data.files import File
+from bend_ray.networks.checkpoints import listed_trunks, read_state
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
-from bend_ray.networks.protocols import Member, Run, held_out_ids
+from bend_ray.networks.protocols import Checkpoints, Member, Run, held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.parameters.symmetry import align
-from bend_ray.populations.cohorts import Cohort, cohorts_of
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots, roots_name
 from bend_ray.populations.networks import Classifiers
@@ -34,32 +36,58 @@ from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.runtime.interface import Shared, split
 
+SHARD_BYTES = 2**28
+"""Parameters of a shard, and of what a cohort holds at once."""
+
 
 @dataclass(frozen=True)
-class _Runs:
-    """What runs leave: members ``(R, S, P)``, and ``(R, S)`` each; R runs, S members of a run.
+class Cohort:
+    """Runs that one worker trains, together or one after another.
 
-    ``early_RP`` is the mean of a run's early snapshots, ``(R, 0)`` where there are none.
+    It holds all that they leave for a shard until that is written, ``chunk`` members of each: where
+    that is much it has fewer runs, and a run that leaves more than a shard holds is a cohort of
+    several. ``shards`` are by index, what each has of every run.
     """
 
-    theta_RSP: Tensor
-    early_RP: Tensor
-    val_accuracy_RS: Tensor
-    val_nll_RS: Tensor
-    seeds_R: list[int]
+    runs: Sequence[Run]
+    chunk: int
+    shards: dict[int, list[Run]]
 
-    def finite(self) -> list[bool]:
-        """Which runs did not diverge, ``(R,)``."""
-        return finite_rows(self.theta_RSP, self.val_nll_RS).tolist()
+    def rows(self) -> dict[int, int]:
+        """How many members each shard has."""
+        return {index: sum(map(len, parts)) for index, parts in self.shards.items()}
 
-    def replace(self, rows: list[int], other: _Runs) -> None:
-        """Take another's for some rows."""
-        self.theta_RSP[rows] = other.theta_RSP
-        self.early_RP[rows] = other.early_RP
-        self.val_accuracy_RS[rows] = other.val_accuracy_RS
-        self.val_nll_RS[rows] = other.val_nll_RS
-        for row, seed in zip(rows, other.seeds_R, strict=True):
-            self.seeds_R[row] = seed
+
+def cohorts_of(section: SeedsSection, num_parameters: int) -> list[Cohort]:
+    """The cohorts of a population of so many parameters; of others' checkpoints a trunk is one."""
+    runs, most = section.protocol.runs(), max(1, SHARD_BYTES // (4 * num_parameters))
+    members = len(runs[0])
+    together = max(1, min(section.cohort_size, most // members))
+    if isinstance(section.protocol, Checkpoints):
+        together, most = 1, members
+    cohorts: list[Cohort] = []
+    index = count()
+    for own in split(runs, together):
+        pieces = [[run[first : first + most] for run in own] for first in range(0, members, most)]
+        shards = {next(index): parts for parts in pieces}
+        cohorts.append(Cohort(own, min(most, members), shards))
+    return cohorts
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What a run leaves for a shard: G members, and the mean of its early checkpoints."""
+
+    seed: int
+    theta_GP: Tensor
+    val_accuracy_G: Tensor
+    val_nll_G: Tensor
+    early_P: Tensor
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the run has not diverged."""
+        return bool(self.theta_GP.isfinite().all() and self.val_nll_G.isfinite().all())
 
 
 class SeedTrainer:
@@ -70,9 +98,7 @@ class SeedTrainer:
         self.seed = config.seed
         self.artifact = artifact
         self.device = settle(self.section.resources.cpus, self.section.resources.num_gpus)
-        self.classifiers = Classifiers(
-            config, dataset.load(), self.device, partial(load_roots, artifact)
-        )
+        self.classifiers = Classifiers(config, dataset.load(), self.device, artifact)
         self.runs = self.section.protocol.runs()
         self.cohorts = cohorts_of(self.section, self.classifiers.layout.size)
         # A second attempt is one more fork of its trunk, beyond all that there are.
@@ -105,8 +131,9 @@ class SeedTrainer:
         start_RW = torch.stack([self._fresh("root", index) for index in indices])
         stretch = self.section.protocol.root_stretch(self.section.recipe)
         generators = [generator_for(self.seed, "root order", index) for index in indices]
-        ((_, theta_SRW),) = self.classifiers.fitted(start_RW, None, stretch, generators, keep=keep)
-        return theta_SRW[-1]
+        given = (start_RW, None, stretch, generators)
+        ((_, theta_RSW, _),) = self.classifiers.fitted(*given, keep=keep)
+        return theta_RSW[:, -1]
 
     def _checkpoint(self, name: str, watch: Stopwatch) -> Checkpoint:
         return Checkpoint(self.artifact, name, self.section.checkpoint_seconds, watch)
@@ -141,114 +168,107 @@ class SeedTrainer:
         return nll_R.argsort(stable=True)[: self.section.protocol.num_trunks]
 
     def train_cohort(self, index: int) -> None:
-        """Train one cohort and write its shards, those whose models did not all diverge."""
-        cohort, protocol = self.cohorts[index], self.section.protocol
-        roots_RW = load_roots(self.artifact) if protocol.num_roots else None
-        if len(cohort.shards) > 1:
-            self._train_long(index, cohort, roots_RW)
-        else:
-            self._train_short(index, cohort, roots_RW)
+        """Train one cohort and write its shards, those whose models did not all diverge.
+
+        Runs that diverge are trained once more, with other seeds; meanwhile the others wait for
+        them. A run alone writes its shards as they come, and a second attempt writes them anew.
+        """
+        cohort, watch = self.cohorts[index], self._stopwatch()
+        keeps = [self._checkpoint(f"{index}/{attempt}", watch) for attempt in (0, 1)]
+        roots_RW = load_roots(self.artifact) if self.section.protocol.num_roots else None
+        todo = [r for r, run in enumerate(cohort.runs) if self._is_rooted(run, roots_RW)]
+        lost = {r: 0 for r in range(len(cohort.runs)) if r not in todo}
+        found: dict[int, _Part] = {}
+        # Where a second attempt at several shards was begun, the first is known to diverge.
+        for attempt in range(int(len(cohort.shards) > 1 and keeps[1].is_there), 2):
+            failed = list[int]()
+            for shard, parts in self._trained(cohort, todo, roots_RW, attempt, keeps[attempt]):
+                found |= {r: part for r, part in parts.items() if part.is_finite}
+                failed = [r for r in todo if r not in found]
+                lost |= dict.fromkeys(failed, 1) if attempt else {}
+                if not found or (failed and not attempt):
+                    break
+                again = todo if attempt else []
+                self._write_found(shard, cohort, self._spent(keeps), found, again, lost)
+                found = {}
+            todo = failed
+        if len(lost) == len(cohort.runs):
+            for shard in cohort.shards:
+                for name in (shard_name(shard), early_name(shard)):
+                    self.artifact.discard(name)
+                self._write_found(shard, cohort, self._spent(keeps), {}, [], lost)
         self.artifact.discard(f"{DIRECTORY}/{index}")
 
-    def _train_short(self, index: int, cohort: Cohort, roots_RW: Tensor | None) -> None:
-        """All that the cohort leaves is held until its one shard is written."""
-        ((shard, _),) = cohort.shards.items()
-        stretch = self.section.protocol.run_stretch(self.section.recipe)
-        with self._stopwatch() as watch:
-            keeps = [self._checkpoint(f"{index}/{attempt}", watch) for attempt in (0, 1)]
-            runs, left, diverged = self._train_runs(cohort.runs, roots_RW, keeps)
-        cost = sum((keep.spent for keep in keeps), watch.cost)
-        members = [member for run, _ in left for member in run]
-        if runs is None or not members:
-            self._write(shard, [], cost, diverged)
-            return
-        rows = [row for _, row in left]
-        # All of them, usually: then nothing is copied.
-        theta_RSP = runs.theta_RSP if len(rows) == len(runs.theta_RSP) else runs.theta_RSP[rows]
-        self._write(
-            *(shard, members, cost, diverged),
-            early_RP=runs.early_RP[rows] if stretch.early else None,
-            seed=np.array([runs.seeds_R[row] for run, row in left for _ in run]),
-            val_accuracy=runs.val_accuracy_RS[rows].flatten().numpy(),
-            val_nll=runs.val_nll_RS[rows].flatten().numpy(),
-            theta_KP=theta_RSP.flatten(0, 1).numpy(),
-            **self._told(members, cost),
-        )
+    def _trained(
+        self,
+        cohort: Cohort,
+        rows: Sequence[int],
+        roots_RW: Tensor | None,
+        attempt: int,
+        keep: Checkpoint,
+    ) -> Iterator[tuple[int, dict[int, _Part]]]:
+        """Shards, and what some runs leave for each by their rows.
 
-    def _told(self, members: Sequence[Member], cost: Cost) -> dict[str, Any]:
-        """Of each member its step, and its part of the cost of its shard and of the roots."""
+        They have the seeds of their forks (attempt 0), or of spare ones (1).
+        """
+        if not rows:
+            return
+        runs, shards = [cohort.runs[r] for r in rows], list(cohort.shards)
+        stretch = self.section.protocol.run_stretch(self.section.recipe)
+        start_RP, streams = self._starts(runs, roots_RW, attempt)
+        trunks = [run[0].trunk for run in runs]
+        for first, theta_RGP, early_RP in self.classifiers.fitted(
+            *(start_RP, trunks, stretch, streams), chunk=cohort.chunk, keep=keep
+        ):
+            shape = theta_RGP.shape
+            theta_KP = self._in_units_of(roots_RW, theta_RGP.flatten(0, 1))
+            owners = np.repeat(trunks, shape[1]).tolist()
+            scores = (each.view(shape[:2]) for each in self.classifiers.validate(theta_KP, owners))
+            seeds = (stream.initial_seed() for stream in streams)
+            parts = map(_Part, seeds, theta_KP.view(shape), *scores, early_RP)
+            yield shards[first // cohort.chunk], dict(zip(rows, parts, strict=True))
+
+    def _spent(self, keeps: Sequence[Checkpoint]) -> Cost:
+        """What attempts cost since the last shard was written; from here on they count anew."""
+        cost, watch = sum((keep.spent for keep in keeps), keeps[0].watch.cost), self._stopwatch()
+        for keep in keeps:
+            keep.watch, keep.spent = watch, Cost()
+        return cost
+
+    def _write_found(
+        self,
+        shard: int,
+        cohort: Cohort,
+        cost: Cost,
+        found: Mapping[int, _Part],
+        again: Sequence[int],
+        lost: Mapping[int, int],
+    ) -> None:
+        """Write a shard of what was found of runs, unless that is nothing, and what diverged."""
+        runs, is_first = cohort.shards[shard], shard == min(cohort.shards)
+        diverged = [self._diverged(runs[r], attempt, True) for r, attempt in lost.items()]
+        if is_first:
+            diverged += [self._diverged(runs[r], 0, False) for r in again if r in found]
+        rows = sorted(found)
+        parts, members = [found[r] for r in rows], [m for r in rows for m in runs[r]]
+        if not members:
+            self._write(shard, members, cost, diverged)
+            return
+        early_RP = torch.stack([part.early_P for part in parts])
         steps = self._steps(self.section.protocol.run_stretch(self.section.recipe))
         seconds = cost.cpu_seconds / len(members)
         if self.section.protocol.num_roots:
             seconds += read_cost(self.artifact, ROOTS).cpu_seconds / self.section.num_models
-        return {
-            "step": np.array([steps[member.snapshot] for member in members]),
-            "fit_seconds": np.full(len(members), seconds),
-        }
-
-    def _train_long(self, index: int, cohort: Cohort, roots_RW: Tensor | None) -> None:
-        """One run whose shards are written as they come; a second attempt writes them anew."""
-        (run,) = cohort.runs
-        if self.section.protocol.branches and not self._is_rooted(run, roots_RW):
-            self._drop(cohort, 0)
-            return
-        # Where the second was begun, the first is known to diverge.
-        second = self._checkpoint(f"{index}/1", self._stopwatch()).is_there
-        for attempt in (1,) if second else (0, 1):
-            if self._train_in_shards(index, cohort, roots_RW, attempt):
-                return
-        self._drop(cohort, 1)
-
-    def _drop(self, cohort: Cohort, attempt: int) -> None:
-        """Of a run that diverged nothing is left."""
-        for shard, members in cohort.shards.items():
-            for name in (shard_name(shard), early_name(shard)):
-                self.artifact.discard(name)
-            dropped = self._diverged(members, attempt, True)
-            self._write(shard, [], Cost(), [dropped])
-
-    def _train_in_shards(
-        self, index: int, cohort: Cohort, roots_RW: Tensor | None, attempt: int
-    ) -> bool:
-        """Whether the run did not diverge; its shards are written, and its early mean."""
-        (run,), stretch = cohort.runs, self.section.protocol.run_stretch(self.section.recipe)
-        starts_RP, streams, seeds = self._starts([run], roots_RW, attempt)
-        keep = self._checkpoint(f"{index}/{attempt}", self._stopwatch())
-        again = [self._diverged(run, 0, False)] if attempt else []
-        chunks = self.classifiers.fitted(
-            *(starts_RP, [run[0].trunk], stretch, streams), chunk=cohort.chunk, keep=keep
+        self._write(
+            *(shard, members, cost, diverged),
+            early_RP=early_RP if is_first and early_RP.shape[1] else None,
+            seed=np.repeat([part.seed for part in parts], len(parts[0].theta_GP)),
+            val_accuracy=torch.cat([part.val_accuracy_G for part in parts]).numpy(),
+            val_nll=torch.cat([part.val_nll_G for part in parts]).numpy(),
+            theta_KP=torch.cat([part.theta_GP for part in parts]).numpy(),
+            step=np.array([steps[member.snapshot] for member in members]),
+            fit_seconds=np.full(len(members), seconds),
         )
-        for first, theta_GKP in chunks:
-            theta_GP, last = theta_GKP[:, 0], first + len(theta_GKP)
-            if first < stretch.early:
-                sum_P = theta_GP[: stretch.early - first].sum(dim=0)
-                save_weights(self.artifact, _sum_name(index, attempt, first), {"theta": sum_P})
-            own = [m for m in run if first <= stretch.early + m.snapshot < last]
-            if not own:
-                continue
-            theta_GP = self._in_units_of(roots_RW, theta_GP[-len(own) :])
-            accuracy_G, nll_G = self.classifiers.validate(theta_GP, [m.trunk for m in own])
-            if not finite_rows(theta_GP, nll_G).all():
-                return False
-            shard = next(i for i, members in cohort.shards.items() if members[0] == own[0])
-            is_first, early_RP = own[0] == run[0], None
-            if is_first and stretch.early:
-                firsts = range(0, stretch.early, cohort.chunk)
-                names = [_sum_name(index, attempt, first) for first in firsts]
-                sums = [load_weights(self.artifact, name)["theta"] for name in names]
-                early_RP = torch.stack(sums).sum(dim=0, keepdim=True) / stretch.early
-            cost = keep.watch.cost + keep.spent
-            self._write(
-                *(shard, own, cost, again if is_first else []),
-                early_RP=early_RP,
-                seed=np.array(seeds * len(own)),
-                val_accuracy=accuracy_G.numpy(),
-                val_nll=nll_G.numpy(),
-                theta_KP=theta_GP.numpy(),
-                **self._told(own, cost),
-            )
-            keep.watch, keep.spent = self._stopwatch(), Cost()
-        return True
 
     def _write(
         self,
@@ -283,26 +303,6 @@ class SeedTrainer:
         )
         write_shard(self.artifact, index, population)
 
-    def _train_runs(
-        self, cohort: Sequence[Run], roots_RW: Tensor | None, keeps: Sequence[Checkpoint]
-    ) -> tuple[_Runs | None, list[tuple[Run, int]], list[Divergence]]:
-        """What the runs leave, the runs that are left with their rows, and what diverged."""
-        trained = [run for run in cohort if self._is_rooted(run, roots_RW)]
-        diverged = [self._diverged(run, 0, True) for run in cohort if run not in trained]
-        if not trained:
-            return None, [], diverged
-        runs = self._attempt(trained, roots_RW, 0, keeps[0])
-        if again := [row for row, well in enumerate(runs.finite()) if not well]:
-            runs.replace(
-                again, self._attempt([trained[row] for row in again], roots_RW, 1, keeps[1])
-            )
-        finite = runs.finite()
-        for row in again:
-            first = 0 if finite[row] else 1
-            diverged.append(self._diverged(trained[row], first, not finite[row]))
-        left = [(run, row) for row, run in enumerate(trained) if finite[row]]
-        return runs, left, diverged
-
     def _is_rooted(self, run: Run, roots_RW: Tensor | None) -> bool:
         """Whether a run has a root to start from that did not diverge, or needs none."""
         if roots_RW is None or not self.section.protocol.branches:
@@ -311,8 +311,8 @@ class SeedTrainer:
 
     def _starts(
         self, runs: Sequence[Run], roots_RW: Tensor | None, attempt: int
-    ) -> tuple[Tensor, list[torch.Generator], list[int]]:
-        """Where runs start ``(R, P)``, their generators, and the seeds of these."""
+    ) -> tuple[Tensor, list[torch.Generator]]:
+        """Where runs start ``(R, P)``, and their generators."""
         forks = [run[0].fork + attempt * self.first_spare for run in runs]
         trunks = [run[0].trunk for run in runs]
         if self.section.protocol.branches:
@@ -327,8 +327,7 @@ class SeedTrainer:
             # They go on with the hyper-parameters and the order of examples that they began with.
             sources = load_weights(self.artifact, ROOTS)["source"]
             purposes = [("root order", int(sources[trunk])) for trunk in trunks]
-        streams = [generator_for(self.seed, *purpose) for purpose in purposes]
-        return start_RP, streams, [stream.initial_seed() for stream in streams]
+        return start_RP, [generator_for(self.seed, *purpose) for purpose in purposes]
 
     def _in_units_of(self, roots_RW: Tensor | None, theta_KP: Tensor) -> Tensor:
         """Models from scratch in the units of the reference, where that is asked."""
@@ -337,29 +336,6 @@ class SeedTrainer:
             return theta_KP
         assert roots_RW is not None
         return self._align(roots_RW[0], theta_KP)
-
-    def _attempt(
-        self, runs: Sequence[Run], roots_RW: Tensor | None, attempt: int, keep: Checkpoint
-    ) -> _Runs:
-        """Train runs, each with the seed of its fork (attempt 0) or of a spare one (1)."""
-        stretch = self.section.protocol.run_stretch(self.section.recipe)
-        start_RP, streams, seeds = self._starts(runs, roots_RW, attempt)
-        trunks = [run[0].trunk for run in runs]
-        snapshots_RSP = self.classifiers.fit_members(start_RP, trunks, stretch, streams, keep)
-        early_RSP = snapshots_RSP[:, : stretch.early]
-        early_RP = early_RSP.mean(dim=1) if stretch.early else early_RSP.flatten(1)
-        theta_RSP = snapshots_RSP[:, stretch.early :]
-        shape = theta_RSP.shape
-        theta_KP = self._in_units_of(roots_RW, theta_RSP.flatten(0, 1))
-        members = [member.trunk for run in runs for member in run]
-        val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, members)
-        return _Runs(
-            theta_KP.view(shape),
-            early_RP,
-            val_accuracy_K.view(shape[:2]),
-            val_nll_K.view(shape[:2]),
-            seeds,
-        )
 
     def _diverged(self, run: Run, attempt: int, dropped: bool) -> Divergence:
         """The record of a run whose given attempt diverged."""
@@ -399,6 +375,54 @@ class SeedTrainer:
         return [first + step for step in marks]
 
 
-def _sum_name(index: int, attempt: int, first: int) -> str:
-    """The file of a sum of early snapshots ``theta (P,)``, of a cohort's chunk from ``first``."""
-    return f"{DIRECTORY}/{index}/early-{attempt}-{first:08d}.safetensors"
+class CheckpointReader(SeedTrainer):
+    """Takes a trunk's members from files instead: read, checked and validated, a cohort each."""
+
+    def __init__(self, config: PipelineConfig, artifact: Artifact, dataset: Shared) -> None:
+        super().__init__(config, artifact, dataset)
+        assert isinstance(config.seeds.protocol, Checkpoints)
+        self.protocol = config.seeds.protocol
+        self.files, self.trunks = listed_trunks(self.protocol)
+
+    def train_cohort(self, index: int) -> None:
+        """Read one trunk and write its shard, with what it had cost if that is known."""
+        files, early = self.trunks[index], self.protocol.early
+        with self._stopwatch() as watch:
+            theta_KP = torch.stack([self._vector(file) for file in files])
+            if self.protocol.align and self._reference is not None:
+                theta_KP = self._align(self._reference, theta_KP)
+            early_KP, theta_KP = theta_KP[:early], theta_KP[early:]
+            val_accuracy_K, val_nll_K = self.classifiers.validate(theta_KP, [0] * len(theta_KP))
+            finite_K = finite_rows(theta_KP) & val_nll_K.isfinite()
+        kept = np.flatnonzero(finite_K.numpy())
+        members = [self.runs[index][row] for row in kept]
+        lost = tuple(member.model_id for member in self.runs[index] if member not in members)
+        dropped = Divergence(
+            kind="run", trunk=index, fork=0, seed=0, outcome="dropped", models=lost
+        )
+        seconds = self.protocol.seconds or 0.0
+        self._write(
+            index,
+            members,
+            watch.cost + Cost(cpu_seconds=seconds * len(files)),
+            [dropped] if lost else [],
+            early_RP=early_KP.mean(dim=0, keepdim=True) if early else None,
+            step=early + kept,
+            seed=np.zeros(len(kept), dtype=np.int64),
+            val_accuracy=val_accuracy_K.numpy()[kept],
+            val_nll=val_nll_K.numpy()[kept],
+            fit_seconds=np.full(len(kept), seconds),
+            theta_KP=theta_KP[kept].numpy(),
+        )
+
+    @cached_property
+    def _reference(self) -> Tensor | None:
+        """What all are aligned to: the first trunk's last checkpoint that did not diverge."""
+        files = (file for trunk in self.trunks for file in reversed(trunk))
+        vectors = map(self._vector, files)
+        return next((vector_P for vector_P in vectors if vector_P.isfinite().all()), None)
+
+    def _vector(self, file: File) -> Tensor:
+        layout = self.classifiers.layout
+        shapes = {entry.name: entry.shape for entry in layout.entries}
+        return layout.flatten(read_state(self.files, file, shapes, self.protocol.prefix))

@@ -20,14 +20,12 @@ from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints, Protocol
-from bend_ray.populations.cohorts import cohorts_of
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
-from bend_ray.stages.checkpoints import CheckpointReader
-from bend_ray.stages.seed_trainer import SeedTrainer
+from bend_ray.stages.seed_trainer import CheckpointReader, SeedTrainer, cohorts_of
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +42,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
         dataset = runtime.share(config.dataset)
         classifiers = checked(config, dataset.load())
         cohorts = cohorts_of(section, classifiers.layout.size)
-        rows = {index: len(own) for cohort in cohorts for index, own in cohort.shards.items()}
+        rows = {index: size for cohort in cohorts for index, size in cohort.rows().items()}
         done = done_shards(artifact, rows)
         missing = [n for n, cohort in enumerate(cohorts) if not cohort.shards.keys() <= done]
         with ProgressLine(name, sum(rows.values()), "models") as progress:

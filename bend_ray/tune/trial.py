@@ -18,7 +18,6 @@ from ray import tune
 from bend_ray import pipeline
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact
-from bend_ray.comparison.validation import BagCurve
 from bend_ray.config.graph import Graph, graph_of
 from bend_ray.config.reading import with_knobs
 from bend_ray.config.schema import PipelineConfig
@@ -28,7 +27,7 @@ from bend_ray.runtime import cluster
 from bend_ray.runtime.interface import Shared
 from bend_ray.runtime.on_ray import RayRuntime, get
 from bend_ray.stages import generator
-from bend_ray.stages.scoring import bag_curve, milestone_curve
+from bend_ray.stages.scoring import BagCurve, bag_curve
 from bend_ray.storage.masking import cause
 from bend_ray.tune.records import (
     BagRecord,
@@ -98,7 +97,7 @@ class StageWorker:
             weights = generator.train_until(config, found, self.runtime, step) if mine else None
             if weights is None:
                 return None
-            return milestone_curve(config, found, self.runtime, weights, sizes)
+            return bag_curve(config, found, self.runtime, sizes, weights)
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""

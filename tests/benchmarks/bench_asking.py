@@ -38,7 +38,7 @@ import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
-from bend_ray.ensemble.rule import Rule
+from bend_ray.ensemble.votes import Rule
 from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import bag_program, forms
 from bend_ray.export.layers import member_graph

@@ -43,7 +43,7 @@ from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.export.graphs import bag_program
 from bend_ray.networks.dense import leaves
-from bend_ray.networks.stacking import _by_pixel
+from bend_ray.networks.stacking import by_pixel
 
 PRODUCTS = (nn.Conv2d, nn.Linear)
 
@@ -72,7 +72,7 @@ def layers_alone(
     task: Task, batch: int, backward: bool
 ) -> tuple[dict[str, Callable[[], object]], set[str]]:
     """Every layer of a network, run on an input of its shape; those that are products."""
-    values = _by_pixel(task.inputs[:batch])
+    values = by_pixel(task.inputs[:batch])
     steps: dict[str, Callable[[], object]] = {}
     products = set()
     for index, (path, layer) in enumerate(leaves(task.build().train(backward))):

@@ -34,25 +34,24 @@ from torch import Tensor, nn
 
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.metrics import error_iou, nll, score
+from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.objectives import Denoising, Reconstruction
 from bend_ray.generation.steps import AveragedSteps, HeldOut
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
-from bend_ray.networks.stacking import Stack, form_for, predict_logits
+from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
 from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages.finish import guided, ways
+from bend_ray.stages.sample_drawer import ways
 
 FOLDS = 10
 """Of validation images: halves of digits' may be without an error."""
@@ -144,9 +143,10 @@ class Split:
     ) -> Tensor:
         """Models moved on by so much of their trunks' way, then trained for a share of a recipe."""
         if guidance:
-            way_TP = ways(self.averages(), self.early_RP)
+            averages_TP = self.averages()
+            way_TP = ways(averages_TP, torch.arange(len(averages_TP)), self.early_RP)
             way_TP[:, self.layout.num_trainable :] = 0.0
-            theta_NP = guided(theta_NP, trunk_N, way_TP, guidance)
+            theta_NP = theta_NP + guidance * way_TP[trunk_N]
         if annealing:
             how = self.config.finish.annealing.model_copy(update={"fraction": annealing})
             with self._timed("annealing"):
@@ -252,8 +252,8 @@ class Split:
         probs_NC = logits_ENC.softmax(dim=-1).mean(dim=0)
         whole = score(probs_NC, labels_N)
         told = {
-            "accuracy": whole.accuracy,
-            "nll": whole.nll,
+            "accuracy": whole["accuracy"],
+            "nll": whole["nll"],
             "scaled_nll": _scaled_nll(probs_NC, labels_N),
             "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
             "error_iou": error_iou(predicted_EN, labels_N),
@@ -261,7 +261,8 @@ class Split:
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
             new = novelty(
-                Models(theta_EP, trunk_E, predicted_EN), Models(members, trunks, self._seen)
+                Models(theta_EP, trunk_E, predicted_EN, self.data.task),
+                Models(members, trunks, self._seen, self.data.task),
             )
             told |= {"spread": new.spread, "functional_distance": new.functional_distance}
             told |= {"copies": new.copies}
@@ -284,7 +285,7 @@ def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
     for fold in range(FOLDS):
         temperature = fit_temperature(probs_NC[fold_N != fold], labels_N[fold_N != fold])
         scaled_NC[fold_N == fold] = apply_temperature(probs_NC[fold_N == fold], temperature)
-    return nll(scaled_NC, labels_N)
+    return score(scaled_NC, labels_N)["nll"]
 
 
 def figures(

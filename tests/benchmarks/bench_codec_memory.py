@@ -43,7 +43,8 @@ from bend_ray.generation.objectives import Reconstruction
 from bend_ray.networks.architectures import TorchvisionModel
 from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.populations.members import BLOCK_BYTES, LAYOUT
+from bend_ray.populations.members import LAYOUT
+from bend_ray.process.matrix import BLOCK_BYTES
 from bend_ray.runtime import cluster
 from bend_ray.runtime.interface import split
 from bend_ray.runtime.on_ray import RayRuntime
@@ -202,7 +203,8 @@ def large(names: list[str]) -> None:
                 seeds = synthetic_population(store, layout, count)
                 memory.peaks.clear()
                 started = time.perf_counter()
-                representation, cost = Principal.fit(seeds, runtime)
+                state, cost = Principal.fit(seeds, runtime)
+                representation = Principal(state)
                 fitted = time.perf_counter()
                 decoded = store.artifact("samples", 1, {}, [seeds])
                 shards = split(range(DRAWN), max(1, SHARD_BYTES // (4 * layout.size)))

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -34,7 +34,13 @@ from torch import Tensor, nn
 
 from bend_ray.data.datasets import ImageParquet
 from bend_ray.ensemble.votes import fit_temperature
-from bend_ray.optim import AdamW
+from bend_ray.generation.conditioning import ConditionedDenoiser
+from bend_ray.generation.denoisers import MlpDenoiser
+from bend_ray.generation.diffusion import Ddpm, gaussian_prediction
+from bend_ray.generation.objectives import Denoising
+from bend_ray.generation.samplers import Ddim
+from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.optim import AdamW, Training
 from bend_ray.randomness import generator_for
 
 SIZES = (5, 10, 20, 50, 100, 200)
@@ -322,6 +328,7 @@ class Fleet:
             "average of nearest tasks": self.nearest,
             "shared start, bagged": self.shared_start,
             "Gaussian of tasks' ends": self.gaussian,
+            "diffusion of tasks' ends": self.diffusion,
         }
 
     def deep_ensemble(self, tasks: Tasks, x_TQF: Tensor) -> Answers:
@@ -484,16 +491,105 @@ class Fleet:
         for width in (0.1, 0.3, 1.0):
             answers = torch.zeros(*x_TQF.shape[:2], tasks.num_classes)
             for kind in tasks.kind_T.unique().tolist():
-                ends = self.ends[self.known.kind_T == kind]
-                mean_P = ends.mean(dim=0)
-                _, value_R, axes_PR = torch.pca_lowrank(ends - mean_P, DIRECTIONS)
-                basis_RP = (axes_PR * value_R / (len(ends) - 1) ** 0.5 * width).T
+                mean_P, basis_RP = self.bases[kind]
                 for index_T in (tasks.kind_T == kind).nonzero().flatten().split(20):
                     some = tasks.at(index_T)
-                    theta_EP = self._laplace(some, mean_P, basis_RP)
+                    theta_EP = self._laplace(some, mean_P, width * basis_RP)
                     answers[index_T] = votes(theta_EP, some, x_TQF[index_T], self.sizes)
             found[f"{width} of the spread"] = answers
         return found
+
+    @cached_property
+    def bases(self) -> dict[int, tuple[Tensor, Tensor]]:
+        """Of each kind the ends' mean, and their principal directions as long as they spread."""
+        found = {}
+        for kind in self.known.kind_T.unique().tolist():
+            ends = self.ends[self.known.kind_T == kind]
+            mean_P = ends.mean(dim=0)
+            _, value_R, axes_PR = torch.pca_lowrank(ends - mean_P, DIRECTIONS)
+            found[kind] = (mean_P, (axes_PR * value_R / (len(ends) - 1) ** 0.5).T)
+        return found
+
+    @cached_property
+    def denoiser(self) -> ConditionedDenoiser:
+        """Of the ends' coefficients, told their kind: the package's, begun as a Gaussian.
+
+        A tenth of the tasks choose when it stops.
+        """
+        kind_T = self.known.kind_T
+        z_TR = torch.stack(
+            [
+                (end_P - mean_P) @ basis_RP.T / basis_RP.square().sum(dim=1)
+                for end_P, (mean_P, basis_RP) in zip(
+                    self.ends, map(self.bases.__getitem__, kind_T.tolist()), strict=True
+                )
+            ]
+        )
+        torch.manual_seed(self.seed)
+        how = Training(steps=2000, look_every=100, patience=3)
+        objective = Denoising(MlpDenoiser().build(DIRECTIONS, 2), Ddpm())
+        averaged, generator = AveragedSteps(objective, how), self._stream("denoiser")
+        rows = {"features": z_TR, "condition": kind_T}
+        unseen = {name: column[::10] for name, column in rows.items()}
+        held_out = HeldOut(objective, averaged, unseen, generator)
+        learnt_T = torch.tensor([task for task in range(len(z_TR)) if task % 10])
+        for step in range(how.steps):
+            if step % how.look_every == 0:
+                held_out.look(step)
+            if held_out.is_over:
+                break
+            chosen_B = learnt_T[torch.randint(len(learnt_T), (128,), generator=generator)]
+            batch = {name: column[chosen_B] for name, column in rows.items()}
+            objective(batch | objective.draw(batch["features"].shape, generator)).backward()
+            averaged.step(step)
+        held_out.settle()
+        averaged.settle()
+        told = [(step, round(lost, 4)) for step, lost in held_out.curve]
+        print("denoising loss of held-out tasks:", told, file=sys.stderr)
+        return objective.denoiser.eval()
+
+    def diffusion(self, tasks: Tasks, x_TQF: Tensor, draws: int = 8) -> Answers:
+        """Eight draws of the diffusion model, each led by the loss of the task's known rows."""
+        many, found = repeated(tasks, draws), dict[str, Tensor]()
+        for width, strength in product((0.1, 0.3, 1.0), (0.3, 1.0)):
+            theta_EP = torch.empty(len(many), self.ends.shape[1])
+            for kind in tasks.kind_T.unique().tolist():
+                index_E = (many.kind_T == kind).nonzero().flatten()
+                mean_P, basis_RP = self.bases[kind]
+                z_ER = self._led(many.at(index_E), mean_P, width * basis_RP, strength)
+                theta_EP[index_E] = mean_P + width * z_ER @ basis_RP
+            answer = votes(theta_EP, tasks, x_TQF, self.sizes)
+            found[f"{width} of the spread, led by {strength}"] = answer
+        return found
+
+    def _led(self, tasks: Tasks, mean_P: Tensor, basis_RP: Tensor, strength: float) -> Tensor:
+        """A draw of coefficients for each task.
+
+        At every step the guess of the noiseless goes down the loss of the known rows, by as much
+        as it is uncertain; no further than the prior is wide.
+        """
+        process, net, kind_T = Ddpm(), self.denoiser, tasks.kind_T
+        size_T1 = tasks.weight_TN.sum(dim=1, keepdim=True)
+
+        def predict(x_TR: Tensor, t: float) -> Tensor:
+            t_T = torch.full((len(x_TR),), t)
+            a, b = (each[0].item() for each in process.coefficients(t_T))
+            with torch.no_grad():
+                learnt_TR = net(x_TR, t_T, kind_T)
+                said_TR = learnt_TR + gaussian_prediction(process, x_TR, t_T)
+                x0_TR, _ = process.split(x_TR, said_TR, a, b)
+            x0_TR = x0_TR.requires_grad_()
+            said_TNC = logits(mean_P + x0_TR @ basis_RP, tasks.x_TNF, self.sizes)
+            (down_TR,) = torch.autograd.grad((losses(said_TNC, tasks) * size_T1[:, 0]).sum(), x0_TR)
+            step_TR = strength * b**2 / (a**2 + b**2) * down_TR
+            length_T1 = step_TR.norm(dim=1, keepdim=True)
+            x0_TR = (x0_TR - step_TR / (length_T1 / DIRECTIONS**0.5).clamp_min(1)).detach()
+            return process.target(x0_TR, (x_TR - a * x0_TR) / b, t_T)
+
+        noise = self._stream("diffusion")
+        return Ddim().sample(
+            predict, process, lambda: torch.randn(len(tasks), DIRECTIONS, generator=noise)
+        )
 
     def _laplace(self, tasks: Tasks, mean_P: Tensor, basis_RP: Tensor, draws: int = 8) -> Tensor:
         """Draws ``(draws * T, P)`` around the most likely coefficients, whose prior is unit."""

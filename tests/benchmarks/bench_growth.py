@@ -39,11 +39,12 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.examples import Examples
 from bend_ray.data.streaming import Room, Streamed
-from bend_ray.ensemble.metrics import disagreement
+from bend_ray.ensemble.metrics import disagreements
 from bend_ray.ensemble.novelty import nearest_distances
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.networks.fitting import CLASSIFICATION, feed_of, fitted
+from bend_ray.networks.batches import Feed
+from bend_ray.networks.fitting import CLASSIFICATION, fitted
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
 from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
@@ -69,16 +70,14 @@ def leaving(snapshots: int, parameters: int) -> Work:
     layout = ParameterLayout.of(module)
     examples = Examples(torch.zeros(10, parameters // 10), torch.arange(10))
     recipe = Recipe(batch_size=10)
-    feed = feed_of(examples, lambda x: x, recipe, torch.device("cpu"), CLASSIFICATION)
+    feed = Feed(examples, lambda x: x, recipe, CLASSIFICATION, torch.device("cpu"))
     stretch = Stretch(start=0.0, epochs=snapshots, snapshots=snapshots)
 
     def work() -> None:
         start_KP, groups = torch.zeros(1, layout.size), [(Stack(module, layout), [0])]
         generators = [torch.Generator()]
-        for _, theta_GKP in fitted(
-            groups, start_KP, feed, 10, recipe, stretch, generators, chunk=16
-        ):
-            theta_GKP.sum()
+        for _, theta_KGP, _ in fitted(groups, start_KP, feed, stretch, generators, chunk=16):
+            theta_KGP.sum()
 
     return work
 
@@ -133,7 +132,7 @@ def asking(drawn: int, images: int) -> Work:
 def diversity(drawn: int) -> Work:
     """Pairwise disagreement of all members on 2,000 images."""
     predictions_EN = torch.randint(10, (drawn, 2000))
-    return lambda: disagreement(predictions_EN)
+    return lambda: disagreements(predictions_EN)
 
 
 def nearest(drawn: int, models: int, parameters: int) -> Work:
@@ -152,7 +151,7 @@ def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
     prices = StageCosts(9.0, 1.0, 5.0, 1.0, models, 1.0, dict.fromkeys(rivals, 0.01))
     validation, test = (
         {
-            name: Predictions(torch.randn(count, images, 10), labels_N)
+            name: Predictions(torch.randn(count, images, 10), labels_N, CLASSIFICATION)
             for name, count in (rivals | counts).items()
         }
         for _ in range(2)
@@ -190,7 +189,7 @@ def streaming(images: int, side: int) -> Work:
     def work() -> None:
         train = spec.load(Room(2**25)).train
         assert isinstance(train, Streamed)
-        feed = feed_of(train, lambda x: x, recipe, torch.device("cpu"), CLASSIFICATION)
+        feed = Feed(train, lambda x: x, recipe, CLASSIFICATION, torch.device("cpu"))
         for _ in feed.batches([torch.Generator()], recipe.num_steps(1, images)):
             pass
 

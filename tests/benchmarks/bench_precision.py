@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bend_ray.config.reading import load_config
-from bend_ray.ensemble.metrics import disagreement, member_accuracy, member_nll, score
+from bend_ray.ensemble.metrics import disagreements, member_accuracy, score, true_log_probs
 from bend_ray.networks.recipe import Stretch
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -41,17 +41,18 @@ def trained(config: dict[str, Any], seed: int, models: int, device: str) -> dict
     streams = [generator_for(seed, "precision", model) for model in range(models)]
     stretch = Stretch(start=0.0, epochs=loaded.seeds.recipe.epochs)
     cpu, wall = time.process_time(), time.perf_counter()
-    theta_KP = classifiers.fit(classifiers.stack, torch.stack(starts), stretch, streams)[-1]
+    ((_, theta_SKP),) = classifiers.fitted(torch.stack(starts), None, stretch, streams)
+    theta_KP = theta_SKP[-1]
     took = time.process_time() - cpu if device == "cpu" else time.perf_counter() - wall
     test = classifiers.dataset.test
     logits_KNC, labels_N = classifiers.logits(theta_KP, test), test.labels_N
     bag = score(logits_KNC.double().softmax(dim=-1).mean(dim=0), labels_N)
     return {
         "accuracy": member_accuracy(logits_KNC, labels_N).mean().item(),
-        "nll": member_nll(logits_KNC, labels_N).mean().item(),
-        "bag_accuracy": bag.accuracy,
-        "bag_nll": bag.nll,
-        "spread": disagreement(logits_KNC.argmax(dim=-1)),
+        "nll": -true_log_probs(logits_KNC, labels_N).mean().item(),
+        "bag_accuracy": bag["accuracy"],
+        "bag_nll": bag["nll"],
+        "spread": disagreements(logits_KNC.argmax(dim=-1)).mean().item(),
         "seconds": took,
     }
 

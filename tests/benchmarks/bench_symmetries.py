@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.config.reading import load_config
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import initial_parameters
 from bend_ray.networks.recipe import Stretch
+from bend_ray.networks.stacking import call
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import Groups, align
 from bend_ray.populations.networks import Classifiers
@@ -132,7 +132,8 @@ class Pair:
         ]
         whole = Stretch(0.0, float(classifiers.config.seeds.recipe.epochs))
         orders = [generator_for(pair, "order", index) for index in range(2)]
-        self.theta_KP = classifiers.fit(classifiers.stack, torch.stack(starts), whole, orders)[-1]
+        ((_, theta_SKP),) = classifiers.fitted(torch.stack(starts), None, whole, orders)
+        self.theta_KP = theta_SKP[-1]
 
     def loss(self, theta_KP: Tensor) -> float:
         return float(self.classifiers.validate(theta_KP)[1].mean())

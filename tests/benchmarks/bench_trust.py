@@ -185,8 +185,8 @@ def _asked(bags: Mapping[str, Bag], run: bend.Run, dataset: Parts) -> dict[str, 
         scores = score(torch.from_numpy(probs), test.labels_N)
         entropy = [-(p * np.log(np.maximum(p, 1e-30))).sum(1) for p in (probs, strange)]
         found[name] = {
-            "accuracy %": 100 * scores.accuracy,
-            "NLL": scores.nll,
+            "accuracy %": 100 * scores["accuracy"],
+            "NLL": scores["nll"],
             f"AUROC % {run.config.evaluation.ood[0].name}": 100 * detection(*entropy).auroc,
         }
     batch, spent = test.take(slice(32)), {name: list[float]() for name in bags}

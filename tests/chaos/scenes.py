@@ -45,7 +45,7 @@ autoencoder:
   training: {steps: 600, batch_size: 8, checkpoint_every: 60}
 generator:
   denoiser: {hidden: 16, blocks: 1}
-  training: {steps: 600, batch_size: 8, checkpoint_every: 60}
+  training: {steps: 600, batch_size: 8, checkpoint_every: 60, patience: null}  # so it is probed
 samples: {count: 12, shard_size: 2, resources: {workers: 2}}
 evaluation:
   rivals: [{kind: originals_bag}, {kind: deep_ensemble, size: 4}, {kind: gaussian}]

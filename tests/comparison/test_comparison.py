@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from answers import LABELS, PRICES, C, N, Population, comparison_of, members
+from scored import nll
 
 from bend_ray.comparison.choosing import StageCosts
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK
-from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
 from bend_ray.generation.rivals import (
     BestOriginal,

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 from answers import LABELS, PRICES, N, Population, comparison_of, members
+from scored import disagreement, nll
 
 from bend_ray.artifacts.directory import to_json
 from bend_ray.comparison.comparison import Comparison
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import TopK
-from bend_ray.ensemble.metrics import disagreement, nll
-from bend_ray.ensemble.trust import rejection
+from bend_ray.ensemble.metrics import rejection
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import BestOriginal, DeepEnsemble, Gaussian, OriginalsBag
 
@@ -94,7 +94,7 @@ def test_where_bags_are_scored_at_temperatures_so_are_their_curves_and_differenc
     assert bag["scaled"]["nll"] == pytest.approx(metrics["bag"]["nll"], rel=1e-4)
     assert ensemble["curve"]["scaled_nll"] == ensemble["curve"]["nll"]["mean"]
     refused = rejection(of.voted(of.bags["bag"]).scaled_NC, LABELS[N:])
-    assert bag["rejection"]["accuracy"] == pytest.approx(refused.accuracy, rel=1e-4)
+    assert bag["rejection"]["accuracy"] == pytest.approx(refused["accuracy"], rel=1e-4)
     minus = metrics["bag"]["nll"] - metrics["rivals"]["deep_ensemble"]["nll"]
     assert ensemble["bag_minus_it"]["nll"]["mean"] == pytest.approx(minus, rel=1e-4)
 

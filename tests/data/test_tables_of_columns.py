@@ -240,6 +240,51 @@ def test_a_test_part_that_does_not_fit(tmp_path: Path) -> None:
         Table(train=uri, test=str(other)).load()
 
 
+@pytest.mark.parametrize("ending", ["parquet", "csv", "arrow"])
+def test_two_columns_of_a_name_are_refused(ending: str, tmp_path: Path) -> None:
+    twice = pa.table([pa.array([1.0, 2.0])] * 2 + [pa.array([0, 1])], names=["a", "a", "y"])
+    path = tmp_path / f"rows.{ending}"
+    if ending == "csv":
+        path.write_text("a,a,y\n1,1,0\n2,2,1\n")
+    else:
+        writer = pa.parquet.write_table if ending == "parquet" else pa.feather.write_feather
+        writer(twice, str(path))
+    with pytest.raises(DataError, match=r"expected columns of different names, got a twice"):
+        Table(train=str(path)).load()
+
+
+def test_thousands_of_columns_and_three_rows(tmp_path: Path) -> None:
+    wide = pd.DataFrame(np.random.default_rng(0).normal(size=(3, 10_000))).add_prefix("x")
+    parts = Table(train=write(wide.assign(y=[0.1, 0.2, 0.3]), tmp_path)).load()
+    assert parts.input_shape == (10_000,)
+    with pytest.raises(DataError, match="expected rows for each part, got 0 for training"):
+        Table(train=write(wide[:1].assign(y=0.1), tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("change", "width"),
+    [
+        ({"city": ["Rome"] + ["Ulm", "Bonn"] * 59 + ["Ulm"]}, 3),  # a level of one row
+        ({"city": None}, 0),
+        ({"city": [f"{i}" for i in range(120)]}, 0),
+    ],
+)
+def test_levels_that_say_little(change: dict[str, object], width: int, tmp_path: Path) -> None:
+    table = frame()[["age", "label"]].assign(**change)
+    columns = Table(train=write(table, tmp_path), num_validation=1, split_seed=1).load().columns
+    assert (columns["city"].width if width else len(columns) - 1) == width
+
+
+def test_another_order_and_other_types_are_the_same_columns(tmp_path: Path) -> None:
+    uri, other = write(frame().drop(columns="name"), tmp_path), tmp_path / "test.csv"
+    whole = frame().drop(columns="name").assign(age=lambda t: t["age"].round(), more=1)
+    whole[whole.columns[::-1]].to_csv(other, index=False)
+    as_texts = Table(train=uri, test=str(other)).load().test
+    whole.to_parquet(tmp_path / "same.parquet")
+    as_they_are = Table(train=uri, test=str(tmp_path / "same.parquet")).load().test
+    assert (as_texts.inputs == as_they_are.inputs).all()
+
+
 def test_few_whole_numbers_are_classes_and_many_are_numbers(tmp_path: Path) -> None:
     table = frame().assign(few=np.arange(120) % 3 - 1, many=np.arange(120))
     uri = write(table, tmp_path)

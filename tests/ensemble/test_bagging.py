@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
+from scored import nll
 
 from bend_ray.ensemble.bagging import All, Bagging, GreedyForward, Stratified, TopK
-from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError
 from bend_ray.spec import variants

@@ -1,8 +1,8 @@
 import pytest
 import torch
+from scored import accuracy, member_nll, nll
 
 from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
-from bend_ray.ensemble.metrics import accuracy, member_nll, nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import (
     MajorityVote,
@@ -35,15 +35,15 @@ def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
     curve = size_curve(said, val_nll, vote, torch.Generator().manual_seed(1), 5)
     generator = torch.Generator().manual_seed(1)
     orders = [torch.randperm(E, generator=generator) for _ in range(5)]
-    assert curve.sizes == [1, 2, 3, 4, 6, 7]
-    for place, size in enumerate(curve.sizes):
+    assert curve["sizes"] == [1, 2, 3, 4, 6, 7]
+    for place, size in enumerate(curve["sizes"]):
         bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
         right = torch.tensor([accuracy(bag, labels) for bag in bags], dtype=torch.float64)
         nats = torch.tensor([nll(bag, labels) for bag in bags], dtype=torch.float64)
-        assert curve.accuracy.mean[place] == pytest.approx(right.mean().item())
-        assert curve.nll.mean[place] == pytest.approx(nats.mean().item())
-        assert curve.nll.low[place] == pytest.approx(nats.quantile(0.1).item())
-        assert curve.nll.high[place] == pytest.approx(nats.quantile(0.9).item())
+        assert curve["accuracy"]["mean"][place] == pytest.approx(right.mean().item())
+        assert curve["nll"]["mean"][place] == pytest.approx(nats.mean().item())
+        assert curve["nll"]["low"][place] == pytest.approx(nats.quantile(0.1).item())
+        assert curve["nll"]["high"][place] == pytest.approx(nats.quantile(0.9).item())
 
 
 @pytest.mark.parametrize("vote", [SoftVote(), MajorityVote(), WeightedVote()])
@@ -54,10 +54,10 @@ def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> 
     curve = prefix_curve(said, val_nll, vote, sizes, orders)
     for place, size in enumerate(sizes):
         bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
-        assert curve.accuracy.mean[place] == pytest.approx(
+        assert curve["accuracy"]["mean"][place] == pytest.approx(
             sum(accuracy(b, labels) for b in bags) / 2
         )
-        assert curve.nll.mean[place] == pytest.approx(sum(nll(b, labels) for b in bags) / 2)
+        assert curve["nll"]["mean"][place] == pytest.approx(sum(nll(b, labels) for b in bags) / 2)
 
 
 def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images() -> None:
@@ -80,7 +80,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
         )
         temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2), 2)
         expected = [nll(apply_temperature(bag, temperature), labels) for bag in pairs]
-        assert curve.nll.mean[place] == pytest.approx(sum(expected) / 2)
+        assert curve["nll"]["mean"][place] == pytest.approx(sum(expected) / 2)
 
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,8 +88,8 @@ def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     whole = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
     monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * E * C * 7)
     cut = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
-    assert cut.accuracy == whole.accuracy
-    assert cut.nll.mean == pytest.approx(whole.nll.mean)
+    assert cut["accuracy"] == whole["accuracy"]
+    assert cut["nll"]["mean"] == pytest.approx(whole["nll"]["mean"])
 
 
 def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
@@ -97,9 +97,9 @@ def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
     logits, labels = said.logits_ENC, said.labels_N
     logits[2], val_nll[2] = torch.nan, torch.nan
     curve = size_curve(said, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
-    assert curve.sizes[-1] == E - 1
+    assert curve["sizes"][-1] == E - 1
     expected = nll(WeightedVote().combine(logits, val_nll), labels)
-    assert curve.nll.mean[-1] == pytest.approx(expected)
+    assert curve["nll"]["mean"][-1] == pytest.approx(expected)
 
 
 def test_sizes_end_with_the_whole() -> None:

@@ -39,11 +39,11 @@ def test_crps_is_the_integral_it_is_defined_as() -> None:
 @pytest.mark.parametrize("spread", [1.0, 2.0])
 def test_intervals_cover_what_the_normal_distribution_says(spread: float) -> None:
     mean, variance, targets = drawn(spread)
-    found = intervals(mean, variance, targets)
+    coverage, width = intervals(mean, variance, targets)
     z = scipy.stats.norm.ppf([0.75, 0.95, 0.975])
     expected = 2 * scipy.stats.norm.cdf(z / spread) - 1
-    assert found.coverage == pytest.approx(expected, abs=0.01)
-    assert found.width == pytest.approx(2 * z * variance.sqrt().mean().item(), rel=1e-9)
+    assert coverage == pytest.approx(expected, abs=0.01)
+    assert width == pytest.approx(2 * z * variance.sqrt().mean().item(), rel=1e-9)
 
 
 def test_the_pit_of_calibrated_predictions_is_uniform_and_of_others_is_not() -> None:

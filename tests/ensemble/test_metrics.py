@@ -46,11 +46,13 @@ def test_scores_agree_with_scikit_learn() -> None:
 
     scores = metrics.score(probs, labels)
 
-    assert scores.accuracy == accuracy_score(labels, probs.argmax(dim=1))
-    assert scores.nll == pytest.approx(log_loss(labels, probs), rel=1e-12)
+    assert scores["accuracy"] == accuracy_score(labels, probs.argmax(dim=1))
+    assert scores["nll"] == pytest.approx(log_loss(labels, probs), rel=1e-12)
     one_hot = np.eye(5)[labels.numpy()]
-    assert scores.brier == pytest.approx(((probs.numpy() - one_hot) ** 2).sum(1).mean(), rel=1e-12)
-    assert scores.ece == metrics.ece(probs, labels)
+    assert scores["brier"] == pytest.approx(
+        ((probs.numpy() - one_hot) ** 2).sum(1).mean(), rel=1e-12
+    )
+    assert scores["ece"] == metrics.ece(probs, labels)
 
 
 def test_brier_is_zero_when_certain_and_right_and_two_when_certain_and_wrong() -> None:
@@ -64,7 +66,8 @@ def test_brier_is_zero_when_certain_and_right_and_two_when_certain_and_wrong() -
 def test_a_label_of_probability_zero_costs_a_finite_nll(dtype: torch.dtype) -> None:
     probs = torch.tensor([[1.0, 0.0]], dtype=dtype)
 
-    assert metrics.nll(probs, torch.tensor([1])) == pytest.approx(126 * math.log(2))
+    nll = metrics.score(probs, torch.tensor([1]))["nll"]
+    assert nll == pytest.approx(126 * math.log(2))
 
 
 def test_ece_of_a_case_done_by_hand() -> None:
@@ -107,18 +110,17 @@ def test_member_scores_are_those_of_each_member_by_itself() -> None:
 
     probs = logits.double().softmax(dim=2)
 
-    assert metrics.member_accuracy(logits, labels).tolist() == [
-        metrics.accuracy(member, labels) for member in probs
-    ]
-    assert metrics.member_nll(logits, labels).tolist() == pytest.approx(
-        [metrics.nll(member, labels) for member in probs], rel=1e-12
-    )
+    alone = [metrics.score(member, labels) for member in probs]
+    expected = [each["accuracy"] for each in alone]
+    assert metrics.member_accuracy(logits, labels).tolist() == expected
+    nll = -metrics.true_log_probs(logits, labels).mean(dim=1)
+    assert nll.tolist() == pytest.approx([each["nll"] for each in alone], rel=1e-12)
 
 
 def test_the_nll_of_extreme_logits_is_exact_and_of_a_diverged_member_nan() -> None:
     logits = torch.tensor([[[1000.0, 0.0]], [[math.nan, 0.0]]])
 
-    wrong, diverged = metrics.member_nll(logits, torch.tensor([1])).tolist()
+    wrong, diverged = -metrics.true_log_probs(logits, torch.tensor([1]))[:, 0]
 
     assert wrong == 1000
     assert math.isnan(diverged)
@@ -143,11 +145,11 @@ def test_diversity_agrees_with_a_loop_over_pairs(
         if same + different:
             qs.append((same - different) / (same + different))
 
-    assert metrics.disagreement(predictions) == pytest.approx(np.mean(disagreements))
+    assert metrics.disagreements(predictions).mean() == pytest.approx(np.mean(disagreements))
     iou = np.mean(ious) if ious else math.nan
-    assert metrics.error_iou(predictions, labels) == pytest.approx(iou, nan_ok=True)
+    assert metrics.error_iou(predictions != labels) == pytest.approx(iou, nan_ok=True)
     q = np.mean(qs) if qs else math.nan
-    assert metrics.q_statistic(predictions, labels) == pytest.approx(q, nan_ok=True)
+    assert metrics.q_statistic(predictions != labels) == pytest.approx(q, nan_ok=True)
 
 
 def test_pairwise_disagreement_agrees_with_a_loop() -> None:
@@ -162,31 +164,31 @@ def test_twins_never_disagree_and_err_together() -> None:
     predictions = random_classes(1, 30).expand(3, 30)
     labels = random_classes(30, seed=2)
 
-    assert metrics.disagreement(predictions) == 0
-    assert metrics.error_iou(predictions, labels) == 1
-    assert metrics.q_statistic(predictions, labels) == 1
+    assert metrics.disagreements(predictions).mean() == 0
+    assert metrics.error_iou(predictions != labels) == 1
+    assert metrics.q_statistic(predictions != labels) == 1
 
 
 def test_one_member_has_no_diversity() -> None:
     predictions, labels = random_classes(1, 30), random_classes(30, seed=2)
 
-    assert math.isnan(metrics.disagreement(predictions))
-    assert math.isnan(metrics.error_iou(predictions, labels))
-    assert math.isnan(metrics.q_statistic(predictions, labels))
+    assert math.isnan(metrics.disagreements(predictions).mean())
+    assert math.isnan(metrics.error_iou(predictions != labels))
+    assert math.isnan(metrics.q_statistic(predictions != labels))
 
 
 def test_members_that_never_err_have_no_overlap_of_errors() -> None:
     labels = random_classes(30)
 
-    assert math.isnan(metrics.error_iou(labels.expand(2, 30), labels))
-    assert math.isnan(metrics.q_statistic(labels.expand(2, 30), labels))
+    assert math.isnan(metrics.error_iou(labels.expand(2, 30) != labels))
+    assert math.isnan(metrics.q_statistic(labels.expand(2, 30) != labels))
 
 
 def test_shapes_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"shape \(3,\) and labels of shape \(2,\)"):
-        metrics.accuracy(torch.ones(3, 2), torch.zeros(2))
+        metrics.score(torch.ones(3, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="at least one example"):
-        metrics.nll(torch.ones(0, 2), torch.zeros(0))
+        metrics.score(torch.ones(0, 2), torch.zeros(0))
     with pytest.raises(ValueError, match="same examples"):
         metrics.pairwise_disagreement(random_classes(2, 5), random_classes(2, 6))
 
@@ -201,10 +203,10 @@ def test_chunks_of_members_or_examples_change_no_score(members: int, seed: int, 
 
     def scores() -> list[float]:
         return [
-            *vars(metrics.score(probs, labels)).values(),
-            metrics.error_iou(said, labels),
-            metrics.q_statistic(said, labels),
-            metrics.disagreement(said),
+            *metrics.score(probs, labels).values(),
+            metrics.error_iou(said != labels),
+            metrics.q_statistic(said != labels),
+            metrics.disagreements(said).mean().item(),
             *metrics.pairwise_disagreement(said, said[:2]).flatten().tolist(),
             fit_temperature(probs, labels),
             *apply_temperature(probs, 0.7).flatten().tolist(),

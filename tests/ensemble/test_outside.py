@@ -21,10 +21,10 @@ def test_figures_are_those_of_scikit_learn(inside: list[int], outside: list[int]
     values = np.array([*inside, *outside], dtype=float)
     truth = np.repeat([0, 1], [len(inside), len(outside)])
     ours = detection(values[: len(inside)], values[len(inside) :])
-    assert ours.auroc == pytest.approx(roc_auc_score(truth, values))
-    assert ours.aupr == pytest.approx(average_precision_score(truth, values))
+    assert ours["auroc"] == pytest.approx(roc_auc_score(truth, values))
+    assert ours["aupr"] == pytest.approx(average_precision_score(truth, values))
     wrong, found, _ = roc_curve(truth, values, drop_intermediate=False)
-    assert ours.fpr95 == pytest.approx(wrong[np.argmax(found >= KEPT - 1e-12)])
+    assert ours["fpr95"] == pytest.approx(wrong[np.argmax(found >= KEPT - 1e-12)])
 
 
 def test_the_error_is_what_draws_of_examples_show() -> None:
@@ -32,8 +32,8 @@ def test_the_error_is_what_draws_of_examples_show() -> None:
     drawn = [
         detection(generator.normal(size=80), generator.normal(1.0, size=60)) for _ in range(600)
     ]
-    spread = np.std([each.auroc for each in drawn])
-    assert np.mean([each.standard_error for each in drawn]) == pytest.approx(spread, rel=0.12)
+    spread = np.std([each["auroc"] for each in drawn])
+    assert np.mean([each["standard_error"] for each in drawn]) == pytest.approx(spread, rel=0.12)
 
 
 def test_scores_are_what_their_closed_forms_say() -> None:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.stats import gamma
+from scored import nll
 
-from bend_ray.ensemble.metrics import nll
 from bend_ray.ensemble.votes import (
     PRIOR_EXAMPLES,
     ImportedVote,

@@ -77,9 +77,11 @@ def test_the_default_config_is_counted_as_its_stages_do_it() -> None:
     assert gram.work == pytest.approx(3466 * 0.5)
     steps = load_config(None).autoencoder.training.steps
     assert (directions.work, training.work) == (3.0, steps * 0.01)
-    learning, probes = works["generator"].phases
+    (learning,) = works["generator"].phases
     assert learning.work == 100 * 0.02
-    # Eight models are drawn half-way, and asked about 300 images.
+    # Of a generator that may collapse eight models are drawn half-way, and asked about 300 images.
+    impatient = load_config(None, ["generator.training.patience=null"])
+    _, probes = {w.stage: w for w in workload(impatient, PROBLEM, RATES)}["generator"].phases
     assert probes.work == pytest.approx(8 * 300 * RATES.answer + 4 * PROBLEM.training * 3466 / 1e12)
     assert works["generator"].stored_bytes == 4 * 2000
     assert works["autoencoder"].stored_bytes == 111 * (8 * 112 + 4 * 128) + 4 * 1000

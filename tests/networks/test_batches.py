@@ -23,6 +23,7 @@ from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, form_for
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.tasks import Classification
 
 CPU = torch.device("cpu")
 
@@ -40,12 +41,11 @@ def shown(
     part: Examples, batch_size: int, seeds: Sequence[int], num_steps: int, **options: Any
 ) -> list[Tensor]:
     """The numbers of the examples of each step, ``(K, B)``."""
-    sizes = Recipe(batch_size=batch_size).batch_sizes(len(part))
-    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, CPU)
+    feed = Feed(part, lambda inputs: inputs, Recipe(batch_size=batch_size), Classification(), CPU)
     steps = []
     for window, index_KB in feed.batches(generators(seeds), num_steps, **options):
-        assert torch.equal(window.prepared[:, 0], window.targets_W)
         steps.append(window.targets_W[index_KB])
+        assert torch.equal(window.views(index_KB, [])[..., 0], steps[-1])
     return steps
 
 

@@ -22,7 +22,6 @@ from bend_ray.networks.batches import Feed
 from bend_ray.networks.fitting import (
     CLASSIFICATION,
     Training,
-    feed_of,
     fit,
     initial_parameters,
     stretch_marks,
@@ -107,12 +106,11 @@ def generators(seeds: Sequence[int]) -> list[torch.Generator]:
 
 
 def batch_order(
-    sizes: Sequence[int], num_steps: int, bootstrap: bool, generator: torch.Generator
+    recipe: Recipe, count: int, num_steps: int, bootstrap: bool, generator: torch.Generator
 ) -> list[Tensor]:
     """Examples of each step of one model, of a part that is one window."""
-    count = sum(sizes)
     part = Examples(torch.zeros(count, 1), torch.zeros(count, dtype=torch.int64))
-    feed = Feed(part, part.labels_N, sizes, lambda inputs: inputs, torch.device("cpu"))
+    feed = Feed(part, lambda inputs: inputs, recipe, CLASSIFICATION, torch.device("cpu"))
     batches = feed.batches([generator], num_steps, bootstrap=bootstrap)
     return [index_KB[0] for _, index_KB in batches]
 
@@ -166,9 +164,7 @@ def train_alone(
     """Train a module in place through the whole recipe."""
     inputs = scaled(dtype)(images.inputs)
     total = recipe.num_steps(recipe.epochs, NUM_IMAGES)
-    batches = batch_order(
-        recipe.batch_sizes(NUM_IMAGES), total, stretch.bootstrap, generators([seed])[0]
-    )
+    batches = batch_order(recipe, NUM_IMAGES, total, stretch.bootstrap, generators([seed])[0])
     optimizer = torch_optimizer(recipe, module)
     weights = recipe.class_weights and torch.tensor(
         [23 / (3 * int((images.labels_N == c).sum())) for c in range(NUM_CLASSES)]
@@ -310,11 +306,11 @@ def test_bf16_is_refused_where_a_processor_lacks_it(monkeypatch: pytest.MonkeyPa
 def test_a_training_goes_on_from_its_state_to_the_same_bits(recipe: Recipe, form: Form) -> None:
     stretch = Stretch(start=0.0, epochs=3.0, bootstrap=True, snapshots=4)
     cpu, train = torch.device("cpu"), pictures()
-    feed = feed_of(train, scaled(torch.float32), recipe, cpu, CLASSIFICATION)
+    feed = Feed(train, scaled(torch.float32), recipe, CLASSIFICATION, cpu)
 
     def training() -> Training:
         stack, start_KP = Stack(build(), LAYOUT, form), starts((0, 1), torch.float32)
-        return Training(stack, start_KP, feed, NUM_IMAGES, recipe, stretch, generators((5, 6)))
+        return Training(stack, start_KP, feed, stretch, generators((5, 6)))
 
     expected = snapshots_of(training())
     steps = stretch_marks(recipe, stretch, NUM_IMAGES)
@@ -464,11 +460,12 @@ def test_a_default_recipe_learns_digits() -> None:
 def test_every_epoch_shows_the_whole_sample_once(
     num_images: int, batch_size: int, num_steps: int, bootstrap: bool, seed: int
 ) -> None:
-    sizes = Recipe(batch_size=batch_size).batch_sizes(num_images)
+    recipe = Recipe(batch_size=batch_size)
+    sizes = recipe.batch_sizes(num_images)
     per_epoch = len(sizes)
     assert sum(sizes) == num_images
     assert min(sizes) > 1 or batch_size == 1 or num_images == 1
-    steps = batch_order(sizes, num_steps + per_epoch, bootstrap, generators([seed])[0])
+    steps = batch_order(recipe, num_images, num_steps + per_epoch, bootstrap, generators([seed])[0])
     assert len(steps) == num_steps + per_epoch
     epochs = [torch.cat(steps[i : i + per_epoch]) for i in range(0, len(steps), per_epoch)]
     sample = sorted(epochs[0].tolist())
@@ -480,18 +477,18 @@ def test_every_epoch_shows_the_whole_sample_once(
 
 
 def test_a_bootstrap_draws_with_replacement_and_epochs_are_shuffled() -> None:
-    steps = batch_order([1000], 3, True, torch.Generator().manual_seed(0))
+    steps = batch_order(Recipe(batch_size=1000), 1000, 3, True, torch.Generator().manual_seed(0))
     # A resample holds 1 - 1/e of the images, give or take.
     assert len(set(steps[0].tolist())) == pytest.approx(632, abs=40)
     assert not torch.equal(steps[0], steps[1])
-    other = batch_order([1000], 1, True, torch.Generator().manual_seed(1))
+    other = batch_order(Recipe(batch_size=1000), 1000, 1, True, torch.Generator().manual_seed(1))
     assert set(other[0].tolist()) != set(steps[0].tolist())
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
 def test_a_longer_training_begins_with_the_shorter_ones_batches(bootstrap: bool) -> None:
-    short = batch_order([5, 5, 5, 5, 3], 7, bootstrap, torch.Generator().manual_seed(0))
-    long = batch_order([5, 5, 5, 5, 3], 20, bootstrap, torch.Generator().manual_seed(0))
+    short = batch_order(Recipe(batch_size=5), 23, 7, bootstrap, torch.Generator().manual_seed(0))
+    long = batch_order(Recipe(batch_size=5), 23, 20, bootstrap, torch.Generator().manual_seed(0))
     assert all(torch.equal(a, b) for a, b in zip(short, long[:7], strict=True))
     assert [len(batch) for batch in long[:6]] == [5, 5, 5, 5, 3, 5]
 
@@ -534,11 +531,13 @@ import torch
 from bend_ray.networks.architectures import Mlp
 from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import Digits
+from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import Recipe, Stretch
 from bend_ray.networks.stacking import Stack
 from bend_ray.optim import AdamW, Sgd
 from bend_ray.parameters.layout import ParameterLayout
+from bend_ray.parameters.proof import find_symmetries
 
 digits = Digits().load()
 build = lambda: Mlp().build(digits.input_shape, 10)
@@ -547,14 +546,15 @@ start = initial_parameters(build, layout.flatten, 0)[None]
 for optimizer in (AdamW(), Sgd()):
     fit(Stack(build(), layout), start, digits.train, digits.normalise,
         Recipe(optimizer=optimizer), Stretch(0.0, 0.05), [torch.Generator()])
-print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas"},
+assert find_symmetries(build(), digits.shown(2), call).groups
+print(*{name.partition(".")[0] for name in sys.modules} & {"sklearn", "pandas", "sympy"},
       *{"torch._dynamo"} & set(sys.modules))
 """
 
 
 @pytest.mark.slow
-def test_training_imports_neither_the_compiler_nor_scikit_learn() -> None:
-    # They cost every process that trains 4 s and 3 s: more than the default population takes.
+def test_training_imports_neither_the_compiler_nor_sympy_nor_scikit_learn() -> None:
+    # They cost every process that trains 4, 0.4 and 3 s: more than the default population takes.
     done = subprocess.run(
         [sys.executable, "-c", TRAINS], check=True, capture_output=True, text=True
     )

@@ -5,9 +5,8 @@ import torch
 from bend_ray.data.examples import Examples
 from bend_ray.networks.architectures import Mlp
 from bend_ray.networks.fitting import fit
-from bend_ray.networks.recipe import Recipe, Stretch
+from bend_ray.networks.recipe import Recipe, Stretch, Variation
 from bend_ray.networks.stacking import Stack
-from bend_ray.networks.variation import Variation
 from bend_ray.optim import AdamW
 from bend_ray.parameters.layout import ParameterLayout
 

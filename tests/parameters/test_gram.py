@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError
-from bend_ray.parameters.gram import PrincipalBasis, column_blocks, gram, gram_sums, mix
+from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.standardize import Standardizer
 
@@ -144,8 +144,7 @@ def test_decoding_streams_over_column_blocks(width: int) -> None:
     theta_KP, train_K = population(8), training(8)
     basis, coefficients_KR = fit(theta_KP, train_K)
     weights_NT = basis.weights(coefficients_KR.flip(0) * 0.5)
-    blocks = column_blocks(LAYOUT.size, width)
-    pieces = [mix(weights_NT, theta_KP[:, block.start : block.stop]) for block in blocks]
+    pieces = [mix(weights_NT, own) for own in theta_KP.split(width, dim=1)]
     torch.testing.assert_close(torch.cat(pieces, dim=1), mix(weights_NT, theta_KP))
 
 

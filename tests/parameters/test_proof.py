@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from bend_ray.networks.architectures import ConvNet, Mlp
-from bend_ray.networks.calls import call
+from bend_ray.networks.stacking import call
 from bend_ray.parameters import proof
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import Symmetries, find_symmetries

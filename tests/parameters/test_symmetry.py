@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from bend_ray.networks.calls import call
+from bend_ray.networks.stacking import call
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import Groups, align, permute

@@ -18,7 +18,7 @@ from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.populations.divergence import Divergence, done_shards, finite_rows, left_rows, note
-from bend_ray.populations.members import load_roots, training_trunks
+from bend_ray.populations.members import learnt_vectors, load_roots
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import sample_drawer, seeds
 from bend_ray.stages.sample_drawer import SampleDrawer
@@ -114,7 +114,7 @@ def test_a_trunk_that_diverges_takes_its_forks_with_it(
     roots = [(each.trunk, each.outcome) for each in told if each.kind == "root"]
     assert roots == [(0, "dropped"), (1, "retrained")]
     assert [each.models for each in told if each.kind == "run"] == [(i,) for i in range(6)]
-    assert training_trunks(artifact) == [1, 2]
+    assert learnt_vectors(artifact)[1].unique().tolist() == [1, 2]
 
 
 def test_a_population_that_partly_diverges_still_makes_a_bag(

@@ -10,8 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bend_ray.ensemble.rule import Rule
-from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
+from bend_ray.ensemble.votes import (
+    MajorityVote,
+    Rule,
+    SoftVote,
+    Vote,
+    WeightedVote,
+    apply_temperature,
+)
 from bend_ray.export.card import Card, Input
 from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.voting import Stop, counted, decided, finished

@@ -18,7 +18,7 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import Graph
 from bend_ray.data.inputs import TEST, VALIDATION, Part
 from bend_ray.ensemble import predictions
-from bend_ray.populations import answers as stored
+from bend_ray.populations import members as stored
 from bend_ray.populations.answers import Answers
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result

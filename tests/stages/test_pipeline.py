@@ -58,7 +58,7 @@ def test_the_principal_representation_decodes_training_members_exactly(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Principal.fit(graph.seeds, Runtime())
+    representation = Principal(Principal.fit(graph.seeds, Runtime())[0])
     members = read_population(graph.seeds)
     coefficients = representation.coefficients_KF[torch.from_numpy(~members.held_out)]
     decoded = representation.decoder(graph.seeds)(coefficients)
@@ -70,7 +70,7 @@ def test_the_standardised_representation_streams_to_the_same_statistics(
 ) -> None:
 
     graph = make(tiny(), shared_store, "seeds")
-    representation, _ = Standardised.fit(graph.seeds, Runtime())
+    representation = Standardised(Standardised.fit(graph.seeds, Runtime())[0])
     members = read_population(graph.seeds)
     theta = torch.from_numpy(members.theta_KP)
     training = theta[torch.from_numpy(~members.held_out)]

@@ -54,9 +54,27 @@ def test_a_generator_that_collapses_is_stopped_half_way(
     assert made.generator.manifest().metrics["probes"]["step"] == 100
     assert "what it draws lies far from all members" in caplog.text
     # Nobody can wish for models that are not finite.
-    other = ("generator.training.seed=1", "samples.temperature=1.0e+38")
+    other = ("generator.training.patience=null", "samples.temperature=1.0e+38")
     with pytest.raises(TrainingError, match="none of 6 drawn models is finite"):
         make(tiny(*other, "generator.probes.floor=0"), shared_store, "generator")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [
+        ((), None),
+        (("generator.training.patience=null",), 100),
+        (("seeds.held_out=0",), 100),
+        (("generator.denoiser={kind: conv1d, channels: [4, 8], kernel: 3}",), 100),
+        ((*UNTAUGHT, "generator.probes.at=0.25"), 50),
+        ((*UNTAUGHT, "generator.probes.count=0"), None),
+        ((*UNTAUGHT, "generator.training.steps=0"), None),
+    ],
+)
+def test_what_cannot_become_worse_than_a_gaussian_is_not_probed(
+    tiny: MakeConfig, overrides: tuple[str, ...], step: int | None
+) -> None:
+    assert tiny(*overrides).probed_at == step
 
 
 def test_samples_of_which_none_works_are_refused(

@@ -86,7 +86,9 @@ def test_figures_of_shift_are_those_of_the_bag_asked_about_such_images(
     probs, labels = bag.predict_proba(rotated.take(last)), rotated.labels_N[last]
     expected = score(torch.from_numpy(probs), labels)
     told = run.evaluation.trust["bag"].shift["rotate"]["5"]
-    assert (told.accuracy, told.nll) == pytest.approx((expected.accuracy, expected.nll), rel=1e-4)
+    assert (told.accuracy, told.nll) == pytest.approx(
+        (expected["accuracy"], expected["nll"]), rel=1e-4
+    )
     inside = bag.predict_set(rotated.take(last), 0.9)
     assert told.coverage == pytest.approx(inside[range(len(labels)), labels].mean())
 
@@ -197,11 +199,11 @@ def test_a_student_answers_as_its_bag_for_the_price_of_one(
     theirs, own = (each.predict_proba(test.take(slice(None))) for each in (bag, student))
     scores = score(torch.from_numpy(own), test.labels_N)
     assert card.scores is not None
-    assert card.scores.accuracy == pytest.approx(scores.accuracy)
-    assert card.scores.nll == pytest.approx(scores.nll, rel=1e-4)
+    assert card.scores.accuracy == pytest.approx(scores["accuracy"])
+    assert card.scores.nll == pytest.approx(scores["nll"], rel=1e-4)
     # Told the labels alone it could differ from the bag as a member does.
     assert (theirs.argmax(1) == own.argmax(1)).mean() > 0.8
-    assert scores.nll < np.log(8) / 2
+    assert scores["nll"] < np.log(8) / 2
     assert student.predict_set(test.take(slice(5))).shape == (5, 8)
 
 

@@ -24,9 +24,9 @@ from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.fitting import Training
-from bend_ray.populations import cohorts
 from bend_ray.populations.members import load_early
 from bend_ray.randomness import seed_for
+from bend_ray.stages import seed_trainer
 
 TAILS = "seeds.protocol={kind: tails, trunks: 2, tails: 5, tail_fraction: 0.25, early_tails: 3}"
 FORKS = "seeds.protocol={kind: forks, trunks: 2, forks: 3, trunk_fraction: 0.25}"
@@ -96,7 +96,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(
     shard_bytes: int,
     saves: int,
 ) -> None:
-    monkeypatch.setattr(cohorts, "SHARD_BYTES", shard_bytes)
+    monkeypatch.setattr(seed_trainer, "SHARD_BYTES", shard_bytes)
     given = (protocol, "seeds.recipe.ema_decay=0.9", "seeds.recipe.epochs=2.6")
     often, never = (
         tiny(*given, seconds, "autoencoder.model.latent_size=2") for seconds in (OFTEN, NEVER)
@@ -123,11 +123,10 @@ def test_shards_of_a_run_hold_what_one_shard_would(
 ) -> None:
     config = tiny(TAILS, "autoencoder.model.latent_size=2")
     whole = trained(config, tmp_path / "one")
-    monkeypatch.setattr(cohorts, "SHARD_BYTES", IN_SHARDS)
+    monkeypatch.setattr(seed_trainer, "SHARD_BYTES", IN_SHARDS)
     parts = trained(config, tmp_path / "many")
     sizes = [file.rows for file in parts.manifest().files if file.name.startswith("shard-")]
-    # Three early ones come first: a chunk of two leaves none, the next one member.
-    assert sizes == [1, 2, 2] * 2
+    assert sizes == [2, 2, 1] * 2
     a, b = read_population(whole), read_population(parts)
     for name in ("model_id", "trunk", "fork", "step", "seed", "held_out"):
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
@@ -143,7 +142,7 @@ def test_a_run_in_shards_that_diverges_is_dropped_or_trained_again(
     tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, twice: bool
 ) -> None:
     config = tiny(TAILS, NEVER, "autoencoder.model.latent_size=2")
-    monkeypatch.setattr(cohorts, "SHARD_BYTES", IN_SHARDS)
+    monkeypatch.setattr(seed_trainer, "SHARD_BYTES", IN_SHARDS)
     advance = Training.advance
 
     def spoilt(training: Training, *given: object) -> None:

@@ -112,13 +112,13 @@ def features(theta_TMP: Tensor, here: slice) -> tuple[Tensor, Tensor]:
     return torch.stack(columns, dim=-1), unit_M1
 
 
-def fit(bench: Bench, starts: int) -> dict[str, Any]:
+def fit(bench: Bench, starts: int, families: Sequence[str]) -> dict[str, Any]:
     """Sums over chains, from which both learnt rungs follow."""
     began, sums = time.process_time(), dict[str, dict[str, Tensor]]()
     for number, varied in enumerate(variants(bench)):
         task = Task(varied, 1000 + number)
-        for family, per_unit in FAMILIES.items():
-            theta_TMP = long_tails(task, starts, bench.recipe.epochs / per_unit)
+        for family in families:
+            theta_TMP = long_tails(task, starts, bench.recipe.epochs / FAMILIES[family])
             for kind, here in layers(task):
                 for horizon in HORIZONS:
                     kept = sums.setdefault(f"{family}/{horizon}/{kind}", {})
@@ -374,9 +374,10 @@ def main() -> None:
     torch.set_num_threads(1)
     bench = read_bench(arguments.config)
     if arguments.what == "fit":
-        arguments.output.write_text(json.dumps(fit(bench, arguments.starts)), encoding="utf-8")
-        for key, told in Forecasts([arguments.output]).told():
-            print(key, json.dumps({name: round(value, 3) for name, value in told.items()}))
+        told = fit(bench, arguments.starts, arguments.families)
+        arguments.output.write_text(json.dumps(told), encoding="utf-8")
+        for key, shares in Forecasts([arguments.output]).told():
+            print(key, json.dumps({name: round(value, 3) for name, value in shares.items()}))
     elif arguments.what == "use":
         _use(bench, arguments)
     else:

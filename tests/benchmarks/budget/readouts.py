@@ -18,7 +18,7 @@ from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails
 from torch import Tensor
 
 from bend_ray.data.examples import Examples
-from bend_ray.ensemble.metrics import accuracy, disagreement, error_iou, nll
+from bend_ray.ensemble.metrics import disagreements, error_iou, score
 from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import Gaussian, MultiSwag, Trained
@@ -153,9 +153,9 @@ def draw(task: Task, readout: Drawn, theta_TMP: Tensor, early_TMP: Tensor) -> Te
 def scores(probs_NC: Tensor, labels_N: Tensor, temperature: float) -> dict[str, float]:
     """Accuracy in percent, NLL as it is and at a temperature that other images chose."""
     return {
-        "accuracy": 100 * accuracy(probs_NC, labels_N),
-        "nll": nll(probs_NC, labels_N),
-        "nll_calibrated": nll(apply_temperature(probs_NC, temperature), labels_N),
+        "accuracy": 100 * score(probs_NC, labels_N)["accuracy"],
+        "nll": score(probs_NC, labels_N)["nll"],
+        "nll_calibrated": score(apply_temperature(probs_NC, temperature), labels_N)["nll"],
     }
 
 
@@ -174,7 +174,7 @@ def validation_scores(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
         here, others = fold_N == fold, fold_N != fold
         temperature = fit_temperature(probs_NC[others], labels_N[others])
         calibrated_NC[here] = apply_temperature(probs_NC[here], temperature)
-    return told | {"nll_calibrated": nll(calibrated_NC, labels_N)}
+    return told | {"nll_calibrated": score(calibrated_NC, labels_N)["nll"]}
 
 
 def run(
@@ -223,7 +223,7 @@ def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
     hits = (predictions_EN == labels_N).double().mean().item()
     told = {"accuracy": 100 * hits}
     if len(logits_ENC) > 1:
-        told["disagreement"] = 100 * disagreement(predictions_EN)
+        told["disagreement"] = 100 * disagreements(predictions_EN).mean().item()
         told["error_iou"] = error_iou(predictions_EN, labels_N)
     return told
 
@@ -256,12 +256,15 @@ def drawn_quality(
     told: dict[str, float] = {}
     for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):
         answers = predictions(theta)
-        found = novelty(Models(theta, chains_E, answers), Models(train_KP, train_K, seen))
+        found = novelty(
+            Models(theta, chains_E, answers, task.dataset.task),
+            Models(train_KP, train_K, seen, task.dataset.task),
+        )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
-        told[f"{name}_error_iou"] = error_iou(answers, images.labels_N)
+        told[f"{name}_error_iou"] = error_iou(answers != images.labels_N)
         told[f"{name}_copies"] = found.copies
         told[f"{name}_spread"] = found.spread
         told[f"{name}_functional_distance"] = 100 * found.functional_distance
-    told["originals_error_iou"] = error_iou(seen, images.labels_N)
+    told["originals_error_iou"] = error_iou(seen != images.labels_N)
     told["originals_accuracy"] = 100 * (seen == images.labels_N).double().mean().item()
     return told

@@ -14,7 +14,7 @@ from chains import Plan, Task
 from specs import Ivon, Pack, Simplex
 from torch import Tensor, nn
 
-from bend_ray.ensemble.metrics import nll
+from bend_ray.ensemble.metrics import score
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.networks.batches import Feed
 from bend_ray.optim import Cosine
@@ -199,4 +199,5 @@ def pack(task: Task, readout: Pack, plan: Plan) -> tuple[Tensor, float]:
 
 
 def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:
-    return nll(apply_temperature(probs_NC, fit_temperature(probs_NC, labels_N)), labels_N)
+    scaled_NC = apply_temperature(probs_NC, fit_temperature(probs_NC, labels_N))
+    return score(scaled_NC, labels_N)["nll"]

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
+from scored import member_nll, nll
 
-from bend_ray.comparison.validation import cross_fitted_curve
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK
-from bend_ray.ensemble.metrics import member_nll, nll
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import SoftVote, WeightedVote, apply_temperature, fit_temperature
+from bend_ray.stages.scoring import cross_fitted_curve
 from bend_ray.tasks import Classification
 
 CLASSES = Classification()
