@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Self, get_args
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import safetensors.numpy
@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from bend_ray.data.decoding import Look, pixels_of
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import File, Files, Part
-from bend_ray.data.sources import Labelled, alike, check_classes, check_overlap, classes_of, listed
-from bend_ray.data.splits import num_drawn, split_rows
+from bend_ray.data.sources import Labelled, alike, classes_of, listed
+from bend_ray.data.splits import assembled, num_drawn, split_rows
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import read_bytes
 from bend_ray.storage.masking import cause, printable
 from bend_ray.tasks import Classification, Regression, Task
 
 if TYPE_CHECKING:
-    from bend_ray.data.datasets import ArrayParts, DrawnParts
+    from bend_ray.data.datasets import ArrayParts
 
 ENDINGS = (".npz", ".safetensors")
 CLASS_NAMES = "class_names"
@@ -174,56 +174,6 @@ def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) ->
 
 def _as_in(train: Arrays, arrays: Arrays, part: Part) -> Arrays:
     return arrays.as_in(train, f"the {part} part")
-
-
-def assembled(
-    spec: DrawnParts,
-    read: Mapping[Part, Callable[[], Any]],
-    whole: Any,
-    rows: Mapping[Part, NDArray[np.int64]],
-    arrays: Callable[[Any, Part], Arrays],
-    task: Task,
-    **known: Any,
-) -> Parts:
-    """The parts of a data set, looked through; DataError where they do not fit together.
-
-    Args:
-        spec: of it.
-        read: what gives each part that there is, of which
-        whole: is the training part, and
-        rows: those of it that are each part where that is not given.
-        arrays: makes the arrays of a part of these.
-        task: what is learnt.
-        known: what else a ``Parts`` says; of a table it is what became of columns. Its rows are no
-            duplicates of others by their few categories alone.
-    """
-    parts: dict[Part, Arrays] = {}
-    for part in get_args(Part):
-        if part in read and part != "train":
-            parts[part] = arrays(read[part](), part)
-        elif len(rows.get(part, ())):
-            parts[part] = arrays(whole.take(rows[part]), part)
-    if task.has_classes:
-        check_classes(parts)
-    of_table = "columns" in known
-    digests = {part: its.row_digests(of_table) for part, its in parts.items()}
-    check_overlap(digests, spec.duplicates == "refuse")
-    load_test = None
-    if "test" in parts:
-        own = (read["test"], None) if "test" in read else (read["train"], rows["test"])
-        load_test = partial(_test_of, arrays, *own)
-    train, validation = parts["train"].examples(), parts["validation"].examples()
-    names = parts["train"].class_names
-    return Parts(train, validation, names, load_test, task=task.fitted(train.labels_N), **known)
-
-
-def _test_of(
-    arrays: Callable[[Any, Part], Arrays],
-    read: Callable[[], Any],
-    rows: NDArray[np.int64] | None,
-) -> Examples:
-    whole = read()
-    return arrays(whole if rows is None else whole.take(rows), "test").examples()
 
 
 def read_arrays(

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import LABELS, SINGLE, Arrays, assembled, label_among
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
 from bend_ray.data.examples import Parts
 from bend_ray.data.files import Files, Part, reading
 from bend_ray.data.parquet import ENDINGS as PARQUET
 from bend_ray.data.sources import classes_of, listed
-from bend_ray.data.splits import ByGroup, ByTime, num_drawn
+from bend_ray.data.splits import ByGroup, ByTime, assembled, num_drawn
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import open_file

@@ -119,14 +119,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     def _raw(self, X: Any, *, reset: bool) -> Raw:
         """Raw columns of what a user gives: an array of numbers, or a frame."""
         if not hasattr(X, "__arrow_c_stream__") or holds_numbers(X):
-            least = 2 if reset else 1
-            X = validate_data(
-                *(self, X),
-                reset=reset,
-                dtype=np.float64,
-                ensure_all_finite="allow-nan",
-                ensure_min_samples=least,
-            )
+            checks = {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
+            X = validate_data(self, X, reset=reset, dtype=np.float64, **checks)
             if reset:
                 self._kinds: dict[str, Kind] = dict.fromkeys(names_of(X.shape[1]), "number")
             return dict(zip(names_of(X.shape[1]), X.T, strict=True))
@@ -201,21 +195,18 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
         models = max(1, round(self.members / folds))
         network = Mlp(hidden=(128,)) if self.network is None else self.network
+        protocol = {"kind": "independent", "models": models, "align": self.draw}
+        # A generator learns models that are trained alike.
+        if not self.draw and self.candidates != 1:
+            protocol |= {"kind": "varied", "candidates": self.candidates}
         seeds = {
             "architecture": architecture_of(network),
             "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
-            "protocol": self._protocol(models),
+            "protocol": protocol,
             "held_out": 0.0,
             "cohort_size": max(1, TOGETHER // batch),
         }
         return {"seed": seed, "seeds": seeds}
-
-    def _protocol(self, models: int) -> dict[str, Any]:
-        alike = {"models": models, "align": self.draw}
-        # A generator learns models that are trained alike.
-        if self.draw or self.candidates == 1:
-            return {"kind": "independent", **alike}
-        return {"kind": "varied", "candidates": self.candidates, **alike}
 
     def _answers(self, raw: Raw) -> torch.Tensor:
         """The bag's answers, in float64: nothing hangs on who is asked beside."""
@@ -261,16 +252,13 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         check_is_fitted(self)
         raw = self._raw(X, reset=False)
         if self._only is not None:
-            count = len(next(iter(raw.values())))
             certain_C = np.eye(len(self.classes_))[self._only]
-            return np.tile(certain_C, (count, 1))
-        probs_NC: NDArray[np.float64] = self._answers(raw).numpy()
-        return probs_NC
+            return np.tile(certain_C, (len(next(iter(raw.values()))), 1))
+        return self._answers(raw).numpy()
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each example."""
-        best_N = self.predict_proba(X).argmax(axis=1)
-        predicted: NDArray[Any] = self.classes_[best_N]
+        predicted: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return predicted
 
     @property
