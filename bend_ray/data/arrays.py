@@ -89,7 +89,7 @@ class Arrays(Labelled):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
         return arrays
 
-    def take(self, index: NDArray[np.int64]) -> Arrays:
+    def take(self, index: NDArray[np.int64] | slice) -> Arrays:
         """Some of the examples."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels_N=self.labels_N[index])
@@ -164,12 +164,12 @@ def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) ->
             f"dataset: expected two training examples of a class on average, got {len(train)} of "
             f"{classes} classes; give more, or labels that are classes"
         )
-    rows: dict[Part, NDArray[np.int64]] = {"train": np.sort(train) if given else train}
+    rows: dict[Part, Any] = {"train": train, "validation": held}
+    if given:
+        # A slice copies nothing.
+        rows = {"train": slice(None) if spec.num_train is None else np.sort(train)}
     arrays = partial(_as_in, whole.take(train[:0]))
-    return assembled(
-        *(spec, read, whole, rows | {"validation": held}, arrays, task),
-        standardise=spec.standardise,
-    )
+    return assembled(spec, read, whole, rows, arrays, task, standardise=spec.standardise)
 
 
 def _as_in(train: Arrays, arrays: Arrays, part: Part) -> Arrays:

@@ -90,16 +90,11 @@ def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     return blocks
 
 
-def _translate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
-    by = share * x_NCHW.shape[-1]
-    return _moved(x_NCHW, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)])
-
-
 def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Every image in its turn one of several ways: degrees, and pixels to the right and down."""
+    """Every image in its turn one of several ways: degrees, and widths to the right and down."""
     found = x_NCHW.clone()
-    for turn, (degrees, *shift) in enumerate(ways):
-        own = slice(turn, None, len(ways))
+    for turn, (degrees, *widths) in enumerate(ways):
+        own, shift = slice(turn, None, len(ways)), [each * x_NCHW.shape[-1] for each in widths]
         how = degrees, shift, 1.0, [0.0, 0.0], v2.InterpolationMode.BILINEAR
         found[own] = v2.functional.affine(x_NCHW[own], *how)
     return found
@@ -173,7 +168,10 @@ IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[floa
     "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "rotate": (lambda x, by, g: _moved(x, [(by, 0, 0), (-by, 0, 0)]), (5, 10, 15, 20, 30)),
-    "translate": (_translate, (0.05, 0.1, 0.15, 0.2, 0.25)),
+    "translate": (
+        lambda x, by, g: _moved(x, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)]),
+        (0.05, 0.1, 0.15, 0.2, 0.25),
+    ),
     "elastic": (_elastic, (0.01, 0.02, 0.03, 0.04, 0.06)),
 }
 """What is done to pixels in 0..1, and how much at each severity."""

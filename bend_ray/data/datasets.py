@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.data import arrays, folders, parquet, tables
+from bend_ray.data import arrays, images, tables
 from bend_ray.data.columns import Kind
 from bend_ray.data.decoding import Look, decode, survey
 from bend_ray.data.examples import Decoding, Examples, Parts, itself
@@ -346,11 +346,11 @@ class ImageParquet(ImageFiles, PartFiles):
     """Column of the classes: numbers, or names."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called in files that do not say it."""
-    _endings = parquet.ENDINGS
+    _endings = images.PARQUET
 
     def _read(self, files: Files) -> Source:
         columns = self.image_column, self.label_column
-        return parquet.open_parquet(files, *columns, self.class_names)
+        return images.open_parquet(files, *columns, self.class_names)
 
 
 class ImageFolder(ImageFiles, Located):
@@ -361,13 +361,13 @@ class ImageFolder(ImageFiles, Located):
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
 
     def _files(self, part: Part) -> Files:
-        return folders.find_folder(folders.part_folders(self.root)[part])
+        return images.find_folder(images.part_folders(self.root)[part])
 
     def _read(self, files: Files) -> Source:
-        return folders.open_folder(files)
+        return images.open_folder(files)
 
     def _known_parts(self) -> tuple[Part, ...]:
-        return tuple(folders.part_folders(self.root))
+        return tuple(images.part_folders(self.root))
 
 
 class Torchvision(ImageFiles):
@@ -386,17 +386,17 @@ class Torchvision(ImageFiles):
 
     def _open(self, part: Part) -> Source:
         root = Path(self.root).expanduser()
-        return folders.open_torchvision(self.name, part, root, self.download)
+        return images.open_torchvision(self.name, part, root, self.download)
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         look = super()._look(shape)
         # Of such a set a few images may be grey, which torchvision makes colour as well.
-        mixed = self.mode is None and self.name in folders.SETS_OF_FILES
+        mixed = self.mode is None and self.name in images.SETS_OF_FILES
         return replace(look, mode="rgb") if mixed else look
 
     def _known_parts(self) -> tuple[Part, ...]:
         # The test part is whole where the others are, and is left closed.
-        return tuple(part for part in folders.TORCHVISION[self.name] if part != "test")
+        return tuple(part for part in images.TORCHVISION[self.name] if part != "test")
 
 
 class ArrayParts(DrawnParts):

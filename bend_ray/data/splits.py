@@ -123,7 +123,7 @@ def assembled(
     spec: DrawnParts,
     read: Mapping[Part, Callable[[], Any]],
     whole: Any,
-    rows: Mapping[Part, NDArray[np.int64]],
+    rows: Mapping[Part, Any],
     arrays: Callable[[Any, Part], Arrays],
     task: Task,
     **known: Any,
@@ -144,7 +144,7 @@ def assembled(
     for part in get_args(Part):
         if part in read and part != "train":
             parts[part] = arrays(read[part](), part)
-        elif len(rows.get(part, ())):
+        elif part in rows:
             parts[part] = arrays(whole.take(rows[part]), part)
     if task.has_classes:
         check_classes(parts)

@@ -18,7 +18,7 @@ from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
 from bend_ray.data.examples import Parts
 from bend_ray.data.files import Files, Part, reading
-from bend_ray.data.parquet import ENDINGS as PARQUET
+from bend_ray.data.images import PARQUET
 from bend_ray.data.sources import classes_of, listed
 from bend_ray.data.splits import ByGroup, ByTime, assembled, num_drawn
 from bend_ray.errors import DataError
@@ -147,7 +147,7 @@ def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, t
 def _places(
     spec: Table, table: pa.Table, target: str, given: Container[Part]
 ) -> dict[Part, NDArray[np.int64]]:
-    """Rows of each part, none of those that are given."""
+    """Rows of each part that is drawn."""
     count = len(table)
     shuffle, fold = divmod(spec.split_seed, spec.folds) if spec.folds else (spec.split_seed, 0)
     chance_N = np.random.default_rng(shuffle).permutation(count)
@@ -167,7 +167,8 @@ def _places(
             f"dataset: expected rows for each part, got {len(train)} for training and "
             f"{len(validation)} for validation of {count}; give more, or groups of fewer rows"
         )
-    return {"train": np.sort(train), "validation": np.sort(validation), "test": np.sort(test)}
+    drawn: dict[Part, NDArray[np.int64]] = {"train": train, "validation": validation, "test": test}
+    return {part: np.sort(rows) for part, rows in drawn.items() if len(rows)}
 
 
 def _cut(starts_N: NDArray[np.bool_], place: int) -> int:
