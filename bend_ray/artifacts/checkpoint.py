@@ -25,6 +25,12 @@ DIRECTORY = "training"
 logger = logging.getLogger(__name__)
 
 
+def last_left(artifact: Artifact, name: str, piece: int) -> dict[str, int | None]:
+    """When a piece's checkpoints were left, in ns since 1970; ``name`` has a ``{}`` for it."""
+    start = f"{DIRECTORY}/{name.format(piece)}"
+    return {n: info.mtime_ns for n, info in artifact.everything().items() if n.startswith(start)}
+
+
 class Checkpoint:
     """Where one training leaves its state, and finds it again.
 

@@ -34,17 +34,12 @@ class Cost(BaseModel):
         return self.gpu_seconds or self.cpu_seconds
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(
-            cpu_seconds=self.cpu_seconds + other.cpu_seconds,
-            gpu_seconds=self.gpu_seconds + other.gpu_seconds,
-            wall_seconds=self.wall_seconds + other.wall_seconds,
-        )
+        return Cost(**{name: value + getattr(other, name) for name, value in self})
 
 
 def cost_of_pieces(costs: Sequence[Cost], wall_seconds: float) -> Cost:
     """The cost of pieces done side by side in ``wall_seconds``."""
-    summed = sum(costs, Cost())
-    return summed.model_copy(update={"wall_seconds": wall_seconds})
+    return sum(costs, Cost()).model_copy(update={"wall_seconds": wall_seconds})
 
 
 def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
@@ -65,8 +60,7 @@ def read_costs(artifact: Directory, names: Iterable[str]) -> list[Cost]:
 class Stopwatch:
     """Measures this process's cost since it was made, or of a ``with`` block.
 
-    Args:
-        num_gpus: GPUs held meanwhile; each is charged for the whole wall time, used or not.
+    GPUs held meanwhile are charged for the whole wall time, used or not.
     """
 
     def __init__(self, num_gpus: float = 0.0) -> None:

@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from bend_ray.artifacts.shards import open_table
 from bend_ray.artifacts.store import Artifact
-from bend_ray.storage.filesystems import open_file, side_by_side
+from bend_ray.storage.filesystems import side_by_side
 
 EVENTS = "events.out.tfevents.bend"
 """TensorBoard knows event files by a part of their name."""
@@ -67,10 +67,8 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     """
 
     def read(name: str) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
-        path = artifact.child(name)
-        written = artifact.filesystem.get_file_info(path).mtime.timestamp()
-        # Not `read_table`, which with one thread holds the whole file.
-        with open_file(artifact.filesystem, path) as source, pq.ParquetFile(source) as file:
+        written = artifact.filesystem.get_file_info(artifact.child(name)).mtime.timestamp()
+        with open_table(artifact, name) as file:
             table = file.read(columns=["val_accuracy", "val_nll"])
         accuracy_K, nll_K = (column.to_numpy() for column in table.columns)
         return written, accuracy_K, nll_K
@@ -79,10 +77,10 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     scalars, models = [], 0
     for wall_time, accuracy, nll in sorted(found, key=lambda shard: shard[0]):
         models += len(accuracy)
-        for tag, value in (
-            ("models", models),
-            ("val_accuracy", np.mean(accuracy)),
-            ("val_nll", np.mean(nll)),
-        ):
-            scalars.append(Scalar(f"{artifact.stage}/{tag}", models, float(value), wall_time))
+        told: dict[str, float] = {"models": models}
+        told |= {"val_accuracy": float(np.mean(accuracy)), "val_nll": float(np.mean(nll))}
+        scalars += [
+            Scalar(f"{artifact.stage}/{tag}", models, value, wall_time)
+            for tag, value in told.items()
+        ]
     return scalars

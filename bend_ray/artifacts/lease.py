@@ -80,7 +80,7 @@ def lease(
     """Holds the right to make an artifact, after waiting for it if need be.
 
     Args:
-        artifact: what is to be made.
+        artifact: to be made.
         waiting: called with a line that says for whom we wait, at first and every 10 s.
         renew_seconds: between renewals.
         poll_seconds: between looks at another's lease.
@@ -90,13 +90,20 @@ def lease(
     Yields:
         True: make it. False: another run committed it meanwhile, there is nothing to do.
     """
-    claim = _Claim(artifact, stale_seconds, settle_seconds)
-    if not _acquire(claim, waiting, poll_seconds):
-        yield False
-        return
+    claim, reminded = _Claim(artifact, stale_seconds, settle_seconds), -_REMIND_SECONDS
+    while not claim.take(found := claim.read()):
+        if found is not None:
+            if artifact.exists():
+                yield False
+                return
+            if time.monotonic() - reminded >= _REMIND_SECONDS:
+                made = f"{artifact.stage} {artifact.fingerprint} is being made"
+                waiting(f"{made} by {_parse(found) or 'another run'}; waiting")
+                reminded = time.monotonic()
+        time.sleep(poll_seconds)
     stop = threading.Event()
-    renewal, name = (claim, stop, renew_seconds), f"lease-{artifact.stage}"
-    renewer = threading.Thread(target=_renew, args=renewal, name=name, daemon=True)
+    renewal, name = (stop, renew_seconds), f"lease-{artifact.stage}"
+    renewer = threading.Thread(target=claim.renew, args=renewal, name=name, daemon=True)
     renewer.start()
     try:
         # The one we waited for may have committed and left between two looks.
@@ -118,12 +125,8 @@ class _Claim:
     _seen: bytes | None = None
     _seen_since: float = 0.0
 
-    @property
-    def path(self) -> str:
-        return self.artifact.child(LEASE_NAME)
-
     def read(self) -> bytes | None:
-        return read_bytes(self.artifact.filesystem, self.path)
+        return read_bytes(self.artifact.filesystem, self.artifact.child(LEASE_NAME))
 
     def content(self) -> bytes:
         me = Holder(
@@ -136,7 +139,26 @@ class _Claim:
         return me.model_dump_json().encode()
 
     def write(self) -> None:
-        write_bytes(self.artifact.filesystem, self.path, self.content())
+        write_bytes(self.artifact.filesystem, self.artifact.child(LEASE_NAME), self.content())
+
+    def take(self, found: bytes | None) -> bool:
+        """Takes a lease that nobody holds, or whose holder is dead; False if it is another's."""
+        if found is not None and not self.is_dead(found):
+            return False
+        path = self.artifact.child(LEASE_NAME)
+        if found is None and self.artifact.filesystem.type_name == "local":
+            with store_errors("write", path):
+                os.makedirs(self.artifact.path, exist_ok=True)
+                try:
+                    with open(path, "xb") as file:
+                        file.write(self.content())
+                except FileExistsError:
+                    return False
+            return True
+        # Over whatever is there, and confirmed that nobody wrote over us.
+        self.write()
+        time.sleep(self.settle_seconds)
+        return self.is_mine()
 
     def is_dead(self, found: bytes) -> bool:
         """Whether the lease just read may be taken over; see the module for the rule."""
@@ -144,32 +166,28 @@ class _Claim:
         if found != self._seen:
             self._seen, self._seen_since = found, now
         holder = _parse(found)
-        if holder is not None and holder.is_gone():
-            return True
-        return now - self._seen_since >= self.stale_seconds
-
-    def create(self) -> bool:
-        """Takes a lease that nobody holds; False if another was quicker."""
-        if self.artifact.filesystem.type_name != "local":
-            return self.take_over()
-        with store_errors("write", self.path):
-            os.makedirs(self.artifact.path, exist_ok=True)
-            try:
-                with open(self.path, "xb") as file:
-                    file.write(self.content())
-            except FileExistsError:
-                return False
-        return True
-
-    def take_over(self) -> bool:
-        """Writes over whatever is there, and confirms that nobody wrote over us."""
-        self.write()
-        time.sleep(self.settle_seconds)
-        return self.is_mine()
+        gone = holder is not None and holder.is_gone()
+        return gone or now - self._seen_since >= self.stale_seconds
 
     def is_mine(self) -> bool:
         holder = _parse(self.read())
         return holder is not None and holder.owner == self.owner
+
+    def renew(self, stop: threading.Event, seconds: float) -> None:
+        """Writes it anew every few seconds, until it is another's."""
+        while not stop.wait(seconds):
+            try:
+                holder = _parse(self.read())
+                if holder is not None and holder.owner != self.owner:
+                    logger.warning(
+                        "%s took over %r, which this run still works on: it was not renewed in "
+                        "time",
+                        *(holder, self.artifact),
+                    )
+                    return
+                self.write()
+            except StoreError as error:
+                logger.warning("could not renew a lease, trying again: %s", error)
 
     def release(self) -> None:
         """Removes the lease if it is still ours; a failure must not hide the block's own."""
@@ -197,41 +215,6 @@ def maker(
         if _parse(read_bytes(artifact.filesystem, path)) in (holder, None):
             return None
     return str(holder)
-
-
-def _acquire(claim: _Claim, waiting: Callable[[str], None], poll_seconds: float) -> bool:
-    """Waits until the claim holds (True) or the artifact is committed by another (False)."""
-    reminded = -_REMIND_SECONDS
-    while True:
-        found = claim.read()
-        if found is None:
-            if claim.create():
-                return True
-        elif claim.is_dead(found):
-            if claim.take_over():
-                return True
-        elif claim.artifact.exists():
-            return False
-        if found is not None and time.monotonic() - reminded >= _REMIND_SECONDS:
-            made = f"{claim.artifact.stage} {claim.artifact.fingerprint} is being made"
-            waiting(f"{made} by {_parse(found) or 'another run'}; waiting")
-            reminded = time.monotonic()
-        time.sleep(poll_seconds)
-
-
-def _renew(claim: _Claim, stop: threading.Event, renew_seconds: float) -> None:
-    while not stop.wait(renew_seconds):
-        try:
-            holder = _parse(claim.read())
-            if holder is not None and holder.owner != claim.owner:
-                logger.warning(
-                    "%s took over %r, which this run still works on: it was not renewed in time",
-                    *(holder, claim.artifact),
-                )
-                return
-            claim.write()
-        except StoreError as error:
-            logger.warning("could not renew a lease, trying again: %s", error)
 
 
 def _parse(content: bytes | None) -> Holder | None:

@@ -28,8 +28,6 @@ SCHEMA_VERSION = 2
 _CHECKSUM = "sha256"
 """Key of a manifest's own checksum, over everything else in it."""
 
-_RECORDED_DISTRIBUTIONS = ("torch", "ray", "pyarrow", "numpy")
-
 
 @cache
 def code_digest() -> str:
@@ -51,12 +49,8 @@ def installed_versions() -> dict[str, str]:
         "python": platform.python_version(),
         "bend_ray": f"{bend_ray.__version__} ({code_digest()})",
     }
-    for distribution in _RECORDED_DISTRIBUTIONS:
-        try:
-            found = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            found = "not installed"
-        versions[distribution] = found
+    for distribution in ("torch", "ray", "pyarrow", "numpy"):
+        versions[distribution] = importlib.metadata.version(distribution)
     # Who only reads an artifact, or writes a table, has no torch, and needs none.
     if (torch := sys.modules.get("torch")) is not None:
         versions["kernels"] = torch.backends.cpu.get_cpu_capability()
@@ -136,9 +130,7 @@ def parse_manifest(content: bytes) -> Manifest:
             f"expected a manifest of schema version {SCHEMA_VERSION} or older, got {version}, "
             "which a newer bend-ray wrote: upgrade bend-ray"
         )
-    # Manifests of schema version 1 have no checksum.
-    checksum = record.pop(_CHECKSUM, None) if isinstance(record, dict) else None
-    if checksum not in (None, digest(record)):
+    if isinstance(record, dict) and record.pop(_CHECKSUM, None) != digest(record):
         raise ValueError("its content is not what was committed")
     try:
         return Manifest.model_validate(record)

@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow.fs
@@ -50,11 +51,7 @@ class Progress(BaseModel):
 
 
 class Store:
-    """A directory or bucket prefix that holds artifacts.
-
-    Args:
-        uri: see ``filesystems.resolve``; a local path is made absolute.
-    """
+    """A directory or bucket prefix that holds artifacts; see ``filesystems.resolve``."""
 
     def __init__(self, uri: str) -> None:
         self.filesystem, self.path = resolve(uri)
@@ -77,21 +74,13 @@ class Store:
     ) -> Artifact:
         """The artifact, made or not, of a stage asked with ``identity`` about ``inputs``.
 
-        Args:
-            stage: its name, also the directory's.
-            version: its; raising it makes every artifact of the stage anew.
-            identity: JSON, without NaN, of everything that decides the content.
-            inputs: the artifacts it is made from.
-            given: JSON that its manifest notes, and that decides nothing.
+        The identity is JSON, without NaN, of everything that decides the content beside the stage's
+        version; ``given``, which the manifest notes, decides nothing.
         """
-        question = {
-            "stage": stage,
-            "version": version,
-            "identity": identity,
-            "inputs": [given.fingerprint for given in inputs],
-        }
+        before = [each.fingerprint for each in inputs]
+        question = {"stage": stage, "version": version, "identity": identity, "inputs": before}
         asked = (stage, version, identity, tuple(inputs), digest(question)[:12])
-        return Artifact(self, *asked, given)
+        return Artifact(self, *asked, given or {})
 
     def directory(self, stage: str, name: str) -> Directory:
         """The directory ``{store}/{stage}/{name}``, there or not."""
@@ -131,8 +120,8 @@ class Store:
 
     def stored(self, manifest: Manifest) -> Artifact:
         """The committed artifact that a manifest is of, to be read: it names no inputs."""
-        asked = (manifest.stage, manifest.stage_version, manifest.identity, ())
-        return Artifact(self, *asked, manifest.fingerprint)
+        asked = (manifest.stage, manifest.stage_version, manifest.identity)
+        return Artifact(self, *asked, (), manifest.fingerprint)
 
     def ensure_writable(self) -> None:
         """Creates the root and asks, once, for all that a run will ask for."""
@@ -143,32 +132,24 @@ class Store:
             )
 
 
+@dataclass(eq=False, repr=False)
 class Artifact(Directory):
     """One result of one stage; made by ``Store.artifact``, immutable once committed."""
 
-    def __init__(
-        self,
-        store: Store,
-        stage: str,
-        version: int,
-        identity: Mapping[str, Any],
-        inputs: tuple[Artifact, ...],
-        fingerprint: str,
-        given: Mapping[str, Any] | None = None,
-    ) -> None:
-        where = store.directory(stage, fingerprint)
+    store: Store
+    stage: str
+    version: int
+    identity: Mapping[str, Any]
+    inputs: tuple[Artifact, ...]
+    fingerprint: str
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        where = self.store.directory(self.stage, self.fingerprint)
         super().__init__(where.filesystem, where.path, where.uri)
-        self.store = store
-        self.stage = stage
-        self.version = version
-        self.identity = identity
-        self.inputs = inputs
-        self.fingerprint = fingerprint
-        self.given = given or {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        asked = (self.store, self.stage, self.version, self.identity, self.inputs)
-        return Artifact, (*asked, self.fingerprint, self.given)
+        return Artifact, tuple(getattr(self, each.name) for each in fields(self))
 
     def exists(self) -> bool:
         """Whether it is committed: the manifest reads, every file it lists is there, whole."""
@@ -212,11 +193,8 @@ class Artifact(Directory):
     ) -> Artifact:
         """Writes the manifest: from now on the artifact exists, and is not written to any more.
 
-        Args:
-            files: names of the files that belong to it; all must be there.
-            metrics: JSON; NaN and infinities are recorded as null.
-            cost: of everything that went into making it.
-            rows: file name -> rows, for those of the files that have them.
+        All ``files`` must be there; ``rows`` says how many those of them have that have any. NaN
+        and infinities of the metrics are recorded as null.
         """
         manifest = Manifest(
             stage=self.stage,

@@ -64,23 +64,29 @@ def unneeded(
 ) -> list[Held]:
     """What no kept evaluation needs or shows, directly or through others.
 
-    Args:
-        store: whose artifacts; while a run works in it, that is refused.
-        stages: of the pipeline, the last one that of the evaluations.
-        keep: so many evaluations, the latest; None: all.
-        older_than: what was written to more recently stays, whoever needs it.
+    The last of the stages is that of the evaluations, of which the latest ``keep``, or all, are
+    kept. What was written to since ``older_than`` stays. StoreError while a run works in the store.
     """
-    _refuse_while_working(store, stages)
+    names = list(_names(store, stages))
+    for name in names:
+        if (who := maker(store.directory(*name))) is not None:
+            raise StoreError(
+                f"expected nobody to work in {masked(store.uri)}, got {' '.join(name)} being made "
+                f"by {who}: wait until it is done"
+            )
     evaluations = store.manifests(stages[-1])
     kept = evaluations if keep is None else evaluations[max(0, len(evaluations) - keep) :]
     needed = _needed(store, kept)
-    limit = datetime.now(UTC) - older_than
-    found = []
-    for name in _names(store, stages):
-        if name not in needed:
-            held, written = _measured(store, *name)
-            if written < limit:
-                found.append(held)
+    limit, found = datetime.now(UTC) - older_than, []
+    for name in names:
+        if name in needed:
+            continue
+        where = store.directory(*name)
+        files = where.everything().values()
+        if all(each.mtime < limit for each in files):
+            is_committed = store.manifest(*name) is not None
+            why = "no kept evaluation needs it" if is_committed else "it was never committed"
+            found.append(Held(where, sum(each.size for each in files), why))
     return found
 
 
@@ -89,15 +95,6 @@ def remove(store: Store, held: Held) -> None:
     held.where.discard(MANIFEST_NAME)
     with store_errors("remove", held.where.path):
         store.filesystem.delete_dir(held.where.path)
-
-
-def _refuse_while_working(store: Store, stages: Sequence[str]) -> None:
-    for stage, fingerprint in _names(store, stages):
-        if (who := maker(store.directory(stage, fingerprint))) is not None:
-            raise StoreError(
-                f"expected nobody to work in {masked(store.uri)}, got {stage} {fingerprint} "
-                f"being made by {who}: wait until it is done"
-            )
 
 
 def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
@@ -111,13 +108,3 @@ def _needed(store: Store, kept: Sequence[Manifest]) -> set[Name]:
                 before = store.manifest(given.stage, given.fingerprint)
                 waiting += [before] if before is not None else []
     return needed
-
-
-def _measured(store: Store, stage: str, fingerprint: str) -> tuple[Held, datetime]:
-    """A directory, and when it was last written to."""
-    where = store.directory(stage, fingerprint)
-    files = where.everything().values()
-    is_committed = store.manifest(stage, fingerprint) is not None
-    why = "no kept evaluation needs it" if is_committed else "it was never committed"
-    written = max((each.mtime for each in files), default=datetime.min.replace(tzinfo=UTC))
-    return Held(where, sum(each.size for each in files), why), written

@@ -5,18 +5,17 @@ from __future__ import annotations
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from bend_ray.cli.options import Asked, address_option, config_arguments, store_option
+from bend_ray.cli.options import Asked, address_option, store_option, stored_config
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.process import log
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import canonical, is_local_path
 
 if TYPE_CHECKING:
-    from bend_ray.artifacts.manifest import Manifest
-    from bend_ray.artifacts.store import Store
     from bend_ray.config.graph import Graph
     from bend_ray.config.schema import PipelineConfig
 
@@ -31,8 +30,7 @@ _first_members = click.option(
 
 
 @click.command(short_help="the bag as files that other tools load")
-@config_arguments
-@store_option
+@stored_config
 @click.option(
     "--output",
     metavar="URI",
@@ -45,9 +43,7 @@ _first_members = click.option(
     help="Whether to write ONNX programs, from which `bend serve` answers.",
 )
 @_first_members
-def export(
-    asked: Asked, store: str, output: str | None, with_onnx: bool, members: int | None
-) -> None:
+def export(asked: Asked, output: str | None, with_onnx: bool, members: int | None) -> None:
     """Write the bag that an evaluation chose as a folder, and print where.
 
     Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
@@ -60,20 +56,18 @@ def export(
     """
     from bend_ray.export.folder import export_bag
 
-    config, graph = _chosen(asked, store, members)
-    where = output or _default_output(graph, members)
+    config, graph, where = _chosen(asked, output, members)
     export_bag(config, graph, where, with_onnx=with_onnx, members=members)
     click.echo(masked(where))
 
 
 @click.command(short_help="one network that answers as the bag does")
-@config_arguments
-@store_option
+@stored_config
 @click.option(
     "--output", metavar="URI", help=f"Folder to write; default {EXPORTS}/VERSION-student."
 )
 @click.option("--epochs", type=float, help="Of the student; default: as of a member.")
-def distill(asked: Asked, store: str, output: str | None, epochs: float | None) -> None:
+def distill(asked: Asked, output: str | None, epochs: float | None) -> None:
     """Train one network on the bag's answers, write it as a bag of one, and print where.
 
     Without FILE and --set the bag is the newest evaluation's of the store. The student learns the
@@ -86,8 +80,8 @@ def distill(asked: Asked, store: str, output: str | None, epochs: float | None) 
     """
     from bend_ray.export.student import distil
 
-    config, graph = _chosen(asked, store, None)
-    where = output or f"{_default_output(graph, None)}-student"
+    config, graph, where = _chosen(asked)
+    where = output or f"{where}-student"
     scores = distil(config, graph, where, epochs).scores
     assert scores is not None
     told = "distill      %.2f %% on the %s part, NLL %.4f"
@@ -95,49 +89,36 @@ def distill(asked: Asked, store: str, output: str | None, epochs: float | None) 
     click.echo(masked(where))
 
 
-def _chosen(asked: Asked, store_uri: str, members: int | None) -> tuple[PipelineConfig, Graph]:
-    """The config that was named, or that of the store's newest evaluation."""
+def _chosen(
+    asked: Asked, output: str | None = None, members: int | None = None
+) -> tuple[PipelineConfig, Graph, str]:
+    """The config that was named, or that of the store's newest evaluation; where its bag goes."""
     from bend_ray.artifacts.store import Store
     from bend_ray.config.graph import graph_of, identified, newest_config
-
-    store = Store(store_uri)
-    config = identified(asked.load()) if asked.by_name else newest_config(store)
-    chosen = graph_of(config, store)
-    # What is wrong with it, or that it is missing, is told by whoever reads it.
-    manifest = store.manifest(chosen.evaluation.stage, chosen.evaluation.fingerprint)
-    if manifest is not None:
-        _tell_whose(manifest, store, newest=not asked.by_name)
-        if members is not None:
-            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
-    return config, chosen
-
-
-def _tell_whose(manifest: Manifest, store: Store, newest: bool) -> None:
+    from bend_ray.export.card import version_of
     from bend_ray.report.evaluation import Evaluation
 
-    evaluation = Evaluation.committed(manifest)
-    bag = evaluation.bag
-    log.LOGGER.info(
-        "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
-        bag.size,
-        100 * (bag.accuracy or 0.0),
-        evaluation.part,
-        manifest.fingerprint,
-        masked(store.uri),
-        log.moment(manifest.created),
-        ", the newest" if newest else "",
-    )
-
-
-def _default_output(graph: Graph, members: int | None) -> str:
-    from bend_ray.export.card import version_of
-
-    return f"{EXPORTS}/{version_of(graph.evaluation.fingerprint, members)}"
+    store = Store(asked.store)
+    config = identified(asked.load()) if asked.by_name else newest_config(store)
+    graph = graph_of(config, store)
+    # What is wrong with it, or that it is missing, is told by whoever reads it.
+    manifest = store.manifest(graph.evaluation.stage, graph.evaluation.fingerprint)
+    if manifest is not None:
+        evaluation = Evaluation.committed(manifest)
+        log.LOGGER.info(
+            "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
+            *(evaluation.bag.size, 100 * (evaluation.bag.accuracy or 0.0), evaluation.part),
+            *(manifest.fingerprint, masked(store.uri), log.moment(manifest.created)),
+            "" if asked.by_name else ", the newest",
+        )
+        if members is not None:
+            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
+    where = output or f"{EXPORTS}/{version_of(graph.evaluation.fingerprint, members)}"
+    return config, graph, where
 
 
 @click.command(short_help="answer questions about images over HTTP")
-@config_arguments
-@store_option
+@stored_config
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
@@ -163,17 +144,12 @@ def _default_output(graph: Graph, members: int | None) -> str:
 )
 def serve(
     asked: Asked,
-    store: str,
     folder: str | None,
-    host: str,
-    port: int,
-    grpc_port: int | None,
-    certfile: str | None,
-    keyfile: str | None,
     direct: bool,
     members: int | None,
     options: tuple[str, ...],
     config_only: bool,
+    **listening: Any,
 ) -> None:
     """Serve a bag over HTTP on this machine, until interrupted.
 
@@ -190,15 +166,19 @@ def serve(
     """
     started = time.monotonic()
     _prepare_serving()
+    from bend_ray.config.reading import apply
     from bend_ray.serve.listening import Listening, allow_many_connections
     from bend_ray.serve.settings import parse_settings
     from bend_ray.serve.telling import welcome
 
-    settings = parse_settings(_parsed(options))
-    where = Listening(host, port, grpc_port, certfile, keyfile)
+    given: dict[str, Any] = {}
+    for option in options:
+        apply(given, option, "--option", "stop_when_decided=true")
+    settings = parse_settings(given)
+    where = Listening(**listening)
     if folder is not None:
         _refuse_beside_export(click.get_current_context())
-    bag = canonical(folder or _exported(asked, store, members))
+    bag = canonical(folder or _exported(asked, members))
     if config_only:
         from bend_ray.serve.deployment import deploy_config, deploy_text
 
@@ -236,7 +216,7 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
     """
     from bend_ray.serve.telling import lines
 
-    bag = canonical(folder or _exported(Asked(), store))
+    bag = canonical(folder or _exported(Asked(store=store)))
     for line in lines(_folder_here(bag), pictures):
         click.echo(line)
 
@@ -273,7 +253,7 @@ def predict(
     _prepare_serving(address)
     from bend_ray.serve.bulk import predict as predicted
 
-    bag = canonical(folder or _exported(Asked(), store))
+    bag = canonical(folder or _exported(Asked(store=store)))
     count = predicted(canonical(examples), output, bag, column, address, run_code)
     log.LOGGER.info("predict      %d examples", count)
     click.echo(masked(output))
@@ -281,7 +261,6 @@ def predict(
 
 def _check_shown(export: str) -> None:
     """Refuse an export that a Serve config must not, or need not, name."""
-    from bend_ray.errors import ConfigError
     from bend_ray.export.card import read_card
 
     if masked(export) != export:
@@ -294,8 +273,6 @@ def _check_shown(export: str) -> None:
 
 
 def _folder_here(export: str) -> Path:
-    from bend_ray.errors import ConfigError
-
     if not is_local_path(export):
         raise ConfigError(
             f"--export {masked(export)}: expected a folder of this machine; copy it here, or let a "
@@ -306,8 +283,6 @@ def _folder_here(export: str) -> Path:
 
 def _refuse_beside_export(context: click.Context) -> None:
     """Which bag --export says alone."""
-    from bend_ray.errors import ConfigError
-
     options = {"file": "FILE", "overrides": "--set", "store": "--store", "members": "--members"}
     given = [
         option
@@ -331,29 +306,11 @@ def _prepare_serving(address: str | None = None) -> None:
     prepare_environment(address)
 
 
-def _parsed(options: tuple[str, ...]) -> dict[str, object]:
-    from bend_ray.config.yaml_text import parse_yaml
-    from bend_ray.errors import ConfigError
-
-    parsed: dict[str, object] = {}
-    for option in options:
-        name, separator, text = option.partition("=")
-        if not separator:
-            raise ConfigError(f"--option {option}: expected NAME=VALUE")
-        try:
-            parsed[name] = parse_yaml(text)
-        except ConfigError as error:
-            raise ConfigError(f"--option {option}: {error}") from None
-    return parsed
-
-
-def _exported(asked: Asked, store: str, members: int | None = None) -> str:
+def _exported(asked: Asked, members: int | None = None) -> str:
     """Where the bag is exported to; exports it where it is not yet."""
-    from bend_ray.errors import DataError
     from bend_ray.export.card import read_card
 
-    config, graph = _chosen(asked, store, members)
-    where = _default_output(graph, members)
+    config, graph, where = _chosen(asked, members=members)
     try:
         read_card(Path(where))
     except DataError:

@@ -11,7 +11,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -24,7 +24,7 @@ from bend_ray.cli.options import (
     config_arguments,
     local_option,
     repeats_option,
-    store_option,
+    stored_config,
     write_file,
 )
 from bend_ray.cli.report import compare, report, report_if_missing
@@ -34,7 +34,6 @@ from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
 from bend_ray.process import log, streams
 from bend_ray.process.environment import forget_empty
-from bend_ray.process.interrupts import persistent_interrupts
 from bend_ray.storage.masking import masked, printable
 from bend_ray.version import __version__
 
@@ -75,7 +74,7 @@ def cli(verbose: bool) -> None:
 
 def run_options(command: Command) -> Command:
     """Everything a command that runs stages takes."""
-    return config_arguments(store_option(address_option(local_option(command))))
+    return stored_config(address_option(local_option(command)))
 
 
 @cli.command(short_help="the whole pipeline; prints how the bag does against its rivals")
@@ -88,12 +87,7 @@ def run_options(command: Command) -> Command:
 )
 @repeats_option
 def run(
-    asked: Asked,
-    store: str,
-    address: str | None,
-    local: bool,
-    json_path: str | None,
-    repeats: int,
+    asked: Asked, address: str | None, local: bool, json_path: str | None, repeats: int
 ) -> None:
     """Run the whole pipeline and print how the bag does against its rivals.
 
@@ -106,9 +100,8 @@ def run(
       bend run --repeats 5 --json result.json
     """
     from bend_ray import pipeline
-    from bend_ray.config.repeats import repeats_of
 
-    configs = repeats_of(asked.load(), repeats)
+    configs = asked.load().repeats(repeats)
     if json_path not in (None, "-"):
         # So that a wrong path is told before the work.
         write_file("--json", Path(str(json_path)), "")
@@ -116,9 +109,9 @@ def run(
     for number, config in enumerate(configs, start=1):
         if repeats > 1:
             log.LOGGER.info("repeat       %d of %d, seed %d", number, repeats, config.seed)
-        graphs.append(pipeline.run(config, store, address=address, local=local))
+        graphs.append(pipeline.run(config, asked.store, address=address, local=local))
     _tell(graphs, json_path)
-    page = report_if_missing(store, graphs)
+    page = report_if_missing(asked.store, graphs)
     if page is not None:
         click.echo(f"report: {page}", err=json_path == "-")
 
@@ -145,11 +138,10 @@ def _tell(graphs: list[Graph], json_path: str | None) -> None:
 def _stage_command(stage: str, does: str) -> None:
     @cli.command(name=stage, help=f"Run the pipeline up to {stage}: {does}.", short_help=does)
     @run_options
-    def command(asked: Asked, store: str, address: str | None, local: bool) -> None:
+    def command(asked: Asked, **where: Any) -> None:
         from bend_ray import pipeline
 
-        graph = pipeline.run(asked.load(), store, until=stage, address=address, local=local)
-        click.echo(graph[stage].path)
+        click.echo(pipeline.run(asked.load(), asked.store, until=stage, **where)[stage].path)
 
 
 for _stage, _does in {
@@ -171,9 +163,8 @@ for _command in (
 
 
 @cli.command(short_help="what a store holds of a config")
-@config_arguments
-@store_option
-def status(asked: Asked, store: str) -> None:
+@stored_config
+def status(asked: Asked) -> None:
     """Say what a store holds of a config, a line a stage.
 
     \b
@@ -181,7 +172,7 @@ def status(asked: Asked, store: str) -> None:
     """
     from bend_ray import pipeline
 
-    for line in pipeline.status(asked.load(), store):
+    for line in pipeline.status(asked.load(), asked.store):
         fields = f"{line.stage:<12} {line.artifact.fingerprint}  {line.state:<9}  {line.detail}"
         click.echo(fields.rstrip())
 
@@ -218,7 +209,7 @@ def main() -> NoReturn:
     forget_empty()
     try:
         streams.prepare()
-        with persistent_interrupts():
+        with streams.persistent_interrupts():
             cli.main(standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt) as error:
         if isinstance(error.__cause__, EOFError):  # click takes every one for the user's Ctrl-D

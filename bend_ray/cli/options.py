@@ -45,10 +45,11 @@ repeats_option = click.option(
 
 
 class Asked(NamedTuple):
-    """Which config a command line names."""
+    """Which config a command line names, and the store of those that have one."""
 
     file: Path | None = None
     overrides: tuple[str, ...] = ()
+    store: str = DEFAULT_STORE
 
     @property
     def by_name(self) -> bool:
@@ -74,10 +75,16 @@ def config_arguments(command: Command) -> Command:
         help="Set one knob, as in --set samples.count=96; may be given again.",
     )
     @wraps(command)
-    def asking(file: Path | None, overrides: tuple[str, ...], **others: Any) -> Any:
-        return command(asked=Asked(file, overrides), **others)
+    def asking(**given: Any) -> Any:
+        asked = Asked(*(given.pop(name) for name in Asked._fields if name in given))
+        return command(asked=asked, **given)
 
     return asking
+
+
+def stored_config(command: Command) -> Command:
+    """FILE, --set and --store, which the command takes as ``asked``."""
+    return config_arguments(store_option(command))
 
 
 def write_file(option: str, path: Path, text: str) -> None:

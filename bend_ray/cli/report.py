@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bend_ray.cli.options import Asked, config_arguments, repeats_option, store_option
+from bend_ray.cli.options import Asked, repeats_option, stored_config
 from bend_ray.errors import BendError
 from bend_ray.process import log
 
@@ -15,15 +15,14 @@ if TYPE_CHECKING:
 
 
 @click.command(short_help="pictures and an honest table, in one HTML file")
-@config_arguments
-@store_option
+@stored_config
 @repeats_option
 @click.option(
     "--output",
     metavar="DIR",
     help="Folder or URI to write to; default: report/ in the store, a folder a run.",
 )
-def report(asked: Asked, store: str, repeats: int, output: str | None) -> None:
+def report(asked: Asked, repeats: int, output: str | None) -> None:
     """Write report.html, a PNG of each figure and report.json, from a committed evaluation alone.
 
     Without FILE, --set and --repeats it is of the newest run in the store, with all repeats of it
@@ -36,16 +35,15 @@ def report(asked: Asked, store: str, repeats: int, output: str | None) -> None:
     """
     from bend_ray.artifacts.store import Store
     from bend_ray.config.graph import graph_of, identified
-    from bend_ray.config.repeats import repeats_of
     from bend_ray.report import runs as stored
     from bend_ray.report.page import write_report
 
-    held = Store(store)
+    held = Store(asked.store)
     if not asked.by_name and repeats == 1:
         runs = stored.newest(stored.grouped(stored.stored_runs(held)))
     else:
         config = identified(asked.load())
-        graphs = [graph_of(each, held) for each in repeats_of(config, repeats)]
+        graphs = [graph_of(each, held) for each in config.repeats(repeats)]
         wanted = [graph.evaluation for graph in graphs]
         runs = [stored.read_run(held, each.fingerprint, each.given) for each in wanted]
     fingerprints = [run.fingerprint for run in runs]

@@ -122,8 +122,7 @@ def _jobs(address: str) -> Jobs:
 def _followed(jobs: Jobs, job: str) -> int:
     """The job's exit code, after showing all that it printed."""
     try:
-        jobs.follow(job, lambda text: click.echo(text, nl=False))
-        return jobs.exit_code(job)
+        return jobs.follow(job, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
         click.echo(f"\nbend: the job goes on. {_what_next(jobs.address, job)}", err=True)
         return 130

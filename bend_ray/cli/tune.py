@@ -6,12 +6,11 @@ from pathlib import Path
 
 import click
 
-from bend_ray.cli.options import Asked, address_option, config_arguments, store_option, write_file
+from bend_ray.cli.options import Asked, address_option, stored_config, write_file
 
 
 @click.command(short_help="search latent size, ensemble count and any other knob")
-@config_arguments
-@store_option
+@stored_config
 @address_option
 @click.option(
     "--space",
@@ -38,7 +37,6 @@ from bend_ray.cli.options import Asked, address_option, config_arguments, store_
 )
 def tune(
     asked: Asked,
-    store: str,
     address: str | None,
     space: Path | None,
     trials: int | None,
@@ -75,12 +73,12 @@ def tune(
 
     config = asked.load()
     section = load_section(space, config, trials)
-    study = search(config, section, store, address=address)
+    study = search(config, section, asked.store, address=address)
     lines = summary(study)
     click.echo(f"{text(study)}\n\n" + "\n".join(lines))
     write_file("--best", Path(best), best_yaml(study.config_of(*study.winner), "\n".join(lines)))
     compared = None
     if fresh:
-        compared = on_fresh_splits(study, store, fresh, address)
+        compared = on_fresh_splits(study, asked.store, fresh, address)
         click.echo("\n" + "\n".join(sentences(compared)))
     click.echo(f"best:   {best}\nreport: {write_page(study, compared)}")

@@ -28,7 +28,6 @@ from bend_ray.report.evaluation import (
     Diversity,
     DiversityScores,
     Evaluation,
-    ModelPrices,
     Novelty,
     NoveltyScores,
     PopulationScores,
@@ -139,11 +138,6 @@ class Comparison:
         held_out = self._novelty("held_out") if len(self.members["held_out"]) else None
         populations = {name: self.members[name] for name in POPULATIONS}
         prices, drawn = self.prices, len(self.members["generated"])
-        per_model = ModelPrices(
-            marginal_seconds=prices.samples / drawn,
-            amortised_seconds=prices.bag / drawn,
-            ordinary_seconds=prices.ordinary,
-        )
         return Evaluation(
             part=self.part,
             bag=scores[BAG],
@@ -152,7 +146,12 @@ class Comparison:
             novelty=Novelty(
                 **self._novelty("generated"), held_out=held_out and NoveltyScores(**held_out)
             ),
-            prices=Prices(per_model=per_model, equal_cost_deep_ensemble=scores.get(EQUAL_COST)),
+            prices=Prices(
+                marginal_seconds=prices.samples / drawn,
+                amortised_seconds=prices.bag / drawn,
+                ordinary_seconds=prices.ordinary,
+                equal_cost_deep_ensemble=scores.get(EQUAL_COST),
+            ),
             **{n: PopulationScores(accuracy=_spread(m)) for n, m in populations.items()},
             **more,
         )

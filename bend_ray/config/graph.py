@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -27,15 +27,13 @@ from bend_ray.storage.filesystems import file_exists, resolve
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import joined
 
-S = TypeVar("S", bound=Spec)
-
 STAGE_VERSIONS = {
     "seeds": 8,
     "autoencoder": 3,
     "latents": 1,
     "generator": 2,
     "samples": 4,
-    "evaluation": 6,
+    "evaluation": 7,
 }
 """Raised when a stage's code makes something else of the same inputs."""
 
@@ -79,10 +77,9 @@ class Question:
     def answers(self) -> Artifact:
         """The artifact of their answers, made or not; ``stages.answers`` makes it."""
         decides: dict[str, Any] = {"inputs": identity(self.inputs)}
-        if self.inputs not in (VALIDATION, CALIBRATION) and isinstance(
-            self.config.dataset, Located
-        ):
-            decides["content"] = self.config.dataset.content.test
+        dataset, is_test = self.config.dataset, self.inputs not in (VALIDATION, CALIBRATION)
+        if is_test and isinstance(dataset, Located):
+            decides["content"] = dataset.content.test
         if self.rival is not None:
             samples = self.config.samples
             decides["rival"] = identity(self.rival)
@@ -147,25 +144,21 @@ def identified(config: PipelineConfig) -> PipelineConfig:
 
     DataError where files of the data set cannot be read, ConfigError where there is no such module.
     """
-    known = _identified(config)
+    known: PipelineConfig = _identified(config)
     # Sections agree or not only when it is known how many checkpoints there are.
     return known if config.seeds.protocol.is_known else validated(dict(known))
 
 
-def _identified(spec: S) -> S:
-    if isinstance(spec, LabelledExamples | Imported | Checkpoints):
-        return spec.identified()  # type: ignore[return-value]
-    found = {name: _each_identified(value) for name, value in spec}
-    changed = {name: value for name, value in found.items() if value is not getattr(spec, name)}
-    return spec.model_copy(update=changed) if changed else spec
-
-
-def _each_identified(value: Any) -> Any:
-    if isinstance(value, Spec):
-        return _identified(value)
+def _identified(value: Any) -> Any:
+    if isinstance(value, LabelledExamples | Imported | Checkpoints):
+        return value.identified()
     if isinstance(value, tuple) and any(isinstance(each, Spec) for each in value):
-        return tuple(_each_identified(each) for each in value)
-    return value
+        return tuple(map(_identified, value))
+    if not isinstance(value, Spec):
+        return value
+    found = {name: _identified(each) for name, each in value}
+    changed = {name: each for name, each in found.items() if each is not getattr(value, name)}
+    return value.model_copy(update=changed) if changed else value
 
 
 def graph_of(config: PipelineConfig, store: Store) -> Graph:
@@ -193,20 +186,15 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     generator = artifact("generator", seed | {"generator": whole["generator"]}, latents)
     samples = artifact("samples", seed | {"samples": whole["samples"]}, autoencoder, generator)
     scored = seed | {"evaluation": whole["evaluation"]} | test
-    others = ordinary(config)
-    ensemble = (
-        None if others is None else population(identity(others) | {"dataset": whole["dataset"]})
-    )
-    questions = {
-        name: Question(config, seeds, each)
-        for name, each in (("seeds", seeds), ("samples", samples))
-    }
-    if others is not None and ensemble is not None:
-        questions[ORDINARY] = Question(others, ensemble, ensemble)
-    for rival in config.evaluation.rivals:
+    models = {"seeds": seeds, "samples": samples}
+    questions = {name: Question(config, seeds, each) for name, each in models.items()}
+    if (others := ordinary(config)) is not None:
+        models[ORDINARY] = population(identity(others) | {"dataset": whole["dataset"]})
+        questions[ORDINARY] = Question(others, models[ORDINARY], models[ORDINARY])
+    section = config.evaluation
+    for rival in section.rivals:
         if isinstance(rival, Drawing):
             questions[rival.name] = Question(config, seeds, seeds, rival=rival)
-    section = config.evaluation
     inputs = (
         TEST,
         *((CALIBRATION,) if config.dataset.num_calibration else ()),
@@ -214,10 +202,9 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
         *(Corrupted(corruption=each) for each in section.shift),
     )
     asked = [q.about(part).answers for part in (VALIDATION, *inputs) for q in questions.values()]
-    models = (seeds, samples) if ensemble is None else (seeds, samples, ensemble)
-    evaluation = artifact("evaluation", scored, *models, *asked)
+    evaluation = artifact("evaluation", scored, *models.values(), *asked)
     stages = seeds, autoencoder, latents, generator, samples, evaluation
-    return Graph(*stages, ensemble, questions, inputs)
+    return Graph(*stages, models.get(ORDINARY), questions, inputs)
 
 
 def newest_config(store: Store) -> PipelineConfig:

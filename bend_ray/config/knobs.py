@@ -13,14 +13,9 @@ from bend_ray.spec import Spec, variants
 
 @dataclass(frozen=True)
 class Knob:
-    """One thing to set.
+    """One thing to set, by its path, as in ``--set path=value``.
 
-    Attributes:
-        path: its key, as in ``--set path=value``.
-        default: its value when nothing is said.
-        help: its meaning.
-        kind: the variant it belongs to, where the section has several; else empty.
-        required: it has no default and must be set.
+    ``kind`` is the variant it belongs to, where the section has several; else empty.
     """
 
     path: str
@@ -50,18 +45,20 @@ def _knobs_of(spec: type[Spec], default: Spec | None, prefix: str, kind: str) ->
             value = getattr(default, name)
         path = f"{prefix}{name}"
         meaning = " ".join((field.description or "").split())
-        kinds = [v.model_fields["kind"].default for v in variants(field.annotation) if _has_kind(v)]
+        found = {variant: kind_of(variant) for variant in variants(field.annotation)}
+        kinds = list(filter(None, found.values()))
         if len(kinds) > 1:
             meaning = f"{meaning} Its kind: {', '.join(kinds)}."
         yield Knob(path, _plain(value), meaning, kind, required)
-        for variant in variants(field.annotation):
-            tag = variant.model_fields["kind"].default if _has_kind(variant) else kind
+        for variant, its in found.items():
             held = value if isinstance(value, variant) else None
-            yield from _knobs_of(variant, held, f"{path}.", tag)
+            yield from _knobs_of(variant, held, f"{path}.", its or kind)
 
 
-def _has_kind(spec: type[Spec]) -> bool:
-    return "kind" in spec.model_fields
+def kind_of(spec: type[Spec]) -> str | None:
+    """The kind of a variant; None where its section has only one."""
+    field = spec.model_fields.get("kind")
+    return field.default if field else None
 
 
 def _plain(value: Any) -> Any:

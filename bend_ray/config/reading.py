@@ -12,15 +12,15 @@ from pydantic_core import ErrorDetails
 
 from bend_ray.config.knobs import Knob, knobs
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.config.yaml_text import UNREADABLE, parsed, read_yaml, reason, refusal
-from bend_ray.spec import Spec, variants
+from bend_ray.config.yaml_text import parse_yaml, read_yaml, refusal
+from bend_ray.errors import ConfigError
+from bend_ray.spec import Spec
 from bend_ray.storage.uris import names_variable
 
 QUOTED = 200
 """Characters of a wrong value that a message repeats."""
 
 _NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
-_PLAIN_TYPES = frozenset({"int", "float", "str", "none", "constrained-int"})
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -30,7 +30,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Pipel
     """
     values = read_yaml(Path(path)) if path is not None else {}
     for override in overrides:
-        _apply(values, override)
+        apply(values, override)
     return validated(values, PipelineConfig().model_dump(mode="json"))
 
 
@@ -74,12 +74,13 @@ def validated(values: Mapping[str, Any], base: Mapping[str, Any] | None = None) 
     """
     if named := list(_variables(values, "")):
         raise refusal("; ".join(named))
+    merged = _merged(base or {}, values)
     try:
-        return PipelineConfig.model_validate(_merged(base or {}, values))
+        return PipelineConfig.model_validate(merged)
     except ValidationError as error:
         # A union of plain types is complained about once a member: the first says it, and what is
         # wrong inside of a section says more than that it is no word.
-        problems = {_key_path(details["loc"]): details for details in reversed(error.errors())}
+        problems = {_key_path(details, merged): details for details in reversed(error.errors())}
         lines = [
             _explain(path, details)
             for path, details in problems.items()
@@ -104,20 +105,17 @@ def _shortened(text: str) -> str:
     return text if len(text) <= QUOTED else f"{text[:QUOTED]}..."
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Set one ``a.b=c`` in ``values``, making mappings on the way."""
-    key, separator, text = override.partition("=")
-    told = f"--set {_shortened(override)}"
+def apply(
+    values: dict[str, Any], given: str, option: str = "--set", example: str = "samples.count=96"
+) -> None:
+    """Set one ``a.b=c``, a text that an option gives, in ``values``; makes mappings on the way."""
+    key, separator, text = given.partition("=")
+    told = f"{option} {_shortened(given)}"
     if not separator or not all(key.split(".")):
-        raise refusal(f"{told}: expected a.b=value, as in --set samples.count=96")
+        raise refusal(f"{told}: expected a.b=value, as in {option} {example}")
     try:
-        value = parsed(text)
-    except UNREADABLE as error:
-        got = reason(error) or _shortened(text)
-        raise refusal(f"{told}: expected a YAML value after =, got {got}") from None
-    try:
-        _put(values, key, value)
-    except ValueError as error:
+        _put(values, key, parse_yaml(text))
+    except (ConfigError, ValueError) as error:
         raise refusal(f"{told}: {error}") from None
 
 
@@ -155,42 +153,21 @@ def _explain(path: str, details: ErrorDetails) -> str:
     return f"{path}: {message}" if path else message
 
 
-def _key_path(location: tuple[int | str, ...]) -> str:
-    """A pydantic location as the user wrote it, without the members of unions that it names.
-
-    >>> _key_path(("seeds", "protocol", "forks", "forks"))
-    'seeds.protocol.forks'
-    >>> _key_path(("autoencoder", "resources", "workers", "constrained-int"))
-    'autoencoder.resources.workers'
-    >>> _key_path(("samples", "finish", "Finish", "guidance"))
-    'samples.finish.guidance'
-    """
-    written: list[str] = []
-    specs: tuple[type[Spec], ...] = (PipelineConfig,)
-    for part in location:
-        several = len(specs) > 1
-        tried = tuple(s for s in specs if part == (_kind(s) if several else s.__name__))
-        if tried:
-            specs = tried
-        elif not _is_plain_type(part, specs):
+def _key_path(details: ErrorDetails, value: Any) -> str:
+    """Where in a value a problem is, without the members of unions that pydantic names."""
+    written, kind = [], None
+    for part in details["loc"]:
+        # The kind of a section comes before its keys, of which one may have the same name.
+        if isinstance(value, Mapping) and part == value.get("kind") != kind:
+            kind = part
+            continue
+        keys = {str(key): key for key in value} if isinstance(value, Mapping) else {}
+        if isinstance(part, int) or part in keys or details["type"] == "missing":
             written.append(str(part))
-            specs = specs if isinstance(part, int) else _specs_at(specs, part)
+            inside = isinstance(value, list | tuple) and part in range(len(value))
+            value = value[part] if inside else value[keys[part]] if part in keys else None
+            kind = None
     return ".".join(written)
-
-
-def _specs_at(specs: tuple[type[Spec], ...], key: str) -> tuple[type[Spec], ...]:
-    """What the key of a section may hold: none for a leaf or a key that does not exist."""
-    field = specs[0].model_fields.get(key) if specs else None
-    return variants(field.annotation) if field else ()
-
-
-def _kind(spec: type[Spec]) -> Any:
-    return spec.model_fields["kind"].default
-
-
-def _is_plain_type(part: int | str, specs: tuple[type[Spec], ...]) -> bool:
-    """Whether a part names a type of a union; a section's own key may have such a name."""
-    return isinstance(part, str) and ("[" in part or (not specs and part in _PLAIN_TYPES))
 
 
 def _inside(path: str) -> list[tuple[Knob, list[str]]]:

@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -24,9 +25,8 @@ from bend_ray.data.datasets import Dataset, Digits
 from bend_ray.data.inputs import Outside
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
-from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
-from bend_ray.generation.denoisers import Denoiser, MlpDenoiser
-from bend_ray.generation.diffusion import Ddpm, Process
+from bend_ray.generation.diffusion import Ddim, Ddpm, Process, Sampler
+from bend_ray.generation.models import Autoencoder, Denoiser, MlpDenoiser, PrincipalMlp
 from bend_ray.generation.rivals import (
     BestOriginal,
     DeepEnsemble,
@@ -39,7 +39,6 @@ from bend_ray.generation.rivals import (
     TrunkBag,
     WeightAverage,
 )
-from bend_ray.generation.samplers import Ddim, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Protocol, Tails
 from bend_ray.networks.recipe import Recipe, Stretch
@@ -315,6 +314,22 @@ class PipelineConfig(Spec):
             return Finish() if knows_the_way else AS_DRAWN
         return finish or AS_DRAWN
 
+    def repeats(self, count: int) -> list[PipelineConfig]:
+        """This config under ``count`` seeds in a row, of everything and of the data set's split.
+
+        They share nothing: every model, split and test image choice is a repeat's own, so that
+        what differs between them is chance.
+
+        >>> [each.seed for each in PipelineConfig(seed=3).repeats(2)]
+        [3, 4]
+        """
+        splits = (self.dataset.split_seed + repeat for repeat in range(count))
+        datasets = [self.dataset.model_copy(update={"split_seed": split}) for split in splits]
+        return [
+            self.model_copy(update={"seed": self.seed + repeat, "dataset": dataset})
+            for repeat, dataset in enumerate(datasets)
+        ]
+
     def with_resources(self, given: Mapping[str, Resources]) -> PipelineConfig:
         """The config with other resources for some stages; no result changes."""
         sections = {
@@ -325,21 +340,13 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        if not self.seeds.protocol.is_known:
-            return self
-        for check in (
-            _populations_fit,
-            _latent_size_fits,
-            _bag_fits,
-            _sampler_fits,
-            _finish_fits,
-            _subset_has_a_base,
-        ):
-            check(self)
+        problems = chain(_of_sizes(self), _of_drawing(self))
+        if self.seeds.protocol.is_known and (problem := next(problems, None)):
+            raise ValueError(problem)
         return self
 
 
-def _populations_fit(config: PipelineConfig) -> None:
+def _of_sizes(config: PipelineConfig) -> Iterator[str]:
     rivals = config.evaluation.rivals
     ensemble = max((r.size or 0 for r in rivals if isinstance(r, DeepEnsemble)), default=0)
     for path, count in (
@@ -349,73 +356,58 @@ def _populations_fit(config: PipelineConfig) -> None:
         ("evaluation.rivals", ensemble),
     ):
         if count > MOST_MODELS:
-            raise ValueError(f"{path}: expected at most {MOST_MODELS:,} models, got {count:,}")
-
-
-def _latent_size_fits(config: PipelineConfig) -> None:
+            yield f"{path}: expected at most {MOST_MODELS:,} models, got {count:,}"
     latent_size, models = config.autoencoder.model.latent_size, config.num_training_models
     if latent_size is not None and latent_size >= models:
-        raise ValueError(
+        yield (
             f"autoencoder.model.latent_size: expected fewer than the {models} models the "
             f"generator learns from, so that it cannot store them one by one, got {latent_size}; "
             "lower it or train more seeds"
         )
-
-
-def _bag_fits(config: PipelineConfig) -> None:
     size = config.evaluation.bagging.size
     if size is not None and size > config.samples.count:
-        raise ValueError(
+        yield (
             f"evaluation.bagging.size: expected at most samples.count = {config.samples.count}, "
             f"got {size}; lower it or draw more samples"
         )
 
 
-def _sampler_fits(config: PipelineConfig) -> None:
+def _of_drawing(config: PipelineConfig) -> Iterator[str]:
     sampler, process = config.samples.sampler, config.generator.process
     if not isinstance(process, sampler.process):
         fitting = [cls for cls in variants(Sampler) if cls.process is type(process)]  # type: ignore[attr-defined]
         names = " or ".join(cls.model_fields["kind"].default for cls in fitting)
-        raise ValueError(
+        yield (
             f"samples.sampler: expected {names} for generator.process {process.kind}, "
             f"got {sampler.kind}"
         )
+    guidance, protocol = config.finish.guidance, config.seeds.protocol
+    if guidance and protocol.num_early == 0:
+        yield (
+            "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
+            f"got {guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "
+            "checkpoints with early"
+        )
+    include, all_own = [*config.parameters.include], config.parameters.all_own
+    if not all_own and (not protocol.branches or protocol.ranks_roots):
+        yield (
+            "parameters.include: expected all parameters (*) for seeds.protocol "
+            f"{protocol.kind}, whose members have no base to share, got {include}; use "
+            "trajectory, tails or forks"
+        )
+    for section, asked, why in (
+        ("samples.finish", guidance, "whose way it moves on along"),
+        ("parameters.include", not all_own, "whose base it has"),
+    ):
+        if asked and not _trunks_are_known(config):
+            yield (
+                f"generator.conditional: expected true with {section} and {protocol.num_trunks} "
+                f"trunks, as a drawn model must know {why}, got false"
+            )
 
 
 def _trunks_are_known(config: PipelineConfig) -> bool:
     return config.seeds.protocol.num_trunks == 1 or config.generator.conditional
-
-
-def _finish_fits(config: PipelineConfig) -> None:
-    finish, trunks = config.finish, config.seeds.protocol.num_trunks
-    if finish.guidance and config.seeds.protocol.num_early == 0:
-        raise ValueError(
-            "samples.finish.guidance: expected 0 without early tails, whose mean shows the way, "
-            f"got {finish.guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "
-            "checkpoints with early"
-        )
-    if finish.guidance and not _trunks_are_known(config):
-        raise ValueError(
-            f"generator.conditional: expected true with samples.finish and {trunks} trunks, as a "
-            "drawn model must know whose way it moves on along, got false"
-        )
-
-
-def _subset_has_a_base(config: PipelineConfig) -> None:
-    if config.parameters.all_own:
-        return
-    protocol = config.seeds.protocol
-    if not protocol.branches or protocol.ranks_roots:
-        raise ValueError(
-            "parameters.include: expected all parameters (*) for seeds.protocol "
-            f"{protocol.kind}, whose members have no base to share, got "
-            f"{list(config.parameters.include)}; use trajectory, tails or forks"
-        )
-    if not _trunks_are_known(config):
-        raise ValueError(
-            f"generator.conditional: expected true with parameters.include and "
-            f"{protocol.num_trunks} trunks, as a drawn model must know whose base it has, got false"
-        )
 
 
 def identity(spec: Spec) -> dict[str, Any]:

@@ -17,9 +17,6 @@ import yaml
 from bend_ray.errors import ConfigError
 from bend_ray.storage.masking import masked
 
-UNREADABLE = (yaml.YAMLError, ValueError, RecursionError)
-"""What reading YAML raises: also of brackets without end, and of a number of too many digits."""
-
 MAX_BYTES = 2**20
 """Of a config file; the largest of ours has 2 kB."""
 LARGEST = 2**63
@@ -37,16 +34,6 @@ _TAG = "tag:yaml.org,2002:"
 _TAGS = frozenset(f"{_TAG}{name}" for name in (*_SCALARS, "str", "seq", "map"))
 
 
-class _Problem(yaml.MarkedYAMLError):
-    """What YAML allows and a config does not."""
-
-    def __init__(self, problem: str, mark: yaml.Mark) -> None:
-        super().__init__(problem=problem, problem_mark=mark)
-
-    def __str__(self) -> str:
-        return str(self.problem)
-
-
 class _Loader(yaml.SafeLoader):
     """JSON's values; each key once, and no aliases, of which a few lines stand for gigabytes."""
 
@@ -60,7 +47,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             alias: Any = self.get_event()  # type: ignore[no-untyped-call]
-            raise _Problem(f"an alias, *{alias.anchor}; write the value out", alias.start_mark)
+            raise ValueError(f"an alias, *{alias.anchor}; write the value out")
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
@@ -71,9 +58,7 @@ class _Loader(yaml.SafeLoader):
                 continue
             if name in lines:
                 first = f"line {lines[name]} and in " if lines[name] != line else ""
-                raise _Problem(
-                    f"the key {name} twice, in {first}line {line}; keep one", key.start_mark
-                )
+                raise ValueError(f"the key {name} twice, in {first}line {line}; keep one")
             lines[name] = line
         return super().construct_mapping(node, deep)
 
@@ -86,10 +71,9 @@ class _Loader(yaml.SafeLoader):
         text = self.construct_scalar(node)
         digits = text.lstrip("-+")
         if digits.startswith("0") and digits.isdigit() and len(digits) > 1:
-            raise _Problem(
+            raise ValueError(
                 f"{text}, which is octal to some readers and decimal to others; write "
-                f"{int(text)}, or '{text}' for text",
-                node.start_mark,
+                f"{int(text)}, or '{text}' for text"
             )
         return int(text, 0)
 
@@ -118,37 +102,28 @@ def refusal(message: str) -> ConfigError:
     return ConfigError(masked(" ".join(message.split())))
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
+def parse_yaml(given: str | bytes) -> Any:
+    """The value of a YAML text, in UTF-8.
 
     ConfigError where it is none, or has a key twice, an alias, a number with a leading zero or a
     huge one in it, or is nested too deeply.
     """
     try:
-        return parsed(text)
-    except UNREADABLE as error:
+        text = given if isinstance(given, str) else given.decode()
+        if found := re.search("[\x85\u2028\u2029]", text):
+            raise ValueError(
+                f"the character {found[0]!a}, a line's end to some readers; write it as an escape, "
+                "in double quotes"
+            )
+        loader = _Loader(text)
+        try:
+            value = loader.get_single_data()
+        finally:
+            loader.dispose()
+        _check_integers(value)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refusal(f"expected YAML, got: {error}") from None
-
-
-def parsed(text: str) -> Any:
-    """As ``parse_yaml``, but raises what is ``UNREADABLE``."""
-    if found := re.search("[\x85\u2028\u2029]", text):
-        raise ValueError(
-            f"the character {found[0]!a}, a line's end to some readers; write it as an escape, in "
-            "double quotes"
-        )
-    loader = _Loader(text)
-    try:
-        value = loader.get_single_data()
-    finally:
-        loader.dispose()
-    _check_integers(value)
     return value
-
-
-def reason(error: Exception) -> str:
-    """What is wrong with a YAML text that is YAML; else empty."""
-    return str(error) if isinstance(error, _Problem) else ""
 
 
 def _check_integers(value: Any) -> None:
@@ -171,11 +146,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise refusal(f"expected a config file of at most {MAX_BYTES:,} bytes")
-        values = parse_yaml(content.decode())
+        values = parse_yaml(content)
     except OSError as error:
         raise refusal(f"{path}: expected a config file, got: {error.strerror}") from None
-    except UnicodeDecodeError as error:
-        raise refusal(f"{path}: expected YAML, got: {error}") from None
     except ConfigError as error:
         raise refusal(f"{path}: {error}") from None
     if values is None:

@@ -37,7 +37,7 @@ READ_WHOLE_FILES = 20_000
 MOST_ETAGS = 1_000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class File:
     """A file of a part: its name is below the folder that was asked for.
 

@@ -11,7 +11,6 @@ Shape letters: N images, W images of a window, M of a piece, C channels, H rows,
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -29,6 +28,7 @@ from bend_ray.errors import DataError
 from bend_ray.process.computing import usable_cores, usable_memory
 from bend_ray.process.lazy import torch
 from bend_ray.randomness import generator_for
+from bend_ray.storage.filesystems import in_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,17 +190,7 @@ class Streamed:
 
 def by_threads(work: Work, count: int) -> Generator[NDArray[np.uint8]]:
     """See ``Ahead``: by threads of this process, as Pillow decodes without holding the others."""
-    cores = usable_cores()
-    with ThreadPoolExecutor(cores) as threads:
-        waiting = (threads.submit(work, number) for number in range(count))
-        flying = deque(islice(waiting, cores + 1))
-        try:
-            while flying:
-                done = flying.popleft().result()
-                flying.extend(islice(waiting, 1))
-                yield done
-        finally:
-            threads.shutdown(cancel_futures=True)
+    return in_threads(work, range(count), usable_cores())
 
 
 def fetched_ahead(items: Generator[T]) -> Generator[T]:

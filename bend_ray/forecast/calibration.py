@@ -27,13 +27,12 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Parts, moved
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.generation.objectives import Denoising, Reconstruction
-from bend_ray.generation.steps import AveragedSteps
+from bend_ray.generation.training import AveragedSteps, Denoising, Reconstruction
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import gram_sums, mix
+from bend_ray.parameters.features import gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.computing import lent, settle
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.generation.conditioning import ConditionedDenoiser
-from bend_ray.generation.diffusion import Process, gaussian_prediction
-from bend_ray.generation.samplers import Sampler
+from bend_ray.generation.diffusion import Process, Sampler, gaussian_prediction
+from bend_ray.generation.networks import ConditionedDenoiser
 
 STD_FLOOR = 1e-4
 RANK_TOLERANCE = 1e-9

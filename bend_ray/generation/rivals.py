@@ -63,12 +63,6 @@ class Trained:
     count: int
     stream: Callable[[int], Generator]
 
-    @property
-    def num_parameters(self) -> int:
-        """P."""
-        size: int = self.members_KP.shape[1]
-        return size
-
 
 Drawn: TypeAlias = "tuple[Tensor, Tensor]"
 """Parameters ``(N, P)`` and trunks ``(N,)``."""
@@ -175,7 +169,7 @@ class WeightAverage(Drawing):
         """One row, whatever ``count``."""
         ids_T = torch.unique(trained.trunks_K)
         trunk = ids_T if len(ids_T) == 1 else torch.tensor([-1])
-        blocks = column_slices(trained.num_parameters, len(trained.members_KP))
+        blocks = column_slices(trained.members_KP.shape[1], len(trained.members_KP))
         return torch.cat([trained.members_KP[:, own].mean(dim=0) for own in blocks])[None], trunk
 
     def num_drawn(self, count: int, num_trunks: int) -> int:
@@ -192,8 +186,8 @@ class TrunkAverages(Drawing):
         """One row a trunk, at most ``count``."""
         wanted = torch.unique(trained.trunks_K)[: trained.count][models.start : models.stop]
         own_R = torch.isin(trained.trunks_K, wanted).nonzero().flatten()
-        drawn_NP = torch.empty(len(wanted), trained.num_parameters)
-        for block in column_slices(trained.num_parameters, len(own_R)):
+        drawn_NP = torch.empty(len(wanted), trained.members_KP.shape[1])
+        for block in column_slices(trained.members_KP.shape[1], len(own_R)):
             drawn_NP[:, block], _ = trunk_means(
                 trained.members_KP[own_R, block], trained.trunks_K[own_R]
             )
@@ -241,8 +235,8 @@ class Gaussian(Drawing):
             [torch.randn(num_members, generator=trained.stream(n)) for n in models]
         )
         mix_NK *= self.scale / degrees**0.5
-        drawn_NP = torch.empty(len(models), trained.num_parameters)
-        for block in column_slices(trained.num_parameters, num_members):
+        drawn_NP = torch.empty(len(models), trained.members_KP.shape[1])
+        for block in column_slices(trained.members_KP.shape[1], num_members):
             members_KB = trained.members_KP[:, block]
             means_TB, row_K = trunk_means(members_KB, trained.trunks_K)
             drawn_NP[:, block] = means_TB[turn_N] + mix_NK @ (members_KB - means_TB[row_K])
@@ -265,7 +259,7 @@ class MultiSwag(Drawing):
         ids_T = torch.unique(trained.trunks_K)
         turn_N = torch.tensor(models) % len(ids_T)
         generators = [trained.stream(index) for index in models]
-        num_parameters = trained.num_parameters
+        num_parameters = trained.members_KP.shape[1]
         drawn_NP = torch.stack([torch.randn(num_parameters, generator=g) for g in generators])
         for trunk in torch.unique(turn_N):
             own_R = (trained.trunks_K == ids_T[trunk]).nonzero().flatten()
@@ -301,7 +295,7 @@ class ImportedRival(Imported, Drawing):
         """What the function gives; ConfigError where models or trunks have other shapes."""
         given = (trained.members_KP[:, :], trained.trunks_K, trained.count, trained.stream(0))
         drawn_NP, trunks_N = self.call(*given, **self.arguments)
-        expected = (len(trunks_N), trained.num_parameters)
+        expected = (len(trunks_N), trained.members_KP.shape[1])
         if not len(trunks_N) or drawn_NP.shape != expected or trunks_N.ndim != 1:
             raise ConfigError(
                 f"{self.target}: expected models (N, {expected[1]}) and trunks (N,), got "

@@ -1,8 +1,8 @@
 """A classifier as one vector.
 
-Here live the flattening of a module (``layout``), its standardisation (``standardize``), the
-lossless principal coefficients that the default generator learns (``gram``), and the alignment
-of hidden units between independently trained networks (``symmetry``).
+Here live the flattening of a module (``layout``), the standardised parameters and the lossless
+principal coefficients that generators learn (``features``), and the alignment of hidden units
+between independently trained networks (``symmetry``).
 
 May import torch, numpy, scipy, ``bend_ray.spec`` and ``bend_ray.errors``; never another room and
 never Ray. Everything takes and returns tensors: ``theta_KP`` is K models of P parameters.

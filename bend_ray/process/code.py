@@ -62,7 +62,9 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
     place = Path(folders[0] if folders else own).resolve()
     if any(place.is_relative_to(installed) for installed in _INSTALLED):
         return place.parent, []
-    return place.parent, _files(place) or [own]
+    files = [file for file in place.rglob("*.py") if file.is_file()] if place.is_dir() else []
+    is_small = len(files) <= MOST_FILES and sum(file.stat().st_size for file in files) <= MOST_BYTES
+    return place.parent, (files if is_small else []) or [own]
 
 
 def module_digest(module: str) -> str:
@@ -118,14 +120,6 @@ def _module_file(origin: str | None, folders: list[str], below: str) -> Path | N
     base = Path(folders[0] if folders else os.devnull).joinpath(*below.split("."))
     candidates = (base.with_suffix(".py"), base / "__init__.py", base)
     return next((each for each in candidates if each.exists()), None)
-
-
-def _files(package: Path) -> list[Path]:
-    if not package.is_dir():
-        return []
-    files = [file for file in package.rglob("*.py") if file.is_file()]
-    whole = sum(file.stat().st_size for file in files)
-    return files if len(files) <= MOST_FILES and whole <= MOST_BYTES else []
 
 
 def _described(value: Any, seen: set[int]) -> Iterator[bytes]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import math
 import os
 import socket
 import warnings
@@ -107,49 +106,40 @@ def usable_cores(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> int:
         allowed = len(os.sched_getaffinity(0))
     else:
         allowed = os.cpu_count() or 1
-    return max(1, min([allowed, *map(int, _quotas(proc, cgroups))]))
+    files = "cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us"
+    # Without a quota version 2 says max, version 1 -1.
+    quotas = [
+        int(quota) // int(period)
+        for quota, period in _limits(proc, cgroups, "cpu", *files)
+        if quota.isdigit() and period.isdigit() and int(period) > 0
+    ]
+    return max(1, min([allowed, *quotas]))
 
 
 def usable_memory(proc: Path = _PROC, cgroups: Path = _CGROUPS) -> float:
     """Bytes of memory that this machine has, limits of containers heeded."""
-    limits = [float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))]
-    for group, controllers in _groups(proc, cgroups):
-        if not controllers:
-            limits.append(_bytes(_text(group / "memory.max")))
-        elif "memory" in controllers:
-            limits.append(_bytes(_text(group / "memory.limit_in_bytes")))
-    return min(limits)
+    whole = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    # Without a limit version 2 says max, version 1 a number no machine has.
+    limits = _limits(proc, cgroups, "memory", "memory.max", "memory.limit_in_bytes")
+    return min([whole, *(float(each) for (each,) in limits if each.isdigit() and int(each) > 0)])
 
 
-def _bytes(limit: str) -> float:
-    """Of version 2, ``max`` is none; of version 1, a number no machine has."""
-    return float(limit) if limit.isdigit() and int(limit) > 0 else math.inf
-
-
-def _quotas(proc: Path, cgroups: Path) -> Iterator[float]:
-    """The cores' worth of time that each control group of this process leaves it."""
-    for group, controllers in _groups(proc, cgroups):
-        if not controllers:
-            yield from _quota(*_text(group / "cpu.max").split())
-        elif "cpu" in controllers:
-            files = (_text(group / f"cpu.cfs_{each}_us") for each in ("quota", "period"))
-            yield from _quota(*files)
-
-
-def _groups(proc: Path, cgroups: Path) -> Iterator[tuple[Path, list[str]]]:
-    """The control groups of this process, with what they control; of version 2, nothing named."""
+def _limits(
+    proc: Path, cgroups: Path, controller: str, file: str, *files: str
+) -> Iterator[list[str]]:
+    """What each control group of this process limits: of version 2 a file, of version 1 several."""
     for line in _text(proc).splitlines():
         _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
         # A container sees its own group as the root, under the name it has outside.
         inside = PurePosixPath(path.lstrip("/"))
         for group in (inside, *inside.parents):
-            yield cgroups / controllers / group, controllers.split(",") if controllers else []
-
-
-def _quota(microseconds: str = "", period: str = "") -> Iterator[float]:
-    """Of version 2, ``max`` is none; of version 1, ``-1``."""
-    if microseconds.isdigit() and period.isdigit() and int(period) > 0:
-        yield int(microseconds) / int(period)
+            names = files if controllers else (file,)
+            texts = (_text(cgroups / controllers / group / name) for name in names)
+            words = " ".join(texts).split()
+            if len(words) == len(files):
+                yield words
 
 
 def _text(file: Path) -> str:

@@ -104,16 +104,14 @@ class ProgressLine:
         interval = TERMINAL_SECONDS if self._terminal else LOG_SECONDS
         if not _told.get() or (now - self._last_print < interval and done < self._total):
             return
-        line = self._line(done, now)
+        line = self._line(done, now, *self._start)
         if line == self._last_line:
             return
         self._last_print, self._last_line = now, line
         self._stream.write(f"\r\x1b[2K{line}" if self._terminal else f"{line}\n")
         self._stream.flush()
 
-    def _line(self, done: int, now: float) -> str:
-        assert self._start is not None
-        started, first = self._start
+    def _line(self, done: int, now: float, started: float, first: int) -> str:
         counted = f"{self._label} {done}/{self._total} {self._unit}".rstrip()
         if done >= self._total or done == first or now <= started:
             return counted

@@ -109,17 +109,6 @@ class Novelty(NoveltyScores):
     held_out: NoveltyScores | None
 
 
-class ModelPrices(_Record):
-    """Seconds a model."""
-
-    marginal_seconds: float
-    """One more generated model."""
-    amortised_seconds: Figure
-    """A generated model with all before it; None where what others trained has no price."""
-    ordinary_seconds: float | None
-    """One ordinary training; None where none was done."""
-
-
 class SetScores(_Record):
     """Sets of classes, or intervals, that should hold the truth of a wanted share of examples."""
 
@@ -176,9 +165,14 @@ class Trust(_Record):
 
 
 class Prices(_Record):
-    """What models cost, and what our cost would have bought."""
+    """What a model costs, in seconds, and what our cost would have bought."""
 
-    per_model: ModelPrices
+    marginal_seconds: float
+    """One more generated model."""
+    amortised_seconds: Figure
+    """A generated model with all before it; None where what others trained has no price."""
+    ordinary_seconds: float | None
+    """One ordinary training; None where none was done."""
     equal_cost_deep_ensemble: Annotated[BagScores | None, _Left] = None
     """As many members of the deep ensemble as the bag's cost would have trained, if it has them."""
 

@@ -2,7 +2,7 @@
 
 A figure is drawn once. Its PNG is dark on white, for slides and paper; in its SVG what a dark page
 would swallow becomes variables of the page's style sheet, so that the same drawing is readable on a
-light and on a dark page, and on paper. Titles and captions are in ``figures.yaml``.
+light and on a dark page, and on paper. Titles and captions are in ``words.yaml``.
 
 Source of the colours: Okabe & Ito, "Color universal design", 2008.
 """
@@ -12,17 +12,16 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-import yaml
 from markupsafe import escape
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from numpy.typing import ArrayLike, NDArray
+
+from bend_ray.report.results import words_of
 
 INK = "#161718"
 GRID = "#d4d5d6"
@@ -57,23 +56,7 @@ MANY = 2000
 _ROW = 0.19
 """Inches of a row of the legend."""
 _PNG_DPI = 130
-_STYLE = {
-    "font.family": "sans-serif",
-    "font.size": 9.0,
-    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "text.color"), INK),
-    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "axes.linewidth": 0.7,
-    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "lines.linewidth": 1.5,
-    "lines.markersize": 4.5,
-    "legend.fontsize": 8.0,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bend",
-}
+_STYLE = str(Path(__file__).with_suffix(".mplstyle"))
 
 
 class Panel:
@@ -92,7 +75,7 @@ class Panel:
         self.name = name
         self.title = self.caption = self.alt = ""
         self._said: list[str] = []
-        with matplotlib.rc_context(_STYLE):
+        with matplotlib.rc_context(fname=_STYLE):
             self.figure = Figure(figsize=(WIDTH, height), layout="constrained")
             self.axes = self.figure.add_subplot(xlabel=x, ylabel=y)
             for axis in (self.axes.xaxis, self.axes.yaxis):
@@ -138,14 +121,10 @@ class Panel:
         self.axes.set_yticks(range(len(names)), names)
         self.axes.invert_yaxis()
 
-    def sizes(self, sizes: Sequence[int]) -> None:
+    def sizes(self) -> None:
         """Numbers of members on the x axis, by powers of two."""
-        axis = self.axes.xaxis
-        self.axes.set_xscale("log", base=2)
-        powers = [2**i for i in range(max(sizes).bit_length()) if min(sizes) <= 2**i]
-        axis.set_major_locator(FixedLocator(powers or list(sizes)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(ScalarFormatter())
+        self.axes.set_xscale("log", base=2, subs=())
+        self.axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
 
     def say(self, text: str) -> None:
         """What was drawn, for those who cannot see it."""
@@ -154,17 +133,14 @@ class Panel:
     def told(self, words: str = "", columns: int = 2, **values: Any) -> Panel:
         """The panel with its title and how to read it, and a legend of so many columns.
 
-        They are the ``words`` of that name in ``figures.yaml``, by default the panel's own, with
-        ``values`` in place of their names.
+        They are the ``words`` of that name, by default the panel's own, with ``values``.
         """
-        self.title, self.caption = (
-            text.format(**values) for text in _words()[words or self.name].values()
-        )
+        self.title, self.caption = words_of(words or self.name, **values)
         axes = " by ".join(filter(None, (self.axes.get_ylabel(), self.axes.get_xlabel())))
         self.alt = f"{': '.join(filter(None, (self.title, axes)))}. {'; '.join(self._said)}."
         if handles := self.axes.get_legend_handles_labels()[0]:
             rows = -(-len(handles) // columns)
-            with matplotlib.rc_context(_STYLE):
+            with matplotlib.rc_context(fname=_STYLE):
                 self.figure.set_figheight(self.figure.get_figheight() + _ROW * (rows + 0.5))
                 style: Look = {"columnspacing": 1.2, "handlelength": 2.8}
                 self.figure.legend(
@@ -179,7 +155,7 @@ class Panel:
         return _figure(value, self.axes.get_ylabel())
 
     def _save(self, target: Any, style: Look, **how: Any) -> None:
-        with matplotlib.rc_context(_STYLE | style):
+        with matplotlib.rc_context(style, _STYLE):
             self.figure.savefig(target, **how)
 
     def png(self) -> bytes:
@@ -202,13 +178,6 @@ class Panel:
         # The page scales it: no size of its own, but a shape.
         drawing = re.sub(r' (?:width|height)="[\d.]+pt"', "", drawing, count=2)
         return drawing.replace("<svg", f'<svg role="img" aria-label="{escape(self.alt)}"', 1)
-
-
-@cache
-def _words() -> dict[str, dict[str, str]]:
-    written = files(__package__).joinpath("figures.yaml").read_text(encoding="utf-8")
-    words: dict[str, dict[str, str]] = yaml.safe_load(written)
-    return words
 
 
 def _figure(value: float, label: str) -> str:

@@ -16,7 +16,6 @@ from bend_ray.artifacts.directory import Directory
 from bend_ray.config.yaml_text import block
 from bend_ray.process.log import moment
 from bend_ray.report import ink, panels_bags, panels_members, panels_trust, verdicts
-from bend_ray.report.command import command
 from bend_ray.report.evaluation import BagScores
 from bend_ray.report.results import (
     BAG,
@@ -30,7 +29,7 @@ from bend_ray.report.results import (
     temperatures,
     unaffordable,
 )
-from bend_ray.report.runs import NAME, Run, page_uri, seeds_of
+from bend_ray.report.runs import NAME, Run, command, page_uri, seeds_of
 from bend_ray.report.statistics import cell, cells
 from bend_ray.report.verdicts import Highlight
 
@@ -116,13 +115,17 @@ def _rivals(runs: Sequence[Run]) -> Table:
     if scaled:
         # What is scored after temperature scaling says that alone.
         rows = [{h: c for h, c in row.items() if h not in ("NLL scaled", "DEE")} for row in rows]
-    notes = (_note(len(runs)), scaled, unaffordable(results), _finished(runs[0].evidence["finish"]))
-    return Table(
-        title="The bag and its rivals, the best NLL first",
-        rows=rows,
-        note=" ".join(filter(None, notes)) + _diverged(runs),
-        ours=list(bags).index(BAG),
+    spread = (
+        f"± is the standard deviation over {len(runs)} repeats, each with its own seed and split; "
+        "of differences, which are paired by repeat, the standard error."
+        if len(runs) > 1
+        else "One run has no spread of its own: ± of a difference is its standard error over test "
+        "images, which says nothing about another seed (bend run --repeats 5 does)."
     )
+    lost = (f"Seed {run.config['seed']}, {e}." for run in runs for e in divergences(run.result))
+    notes = (scaled, unaffordable(results), _finished(runs[0].evidence["finish"]), *lost)
+    more = "".join(f" {note}" for note in notes if note)
+    return Table.of("rivals", rows, list(bags).index(BAG), spread=spread, more=more)
 
 
 def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> Row:
@@ -157,29 +160,6 @@ def _finished(finish: dict[str, Any]) -> str:
             f"trained for {100 * fraction:g} % of an ordinary training, which their cost includes"
         )
     return f"Generated models were {', then '.join(done)}." if done else ""
-
-
-def _diverged(runs: Sequence[Run]) -> str:
-    """A sentence on what diverged, of each run in which something did."""
-    return "".join(
-        f" Seed {run.config['seed']}, {line}." for run in runs for line in divergences(run.result)
-    )
-
-
-def _note(repeats: int) -> str:
-    spread = (
-        f"± is the standard deviation over {repeats} repeats, each with its own seed and split; of "
-        "differences, which are paired by repeat, the standard error."
-        if repeats > 1
-        else "One run has no spread of its own: ± of a difference is its standard error over test "
-        "images, which says nothing about another seed (bend run --repeats 5 does)."
-    )
-    return (
-        f"{spread} ▲ win, ▼ loss of the bag; = tie, a difference within 2 standard errors, or "
-        "of only two repeats. Scaled: after temperature scaling on validation images. DEE: "
-        "independent networks that reach the same NLL. Cost: everything from scratch, GPU seconds "
-        "where one was used, else CPU seconds."
-    )
 
 
 def _made(runs: Sequence[Run]) -> dict[str, str]:

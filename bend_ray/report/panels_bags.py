@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.ticker import NullLocator
 from numpy.typing import NDArray
 
 from bend_ray.process.log import duration
@@ -67,10 +66,9 @@ def _by(runs: Sequence[Run], score: str, against: str) -> ink.Panel:
         panel.line(x, mean, named(line.name), **look, zorder=3 if line.name in _FOREMOST else 2)
     panel.axes.set_ylim(*_limits(lines))
     if against == "size":
-        panel.sizes([1, *(line.size[-1] for line in lines)])
+        panel.sizes()
     else:
-        panel.axes.set_xscale("log")
-        panel.axes.xaxis.set_minor_locator(NullLocator())
+        panel.axes.set_xscale("log", subs=())
         panel.axes.xaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
     better = "higher" if score == "accuracy" else "lower"
     return panel.told(what=of.score.capitalize() if score == "accuracy" else "NLL", better=better)
@@ -125,7 +123,7 @@ def _equivalents(runs: Sequence[Run]) -> list[ink.Panel]:
             panel.say(f"{name} {found[kind]} {kind}")
     panel.rows(list(measured))
     largest = runs[0].evidence["bags"][DEEP_ENSEMBLE]["curve"]["sizes"][-1]
-    panel.sizes([1, largest])
+    panel.sizes()
     panel.axes.set_xlim(0.8, 1.6 * largest)
     how = "as the vote is and after" if AS_IT_IS in kinds else "after"
     return [panel.told(how=how, largest=largest)]

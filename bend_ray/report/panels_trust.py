@@ -70,7 +70,9 @@ def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
     bags, errors = [run.evidence["bags"][name] for run in runs], {}
     for when, look in _LOOKS.items():
         diagrams = [bag["reliability"][when] for bag in bags]
-        errors[when] = 100 * statistics.fmean(_ece(_pooled([each])) for each in diagrams)
+        # Mean gap of confidence and accuracy, by how many examples a bin has.
+        gaps = [(abs(y - x), counts) for x, y, counts in (_pooled([each]) for each in diagrams)]
+        errors[when] = 100 * statistics.fmean(np.average(g, weights=w) for g, w in gaps)
         bins_3B = _pooled(diagrams)
         x, y, counts = bins_3B[:, bins_3B[2] >= _FEWEST_IMAGES]
         if len(x):
@@ -83,11 +85,6 @@ def _reliability(runs: Sequence[Run], name: str) -> ink.Panel:
     values: ink.Look = {**errors, "temperature": temperature, "fewest": _FEWEST_IMAGES}
     whose = "its median member" if name == _MEMBER else "the bag"
     return panel.told("reliability", whose=whose, **values)
-
-
-def _ece(bins_3B: _Array) -> float:
-    confidence, accuracy, count = bins_3B
-    return float(np.average(abs(accuracy - confidence), weights=count))
 
 
 def _pooled(diagrams: Sequence[dict[str, list[float]]]) -> _Array:

@@ -6,7 +6,11 @@ import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
 from typing import Any
+
+import yaml
 
 from bend_ray.process.log import duration
 from bend_ray.report.evaluation import BagScores, Detection, Evaluation, Result, Trust
@@ -48,9 +52,27 @@ class Table:
     """Rows, how to read them, and the row that stands out; ▲ is a win, ▼ a loss."""
 
     title: str
+    note: str
     rows: Sequence[Row]
-    note: str = ""
     ours: int | None = None
+
+    @classmethod
+    def of(cls, name: str, rows: Sequence[Row], ours: int | None = None, **values: Any) -> Table:
+        """With the words of that name."""
+        return cls(*words_of(name, **values), rows, ours)
+
+
+@cache
+def _words() -> dict[str, dict[str, str]]:
+    written = files(__package__).joinpath("words.yaml").read_text(encoding="utf-8")
+    words: dict[str, dict[str, str]] = yaml.safe_load(written)
+    return words
+
+
+def words_of(name: str, **values: Any) -> tuple[str, str]:
+    """The title of a table or figure, and how to read it, with values in place of their names."""
+    title, note = (text.format(**values) for text in _words()[name].values())
+    return title, note
 
 
 def named(name: str) -> str:
@@ -143,25 +165,8 @@ def promises(evaluations: Sequence[Evaluation]) -> list[Table]:
         for inputs in (bags[BAG][0].ood if BAG in bags else ())
         for name, trusts in bags.items()
     ]
-    tables = [
-        Table(
-            "Sets that hold the truth",
-            sets,
-            "By examples kept back. Least: of the worst class, or target. Size: mean number of "
-            "classes, of which the most probable one is always in, or width.",
-        ),
-        Table(
-            "Refusing what is not sure enough",
-            refusals,
-            "Thresholds are promised by a binomial bound on examples kept back, at 95 %.",
-        ),
-        Table(
-            "Out of distribution",
-            outside,
-            "AUPR, FPR95 and the AUROC's error over images are of entropy; outside is positive.",
-        ),
-    ]
-    return [each for each in tables if each.rows]
+    tables = {"sets": sets, "refusals": refusals, "outside": outside}
+    return [Table.of(name, rows) for name, rows in tables.items() if rows]
 
 
 def _percent(share: str) -> str:
@@ -286,7 +291,7 @@ def _cost(results: Sequence[Result]) -> list[Row]:
         rows.append(row | money(results, [stage]))
     if paid := money(results, results[0].fingerprints):
         rows.append({"cost": "all"} | paid)
-    prices = [result.prices.per_model for result in results]
+    prices = [result.prices for result in results]
     for key, name in _PRICES.items():
         rows.append({"cost": name} | cells(prices, {key: "CPU s"}))
     return rows
@@ -302,7 +307,9 @@ def money(results: Sequence[Result], stages: Iterable[str]) -> Row:
 
 def text(rows: Sequence[Row]) -> list[str]:
     """Rows below the names of their columns, a line each; what a row lacks is left empty."""
-    heads = [*rows[0]] if rows else []
+    if not rows:
+        return []
+    heads = [*rows[0]]
     return aligned([heads, *([row.get(head, "") for head in heads] for row in rows)])
 
 

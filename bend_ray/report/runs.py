@@ -1,15 +1,18 @@
-"""Committed evaluations, of one graph or whatever a store holds, and where their report is."""
+"""Committed evaluations, how they are made again, and where their report is."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import EVIDENCE, STAGE_VERSIONS
+from bend_ray.config.schema import PipelineConfig
+from bend_ray.config.yaml_text import flow
 from bend_ray.errors import StoreError
 from bend_ray.report.evaluation import Result
 from bend_ray.storage.filesystems import resolve
@@ -48,7 +51,7 @@ class Run:
 def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = None) -> Run:
     """The evaluation of that name in a store; ``given`` holds the config that asks for it, if any.
 
-    StoreError where it is not committed, an earlier bend-ray made it, or it cannot be read.
+    StoreError where it is not committed, or cannot be read.
     """
     where = store.directory("evaluation", fingerprint)
     manifest = store.manifest("evaluation", fingerprint)
@@ -56,11 +59,6 @@ def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = N
         raise StoreError(
             f"expected a committed evaluation in {masked(where.uri)}, got none: `bend run` with "
             "the same config makes it; without a config, a report is of what the store holds"
-        )
-    if all(file.name != EVIDENCE for file in manifest.files):
-        raise StoreError(
-            f"expected {EVIDENCE} in {masked(where.uri)}, got an evaluation that an earlier "
-            "bend-ray made: run `bend run` again, only the evaluation will be made anew"
         )
     evidence = where.read_json(EVIDENCE)
     config, stages = evidence.pop("config"), evidence.pop("stages")
@@ -134,3 +132,36 @@ def written(output: Directory) -> str | None:
 def page_uri(output: Directory, name: str) -> str:
     """The page, as a path or URI without credentials."""
     return masked(joined(output.uri, f"{name}.html"))
+
+
+def command(config: dict[str, Any], repeats: int = 1) -> str:
+    """``bend run`` with every knob of a resolved config, as JSON, that differs from the default.
+
+    >>> command(PipelineConfig(seed=3).model_dump(mode="json"), repeats=2)
+    'bend run --set seed=3 --repeats 2'
+    """
+    given = (f"{path}={flow(value)}" for path, value in settings(config).items())
+    parts = [f"--set {shlex.quote(each)}" for each in given]
+    parts += [f"--repeats {repeats}"] if repeats > 1 else []
+    return " ".join(["bend run", *parts])
+
+
+def settings(config: dict[str, Any]) -> dict[str, Any]:
+    """By path, every knob that differs from the default."""
+    return dict(_different(PipelineConfig().model_dump(mode="json"), config, ""))
+
+
+def different(configs: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What each config sets otherwise than the default, where they are not all alike."""
+    found = [{path: flow(value) for path, value in settings(each).items()} for each in configs]
+    alike = set.intersection(*(set(each.items()) for each in found)) if found else set()
+    return [dict(item for item in each.items() if item not in alike) for each in found]
+
+
+def _different(default: Any, value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    both = isinstance(default, dict) and isinstance(value, dict)
+    if both and default.get("kind") == value.get("kind"):
+        for key, each in value.items():
+            yield from _different(default.get(key), each, f"{path}.{key}" if path else key)
+    elif default != value:
+        yield path, value

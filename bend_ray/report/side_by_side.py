@@ -13,11 +13,10 @@ from bend_ray.artifacts.directory import Directory
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
 from bend_ray.report import ink, results
-from bend_ray.report.command import different
 from bend_ray.report.evaluation import Result
 from bend_ray.report.page import Page
 from bend_ray.report.results import BAG, DEEP_ENSEMBLE, Row, Table, named
-from bend_ray.report.runs import NAME, grouped, stored_runs, without_seeds
+from bend_ray.report.runs import NAME, different, grouped, stored_runs, without_seeds
 from bend_ray.report.statistics import BagDifference, cells, differences, mean_and_sd
 from bend_ray.storage.filesystems import read_bytes, resolve
 from bend_ray.storage.masking import cause, masked
@@ -112,12 +111,13 @@ def _label(entry: Entry, own: dict[str, str], shorten: bool) -> str:
 def compared(entries: Sequence[Entry]) -> Page:
     """The page: one table, one figure."""
     names = labels(entries)
+    rows = [_row(entry, name) for entry, name in zip(entries, names, strict=True)]
     sources = ", ".join(dict.fromkeys(entry.source for entry in entries))
     return Page(
         title=f"{len(entries)} runs side by side",
         subtitle=f"bend compare · {sources}",
         headline=_headline(entries),
-        tables=[_table(entries, names)],
+        tables=[Table.of("runs", rows)],
         chapters={"At a glance": [_figure(entries, names)]},
     )
 
@@ -152,16 +152,6 @@ def _headline(entries: Sequence[Entry]) -> str:
             listed = ", ".join(f"{word} {verdicts.count(word)}" for word in ("win", "tie", "loss"))
             parts.append(f"In NLL against the {named(rival)}: {listed} (runs with repeats).")
     return " ".join(parts) or "No run has repeats: differences of single runs are not judged."
-
-
-def _table(entries: Sequence[Entry], names: Sequence[str]) -> Table:
-    return Table(
-        title="The bag of every run",
-        rows=[_row(entry, name) for entry, name in zip(entries, names, strict=True)],
-        note="± of scores: standard deviation over repeats; of differences, paired by repeat: "
-        "standard error. ▲ win, ▼ loss, = tie within 2 standard errors or of two repeats; a "
-        "single run has no spread and no verdict.",
-    )
 
 
 def _row(entry: Entry, name: str) -> Row:

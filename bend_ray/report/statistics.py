@@ -45,6 +45,12 @@ class BagDifference:
     standard_error: float | None
     pairs: int
 
+    @classmethod
+    def over(cls, score: str, pairs: Sequence[float]) -> BagDifference:
+        """Of the differences of one pair or more."""
+        mean, sd = mean_and_sd(pairs)
+        return cls(score, mean or 0.0, sd and sd / math.sqrt(len(pairs)), len(pairs))
+
     @property
     def verdict(self) -> str:
         """``win``, ``loss`` or ``tie``."""
@@ -92,15 +98,12 @@ def differences(bags: Sequence[BagScores], rivals: Sequence[BagScores]) -> dict[
     """Bags minus rivals in accuracy and NLL, paired by repeat; scores that are None are out."""
     found = {}
     for score in COMPARED:
-        pairs = [
+        both = [
             (getattr(bag, score), getattr(rival, score))
             for bag, rival in zip(bags, rivals, strict=True)
         ]
-        minus = [ours - theirs for ours, theirs in pairs if None not in (ours, theirs)]
-        if minus:
-            mean, sd = mean_and_sd(minus)
-            error = None if sd is None else sd / math.sqrt(len(minus))
-            found[score] = BagDifference(score, mean or 0.0, error, len(minus))
+        if minus := [ours - theirs for ours, theirs in both if None not in (ours, theirs)]:
+            found[score] = BagDifference.over(score, minus)
     return found
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from bend_ray.report.results import BAG, DEEP_ENSEMBLE, EQUAL_COST, scored_bags, temperatures
 from bend_ray.report.runs import Run
-from bend_ray.report.statistics import COMPARED, BagDifference, differences, mean_and_sd
+from bend_ray.report.statistics import COMPARED, BagDifference, differences
 
 AS_IT_IS, SCALED = "as voted", "after scaling"
 
@@ -106,29 +106,41 @@ def headline(runs: Sequence[Run]) -> str:
     accuracy = statistics.fmean(run.result.bag.accuracy or 0.0 for run in runs)
     repeats = f" (mean of {len(runs)} repeats)" if len(runs) > 1 else ""
     told = "are right on" if ours.score == "accuracy" else "explain the variance to"
+    gain = _gain(runs)
+    level = f"{gain.text.lstrip('+-')} points {'more' if gain.mean > 0 else 'fewer'} than"
+    against = "No deep ensemble was trained to compare it with."
+    if DEEP_ENSEMBLE in ours.rivals:
+        verbs = {"win": "wins", "loss": "loses", "tie": "ties"}
+        clauses = [
+            f"{verbs[each.verdict]} in {COMPARED[score][0]} ({_in_units(each)})"
+            for score, each in minus(runs, DEEP_ENSEMBLE).items()
+        ]
+        size = ours.rivals[DEEP_ENSEMBLE].size
+        against = f"Against a deep ensemble of {size} ordinary networks it {' and '.join(clauses)}."
     return (
         f"{ours.bag.size} networks drawn from noise, voting, {told} "
         f"{100 * accuracy:.2f} % of {images:,} {ours.part} examples{repeats}. "
-        f"{_against_median(runs)} {_against_deep_ensemble(runs)}"
+        f"That is {level if gain.mean else 'level with'} their median member. {against}"
     )
 
 
 def highlights(runs: Sequence[Run]) -> list[Highlight]:
     """The three numbers of the headline."""
+    ours = runs[0].result
     median = statistics.fmean(_median(run) for run in runs)
     found = [
         Highlight(
             f"{100 * _gain(runs).mean:+.2f} points",
             "bag against its median member",
-            f"{runs[0].result.score} of the median generated model: {100 * median:.2f} %",
+            f"{ours.score} of the median generated model: {100 * median:.2f} %",
         )
     ]
-    if DEEP_ENSEMBLE in runs[0].result.rivals:
+    if DEEP_ENSEMBLE in ours.rivals:
         against = minus(runs, DEEP_ENSEMBLE)
         found.append(
             Highlight(
                 " · ".join(_in_units(each) for each in against.values()),
-                f"bag against a deep ensemble of {runs[0].result.rivals[DEEP_ENSEMBLE].size}",
+                f"bag against a deep ensemble of {ours.rivals[DEEP_ENSEMBLE].size}",
                 " · ".join(f"{d.verdict} in {COMPARED[s][0]}" for s, d in against.items()),
             )
         )
@@ -137,9 +149,7 @@ def highlights(runs: Sequence[Run]) -> list[Highlight]:
 
 def _gain(runs: Sequence[Run]) -> BagDifference:
     gains = [(run.result.bag.accuracy or 0.0) - _median(run) for run in runs]
-    mean, sd = mean_and_sd(gains)
-    error = None if sd is None else sd / len(gains) ** 0.5
-    return BagDifference("accuracy", mean or 0.0, error, len(gains))
+    return BagDifference.over("accuracy", gains)
 
 
 def _median(run: Run) -> float:
@@ -149,32 +159,12 @@ def _median(run: Run) -> float:
     return accuracy.median
 
 
-def _against_median(runs: Sequence[Run]) -> str:
-    gain = _gain(runs)
-    if gain.mean == 0:
-        return "That is level with their median member."
-    word = "more" if gain.mean > 0 else "fewer"
-    return f"That is {gain.text.lstrip('+-')} points {word} than their median member."
-
-
-def _against_deep_ensemble(runs: Sequence[Run]) -> str:
-    if DEEP_ENSEMBLE not in runs[0].result.rivals:
-        return "No deep ensemble was trained to compare it with."
-    size = runs[0].result.rivals[DEEP_ENSEMBLE].size
-    verbs = {"win": "wins", "loss": "loses", "tie": "ties"}
-    clauses = [
-        f"{verbs[each.verdict]} in {COMPARED[score][0]} ({_in_units(each)})"
-        for score, each in minus(runs, DEEP_ENSEMBLE).items()
-    ]
-    return f"Against a deep ensemble of {size} ordinary networks it {' and '.join(clauses)}."
-
-
 def _in_units(difference: BagDifference) -> str:
     return f"{difference.text} {COMPARED[difference.score][1]}"
 
 
 def _cost_card(runs: Sequence[Run]) -> Highlight:
-    prices = [run.result.prices.per_model for run in runs]
+    prices = [run.result.prices for run in runs]
     marginal = statistics.fmean(each.marginal_seconds for each in prices)
     every = [each.amortised_seconds for each in prices if each.amortised_seconds is not None]
     trained = [each.ordinary_seconds for each in prices if each.ordinary_seconds is not None]

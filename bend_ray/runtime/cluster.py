@@ -32,7 +32,7 @@ from bend_ray.process.computing import usable_cores, usable_memory
 from bend_ray.process.environment import variable
 from bend_ray.runtime.capacity import SPARE_CPUS
 from bend_ray.runtime.environment import cluster_to_join
-from bend_ray.storage.masking import masked, utf8
+from bend_ray.storage.masking import cause, masked, utf8
 
 logger = logging.getLogger(__name__)
 
@@ -119,36 +119,34 @@ def _connect(address: str | None, code: dict[str, Any]) -> bool:
         "namespace": "bend",
         **code,
     }
-    join = cluster_to_join(address)
-    if join is None:
-        _start(quiet)
-        return True
-    named = f"--address {join}" if address else f"RAY_ADDRESS={join}"
-    check_address(join, named)
-    try:
-        ray.init(address=join, **quiet)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise no_answer(named, str(error) or type(error).__name__) from None
-    return False
-
-
-def _start(quiet: dict[str, Any]) -> None:
+    if (join := cluster_to_join(address)) is not None:
+        named = f"--address {join}" if address else f"RAY_ADDRESS={join}"
+        check_address(join, named)
+        try:
+            ray.init(address=join, **quiet)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise no_answer(named, cause(error)) from None
+        return False
     logger.info("ray          starting on this machine")
+    try:
+        shared = float(shutil.disk_usage(SHARED_MEMORY).free)
+    except OSError:  # not on Linux
+        shared = math.inf
     try:
         with _short_paths():
             ray.init(
                 address="local",
                 num_cpus=usable_cores() + SPARE_CPUS,
-                object_store_memory=object_store_bytes(usable_memory(), _shared_memory()),
+                object_store_memory=object_store_bytes(usable_memory(), shared),
                 include_dashboard=True,  # Ray Train asks its State API
                 **quiet,
             )
     except Exception as error:  # Ray raises nothing narrower when a process of it is too slow.
-        reason = str(error).strip().partition("\n")[0]
         raise ClusterError(
-            f"expected Ray to start on this machine, got: {reason}; it may be too busy or short "
-            "of memory: run again, or give --address of a cluster"
+            f"expected Ray to start on this machine, got: {cause(error)}; it may be too busy or "
+            "short of memory: run again, or give --address of a cluster"
         ) from error
+    return True
 
 
 def object_store_bytes(memory: float, shared: float) -> int:
@@ -157,14 +155,6 @@ def object_store_bytes(memory: float, shared: float) -> int:
     What shared memory has no room for Ray would keep in files, at a disk's speed.
     """
     return int(max(LEAST_STORE_BYTES, min(STORE_SHARE * memory, 0.9 * shared)))
-
-
-def _shared_memory() -> float:
-    """Bytes that are free where objects are kept."""
-    try:
-        return float(shutil.disk_usage(SHARED_MEMORY).free)
-    except OSError:  # not on Linux
-        return math.inf
 
 
 @contextmanager
@@ -228,15 +218,14 @@ def check_address(address: str, named: str) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise no_answer(named, str(error) or type(error).__name__) from None
+        raise no_answer(named, cause(error)) from None
     _check_service(address, named)
 
 
 def no_answer(named: str, got: str) -> ClusterError:
     """That no cluster answers, with what did."""
-    reason = got.strip().partition("\n")[0]
     return ClusterError(
-        f"{named}: expected a Ray cluster to answer, got: {reason}; check the address, or leave it "
+        f"{named}: expected a Ray cluster to answer, got: {got}; check the address, or leave it "
         "out to start one on this machine"
     )
 
@@ -252,7 +241,7 @@ def _check_service(host_port: str, named: str) -> None:
         # With Ray's certificates, and with the token that there is.
         opened = init_grpc_channel(host_port, [("grpc.enable_http_proxy", 0)])
     except (RuntimeError, AuthenticationError) as error:
-        raise no_answer(named, f"no question: {error}") from None
+        raise no_answer(named, f"no question: {cause(error)}") from None
     asked = gcs_service_pb2.GetInternalConfigRequest()  # costs nothing
     try:
         with opened as channel:
@@ -276,7 +265,7 @@ def _instead(error: Any) -> str | None:
     if "HTTP/2" in details or "http2 header" in details:
         return "a web server"
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
-        return f"nothing ({details})"
+        return f"nothing ({' '.join(details.split())})"
     return "something that is not Ray" if code == grpc.StatusCode.UNIMPLEMENTED else None
 
 

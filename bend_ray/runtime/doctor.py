@@ -44,9 +44,8 @@ def examine(nodes: Nodes, store_uri: str | None) -> Iterator[Finding]:
 
 def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
     """What a process of a node finds there."""
-    store: Answers | str | None = None
     try:
-        store = ask_store(store_uri) if store_uri else None
+        store: Any = ask_store(store_uri) if store_uri else None
     except BendError as error:
         store = str(error)
     return {

@@ -27,11 +27,8 @@ def equipped(
 ) -> PipelineConfig:
     """The config with GPUs for every stage that left them to us; a line says which.
 
-    Args:
-        config: what will run.
-        nodes: that may be used.
-        problem: why a GPU of theirs does not work; empty where all do.
-        num_parameters: of one classifier.
+    ``problem`` says why a GPU of the nodes does not work, and is empty where all do;
+    ``num_parameters`` is asked about one classifier.
     """
     sections = {stage: getattr(config, stage) for stage in STAGES}
     left = {stage: each for stage, each in sections.items() if each.resources.gpus == "auto"}

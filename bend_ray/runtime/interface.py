@@ -84,10 +84,13 @@ class Workers:
     def __init__(self, make: Callable[[], Any]) -> None:
         self._worker = cache(make)
 
-    def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    def run(
+        self, method: str, pieces: Sequence[T], how_far: Callable[[T], Any] = lambda _: None
+    ) -> Iterator[tuple[T, Any]]:
         """Call a method of a worker with each piece; yields the piece and what came, as they end.
 
-        They are begun in their order. Calling it twice with a piece must do no harm.
+        They are begun in their order. Calling it twice with a piece must do no harm. Of a piece
+        that a dead worker leaves further than one before, by ``how_far``, none has died in vain.
         """
         for piece in pieces:
             yield piece, getattr(self._worker(), method)(piece)

@@ -28,7 +28,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 import bend_ray
 from bend_ray.errors import ClusterError
 from bend_ray.runtime.cluster import ANSWER_SECONDS, CONNECT_SECONDS, UNAUTHENTICATED, gather
-from bend_ray.storage.masking import masked
+from bend_ray.storage.masking import cause, masked
 
 RECONNECT_SECONDS = 2.0
 MOST_RECONNECTS = 30
@@ -40,14 +40,9 @@ logger = logging.getLogger(__name__)
 
 
 class Jobs:
-    """A cluster's jobs.
+    """The jobs of a cluster whose dashboard is at ``http://host:port``.
 
-    Args:
-        address: of its dashboard, ``http://host:port``.
-
-    Raises:
-        ClusterError: nobody answers there, or the token is not the cluster's; also later, of all
-            that asks it.
+    All that asks it raises ClusterError: nobody answers, or the token is not the cluster's.
     """
 
     def __init__(self, address: str) -> None:
@@ -74,11 +69,8 @@ class Jobs:
     ) -> str:
         """Start ``bend ARGUMENTS`` on the cluster; its id.
 
-        Args:
-            arguments: of the command; a file among them is one of ``files``.
-            files: to be there in the job's folder, by their path below it.
-            environment: variables of the job; they can be read in the cluster's dashboard.
-            send_package: send this bend_ray too, to a cluster whose image has none.
+        ``files`` lie in the job's folder, by their path below it. The ``environment`` can be read
+        in the cluster's dashboard. ``send_package`` is for a cluster whose image has no bend_ray.
         """
         with tempfile.TemporaryDirectory(prefix="bend-job-") as folder:
             runtime: dict[str, Any] = {"env_vars": dict(environment or {})}
@@ -116,11 +108,14 @@ class Jobs:
             logger.info("submit       the cluster takes no jobs yet: trying again")
             time.sleep(RECONNECT_SECONDS)
 
-    def follow(self, job: str, show: Callable[[str], None]) -> None:
-        """Show what a job prints, from its start, until it ends; survives a lost connection."""
-        asyncio.run(self._follow(job, show))
+    def follow(self, job: str, show: Callable[[str], None]) -> int:
+        """Show what a job prints, from its start, until it ends; its exit code.
 
-    async def _follow(self, job: str, show: Callable[[str], None]) -> None:
+        Survives a lost connection.
+        """
+        return asyncio.run(self._follow(job, show))
+
+    async def _follow(self, job: str, show: Callable[[str], None]) -> int:
         shown = lost = 0
         while True:
             at = 0
@@ -133,7 +128,7 @@ class Jobs:
                         show(new)
                         shown, lost = at, 0
                 if self.has_ended(job):
-                    return
+                    return self.exit_code(job)
             except (RuntimeError, OSError, ClusterError) as error:
                 if lost == MOST_RECONNECTS:
                     raise self._unreachable(error) from None
@@ -164,11 +159,11 @@ class Jobs:
         with self._cluster_errors():
             found = [each for each in self._client.list_jobs() if each.submission_id]
         found.sort(key=lambda each: each.start_time or 0, reverse=True)
-        times = [datetime.fromtimestamp((each.start_time or 0) / 1000, UTC) for each in found]
-        return [
-            (each.submission_id or "", str(each.status), f"{time:%Y-%m-%d %H:%M}", each.entrypoint)
-            for each, time in zip(found, times, strict=True)
-        ]
+
+        def began(job: Any) -> str:
+            return f"{datetime.fromtimestamp((job.start_time or 0) / 1000, UTC):%Y-%m-%d %H:%M}"
+
+        return [(j.submission_id or "", str(j.status), began(j), j.entrypoint) for j in found]
 
     def stop(self, job: str) -> None:
         """End a job; what it had finished is kept."""
@@ -185,8 +180,7 @@ class Jobs:
             raise self._unreachable(error) from None
 
     def _unreachable(self, error: Exception) -> ClusterError:
-        reason = masked((str(error).strip().splitlines() or [type(error).__name__])[0])
         return ClusterError(
             f"--address {masked(self.address)}: expected the dashboard of a Ray cluster, as in "
-            f"http://127.0.0.1:8265, got: {reason}"
+            f"http://127.0.0.1:8265, got: {cause(error)}"
         )

@@ -15,7 +15,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
 import pyarrow as pa
 import torch
 import torch.distributed
@@ -26,7 +25,7 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.errors import StoreError, TrainingError
-from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.generation.training import AveragedSteps, HeldOut
 from bend_ray.optim import Training
 from bend_ray.process.computing import lent, settle
 from bend_ray.process.log import ProgressLine
@@ -45,11 +44,8 @@ class TrainingTask:
     """One training, as its workers need it.
 
     Attributes:
-        stage: whose it is.
         build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
-        training: how.
         resources: of a worker.
-        seed: of the run.
         artifact: being made; progress and weights go there.
         weights: the file for the kept module's averaged weights.
         until: the step to pause at, None for the end. A paused training leaves a checkpoint, from
@@ -84,13 +80,10 @@ class Fitted:
 
 @dataclass(frozen=True)
 class Team:
-    """Who trains together, and what this one of them can do.
+    """Which of how many processes that train together this is.
 
-    Attributes:
-        rank: of this process.
-        world: how many there are.
-        replicated: makes a module whose gradients are the mean over all; asked of more than one.
-        progress: is told how many steps are done, in the first process.
+    ``replicated`` makes a module whose gradients are the mean over all, if there are several;
+    ``progress`` is told how many steps are done, in the first process.
     """
 
     rank: int = 0
@@ -99,52 +92,19 @@ class Team:
     progress: Callable[[int], None] = lambda done: None
 
 
-def tell_in(job: TrainingTask) -> Callable[[int], None]:
-    """Says, now and then, how many steps are done, for others to see in the artifact."""
-    told = -PROGRESS_SECONDS
-
-    def tell(done: int) -> None:
-        nonlocal told
-        if time.monotonic() - told > PROGRESS_SECONDS:
-            told = time.monotonic()
-            # A line that cannot be shown is no reason to end the training.
-            with suppress(StoreError):
-                job.artifact.report_progress(done, job.training.steps, "steps")
-
-    return tell
-
-
-def columns_of(rows: pa.Table) -> dict[str, Tensor]:
-    """All rows as ``features``, ``condition`` and ``held_out``, in the order of the population."""
-    order = np.argsort(rows.column("model_id").to_numpy())
-    features = from_vectors(rows.column("features"))[order]
-    condition = rows.column("trunk").to_numpy()[order]
-    return {
-        "features": torch.from_numpy(features).float(),
-        "condition": torch.from_numpy(condition).long(),
-        "held_out": torch.from_numpy(rows.column("held_out").to_numpy()[order]),
-    }
-
-
 def train_here(job: TrainingTask, rows: pa.Table) -> Fitted:
     """A training in this process, with its progress on stderr and, for others, in the artifact."""
     with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
-        tell = tell_in(job)
-
-        def progress(done: int) -> None:
-            line.update(done)
-            tell(done)
-
-        return train(job, columns_of(rows), Team(progress=progress))
+        return train(job, rows, Team(progress=line.update))
 
 
-def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
-    """What every process of a team does with all rows, which are ``columns_of`` a table.
+def train(job: TrainingTask, rows: pa.Table, team: Team) -> Fitted:
+    """What every process of a team does with all rows.
 
     Raises:
         TrainingError: it diverged.
     """
-    worker = _Worker(job, columns, team)
+    worker = _Worker(job, rows, team)
     training = job.training
     last = training.steps if job.until is None else min(job.until, training.steps)
     done = worker.first_step
@@ -170,14 +130,22 @@ def train(job: TrainingTask, columns: dict[str, Tensor], team: Team) -> Fitted:
 class _Worker:
     """One process of the training: its rows, its replica, and what a checkpoint must hold."""
 
-    def __init__(self, job: TrainingTask, columns: dict[str, Tensor], team: Team) -> None:
+    def __init__(self, job: TrainingTask, rows: pa.Table, team: Team) -> None:
         self.job = job
         self.team = team
+        self.told = -PROGRESS_SECONDS
         self.device = settle(job.resources.cpus, job.resources.num_gpus)
         self.watch = Stopwatch(job.resources.num_gpus if self.device == "cuda" else 0.0)
-        held_out_K = columns["held_out"]
+        # In the order of the population.
+        rows = rows.sort_by("model_id")
+        features_KF = torch.tensor(from_vectors(rows["features"])).float()
+        condition_K = torch.tensor(rows["trunk"].to_numpy()).long()
+        held_out_K = torch.tensor(rows["held_out"].to_numpy())
         self.rows, unseen = (
-            {n: columns[n][keep_K].to(self.device) for n in ("features", "condition")}
+            {
+                "features": features_KF[keep_K].to(self.device),
+                "condition": condition_K[keep_K].to(self.device),
+            }
             for keep_K in (~held_out_K, held_out_K)
         )
         with torch.random.fork_rng(devices=[]):
@@ -230,14 +198,20 @@ class _Worker:
         return part, len(part["features"]) * world / len(index_B)
 
     def record(self, done: int, loss: Tensor) -> None:
-        """Note the loss and say how far the training has come."""
+        """Note the loss and say, there now and then, how far the training has come."""
         value = float(loss)
         if not torch.isfinite(loss):
             raise self._diverged(f"loss, got {value} at step {done}")
         self.curve.append((done, value))
         self.times.append(time.time())
-        if self.team.rank == 0:
-            self.team.progress(done)
+        if self.team.rank > 0:
+            return
+        self.team.progress(done)
+        if time.monotonic() - self.told > PROGRESS_SECONDS:
+            self.told = time.monotonic()
+            # A line that cannot be shown is no reason to end the training.
+            with suppress(StoreError):
+                self.job.artifact.report_progress(done, self.job.training.steps, "steps")
 
     def _diverged(self, expected: str) -> TrainingError:
         return TrainingError(

@@ -73,6 +73,13 @@ def computes_with(gpus: float) -> dict[str, str]:
     return installed_versions() | {"problem": (gpus and gpu_problem()) or ""}
 
 
+def _answer(reference: Any) -> Any:
+    try:
+        return ray.get(reference, timeout=0.0)
+    except ray.exceptions.RayError as error:
+        return error
+
+
 class Nodes:
     """The nodes of the cluster that this process is connected to.
 
@@ -187,13 +194,7 @@ class Nodes:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             asked[node.id] = task.options(scheduling_strategy=there).remote(*arguments(node))
         ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS)
-        answers: dict[str, Any] = {}
-        for key, reference in asked.items():
-            try:
-                answers[key] = ray.get(reference, timeout=0.0)
-            except ray.exceptions.RayError as error:
-                answers[key] = error
-        return answers
+        return {key: _answer(reference) for key, reference in asked.items()}
 
     def check(self, gpus: bool = False) -> bool:
         """Ask every node what it computes with, be it with ``gpus``; whether some do not answer.
@@ -204,25 +205,17 @@ class Nodes:
             ClusterError: no node answers, one has other versions, or a GPU that does not work.
         """
         answers = self.ask(computes_with, lambda node: (gpus * node.resources.get("GPU", 0.0),))
-        found = {}
-        for key, answer in answers.items():
-            if isinstance(answer, Exception):
-                self.leave_out(key, f"no process starts there: {told(answer)}")
-            else:
-                found[key] = answer
+        found = {k: answer for k, answer in answers.items() if not isinstance(answer, Exception)}
+        for key in answers.keys() - found.keys():
+            self.leave_out(key, f"no process starts there: {told(answers[key])}")
         if not found:
-            raise ClusterError(
-                "expected a process to start on a node, got: "
-                f"{next(iter(self.left_out.values()), 'no nodes')}"
-            )
-        wanted, others = versions(), {}
-        for key, answer in found.items():
-            if unlike(wanted, answer):
-                others[self.address(key)] = answer
-            elif answer["problem"]:
-                raise ClusterError(answer["problem"])
-        if others:
+            reason = next(iter(self.left_out.values()), "no nodes")
+            raise ClusterError(f"expected a process to start on a node, got: {reason}")
+        wanted = versions()
+        if others := {self.address(k): each for k, each in found.items() if unlike(wanted, each)}:
             raise ClusterError(differs(wanted, others))
+        if problem := next((each["problem"] for each in found.values() if each["problem"]), None):
+            raise ClusterError(problem)
         kernels = Counter(answer["kernels"] for answer in found.values())
         if len(kernels) > 1:
             logger.warning(

@@ -68,11 +68,9 @@ def get(reference: Any) -> Any:
 
 
 class RayRuntime(Runtime):
-    """A cluster: see ``interface.Runtime``.
+    """A cluster, of our own or not: see ``interface.Runtime``, and ``Nodes``.
 
-    Args:
-        own: whether the cluster is this machine alone, and this process its head.
-        shared: a data set that another process of the job has shared, and outlives this one.
+    ``shared`` is a data set that another process of the job has shared, and outlives this one.
     """
 
     def __init__(self, own: bool, shared: tuple[Dataset, Shared] | None = None) -> None:
@@ -102,10 +100,7 @@ class RayRuntime(Runtime):
 
     def run(self, work: Callable[..., T], *arguments: Any, resources: Resources) -> T:
         """An actor's only call, tried again when its process dies."""
-
-        def make() -> SimpleNamespace:
-            return SimpleNamespace(call=lambda _: work(*arguments))
-
+        make = partial(SimpleNamespace, call=lambda _: work(*arguments))
         with Pool(work.__name__, make, resources, self.nodes) as pool:
             ((_, result),) = pool.run("call", [0])
         return result  # type: ignore[no-any-return]
@@ -165,16 +160,26 @@ class RayRuntime(Runtime):
 
 def dataset_of(rows: Rows, resources: Resources, nodes: Nodes) -> ray.data.Dataset:
     """The rows as a data set of Ray's, a block a part."""
+
+    def make(number: int) -> pa.Table:
+        with lent(resources.cpus):
+            return rows.part(number)
+
+    return _blocks(rows.parts, make, **nodes.options(resources))
+
+
+def _blocks(count: int, make: Callable[[int], pa.Table], **options: Any) -> ray.data.Dataset:
+    """So many tables, each made by a task whose process computes with what this one does."""
     wanted = versions()
 
-    def make(batch: pa.Table) -> pa.Table:
+    def block(batch: pa.Table) -> pa.Table:
         expect(wanted)
-        with lent(resources.cpus):
-            return rows.part(batch.column("part")[0].as_py())
+        return make(batch.column("number")[0].as_py())
 
-    parts = [{"part": number} for number in range(rows.parts)]
-    return ray.data.from_items(parts, override_num_blocks=rows.parts).map_batches(
-        make, batch_size=1, batch_format="pyarrow", **nodes.options(resources)
+    # Not `ray.data.range`, whose own tasks ask for CPUs.
+    numbers = [{"number": number} for number in range(count)]
+    return ray.data.from_items(numbers, override_num_blocks=count).map_batches(
+        block, batch_size=1, batch_format="pyarrow", **options
     )
 
 
@@ -185,22 +190,13 @@ def by_tasks(work: Work, count: int) -> Generator[NDArray[np.uint8]]:
     for one more would wait for ever. What is decoded and not yet fetched is bounded instead.
     """
     set_up_data()
-    tasks, wanted = min(MOST_TASKS, max(2, usable_cores())), versions()
+    tasks = min(MOST_TASKS, max(2, usable_cores()))
 
-    def decode(batch: pa.Table) -> pa.Table:
-        expect(wanted)
-        pixels = work(batch.column("id")[0].as_py())
+    def decode(number: int) -> pa.Table:
+        pixels = work(number)
         return pa.table({"pixels": vectors(pixels.reshape(len(pixels), -1))})
 
-    # Not `ray.data.range`, whose own tasks ask for CPUs.
-    numbers = [{"id": number} for number in range(count)]
-    blocks = ray.data.from_items(numbers, override_num_blocks=count).map_batches(
-        decode,
-        batch_size=1,
-        batch_format="pyarrow",
-        num_cpus=0,
-        compute=TaskPoolStrategy(size=tasks),
-    )
+    blocks = _blocks(count, decode, num_cpus=0, compute=TaskPoolStrategy(size=tasks))
     held = 2 * (tasks + 1) * BLOCK_BYTES
     limits = ExecutionResources(object_store_memory=held)
     blocks.context.execution_options.resource_limits = limits

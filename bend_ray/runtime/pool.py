@@ -22,7 +22,7 @@ from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
 logger = logging.getLogger(__name__)
 
 MOST_DEATHS = 5
-"""Actors that may die of one piece of work; and times that all may die before any has done one."""
+"""Actors that may die of a piece before it goes on; times that all may before one has done one."""
 MOST_KILLS = 3
 """Times that one piece's actor may be killed for memory: what did not fit will not fit."""
 PATIENCE_SECONDS = 60.0
@@ -57,11 +57,7 @@ class Pool(Workers):
     for it: where a spot node is gone for good that waits for ever, although others are idle. There
     are as many actors as there are pieces, and room for on the nodes that are there at the time.
 
-    Args:
-        name: of the workers, for titles and logs.
-        make: makes a worker, in its process.
-        resources: of a process.
-        nodes: of the cluster.
+    ``make`` makes a worker, in its process; ``name`` is for titles and logs.
     """
 
     def __init__(
@@ -87,7 +83,9 @@ class Pool(Workers):
         for actor in [*self._starting.values(), *self._idle, *flying]:
             ray.kill(actor)
 
-    def run(self, method: str, pieces: Sequence[T]) -> Iterator[tuple[T, Any]]:
+    def run(
+        self, method: str, pieces: Sequence[T], how_far: Callable[[T], Any] = lambda _: None
+    ) -> Iterator[tuple[T, Any]]:
         """See ``Workers``.
 
         Raises:
@@ -95,6 +93,7 @@ class Pool(Workers):
             ClusterError: actors died of one piece, or in a row, more often than they may.
         """
         waiting, deaths = deque(range(len(pieces))), Counter[tuple[int, bool]]()
+        seen: dict[int, Any] = {}
         title = f"{self._name}.{method}"
         while waiting or self._flying:
             self._follow(len(waiting) + len(self._flying))
@@ -112,6 +111,10 @@ class Pool(Workers):
                 result = ray.get(reference)
             except LOST as error:
                 for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+                far = how_far(pieces[index])
+                if far != seen.setdefault(index, far):
+                    seen[index], self._deaths_in_a_row = far, 0
+                    deaths[index, True] = deaths[index, False] = 0
                 deaths[index, for_memory] += 1
                 most = MOST_KILLS if for_memory else MOST_DEATHS + 1
                 self._bury(actor, error, deaths[index, for_memory] >= most)

@@ -13,7 +13,6 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from bend_ray.artifacts.store import Artifact
@@ -85,18 +84,6 @@ def require_installed(config: PipelineConfig) -> None:
         )
 
 
-def _tell(service: Service, artifact: Artifact) -> None:
-    """Tell of a committed stage: its loss curve, its cost, its figures."""
-    manifest = artifact.manifest()
-    metrics = dict(manifest.metrics)
-    curve = metrics.pop("loss", None)
-    flat = _flat(artifact.stage, {**metrics, "cost": manifest.cost.model_dump()})
-    with _harmless(artifact.stage):
-        if curve is not None:
-            service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
-        service.figures(flat)
-
-
 @contextmanager
 def _harmless(what: str) -> Iterator[None]:
     """Around calls of a service: whatever its client raises is told, and costs no work."""
@@ -123,21 +110,30 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[
             f"tracking: expected {config.tracking} to start a run, got: {cause(error)}; mend its "
             "settings in the environment, or leave tracking out"
         ) from error
+
+    def tell(artifact: Artifact) -> None:
+        """Its loss curve, its cost, its figures."""
+        manifest = artifact.manifest()
+        figures = manifest.metrics | {"cost": manifest.cost.model_dump()}
+        curve = figures.pop("loss", None)
+        with _harmless(artifact.stage):
+            if curve is not None:
+                service.curve(f"{artifact.stage}/loss", [(int(s), v) for s, v in curve])
+            service.figures(dict(_flat(artifact.stage, figures)))
+
     succeeded = False
     try:
-        yield partial(_tell, service)
+        yield tell
         succeeded = True
     finally:
         with _harmless("the end"):
             service.close(succeeded)
 
 
-def _flat(prefix: str, value: Any) -> dict[str, float]:
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
     """Numbers of nested mappings by ``a/b/c``; what is null or no number is left out."""
     if isinstance(value, dict):
-        found: dict[str, float] = {}
         for key, each in value.items():
-            found |= _flat(f"{prefix}/{key}", each)
-        return found
-    is_number = isinstance(value, int | float) and math.isfinite(value)
-    return {prefix: float(value)} if is_number else {}
+            yield from _flat(f"{prefix}/{key}", each)
+    elif isinstance(value, int | float) and math.isfinite(value):
+        yield prefix, float(value)

@@ -10,6 +10,7 @@ import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -17,7 +18,6 @@ import pyarrow.fs
 import ray.data
 import ray.train
 import ray.train.torch
-from torch import nn
 
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import BendError, StoreError, TrainingError
@@ -30,8 +30,6 @@ from bend_ray.runtime.loop import (
     Fitted,
     Team,
     TrainingTask,
-    columns_of,
-    tell_in,
     train,
 )
 from bend_ray.runtime.nodes import Nodes, expect, versions
@@ -56,7 +54,8 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
             fitted: Fitted = _watched(_trainer(job, dataset, nodes), job, nodes).return_value
             return fitted
         except (ray.train.TrainingFailedError, *LOST) as error:
-            for cause in getattr(error, "worker_failures", {}).values():
+            failures = [*getattr(error, "worker_failures", {}).values()]
+            for cause in failures:
                 if isinstance(cause, BendError):
                     raise cause from error
             deaths += 1
@@ -65,10 +64,9 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
             if deaths > MOST_ATTEMPTS or not may_help:
                 if not isinstance(error, ray.train.TrainingFailedError):
                     raise
-                failures = getattr(error, "worker_failures", {})
-                reasons = [*failures.values(), getattr(error, "controller_failure", error)]
+                reason = [*failures, getattr(error, "controller_failure", error)][0]
                 raise TrainingError(
-                    f"{job.stage}: the training kept failing: {told(reasons[0])}; checkpoints are "
+                    f"{job.stage}: the training kept failing: {told(reason)}; checkpoints are "
                     "kept: run again"
                 ) from error
             logger.info("%-12s begins again where it was: %s", job.stage, told(error))
@@ -163,9 +161,6 @@ def _train(config: dict[str, Any]) -> Fitted:
         batch_size=None, batch_format="pyarrow"
     )
 
-    def replicated(module: nn.Module) -> nn.Module:
-        model: nn.Module = ray.train.torch.prepare_model(module, move_to_device=False)
-        return model
-
-    team = Team(context.get_world_rank(), context.get_world_size(), replicated, tell_in(job))
-    return train(job, columns_of(pa.concat_tables(list(batches))), team)
+    replicated = partial(ray.train.torch.prepare_model, move_to_device=False)
+    team = Team(context.get_world_rank(), context.get_world_size(), replicated)
+    return train(job, pa.concat_tables(list(batches)), team)

@@ -11,8 +11,8 @@ from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.generation.autoencoders import Autoencoder
-from bend_ray.generation.objectives import Reconstruction
+from bend_ray.generation.models import Autoencoder
+from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
 from bend_ray.runtime.interface import Runtime
 from bend_ray.runtime.loop import TRAIN_DIRECTORY, TrainingTask

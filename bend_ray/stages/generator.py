@@ -19,7 +19,7 @@ from bend_ray.artifacts.weights import save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
-from bend_ray.generation.objectives import Denoising
+from bend_ray.generation.training import Denoising
 from bend_ray.runtime.interface import Rows, Runtime, vectors
 from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, TrainingTask, milestone
 from bend_ray.stages import latents

@@ -24,8 +24,7 @@ from bend_ray.artifacts.shards import listed_shards, read_format, read_populatio
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
-from bend_ray.parameters.standardize import Standardizer
+from bend_ray.parameters.features import PrincipalBasis, Standardizer, gram, gram_sums, mix
 from bend_ray.populations.members import (
     StoredVectors,
     learnt_vectors,
@@ -45,7 +44,7 @@ class Principal:
     """Principal coefficients of the standardised parameters: at most T - 1 a classifier."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        self.basis = PrincipalBasis.from_state(state)
+        self.basis = PrincipalBasis(state["to_weights_RT"], state["scale"])
         self.coefficients_KF = state["coefficients_KF"]
         self.num_features = self.coefficients_KF.shape[1]
 
@@ -65,7 +64,7 @@ class Principal:
         with Stopwatch() as watch:
             gram_KK = gram(parts, layout, train_K)
             basis, coefficients_KF = PrincipalBasis.fit(gram_KK, train_K)
-        return {**basis.state(), "coefficients_KF": coefficients_KF}, watch.cost + cost
+        return {**vars(basis), "coefficients_KF": coefficients_KF}, watch.cost + cost
 
     def rows(self, seeds: Artifact, *, training_only: bool) -> Rows:
         """Rows ``model_id, trunk, held_out, features``."""
@@ -97,7 +96,7 @@ class Standardised:
     """All parameters, with zero mean and every layer at unit scale."""
 
     def __init__(self, state: dict[str, Tensor]) -> None:
-        self.standardizer = Standardizer.from_state(state)
+        self.standardizer = Standardizer(**state)
         self.num_features = len(self.standardizer.mean_P)
 
     @staticmethod
@@ -107,7 +106,7 @@ class Standardised:
 
         def fitted(_: int) -> dict[str, Tensor]:
             read = (members_TP[:, own] for own in column_slices(layout.size, len(members_TP)))
-            return Standardizer.fit(layout, read).state()
+            return vars(Standardizer.fit(layout, read))
 
         ((state,), cost) = _states(runtime, 1, fitted)
         return state, cost

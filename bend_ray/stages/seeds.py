@@ -8,9 +8,10 @@ trained again by another, and nothing else is.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TypeGuard
 
-from bend_ray.artifacts.checkpoint import DIRECTORY
+from bend_ray.artifacts.checkpoint import DIRECTORY, last_left
 from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
@@ -58,7 +59,8 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
                     ),
                 ) as trainers:
                     _make_roots(artifact, section.protocol.num_roots, section.cohort_size, trainers)
-                    for number, _ in trainers.run("train_cohort", missing):
+                    how_far = partial(last_left, artifact, "{}/")
+                    for number, _ in trainers.run("train_cohort", missing, how_far):
                         done |= cohorts[number].shards.keys()
                         progress.update(sum(rows[index] for index in done))
     _commit(artifact, section, rows, watch.cost.wall_seconds)
@@ -96,7 +98,8 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
         return
     chunks = range(len(split(range(num_roots), cohort_size)))
     there = {file.name for file in artifact.list_files(DIRECTORY)}
-    for _ in trainers.run("train_roots", [n for n in chunks if roots_name(n) not in there]):
+    missing = [n for n in chunks if roots_name(n) not in there]
+    for _ in trainers.run("train_roots", missing, partial(last_left, artifact, "roots-{}-")):
         pass
     for _ in trainers.run("store_roots", [chunks]):
         pass

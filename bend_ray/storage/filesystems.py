@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from itertools import islice
 from typing import TypeVar
 
 from bend_ray.errors import StoreError
@@ -110,8 +112,21 @@ def open_file(filesystem: pa.fs.FileSystem, path: str) -> pa.NativeFile:
 
 def side_by_side(work: Callable[[U], T], items: Iterable[U]) -> list[T]:
     """What ``work`` gives of each item, in their order; for many small files of an object store."""
-    with ThreadPoolExecutor(MOST_REQUESTS, thread_name_prefix="store") as pool:
-        return list(pool.map(work, items))
+    return list(in_threads(work, items, MOST_REQUESTS))
+
+
+def in_threads(work: Callable[[U], T], items: Iterable[U], count: int) -> Generator[T]:
+    """What ``work`` gives of each item, in their order; by so many threads, one item ahead."""
+    with ThreadPoolExecutor(count, thread_name_prefix="store") as threads:
+        waiting = (threads.submit(work, item) for item in items)
+        flying = deque(islice(waiting, count + 1))
+        try:
+            while flying:
+                done = flying.popleft().result()
+                flying.extend(islice(waiting, 1))
+                yield done
+        finally:
+            threads.shutdown(cancel_futures=True)
 
 
 def patiently(filesystem: pa.fs.FileSystem, ask: Callable[[], T]) -> T:

@@ -34,10 +34,7 @@ _ON_S3 = {
 def refusals(filesystem: pyarrow.fs.FileSystem, folder: str, size: int = 0) -> Iterator[str]:
     """Of what a run asks of a store, what is refused, why, and what would mend it.
 
-    Args:
-        filesystem: of the store.
-        folder: the store's; it is made where there is none.
-        size: bytes that are written and read.
+    The folder is made where there is none; ``size`` bytes are written and read.
     """
     probe = _probe(folder)
     every = pyarrow.fs.FileSelector(folder, allow_not_found=True)
@@ -64,23 +61,17 @@ def _probe(folder: str) -> str:
 
 
 class Answers(NamedTuple):
-    """How a store answers one machine: see ``ask_store``."""
+    """How a store answers one machine."""
 
     refused: list[str]
     seconds: float
+    """That it took, with ``MEASURED_BYTES`` there and back."""
     ahead: float
+    """Seconds of the store's clock before this machine's, 0 where it may be right."""
 
 
 def ask_store(uri: str) -> Answers:
-    """Ask a store for all that a run asks it for.
-
-    Returns:
-        What is refused; the seconds that it took, with ``MEASURED_BYTES`` there and back; and the
-        seconds by which the store's clock is ahead of this machine's, 0 where it may be right.
-
-    Raises:
-        StoreError: the URI means nothing, or the store cannot be reached.
-    """
+    """Ask a store for all that a run asks it for; StoreError where it cannot be reached."""
     filesystem, folder = resolve(uri)
     started, ahead = time.monotonic(), 0.0
     refused = list(refusals(filesystem, folder, MEASURED_BYTES))

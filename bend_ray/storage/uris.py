@@ -93,7 +93,13 @@ def parse_uri(uri: str) -> Uri:
             raise _refusal(uri, "expected no ? in a file URI; write %3F for one in a name")
         return Uri(scheme, _escaped(uri, location) or "/", "")
     authority, _, path = location.partition("/")
-    _check_authority(uri, scheme, authority)
+    bucket = authority.rpartition("@")[2]
+    if not bucket:
+        raise StoreError(f"{masked(uri)!r} names no bucket: expected {scheme}://bucket")
+    if not _AUTHORITY.fullmatch(authority):
+        raise _refusal(uri, "expected a bucket's name of letters, digits, dots and hyphens")
+    if ":" in bucket and not scheme.startswith("abfs"):
+        raise _refusal(uri, "expected a bucket without a port; endpoint_override names a server")
     path = _escaped(uri, path)
     kept = "/".join(part for part in path.split("/") if part not in ("", ".", ".."))
     if kept != path:
@@ -122,16 +128,6 @@ def _check_text(uri: str) -> None:
         raise StoreError(f"{_EXPECTED}, in UTF-8 and on one line; got {masked(uri)!a}")
     if names_variable(uri):
         raise _refusal(uri, "expected no variable, as they are not expanded here; write it out")
-
-
-def _check_authority(uri: str, scheme: str, authority: str) -> None:
-    bucket = authority.rpartition("@")[2]
-    if not bucket:
-        raise StoreError(f"{masked(uri)!r} names no bucket: expected {scheme}://bucket")
-    if not _AUTHORITY.fullmatch(authority):
-        raise _refusal(uri, "expected a bucket's name of letters, digits, dots and hyphens")
-    if ":" in bucket and not scheme.startswith("abfs"):
-        raise _refusal(uri, "expected a bucket without a port; endpoint_override names a server")
 
 
 def _escaped(uri: str, path: str) -> str:

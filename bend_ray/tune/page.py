@@ -129,7 +129,7 @@ def _by_latent_size(study: Study, score: str) -> ink.Panel:
 
 def _by_count(study: Study, score: str) -> ink.Panel:
     panel = _panel(f"{score}_by_ensemble_count", "members that vote", score)
-    panel.sizes(study.section.ensemble_counts)
+    panel.sizes()
 
     def curve(trial: TrialRecord, label: str, **look: Any) -> None:
         panel.line(

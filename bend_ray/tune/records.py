@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import Directory
 from bend_ray.storage.masking import cause
 
@@ -30,11 +31,12 @@ class Milestone(_Record):
 
 
 class StageRecord(_Record):
-    """A stage a trial needed, and whether it made it or found it."""
+    """A stage a trial needed, what it cost, and whether the trial made it or found it."""
 
     stage: str
     fingerprint: str
     made: bool
+    cost: Cost
 
 
 class BagRecord(_Record):

@@ -17,7 +17,7 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.lease import lease
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.config.graph import STAGES, graph_of, identified
+from bend_ray.config.graph import STAGES, identified
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.process.environment import set_defaults
@@ -25,7 +25,7 @@ from bend_ray.process.log import LOGGER, duration
 from bend_ray.storage.masking import cause, masked
 from bend_ray.storage.uris import canonical
 from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
-from bend_ray.tune.space import Grid, TuneSection, trial_config
+from bend_ray.tune.space import Grid, TuneSection
 from bend_ray.tune.study import BEST, STUDY, Study, best_yaml, summary
 
 if TYPE_CHECKING:
@@ -121,8 +121,9 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
     """Run all trials, with the GPUs of ``config``, and commit the study."""
     with Stopwatch() as watch:
         study = replace(study, trials=_ended(study.artifact, _run_trials(study, runtime, config)))
-    spent = _costs(study)
-    cost = spent.model_copy(update={"wall_seconds": watch.cost.wall_seconds})
+    # Each artifact once; trainings that were stopped are left out.
+    spent = {each.fingerprint: each.cost for trial in study.trials for each in trial.stages}
+    cost = sum(spent.values(), Cost()).model_copy(update={"wall_seconds": watch.cost.wall_seconds})
     study, artifact = replace(study, cost=cost), study.artifact
     trial, bag = study.winner
     best = best_yaml(study.config_of(trial, bag), "\n".join(summary(study)), mask=True)
@@ -146,18 +147,18 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
 
 def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> dict[str, str | None]:
     """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
-    from bend_ray.tune.shares import Processors, room_for, share_of
     from bend_ray.tune.trial import Assignment
+    from bend_ray.tune.tuner import Processors, room_for, share_of
 
     _quiet()
-    have, own = Processors.of_cluster(), runtime.own
-    room = min(room_for(config, have, own), study.section.trials)
+    have = Processors.of_cluster(runtime.own)
+    room = min(room_for(config, have), study.section.trials)
     job = Assignment(
-        config=share_of(config, have, own, room),
+        config=share_of(config, have, room),
         section=study.section,
         study=study.artifact,
         dataset=runtime.share(config.dataset),
-        own_cluster=own,
+        own_cluster=runtime.own,
     )
     LOGGER.info("tune         %d trials, %d at once", study.section.trials, room)
     return {
@@ -207,8 +208,8 @@ def _tuner(job: Assignment, room: int) -> Any:
     from ray.tune.logger import TBXLoggerCallback
 
     from bend_ray.tune.live import TrialTable
-    from bend_ray.tune.searchers import grid_of, scheduler_of, searcher_of
     from bend_ray.tune.trial import OBJECTIVE, run_trial
+    from bend_ray.tune.tuner import grid_of, scheduler_of, searcher_of
 
     # A trial waits for processes that take CPUs of their own; a bundle without anything is refused.
     nothing = ray_tune.PlacementGroupFactory([{"memory": 1.0}])
@@ -263,14 +264,3 @@ def _ended(artifact: Artifact, ended: dict[str, str | None]) -> list[TrialRecord
         write_record(artifact, record)
         records.append(record)
     return records
-
-
-def _costs(study: Study) -> Cost:
-    """Of the artifacts that trials needed, each once; trainings that were stopped are left out."""
-    made: dict[str, Artifact] = {}
-    for trial in study.trials:
-        if trial.stages:
-            config = trial_config(study.config, study.section, trial.point)
-            found = graph_of(config, study.artifact.store)
-            made |= {stage.fingerprint: found[stage.stage] for stage in trial.stages}
-    return sum((artifact.manifest().cost for artifact in made.values()), Cost())

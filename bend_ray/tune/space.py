@@ -95,11 +95,10 @@ class Range(Spec):
 
     def holds(self, value: Any) -> bool:
         """Whether a value is in it."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return False
-        if self.step is not None:
-            return any(abs(value - each) < 1e-9 for each in self.values())
-        return self.low <= value <= self.high
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return (
+            is_number and self.low <= value <= self.high and abs(value - self.nearest(value)) < 1e-9
+        )
 
 
 class Nll(Spec):
@@ -277,7 +276,10 @@ class TuneSection(Spec):
         point = {}
         for path, domain in self.knobs.items():
             if isinstance(domain, Range):
-                value = _value_at(config, path)
+                # None where a variant has no such knob.
+                value: Any = config
+                for name in path.split("."):
+                    value = getattr(value, name, None)
                 values: Sequence[Any] = [value] if domain.holds(value) else []
             else:
                 values = [each for each in domain if _says(config, path, each)]
@@ -297,14 +299,6 @@ def encode(value: Any) -> Scalar:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return json.dumps(value, sort_keys=True)
-
-
-def _value_at(config: PipelineConfig, path: str) -> Any:
-    """What a config holds at a path; None where its variant has no such knob."""
-    value: Any = config
-    for name in path.split("."):
-        value = getattr(value, name, None)
-    return value
 
 
 def _says(config: PipelineConfig, path: str, value: Any) -> bool:
@@ -369,7 +363,4 @@ def bag_config(config: PipelineConfig, size: int) -> PipelineConfig:
 
 
 def _drawing(config: PipelineConfig, count: int, size: int | None) -> PipelineConfig:
-    samples = config.samples.model_copy(update={"count": count})
-    bagging = config.evaluation.bagging.model_copy(update={"size": size})
-    evaluation = config.evaluation.model_copy(update={"bagging": bagging})
-    return config.model_copy(update={"samples": samples, "evaluation": evaluation})
+    return with_knobs(config, {"samples.count": count, "evaluation.bagging.size": size})

@@ -19,13 +19,12 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Artifact, Store
 from bend_ray.config.graph import STAGE_VERSIONS, STAGES
 from bend_ray.config.reading import nested
-from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig, identity
 from bend_ray.config.yaml_text import block
 from bend_ray.errors import TrainingError
 from bend_ray.process.log import LOGGER
-from bend_ray.report.command import settings
 from bend_ray.report.evaluation import Result
+from bend_ray.report.runs import settings
 from bend_ray.report.statistics import COMPARED, BagDifference, cells, differences
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import BagRecord, TrialRecord
@@ -227,8 +226,7 @@ def on_fresh_splits(study: Study, store_uri: str, splits: int, address: str | No
     """Run winner and base under so many seeds after the search's own; what is there is kept."""
     found = Fresh([], [])
     ours, theirs = (
-        repeats_of(config, splits + 1)[1:]
-        for config in (study.config_of(*study.winner), study.config)
+        config.repeats(splits + 1)[1:] for config in (study.config_of(*study.winner), study.config)
     )
     for number, pair in enumerate(zip(ours, theirs, strict=True), start=1):
         for name, config in zip(("winner", "base"), pair, strict=True):

@@ -22,46 +22,29 @@ def trials_table(study: Study) -> Table:
     """Trials that are done, the lowest objective first, then those that are not."""
     others = [trial for trial in study.trials if trial.status != "done"]
     ordered = [*sorted(study.done, key=lambda trial: trial.best.objective), *others]
-    return Table(
-        title="Trials, the best objective first",
-        rows=[_row(study, trial) for trial in ordered],
-        ours=0,
-        note="Scores of a trial's best bag on validation images; of a trial that was stopped, of "
-        "its last milestone. The test part was not opened by the search. Cost: everything from "
-        "scratch, as if nothing were shared."
-        + "".join(f" Trial {number} failed: {error}." for number, error in _failures(study)),
-    )
+    rows = [_row(study, trial) for trial in ordered]
+    failures = "".join(f" Trial {number} failed: {error}." for number, error in _failures(study))
+    return Table.of("trials", rows, 0, failures=failures)
 
 
 def front_table(study: Study) -> Table:
     """The Pareto front, its knee marked."""
     front, knee = study.front()
-    return Table(
-        title="The Pareto front, the lowest NLL first",
-        rows=[
-            {"trial": str(trial.number)}
-            | score_cells(bag)
-            | {"": "knee" if (trial, bag) == knee else ""}
-            for trial, bag in front
-        ],
-        ours=front.index(knee),
-        note="Of every bag of every trial: none other is as good in NLL, total cost and cost of an "
-        "answer, and better in one. MFLOP: of the whole bag for one image.",
-    )
+    rows = [
+        {"trial": str(trial.number), **score_cells(bag), "": "knee" if (trial, bag) == knee else ""}
+        for trial, bag in front
+    ]
+    return Table.of("front", rows, front.index(knee))
 
 
 def stages_table(study: Study) -> Table:
     """What trials shared."""
     asked, made = study.stages_in_all()
-    return Table(
-        title="What the trials shared",
-        rows=[
-            {"stage": stage, "asked for": str(n), "made": str(own), "shared": str(n - own)}
-            for stage, (n, own) in study.stages().items()
-        ],
-        note=f"{asked} stages asked for, {made} made, {asked - made} shared. Made: artifacts that "
-        "differ, by fingerprint.",
-    )
+    rows = [
+        {"stage": stage, "asked for": str(n), "made": str(own), "shared": str(n - own)}
+        for stage, (n, own) in study.stages().items()
+    ]
+    return Table.of("shared", rows, asked=asked, made=made, shared=asked - made)
 
 
 def text(study: Study) -> str:

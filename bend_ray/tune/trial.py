@@ -51,7 +51,6 @@ FAILED = 1000.0
 """The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
 
 _BEFORE_GENERATOR = ("seeds", "autoencoder", "latents")
-_BAG_STAGES = (*_BEFORE_GENERATOR, "generator", "samples")
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,8 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
         for record, bag in steps:
             write_record(job.study, record)
             if bag is not None:
-                tune.report(_metrics(record, bag))
+                share = 1.0 if record.status == "done" else record.milestones[-1].share
+                tune.report({PROGRESS: 100.0 * share, **bag.model_dump()})
     except StoreError as error:
         # The next trial would meet the same: the driver ends the search, to be run again.
         tune.report({PROGRESS: 0.0, OBJECTIVE: FAILED, PROBLEM: cause(error)})
@@ -134,13 +134,15 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
 
     def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
         made = get(worker.make.remote(stage, config))
-        its = StageRecord(stage=stage, fingerprint=found[stage].fingerprint, made=made)
-        return record.with_(stages=[*record.stages, its])
+        manifest = found[stage].manifest()
+        told = {"fingerprint": manifest.fingerprint, "cost": manifest.cost}
+        return record.with_(stages=[*record.stages, StageRecord(stage=stage, made=made, **told)])
 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
         yield record, None
-    sizes = _milestone_sizes(section)
+    counts, most = section.ensemble_counts, getattr(section.scheduler, "members", 1)
+    sizes = [size for size in counts if size <= most] or [counts[0]]
     # The config as it was given is what all others are held against: it is not stopped.
     is_base = with_knobs(job.config, record.point) == job.config
     for share in [] if is_base else section.scheduler.milestones:
@@ -150,35 +152,24 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             step = max(1, round(share * config.generator.training.steps))
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
-            bag = best_of(_bags(config, found, curve, section))
+            bag = best_of(_bags(config, record, curve, section))
             passed = Milestone(share=share, nll=bag.nll, accuracy=bag.accuracy)
             record = record.with_(milestones=[*record.milestones, passed])
             yield record, bag
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)
         yield record, None
-    curve = get(worker.bags.remote(config, list(section.ensemble_counts)))
-    bags = _bags(config, found, curve, section)
+    curve = get(worker.bags.remote(config, list(counts)))
+    bags = _bags(config, record, curve, section)
     yield record.with_(status="done", bags=bags), best_of(bags)
 
 
-def _milestone_sizes(section: TuneSection) -> list[int]:
-    most = getattr(section.scheduler, "members", 1)
-    counts = section.ensemble_counts
-    return [size for size in counts if size <= most] or [counts[0]]
-
-
 def _bags(
-    config: PipelineConfig, found: Graph, curve: BagCurve, section: TuneSection
+    config: PipelineConfig, record: TrialRecord, curve: BagCurve, section: TuneSection
 ) -> list[BagRecord]:
-    """The bags of a curve, with what they cost; of a stage not committed yet, nothing is known."""
-    costs = {
-        stage: found[stage].manifest().cost.seconds
-        for stage in _BAG_STAGES
-        if found[stage].exists()
-    }
-    drawing = costs.pop("samples", 0.0)
-    fixed = sum(costs.values())
+    """The bags of a curve, with what they cost as far as the trial came."""
+    drawing = sum(each.cost.seconds for each in record.stages if each.stage == "samples")
+    fixed = sum(each.cost.seconds for each in record.stages if each.stage != "samples")
     bags = []
     for size, nll, accuracy in zip(curve.sizes, curve.nll, curve.accuracy, strict=True):
         # To choose among all that were drawn, all must be.
@@ -192,12 +183,6 @@ def _bags(
         )
         bags.append(bag.model_copy(update={"objective": section.objective.of(bag)}))
     return bags
-
-
-def _metrics(record: TrialRecord, best: BagRecord) -> dict[str, float]:
-    """What Tune's scheduler, its searcher and TensorBoard are told: progress and the best bag."""
-    done = record.status == "done"
-    return {PROGRESS: 100.0 if done else 100.0 * record.milestones[-1].share, **best.model_dump()}
 
 
 SURVIVES = {"max_restarts": 5, "max_task_retries": 5}

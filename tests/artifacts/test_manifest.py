@@ -14,6 +14,7 @@ from bend_ray.artifacts.manifest import (
     ManifestFile,
     installed_versions,
     parse_manifest,
+    sealed,
 )
 from bend_ray.errors import StoreError
 
@@ -34,12 +35,13 @@ def manifest() -> Manifest:
 
 
 def record(**changes: Any) -> bytes:
-    return json.dumps({**manifest().model_dump(), **changes}).encode()
+    return json.dumps(sealed({**manifest().model_dump(), **changes})).encode()
 
 
 def test_a_manifest_comes_back() -> None:
-    written = manifest()
-    assert parse_manifest(written.model_dump_json().encode()) == written
+    assert parse_manifest(record()).files == manifest().files
+    with pytest.raises(ValueError, match="not what was committed"):
+        parse_manifest(record().replace(b"0.5", b"0.6"))
 
 
 def test_it_is_dated_in_utc() -> None:
@@ -80,7 +82,7 @@ def test_a_newer_manifest_asks_for_an_upgrade() -> None:
         (b"", "Expecting value"),
         (b"\xff{", "codec"),
         (b"[]", "valid dictionary or instance of Manifest"),
-        (b'{"schema_version": 1}', "stage: Field required"),
+        (json.dumps(sealed({"schema_version": 1})).encode(), "stage: Field required"),
         (record(extra=1), "extra: Extra inputs"),
         (record(files=[{"name": "a", "bytes": -1}]), "files.0.bytes"),
     ],

@@ -38,15 +38,14 @@ from bend_ray.ensemble.metrics import error_iou, score
 from bend_ray.ensemble.novelty import Models, novelty
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.generation.objectives import Denoising, Reconstruction
-from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.generation.training import AveragedSteps, Denoising, HeldOut, Reconstruction
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import held_out_ids
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
 from bend_ray.optim import Training
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align

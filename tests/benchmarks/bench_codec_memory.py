@@ -38,10 +38,10 @@ from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_columns, write_shard
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.generation.autoencoders import Conv1d, PrincipalMlp
-from bend_ray.generation.objectives import Reconstruction
+from bend_ray.generation.models import Conv1d, PrincipalMlp
+from bend_ray.generation.training import Reconstruction
 from bend_ray.networks.architectures import TorchvisionModel
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.populations.members import LAYOUT
 from bend_ray.process.matrix import BLOCK_BYTES

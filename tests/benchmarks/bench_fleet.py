@@ -34,12 +34,10 @@ from torch import Tensor, nn
 
 from bend_ray.data.datasets import ImageParquet
 from bend_ray.ensemble.votes import fit_temperature
-from bend_ray.generation.conditioning import ConditionedDenoiser
-from bend_ray.generation.denoisers import MlpDenoiser
-from bend_ray.generation.diffusion import Ddpm, gaussian_prediction
-from bend_ray.generation.objectives import Denoising
-from bend_ray.generation.samplers import Ddim
-from bend_ray.generation.steps import AveragedSteps, HeldOut
+from bend_ray.generation.diffusion import Ddim, Ddpm, gaussian_prediction
+from bend_ray.generation.models import MlpDenoiser
+from bend_ray.generation.networks import ConditionedDenoiser
+from bend_ray.generation.training import AveragedSteps, Denoising, HeldOut
 from bend_ray.optim import AdamW, Training
 from bend_ray.randomness import generator_for
 

@@ -47,8 +47,9 @@ from bend_ray.networks.batches import Feed
 from bend_ray.networks.fitting import CLASSIFICATION, fitted
 from bend_ray.networks.recipe import Recipe, Stretch
 from bend_ray.networks.stacking import Stack, predict_logits
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import Entry, ParameterLayout
+from bend_ray.process.computing import keep_freed_memory
 
 Work = Callable[[], object]
 
@@ -171,8 +172,33 @@ def reading(shards: int) -> Work:
     return lambda: read_population(artifact)
 
 
+def listing(images: int, side: int) -> Work:
+    """A folder of JPEGs is found."""
+    spec = jpegs(images, side)
+    return lambda: spec.load(Room(2**25))
+
+
 def streaming(images: int, side: int) -> Work:
-    """A folder of JPEGs: found, and gone through once in windows of 16 MB."""
+    """Such a folder, found before, is gone through once in windows of 16 MB.
+
+    Memory grows with images until two windows and the blocks that threads decode are full.
+    """
+    train = jpegs(images, side).load(Room(2**25)).train
+    recipe = Recipe(batch_size=8)
+    # As trainers have it.
+    keep_freed_memory()
+
+    def work() -> None:
+        assert isinstance(train, Streamed)
+        feed = Feed(train, lambda x: x, recipe, CLASSIFICATION, torch.device("cpu"))
+        for _ in feed.batches([torch.Generator()], recipe.num_steps(1, images)):
+            pass
+
+    return work
+
+
+def jpegs(images: int, side: int) -> ImageFolder:
+    """So many training images in two classes, and a few others."""
     root = Path(tempfile.mkdtemp())
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
     picture = io.BytesIO()
@@ -182,18 +208,7 @@ def streaming(images: int, side: int) -> Work:
             path = root / part / "ab"[index % 2] / f"{index}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture.getvalue())
-    window = 2**24 // (3 * side**2)
-    spec = ImageFolder(root=str(root), num_validation=10, window=window)
-    recipe = Recipe(batch_size=8)
-
-    def work() -> None:
-        train = spec.load(Room(2**25)).train
-        assert isinstance(train, Streamed)
-        feed = Feed(train, lambda x: x, recipe, CLASSIFICATION, torch.device("cpu"))
-        for _ in feed.batches([torch.Generator()], recipe.num_steps(1, images)):
-            pass
-
-    return work
+    return ImageFolder(root=str(root), num_validation=10, window=2**24 // (3 * side**2))
 
 
 CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]]] = {
@@ -242,9 +257,10 @@ CASES: dict[str, tuple[Callable[..., Work], dict[str, list[int]], dict[str, int]
     ),
     "streaming": (
         streaming,
-        {"images": [1000, 2000, 4000, 8000], "side": [112, 224, 448]},
-        {"images": 1000, "side": 112},
+        {"images": [2000, 4000, 8000, 16000], "side": [112, 224, 448]},
+        {"images": 2000, "side": 112},
     ),
+    "listing": (listing, {"images": [2000, 4000, 8000, 16000]}, {"side": 112}),
     "shards": (reading, {"shards": [16, 32, 64, 128]}, {}),
 }
 """Of each: what is done, the axes that double, and what the other axes are then."""
@@ -280,7 +296,7 @@ def growth(stage: str) -> None:
             queue = context.Queue()
             child = context.Process(target=point, args=(stage, others | {axis: size}, queue))
             child.start()
-            taken, peak = queue.get(timeout=300)
+            taken, peak = queue.get(timeout=900)
             child.join()
             seconds.append(taken)
             megabytes.append(peak)
@@ -336,8 +352,10 @@ def main() -> None:
     if arguments.oversubscribed:
         oversubscribed()
         return
-    for stage in arguments.stages or CASES:
-        growth(stage)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["TMPDIR"] = folder
+        for stage in arguments.stages or CASES:
+            growth(stage)
 
 
 if __name__ == "__main__":

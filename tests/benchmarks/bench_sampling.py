@@ -32,14 +32,13 @@ from torch import nn
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples
-from bend_ray.generation.diffusion import FlowMatching
+from bend_ray.generation.diffusion import Ancestral, Ddim, Euler, FlowMatching
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
-from bend_ray.generation.samplers import Ancestral, Ddim, Euler
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
 from bend_ray.networks.fitting import fit
 from bend_ray.networks.recipe import Stretch
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
-from bend_ray.parameters.gram import PrincipalBasis, gram, gram_sums, mix
+from bend_ray.parameters.features import PrincipalBasis, gram, gram_sums, mix
 from bend_ray.parameters.layout import ParameterLayout
 
 SIZES = {

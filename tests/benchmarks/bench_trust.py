@@ -29,7 +29,6 @@ import torch
 import bend_ray as bend
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.reading import load_config
-from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.corruptions import IMAGES, Corruption
 from bend_ray.data.examples import Parts
@@ -203,7 +202,7 @@ def _asked(bags: Mapping[str, Bag], run: bend.Run, dataset: Parts) -> dict[str, 
 def main(case: str, count: int, folder: str) -> None:
     """Run all repeats, and tell."""
     repeats, taught = [], []
-    for config in repeats_of(config_of(case, Path(folder)), count):
+    for config in config_of(case, Path(folder)).repeats(count):
         run = bend.run(config, store=f"{folder}/store")
         repeats.append(figures(run))
         with tempfile.TemporaryDirectory() as scratch:

@@ -12,7 +12,7 @@ from bend_ray.config.knobs import Knob, json_schema, knobs
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig, Rival
 from bend_ray.config.yaml_text import parse_yaml, read_yaml
-from bend_ray.generation.samplers import Sampler
+from bend_ray.generation.diffusion import Sampler
 from bend_ray.spec import variants
 
 SECTIONS = {

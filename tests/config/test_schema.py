@@ -27,11 +27,9 @@ from bend_ray.data.splits import Split
 from bend_ray.ensemble.bagging import Bagging
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError
-from bend_ray.generation.autoencoders import Autoencoder, PrincipalMlp
-from bend_ray.generation.denoisers import Denoiser
-from bend_ray.generation.diffusion import FlowMatching, Process
+from bend_ray.generation.diffusion import Euler, FlowMatching, Process, Sampler
+from bend_ray.generation.models import Autoencoder, Denoiser, PrincipalMlp
 from bend_ray.generation.rivals import DeepEnsemble, Gaussian
-from bend_ray.generation.samplers import Euler, Sampler
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Forks, Independent, Protocol, held_out_ids
 from bend_ray.optim import Optimizer, Schedule

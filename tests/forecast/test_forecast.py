@@ -23,7 +23,7 @@ from bend_ray.data.examples import Parts
 from bend_ray.forecast import calibration
 from bend_ray.forecast.calibration import Line, Problem, Rates, calibrate
 from bend_ray.forecast.workload import Phase, Work, at_rate, bottleneck, wall_of, workload
-from bend_ray.generation.autoencoders import PrincipalMlp
+from bend_ray.generation.models import PrincipalMlp
 from bend_ray.networks.protocols import Tails
 
 RATES = Rates(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bend_ray.generation.autoencoders import Autoencoder, Conv1d, PrincipalMlp
-from bend_ray.generation.objectives import Reconstruction
+from bend_ray.generation.models import Autoencoder, Conv1d, PrincipalMlp
+from bend_ray.generation.training import Reconstruction
 from bend_ray.optim import AdamW
 from bend_ray.spec import variants
 

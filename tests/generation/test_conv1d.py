@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from bend_ray.generation.conv1d import Conv1dAutoencoder, UNet1d
+from bend_ray.generation.networks import Conv1dAutoencoder, UNet1d
 
 CHANNELS = [(4,), (4, 6), (3, 5, 4), (2, 3, 4, 5, 6)]
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from bend_ray.generation.denoisers import ConvDenoiser, Denoiser, MlpDenoiser
 from bend_ray.generation.diffusion import Ddpm
-from bend_ray.generation.objectives import Denoising
+from bend_ray.generation.models import ConvDenoiser, Denoiser, MlpDenoiser
+from bend_ray.generation.training import Denoising
 from bend_ray.optim import AdamW
 
 SMALL = [MlpDenoiser(hidden=64, blocks=2), ConvDenoiser(channels=(16, 16), kernel=3)]

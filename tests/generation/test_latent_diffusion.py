@@ -8,11 +8,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bend_ray.generation import latent_diffusion
-from bend_ray.generation.conditioning import ConditionedDenoiser
-from bend_ray.generation.denoisers import ConvDenoiser, MlpDenoiser
-from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process, gaussian_prediction
+from bend_ray.generation.diffusion import (
+    Ancestral,
+    Ddim,
+    Ddpm,
+    Euler,
+    FlowMatching,
+    Heun,
+    Process,
+    Sampler,
+    gaussian_prediction,
+)
 from bend_ray.generation.latent_diffusion import STD_FLOOR, LatentScale, sample_latents
-from bend_ray.generation.samplers import Ancestral, Ddim, Euler, Heun, Sampler
+from bend_ray.generation.models import ConvDenoiser, MlpDenoiser
+from bend_ray.generation.networks import ConditionedDenoiser
 
 LATENT_SIZE = 6
 

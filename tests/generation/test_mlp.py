@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.generation.conditioning import TimeEmbedding
-from bend_ray.generation.mlp import MlpAutoencoder, ModulatedBlock, ModulatedMlp
+from bend_ray.generation.networks import MlpAutoencoder, ModulatedBlock, ModulatedMlp, TimeEmbedding
 from bend_ray.optim import Sgd
 
 

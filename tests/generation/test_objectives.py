@@ -4,11 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.generation.autoencoders import PrincipalMlp
-from bend_ray.generation.conditioning import ConditionedDenoiser
-from bend_ray.generation.denoisers import MlpDenoiser
 from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process
-from bend_ray.generation.objectives import Batch, Denoising, Reconstruction
+from bend_ray.generation.models import MlpDenoiser, PrincipalMlp
+from bend_ray.generation.networks import ConditionedDenoiser
+from bend_ray.generation.training import Batch, Denoising, Reconstruction
 
 PROCESSES: list[Process] = [Ddpm(), Ddpm(prediction="eps"), FlowMatching()]
 

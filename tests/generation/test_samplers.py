@@ -14,13 +14,15 @@ from itertools import pairwise
 import pytest
 import torch
 
-from bend_ray.generation.diffusion import Ddpm, FlowMatching, Process
-from bend_ray.generation.samplers import (
+from bend_ray.generation.diffusion import (
     Ancestral,
     Ddim,
+    Ddpm,
     Euler,
+    FlowMatching,
     Heun,
     Predict,
+    Process,
     Sampler,
     ddim,
     euler,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bend_ray.generation.steps import LOOKED_AT, AveragedSteps, HeldOut
+from bend_ray.generation.training import LOOKED_AT, AveragedSteps, HeldOut
 from bend_ray.optim import Constant, Sgd, Training
 
 PLAIN = Training(

@@ -312,7 +312,7 @@ def papers(device: str, minutes: float, images: Path | None) -> Iterator[Row]:
     yield Row("papers", "bag", f"{evaluation.bag.accuracy:.2%}, NLL {evaluation.bag.nll:.4f}")
     for name, rival in evaluation.rivals.items():
         yield Row("papers", name, f"{rival.accuracy:.2%}, NLL {rival.nll:.4f}")
-    prices = evaluation.prices.per_model
+    prices = evaluation.prices
     if prices.ordinary_seconds:
         share = prices.marginal_seconds / prices.ordinary_seconds
         yield Row("papers", "one more drawn", f"{share:.4f} of one training")

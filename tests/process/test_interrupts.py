@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from bend_ray.process.interrupts import persistent_interrupts
+from bend_ray.process.streams import persistent_interrupts
 
 
 def interrupt_and_sleep() -> None:

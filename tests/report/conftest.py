@@ -7,7 +7,6 @@ from evaluations import CONFIG, commit
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of
-from bend_ray.config.repeats import repeats_of
 from bend_ray.report.runs import Run, read_run
 
 
@@ -15,7 +14,7 @@ from bend_ray.report.runs import Run, read_run
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Three repeats of one config."""
     store = Store(str(tmp_path_factory.mktemp("evaluations")))
-    for config in repeats_of(CONFIG, 3):
+    for config in CONFIG.repeats(3):
         commit(config, store)
     return store
 
@@ -23,5 +22,5 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture(scope="session")
 def repeats(store: Store) -> list[Run]:
     """The three repeats, read."""
-    names = [graph_of(config, store).evaluation.fingerprint for config in repeats_of(CONFIG, 3)]
+    names = [graph_of(config, store).evaluation.fingerprint for config in CONFIG.repeats(3)]
     return [read_run(store, name) for name in names]

@@ -4,7 +4,7 @@ import pytest
 
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.report.command import command, different, settings
+from bend_ray.report.runs import command, different, settings
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ from pages import Seen
 from PIL import Image
 
 from bend_ray.artifacts.store import Store
-from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import AS_DRAWN, EvaluationSection
 from bend_ray.ensemble.bagging import All, GreedyForward, TopK
 from bend_ray.generation.rivals import DeepEnsemble, OriginalsBag
@@ -239,7 +238,7 @@ def test_any_evaluation_has_a_table_and_a_report(
     runs = []
     with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
         store = Store(folder)
-        for config in repeats_of(CONFIG.model_copy(update={"evaluation": section}), repeats):
+        for config in CONFIG.model_copy(update={"evaluation": section}).repeats(repeats):
             made = commit(
                 config,
                 store,

@@ -25,7 +25,7 @@ def poor_result() -> dict[str, Any]:
     poor["held_out"]["accuracy"] = None
     poor["diversity"] = {"generated": None, "originals": None, "held_out": None}
     poor["novelty"] = {**NOVELTY, "spread": None, "held_out": None}
-    poor["prices"]["per_model"]["ordinary_seconds"] = None
+    poor["prices"]["ordinary_seconds"] = None
     del poor["prices"]["equal_cost_deep_ensemble"]
     del poor["rivals"]["deep_ensemble"]
     return poor
@@ -174,7 +174,7 @@ def test_a_result_is_the_evaluation_with_costs_and_names(committed: Graph, tmp_p
     said = result(committed)
     assert json.loads(json.dumps(said)) == said
     assert said["bag"]["accuracy"] == 0.9512
-    assert said["prices"]["per_model"] == metrics()["prices"]["per_model"]
+    assert said["prices"] == metrics()["prices"]
     assert [said["cost"][stage]["cpu_seconds"] for stage in STAGES] == [1, 2, 3, 4, 5, 6]
     assert said["store"] == str(tmp_path)
     assert said["fingerprints"] == {stage: committed[stage].fingerprint for stage in STAGES}

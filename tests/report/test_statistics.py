@@ -5,7 +5,6 @@ from test_results import poor_result
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of
-from bend_ray.config.repeats import repeats_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
@@ -24,7 +23,7 @@ def results() -> list[Result]:
 
 
 def test_repeats_have_their_own_seed_and_split_and_share_no_artifact(tmp_path) -> None:
-    configs = repeats_of(PipelineConfig(seed=5), 3)
+    configs = PipelineConfig(seed=5).repeats(3)
     assert configs[0] == PipelineConfig(seed=5)
     assert [config.seed for config in configs] == [5, 6, 7]
     assert [config.dataset.split_seed for config in configs] == [0, 1, 2]

@@ -10,13 +10,18 @@ import pytest
 import ray
 import torch
 from image_files import write_folder
+from tiny import MakeConfig, make
 
+from bend_ray.artifacts.shards import read_population
+from bend_ray.artifacts.store import Store
+from bend_ray.config.graph import identified
 from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.streaming import Room, Streamed
 from bend_ray.errors import DataError
+from bend_ray.populations.members import ROOTS
 from bend_ray.runtime.cluster import object_store_bytes
 from bend_ray.runtime.interface import from_vectors, vectors
-from bend_ray.runtime.on_ray import by_tasks
+from bend_ray.runtime.on_ray import RayRuntime, by_tasks
 
 WINDOW, BYTES = 8, 3 * 6 * 6
 
@@ -69,3 +74,31 @@ def test_tasks_decode_in_order_though_all_cpus_are_taken(
             [*parts.train.stream(windows), *parts.validation.stream([torch.arange(6)])]
     finally:
         ray.kill(holder)
+
+
+@pytest.mark.ray
+@pytest.mark.trains
+@pytest.mark.usefixtures("cluster")
+def test_who_is_trained_on_a_stream_is_who_is_trained_on_resident_images(
+    tiny: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    write_folder(tmp_path / "train", range(40))
+    write_folder(tmp_path / "test", range(100, 105))
+    dataset = f"{{kind: image_folder, root: {tmp_path}, num_validation: 6, window: {WINDOW}"
+    streamed = f"{dataset}, memory: {2 * WINDOW * BYTES / 1e9}}}"
+    found = {}
+    # On one machine threads decode, on a cluster tasks.
+    for way, given, own in (
+        ("resident", f"{dataset}}}", True),
+        ("threads", streamed, True),
+        ("tasks", streamed, False),
+    ):
+        store = Store(str(tmp_path / way))
+        config = identified(tiny(f"dataset={given}", "seeds.recipe.batch_size=4"))
+        seeds = make(config, store, "seeds", RayRuntime(own)).seeds
+        kept = read_population(seeds)
+        found[way] = seeds.read_bytes(ROOTS), kept.theta_KP.tobytes(), kept.val_nll.tobytes()
+    assert caplog.text.count("streamed, in windows of 8 images") == 2
+    assert found["threads"] == found["resident"]
+    assert found["tasks"] == found["resident"]

@@ -77,6 +77,14 @@ def test_a_piece_that_kills_every_actor_ends_the_run(pool: MakePool) -> None:
         list(workers.run("square", [2]))
 
 
+def test_deaths_of_a_piece_that_goes_on_each_time_end_nothing(
+    pool: MakePool, tmp_path: Path
+) -> None:
+    with pool(1, deaths=12) as workers:
+        ((_, done),) = workers.run("square", [2], lambda _: len(list(tmp_path.iterdir())))
+    assert done == 4
+
+
 @pytest.mark.parametrize(("deaths", "piece"), [(0, -1), (-1, 1)])
 def test_a_workers_refusal_comes_out_as_itself(pool: MakePool, deaths: int, piece: int) -> None:
     with pytest.raises(DataError, match=r"^expected .* of 0 or more"), pool(1, deaths) as workers:

@@ -20,7 +20,7 @@ from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.config.schema import GeneratorSection
 from bend_ray.errors import TrainingError
-from bend_ray.generation.denoisers import MlpDenoiser
+from bend_ray.generation.models import MlpDenoiser
 from bend_ray.optim import AdamW, Constant, Training
 from bend_ray.runtime.interface import Rows, Runtime, vectors
 from bend_ray.runtime.loop import TrainingTask

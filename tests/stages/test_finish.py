@@ -131,4 +131,4 @@ def test_guided_and_annealed_models_go_through_the_pipeline(
     told = Result.of(made).as_json()
     # Four of six members are learnt from, of ten checkpoints.
     assert told["rivals"]["originals_bag"]["size"] == 4
-    assert told["prices"]["per_model"]["marginal_seconds"] > 0
+    assert told["prices"]["marginal_seconds"] > 0

@@ -15,7 +15,7 @@ from bend_ray.config.graph import graph_of as plan_of
 from bend_ray.config.resources import Resources
 from bend_ray.data.examples import Parts
 from bend_ray.errors import ClusterError, TrainingError
-from bend_ray.parameters.standardize import Standardizer
+from bend_ray.parameters.features import Standardizer
 from bend_ray.populations.members import read_layout
 from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table

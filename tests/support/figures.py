@@ -32,11 +32,9 @@ def metrics() -> dict[str, Any]:
         "diversity": {"generated": DIVERSITY, "originals": DIVERSITY, "held_out": DIVERSITY},
         "novelty": {**NOVELTY, "held_out": NOVELTY},
         "prices": {
-            "per_model": {
-                "marginal_seconds": 0.0123,
-                "amortised_seconds": 0.25,
-                "ordinary_seconds": 2.5,
-            },
+            "marginal_seconds": 0.0123,
+            "amortised_seconds": 0.25,
+            "ordinary_seconds": 2.5,
             "equal_cost_deep_ensemble": {
                 **SCORES,
                 "affordable": 4,

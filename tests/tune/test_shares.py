@@ -6,7 +6,7 @@ from bend_ray.config.graph import STAGES
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.runtime.capacity import SPARE_CPUS
-from bend_ray.tune.shares import DATA_CPUS, Processors, room_for, share_of
+from bend_ray.tune.tuner import DATA_CPUS, Processors, room_for, share_of
 
 CONFIGS = {
     "default": (),
@@ -25,10 +25,10 @@ def test_all_trials_at_once_fit(
 ) -> None:
     config = load_config(None, overrides)
     logical = cpus + SPARE_CPUS if own else cpus
-    have = Processors(logical, gpus)
-    trials = room_for(config, have, own)
+    have = Processors.usable(logical, gpus, own)
+    trials = room_for(config, have)
     assert trials >= 1
-    shared = share_of(config, have, own, trials)
+    shared = share_of(config, have, trials)
     if trials == 1:
         return
     for stage in STAGES:
@@ -41,14 +41,14 @@ def test_all_trials_at_once_fit(
 
 def test_two_cores_of_our_own_run_two_trials_and_a_joined_cluster_of_two_cpus_one() -> None:
     config = PipelineConfig()
-    assert room_for(config, Processors(2 + SPARE_CPUS, 0), own=True) == 2
-    assert room_for(config, Processors(2, 0), own=False) == 1
+    assert room_for(config, Processors.usable(2 + SPARE_CPUS, 0, own=True)) == 2
+    assert room_for(config, Processors.usable(2, 0, own=False)) == 1
 
 
 def test_a_share_changes_no_result() -> None:
     from bend_ray.config.schema import identity
 
     config = PipelineConfig()
-    shared = share_of(config, Processors(64, 0), False, 4)
+    shared = share_of(config, Processors.usable(64, 0, own=False), 4)
     assert shared.seeds.resources.workers == 15
     assert identity(shared) == identity(config)

@@ -55,7 +55,7 @@ def trial(number: int, latent: int | None, prediction: str, nll: float, **more: 
         },
         "status": "done",
         "stages": [
-            StageRecord(stage=stage, fingerprint=name, made=True)
+            StageRecord(stage=stage, fingerprint=name, made=True, cost=Cost())
             for stage, name in zip(STAGES, names, strict=True)
         ],
         "bags": [

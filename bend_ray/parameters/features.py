@@ -1,4 +1,6 @@
-"""Lossless principal coefficients of a population whose vectors need not fit in memory.
+"""What the weight-space models are given of a classifier, from vectors that need not fit in memory.
+
+Standardised parameters, or lossless principal coefficients of them.
 
 T training models span at most T-1 directions around their mean, so the standardised population is
 a rotation of T-1 coefficients a model, whatever P is. They follow from the Gram matrix of inner
@@ -13,8 +15,8 @@ cancel, no P x R basis is ever formed, and decoding streams over the same blocks
 
     theta_NW = mix(basis.weights(coefficients_NR), theta_TW)
 
-Shapes: K models, T of them for training, P parameters, W columns of a block, L layers (entries of
-the layout), R principal coefficients, N models to decode.
+Shapes: K models, T of them for training, B of a batch, P parameters, W columns of a block, L layers
+(entries of the layout), R principal coefficients, N models to decode.
 
 Source: snapshot PCA, Sirovich (1987), "Turbulence and the dynamics of coherent structures".
 """
@@ -33,6 +35,48 @@ from bend_ray.parameters.layout import ParameterLayout
 # On eigenvalues, so 1e-6 of the largest spread: what a float32 parameter can show.
 RANK_TOLERANCE = 1e-12
 _WHOLE = "whole"
+# Far below the spread of anything trained in float32, far above the smallest float32.
+SCALE_FLOOR = 1e-8
+
+
+@dataclass(frozen=True)
+class Standardizer:
+    """``x = (theta - mean) / scale``, a mean per parameter and one scale per layer.
+
+    One scale per layer keeps the shape of a layer's distribution, and a rarely moving parameter
+    is not blown up to the size of the others.
+    """
+
+    mean_P: Tensor
+    scale_P: Tensor
+
+    @classmethod
+    def fit(cls, layout: ParameterLayout, blocks: Iterable[Tensor]) -> Standardizer:
+        """Of vectors of which columns theta_TW are given block by block, in their order.
+
+        The scale of a layer is the root of the mean, over its parameters, of their variance
+        (1/count). A layer in which all vectors agree gets a tiny scale: its own values map to 0,
+        and whatever a generator draws for it maps back to the mean.
+        """
+        means, variances = [], []
+        for theta_TW in blocks:
+            wide_TW = theta_TW.to(torch.float64)
+            # A sum over a count, not mean(): equal float32 values then average to themselves.
+            means.append(wide_TW.sum(dim=0) / len(wide_TW))
+            variances.append((wide_TW - means[-1]).square().sum(dim=0) / len(wide_TW))
+        sizes = [entry.size for entry in layout.entries]
+        layers = torch.split(torch.cat(variances), sizes)
+        scales = torch.stack([layer.mean().sqrt() for layer in layers]).clamp_min(SCALE_FLOOR)
+        scale_P = torch.repeat_interleave(scales, torch.tensor(sizes))
+        return cls(torch.cat(means).to(torch.float32), scale_P.to(torch.float32))
+
+    def apply(self, theta_BP: Tensor) -> Tensor:
+        """Vectors (B, P) to standardised vectors x_BP."""
+        return (theta_BP - self.mean_P) / self.scale_P
+
+    def invert(self, x_BP: Tensor) -> Tensor:
+        """Standardised vectors (B, P) back to vectors theta_BP."""
+        return self.mean_P + x_BP * self.scale_P
 
 
 def gram_sums(
@@ -106,13 +150,13 @@ def _centre(theta_KC: Tensor, train_K: Tensor) -> Tensor:
 class PrincipalBasis:
     """The way back from coefficients to weights over the training models.
 
-    ``to_weights_RT`` (float64) has a row for each principal direction, largest spread first;
-    ``scale`` is the unit of a coefficient, in standardised parameters: their mean square in
-    training is 1.
+    ``to_weights_RT`` has a row for each principal direction, largest spread first; ``scale``, a
+    single number, is the unit of a coefficient, in standardised parameters: their mean square in
+    training is 1. Both are float64.
     """
 
     to_weights_RT: Tensor
-    scale: float
+    scale: Tensor
 
     @classmethod
     def fit(cls, gram_KK: Tensor, train_K: Tensor) -> tuple[PrincipalBasis, Tensor]:
@@ -137,23 +181,14 @@ class PrincipalBasis:
         directions_TR = _orient(vectors_TT[:, kept_T].flip(1))
         scale = float(roots_R.square().sum() / (num_train * len(roots_R))) ** 0.5
         coefficients_KR = similarity_KT @ directions_TR / (roots_R * scale)
-        basis = cls((directions_TR * (scale / roots_R)).T.contiguous(), scale)
+        to_weights_RT = (directions_TR * (scale / roots_R)).T.contiguous()
+        basis = cls(to_weights_RT, torch.tensor(scale, dtype=torch.float64))
         return basis, coefficients_KR.to(torch.float32)
 
     def weights(self, coefficients_NR: Tensor) -> Tensor:
         """Weights over the training models, weights_NT (float32), to be given to ``mix``."""
         weights_NT = coefficients_NR.to(torch.float64) @ self.to_weights_RT
         return weights_NT.to(torch.float32)
-
-    def state(self) -> dict[str, Tensor]:
-        """As tensors by name, to be stored with safetensors."""
-        scale = torch.tensor(self.scale, dtype=torch.float64)
-        return {"to_weights": self.to_weights_RT, "scale": scale}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, Tensor]) -> PrincipalBasis:
-        """The inverse of ``state``."""
-        return cls(state["to_weights"], float(state["scale"]))
 
 
 def _orient(directions_TR: Tensor) -> Tensor:

@@ -1,9 +1,14 @@
-"""Autoencoders of parameters: ``spec.build(num_features) -> module`` with ``encode``/``decode``.
+"""Autoencoders of parameters and denoisers of latents: specs that build modules.
 
-``features`` says what a spec wants a classifier to be given as: ``principal``, its lossless
-principal coefficients (at most one fewer than there are training models), or ``standardised``,
-its flattened parameters with zero mean and each layer at unit scale. To add an autoencoder: one
-class, and its name in the union at the bottom.
+``spec.build(num_features)`` is a module with ``encode`` and ``decode``. ``features`` says what an
+autoencoder wants a classifier to be given as: ``principal``, its lossless principal coefficients
+(at most one fewer than there are training models), or ``standardised``, its flattened parameters
+with zero mean and each layer at unit scale.
+
+``spec.build(latent_size, num_conditions)`` is a module that maps noisy latents ``(B, Z)``, times
+``(B,)`` in [0, 1] and condition ids ``(B,)`` to predictions ``(B, Z)``.
+
+To add one of either: one class, and its name in the union below.
 """
 
 from __future__ import annotations
@@ -17,8 +22,13 @@ from bend_ray.process.lazy import torch
 from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
-    from bend_ray.generation.conv1d import Conv1dAutoencoder
-    from bend_ray.generation.mlp import MlpAutoencoder
+    from bend_ray.generation.networks import (
+        ConditionedDenoiser,
+        Conv1dAutoencoder,
+        MlpAutoencoder,
+        ModulatedMlp,
+        UNet1d,
+    )
 
 
 class PrincipalMlp(Spec):
@@ -43,7 +53,7 @@ class PrincipalMlp(Spec):
 
     def build(self, num_features: int) -> MlpAutoencoder:
         """The module for vectors of ``num_features`` coefficients."""
-        from bend_ray.generation.mlp import MlpAutoencoder
+        from bend_ray.generation.networks import MlpAutoencoder
 
         return MlpAutoencoder(num_features, self.latent_size or num_features, self.hidden)
 
@@ -66,7 +76,7 @@ class Conv1d(Spec):
 
     def build(self, num_features: int) -> Conv1dAutoencoder:
         """The module for vectors of ``num_features`` parameters."""
-        from bend_ray.generation.conv1d import Conv1dAutoencoder
+        from bend_ray.generation.networks import Conv1dAutoencoder
 
         return Conv1dAutoencoder(num_features, self.latent_size, self.channels, self.kernel)
 
@@ -91,7 +101,7 @@ class ImportedAutoencoder(Imported):
 
         ConfigError where what it encodes or decodes has another shape.
         """
-        from bend_ray.generation.conditioning import ROWS, check_gives
+        from bend_ray.generation.networks import ROWS, check_gives
 
         features, latents = (ROWS, num_features), (ROWS, self.latent_size)
         module = self.make(num_features=num_features, latent_size=self.latent_size)
@@ -102,3 +112,61 @@ class ImportedAutoencoder(Imported):
 
 
 Autoencoder = Annotated[PrincipalMlp | Conv1d | ImportedAutoencoder, Field(discriminator="kind")]
+
+
+class MlpDenoiser(Spec):
+    """Residual MLP, modulated by the time and the condition.
+
+    It learns how latents differ from a Gaussian of each trunk, whose exact denoiser it starts as.
+    """
+
+    kind: Literal["mlp"] = "mlp"
+    starts_gaussian: ClassVar[bool] = True
+    hidden: PositiveInt = 128
+    """Units of the residual stream."""
+    blocks: PositiveInt = 2
+    """Residual blocks."""
+
+    def build(self, latent_size: int, num_conditions: int) -> ModulatedMlp:
+        """The module for latents of ``latent_size``."""
+        from bend_ray.generation.networks import ModulatedMlp
+
+        return ModulatedMlp(latent_size, num_conditions, self.hidden, self.blocks)
+
+
+class ConvDenoiser(Spec):
+    """The papers' 1-D convolutional U over the latent."""
+
+    kind: Literal["conv1d"] = "conv1d"
+    starts_gaussian: ClassVar[bool] = False
+    channels: tuple[PositiveInt, ...] = Field((64, 128, 256, 512), min_length=1)
+    """Channels on the way down; the way up mirrors them."""
+    kernel: OddSize = 7
+    """Kernel size of every convolution; odd."""
+
+    def build(self, latent_size: int, num_conditions: int) -> UNet1d:
+        """The module for latents of ``latent_size``."""
+        from bend_ray.generation.networks import UNet1d
+
+        return UNet1d(latent_size, num_conditions, self.channels, self.kernel)
+
+
+class ImportedDenoiser(Imported):
+    """One's own: a function or class that gives a module ``(x_BZ, t_B, condition_B) -> (B, Z)``.
+
+    Parameters of the function that are called ``latent_size`` and ``num_conditions`` are filled in.
+    """
+
+    starts_gaussian: ClassVar[bool] = False
+
+    def build(self, latent_size: int, num_conditions: int) -> ConditionedDenoiser:
+        """The module, or what makes it one of ours; ConfigError where predictions do not fit."""
+        from bend_ray.generation.networks import ConditionedDenoiser, PlainDenoiser
+
+        module = self.make(latent_size=latent_size, num_conditions=num_conditions)
+        if isinstance(module, ConditionedDenoiser):
+            return module
+        return PlainDenoiser(module, latent_size, self.target)
+
+
+Denoiser = Annotated[MlpDenoiser | ConvDenoiser | ImportedDenoiser, Field(discriminator="kind")]
