@@ -11,12 +11,15 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import PIL, torch, v2
 from bend_ray.randomness import generator_for
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 SEVERITIES = 5
 GROUP = 32
 """Images that are bent by one field."""
+BLOCK = 8 * GROUP
+"""Images that are corrupted at once."""
 
 Corruption = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "motion_blur", "brightness",
@@ -35,11 +40,10 @@ Corruption = Literal[
 ]  # fmt: skip
 
 
-def corrupted(parts: Parts, corruption: Corruption) -> Examples:
-    """All of the test part at severity 1, then at 2, and so on."""
-    inputs, labels, found = parts.test.take(slice(None)), parts.test.labels_N, []
-    generator = generator_for(0, "corruption", corruption)
-    is_image = parts.decoding is not None
+def corrupted(parts: Parts, corruption: Corruption) -> Examples | Streamed:
+    """All of the test part at severity 1, then at 2, and so on; images that stay in files do so."""
+    test, is_image = parts.test, parts.decoding is not None
+    inputs = test.take(slice(1)) if isinstance(test, Streamed) else test.inputs
     if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
         raise DataError(
             f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
@@ -47,15 +51,61 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
         )
     if parts.decoding is not None:
         white = parts.decoding.pixel_max
-        work, strengths = IMAGES[corruption]
-        for strength in strengths:
-            pixels = work(inputs.float() / white, strength, generator)
-            found.append((pixels.clamp(0, 1) * white).round().to(torch.uint8))
-        return Examples(torch.cat(found), labels.repeat(SEVERITIES))
+        if isinstance(test, Streamed):
+            known = {each.name: getattr(test, each.name) for each in fields(test)}
+            return CorruptedStream(**known, corruption=corruption, white=white)
+        pixels = inputs.new_empty(SEVERITIES * len(test), *inputs.shape[1:])
+        for number, block in enumerate(torch.split(pixels, len(test))):
+            for start in range(0, len(test), BLOCK):
+                own = slice(start, start + BLOCK)
+                block[own] = _spoilt(inputs[own], corruption, white, number, start)
+        return Examples(pixels, test.labels_N.repeat(SEVERITIES))
+    generator = generator_for(0, "corruption", corruption)
     shares = [severity / SEVERITIES for severity in range(1, SEVERITIES + 1)]
     drawn = [TABLES[corruption](inputs.float(), share, parts, generator) for share in shares]
     changed, chosen = zip(*drawn, strict=True)
-    return Examples(torch.cat(changed), labels[torch.cat(chosen)])
+    return Examples(torch.cat(changed), test.labels_N[torch.cat(chosen)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptedStream(Streamed):
+    """Images that stay in their files, corrupted when they are asked for."""
+
+    corruption: Corruption
+    white: int
+
+    @cached_property
+    def labels_N(self) -> Tensor:  # noqa: N802 - a shape
+        """The class of each image at each severity, int64."""
+        return torch.from_numpy(self.source.labels_N[self.rows_N]).repeat(SEVERITIES)
+
+    def __len__(self) -> int:
+        return SEVERITIES * len(self.rows_N)
+
+    def take(self, index: Any) -> Tensor:
+        """Some images ``(M, C, H, W)``, decoded and corrupted by this process now."""
+        place_M = torch.arange(len(self))[index].numpy()
+        pixels_MCHW = torch.empty(len(place_M), *self.shape, dtype=torch.uint8)
+        severity_M, image_M = np.divmod(place_M, len(self.rows_N))
+        start_M = image_M - image_M % BLOCK
+        for number, start in {*zip(severity_M.tolist(), start_M.tolist(), strict=True)}:
+            clean = super().take(slice(start, start + BLOCK))
+            own = (severity_M == number) & (start_M == start)
+            spoilt = _spoilt(clean, self.corruption, self.white, number, start)
+            pixels_MCHW[own] = spoilt[image_M[own] - start]
+        return pixels_MCHW
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Pieces ``(M, C, H, W)`` of the part, one after another."""
+        return map(self.take, pieces)
+
+
+def _spoilt(clean: Tensor, corruption: Corruption, white: int, number: int, start: int) -> Tensor:
+    """A block of pixels, which has a generator of its own, at a severity."""
+    generator = generator_for(0, "corruption", corruption, number, start)
+    work, strengths = IMAGES[corruption]
+    pixels = work(clean.float() / white, strengths[number], generator)
+    return (pixels.clamp(0, 1) * white).round().to(torch.uint8)
 
 
 def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:

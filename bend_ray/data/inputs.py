@@ -122,7 +122,7 @@ class Corrupted(_Named):
     corruption: Corruption
     _called = "corruption"
 
-    def of(self, parts: Parts) -> Examples:
+    def of(self, parts: Parts) -> Examples | Streamed:
         """The examples, ``SEVERITIES`` times as many as the test part has."""
         return corrupted(parts, self.corruption)
 
