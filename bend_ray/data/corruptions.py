@@ -21,7 +21,7 @@ import numpy as np
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import PIL, torch, v2
 from bend_ray.randomness import generator_for
 
 if TYPE_CHECKING:
@@ -120,62 +120,47 @@ def _motion(x_NCHW: Tensor, pixels: float, generator: Generator) -> Tensor:
 
 def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
     # torchvision is about to drop its encoder.
-    from PIL import Image
-
     pixels_NHWC = (x_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     found_NHWC = np.empty_like(pixels_NHWC)
     for image, out in zip(pixels_NHWC, found_NHWC, strict=True):
         coded = io.BytesIO()
         # Of a grey image Pillow wants no channel.
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
+        PIL.Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
             coded, "JPEG", quality=int(quality)
         )
-        out[:] = np.array(Image.open(coded)).reshape(out.shape)
+        out[:] = np.array(PIL.Image.open(coded)).reshape(out.shape)
     return torch.from_numpy(found_NHWC).permute(0, 3, 1, 2).float() / 255
 
 
 def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
-    functional, size = _functional(), list(x_NCHW.shape[-2:])
-    few = functional.resize(x_NCHW, [max(1, round(share * each)) for each in size], antialias=True)
-    nearest = functional.InterpolationMode.NEAREST
-    blocks: Tensor = functional.resize(few, size, interpolation=nearest)
+    size = list(x_NCHW.shape[-2:])
+    smaller = [max(1, round(share * each)) for each in size]
+    few = v2.functional.resize(x_NCHW, smaller, antialias=True)
+    blocks: Tensor = v2.functional.resize(few, size, v2.InterpolationMode.NEAREST)
     return blocks
 
 
-def _translate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
-    by = share * x_NCHW.shape[-1]
-    return _moved(x_NCHW, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)])
-
-
 def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Every image in its turn one of several ways: degrees, and pixels to the right and down."""
-    found, functional = x_NCHW.clone(), _functional()
-    bilinear = functional.InterpolationMode.BILINEAR
-    for turn, (degrees, right, down) in enumerate(ways):
-        own = slice(turn, None, len(ways))
-        found[own] = functional.affine(
-            *(x_NCHW[own], degrees, [right, down], 1.0, [0.0, 0.0]), interpolation=bilinear
-        )
+    """Every image in its turn one of several ways: degrees, and widths to the right and down."""
+    found = x_NCHW.clone()
+    for turn, (degrees, *widths) in enumerate(ways):
+        own, shift = slice(turn, None, len(ways)), [each * x_NCHW.shape[-1] for each in widths]
+        how = degrees, shift, 1.0, [0.0, 0.0], v2.InterpolationMode.BILINEAR
+        found[own] = v2.functional.affine(x_NCHW[own], *how)
     return found
 
 
 def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     """Bend images by so much of their width, the root of the mean square along each axis."""
-    from torchvision.transforms.v2 import ElasticTransform
-
     width = x_NCHW.shape[-1]
     sigma = max(1.0, width / 16)
     # Of uniform numbers in -1..1, blurred, the deviation is 1 / (sqrt(12 pi) sigma).
-    bend = ElasticTransform(alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma)
+    bend = v2.ElasticTransform(
+        alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
-
-
-def _functional() -> Any:
-    from torchvision.transforms.v2 import functional
-
-    return functional
 
 
 def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -217,26 +202,26 @@ IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[floa
         lambda x, by, g: x + by * torch.randn(x.shape, generator=g),
         (0.04, 0.06, 0.08, 0.09, 0.10),
     ),
-    "shot_noise": (
-        lambda x, by, g: torch.poisson(x * by, generator=g) / by,
-        (500, 250, 100, 75, 50),
-    ),
+    "shot_noise": (lambda x, by, g: torch.poisson(x * by, g) / by, (500, 250, 100, 75, 50)),
     "impulse_noise": (_impulse, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "gaussian_blur": (
-        lambda x, by, g: _functional().gaussian_blur(x, [5, 5], [by]),
+        lambda x, by, g: v2.functional.gaussian_blur(x, [5, 5], [by]),
         (0.4, 0.6, 0.7, 0.8, 1.0),
     ),
     "motion_blur": (_motion, (1, 2, 3, 4, 5)),
     # torchvision's multiplies, which leaves what is black.
     "brightness": (lambda x, by, g: x + by, (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (
-        lambda x, by, g: _functional().adjust_contrast(x, by),
+        lambda x, by, g: v2.functional.adjust_contrast(x, by),
         (0.75, 0.5, 0.4, 0.3, 0.15),
     ),
     "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "rotate": (lambda x, by, g: _moved(x, [(by, 0, 0), (-by, 0, 0)]), (5, 10, 15, 20, 30)),
-    "translate": (_translate, (0.05, 0.1, 0.15, 0.2, 0.25)),
+    "translate": (
+        lambda x, by, g: _moved(x, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)]),
+        (0.05, 0.1, 0.15, 0.2, 0.25),
+    ),
     "elastic": (_elastic, (0.01, 0.02, 0.03, 0.04, 0.06)),
 }
 """What is done to pixels in 0..1, and how much at each severity."""
