@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from bend_ray.artifacts.directory import to_json
+from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
@@ -50,7 +51,7 @@ from bend_ray.export.files import (
     refuse_strangers,
 )
 from bend_ray.export.members import Members, network_of
-from bend_ray.populations.members import member_facts, member_states
+from bend_ray.populations.members import member_states
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.storage.masking import cause, masked, utf8
@@ -148,7 +149,8 @@ def bag_of(
         raise ConfigError(
             f"--members {members}: expected 1 to {len(voters)}, as many as the bag has"
         )
-    _, val_nll_E = member_facts(graph, voters[:members])
+    generated = read_population(graph.samples, theta=False)
+    val_nll_E = torch.from_numpy(generated.val_nll[voters[:members]]).double()
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
@@ -168,7 +170,7 @@ def bag_of(
         task=dataset.task,
         class_names=tuple(map(utf8, dataset.class_names)),
         vote=config.evaluation.vote,
-        members=tuple(member_facts(graph, rows)[0]),
+        members=tuple(generated.model_id[rows].tolist()),
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
         scores=Scored(part=evaluation.part, **_figures(bag.model_dump())),

@@ -14,10 +14,10 @@ import pyarrow.fs
 import ray
 import ray.data
 
-from bend_ray.data import folders, parquet
 from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files
+from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag
@@ -49,9 +49,9 @@ def predict(
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    files = find_files(examples, None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
+    files = find_files(examples, None, (*PICTURES, *PARQUET), "examples")
     paths = [file.path for file in files]
-    tables = [each for each in paths if each.lower().endswith(parquet.ENDINGS)]
+    tables = [each for each in paths if each.lower().endswith(PARQUET)]
     if tables and len(tables) < len(paths):
         raise DataError(f"{masked(examples)}: expected image files or Parquet files, got both")
     cluster.connect(address)
