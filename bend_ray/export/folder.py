@@ -84,6 +84,13 @@ def export_bag(
     """
     refuse_strangers(output)
     card, state_K = bag_of(config, graph, members)
+    return publish_bag(output, card, state_K, with_onnx=with_onnx)
+
+
+def publish_bag(
+    output: str, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
+) -> Card:
+    """Write any bag to a folder or URI; returns its card as written."""
     with tempfile.TemporaryDirectory() as scratch:
         card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
         publish(Path(scratch), output)
