@@ -121,7 +121,7 @@ def _address(host: str, port: int | None) -> str:
 def _example(card: Card) -> list[Any] | dict[str, Any]:
     """An instance of noise."""
     rounded = {
-        name: (np.round(v[0].astype(float), 3) if v.dtype == np.float32 else v[0]).tolist()
+        name: (np.round(v.astype(float), 3) if v.dtype == np.float32 else v).tolist()[0]
         for name, v in noise(card, 1).items()
     }
     if len(rounded) > 1:

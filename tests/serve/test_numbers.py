@@ -480,3 +480,13 @@ def test_the_configuration_names_types_as_triton_does(folders: dict[str, Path]) 
     message = json_format.ParseDict(told, MESSAGES["ModelConfig"](), ignore_unknown_fields=True)
     kinds = {each.name: each.data_type for each in (*message.input, *message.output)}
     assert (kinds["city"], kinds["age"], kinds["mean"], kinds["members_used"]) == (13, 12, 12, 9)
+
+
+def test_the_command_that_a_server_tells_works(folders: dict[str, Path]) -> None:
+    from bend_ray.serve.listening import Listening, welcome
+
+    told = welcome(Listening("127.0.0.1", 80), "", folders["two"], 1.0)
+    found = re.search(r"-d '(.*)' http", told)
+    assert found is not None
+    asked = client(folders["two"]).post("/predict", json=json.loads(found[1]))
+    assert asked.status_code == 200, asked.text
