@@ -139,18 +139,10 @@ def member_states(
             f"expected classifiers of layout {layout.digest}, {graph.samples!r} holds those of "
             f"{population.layout_digest}; run `bend run` again with this version"
         )
-    chosen = population.select(np.asarray(rows, dtype=np.intp))
+    chosen = population.select(rows)
     own = layout.unflatten(torch.from_numpy(chosen.theta_KP))
     if layout.size == whole.size:
         return own
     # The rest is that of the trunk a member descends from.
     roots_RW = load_roots(graph.seeds)
     return whole.unflatten(roots_RW[torch.from_numpy(chosen.trunk).long()]) | own
-
-
-def member_facts(graph: Graph, rows: Sequence[int]) -> tuple[list[int], Tensor]:
-    """Ids, and validation NLL ``(K,)`` in float64, of some members of the generated population."""
-    population = read_population(graph.samples, theta=False)
-    chosen = np.asarray(rows, dtype=np.intp)
-    val_nll_K = torch.from_numpy(population.val_nll[chosen]).double()
-    return population.model_id[chosen].tolist(), val_nll_K
