@@ -22,7 +22,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.process.matrix import BLOCK_BYTES
+from bend_ray.process.matrix import BLOCK_BYTES, HELD_BYTES, STORED_COLUMNS
 from bend_ray.storage.masking import cause
 
 LAYOUT = "layout.json"
@@ -77,7 +77,7 @@ class StoredVectors:
         every = range(population.manifest().metrics["models"]) if rows is None else rows
         self._rows = np.asarray(every, np.intp)
         self._size = read_format(population).num_parameters
-        self._whole: Tensor | None = None
+        self._held = range(0), torch.empty(0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -90,10 +90,17 @@ class StoredVectors:
     def __getitem__(self, index: tuple[Any, Any]) -> Tensor:
         """Some rows (a slice or their numbers) of a slice of the columns."""
         rows, columns = index
-        if 4 * len(self) * self._size <= BLOCK_BYTES:
-            if self._whole is None:
-                self._whole = self._read(self._rows, slice(None))
-            return self._whole[rows][:, columns]
+        start, stop, _ = columns.indices(self._size)
+        first, last = start - start % STORED_COLUMNS, -(-stop // STORED_COLUMNS) * STORED_COLUMNS
+        if fits := 4 * len(self) * self._size <= BLOCK_BYTES:
+            first, last = 0, self._size
+        held = range(first, min(last, self._size))
+        is_read_again = fits or held != range(start, stop)
+        if is_read_again and 4 * len(self) * len(held) <= HELD_BYTES:
+            if self._held[0] != held:
+                self._held = range(0), torch.empty(0)
+                self._held = held, self._read(self._rows, slice(held.start, held.stop))
+            return self._held[1][rows][:, start - first : stop - first]
         # A tensor of one number is an index to numpy, and no list of one.
         own = rows if isinstance(rows, slice) else np.asarray(rows, np.intp)
         return self._read(self._rows[own], columns)
