@@ -106,11 +106,6 @@ class Panel:
         self.axes.stairs(share, edges, color=look["color"], linewidth=1.5, label=label)
         self.say(f"{label}: median {self._x(np.median(values))}")
 
-    def mark(self, x: float, label: str, **look: Any) -> None:
-        """A vertical line."""
-        self.axes.axvline(x, label=label, **look)
-        self.say(f"{label} {self._x(x)}")
-
     def note(self, text: str, at: tuple[float, float]) -> None:
         """A small text to the right of a point."""
         style: Look = {"textcoords": "offset points", "fontsize": 7.0}
@@ -157,6 +152,8 @@ class Panel:
     def _save(self, target: Any, style: Look, **how: Any) -> None:
         with matplotlib.rc_context(style, _STYLE):
             self.figure.savefig(target, **how)
+        # Laid out once, for all formats.
+        self.figure.set_layout_engine("none")
 
     def png(self) -> bytes:
         """Dark on white."""

@@ -45,13 +45,12 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
 
 def _read(source: str) -> list[Entry]:
     filesystem, path = resolve(source)
+    content = None
     for candidate in (f"{path}/{NAME}.json", path.replace(f"{NAME}.html", f"{NAME}.json")):
         # A folder by that name has no content, nor has a path of which a part is a file.
         with suppress(StoreError):
-            if candidate.endswith(".json") and (content := read_bytes(filesystem, candidate)):
-                break
-    else:
-        content = b""
+            if candidate.endswith(".json"):
+                content = content or read_bytes(filesystem, candidate)
     if content:
         return [_parse(masked(source), content)]
     try:
@@ -156,7 +155,8 @@ def _headline(entries: Sequence[Entry]) -> str:
 
 def _row(entry: Entry, name: str) -> Row:
     bags = [each.bag for each in entry.results]
-    models = [e.generated.accuracy for e in entry.results if e.generated.accuracy is not None]
+    generated = [each.populations["generated"].accuracy for each in entry.results]
+    models = [each for each in generated if each is not None]
     heads = {"accuracy": "bag: accuracy %", "nll": "bag: NLL, nats"}
     row = {"run": name, "repeats": str(len(bags)), "members": str(bags[0].size)}
     row |= cells(bags, heads) | cells(models, {"median": "member median %"})

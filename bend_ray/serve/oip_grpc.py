@@ -19,8 +19,7 @@ from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.guard import bears
 from bend_ray.serve.oip import Answered, OpenInference
-from bend_ray.serve.queries import check_size
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.queries import Refusal, check_size
 
 SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady")
@@ -30,7 +29,8 @@ _CODES = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
-_FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT64": "int64_contents"}
+_FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "FP64": "fp64_contents"}
+_FIELDS |= {"INT64": "int64_contents", "BOOL": "bool_contents"}
 
 
 def _messages() -> dict[str, Any]:
