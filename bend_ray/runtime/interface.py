@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from bend_ray.artifacts.cost import Stopwatch
 from bend_ray.config.resources import ActorResources, Resources
 from bend_ray.process.computing import gpu_problem, lent
-from bend_ray.process.log import duration
+from bend_ray.process.log import ProgressLine, duration
 from bend_ray.runtime.gpus import equipped
 
 if TYPE_CHECKING:
@@ -156,12 +156,16 @@ class Runtime:
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
 
+        Its progress is on stderr and, for others, in the artifact.
+
         Raises:
             TrainingError: the training diverged or kept failing.
         """
-        from bend_ray.runtime.loop import train_here
+        from bend_ray.runtime.loop import Team, train
 
-        return train_here(job, self.table(rows, Resources()))
+        table = self.table(rows, Resources())
+        with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
+            return train(job, table, Team(progress=line.update))
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Refuse before any work what stages ask for and never get.
