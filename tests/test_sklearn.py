@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import joblib
@@ -193,6 +194,16 @@ def test_drawn_models_vote_where_they_are_asked_for() -> None:
     x, y = load_iris(return_X_y=True)
     drawn = BagClassifier(members=6, folds=1, epochs=4, random_state=0, draw=True).fit(x, y)
     assert drawn.predict_proba(x).shape == (150, 3)
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("cluster")
+def test_a_cluster_trains_the_same_members(tmp_path: Path) -> None:
+    x, y = load_iris(return_X_y=True)
+    quick = BagClassifier(members=4, folds=2, epochs=4, random_state=0)
+    here = clone(quick).fit(x, y)
+    there = clone(quick).set_params(address="local", store=str(tmp_path)).fit(x, y)
+    assert (here.predict_proba(x) == there.predict_proba(x)).all()
 
 
 def test_a_time_limit_shortens_the_training() -> None:

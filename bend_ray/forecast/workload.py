@@ -11,6 +11,7 @@ from typing import Any
 
 from bend_ray.config.graph import STAGES, ordinary
 from bend_ray.config.schema import PipelineConfig
+from bend_ray.data.corruptions import SEVERITIES
 from bend_ray.forecast.calibration import Problem, Rates
 from bend_ray.process.log import duration
 from bend_ray.stages.answers import models_a_piece
@@ -174,7 +175,10 @@ class _Counts:
             rival.num_drawn(config.samples.count, trunks) for rival in config.evaluation.rivals
         )
         asked = problem.members + self.num_ordinary + config.samples.count + drawn
-        images = problem.validation_images + problem.test_images
+        # A set of strange inputs is as large as the test part at most, so about.
+        tests = 1 + len(config.evaluation.ood) + SEVERITIES * len(config.evaluation.shift)
+        images = problem.validation_images + config.dataset.num_calibration
+        images += tests * problem.test_images
         seconds = self._bytes(asked) / self.rates.read_bytes + asked * images * self.rates.answer
         pieces = -(-asked // models_a_piece(problem.parameters))
         yield Phase("answers of all models", pieces, seconds / pieces, self.rates.piece)

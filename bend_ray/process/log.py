@@ -56,18 +56,21 @@ def moment(created: str) -> str:
 
 
 _told = ContextVar("told", default=True)
+_levels: list[int] = []
 
 
 @contextmanager
 def quiet(verbose: bool = False) -> Iterator[None]:
     """Nothing of the package is told in the block, unless verbose."""
-    token, level = _told.set(verbose), LOGGER.level
-    LOGGER.setLevel(level if verbose else logging.ERROR)
+    token = _told.set(verbose)
+    # Whichever of several threads is done last puts back what the first has found.
+    _levels.append(LOGGER.level)
+    LOGGER.setLevel(LOGGER.level if verbose else logging.ERROR)
     try:
         yield
     finally:
         _told.reset(token)
-        LOGGER.setLevel(level)
+        LOGGER.setLevel(_levels.pop())
 
 
 class ProgressLine:

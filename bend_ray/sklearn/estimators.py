@@ -195,27 +195,27 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     def _sections(self, train: int, folds: int, seed: int) -> dict[str, Any]:
         """Of the config: ordinary trainings, of a few hundred steps at least."""
         batch = self.batch_size or min(256, max(32, train // 10))
-        rate = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
-        if self.candidates > 1:
-            rate["weight_decay"] = 0.3  # around which they differ
         epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
-        models = max(1, round(self.members / folds))
         network = Mlp(hidden=(128,)) if self.network is None else self.network
+        protocol: dict[str, Any] = {
+            "models": max(1, round(self.members / folds)),
+            "align": self.draw,
+        }
+        rate: dict[str, Any] = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
+        # A generator learns models that are trained alike.
+        if self.draw or self.candidates == 1:
+            protocol["kind"] = "independent"
+        else:
+            protocol |= {"kind": "varied", "candidates": self.candidates}
+            rate["weight_decay"] = 0.3  # around which they differ
         seeds = {
             "architecture": architecture_of(network),
             "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
-            "protocol": self._protocol(models),
+            "protocol": protocol,
             "held_out": 0.0,
             "cohort_size": max(1, TOGETHER // batch),
         }
         return {"seed": seed, "seeds": seeds}
-
-    def _protocol(self, models: int) -> dict[str, Any]:
-        alike = {"models": models, "align": self.draw}
-        # A generator learns models that are trained alike.
-        if self.draw or self.candidates == 1:
-            return {"kind": "independent", **alike}
-        return {"kind": "varied", "candidates": self.candidates, **alike}
 
     def _answers(self, raw: Raw) -> torch.Tensor:
         """The bag's answers, in float64: nothing hangs on who is asked beside."""

@@ -255,7 +255,7 @@ class Split:
             "nll": whole["nll"],
             "scaled_nll": _scaled_nll(probs_NC, labels_N),
             "member_accuracy": (predicted_EN == labels_N).float().mean().item(),
-            "error_iou": error_iou(predicted_EN, labels_N),
+            "error_iou": error_iou(predicted_EN != labels_N),
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]

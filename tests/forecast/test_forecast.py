@@ -59,6 +59,16 @@ def test_pieces_are_done_in_rounds(processes: int, wall: float) -> None:
     assert Phase("cohorts", pieces=10, seconds=2.0).wall(processes) == wall
 
 
+def test_strange_and_corrupted_inputs_are_asked_about_too() -> None:
+    more = ["evaluation.shift=[contrast, rotate]", "evaluation.ood=[{kind: noise}]"]
+    plain, all_of_it = (
+        workload(load_config(None, knobs), PROBLEM, replace(RATES, answer=1.0))[-1].phases[-1].work
+        for knobs in ([], [*more, "dataset.num_calibration=100"])
+    )
+    images = 300 + 497
+    assert all_of_it / plain == pytest.approx((images + 11 * 497 + 100) / images, rel=1e-3)
+
+
 def test_a_driver_that_is_slower_than_its_workers_is_the_bottleneck() -> None:
     phase = Phase("cohorts", pieces=10_000, seconds=2.0, driver_seconds=0.1)
     assert phase.bound(8) == "cohorts"

@@ -139,3 +139,14 @@ def test_messages_are_plain_lines_on_stderr(
     logging.getLogger("bend_ray.stages").debug("whispered")
     logger.info("said")
     assert capsys.readouterr() == ("", expected)
+
+
+def test_blocks_of_two_threads_leave_the_level_as_it_was() -> None:
+    before = log.LOGGER.level
+    first, second = log.quiet(), log.quiet()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert log.LOGGER.level == logging.ERROR
+    second.__exit__(None, None, None)
+    assert log.LOGGER.level == before

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from chains import Plan, Task
 from rivals import more
-from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails
+from specs import Drawn, Ivon, Last, Method, Pack, Simplex, Tails, Varied
 from torch import Tensor
 
 from bend_ray.data.examples import Examples
@@ -77,7 +77,7 @@ def _made(task: Task, method: Method, plan: Plan, used: int) -> Made:
         ends = task.forks if forks > 1 else task.ends
         theta_EP = ends(method.chains, plan).flatten(end_dim=-2)
         return _paid(task, Made(theta_EP, chains_M.repeat(forks), steps, 0.0, 0))
-    if isinstance(readout, Ivon | Simplex | Pack):
+    if isinstance(readout, Ivon | Simplex | Pack | Varied):
         theta_EP, steps = more(task, readout, plan)
         return _paid(task, Made(theta_EP, torch.arange(len(theta_EP)) % plan.count, steps, 0.0, 0))
     theta_TMP, early_TMP = _parted(task, method, plan, used)
@@ -224,7 +224,7 @@ def member_scores(logits_ENC: Tensor, labels_N: Tensor) -> dict[str, float]:
     told = {"accuracy": 100 * hits}
     if len(logits_ENC) > 1:
         told["disagreement"] = 100 * disagreements(predictions_EN).mean().item()
-        told["error_iou"] = error_iou(predictions_EN, labels_N)
+        told["error_iou"] = error_iou(predictions_EN != labels_N)
     return told
 
 

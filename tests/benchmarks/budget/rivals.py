@@ -1,4 +1,4 @@
-"""Three more uses of a budget that users would pick: IVON, simplexes of weights, and packs.
+"""More uses of a budget that users would pick: IVON, simplexes of weights, packs, and ``varied``.
 
 Trainings that the recipe's optimizer does not describe have a loop here. Shape letters: K models
 trained together, T their trained numbers, Q buffers, V vertices, B images, C classes, E members.
@@ -11,21 +11,25 @@ from functools import partial
 
 import torch
 from chains import Plan, Task
-from specs import Ivon, Pack, Simplex
+from specs import Ivon, Pack, Simplex, Varied
 from torch import Tensor, nn
 
-from bend_ray.ensemble.metrics import score
+from bend_ray.ensemble.metrics import score, true_log_probs
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.networks.batches import Feed
+from bend_ray.networks.fitting import fit
+from bend_ray.networks.recipe import Stretch
 from bend_ray.optim import Cosine
 
 
-def more(task: Task, readout: Ivon | Simplex | Pack, plan: Plan) -> tuple[Tensor, float]:
+def more(task: Task, readout: Ivon | Simplex | Pack | Varied, plan: Plan) -> tuple[Tensor, float]:
     """Members ``(E, P)``, the chains in turn, and their gradient steps."""
     if isinstance(readout, Ivon):
         return ivon(task, readout, plan)
     if isinstance(readout, Simplex):
         return simplex(task, readout, plan)
+    if isinstance(readout, Varied):
+        return varied(task, readout, plan)
     return pack(task, readout, plan)
 
 
@@ -196,6 +200,28 @@ def pack(task: Task, readout: Pack, plan: Plan) -> tuple[Tensor, float]:
         ]
         picked.append(min(range(len(losses)), key=losses.__getitem__))
     return pool_EP[picked], plan.count * plan.steps
+
+
+def varied(task: Task, readout: Varied, plan: Plan) -> tuple[Tensor, float]:
+    """The protocol's members ``(E, P)``, and gradient steps."""
+    share, began = readout.trial_fraction, readout.candidates * plan.count
+    epochs = plan.epochs / (1 + (readout.candidates - 1) * share)
+    recipe = task.bench.recipe.model_copy(update={"epochs": epochs})
+    data, validation = task.dataset, task.dataset.validation
+
+    def stretched(start_KP: Tensor, rows: Sequence[int], start: float, end: float) -> Tensor:
+        stretch = Stretch(start=start, epochs=end - start, variation=readout.variation)
+        streams = [task.generator("varied", row) for row in rows]
+        return fit(task.stack, start_KP, data.train, data.normalise, recipe, stretch, streams)[-1]
+
+    start_KP = torch.stack([task.start(row) for row in range(began)])
+    trial_KP = stretched(start_KP, range(began), 0.0, share * epochs)
+    logits_KNC = task.logits(trial_KP, validation)
+    nll_K = -true_log_probs(logits_KNC, validation.labels_N).mean(dim=1)
+    best = nll_K.argsort()[: plan.count].tolist()
+    theta_EP = stretched(trial_KP[best], best, share * epochs, epochs)
+    steps = began * task.steps_of(share * epochs) + plan.count * task.steps_of((1 - share) * epochs)
+    return theta_EP, steps
 
 
 def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:

@@ -16,7 +16,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from bend_ray.data.datasets import Dataset, ImageParquet
 from bend_ray.networks.architectures import Architecture
-from bend_ray.networks.recipe import Recipe
+from bend_ray.networks.recipe import Recipe, Variation
 from bend_ray.spec import Spec
 
 
@@ -130,8 +130,23 @@ class Pack(Spec):
     """Votes that are given away, for each training."""
 
 
+class Varied(Spec):
+    """The protocol ``varied``: more begin than the chains there are, the best of them go on.
+
+    A chain is as much shorter as the others' beginnings cost.
+    """
+
+    kind: Literal["varied"] = "varied"
+    candidates: PositiveInt = 2
+    """Trainings that begin for each that goes on."""
+    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
+    """Share of a training after which the others stop."""
+    variation: Variation = Variation(rate=3, decay=30, label_smoothing=0.1, dropout=0.1)
+    """Between what bounds hyper-parameters are drawn."""
+
+
 Readout = Annotated[
-    Last | Averages | Tails | Drawn | Ivon | Simplex | Pack, Field(discriminator="kind")
+    Last | Averages | Tails | Drawn | Ivon | Simplex | Pack | Varied, Field(discriminator="kind")
 ]
 
 
