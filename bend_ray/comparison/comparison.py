@@ -10,17 +10,11 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag, StageCosts, affordable_trainings
 from bend_ray.config.schema import EvaluationSection
-from bend_ray.ensemble.novelty import (
-    Models,
-    leave_one_out_distances,
-    nearest_distances,
-    novelty,
-)
+from bend_ray.ensemble.novelty import Models, Places, novelty, places_among
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import Matrix
 from bend_ray.report.evaluation import (
@@ -162,23 +156,21 @@ class Comparison:
         return DiversityScores(**self.task.diversity(members.predictions_EN, self.labels))
 
     @cached_property
-    def nearest(self) -> dict[str, Tensor]:
-        """Distance of each model to the nearest original, another than itself."""
-        vectors, originals = self.vectors, self.vectors["originals"]
-        found = {"originals": leave_one_out_distances(originals)}
-        for name in ("generated", "held_out"):
-            is_empty = not len(vectors[name])
-            found[name] = (
-                torch.zeros(0) if is_empty else nearest_distances(vectors[name], originals)
-            )
-        return found
+    def places(self) -> dict[str, Places]:
+        """Of each population among the originals."""
+        populations = {name: (self.vectors[name], self.trunks[name]) for name in POPULATIONS}
+        originals = populations["originals"]
+        return {
+            name: places_among(originals, None if name == "originals" else models)
+            for name, models in populations.items()
+        }
 
     def _novelty(self, name: str) -> dict[str, Any]:
         models, training = (
             Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
             for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, (self.nearest[name], self.nearest["originals"])))
+        return asdict(novelty(models, training, (self.places[name], self.places["originals"])))
 
 
 def _spread(members: Members) -> Spread | None:

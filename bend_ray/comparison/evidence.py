@@ -42,7 +42,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
     populations = [comparison.vectors[name] for name in POPULATIONS]
     plane = principal_plane(comparison.vectors["originals"], populations)
     for name, place_E2 in zip(POPULATIONS, plane.coordinates, strict=True):
-        nearest_E = comparison.nearest[name]
+        nearest_E = comparison.places[name].nearest_M
         rows[name] |= {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
     generated = comparison.validation["generated"]
     shown = {
@@ -53,7 +53,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         },
         "populations": rows,
         "plane_shares": list(plane.shares),
-        "usual_distance": comparison.nearest["originals"].quantile(0.5).item(),
+        "usual_distance": comparison.places["originals"].nearest_M.quantile(0.5).item(),
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 COPY_RATIO = 0.1
 """A model nearer to a training model than this share of their usual distance is a copy."""
+CANCELLING = 1e-6
+"""Squared distances below this share of the squared norms are taken from differences."""
 MOST_IN_A_PLANE = 1024
 
 
@@ -49,8 +51,18 @@ class Novelty:
     """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
 
 
-Distances = tuple[Tensor, Tensor]
-"""``nearest_distances`` of a population, and ``leave_one_out_distances``."""
+Population = tuple[Matrix, Tensor]
+"""Parameters ``(M, P)`` and trunks ``(M,)``."""
+
+
+@dataclass(frozen=True)
+class Places:
+    """Distances of models, float64."""
+
+    nearest_M: Tensor
+    """To the nearest training model, another than itself; 0 for a copy, nan where there is none."""
+    trunk_M: Tensor
+    """To the training mean of its trunk; without meaning where no training model is of it."""
 
 
 @dataclass(frozen=True)
@@ -70,58 +82,49 @@ class Models:
             )
 
 
-def novelty(models: Models, training: Models, distances: Distances | None = None) -> Novelty:
-    """Compare a population with the training models, whose ``distances`` may be known.
+def novelty(
+    models: Models, training: Models, places: tuple[Places, Places] | None = None
+) -> Novelty:
+    """Compare a population with the training models; the ``places`` of both may be known.
 
     A measure without a meaning is nan: nearest_ratio with one training model or where half of them
     have an exact twin (then only exact copies count as copies), spread without a shared trunk or
     where each has one training model, within_trunk_disagreement where no trunk has two models.
     """
-    known = distances or (
-        nearest_distances(models.theta_MP, training.theta_MP),
-        leave_one_out_distances(training.theta_MP),
-    )
-    nearest_M, usual = known[0], known[1].quantile(0.5).item()
-    copied_M = (nearest_M == 0) | (nearest_M < COPY_RATIO * usual)
-    differing, theirs = models.task.distances, training.predictions_MN
+    theirs, its = ((each.theta_MP, each.trunks_M) for each in (training, models))
+    at, usual_at = places or (places_among(theirs, its), places_among(theirs))
+    usual = usual_at.nearest_M.quantile(0.5).item()
+    copied_M = (at.nearest_M == 0) | (at.nearest_M < COPY_RATIO * usual)
     tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
-    functional_M = torch.cat([differing(tile, theirs).amin(dim=1) for tile in tiles])
+    differing = (models.task.distances(tile, training.predictions_MN) for tile in tiles)
+    functional_M = torch.cat([each_mK.amin(dim=1) for each_mK in differing])
+    shared_M = torch.isin(models.trunks_M, training.trunks_M)
+    shared_K = torch.isin(training.trunks_M, models.trunks_M)
     return Novelty(
-        nearest_ratio=_ratio(nearest_M.quantile(0.5).item(), usual),
-        spread=_spread(models, training),
+        nearest_ratio=_ratio(at.nearest_M.quantile(0.5).item(), usual),
+        spread=_ratio(at.trunk_M[shared_M].mean().item(), usual_at.trunk_M[shared_K].mean().item()),
         within_trunk_disagreement=_within_trunk_disagreement(models),
         functional_distance=functional_M.mean().item(),
         copies=copied_M.double().mean().item(),
     )
 
 
-def nearest_distances(theta_MP: Matrix, train_theta_KP: Matrix) -> Tensor:
-    """Distance of each model to its nearest training model, (M,) float64, 0 for an exact copy."""
+def places_among(training: Population, models: Population | None = None) -> Places:
+    """Where models are among the training models; None: these, each among the others.
+
+    All are read once, the training models once for every ``_tile`` of models.
+    """
+    (theta_MP, trunks_M), train_theta_KP = models or training, training[0]
     if theta_MP.shape[1:] != train_theta_KP.shape[1:]:
         raise ValueError(
             f"expected vectors of as many parameters as the training models have, got shapes "
             f"{tuple(theta_MP.shape)} and {tuple(train_theta_KP.shape)}"
         )
-    return _nearest(theta_MP, train_theta_KP, others=False)
-
-
-def leave_one_out_distances(train_theta_KP: Matrix) -> Tensor:
-    """Distance of each training model to the nearest other, (K,) float64, nan if there is none."""
-    if len(train_theta_KP) < 2:
-        return torch.full((len(train_theta_KP),), math.nan, dtype=torch.float64)
-    return _nearest(train_theta_KP, train_theta_KP, others=True)
-
-
-def _nearest(theta_MP: Matrix, train_theta_KP: Matrix, others: bool) -> Tensor:
-    """Distance of each model to the nearest training model, or to the nearest at another place."""
-    found, size = [torch.zeros(0, dtype=torch.float64)], _tile(train_theta_KP)
-    for start in range(0, len(theta_MP), size):
-        own = slice(start, min(start + size, len(theta_MP)))
-        squared_mK = _squared_distances(theta_MP, own, train_theta_KP)
-        if others:
-            squared_mK[:, start:].fill_diagonal_(math.inf)
-        found.append(_distances(theta_MP, own, train_theta_KP, squared_mK.argmin(dim=1)))
-    return torch.cat(found)
+    places_2M = torch.zeros(2, len(trunks_M), dtype=torch.float64)
+    for start in range(0, len(trunks_M), size := _tile(train_theta_KP)):
+        own = slice(start, min(start + size, len(trunks_M)))
+        places_2M[:, own] = torch.stack(_places(training, models, own))
+    return Places(*places_2M)
 
 
 def _tile(train_theta_KP: Matrix) -> int:
@@ -129,57 +132,51 @@ def _tile(train_theta_KP: Matrix) -> int:
     return per_block(8 * len(train_theta_KP))
 
 
-def _squared_distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix) -> Tensor:
-    """Squared distances of some models through the Gram matrix, off by 1e-15 of squared norms.
+def _places(training: Population, models: Population | None, own: slice) -> tuple[Tensor, Tensor]:
+    """Of some models: the nearest through the Gram matrix, which is off by 1e-15 of squared norms.
 
-    Exact enough to say who is nearest (float32 parameters are coarser), not how near: a copy
-    would come out at a distance of pure rounding. ``_distances`` measures that from differences.
+    That says who is nearest (float32 parameters are coarser), but not how near, where norms cancel:
+    a copy would come out at a distance of pure rounding. There differences are taken.
     """
-    num_models = own.stop - own.start
-    squared_mK = torch.zeros(num_models, len(train_theta_KP), dtype=torch.float64)
-    for columns in _columns(theta_MP, num_models + len(train_theta_KP)):
+    (train_theta_KP, trunks_K), (theta_MP, trunks_M) = training, models or training
+    num_models, num_training = own.stop - own.start, len(trunks_K)
+    squared_mK = torch.zeros(num_models, num_training, dtype=torch.float64)
+    norm_m, trunk_m = torch.zeros(2, num_models, dtype=torch.float64)
+    norm_K = torch.zeros(num_training, dtype=torch.float64)
+    ids_T, trunk_K, counts_T = torch.unique(trunks_K, return_inverse=True, return_counts=True)
+    trunk_of_m = torch.searchsorted(ids_T, trunks_M[own]).clamp(max=len(ids_T) - 1)
+    for columns in _columns(theta_MP, 2 * num_models + num_training):
         train_KP = train_theta_KP[:, columns].double()
-        mean_P = train_KP.mean(dim=0)
-        # Around the mean the norms are smaller, and so is what cancels.
-        train_KP = train_KP - mean_P
-        model_mP = theta_MP[own, columns].double() - mean_P
-        squared_mK.addmm_(model_mP, train_KP.T, alpha=-2)
-        squared_mK += model_mP.square().sum(dim=1)[:, None] + train_KP.square().sum(dim=1)
-    return squared_mK
-
-
-def _distances(theta_MP: Matrix, own: slice, train_theta_KP: Matrix, index_m: Tensor) -> Tensor:
-    """Distance of some models m to training models index_m[m], (m,) float64."""
-    squared_m = torch.zeros(len(index_m), dtype=torch.float64)
-    for columns in _columns(theta_MP, 2 * len(index_m)):
-        train_mP = train_theta_KP[index_m, columns]
-        squared_m += (theta_MP[own, columns].double() - train_mP).square().sum(dim=1)
-    return squared_m.sqrt()
-
-
-def _spread(models: Models, training: Models) -> float:
-    """Mean distance to the trunk's training mean, models over training models."""
-    models_M, training_K = (_trunk_distances(each, training) for each in (models, training))
-    return _ratio(
-        models_M[torch.isin(models.trunks_M, training.trunks_M)].mean().item(),
-        training_K[torch.isin(training.trunks_M, models.trunks_M)].mean().item(),
-    )
-
-
-def _trunk_distances(models: Models, training: Models) -> Tensor:
-    """Distance of each model to its trunk's training mean, (M,) float64; else without meaning."""
-    ids_T, trunk_K, counts_T = torch.unique(
-        training.trunks_M, return_inverse=True, return_counts=True
-    )
-    index_M = torch.searchsorted(ids_T, models.trunks_M).clamp(max=len(ids_T) - 1)
-    squared_M = torch.zeros(len(index_M), dtype=torch.float64)
-    for columns in _columns(models.theta_MP, len(index_M) + len(trunk_K)):
-        train_KP = training.theta_MP[:, columns].double()
+        model_mP = train_KP[own] if models is None else theta_MP[own, columns].double()
         mean_TP = train_KP.new_zeros(len(ids_T), train_KP.shape[1])
         mean_TP = mean_TP.index_add_(0, trunk_K, train_KP) / counts_T[:, None]
-        own_MP = models.theta_MP[:, columns].double()
-        squared_M += (own_MP - mean_TP[index_M]).square().sum(dim=1)
-    return squared_M.sqrt()
+        trunk_m += (model_mP - mean_TP[trunk_of_m]).square().sum(dim=1)
+        # Around the mean norms are smaller, and so is what cancels.
+        mean_P = train_KP.mean(dim=0)
+        model_mP, train_KP = model_mP - mean_P, train_KP - mean_P
+        squared_mK.addmm_(model_mP, train_KP.T, alpha=-2)
+        norm_m += model_mP.square().sum(dim=1)
+        norm_K += train_KP.square().sum(dim=1)
+    squared_mK += norm_m[:, None] + norm_K
+    if models is None:
+        squared_mK[:, own.start :].fill_diagonal_(math.inf)
+    squared_m, nearest_m = squared_mK.min(dim=1)
+    near = (squared_m < CANCELLING * (norm_m + norm_K[nearest_m])).nonzero().flatten()
+    if len(near):
+        pairs = theta_MP, own.start + near, train_theta_KP, nearest_m[near]
+        squared_m[near] = _squared_distances(*pairs)
+    return squared_m.masked_fill(squared_m.isinf(), math.nan).sqrt(), trunk_m.sqrt()
+
+
+def _squared_distances(
+    theta_MP: Matrix, index_m: Tensor, train_theta_KP: Matrix, nearest_m: Tensor
+) -> Tensor:
+    """Of models index_m[m] to training models nearest_m[m], (m,) float64."""
+    squared_m = torch.zeros(len(index_m), dtype=torch.float64)
+    for columns in _columns(theta_MP, 2 * len(index_m)):
+        train_mP = train_theta_KP[nearest_m, columns]
+        squared_m += (theta_MP[index_m, columns].double() - train_mP).square().sum(dim=1)
+    return squared_m
 
 
 def _within_trunk_disagreement(models: Models) -> float:
@@ -233,13 +230,14 @@ def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[
     num_spaced = len(range(len(train))[spaced])
     shapes = [(num, num_spaced) for num in (num_spaced, *map(len, populations))]
     grams = [scratch(*shape) for shape in shapes]
-    for columns in _columns(train, num_spaced + max(map(len, populations))):
-        train_KP = train[spaced, columns].double()
-        mean_P = train_KP.mean(dim=0)
-        train_KP = train_KP - mean_P
+    for columns in _columns(train, len(train) + max(map(len, populations))):
+        whole_KP = train[:, columns].double()
+        mean_P = whole_KP[spaced].mean(dim=0)
+        train_KP = whole_KP[spaced] - mean_P
         grams[0].addmm_(train_KP, train_KP.T)
         for gram_MK, theta_MP in zip(grams[1:], populations, strict=True):
-            gram_MK.addmm_(theta_MP[:, columns].double() - mean_P, train_KP.T)
+            own_MP = whole_KP if theta_MP is train else theta_MP[:, columns].double()
+            gram_MK.addmm_(own_MP - mean_P, train_KP.T)
     return grams
 
 

@@ -40,7 +40,7 @@ from bend_ray.data.datasets import ImageFolder
 from bend_ray.data.examples import Examples
 from bend_ray.data.streaming import Room, Streamed
 from bend_ray.ensemble.metrics import disagreements
-from bend_ray.ensemble.novelty import nearest_distances
+from bend_ray.ensemble.novelty import places_among
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.networks.batches import Feed
@@ -139,7 +139,8 @@ def diversity(drawn: int) -> Work:
 def nearest(drawn: int, models: int, parameters: int) -> Work:
     """Distance of every drawn model to its nearest training member."""
     theta_MP, train_KP = torch.randn(drawn, parameters), torch.randn(models, parameters)
-    return lambda: nearest_distances(theta_MP, train_KP)
+    pair = [(theta, torch.zeros(len(theta))) for theta in (train_KP, theta_MP)]
+    return lambda: places_among(*pair)
 
 
 def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:

@@ -11,8 +11,7 @@ from bend_ray.ensemble.metrics import pairwise_disagreement
 from bend_ray.ensemble.novelty import (
     Models,
     Novelty,
-    leave_one_out_distances,
-    nearest_distances,
+    places_among,
 )
 from bend_ray.process import matrix
 from bend_ray.tasks import Classification
@@ -48,6 +47,12 @@ def novelty(
     theta: torch.Tensor, trunks: torch.Tensor, predictions: torch.Tensor, *training: torch.Tensor
 ) -> Novelty:
     return module.novelty(Models(theta, trunks, predictions, CLASSES), Models(*training, CLASSES))
+
+
+def nearest(train: torch.Tensor, theta: torch.Tensor | None = None) -> torch.Tensor:
+    """Of models, None: of the training models themselves; all of one trunk."""
+    populations = [(each, torch.zeros(len(each))) for each in (train, theta) if each is not None]
+    return places_among(*populations).nearest_M
 
 
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -110,20 +115,20 @@ def test_copies_are_counted_as_copies(training) -> None:
     measured = novelty(theta, trunks, predictions, *training)
 
     assert measured.copies == 15 / 60
-    assert (nearest_distances(theta, training[0])[:15] == 0).all()
+    assert (nearest(training[0], theta)[:15] == 0).all()
 
 
 def test_a_copy_of_large_parameters_is_found_exactly() -> None:
     generator = torch.Generator().manual_seed(0)
     train = 1e4 + 1e-2 * torch.randn(10, 50, generator=generator)
 
-    distances = nearest_distances(train.flip(0), train)
+    distances = nearest(train, train.flip(0))
 
     assert distances.tolist() == [0.0] * 10
     expected = torch.cdist(
         train.double(), train.double(), compute_mode="donot_use_mm_for_euclid_dist"
     ).fill_diagonal_(math.inf)
-    np.testing.assert_allclose(leave_one_out_distances(train), expected.amin(dim=1))
+    np.testing.assert_allclose(nearest(train), expected.amin(dim=1))
 
 
 def test_the_training_set_itself_is_nothing_but_copies(training) -> None:
@@ -180,7 +185,7 @@ def test_one_training_model_leaves_no_ratio_but_still_shows_copies() -> None:
     assert math.isnan(measured.nearest_ratio)
     assert math.isnan(measured.spread)
     assert measured.copies == 1 / 6
-    assert leave_one_out_distances(train[0]).isnan().all()
+    assert nearest(train[0]).isnan().all()
 
 
 def test_training_models_with_twins_leave_no_ratio() -> None:
@@ -208,4 +213,4 @@ def test_shapes_that_do_not_fit_are_refused(training) -> None:
     with pytest.raises(ValueError, match="got 60, 59 and 60 rows"):
         novelty(theta, trunks[1:], predictions, *training)
     with pytest.raises(ValueError, match=r"\(60, 199\) and \(60, 200\)"):
-        nearest_distances(theta[:, 1:], theta)
+        nearest(theta, theta[:, 1:])
