@@ -72,7 +72,7 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation:
-        """The figures: ``.bag``, ``.rivals["deep_ensemble"]``, ``.diversity``, ``.novelty``."""
+        """The figures: ``.bag``, ``.rivals["deep_ensemble"]``, ``.populations["generated"]``."""
         return self.result
 
     def summary(self) -> str:

@@ -20,6 +20,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
+from bend_ray.api import load_bag
+from bend_ray.errors import ConfigError
 from bend_ray.sklearn import BagClassifier, BagRegressor
 from bend_ray.sklearn.rows import folds_of, in_order, repeated
 
@@ -194,6 +196,36 @@ def test_drawn_models_vote_where_they_are_asked_for() -> None:
     x, y = load_iris(return_X_y=True)
     drawn = BagClassifier(members=6, folds=1, epochs=4, random_state=0, draw=True).fit(x, y)
     assert drawn.predict_proba(x).shape == (150, 3)
+
+
+def test_what_is_exported_answers_alike(tmp_path: Path) -> None:
+    frame, y = people()
+    bag = BagClassifier(**SMALL, epochs=4, calibration=0.3).fit(frame, y)
+    bag.export(tmp_path / "bag")
+    served = load_bag(tmp_path / "bag")
+    assert list(served.card.inputs) == list(frame.columns)
+    assert served.card.class_names == ("no", "yes")
+    np.testing.assert_allclose(served.predict_proba(frame), bag.predict_proba(frame), atol=1e-5)
+    others, _ = people(300)  # of which none is the one kept back where sets end
+    assert (served.predict_set(others, 0.8) == bag.predict_set(others, 0.8)).all()
+    numbers = frame[["age", "active"]].to_numpy(float)
+    bag.fit(numbers, y).export(tmp_path / "bag")
+    assert list(load_bag(tmp_path / "bag").card.inputs) == ["x0", "x1"]
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(ConfigError, match=r"mine\.txt"):
+        bag.export(tmp_path)
+
+
+def test_sets_hold_the_truth_as_often_as_they_say() -> None:
+    x, y = load_breast_cancer(return_X_y=True)
+    x, x_test, y, y_test = train_test_split(x, y, random_state=1)
+    bag = BagClassifier(**SMALL, epochs=4, calibration=0.4).fit(x, y)
+    assert bag.calibration_.examples == -(-4 * len(y) // 10)
+    # Two standard deviations, of the examples kept back and of the test's, below 0.9.
+    assert bag.predict_set(x_test, 0.9)[range(len(y_test)), y_test].mean() > 0.82
+    assert bag.predict_set(x_test, 0.999).sum() == 2 * len(y_test)
+    with pytest.raises(ValueError, match="expected calibration"):
+        BagClassifier(**SMALL, epochs=1).fit(x, y).predict_set(x)
 
 
 @pytest.mark.ray

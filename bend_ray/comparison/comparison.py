@@ -19,10 +19,8 @@ from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import Matrix
 from bend_ray.report.evaluation import (
     BagScores,
-    Diversity,
     DiversityScores,
     Evaluation,
-    Novelty,
     NoveltyScores,
     PopulationScores,
     Prices,
@@ -129,31 +127,32 @@ class Comparison:
 
     def evaluation(self, scores: Mapping[str, BagScores], **more: Any) -> Evaluation:
         """The figures, given the scores of all bags, and more of them."""
-        held_out = self._novelty("held_out") if len(self.members["held_out"]) else None
-        populations = {name: self.members[name] for name in POPULATIONS}
         prices, drawn = self.prices, len(self.members["generated"])
         return Evaluation(
             part=self.part,
             bag=scores[BAG],
             rivals={rival.name: scores[rival.name] for rival in self.section.rivals},
-            diversity=Diversity(**{n: self._diversity(m) for n, m in populations.items()}),
-            novelty=Novelty(
-                **self._novelty("generated"), held_out=held_out and NoveltyScores(**held_out)
-            ),
+            populations={name: self._population(name) for name in POPULATIONS},
             prices=Prices(
                 marginal_seconds=prices.samples / drawn,
                 amortised_seconds=prices.bag / drawn,
                 ordinary_seconds=prices.ordinary,
                 equal_cost_deep_ensemble=scores.get(EQUAL_COST),
             ),
-            **{n: PopulationScores(accuracy=_spread(m)) for n, m in populations.items()},
             **more,
         )
 
-    def _diversity(self, members: Members) -> DiversityScores | None:
-        if len(members) < 2:
-            return None
-        return DiversityScores(**self.task.diversity(members.predictions_EN, self.labels))
+    def _population(self, name: str) -> PopulationScores:
+        members, diversity = self.members[name], None
+        if len(members) > 1:
+            pairs = self.task.diversity(members.predictions_EN, self.labels)
+            diversity = DiversityScores(**pairs)
+        is_new = name != "originals" and len(members) > 0
+        return PopulationScores(
+            accuracy=_spread(members),
+            diversity=diversity,
+            novelty=self._novelty(name) if is_new else None,
+        )
 
     @cached_property
     def places(self) -> dict[str, Places]:
@@ -165,12 +164,13 @@ class Comparison:
             for name, models in populations.items()
         }
 
-    def _novelty(self, name: str) -> dict[str, Any]:
+    def _novelty(self, name: str) -> NoveltyScores:
         models, training = (
             Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
             for n, its in ((n, self.members[n]) for n in (name, "originals"))
         )
-        return asdict(novelty(models, training, (self.places[name], self.places["originals"])))
+        found = novelty(models, training, (self.places[name], self.places["originals"]))
+        return NoveltyScores(**asdict(found))
 
 
 def _spread(members: Members) -> Spread | None:

@@ -100,7 +100,7 @@ class AutoencoderSection(Spec):
 
     model: Autoencoder = PrincipalMlp()
     """The network, and what it is given of a classifier."""
-    training: Training = Training(steps=50, patience=2)
+    training: Training = Training(steps=50, batch_size=64, patience=2)
     """How it is trained."""
     resources: TrainResources = TrainResources()
     """What each worker is given."""
@@ -139,7 +139,7 @@ class GeneratorSection(Spec):
     """How latents become noise and what the network predicts."""
     conditional: bool = True
     """Tell the denoiser which trunk a latent belongs to; samples then stay on basins."""
-    training: Training = Training(steps=100, patience=2)
+    training: Training = Training(steps=100, batch_size=64, patience=2, look_every=5)
     """How it is trained."""
     probes: Probes = Probes()
     """What stops a generator that collapses; changes no result and no fingerprint."""

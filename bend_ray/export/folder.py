@@ -182,7 +182,7 @@ def bag_of(
 def _inputs(dataset: Parts) -> dict[str, Input]:
     """What the network is given, by name; of a table its raw columns."""
     if dataset.columns:
-        return {_told(name): _raw(column) for name, column in dataset.columns.items()}
+        return {_told(name): raw_input(column) for name, column in dataset.columns.items()}
     train, statistics = dataset.train, dataset.statistics
     given = train.inputs if isinstance(train, Examples) else train.take(slice(1))
     if isinstance(given, dict) and isinstance(statistics, dict):
@@ -201,7 +201,7 @@ def _told(name: str) -> str:
     return utf8(name)
 
 
-def _raw(column: Column) -> Input:
+def raw_input(column: Column) -> Input:
     """A column as it comes."""
     if column.kind == "category":
         return Input(shape=(), dtype="string", column=column)

@@ -68,12 +68,6 @@ class Spread(_Record):
     std: float
 
 
-class PopulationScores(_Record):
-    """Single models on the test part; None for a population without any."""
-
-    accuracy: Spread | None
-
-
 class DiversityScores(_Record):
     """How two models of a population differ, mean over pairs; see ``ensemble.metrics``."""
 
@@ -83,14 +77,6 @@ class DiversityScores(_Record):
     """Of classes."""
     correlation: Annotated[Figure, _Left] = None
     """Of numbers: of two models' errors."""
-
-
-class Diversity(_Record):
-    """Of each population; None below two models."""
-
-    generated: DiversityScores | None
-    originals: DiversityScores | None
-    held_out: DiversityScores | None
 
 
 class NoveltyScores(_Record):
@@ -103,10 +89,15 @@ class NoveltyScores(_Record):
     copies: Figure
 
 
-class Novelty(NoveltyScores):
-    """Of the generated models, and of the held-out ones as a measure."""
+class PopulationScores(_Record):
+    """Single models on the test part."""
 
-    held_out: NoveltyScores | None
+    accuracy: Spread | None
+    """None for a population without any."""
+    diversity: DiversityScores | None
+    """None below two models."""
+    novelty: NoveltyScores | None
+    """Of generated models, and of held-out ones as a measure."""
 
 
 class SetScores(_Record):
@@ -186,15 +177,10 @@ class Evaluation(_Record):
     """Whose examples the figures are of."""
     bag: BagScores
     """Of generated classifiers."""
-    generated: PopulationScores
-    originals: PopulationScores
-    """The trained models that the generator learnt from."""
-    held_out: PopulationScores
-    """The trained models that it never saw."""
     rivals: dict[str, BagScores]
     """By kind."""
-    diversity: Diversity
-    novelty: Novelty
+    populations: dict[str, PopulationScores]
+    """``generated``; ``originals``, from which the generator learnt; ``held_out``, never seen."""
     prices: Prices
     trust: Annotated[dict[str, Trust], _Empty] = {}
     """By bag, where it was asked for."""

@@ -157,6 +157,8 @@ class Panel:
     def _save(self, target: Any, style: Look, **how: Any) -> None:
         with matplotlib.rc_context(style, _STYLE):
             self.figure.savefig(target, **how)
+        # Laid out once, for all formats.
+        self.figure.set_layout_engine("none")
 
     def png(self) -> bytes:
         """Dark on white."""

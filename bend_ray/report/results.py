@@ -260,20 +260,20 @@ def _members(results: Sequence[Result]) -> list[Row]:
     differ[which] = which.partition("_")[0].capitalize()
     rows = []
     for name in POPULATIONS:
-        pairs = _known(getattr(each.diversity, name) for each in results)
-        if accuracies := _known(getattr(each, name).accuracy for each in results):
+        models = [each.populations[name] for each in results]
+        pairs = _known(each.diversity for each in models)
+        if accuracies := _known(each.accuracy for each in models):
             own = cells(accuracies, heads) | cells(pairs, differ)
             rows.append({"single members": named(name)} | own)
     return rows
 
 
 def _novelty(results: Sequence[Result]) -> list[Row]:
-    generated = [each.novelty for each in results]
-    held_out = _known(each.held_out for each in generated)
+    models = {name: [each.populations[name] for each in results] for name in POPULATIONS}
     return [
-        {"novelty": name} | cells(scores, _NOVELTY)
-        for name, scores in (("generated", generated), ("held out", held_out))
-        if scores
+        {"novelty": named(name)} | cells(scores, _NOVELTY)
+        for name, found in models.items()
+        if (scores := _known(each.novelty for each in found))
     ]
 
 

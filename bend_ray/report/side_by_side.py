@@ -156,7 +156,8 @@ def _headline(entries: Sequence[Entry]) -> str:
 
 def _row(entry: Entry, name: str) -> Row:
     bags = [each.bag for each in entry.results]
-    models = [e.generated.accuracy for e in entry.results if e.generated.accuracy is not None]
+    generated = [each.populations["generated"].accuracy for each in entry.results]
+    models = [each for each in generated if each is not None]
     heads = {"accuracy": "bag: accuracy %", "nll": "bag: NLL, nats"}
     row = {"run": name, "repeats": str(len(bags)), "members": str(bags[0].size)}
     row |= cells(bags, heads) | cells(models, {"median": "member median %"})

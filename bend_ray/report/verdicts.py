@@ -154,7 +154,7 @@ def _gain(runs: Sequence[Run]) -> BagDifference:
 
 def _median(run: Run) -> float:
     """Accuracy of the median generated model."""
-    accuracy = run.result.generated.accuracy
+    accuracy = run.result.populations["generated"].accuracy
     assert accuracy is not None
     return accuracy.median
 

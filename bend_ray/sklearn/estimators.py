@@ -5,10 +5,13 @@ Shape letters: N examples, F numbers of an example, C classes, T targets, K memb
 
 from __future__ import annotations
 
+import hashlib
 import math
 import tempfile
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Self
 
@@ -31,7 +34,12 @@ from sklearn.utils.validation import (
 
 from bend_ray.api import architecture_of
 from bend_ray.data.columns import Column, Columns, Kind, encode
+from bend_ray.ensemble import conformal
+from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import BendError
+from bend_ray.export.card import Card
+from bend_ray.export.files import publish, refuse_strangers
+from bend_ray.export.folder import raw_input, write_bag
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -46,7 +54,9 @@ from bend_ray.sklearn.rows import (
     raw_of,
     repeated,
 )
+from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
+from bend_ray.version import __version__
 
 CHUNK = 4096
 """Examples answered at a time."""
@@ -72,6 +82,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         draw: whether models drawn by a generator vote, instead of those it is learnt from.
         time_limit: seconds in which to be done, about: training is shortened; None: none.
         random_state: of everything.
+        calibration: share of the examples kept back from all else, by which ``predict_set`` or
+            ``predict_interval`` promise what they hold; 0: none.
         store: folder or URI where artifacts stay; None: they are removed.
         address: of a Ray cluster to train on, which must reach the store; None: this process.
         settings: further knobs by path, as in ``{"seeds.recipe.label_smoothing": 0.05}``.
@@ -91,6 +103,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         draw: bool = False,
         time_limit: float | None = None,
         random_state: Any = None,
+        calibration: float = 0.0,
         store: str | None = None,
         address: str | None = None,
         settings: Mapping[str, Any] | None = None,
@@ -106,10 +119,13 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         self.draw = draw
         self.time_limit = time_limit
         self.random_state = random_state
+        self.calibration = calibration
         self.store = store
         self.address = address
         self.settings = settings
         self.verbose = verbose
+
+    calibration_: conformal.Calibration | None
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -144,7 +160,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     def _fit(self, raw: Raw, labels: NDArray[Any], weights: Any, task: Task) -> Self:
         """Train on raw columns and labels: codes of classes, or targets ``(N, T)``."""
-        rows = repeated(in_order(raw, labels), weights)
+        order = repeated(in_order(raw, labels), weights)
+        held, rows = np.split(order, [math.ceil(self.calibration * len(order))])
         found = {n: Column.fitted(self._kinds[n], values[rows]) for n, values in raw.items()}
         self.columns_: Columns = {name: column for name, column in found.items() if column}
         if not self.columns_:
@@ -160,6 +177,10 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
                 self._train(workshop, raw, labels, rows)
         except BendError as error:
             raise ValueError(str(error).removeprefix("dataset: ")) from error
+        self.calibration_ = None
+        if len(held):
+            answers = self._answers({name: values[held] for name, values in raw.items()})
+            self.calibration_ = self._task.calibration(answers, torch.from_numpy(labels[held]))
         return self
 
     def _train(
@@ -217,19 +238,60 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         }
         return {"seed": seed, "seeds": seeds}
 
+    def _network(self) -> tuple[torch.nn.Module, ParameterLayout]:
+        width = sum(column.width for column in self.columns_.values())
+        outputs = self._task.num_outputs(self._class_names or self._task.mean)  # type: ignore
+        with torch.random.fork_rng(devices=[]):
+            module = self._architecture.build((width,), outputs)
+        return module, ParameterLayout.of(module)
+
     def _answers(self, raw: Raw) -> torch.Tensor:
         """The bag's answers, in float64: nothing hangs on who is asked beside."""
         inputs_NF = torch.from_numpy(encode(self.columns_, raw)).double()
-        outputs = self._task.num_outputs(self._class_names or self._task.mean)  # type: ignore
-        with torch.random.fork_rng(devices=[]):
-            module = self._architecture.build(tuple(inputs_NF.shape[1:]), outputs)
-        layout = ParameterLayout.of(module)
+        module, layout = self._network()
         stack = Stack(module.double(), layout, form_for(module, "cpu", inputs_NF[:1]))
         theta_KP, ballots = self._theta_KP.double(), []
         for start in range(0, len(inputs_NF), CHUNK):
             outputs_KNO = predict_logits(stack, theta_KP, inputs_NF[start : start + CHUNK])
             ballots.append(self._task.ballots(outputs_KNO).mean(dim=0))
         return self._task.scaled(self._task.answers(torch.cat(ballots)), self.scale_)
+
+    def export(self, output: str | Path) -> None:
+        """Write the bag as ``bend export`` does: for ``bend serve``, ``bend_ray.load_bag``, ONNX.
+
+        Its inputs are the columns by name, x0, x1, ... where they have none.
+
+        Args:
+            output: folder or URI; new, empty, or an earlier export, which is replaced.
+
+        Raises:
+            ConfigError: something else is there.
+            StoreError: it cannot be written.
+            ValueError: there was one class alone.
+        """
+        check_is_fitted(self, "_theta_KP")
+        refuse_strangers(str(output))
+        own, count = names_of(self.n_features_in_), len(self._theta_KP)
+        names = dict(zip(own, map(str, getattr(self, "feature_names_in_", own)), strict=True))
+        inputs = {names[name]: raw_input(column) for name, column in self.columns_.items()}
+        told = f"{inputs}".encode() + self._theta_KP.numpy().tobytes()
+        card = Card(
+            model_version=hashlib.sha256(told).hexdigest()[:12],
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            bend_ray=__version__,
+            architecture=self._architecture,
+            inputs=inputs,
+            class_names=tuple(utf8(str(name)) for name in self.classes_.tolist()),
+            vote=SoftVote(),
+            members=tuple(range(count)),
+            weights=(1 / count,) * count,
+            temperature=self.scale_,
+            calibration=self.calibration_,
+            dataset="table",
+        )
+        with tempfile.TemporaryDirectory() as scratch:
+            write_bag(Path(scratch), card, self._network()[1].unflatten(self._theta_KP))
+            publish(Path(scratch), str(output))
 
     @property
     def _class_names(self) -> list[str]:
@@ -253,6 +315,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         present = np.unique(codes if weights is None else codes[weights > 0])
         self._only = int(present[0]) if len(present) == 1 else None
         if self._only is not None:
+            self.calibration_ = None
             return self
         return self._fit(raw, codes.astype(np.int64), weights, Classification())
 
@@ -272,6 +335,25 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         best_N = self.predict_proba(X).argmax(axis=1)
         predicted: NDArray[Any] = self.classes_[best_N]
         return predicted
+
+    def predict_set(
+        self, X: Any, coverage: float = 0.9, kind: conformal.Kind = "thr"
+    ) -> NDArray[np.bool_]:
+        """Which of ``classes_`` each example's set holds, ``(N, C)``.
+
+        Args:
+            X: examples.
+            coverage: share of the sets that hold the truth, of examples like those kept back.
+            kind: ``thr``, ``aps`` or ``raps``; see ``ensemble.conformal.nonconformity``.
+
+        Raises:
+            ValueError: none were kept back.
+        """
+        probs_NC = self.predict_proba(X)
+        if self.calibration_ is None:
+            raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
+        sets_NC: NDArray[np.bool_] = self.calibration_.sets(probs_NC, coverage, kind)
+        return sets_NC
 
     @property
     def _class_names(self) -> list[str]:
@@ -310,7 +392,13 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         return found if return_std else found[0]
 
     def predict_interval(self, X: Any, coverage: float = 0.9) -> NDArray[np.float64]:
-        """Lower and upper ends of central intervals, ``(..., 2)``."""
+        """Lower and upper ends of central intervals, ``(..., 2)``.
+
+        They hold the truth as often as ``coverage`` says where examples were kept back.
+        """
+        if self.calibration_ is not None:
+            answers = self._answers(self._raw(X, reset=False)).numpy()
+            return np.asarray(self.calibration_.sets(answers, coverage), dtype=np.float64)
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
         return np.stack([mean - half, mean + half], axis=-1)

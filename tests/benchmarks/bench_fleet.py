@@ -670,13 +670,16 @@ def _loss(log_TQC: Tensor, asked: Tasks) -> Tensor:
     return loss_TQ.sum(dim=1) / asked.weight_TN.sum(dim=1)
 
 
-def compare(family: str, seed: int, sizes: Sequence[int], methods: Sequence[str]) -> None:
+def compare(
+    family: str, seed: int, sizes: Sequence[int], methods: Sequence[str], asked_tasks: int
+) -> None:
     """A JSON line a method and size: NLL and accuracy of held-out tasks."""
     generator = torch.Generator().manual_seed(seed)
     known, apart = {"mnist": mnist, "schools": schools, "lecturers": lecturers}[family](generator)
     fleet = Fleet(known, seed)
     for size in sizes:
         able = (apart.weight_TN.sum(dim=1) >= size + FEWEST_ASKED).nonzero().flatten()
+        able = able[: int((able < CHOOSING).sum()) + asked_tasks]
         chooses = able < CHOOSING
         if not 10 <= int(chooses.sum()) < len(able):
             continue
@@ -742,12 +745,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", nargs="+", type=int, default=SIZES, help="known of a task")
     parser.add_argument("--methods", nargs="+", default=[])
+    parser.add_argument("--tasks", type=int, default=HELD_OUT, help="that are asked, at most")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.family == "table":
         table(arguments.file or sys.exit("expected a file"))
     else:
-        compare(arguments.family, arguments.seed, arguments.rows, arguments.methods)
+        given = (arguments.family, arguments.seed, arguments.rows, arguments.methods)
+        compare(*given, arguments.tasks)
 
 
 if __name__ == "__main__":

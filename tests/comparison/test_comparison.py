@@ -128,9 +128,7 @@ def test_a_smaller_bag_has_the_first_of_what_a_rival_draws() -> None:
 
 def test_without_held_out_members_their_rows_are_empty() -> None:
     said = compare(section(), held_out=members(0, 2), ordinary=None)
-    assert said["held_out"]["accuracy"] is None
-    assert said["novelty"]["held_out"] is None
-    assert said["diversity"]["held_out"] is None
+    assert set(said["populations"]["held_out"].values()) == {None}
     assert "equal_cost_deep_ensemble" not in said["prices"]
 
 
@@ -143,5 +141,5 @@ def test_one_more_model_costs_its_drawing_and_all_cost_what_led_to_them() -> Non
 def test_the_soft_vote_of_one_member_is_that_member() -> None:
     alone = members(1, 5)
     said = compare(section(vote=SoftVote()), generated=alone)
-    assert said["bag"]["accuracy"] == said["generated"]["accuracy"]["mean"]
-    assert said["diversity"]["generated"] is None
+    assert said["bag"]["accuracy"] == said["populations"]["generated"]["accuracy"]["mean"]
+    assert said["populations"]["generated"]["diversity"] is None

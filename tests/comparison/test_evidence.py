@@ -112,7 +112,7 @@ def test_distances_are_those_of_the_novelty_block() -> None:
     found, said = compared(comparison())
     nearest = torch.tensor(said["populations"]["generated"]["nearest"])
     ratio = nearest.double().quantile(0.5).item() / said["usual_distance"]
-    assert ratio == pytest.approx(found.novelty.nearest_ratio, rel=1e-4)
+    assert ratio == pytest.approx(found.populations["generated"].novelty.nearest_ratio, rel=1e-4)
     originals, generated = members(6, 1).theta_EP, members(4, 3).theta_EP
     expected = torch.cdist(generated.double(), originals.double()).amin(dim=1)
     assert nearest.tolist() == pytest.approx(expected.tolist(), rel=1e-4)

@@ -50,14 +50,14 @@ def test_a_file_says_only_what_differs(tmp_path: Path) -> None:
       architecture: {hidden: [16]}
       protocol:
         trunks: 20   # more of them
-    autoencoder: {training: {batch_size: 64}}
+    autoencoder: {training: {batch_size: 32}}
     """
     config = load_config(written(tmp_path, text))
     expected = PipelineConfig().model_dump()
     expected["seed"] = 3
     expected["seeds"]["architecture"]["hidden"] = (16,)
     expected["seeds"]["protocol"]["trunks"] = 20
-    expected["autoencoder"]["training"]["batch_size"] = 64
+    expected["autoencoder"]["training"]["batch_size"] = 32
     assert config.model_dump() == expected
 
 
@@ -77,8 +77,8 @@ def test_an_override_goes_on_top_of_the_file_and_the_last_one_wins(tmp_path: Pat
 
 
 def test_an_override_leaves_its_neighbours_at_the_section_s_own_default() -> None:
-    config = load_config(None, ["autoencoder.training.batch_size=64", "generator.training.seed=1"])
-    assert (config.autoencoder.training.batch_size, config.autoencoder.training.patience) == (64, 2)
+    config = load_config(None, ["autoencoder.training.batch_size=32", "generator.training.seed=1"])
+    assert (config.autoencoder.training.batch_size, config.autoencoder.training.patience) == (32, 2)
     assert (config.generator.training.seed, config.generator.training.steps) == (1, 100)
     assert config.autoencoder.training.optimizer == PipelineConfig().autoencoder.training.optimizer
 

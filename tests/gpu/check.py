@@ -306,7 +306,7 @@ def papers(device: str, minutes: float, images: Path | None) -> Iterator[Row]:
     for name in ("originals", "generated"):
         alone = getattr(evaluation, name).accuracy
         yield Row("papers", f"{name} alone", f"mean {alone.mean:.2%}, best {alone.max:.2%}")
-    pairs = {name: getattr(evaluation.diversity, name) for name in ("originals", "generated")}
+    pairs = {n: evaluation.populations[n].diversity for n in ("originals", "generated")}
     told = ", ".join(f"{name} {each.error_iou or 0:.3f}" for name, each in pairs.items() if each)
     yield Row("papers", "error IoU", f"{told} (published logs: .742, .898)")
     yield Row("papers", "bag", f"{evaluation.bag.accuracy:.2%}, NLL {evaluation.bag.nll:.4f}")

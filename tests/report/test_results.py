@@ -22,9 +22,10 @@ from bend_ray.report.results import table as table_of
 def poor_result() -> dict[str, Any]:
     """A result of a run without held-out members, deep ensemble or pairs to compare."""
     poor = whole_result()
-    poor["held_out"]["accuracy"] = None
-    poor["diversity"] = {"generated": None, "originals": None, "held_out": None}
-    poor["novelty"] = {**NOVELTY, "spread": None, "held_out": None}
+    for scores in poor["populations"].values():
+        scores["diversity"] = None
+    poor["populations"]["held_out"] = dict.fromkeys(("accuracy", "diversity", "novelty"))
+    poor["populations"]["generated"]["novelty"] = {**NOVELTY, "spread": None}
     poor["prices"]["ordinary_seconds"] = None
     del poor["prices"]["equal_cost_deep_ensemble"]
     del poor["rivals"]["deep_ensemble"]
@@ -124,7 +125,7 @@ def test_the_json_of_a_result_reads_as_it_was_written(said: dict[str, Any]) -> N
     assert Result.from_json(kept) == Result.from_json(said)
 
 
-@pytest.mark.parametrize("key", ["bag", "rivals", "cost", "fingerprints", "novelty"])
+@pytest.mark.parametrize("key", ["bag", "rivals", "cost", "fingerprints", "populations"])
 def test_json_that_is_no_result_is_refused_in_one_line(key: str) -> None:
     for said in (
         {k: v for k, v in whole_result().items() if k != key},

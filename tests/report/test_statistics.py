@@ -79,8 +79,8 @@ def test_within_two_standard_errors_or_of_two_repeats_it_is_a_tie(
 def test_what_some_repeats_do_not_know_is_told_of_the_others() -> None:
     poor = {**poor_result(), "rivals": whole_result()["rivals"]}
     said = aggregate([Result.from_json(each) for each in (whole_result(), poor)])
-    assert said["held_out"]["accuracy"]["mean"]["mean"] == 0.91
-    assert said["novelty"]["spread"] == {"mean": 0.81, "sd": None}
+    assert said["populations"]["held_out"]["accuracy"]["mean"]["mean"] == 0.91
+    assert said["populations"]["generated"]["novelty"]["spread"] == {"mean": 0.81, "sd": None}
 
 
 def test_the_table_of_repeats_ranks_rivals_and_says_who_won() -> None:

@@ -96,7 +96,7 @@ def test_the_papers_variants_run_end_to_end(tiny: MakeConfig, shared_store: Stor
     metrics = Result.of(graph).as_json()
     assert 0 <= metrics["bag"]["accuracy"] <= 1
     assert read_population(graph.samples).trunk.tolist() == [0] * 6
-    assert metrics["novelty"]["spread"] > 0
+    assert metrics["populations"]["generated"]["novelty"]["spread"] > 0
 
 
 def test_a_flow_runs_end_to_end(tiny: MakeConfig, shared_store: Store) -> None:

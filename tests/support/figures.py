@@ -22,15 +22,14 @@ def metrics() -> dict[str, Any]:
     """What an evaluation commits, of the shape that stages.comparison gives it."""
     return {
         "bag": {**SCORES, "cost_seconds": 12.0, "members": [0, 1]},
-        "generated": {"accuracy": SPREAD},
-        "originals": {"accuracy": SPREAD},
-        "held_out": {"accuracy": SPREAD},
         "rivals": {
             "gaussian": {**SCORES, "nll": 0.3, "cost_seconds": 9.0},
             "deep_ensemble": {**SCORES, "nll": 0.1, "cost_seconds": 123.4},
         },
-        "diversity": {"generated": DIVERSITY, "originals": DIVERSITY, "held_out": DIVERSITY},
-        "novelty": {**NOVELTY, "held_out": NOVELTY},
+        "populations": {
+            name: {"accuracy": SPREAD, "diversity": DIVERSITY, "novelty": new}
+            for name, new in (("generated", NOVELTY), ("originals", None), ("held_out", NOVELTY))
+        },
         "prices": {
             "marginal_seconds": 0.0123,
             "amortised_seconds": 0.25,
