@@ -53,9 +53,7 @@ def told(error: BaseException) -> str:
 def our_errors() -> Iterator[None]:
     """Around calls of Ray: a worker's ``BendError`` comes out, however deep Ray has wrapped it.
 
-    Raises:
-        BendError: the worker's.
-        ClusterError: the worker died more often than it may, or the cluster fails.
+    ClusterError where workers died more often than they may, or the cluster fails.
     """
     try:
         yield

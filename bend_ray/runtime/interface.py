@@ -116,8 +116,7 @@ class Runtime:
     def share(self, dataset: Dataset) -> Shared:
         """A data set, read by this process, for all that work; the latest is remembered.
 
-        Raises:
-            DataError: as ``dataset.load``.
+        DataError as of ``dataset.load``.
         """
         if self._shared is None or self._shared[0] != dataset:
             self._shared = None
@@ -164,10 +163,8 @@ class Runtime:
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
 
-        Its progress is on stderr and, for others, in the artifact.
-
-        Raises:
-            TrainingError: the training diverged or kept failing.
+        Its progress is on stderr and, for others, in the artifact. TrainingError where it diverged
+        or kept failing.
         """
         from bend_ray.runtime.loop import Team, train
 

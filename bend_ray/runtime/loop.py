@@ -90,11 +90,7 @@ class Team:
 
 
 def train(job: TrainingTask, rows: pa.Table, team: Team) -> Fitted:
-    """What every process of a team does with all rows.
-
-    Raises:
-        TrainingError: it diverged.
-    """
+    """What every process of a team does with all rows; TrainingError where it diverges."""
     worker = _Worker(job, rows, team)
     training = job.training
     last = training.steps if job.until is None else min(job.until, training.steps)

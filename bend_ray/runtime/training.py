@@ -43,10 +43,8 @@ _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
     """Train ``job`` on all rows of ``dataset`` and store the weights.
 
-    Raises:
-        TrainingError: the training diverged, or its workers or Ray Train's controller failed more
-            often than they may.
-        ray.exceptions.RayError: the controller's process died so often, one of ``causes.LOST``.
+    TrainingError where it diverged, or its workers or Ray Train's controller failed more often
+    than they may; one of ``causes.LOST`` where the controller's process died so often.
     """
     deaths = 0
     while True:
