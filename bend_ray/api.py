@@ -82,13 +82,9 @@ class Run:
         return table(self.result)
 
     def report(self, output: str | Path | None = None) -> str:
-        """Write the page with all figures.
+        """Write the page with all figures to a folder or URI, by default in the store.
 
-        Args:
-            output: a folder or URI; default: in the store.
-
-        Returns:
-            Where the page is.
+        Returns where it is.
         """
         from bend_ray.report.page import write_report
         from bend_ray.report.runs import default_output, output_directory, read_run
@@ -101,17 +97,12 @@ class Run:
     def population(self, stage: str = "samples") -> Population:
         """The models of ``seeds`` or ``samples``: ``.theta_KP``, ``.trunk``, ``.val_nll``.
 
-        Raises:
-            StoreError: they cannot be read.
+        StoreError where they cannot be read.
         """
         return read_population(self.graph[stage])
 
     def bag(self, members: int | None = None) -> Bag:
-        """The bag, ready to answer, without Ray.
-
-        Args:
-            members: the first so many alone; None for all.
-        """
+        """The bag, ready to answer, without Ray; of so many members, the first, None for all."""
         from bend_ray.export.folder import export_bag
 
         folder = tempfile.mkdtemp(prefix="bend-bag-")
@@ -131,14 +122,13 @@ def run(
 ) -> Run:
     """Make what is missing of a config in a store.
 
+    BendError where the user can mend it; what was finished is kept.
+
     Args:
         config: or its YAML file; None: the default, which is digits.
         store: folder or URI of artifacts.
         address: None: in this process; ``local``: on Ray on this machine; else a Ray cluster.
         settings: knobs by path, as in ``{"samples.count": 96}``.
-
-    Raises:
-        BendError: what the user can mend; what was finished is kept.
     """
     from bend_ray import pipeline
 
@@ -153,15 +143,12 @@ def find(
     store: str | Path = STORE,
     settings: Mapping[str, Any] | None = None,
 ) -> Run:
-    """A run that a store holds.
+    """A run that a store holds; StoreError where there is none.
 
     Args:
         config: of the run, or its YAML file; with neither this nor settings: the newest.
         store: folder or URI of artifacts.
         settings: knobs by path.
-
-    Raises:
-        StoreError: there is none.
     """
     held = Store(str(store))
     newest = config is None and not settings
@@ -192,6 +179,8 @@ def fit(
 ) -> Run:
     """Train a population of a network, learn a generator of its parameters, and bag what it draws.
 
+    BendError as of ``run``.
+
     Args:
         network: a function or class that gives a ``torch.nn.Module``, its name as in
             ``shop.nets:make_net``, one of our architectures, or None for a small dense one. Where
@@ -209,9 +198,6 @@ def fit(
         store: folder or URI of artifacts; data given as objects is written there once.
         address: None: in this process; ``local``: on Ray on this machine; else a Ray cluster.
         settings: further knobs by path, as in ``{"evaluation.vote.kind": "weighted"}``.
-
-    Raises:
-        BendError: what the user can mend, in one line; what was finished is kept.
     """
     architecture = architecture_of(network)
     if learning_rate is None and isinstance(architecture, Imported):
@@ -232,13 +218,8 @@ def fit(
 def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
     """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray, and torch where it has ONNX.
 
-    Args:
-        folder: that holds it.
-        run_code: run the code of the network that the bag names, where that has no ONNX program:
-            only where you trust whoever wrote the bag.
-
-    Raises:
-        DataError: the folder holds none.
+    ``run_code`` runs the code of the network that the bag names, where that has no ONNX program:
+    only where you trust whoever wrote the bag. DataError where the folder holds none.
     """
     from bend_ray.serve.bag import Bag
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, FiniteFloat, PositiveFloat
 
 from bend_ray.ensemble import metrics
-from bend_ray.ensemble.conformal import Calibration
+from bend_ray.ensemble.conformal import IntervalCalibration, SetCalibration
 from bend_ray.ensemble.intervals import (
     SMALLEST_VARIANCE,
     crps,
@@ -24,6 +24,7 @@ from bend_ray.ensemble.intervals import (
     pit,
     pit_error,
 )
+from bend_ray.ensemble.programs import LOG_VARIANCES, ClassesProgram, NumbersProgram
 from bend_ray.ensemble.votes import PRIOR_EXAMPLES, apply_temperature, fit_temperature
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import torch
@@ -43,13 +44,11 @@ MOST_SHOWN = 300
 """Examples whose predictions are drawn one by one."""
 LARGE = 0.1
 """Share of a member's errors, the largest, whose overlap with another's is looked at."""
-LOG_VARIANCES = (-12.0, 6.0)
-"""Within which a head's are taken, of standardised targets: beyond, the loss has no floor."""
 LEAST_SCALE, MOST_SCALE = 1e-4, 1e4
 """Of variances: of targets that are hit exactly the likelihood has no bound."""
 
 
-class Classification(Spec):
+class Classification(ClassesProgram, Spec):
     """One class of several: the network gives a logit a class."""
 
     kind: Literal["classification"] = "classification"
@@ -142,9 +141,9 @@ class Classification(Spec):
         dtype = torch.uint8 if outputs_ENO.shape[-1] <= 2**8 else torch.int32
         return outputs_ENO.argmax(dim=-1).to(dtype)
 
-    def calibration(self, answers_NC: Tensor, labels_N: Tensor) -> Calibration | None:
+    def calibration(self, answers_NC: Tensor, labels_N: Tensor) -> SetCalibration:
         """What answers about examples kept back promise of others."""
-        return Calibration.of(answers_NC.numpy(), labels_N.numpy())
+        return SetCalibration.of(answers_NC.numpy(), labels_N.numpy())
 
     def uncertainties(
         self, predictions: Predictions, weight_E: Tensor, answers_NC: Tensor
@@ -167,7 +166,7 @@ class Classification(Spec):
         }
 
 
-class Regression(Spec):
+class Regression(NumbersProgram, Spec):
     """Numbers: the network gives a mean a target, and with a head of variance its log variance.
 
     Networks learn standardised targets; answers and scores are in the targets' own units.
@@ -328,14 +327,9 @@ class Regression(Spec):
         others = len(predictions_ENT) - 1
         return self.distances(predictions_ENT, predictions_ENT).sum(dim=1) / others
 
-    def calibration(self, answers_NO: Tensor, labels_NT: Tensor) -> None:
-        """None: examples kept back widen ``bounds`` instead."""
-
-    def bounds(self, answers_NO: Tensor, coverage: float) -> Tensor:
-        """Lower and upper ends of central intervals, ``(2, N, T)``; of coverage 0 the means."""
-        mean, variance = answers_NO.chunk(2, dim=-1)
-        half = torch.special.ndtri(torch.tensor(0.5 + coverage / 2)) * variance.sqrt()
-        return torch.stack([mean - half, mean + half])
+    def calibration(self, answers_NO: Tensor, labels_NT: Tensor) -> IntervalCalibration:
+        """What answers about examples kept back promise of others."""
+        return IntervalCalibration.of(answers_NO.numpy(), labels_NT.numpy())
 
     def uncertainties(
         self, predictions: Predictions, weight_E: Tensor, answers_NO: Tensor

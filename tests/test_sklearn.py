@@ -216,6 +216,21 @@ def test_what_is_exported_answers_alike(tmp_path: Path) -> None:
         bag.export(tmp_path)
 
 
+def test_what_is_exported_of_numbers_answers_alike(tmp_path: Path) -> None:
+    frame, _ = people()
+    y = np.stack([frame["age"].fillna(30), frame["active"] * 3.0], axis=1)
+    bag = BagRegressor(**SMALL, epochs=4, calibration=0.3).fit(frame, y)
+    bag.export(tmp_path / "bag")
+    served = load_bag(tmp_path / "bag")
+    assert served.card.class_names == ("y0", "y1")
+    for told, said in zip(
+        bag.predict(frame, return_std=True), served.predict(frame, return_std=True), strict=True
+    ):
+        np.testing.assert_allclose(told, said, rtol=1e-4, atol=1e-4)
+    ends = bag.predict_interval(frame, 0.8)
+    np.testing.assert_allclose(ends, served.predict_interval(frame, 0.8), atol=1e-3)
+
+
 def test_sets_hold_the_truth_as_often_as_they_say() -> None:
     x, y = load_breast_cancer(return_X_y=True)
     x, x_test, y, y_test = train_test_split(x, y, random_state=1)

@@ -2,7 +2,7 @@
 
 Shape letters: K models, P parameters, S parameters of a range.
 
-In a table theta is cut into column ranges of at most 4 MiB a row, ``theta_000``, ``theta_001``,
+In a table theta is cut into column ranges of at most 256 KiB a row, ``theta_000``, ``theta_001``,
 ..., so that whoever needs a range of the parameters reads little else; a cell is a
 fixed_size_binary of little-endian float32. It reads several times faster than a list or tensor
 column, and needs nothing but pyarrow and ``frombuffer``.
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.errors import StoreError
+from bend_ray.process.matrix import STORED_COLUMNS
 
 Origin = Literal["trained", "generated"]
 
@@ -40,7 +41,7 @@ _DTYPES = {
 }
 
 FORMAT_VERSION = 1
-MAX_PART_FLOATS = 2**20
+MAX_PART_FLOATS = STORED_COLUMNS
 
 ROW_TYPES = {"model_id": pa.int64(), "origin": pa.string()} | {
     name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items() if name != "theta_KP"

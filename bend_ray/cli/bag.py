@@ -25,7 +25,7 @@ _first_members = click.option(
     "--members",
     type=int,
     metavar="N",
-    help="Only the first N members of the bag, at a temperature of theirs.",
+    help="Only the first N members of the bag, with a temperature, scores and promises of theirs.",
 )
 
 
@@ -47,7 +47,7 @@ def export(asked: Asked, output: str | None, with_onnx: bool, members: int | Non
     """Write the bag that an evaluation chose as a folder, and print where.
 
     Without FILE and --set it is the newest evaluation's of the store. The folder holds config.json,
-    members.safetensors, ONNX programs (uint8 images in, probabilities out) and a README that shows
+    members.safetensors, ONNX programs (raw inputs in, answers out) and a README that shows
     how to load them without bend_ray.
 
     \b
@@ -106,13 +106,14 @@ def _chosen(
     if manifest is not None:
         evaluation = Evaluation.committed(manifest)
         log.LOGGER.info(
-            "bag          %s members, %.2f %% on the %s part: evaluation %s of %s, made %s%s",
-            *(evaluation.bag.size, 100 * (evaluation.bag.accuracy or 0.0), evaluation.part),
+            "bag          %s members, %s %.4f on the %s part: evaluation %s of %s, made %s%s",
+            *(evaluation.bag.size, evaluation.score, evaluation.bag.accuracy or 0.0),
+            evaluation.part,
             *(manifest.fingerprint, masked(store.uri), log.moment(manifest.created)),
             "" if asked.by_name else ", the newest",
         )
         if members is not None:
-            log.LOGGER.info("bag          of these the first %d, which nothing has scored", members)
+            log.LOGGER.info("bag          of these the first %d", members)
     where = output or f"{EXPORTS}/{version_of(graph.evaluation.fingerprint, members)}"
     return config, graph, where
 

@@ -40,8 +40,8 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
     task = comparison.task
     rows = {name: _rows(members, task) for name, members in comparison.members.items()}
     populations = [comparison.vectors[name] for name in POPULATIONS]
-    plane = principal_plane(comparison.vectors["originals"], populations)
-    for name, place_E2 in zip(POPULATIONS, plane.coordinates, strict=True):
+    places, shares = principal_plane(comparison.vectors["originals"], populations)
+    for name, place_E2 in zip(POPULATIONS, places, strict=True):
         nearest_E = comparison.places[name].nearest_M
         rows[name] |= {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
     generated = comparison.validation["generated"]
@@ -52,7 +52,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
             "classes": generated.shape[-1],
         },
         "populations": rows,
-        "plane_shares": list(plane.shares),
+        "plane_shares": shares,
         "usual_distance": comparison.places["originals"].nearest_M.quantile(0.5).item(),
         "copy_ratio": COPY_RATIO,
         "bags": bags,

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
-from statistics import fmean
 from typing import Any
-
-import numpy as np
-from torch import Tensor
 
 from bend_ray.comparison.choosing import Bag
 from bend_ray.comparison.comparison import Comparison, Voted
 from bend_ray.data.corruptions import SEVERITIES
 from bend_ray.data.inputs import CALIBRATION
-from bend_ray.ensemble import conformal
-from bend_ray.ensemble.conformal import KINDS, Calibration, Floats
+from bend_ray.ensemble.conformal import Calibration, Floats
 from bend_ray.ensemble.outside import detection
 from bend_ray.errors import ConfigError
 from bend_ray.report.evaluation import (
@@ -35,32 +29,29 @@ def calibrated(comparison: Comparison, bag: Bag) -> Calibration | None:
     """By the examples kept back, if there are some."""
     if CALIBRATION.name not in comparison.others:
         return None
-    return comparison.task.calibration(*_held(comparison, bag))
-
-
-def _held(comparison: Comparison, bag: Bag) -> tuple[Tensor, Tensor]:
-    """What it says of the examples kept back, and their labels."""
     said = comparison.voted(bag, CALIBRATION.name).answers_NC
-    return said, comparison.others[CALIBRATION.name][bag.models].labels_N
+    return comparison.task.calibration(
+        said, comparison.others[CALIBRATION.name][bag.models].labels_N
+    )
 
 
 def trust(comparison: Comparison, bag: Bag, voted: Voted, calibration: Calibration | None) -> Trust:
     """All figures of a bag, whose answers about the test part are given."""
     section, promised = comparison.section, dict[str, Any]()
-    probs_NC, labels_N = voted.answers_NC.numpy(), comparison.labels.numpy()
+    answers_NA, labels_N = voted.answers_NC.numpy(), comparison.labels.numpy()
     if calibration is not None:
         promised = {
             "sets": {
                 kind: {
-                    f"{wanted:g}": _sets(calibration.sets(probs_NC, wanted, kind), labels_N)
+                    f"{wanted:g}": SetScores(
+                        **calibration.scored(calibration.sets(answers_NA, wanted, kind), labels_N)
+                    )
                     for wanted in COVERAGES
                 }
-                for kind in KINDS
+                for kind in calibration.kinds
             },
-            "refusals": _refusals(calibration, probs_NC, labels_N),
+            "refusals": _refusals(calibration, answers_NA, labels_N),
         }
-    elif CALIBRATION.name in comparison.others:
-        promised = {"sets": _intervals(comparison, bag, voted)}
     return Trust(
         **promised,
         ood=_ood(comparison, bag, voted),
@@ -68,43 +59,14 @@ def trust(comparison: Comparison, bag: Bag, voted: Voted, calibration: Calibrati
     )
 
 
-def _sets(inside_NC: Any, labels_N: Any) -> SetScores:
-    held_N = inside_NC[range(len(labels_N)), labels_N]
-    return SetScores(
-        coverage=held_N.mean().item(),
-        least=min(held_N[labels_N == label].mean().item() for label in np.unique(labels_N)),
-        size=inside_NC.sum(axis=1).mean().item(),
-    )
-
-
-def _intervals(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, Any]:
-    """Of targets: the predicted interval, widened, and the mean and its residuals' quantile."""
-    (held, targets_NT), task = _held(comparison, bag), comparison.task
-    assert task.kind == "regression"
-    found: dict[str, dict[str, SetScores]] = {"cqr": {}, "residual": {}}
-    for kind, wanted in itertools.product(found, COVERAGES):
-        inner = wanted if kind == "cqr" else 0.0
-        bounds, others = (task.bounds(each, inner).numpy() for each in (held, voted.answers_NC))
-        inside, widths = [], []
-        for target, labels_N in enumerate(comparison.labels.T.numpy()):
-            low_N, high_N = conformal.intervals(
-                *(bounds[..., target], targets_NT[:, target].numpy(), others[..., target], wanted)
-            )
-            inside.append(((low_N <= labels_N) & (labels_N <= high_N)).mean().item())
-            widths.append((high_N - low_N).mean().item())
-        found[kind][f"{wanted:g}"] = SetScores(
-            coverage=fmean(inside), least=min(inside), size=fmean(widths)
-        )
-    return found
-
-
 def _refusals(calibration: Calibration, probs_NC: Floats, labels_N: Any) -> dict[str, Any]:
-    right_N, found = probs_NC.argmax(axis=1) == labels_N, {}
+    found = {}
     for wanted in ACCURACIES:
         try:
             answered_N = probs_NC.max(axis=1) >= calibration.threshold(wanted).least
-        except ConfigError:  # more than so few examples can promise
+        except ConfigError:  # more than so few examples can promise, or than there is of numbers
             break
+        right_N = probs_NC.argmax(axis=1) == labels_N
         accuracy = right_N[answered_N].mean().item() if answered_N.any() else None
         found[f"{wanted:g}"] = RefusalScores(answered=answered_N.mean().item(), accuracy=accuracy)
     return found
@@ -138,8 +100,8 @@ def _shift(
     for severity, (probs, labels) in enumerate(parts, start=1):
         scores, coverage = comparison.task.scores(probs, labels), None
         if calibration is not None:
-            inside = calibration.sets(probs.numpy(), SHIFTED)
-            coverage = inside[range(len(labels)), labels.numpy()].mean().item()
+            sets = calibration.sets(probs.numpy(), SHIFTED)
+            coverage = calibration.scored(sets, labels.numpy())["coverage"]
         found[str(severity)] = ShiftScores(
             accuracy=scores["accuracy"],
             nll=scores["nll"],

@@ -46,7 +46,7 @@ ORDINARY = "ordinary"
 
 ANSWERS = "answers"
 """Folder of a store that holds what models say of inputs, for whoever compares them."""
-ANSWERS_VERSION = 2
+ANSWERS_VERSION = 3
 
 STORED = (ANSWERS, *STAGES)
 """All folders of artifacts, the evaluations last."""

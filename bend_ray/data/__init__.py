@@ -1,10 +1,10 @@
 """Labelled examples: from files and URIs to parts in memory.
 
 ``datasets`` is the axis: to add a data set, one class with ``_load`` and its name in the union at
-the bottom. ``files`` says which files are a part and tells their content apart; ``parquet`` and
-``folders`` open images as ``sources``, whose classes are names; ``decoding`` makes pixels of an
-image file, for training and serving alike. ``arrays`` reads arrays in files, ``given`` what a user
-has in memory, ``tables`` rows, of whose ``columns`` numbers are made; ``splits`` draws parts.
+the bottom. ``files`` says which files are a part and tells their content apart; ``images`` opens
+images as ``sources``, whose classes are names; ``decoding`` makes pixels of an image file, for
+training and serving alike. ``arrays`` reads arrays in files, ``given`` what a user has in memory,
+``tables`` rows, of whose ``columns`` numbers are made; ``splits`` draws parts and checks them.
 ``examples`` holds what is read, ``streaming`` what is decoded when it is needed; ``augmentation``
 varies it. ``inputs`` is what models are asked about, ``corruptions`` among them.
 

@@ -20,15 +20,15 @@ from numpy.typing import NDArray
 from bend_ray.data.decoding import Look, pixels_of
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import File, Files, Part
-from bend_ray.data.sources import Labelled, alike, check_classes, check_overlap, classes_of, listed
-from bend_ray.data.splits import num_drawn, split_rows
+from bend_ray.data.sources import Labelled, alike, classes_of, listed
+from bend_ray.data.splits import assembled, num_drawn, split_rows
 from bend_ray.errors import DataError
 from bend_ray.storage.filesystems import read_bytes
 from bend_ray.storage.masking import cause, printable
 from bend_ray.tasks import Classification, Regression, Task
 
 if TYPE_CHECKING:
-    from bend_ray.data.datasets import ArrayParts, DrawnParts
+    from bend_ray.data.datasets import ArrayParts
 
 ENDINGS = (".npz", ".safetensors")
 CLASS_NAMES = "class_names"
@@ -89,7 +89,7 @@ class Arrays(Labelled):
             raise DataError(f"{where}: expected examples, got none; an iterator gives them once")
         return arrays
 
-    def take(self, index: NDArray[np.int64]) -> Arrays:
+    def take(self, index: NDArray[np.int64] | slice) -> Arrays:
         """Some of the examples."""
         inputs = {name: value[index] for name, value in self.inputs.items()}
         return replace(self, inputs=inputs, labels_N=self.labels_N[index])
@@ -155,56 +155,25 @@ def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) ->
     ``read`` has what gives each part that there is, the training part among them. DataError where
     there are too few examples, also of a class, or one class alone.
     """
-    whole = read["train"]()
-    given = "validation" in read
+    whole, given = read["train"](), "validation" in read
     count = 0 if given else num_drawn(spec.num_validation, len(whole.labels_N))
-    rows, others = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
-    rest = {part: partial(_like, its, whole.take(rows[:0]), part) for part, its in read.items()}
-    all_stay = given and spec.num_train is None
-    parts = {
-        "train": whole if all_stay else whole.take(np.sort(rows) if given else rows),
-        "validation": rest["validation"]() if given else whole.take(others),
-    }
-    if "test" in rest:
-        parts["test"] = rest["test"]()
-    train_N = parts["train"].labels_N
-    task = spec.task or (Regression() if train_N.ndim > 1 else Classification())
-    if task.has_classes and (count := len(train_N)) < 2 * (classes := len(set(train_N))):
+    train, held = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
+    task = spec.task or (Regression() if whole.labels_N.ndim > 1 else Classification())
+    if task.has_classes and len(train) < 2 * (classes := len(set(whole.labels_N[train]))):
         raise DataError(
-            f"dataset: expected two training examples of a class on average, got {count} of "
+            f"dataset: expected two training examples of a class on average, got {len(train)} of "
             f"{classes} classes; give more, or labels that are classes"
         )
-    return assembled(spec, parts, rest.get("test"), task, standardise=spec.standardise)
+    rows: dict[Part, Any] = {"train": train, "validation": held}
+    if given:
+        # A slice copies nothing.
+        rows = {"train": slice(None) if spec.num_train is None else np.sort(train)}
+    arrays = partial(_as_in, whole.take(train[:0]))
+    return assembled(spec, read, whole, rows, arrays, task, standardise=spec.standardise)
 
 
-def _like(read: Callable[[], Arrays], train: Arrays, part: Part) -> Arrays:
-    return read().as_in(train, f"the {part} part")
-
-
-def assembled(
-    spec: DrawnParts,
-    parts: Mapping[str, Arrays],
-    load_test: Callable[[], Arrays] | None,
-    task: Task,
-    **known: Any,
-) -> Parts:
-    """Parts of arrays, looked through; DataError where they do not fit together.
-
-    ``known`` is what else a ``Parts`` says of them; rows of a table are no duplicates of others by
-    their few categories alone.
-    """
-    train, validation = (parts[part].examples() for part in ("train", "validation"))
-    if task.has_classes:
-        check_classes(parts)
-    of_table = "columns" in known
-    digests = {part: its.row_digests(of_table) for part, its in parts.items()}
-    check_overlap(digests, spec.duplicates == "refuse")
-    names, load = parts["train"].class_names, load_test and partial(_examples, load_test)
-    return Parts(train, validation, names, load, task=task.fitted(train.labels_N), **known)
-
-
-def _examples(load: Callable[[], Arrays]) -> Examples:
-    return load().examples()
+def _as_in(train: Arrays, arrays: Arrays, part: Part) -> Arrays:
+    return arrays.as_in(train, f"the {part} part")
 
 
 def read_arrays(

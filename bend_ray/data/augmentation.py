@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt
 
 from bend_ray.errors import ConfigError
 from bend_ray.imported import Imported
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import torch, v2
 from bend_ray.spec import Spec
 
 
@@ -71,8 +71,6 @@ class RandomViews(Spec):
 
     def _distorted(self, pixels_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Each image by itself: of a batch torchvision would distort all alike."""
-        from torchvision.transforms import v2
-
         policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
         chosen = [policies[self.policy]()] if self.policy else []
         transform = v2.Compose(

@@ -11,14 +11,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import PIL, torch, v2
 from bend_ray.randomness import generator_for
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
 SEVERITIES = 5
 GROUP = 32
 """Images that are bent by one field."""
+BLOCK = 8 * GROUP
+"""Images that are corrupted at once."""
 
 Corruption = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "motion_blur", "brightness",
@@ -35,11 +40,10 @@ Corruption = Literal[
 ]  # fmt: skip
 
 
-def corrupted(parts: Parts, corruption: Corruption) -> Examples:
-    """All of the test part at severity 1, then at 2, and so on."""
-    inputs, labels, found = parts.test.take(slice(None)), parts.test.labels_N, []
-    generator = generator_for(0, "corruption", corruption)
-    is_image = parts.decoding is not None
+def corrupted(parts: Parts, corruption: Corruption) -> Examples | Streamed:
+    """All of the test part at severity 1, then at 2, and so on; images that stay in files do so."""
+    test, is_image = parts.test, parts.decoding is not None
+    inputs = test.take(slice(1)) if isinstance(test, Streamed) else test.inputs
     if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
         raise DataError(
             f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
@@ -47,15 +51,61 @@ def corrupted(parts: Parts, corruption: Corruption) -> Examples:
         )
     if parts.decoding is not None:
         white = parts.decoding.pixel_max
-        work, strengths = IMAGES[corruption]
-        for strength in strengths:
-            pixels = work(inputs.float() / white, strength, generator)
-            found.append((pixels.clamp(0, 1) * white).round().to(torch.uint8))
-        return Examples(torch.cat(found), labels.repeat(SEVERITIES))
+        if isinstance(test, Streamed):
+            known = {each.name: getattr(test, each.name) for each in fields(test)}
+            return CorruptedStream(**known, corruption=corruption, white=white)
+        pixels = inputs.new_empty(SEVERITIES * len(test), *inputs.shape[1:])
+        for number, block in enumerate(torch.split(pixels, len(test))):
+            for start in range(0, len(test), BLOCK):
+                own = slice(start, start + BLOCK)
+                block[own] = _spoilt(inputs[own], corruption, white, number, start)
+        return Examples(pixels, test.labels_N.repeat(SEVERITIES))
+    generator = generator_for(0, "corruption", corruption)
     shares = [severity / SEVERITIES for severity in range(1, SEVERITIES + 1)]
     drawn = [TABLES[corruption](inputs.float(), share, parts, generator) for share in shares]
     changed, chosen = zip(*drawn, strict=True)
-    return Examples(torch.cat(changed), labels[torch.cat(chosen)])
+    return Examples(torch.cat(changed), test.labels_N[torch.cat(chosen)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorruptedStream(Streamed):
+    """Images that stay in their files, corrupted when they are asked for."""
+
+    corruption: Corruption
+    white: int
+
+    @cached_property
+    def labels_N(self) -> Tensor:  # noqa: N802 - a shape
+        """The class of each image at each severity, int64."""
+        return torch.from_numpy(self.source.labels_N[self.rows_N]).repeat(SEVERITIES)
+
+    def __len__(self) -> int:
+        return SEVERITIES * len(self.rows_N)
+
+    def take(self, index: Any) -> Tensor:
+        """Some images ``(M, C, H, W)``, decoded and corrupted by this process now."""
+        place_M = torch.arange(len(self))[index].numpy()
+        pixels_MCHW = torch.empty(len(place_M), *self.shape, dtype=torch.uint8)
+        severity_M, image_M = np.divmod(place_M, len(self.rows_N))
+        start_M = image_M - image_M % BLOCK
+        for number, start in {*zip(severity_M.tolist(), start_M.tolist(), strict=True)}:
+            clean = super().take(slice(start, start + BLOCK))
+            own = (severity_M == number) & (start_M == start)
+            spoilt = _spoilt(clean, self.corruption, self.white, number, start)
+            pixels_MCHW[own] = spoilt[image_M[own] - start]
+        return pixels_MCHW
+
+    def stream(self, pieces: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Pieces ``(M, C, H, W)`` of the part, one after another."""
+        return map(self.take, pieces)
+
+
+def _spoilt(clean: Tensor, corruption: Corruption, white: int, number: int, start: int) -> Tensor:
+    """A block of pixels, which has a generator of its own, at a severity."""
+    generator = generator_for(0, "corruption", corruption, number, start)
+    work, strengths = IMAGES[corruption]
+    pixels = work(clean.float() / white, strengths[number], generator)
+    return (pixels.clamp(0, 1) * white).round().to(torch.uint8)
 
 
 def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
@@ -70,62 +120,47 @@ def _motion(x_NCHW: Tensor, pixels: float, generator: Generator) -> Tensor:
 
 def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
     # torchvision is about to drop its encoder.
-    from PIL import Image
-
     pixels_NHWC = (x_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     found_NHWC = np.empty_like(pixels_NHWC)
     for image, out in zip(pixels_NHWC, found_NHWC, strict=True):
         coded = io.BytesIO()
         # Of a grey image Pillow wants no channel.
-        Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
+        PIL.Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image).save(
             coded, "JPEG", quality=int(quality)
         )
-        out[:] = np.array(Image.open(coded)).reshape(out.shape)
+        out[:] = np.array(PIL.Image.open(coded)).reshape(out.shape)
     return torch.from_numpy(found_NHWC).permute(0, 3, 1, 2).float() / 255
 
 
 def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
-    functional, size = _functional(), list(x_NCHW.shape[-2:])
-    few = functional.resize(x_NCHW, [max(1, round(share * each)) for each in size], antialias=True)
-    nearest = functional.InterpolationMode.NEAREST
-    blocks: Tensor = functional.resize(few, size, interpolation=nearest)
+    size = list(x_NCHW.shape[-2:])
+    smaller = [max(1, round(share * each)) for each in size]
+    few = v2.functional.resize(x_NCHW, smaller, antialias=True)
+    blocks: Tensor = v2.functional.resize(few, size, v2.InterpolationMode.NEAREST)
     return blocks
 
 
-def _translate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
-    by = share * x_NCHW.shape[-1]
-    return _moved(x_NCHW, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)])
-
-
 def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor:
-    """Every image in its turn one of several ways: degrees, and pixels to the right and down."""
-    found, functional = x_NCHW.clone(), _functional()
-    bilinear = functional.InterpolationMode.BILINEAR
-    for turn, (degrees, right, down) in enumerate(ways):
-        own = slice(turn, None, len(ways))
-        found[own] = functional.affine(
-            *(x_NCHW[own], degrees, [right, down], 1.0, [0.0, 0.0]), interpolation=bilinear
-        )
+    """Every image in its turn one of several ways: degrees, and widths to the right and down."""
+    found = x_NCHW.clone()
+    for turn, (degrees, *widths) in enumerate(ways):
+        own, shift = slice(turn, None, len(ways)), [each * x_NCHW.shape[-1] for each in widths]
+        how = degrees, shift, 1.0, [0.0, 0.0], v2.InterpolationMode.BILINEAR
+        found[own] = v2.functional.affine(x_NCHW[own], *how)
     return found
 
 
 def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
     """Bend images by so much of their width, the root of the mean square along each axis."""
-    from torchvision.transforms.v2 import ElasticTransform
-
     width = x_NCHW.shape[-1]
     sigma = max(1.0, width / 16)
     # Of uniform numbers in -1..1, blurred, the deviation is 1 / (sqrt(12 pi) sigma).
-    bend = ElasticTransform(alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma)
+    bend = v2.ElasticTransform(
+        alpha=2 * share * width * math.sqrt(12 * math.pi) * sigma, sigma=sigma
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
         return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
-
-
-def _functional() -> Any:
-    from torchvision.transforms.v2 import functional
-
-    return functional
 
 
 def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: Generator) -> tuple[Tensor, Tensor]:
@@ -167,26 +202,26 @@ IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[floa
         lambda x, by, g: x + by * torch.randn(x.shape, generator=g),
         (0.04, 0.06, 0.08, 0.09, 0.10),
     ),
-    "shot_noise": (
-        lambda x, by, g: torch.poisson(x * by, generator=g) / by,
-        (500, 250, 100, 75, 50),
-    ),
+    "shot_noise": (lambda x, by, g: torch.poisson(x * by, g) / by, (500, 250, 100, 75, 50)),
     "impulse_noise": (_impulse, (0.01, 0.02, 0.03, 0.05, 0.07)),
     "gaussian_blur": (
-        lambda x, by, g: _functional().gaussian_blur(x, [5, 5], [by]),
+        lambda x, by, g: v2.functional.gaussian_blur(x, [5, 5], [by]),
         (0.4, 0.6, 0.7, 0.8, 1.0),
     ),
     "motion_blur": (_motion, (1, 2, 3, 4, 5)),
     # torchvision's multiplies, which leaves what is black.
     "brightness": (lambda x, by, g: x + by, (0.05, 0.1, 0.15, 0.2, 0.3)),
     "contrast": (
-        lambda x, by, g: _functional().adjust_contrast(x, by),
+        lambda x, by, g: v2.functional.adjust_contrast(x, by),
         (0.75, 0.5, 0.4, 0.3, 0.15),
     ),
     "jpeg": (_jpeg, (80, 65, 58, 50, 40)),
     "pixelate": (_pixelate, (0.95, 0.9, 0.85, 0.75, 0.65)),
     "rotate": (lambda x, by, g: _moved(x, [(by, 0, 0), (-by, 0, 0)]), (5, 10, 15, 20, 30)),
-    "translate": (_translate, (0.05, 0.1, 0.15, 0.2, 0.25)),
+    "translate": (
+        lambda x, by, g: _moved(x, [(0, by, 0), (0, -by, 0), (0, 0, by), (0, 0, -by)]),
+        (0.05, 0.1, 0.15, 0.2, 0.25),
+    ),
     "elastic": (_elastic, (0.01, 0.02, 0.03, 0.04, 0.06)),
 }
 """What is done to pixels in 0..1, and how much at each severity."""

@@ -28,7 +28,7 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.data import arrays, folders, parquet, tables
+from bend_ray.data import arrays, images, tables
 from bend_ray.data.columns import Kind
 from bend_ray.data.decoding import Look, decode, survey
 from bend_ray.data.examples import Decoding, Examples, Parts, itself
@@ -105,7 +105,6 @@ class Digits(LabelledExamples):
         return self
 
     def _load(self, room: Room | None) -> Parts:
-        """The parts of one seeded shuffle."""
         # The parts as published figures have them: the training images come first.
         order = np.random.default_rng(self.split_seed).permutation(NUM_DIGITS)
         train, validation, test = np.split(order, np.cumsum([self.num_train, self.num_validation]))
@@ -180,18 +179,15 @@ class ImageFiles(DrawnParts):
     """
 
     def _load(self, room: Room | None) -> Parts:
-        """Training and validation part, decoded; the test part when it is asked for.
+        """Of the test part labels, classes and headers are read at once, and no pixels.
 
-        Of the test part labels, classes and headers are read at once, and no pixels: what is
-        wrong with them is told before the training.
-
-        DataError where files are missing or broken, or images do not fit together.
+        So what is wrong with them is told before the training.
         """
         # So that the test part is later what it is now.
         known = self.identified()
         train: Source = known._open("train")
         like = Labelled(train.labels_N[:0], train.class_names, train.named)
-        sources = {str(part): known._opened(part, like) for part in known._known_parts()}
+        sources = {part: known._opened(part, like) for part in known._known_parts()}
         check_classes(sources)
         given, count = sources.get("validation"), len(train.labels_N)
         drawn = 0 if given else self.num_validation
@@ -207,7 +203,7 @@ class ImageFiles(DrawnParts):
         # One pass through the files.
         pixels, digests = decode(train, np.concatenate([rows, held_rows]), self._look())
         cut = len(rows)
-        parts = {"train": digests[:cut], "validation": digests[cut:]}
+        parts: dict[Part, list[bytes]] = {"train": digests[:cut], "validation": digests[cut:]}
         validation = Examples.of_arrays(pixels[cut:], train.labels_N[held_rows])
         if given:
             validation, parts["validation"] = _decoded(given, look)
@@ -218,7 +214,6 @@ class ImageFiles(DrawnParts):
         return Parts(resident, validation, *rest)
 
     def _opened(self, part: Part, like: Labelled) -> Source:
-        """The images of a part, of the classes of another."""
         source: Source = self._open(part).as_in(like, f"the {part} part")
         return source
 
@@ -238,9 +233,8 @@ class ImageFiles(DrawnParts):
         """
         most = room.num_bytes if self.memory is None else self.memory * GIGABYTE
         assert look.shape is not None
-        image_bytes = math.prod(look.shape)
-        least = 2 * windows.images * image_bytes
-        if num_images * image_bytes <= most:
+        size, least = (n * math.prod(look.shape) for n in (num_images, 2 * windows.images))
+        if size <= most:
             return None
         if least > most:
             raise DataError(
@@ -255,7 +249,7 @@ class ImageFiles(DrawnParts):
             )
         logger.info(
             "%-12s %.3g GB decoded, more than %.3g: streamed, in windows of %d images",
-            *("dataset", num_images * image_bytes / GIGABYTE, most / GIGABYTE, windows.images),
+            *("dataset", size / GIGABYTE, most / GIGABYTE, windows.images),
         )
         return room
 
@@ -301,11 +295,9 @@ class Located(DrawnParts):
     """Digests of the files, noted when they are first read; of those given, others are refused."""
 
     def _files(self, part: Part) -> Files:
-        """The files of a part."""
         raise NotImplementedError
 
     def _read(self, files: Files) -> Any:
-        """The examples in files of a part."""
         raise NotImplementedError
 
     def identified(self) -> Self:
@@ -323,7 +315,7 @@ class Located(DrawnParts):
 
 
 class PartFiles(Located):
-    """Files that are named for each part."""
+    """Files that are given for each part."""
 
     train: Uris
     """Training examples: files, a folder of them, a pattern (data/train-*.parquet), or a list of
@@ -354,11 +346,11 @@ class ImageParquet(ImageFiles, PartFiles):
     """Column of the classes: numbers, or names."""
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called in files that do not say it."""
-    _endings = parquet.ENDINGS
+    _endings = images.PARQUET
 
     def _read(self, files: Files) -> Source:
         columns = self.image_column, self.label_column
-        return parquet.open_parquet(files, *columns, self.class_names)
+        return images.open_parquet(files, *columns, self.class_names)
 
 
 class ImageFolder(ImageFiles, Located):
@@ -369,13 +361,13 @@ class ImageFolder(ImageFiles, Located):
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
 
     def _files(self, part: Part) -> Files:
-        return folders.find_folder(folders.part_folders(self.root)[part])
+        return images.find_folder(images.part_folders(self.root)[part])
 
     def _read(self, files: Files) -> Source:
-        return folders.open_folder(files)
+        return images.open_folder(files)
 
     def _known_parts(self) -> tuple[Part, ...]:
-        return tuple(folders.part_folders(self.root))
+        return tuple(images.part_folders(self.root))
 
 
 class Torchvision(ImageFiles):
@@ -394,17 +386,17 @@ class Torchvision(ImageFiles):
 
     def _open(self, part: Part) -> Source:
         root = Path(self.root).expanduser()
-        return folders.open_torchvision(self.name, part, root, self.download)
+        return images.open_torchvision(self.name, part, root, self.download)
 
     def _look(self, shape: tuple[int, ...] | None = None) -> Look:
         look = super()._look(shape)
         # Of such a set a few images may be grey, which torchvision makes colour as well.
-        mixed = self.mode is None and self.name in folders.SETS_OF_FILES
+        mixed = self.mode is None and self.name in images.SETS_OF_FILES
         return replace(look, mode="rgb") if mixed else look
 
     def _known_parts(self) -> tuple[Part, ...]:
         # The test part is whole where the others are, and is left closed.
-        return tuple(part for part in folders.TORCHVISION[self.name] if part != "test")
+        return tuple(part for part in images.TORCHVISION[self.name] if part != "test")
 
 
 class ArrayParts(DrawnParts):
@@ -433,10 +425,6 @@ class ArrayFiles(ArrayParts, PartFiles):
         return arrays.read_arrays(files, self.labels, self.class_names, self.task)
 
     def _load(self, room: Room | None) -> Parts:
-        """Training and validation part; the test part is looked through, and read when asked for.
-
-        DataError where files are missing or broken, or examples do not fit together.
-        """
         known = self.identified()
         return arrays.split_arrays(self, {p: partial(known._open, p) for p in self._known_parts()})
 
@@ -448,7 +436,6 @@ class ImportedDataset(Imported, ArrayParts):
     """
 
     def _load(self, room: Room | None) -> Parts:
-        """What the function gives; DataError where these are no parts, or do not fit together."""
         given = self.make()
         found = parts_of(together(given) or {"train": given}, f"{self.target}: ")
         return arrays.split_arrays(
@@ -486,10 +473,6 @@ class Table(PartFiles):
         return tables.read_table(files)
 
     def _load(self, room: Room | None) -> Parts:
-        """All parts, looked through; the test part is read again when it is asked for.
-
-        DataError where files are missing or broken, or rows do not fit together.
-        """
         known = self.identified()
         return tables.split_table(self, {p: partial(known._open, p) for p in self._known_parts()})
 

@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +25,6 @@ from bend_ray.data.examples import PLAIN, Decoding
 from bend_ray.data.sources import Source
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import PIL
-
-if TYPE_CHECKING:
-    Encoded = bytes | PIL.Image.Image
-    """An image file, or what a library has made of one."""
-    Images = Iterator[tuple[str, Encoded]]
-    """Where each is, in words, and itself."""
 
 Mode = Literal["grey", "rgb"]
 
@@ -75,7 +69,9 @@ class Look:
     shape: tuple[int, ...] | None = None
 
 
-def pixels_of(encoded: Encoded, look: Look, max_pixels: int | None = None) -> NDArray[np.uint8]:
+def pixels_of(
+    encoded: bytes | PIL.Image.Image, look: Look, max_pixels: int | None = None
+) -> NDArray[np.uint8]:
     """The pixels ``(C, H, W)`` of an image, as a person sees it.
 
     In this order: turned as its EXIF orientation says; 16 bits of grey cut to the upper 8;
@@ -129,7 +125,7 @@ def _opaque(image: PIL.Image.Image, background: str) -> PIL.Image.Image:
     return image
 
 
-def open_image(encoded: Encoded, max_pixels: int) -> PIL.Image.Image:
+def open_image(encoded: bytes | PIL.Image.Image, max_pixels: int) -> PIL.Image.Image:
     """An image of which only the header is read; UnreadableError where it is none, or too large."""
     if isinstance(encoded, PIL.Image.Image):
         return encoded
@@ -204,7 +200,7 @@ def survey(source: Source, look: Look) -> list[bytes]:
     return digests
 
 
-def _digest(encoded: Encoded) -> bytes:
+def _digest(encoded: bytes | PIL.Image.Image) -> bytes:
     content = encoded if isinstance(encoded, bytes) else encoded.tobytes()
     return hashlib.blake2b(content, digest_size=16).digest()
 
@@ -221,13 +217,12 @@ def _named(where: str) -> Iterator[None]:
 def _check_alike(expected: tuple[int, ...], first: str, got: tuple[int, ...], where: str) -> None:
     if expected == got:
         return
-    channels = {1: "grey", 3: "colour"}
+    kind, knob = "size", "dataset.image_size to resize them"
+    words = [f"{width} x {height}" for _, height, width in (expected, got)]
     if expected[0] != got[0]:
-        raise DataError(
-            f"dataset: expected images of one mode, got {channels[expected[0]]} ({first}) and "
-            f"{channels[got[0]]} ({where}); set dataset.mode to grey or rgb to convert them"
-        )
+        kind, knob = "mode", "dataset.mode to grey or rgb to convert them"
+        words = [{1: "grey", 3: "colour"}[each[0]] for each in (expected, got)]
     raise DataError(
-        f"dataset: expected images of one size, got {expected[2]} x {expected[1]} ({first}) and "
-        f"{got[2]} x {got[1]} ({where}); set dataset.image_size to resize them"
+        f"dataset: expected images of one {kind}, got {words[0]} ({first}) and {words[1]} "
+        f"({where}); set {knob}"
     )

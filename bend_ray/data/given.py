@@ -19,7 +19,7 @@ from bend_ray.data.arrays import LABELS, SINGLE, WRITTEN, Arrays, array_of, labe
 from bend_ray.data.columns import kind_of_type
 from bend_ray.data.decoding import Look, pixels_of
 from bend_ray.data.files import Part
-from bend_ray.data.parquet import class_names_of
+from bend_ray.data.images import class_names_of
 from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
 from bend_ray.process.code import blamed

@@ -5,20 +5,18 @@ To add a set: one class with a ``kind`` of its own, ``name`` and ``of``, and its
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from bend_ray.data.corruptions import Corruption, corrupted
 from bend_ray.data.datasets import Dataset
 from bend_ray.data.examples import Examples, Parts, each, first
+from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import torch, v2
 from bend_ray.randomness import generator_for
 from bend_ray.spec import Spec
-
-if TYPE_CHECKING:
-    from bend_ray.data.streaming import Streamed
 
 
 class _Named(Spec):
@@ -104,8 +102,6 @@ class Others(_Named):
 
     def of(self, parts: Parts) -> Examples:
         """The examples, at most as many as the test part has."""
-        from torchvision.transforms.v2 import functional
-
         theirs, ours = self.dataset.load(), parts.decoding
         if ours is None or theirs.decoding is None:
             raise DataError("evaluation.ood: expected data sets of images, as other inputs differ")
@@ -113,7 +109,7 @@ class Others(_Named):
         assert isinstance(shape, tuple)
         channels, *size = shape
         scaled = given.float() * (ours.pixel_max / theirs.decoding.pixel_max)
-        pixels = functional.resize(scaled, size, antialias=True)
+        pixels = v2.functional.resize(scaled, size, antialias=True)
         pixels = pixels.mean(dim=1, keepdim=True) if channels == 1 else pixels
         pixels = pixels.expand(-1, channels, -1, -1).round().clamp(0, ours.pixel_max)
         return Examples(pixels.to(torch.uint8), theirs.test.labels_N[: len(pixels)])
@@ -126,7 +122,7 @@ class Corrupted(_Named):
     corruption: Corruption
     _called = "corruption"
 
-    def of(self, parts: Parts) -> Examples:
+    def of(self, parts: Parts) -> Examples | Streamed:
         """The examples, ``SEVERITIES`` times as many as the test part has."""
         return corrupted(parts, self.corruption)
 

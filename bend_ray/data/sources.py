@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bend_ray.data.files import Part
 from bend_ray.errors import DataError
 from bend_ray.storage.masking import printable
-
-if TYPE_CHECKING:
-    from bend_ray.data.decoding import Images
 
 T = TypeVar("T", bound="Labelled")
 logger = logging.getLogger(__name__)
 
+Images = Iterator[tuple[str, Any]]
+"""Where each is, in words, and its file's content, or what a library has made of that."""
 SHOWN = 10
 """Names that a message lists."""
 
@@ -128,7 +128,7 @@ def classes_of(
     return labels, tuple(class_names), True
 
 
-def check_classes(parts: Mapping[str, Labelled]) -> None:
+def check_classes(parts: Mapping[Part, Labelled]) -> None:
     """Tell of each part's files, which numbers became which classes, and which parts lack one.
 
     All parts have the same classes. DataError where all training examples are of one.
@@ -153,7 +153,7 @@ def check_classes(parts: Mapping[str, Labelled]) -> None:
             )
 
 
-def check_overlap(digests: Mapping[str, list[bytes]], refuse: bool) -> None:
+def check_overlap(digests: Mapping[Part, list[bytes]], refuse: bool) -> None:
     """Tell of examples that two parts have in common, or ``refuse`` them with DataError."""
     for (one, its), (other, others) in combinations(digests.items(), 2):
         both = Counter(others) & Counter(dict.fromkeys(its, len(others)))

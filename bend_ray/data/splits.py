@@ -6,21 +6,28 @@ may cut. To add one: a class with ``order``, and its name in the union below. N 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from bend_ray.data.columns import raw_column
+from bend_ray.data.examples import Examples, Parts
+from bend_ray.data.files import Part
+from bend_ray.data.sources import check_classes, check_overlap
 from bend_ray.errors import DataError
+from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
+from bend_ray.tasks import Task
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    from numpy.typing import NDArray
+    from bend_ray.data.arrays import Arrays
+    from bend_ray.data.datasets import DrawnParts
 
-    Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
-
+Order = tuple[NDArray[np.int64], NDArray[np.bool_]]
 MOST_DRAWN = 5000
 """Validation examples that are drawn where nobody says how many."""
 STRATA = 10
@@ -110,3 +117,53 @@ def split_rows(
         )
     order = np.random.default_rng(seed).permutation(num_examples)
     return order[num_validation:][:num_train], order[:num_validation]
+
+
+def assembled(
+    spec: DrawnParts,
+    read: Mapping[Part, Callable[[], Any]],
+    whole: Any,
+    rows: Mapping[Part, Any],
+    arrays: Callable[[Any, Part], Arrays],
+    task: Task,
+    **known: Any,
+) -> Parts:
+    """The parts of a data set, looked through; DataError where they do not fit together.
+
+    Args:
+        spec: of it.
+        read: what gives each part that there are files of.
+        whole: what that of the training part has given.
+        rows: of it, for each part that is drawn.
+        arrays: makes arrays of what is a part.
+        task: what is learnt.
+        known: what else a ``Parts`` says; of a table it is what became of columns. Its rows are no
+            duplicates of others by their few categories alone.
+    """
+    parts: dict[Part, Arrays] = {}
+    for part in get_args(Part):
+        if part in read and part != "train":
+            parts[part] = arrays(read[part](), part)
+        elif part in rows:
+            parts[part] = arrays(whole.take(rows[part]), part)
+    if task.has_classes:
+        check_classes(parts)
+    of_table = "columns" in known
+    digests = {part: its.row_digests(of_table) for part, its in parts.items()}
+    check_overlap(digests, spec.duplicates == "refuse")
+    load_test = None
+    if "test" in parts:
+        own = (read["test"], None) if "test" in read else (read["train"], rows["test"])
+        load_test = partial(_test_of, arrays, *own)
+    train, validation = parts["train"].examples(), parts["validation"].examples()
+    names = parts["train"].class_names
+    return Parts(train, validation, names, load_test, task=task.fitted(train.labels_N), **known)
+
+
+def _test_of(
+    arrays: Callable[[Any, Part], Arrays],
+    read: Callable[[], Any],
+    rows: NDArray[np.int64] | None,
+) -> Examples:
+    whole = read()
+    return arrays(whole if rows is None else whole.take(rows), "test").examples()

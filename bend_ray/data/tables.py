@@ -5,23 +5,22 @@ Shape letters: N examples, F numbers of an example, T targets.
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import LABELS, SINGLE, Arrays, assembled, label_among
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
 from bend_ray.data.examples import Parts
 from bend_ray.data.files import Files, Part, reading
-from bend_ray.data.parquet import ENDINGS as PARQUET
+from bend_ray.data.images import PARQUET
 from bend_ray.data.sources import classes_of, listed
-from bend_ray.data.splits import ByGroup, ByTime, num_drawn
+from bend_ray.data.splits import ByGroup, ByTime, assembled, num_drawn
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import open_file
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
 FEW_VALUES = 20
 """Different whole numbers of a target that are taken for classes."""
-CLASSES = b"bend_ray.classes"
-"""Of a schema's metadata: what labels 0, 1, ... are called, a JSON list."""
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +59,6 @@ class Reader:
         known = Arrays(texts[:0], self.class_names, True, inputs=inputs)
         return arrays.as_in(known, f"{printable(self.targets[0])} of {where}")
 
-    def read(
-        self, read: Callable[[], pa.Table], part: Part, rows: NDArray[np.int64] | None = None
-    ) -> Arrays:
-        """The examples of a part, of whose file they may be some rows."""
-        table = read()
-        return self.arrays(table if rows is None else table.take(rows), part)
-
 
 def read_table(files: Files) -> pa.Table:
     """The rows of a part's files, one after another; DataError where they have other columns."""
@@ -83,9 +73,7 @@ def read_table(files: Files) -> pa.Table:
                 tables.append(pa.parquet.ParquetFile(source).read())
             else:
                 tables.append(pa.feather.read_table(source))
-        names = tables[-1].column_names
-        if len(set(names)) < len(names):
-            twice = sorted({own for own in names if names.count(own) > 1})
+        if twice := [own for own, n in Counter(tables[-1].column_names).items() if n > 1]:
             raise DataError(
                 f"{printable(file.name)}: expected columns of different names, got {listed(twice)} "
                 "twice; rename or drop them"
@@ -101,46 +89,36 @@ def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Par
     table = read["train"]()
     targets = _targets(spec, table)
     task, class_names = _task(spec, table, targets)
-    given = ("validation" in read, "test" in read)
-    train, validation, test = _places(spec, table, targets[0], *given)
-    columns = _fitted(spec, table.take(train), targets)
+    rows = _places(spec, table, targets[0], read)
+    columns = _fitted(spec, table.take(rows["train"]), targets)
     reader = Reader(columns, targets, task, class_names)
-    parts = {"train": reader.arrays(table.take(train), "train")}
-    if "validation" in read:
-        parts["validation"] = reader.read(read["validation"], "validation")
-    else:
-        parts["validation"] = reader.arrays(table.take(validation), "validation")
-    load_test: Callable[[], Arrays] | None = None
-    if "test" in read:
-        load_test = partial(reader.read, read["test"], "test")
-        parts["test"] = load_test()
-    elif len(test):
-        load_test = partial(reader.read, read["train"], "test", test)
-        parts["test"] = reader.arrays(table.take(test), "test")
     kinds: dict[str, list[str]] = {}
     for name, column in columns.items():
         kinds.setdefault(column.kind, []).append(name)
     told = "; ".join(f"{kind}: {listed(names)}" for kind, names in kinds.items())
     logger.info("%-12s %s of %s; columns %s", "dataset", task.kind, listed([*targets]), told)
-    return assembled(spec, parts, load_test, task, standardise=False, columns=columns)
+    known = {"standardise": False, "columns": columns}
+    return assembled(spec, read, table, rows, reader.arrays, task, **known)
 
 
 def _column(table: pa.Table, name: str, kind: Kind, where: str) -> NDArray[Any]:
-    if table.schema.get_field_index(name) < 0:  # by hash: there may be thousands
-        raise DataError(
-            f"{where}: expected a column {printable(name)}, got {listed(table.column_names)}"
-        )
+    _check_columns(table, [name], where)
     return raw_column(table.column(name), kind, f"{where}: {printable(name)}")
+
+
+def _check_columns(table: pa.Table, names: Sequence[str], where: str) -> None:
+    # By hash, as there may be thousands.
+    if missing := [name for name in names if table.schema.get_field_index(name) < 0]:
+        raise DataError(
+            f"{where}: expected a column {printable(missing[0])}, got {listed(table.column_names)}"
+        )
 
 
 def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
     """Names of the columns to be told, each with a value in every row."""
     given = (spec.target,) if isinstance(spec.target, str) else spec.target
     targets = given or (label_among(table.column_names, "dataset", LABELS),)
-    known = set(table.column_names)
-    for name in (*targets, *_splitting(spec), *spec.columns):
-        if name not in known:
-            raise DataError(f"dataset: expected a column {name}, got {listed(table.column_names)}")
+    _check_columns(table, [*targets, *_splitting(spec), *spec.columns], "dataset")
     for name in targets:
         if lacking := table.column(name).null_count:
             raise DataError(
@@ -163,35 +141,34 @@ def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, t
     texts = np.unique(raw_column(values, "category", where)).tolist()
     if all(text.removeprefix("-").isdecimal() for text in texts):
         texts = sorted(texts, key=int)
-    named = json.loads((table.schema.metadata or {}).get(CLASSES, b"null"))
-    return task, tuple(named or texts)
+    return task, tuple(texts)
 
 
 def _places(
-    spec: Table, table: pa.Table, target: str, has_validation: bool, has_test: bool
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Rows of the training, the validation and the test part."""
+    spec: Table, table: pa.Table, target: str, given: Container[Part]
+) -> dict[Part, NDArray[np.int64]]:
+    """Rows of each part that is drawn."""
     count = len(table)
     shuffle, fold = divmod(spec.split_seed, spec.folds) if spec.folds else (spec.split_seed, 0)
     chance_N = np.random.default_rng(shuffle).permutation(count)
     order_N, starts_N = spec.split.order(table, target, chance_N)
-    num_test = 0
-    if not has_test:
+    num_test = num_validation = 0
+    if "test" not in given:
         share = 1 / spec.folds if spec.folds else spec.test_share
         num_test, first = round(share * count), _cut(starts_N, round(fold * share * count))
         order_N, starts_N = np.roll(order_N, -first), np.roll(starts_N, -first)
-    num_validation = 0
-    if not has_validation:
+    if "validation" not in given:
         num_validation = num_drawn(spec.num_validation, count - num_test)
     cuts = [_cut(starts_N, cut) for cut in (num_test, num_test + num_validation)]
     test, validation, train = np.split(order_N, cuts)
     train = train[: spec.num_train]
-    if min(len(train), len(validation) or has_validation) < 1:
+    if not len(train) or not (len(validation) or "validation" in given):
         raise DataError(
             f"dataset: expected rows for each part, got {len(train)} for training and "
             f"{len(validation)} for validation of {count}; give more, or groups of fewer rows"
         )
-    return np.sort(train), np.sort(validation), np.sort(test)
+    drawn: dict[Part, NDArray[np.int64]] = {"train": train, "validation": validation, "test": test}
+    return {part: np.sort(rows) for part, rows in drawn.items() if len(rows)}
 
 
 def _cut(starts_N: NDArray[np.bool_], place: int) -> int:
@@ -203,25 +180,21 @@ def _cut(starts_N: NDArray[np.bool_], place: int) -> int:
 def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, Column]:
     """The columns that say something, of the training rows."""
     found: dict[str, Column] = {}
-    left: dict[str, str] = {}
-    for name in train.column_names:
-        if name in (*targets, *_splitting(spec)) or spec.columns.get(name) == "ignore":
-            continue
+    names = [name for name in train.column_names if name not in (*targets, *_splitting(spec))]
+    for name in names:
         values, where = train.column(name), f"dataset: {printable(name)}"
         kind = spec.columns.get(name) or kind_of(values, where)
-        if kind is None:
-            left[name] = "empty" if values.null_count == len(values) else "text of many values"
+        if kind == "ignore":
             continue
-        assert kind != "ignore"
-        column = Column.fitted(kind, raw_column(values, kind, where))
-        if column is None:
-            left[name] = "never varies"
-        else:
+        column = kind and Column.fitted(kind, raw_column(values, kind, where))
+        if column:
             found[name] = column
-    for name, why in left.items():
+            continue
+        empty = values.null_count == len(values)
+        why = "never varies" if kind else "empty" if empty else "text of many values"
         logger.warning("%-12s column %s is left out: %s", "dataset", printable(name), why)
     if not found:
-        raise DataError(f"dataset: expected a column that varies, got {listed([*left]) or 'none'}")
+        raise DataError(f"dataset: expected a column that varies, got {listed(names) or 'none'}")
     return found
 
 

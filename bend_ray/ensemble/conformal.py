@@ -3,28 +3,32 @@
 All is calibrated on examples that trained, chose and scaled nothing: then an exchangeable example's
 truth is in its set with at least the wanted probability, whatever the networks are worth.
 
-Shape letters: N examples, C classes. In numpy, as who serves has no torch.
+Shape letters: N examples, C classes, T targets, A numbers of an answer: probabilities, or means
+and then variances. In numpy, as who serves has no torch.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self, get_args
+from statistics import NormalDist
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveInt
+from pydantic import Field, FiniteFloat, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.errors import ConfigError
 from bend_ray.spec import Spec
 
-Kind = Literal["thr", "aps", "raps"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+SetKind = Literal["thr", "aps", "raps"]
+IntervalKind = Literal["cqr", "residual"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 PENALTY, FREE_RANKS = 0.01, 1
 """Of RAPS: what each class costs beyond the most probable ones, and how many of these are free."""
 MOST_SCORES = 512
 """That are kept; of more examples every so many ranks, always the next higher."""
+MOST_PAIRS = 2048
+"""Examples of which errors and deviations are kept; of more, evenly spaced ones."""
 RISK = 0.05
 """Probability, over the draw of the examples, that a promised accuracy is not kept."""
 SHARES = 20
@@ -44,22 +48,71 @@ class Threshold(Spec):
     """Of these at least so many are right: the lower bound of Clopper & Pearson, 1934."""
 
 
-class Calibration(Spec):
-    """What examples kept back say of a bag's probabilities."""
+class _Calibration(Spec):
+    """What examples kept back say of a bag's answers."""
+
+    kinds: ClassVar[tuple[str, ...]]
+    """Of what is promised, the usual one first."""
 
     examples: PositiveInt
     """How many they are."""
-    scores: dict[Kind, tuple[FiniteFloat, ...]]
+    thresholds: tuple[Threshold, ...] = ()
+    """Of answers that are right or wrong, from all to few."""
+
+    def kind_of(self, coverage: float, kind: str | None) -> str:
+        """The kind that is asked for; ConfigError where there is none, or no such coverage."""
+        if kind not in (None, *self.kinds) or not 0 < coverage < 1:
+            raise ConfigError(
+                f"expected a coverage between 0 and 1 and one of {', '.join(self.kinds)}, got "
+                f"{coverage:g} and {kind}"
+            )
+        return kind or self.kinds[0]
+
+    def check(self, coverage: float, kind: str | None) -> None:
+        """Refuse, as ConfigError, what cannot be promised."""
+        self.kind_of(coverage, kind)
+
+    def refusals(self, probs_NC: Floats, accuracy: float) -> list[str]:
+        """Why each answer is too unsure for a wanted accuracy; empty where it is not."""
+        promised = self.threshold(accuracy)
+        return [
+            ""
+            if sure >= promised.least
+            else f"not sure: its probability is {sure:.4f}; of answers from {promised.least:.4f} "
+            f"on, {100 * promised.answered:.0f} % of all, at least {100 * accuracy:g} % are right"
+            for sure in probs_NC.max(axis=1).tolist()
+        ]
+
+    def threshold(self, accuracy: float) -> Threshold:
+        """Where most are answered and so many right; ConfigError where none promises it."""
+        fitting = [each for each in self.thresholds if each.accuracy >= accuracy]
+        if not fitting:
+            best = max((each.accuracy for each in self.thresholds), default=0.0)
+            raise ConfigError(
+                f"refuse_below: expected an accuracy of at most {best:.4f}, which is what "
+                f"{self.examples} examples kept back can promise, got {accuracy:g}"
+            )
+        return fitting[0]
+
+
+class SetCalibration(_Calibration):
+    """What they say of probabilities."""
+
+    kinds: ClassVar[tuple[str, ...]] = get_args(SetKind)
+    promised: ClassVar[str] = "set"
+    """What a program's output of it is called."""
+
+    kind: Literal["sets"] = "sets"
+    scores: dict[SetKind, tuple[FiniteFloat, ...]]
     """Of their true classes, rising; see ``nonconformity``."""
-    thresholds: tuple[Threshold, ...]
-    """From all answers to few."""
 
     @classmethod
     def of(cls, probs_NC: Floats, labels_N: NDArray[np.int64]) -> Self:
         """By probabilities of examples and their classes."""
         count = len(labels_N)
         true = {
-            kind: np.sort(nonconformity(probs_NC, kind)[range(count), labels_N]) for kind in KINDS
+            kind: np.sort(nonconformity(probs_NC, kind)[range(count), labels_N])
+            for kind in get_args(SetKind)
         }
         kept = min(count, MOST_SCORES)
         ranks = [-(-rank * count // kept) for rank in range(1, kept + 1)]
@@ -71,38 +124,94 @@ class Calibration(Spec):
             thresholds=tuple(_thresholds(probs_NC, labels_N)),
         )
 
-    def quantile(self, kind: Kind, coverage: float) -> float:
+    def quantile(self, kind: SetKind, coverage: float) -> float:
         """Below which a class is in the set; infinite where the examples are too few."""
-        if kind not in KINDS or not 0 < coverage < 1:
-            raise ConfigError(
-                f"expected a coverage between 0 and 1 and one of {', '.join(KINDS)}, got "
-                f"{coverage:g} and {kind}"
-            )
         scores, rank = self.scores[kind], rank_of(self.examples, coverage)
         place = -(-rank * len(scores) // self.examples)
         return math.inf if rank > self.examples else scores[place - 1]
 
-    def sets(self, probs_NC: Floats, coverage: float, kind: Kind = "thr") -> NDArray[np.bool_]:
+    def sets(self, probs_NC: Floats, coverage: float, kind: str | None = None) -> NDArray[np.bool_]:
         """Which classes are in each example's set, ``(N, C)``; the most probable one always is."""
-        inside_NC: NDArray[np.bool_] = nonconformity(probs_NC, kind) <= self.quantile(
-            kind, coverage
-        )
+        own: SetKind = self.kind_of(coverage, kind)  # type: ignore[assignment]
+        inside_NC: NDArray[np.bool_] = nonconformity(probs_NC, own) <= self.quantile(own, coverage)
         inside_NC[range(len(probs_NC)), probs_NC.argmax(axis=1)] = True
         return inside_NC
 
-    def threshold(self, accuracy: float) -> Threshold:
-        """Where most are answered and so many right; ConfigError where none promises it."""
-        fitting = [each for each in self.thresholds if each.accuracy >= accuracy]
-        if not fitting:
-            best = max(each.accuracy for each in self.thresholds)
+    def scored(self, sets_NC: NDArray[Any], labels_N: NDArray[Any]) -> dict[str, float]:
+        """Share that holds the truth, of all and of the class with the least, and mean size."""
+        held_N = sets_NC[range(len(labels_N)), labels_N]
+        return {
+            "coverage": held_N.mean().item(),
+            "least": min(held_N[labels_N == label].mean().item() for label in np.unique(labels_N)),
+            "size": sets_NC.sum(axis=1).mean().item(),
+        }
+
+
+class IntervalCalibration(_Calibration):
+    """What they say of means and variances, of each target by itself.
+
+    ``cqr`` widens the central interval of a normal, or narrows it; ``residual`` is as wide
+    everywhere. Source: Romano et al., "Conformalized quantile regression", 2019.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = get_args(IntervalKind)
+    promised: ClassVar[str] = "interval"
+
+    kind: Literal["intervals"] = "intervals"
+    errors: tuple[tuple[NonNegativeFloat, ...], ...]
+    """Absolute ones of the means, a tuple a target, in its units."""
+    deviations: tuple[tuple[PositiveFloat, ...], ...]
+    """The predicted ones, likewise."""
+
+    @classmethod
+    def of(cls, answers_NA: Floats, targets_NT: Floats) -> Self:
+        """By answers about examples and their targets."""
+        step = -(-len(targets_NT) // MOST_PAIRS)
+        mean_NT, variance_NT = np.split(answers_NA[::step], 2, axis=1)
+        errors_NT = np.abs(targets_NT[::step] - mean_NT)
+        return cls(
+            examples=len(errors_NT),
+            errors=tuple(map(tuple, errors_NT.T.tolist())),
+            deviations=tuple(map(tuple, np.sqrt(variance_NT).T.tolist())),
+        )
+
+    def check(self, coverage: float, kind: str | None) -> None:
+        """Refuse, as ConfigError, what cannot be promised."""
+        super().check(coverage, kind)
+        if rank_of(self.examples, coverage) > self.examples:
             raise ConfigError(
-                f"refuse_below: expected an accuracy of at most {best:.4f}, which is what "
-                f"{self.examples} examples kept back can promise, got {accuracy:g}"
+                f"coverage: expected at most {self.examples / (self.examples + 1):.4f}, which is "
+                f"what {self.examples} examples kept back can promise, got {coverage:g}"
             )
-        return fitting[0]
+
+    def sets(self, answers_NA: Floats, coverage: float, kind: str | None = None) -> Floats:
+        """Lower and upper ends, infinite where the examples are too few.
+
+        Returns:
+            ``(N, 2)`` of one target, and ``(N, T, 2)`` of several.
+        """
+        is_cqr = self.kind_of(coverage, kind) == "cqr"
+        half = NormalDist().inv_cdf(0.5 + coverage / 2) if is_cqr else 0.0
+        outside_Tn = np.sort(np.array(self.errors) - half * np.array(self.deviations), axis=1)
+        rank = rank_of(self.examples, coverage)
+        reach_T = outside_Tn[:, rank - 1] if rank <= self.examples else np.inf
+        mean_NT, variance_NT = np.split(answers_NA, 2, axis=1)
+        wide_NT = np.maximum(half * np.sqrt(variance_NT) + reach_T, 0.0)
+        ends_NT2 = np.stack([mean_NT - wide_NT, mean_NT + wide_NT], axis=-1)
+        return ends_NT2[:, 0] if len(self.errors) == 1 else ends_NT2
+
+    def scored(self, ends: NDArray[Any], targets_NT: NDArray[Any]) -> dict[str, float]:
+        """Share that holds the truth, of all and of the target with the least, and mean width."""
+        low_NT, high_NT = np.moveaxis(ends.reshape(len(ends), -1, 2), -1, 0)
+        held_T = ((low_NT <= targets_NT) & (targets_NT <= high_NT)).mean(axis=0)
+        size = (high_NT - low_NT).mean().item()
+        return {"coverage": held_T.mean().item(), "least": held_T.min().item(), "size": size}
 
 
-def nonconformity(probs_NC: Floats, kind: Kind) -> Floats:
+Calibration = Annotated[SetCalibration | IntervalCalibration, Field(discriminator="kind")]
+
+
+def nonconformity(probs_NC: Floats, kind: SetKind) -> Floats:
     """How little each class conforms, ``(N, C)``.
 
     ``thr``: one minus its probability (Sadinle et al., "Least ambiguous set-valued classifiers",
@@ -127,21 +236,6 @@ def rank_of(examples: int, coverage: float) -> int:
     """Of the calibrating examples' scores, rising from 1, the one at which sets end."""
     # A share such as 0.9 is a little more in binary than is meant.
     return math.ceil((examples + 1) * coverage - 1e-9)
-
-
-def intervals(held_2N: Floats, targets_N: Floats, bounds_2N: Floats, coverage: float) -> Floats:
-    """Intervals ``(2, N)`` that hold the truth, from a lower and an upper bound of each example.
-
-    By ``held_2N``, bounds of examples kept back, and their targets. Of equal bounds, the predicted
-    means, it is the residuals' quantile to both sides.
-
-    Source: Romano et al., "Conformalized quantile regression", 2019.
-    """
-    outside_N = np.sort(np.maximum(held_2N[0] - targets_N, targets_N - held_2N[1]))
-    rank = rank_of(len(outside_N), coverage)
-    reach = math.inf if rank > len(outside_N) else outside_N[rank - 1]
-    found_2N: Floats = bounds_2N + np.array([[-reach], [reach]])
-    return found_2N
 
 
 def _thresholds(probs_NC: Floats, labels_N: NDArray[np.int64]) -> list[Threshold]:

@@ -51,12 +51,12 @@ def brier(probs_NC: Tensor, labels_N: Tensor) -> float:
     Source: Brier, "Verification of forecasts expressed in terms of probability", 1950.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    return by_example(_squared_errors, probs_NC, labels_N).mean().item()
 
+    def squared(probs_NC: Tensor, labels_N: Tensor) -> Tensor:
+        truth_NC = torch.nn.functional.one_hot(labels_N.long(), num_classes=probs_NC.shape[1])
+        return (probs_NC.double() - truth_NC).square().sum(dim=1)
 
-def _squared_errors(probs_NC: Tensor, labels_N: Tensor) -> Tensor:
-    truth_NC = torch.nn.functional.one_hot(labels_N.long(), num_classes=probs_NC.shape[1])
-    return (probs_NC.double() - truth_NC).square().sum(dim=1)
+    return by_example(squared, probs_NC, labels_N).mean().item()
 
 
 def ece(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> float:

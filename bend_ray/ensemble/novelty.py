@@ -12,7 +12,7 @@ which may be in a store, so P, M and K may be large.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -145,7 +145,7 @@ def _places(training: Population, models: Population | None, own: slice) -> tupl
     norm_K = torch.zeros(num_training, dtype=torch.float64)
     ids_T, trunk_K, counts_T = torch.unique(trunks_K, return_inverse=True, return_counts=True)
     trunk_of_m = torch.searchsorted(ids_T, trunks_M[own]).clamp(max=len(ids_T) - 1)
-    for columns in _columns(theta_MP, 2 * num_models + num_training):
+    for columns in column_slices(theta_MP.shape[1], 2 * num_models + num_training, 8):
         train_KP = train_theta_KP[:, columns].double()
         model_mP = train_KP[own] if models is None else theta_MP[own, columns].double()
         mean_TP = train_KP.new_zeros(len(ids_T), train_KP.shape[1])
@@ -173,7 +173,7 @@ def _squared_distances(
 ) -> Tensor:
     """Of models index_m[m] to training models nearest_m[m], (m,) float64."""
     squared_m = torch.zeros(len(index_m), dtype=torch.float64)
-    for columns in _columns(theta_MP, 2 * len(index_m)):
+    for columns in column_slices(theta_MP.shape[1], 2 * len(index_m), 8):
         train_mP = train_theta_KP[nearest_m, columns]
         squared_m += (theta_MP[index_m, columns].double() - train_mP).square().sum(dim=1)
     return squared_m
@@ -191,18 +191,13 @@ def _within_trunk_disagreement(models: Models) -> float:
     return _ratio(total, num_pairs)
 
 
-@dataclass(frozen=True)
-class Plane:
-    """Coordinates of every population, and how much of the differences the plane shows."""
-
-    coordinates: list[Tensor]
-    """A tensor (M, 2) for each population, in the units of a parameter."""
-    shares: tuple[float, float]
-    """Share of the training models' variance along each direction."""
-
-
-def principal_plane(train_theta_KP: Matrix, populations: Sequence[Matrix]) -> Plane:
+def principal_plane(
+    train_theta_KP: Matrix, populations: Sequence[Matrix]
+) -> tuple[list[Tensor], list[float]]:
     """Project populations onto the first two principal directions of the training models.
+
+    Gives coordinates (M, 2) of each, in the units of a parameter, and the share of the training
+    models' variance along each direction.
 
     With ``A = X X^T = U diag(lambda) U^T`` over the centred training models, a model x has the
     coordinates ``x X^T U / sqrt(lambda)``. Agrees with ``sklearn.decomposition.PCA`` up to signs,
@@ -222,7 +217,7 @@ def principal_plane(train_theta_KP: Matrix, populations: Sequence[Matrix]) -> Pl
             sign = vector_K[vector_K.abs().argmax()].sign()
             directions_K2[:, axis] = sign * vector_K / eigenvalue.sqrt()
             shares[axis] = (eigenvalue / total).item()
-    return Plane([gram_MK @ directions_K2 for gram_MK in grams[1:]], (shares[0], shares[1]))
+    return [gram_MK @ directions_K2 for gram_MK in grams[1:]], shares
 
 
 def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[Tensor]:
@@ -230,7 +225,7 @@ def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[
     num_spaced = len(range(len(train))[spaced])
     shapes = [(num, num_spaced) for num in (num_spaced, *map(len, populations))]
     grams = [scratch(*shape) for shape in shapes]
-    for columns in _columns(train, len(train) + max(map(len, populations))):
+    for columns in column_slices(train.shape[1], len(train) + max(map(len, populations)), 8):
         whole_KP = train[:, columns].double()
         mean_P = whole_KP[spaced].mean(dim=0)
         train_KP = whole_KP[spaced] - mean_P
@@ -239,11 +234,6 @@ def _grams(train: Matrix, spaced: slice, populations: Sequence[Matrix]) -> list[
             own_MP = whole_KP if theta_MP is train else theta_MP[:, columns].double()
             gram_MK.addmm_(own_MP - mean_P, train_KP.T)
     return grams
-
-
-def _columns(theta_MP: Matrix, num_rows: int) -> Iterator[slice]:
-    """Slices of columns, of which so many rows in float64 are a chunk."""
-    return column_slices(theta_MP.shape[1], num_rows, itemsize=8)
 
 
 def _ratio(numerator: float, denominator: float) -> float:

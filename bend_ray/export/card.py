@@ -29,8 +29,9 @@ from bend_ray.ensemble.votes import Rule, Vote
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.networks.architectures import Architecture
 from bend_ray.spec import Spec
+from bend_ray.tasks import Classification, Task
 
-CARD = "config.json"
+CARD, LOGITS = "config.json", "logits"
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
 """Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
 
@@ -39,27 +40,24 @@ Measured: a later opset is no faster, and opset 18 is the oldest that torch's ex
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
-OUTPUTS = (
-    *("probabilities", "member_probabilities", "label", "member_labels", "entropy"),
-    *("mutual_information", "logits"),
-)
-"""Of the ONNX programs, and what they are made of: names that no column may have."""
 TOLERANCE = 1e-5
-"""Of a probability, where torch and ONNX Runtime add up in different orders."""
+"""Of an answer, in its units, where torch and ONNX Runtime add up in different orders."""
 MOST_NUMBERS = 3 * 2**26
 """Of an example: as an image of three channels of 8192 x 8192 has."""
 
 
 class Scored(Spec):
-    """What the whole bag scored, in fractions of 1 and nats."""
+    """What the bag scored, as ``ensemble.metrics.Scores``, or the task's own; null: not finite."""
 
     part: Literal["test", "validation"] = "test"
     """On which examples; validation, which chose the bag, where there are no test examples."""
     accuracy: float | None
+    """Of numbers R^2."""
     nll: float | None
-    brier: float | None
-    ece: float | None
-    """As ``ensemble.metrics.Scores``; null where a figure was not finite."""
+    brier: float | None = None
+    ece: float | None = None
+    rmse: float | None = None
+    crps: float | None = None
 
 
 class OnnxNeeds(Spec):
@@ -136,8 +134,10 @@ class Card(Spec):
     decoding: Decoding | None = None
     """How a picture file becomes the pixels that the members were trained on; null: inputs are no
     images."""
+    task: Task = Classification()
+    """What the outputs of the members' network mean; of numbers with the targets' units."""
     class_names: Annotated[tuple[str, ...], Field(min_length=1)]
-    """One a class, in the order of the probabilities."""
+    """One a class, in the order of the probabilities, or a target, in the order of the means."""
     vote: Vote
     """How the members' answers become one."""
     members: Annotated[tuple[int, ...], Field(min_length=1)]
@@ -145,19 +145,20 @@ class Card(Spec):
     weights: tuple[PositiveFloat, ...]
     """Each member's share of the vote; they sum to 1."""
     temperature: PositiveFloat = 1.0
-    """Divides the log of the bag's probabilities, which are then normalised again."""
+    """Divides the log of the bag's probabilities, which are then normalised again; of numbers the
+    factor of the variances."""
     onnx: OnnxNeeds | None = OnnxNeeds()
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
-    """Of the whole bag; null for a part of the bag, which was not evaluated."""
+    """Null: nothing has scored it."""
     calibration: Calibration | None = None
-    """By which it gives sets of classes, and refuses; null: no examples were kept back."""
+    """By which it gives sets or intervals, and refuses; null: no examples were kept back."""
     dataset: str = ""
     """Kind of the data set that it was trained on."""
     files: dict[str, str] = Field(default_factory=dict)
     """SHA-256 of each file that programs read, by its name."""
     warmup: tuple[tuple[float, ...], ...] = ()
-    """The members' softmaxes, averaged by weight, about each example of ``noise``."""
+    """The members' own answers, averaged by weight, about each example of ``noise``."""
     seal: str = ""
     """SHA-256 of all of the above."""
 
@@ -167,6 +168,8 @@ class Card(Spec):
             raise ValueError(f"expected {len(self.members)} weights, got {len(self.weights)}")
         if self.numbers > MOST_NUMBERS:
             raise ValueError(f"expected examples of at most {MOST_NUMBERS:,} numbers")
+        if len(self.task.units(self.class_names)) != self.task.answers_of(self.num_outputs):
+            raise ValueError("expected a task of as many targets as names")
         if self.columns and len(self.columns) < len(self.inputs):
             raise ValueError("expected columns alone, or none")
         if self.decoding is not None:
@@ -187,8 +190,8 @@ class Card(Spec):
         """Its calibration; ConfigError where it has none."""
         if self.calibration is None:
             raise ConfigError(
-                "expected a bag that examples kept back have calibrated, got one that none have, "
-                "or a part of one; make it with dataset.num_calibration of a few hundred"
+                "expected a bag that examples kept back have calibrated, got one that none have; "
+                "make it with dataset.num_calibration of a few hundred"
             )
         return self.calibration
 
@@ -216,6 +219,20 @@ class Card(Spec):
         return sum(own.numbers for own in self.inputs.values())
 
     @property
+    def outputs(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of an example of each of the program's outputs."""
+        sizes = {"K": len(self.members), "C": len(self.class_names)}
+        return {
+            name: (dtype, tuple(sizes[dim] for dim in dims))
+            for name, (dtype, dims) in self.task.outputs.items()
+        }
+
+    @property
+    def num_outputs(self) -> int:
+        """Of a member's network."""
+        return self.task.num_outputs(self.class_names)
+
+    @property
     def input_shape(self) -> Shape:
         """What the network is built for: the shape of the one input, or of each by name."""
         shapes = {name: own.shape for name, own in self.network_inputs.items()}
@@ -231,6 +248,12 @@ class Card(Spec):
     def takes(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """Shape and type of each input: bags that take the same may replace each other."""
         return {name: (own.shape, own.dtype) for name, own in self.inputs.items()}
+
+    def differs(self, one: NDArray[Any], other: NDArray[Any]) -> float:
+        """By how much answers ``(..., A)`` do, in their units, or shares of what is more."""
+        units_A = self.task.units(self.class_names)
+        off: float = (np.abs(one - other) / np.maximum(units_A, np.abs(other))).max().item()
+        return off
 
 
 def version_of(fingerprint: str, members: int | None) -> str:

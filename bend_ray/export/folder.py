@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import numpy as np
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bend_ray.artifacts.directory import to_json
+from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
@@ -23,12 +27,13 @@ from bend_ray.data.columns import Column
 from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
-from bend_ray.ensemble.votes import Vote, fit_temperature
+from bend_ray.ensemble.programs import LOG_VARIANCES
+from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.export.card import (
     CARD,
     IMAGES,
-    OUTPUTS,
+    LOGITS,
     TOLERANCE,
     Card,
     Input,
@@ -46,7 +51,7 @@ from bend_ray.export.files import (
     refuse_strangers,
 )
 from bend_ray.export.members import Members, network_of
-from bend_ray.populations.members import member_facts, member_states
+from bend_ray.populations.members import member_states
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.storage.masking import cause, masked, utf8
@@ -89,13 +94,14 @@ def write_bag(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> Card:
     """Write any bag, evaluated or not, into a local folder; returns its card as written."""
-    examples, probs_KNC = noise(card), None
+    examples, each_KNA = noise(card), None
     try:
-        probs_KNC = Members(card, state_K).logits(examples).double().softmax(dim=-1)
+        ballots = card.task.ballots(Members(card, state_K).logits(examples))
+        each_KNA = card.task.answers(ballots).numpy()
     except (IndexError, RuntimeError, ValueError) as error:
         # A network may ask more of its inputs than to be in their range.
         log.LOGGER.info("export       not tried on noise: %s", cause(error))
-    if not with_onnx or not _write_onnx(folder, card, state_K, probs_KNC):
+    if not with_onnx or not _write_onnx(folder, card, state_K, each_KNA):
         card = card.model_copy(update={"onnx": None})
     safetensors.torch.save_file(
         {name: tensor.contiguous() for name, tensor in state_K.items()},
@@ -105,10 +111,9 @@ def write_bag(
     digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
     (folder / GUIDE).write_text(guide(card), encoding="utf-8")
     warmup: tuple[tuple[float, ...], ...] = ()
-    if probs_KNC is not None and probs_KNC.isfinite().all():
-        weights_K = torch.tensor(card.weights, dtype=torch.float64)
-        mean_NC = torch.einsum("k,knc->nc", weights_K, probs_KNC)
-        warmup = tuple(tuple(round(p, 8) for p in row) for row in mean_NC.tolist())
+    if each_KNA is not None and np.isfinite(each_KNA).all():
+        mean_NA = np.einsum("k,kna->na", card.weights, each_KNA)
+        warmup = tuple(tuple(float(f"{x:.9g}") for x in row) for row in mean_NA.tolist())
     card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
     (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
     return card
@@ -127,6 +132,9 @@ def guide(card: Card) -> str:
         size=len(card.members),
         channels=card.image_shape[0] if card.decoding else None,
         scored=scores is not None and None not in (scores.accuracy, scores.nll),
+        names=len(card.class_names),
+        low=LOG_VARIANCES[0],
+        high=LOG_VARIANCES[1],
     )
 
 
@@ -141,48 +149,66 @@ def bag_of(
         raise ConfigError(
             f"--members {members}: expected 1 to {len(voters)}, as many as the bag has"
         )
-    _, val_nll_E = member_facts(graph, voters[:members])
+    generated = read_population(graph.samples, theta=False)
+    val_nll_E = torch.from_numpy(generated.val_nll[voters[:members]]).double()
     shares = _shares(config.evaluation.vote, voters[:members], val_nll_E)
     rows = list(shares)
     dataset = config.dataset.load()
-    if not dataset.task.has_classes:
+    inputs = _inputs(dataset)
+    if taken := set(inputs) & {*dataset.task.outputs, LOGITS}:
         raise ConfigError(
-            "export: expected classes, of which a program tells probabilities, got a "
-            f"{dataset.task.kind}; see the report, or use bend_ray.sklearn.BagRegressor"
+            f"{sorted(taken)[0]}: expected inputs that are called otherwise, as an output of the "
+            "bag is called so"
         )
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         bend_ray=__version__,
         architecture=config.seeds.architecture,
-        inputs=_inputs(dataset),
+        inputs=inputs,
         decoding=dataset.decoding,
+        task=dataset.task,
         class_names=tuple(map(utf8, dataset.class_names)),
         vote=config.evaluation.vote,
-        members=tuple(member_facts(graph, rows)[0]),
+        members=tuple(generated.model_id[rows].tolist()),
         weights=tuple(shares.values()),
         temperature=bag.temperature or 1.0,
-        scores=None
-        if members
-        else Scored(
-            part=evaluation.part,
-            **bag.model_dump(include={"accuracy", "nll", "brier", "ece"}),
-        ),
-        calibration=None if members else evaluation.calibration,
+        scores=Scored(part=evaluation.part, **_figures(bag.model_dump())),
+        calibration=evaluation.calibration,
         dataset=config.dataset.kind,
     )
-    state_K = member_states(config, graph, rows, card.input_shape, len(card.class_names))
-    if members is not None and config.evaluation.temperature_scaling:
+    state_K = member_states(config, graph, rows, card.input_shape, card.num_outputs)
+    return card if members is None else measured(config, card, state_K, dataset), state_K
+
+
+def measured(
+    config: PipelineConfig, card: Card, state_K: Mapping[str, Tensor], dataset: Parts
+) -> Card:
+    """At a temperature of its own, by validation examples, with its own scores and promises."""
+    task, held, told = card.task, dataset.calibration, dict[str, Any](temperature=1.0)
+    if config.evaluation.temperature_scaling:
         validation = dataset.validation
-        temperature = fit_temperature(votes(card, state_K, validation), validation.labels_N)
-        card = card.model_copy(update={"temperature": temperature})
-    return card, state_K
+        told["temperature"] = task.fit_scale(votes(card, state_K, validation), validation.labels_N)
+
+    def answers(examples: Examples | Streamed) -> Tensor:
+        return task.scaled(votes(card, state_K, examples), told["temperature"])
+
+    told["calibration"] = held and task.calibration(answers(held), held.labels_N)
+    scores = task.scores(answers(dataset.test), dataset.test.labels_N)
+    part = "test" if dataset.has_test else "validation"
+    return card.model_copy(update=told | {"scores": Scored(part=part, **_figures(scores))})
+
+
+def _figures(scores: Mapping[str, Any]) -> dict[str, float | None]:
+    """What a card tells of scores; what is not finite is null."""
+    own = {name: scores.get(name) for name in Scored.model_fields if name != "part"}
+    return {n: x if x is not None and math.isfinite(x) else None for n, x in own.items()}
 
 
 def _inputs(dataset: Parts) -> dict[str, Input]:
     """What the network is given, by name; of a table its raw columns."""
     if dataset.columns:
-        return {_told(name): raw_input(column) for name, column in dataset.columns.items()}
+        return {utf8(name): raw_input(column) for name, column in dataset.columns.items()}
     train, statistics = dataset.train, dataset.statistics
     given = train.inputs if isinstance(train, Examples) else train.take(slice(1))
     if isinstance(given, dict) and isinstance(statistics, dict):
@@ -192,13 +218,6 @@ def _inputs(dataset: Parts) -> dict[str, Input]:
     if dataset.decoding is None:
         return {SINGLE: _input(given, statistics)}
     return {IMAGES: _input(given, statistics, dataset.decoding.pixel_max)}
-
-
-def _told(name: str) -> str:
-    """A column's name; ConfigError where an output of the program has it."""
-    if name in OUTPUTS:
-        raise ConfigError(f"{name}: expected a column that is called otherwise, as outputs are")
-    return utf8(name)
 
 
 def raw_input(column: Column) -> Input:
@@ -244,24 +263,25 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
 
 
 def votes(card: Card, state_K: Mapping[str, Tensor], examples: Examples | Streamed) -> Tensor:
-    """What members say together of examples, at no temperature: probs_NC."""
+    """What members say together of examples, at no temperature: answers_NA."""
     members = Members(card, state_K)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
 
     def ask(inputs: Inputs) -> Tensor:
         named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
         if card.columns:  # which became numbers when they were read
-            logits_KNC = members.told(inputs)
+            outputs_KNO = members.told(inputs)
         else:
-            logits_KNC = members.logits({name: each.numpy() for name, each in named.items()})
-        return torch.einsum("k,knc->nc", weights_K, card.vote.ballots(logits_KNC))
+            outputs_KNO = members.logits({name: each.numpy() for name, each in named.items()})
+        ballots_KNA = card.vote.ballots(outputs_KNO, card.task)
+        return card.task.answers(torch.einsum("k,kna->na", weights_K, ballots_KNA))
 
-    size = block_size(len(card.members), len(card.class_names))
+    size = block_size(len(card.members), card.num_outputs)
     return torch.cat([*map(ask, pieces(examples, size))])
 
 
 def _write_onnx(
-    folder: Path, card: Card, state_K: Mapping[str, Tensor], probs_KNC: Tensor | None
+    folder: Path, card: Card, state_K: Mapping[str, Tensor], each_KNA: NDArray[Any] | None
 ) -> bool:
     """Write the programs, or nothing where they do not say what torch says about ``noise``."""
     import onnx
@@ -275,12 +295,12 @@ def _write_onnx(
         large = sum(array.nbytes for array in arrays.values()) > INLINE_BYTES
         onnx.save_model(member, str(folder / MEMBER_ONNX))
         onnx.save_model(
-            bag_program(card, member, arrays, card.rule.sums_exactly, forms(member)[0]),
+            bag_program(card, member, arrays, forms(member)[0]),
             str(folder / ONNX),
             save_as_external_data=large,
             location=f"{ONNX}.data",
         )
-        if off := _off(folder, card, probs_KNC):
+        if off := _off(folder, card, each_KNA):
             raise ValueError(off)
     except Exception as error:  # of torch's exporter, of onnx, of a user's network
         if card.architecture.kind != "imported":
@@ -295,15 +315,16 @@ def _write_onnx(
     return True
 
 
-def _off(folder: Path, card: Card, probs_KNC: Tensor | None) -> str | None:
+def _off(folder: Path, card: Card, each_KNA: NDArray[Any] | None) -> str | None:
     """How a program differs from torch; None where it does not."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(folder / ONNX), options)
-    if probs_KNC is None:
+    if each_KNA is None:
         return None
-    (said_NKC,) = session.run(["member_probabilities"], noise(card))
-    off = np.abs(said_NKC - probs_KNC.transpose(0, 1).numpy()).max()
-    return None if off < TOLERANCE else f"expected probabilities as of torch, got {off:.1g} off"
+    said = session.run(None, noise(card))
+    outputs = dict(zip(card.outputs, said, strict=True))
+    off = card.differs(card.task.member_answers(outputs), each_KNA.swapaxes(0, 1))
+    return None if off < TOLERANCE else f"expected answers as of torch, got {off:.1g} off"

@@ -18,8 +18,8 @@ import torch
 from onnx import TensorProto, helper
 from torch import nn
 
-from bend_ray.export.card import OPSET, Card, noise
-from bend_ray.export.graphs import LOGITS, model_of
+from bend_ray.export.card import LOGITS, OPSET, Card, noise
+from bend_ray.export.graphs import model_of
 from bend_ray.export.members import normalised
 from bend_ray.networks.dense import leaves
 from bend_ray.networks.stacking import call
@@ -137,6 +137,6 @@ def _model(
         helper.make_tensor_value_info(name, TensorProto.FLOAT, list(state[name].shape))
         for name in used
     ]
-    shape = ["batch", len(card.class_names)]
+    shape = ["batch", card.num_outputs]
     outputs = [helper.make_tensor_value_info(LOGITS, TensorProto.FLOAT, shape)]
     return model_of(helper.make_graph(nodes, "member", inputs, outputs, shared))

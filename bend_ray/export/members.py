@@ -1,6 +1,6 @@
 """The members in torch, of which ONNX programs are made, and which answer where there are none.
 
-Shape letters: K members, N examples, C classes. As voters the members are E.
+Shape letters: K members, N examples, O outputs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def network_of(card: Card) -> nn.Module:
     Raises:
         ConfigError: the code cannot be imported.
     """
-    module: nn.Module = card.architecture.build(card.input_shape, len(card.class_names))
+    module: nn.Module = card.architecture.build(card.input_shape, card.num_outputs)
     return module.eval()
 
 
@@ -58,14 +58,10 @@ class Members:
 
     @torch.no_grad()
     def logits(self, inputs: Mapping[str, NDArray[Any]]) -> Tensor:
-        """What each member makes of raw inputs, ``(K, N, C)``."""
+        """What each member makes of raw inputs, ``(K, N, O)``."""
         return self.told(normalised(self.card, inputs))
 
     @torch.no_grad()
     def told(self, inputs: Inputs) -> Tensor:
         """The same of what the network is given."""
         return predict_logits(self._stack, self._theta_KP, inputs)
-
-    def softmaxes(self, inputs: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
-        """The same as probabilities, ``(N, E, C)``."""
-        return self.logits(inputs).softmax(dim=-1).transpose(0, 1).numpy()

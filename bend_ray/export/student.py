@@ -20,13 +20,11 @@ from torch import Generator, Tensor
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts, each
-from bend_ray.ensemble.conformal import Calibration
-from bend_ray.ensemble.metrics import score
-from bend_ray.ensemble.votes import SoftVote, apply_temperature, fit_temperature
-from bend_ray.errors import DataError
-from bend_ray.export.card import Card, Scored
+from bend_ray.ensemble.votes import SoftVote
+from bend_ray.errors import ConfigError, DataError
+from bend_ray.export.card import Card
 from bend_ray.export.files import publish, refuse_strangers
-from bend_ray.export.folder import bag_of, votes, write_bag
+from bend_ray.export.folder import bag_of, measured, votes, write_bag
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Stretch
 from bend_ray.populations.networks import Classifiers
@@ -47,11 +45,17 @@ def distil(config: PipelineConfig, graph: Graph, output: str, epochs: float | No
 
     Raises:
         StoreError: there is no evaluation, or something cannot be read or written.
+        ConfigError: the task has no classes.
         DataError: inputs cannot be mixed.
     """
     refuse_strangers(output)
-    card, state_K = bag_of(config, graph)
     dataset = config.dataset.load()
+    if not dataset.task.has_classes:
+        raise ConfigError(
+            f"distill: expected a bag of classes, got one of a {dataset.task.kind}; export the bag "
+            "itself, or fewer of its members with --members"
+        )
+    card, state_K = bag_of(config, graph)
     theta_P, classifiers = _taught(config, dataset, card, state_K, epochs)
     state_1 = classifiers.whole.unflatten(theta_P[None])
     student = card.model_copy(
@@ -62,7 +66,7 @@ def distil(config: PipelineConfig, graph: Graph, output: str, epochs: float | No
             "weights": (1.0,),
         }
     )
-    student = _scored(student, state_1, dataset)
+    student = measured(config, student, state_1, dataset)
     with tempfile.TemporaryDirectory() as scratch:
         student = write_bag(Path(scratch), student, state_1)
         publish(Path(scratch), output)
@@ -81,7 +85,7 @@ def _taught(
     count = min(MIXTURES * len(dataset.train), MOST)
     inputs = _mixtures(dataset, count, generator)
     asked = Examples(inputs, torch.zeros(count))
-    probs_NC = apply_temperature(votes(card, state_K, asked), card.temperature)
+    probs_NC = card.task.scaled(votes(card, state_K, asked), card.temperature)
     classifiers = Classifiers(config, dataset, "cpu")
     seed = seed_for(config.seed, "student")
     start_P = initial_parameters(classifiers.build, classifiers.whole.flatten, seed)
@@ -115,17 +119,3 @@ def _mixtures(dataset: Parts, count: int, generator: Generator) -> Any:
         return found if one.is_floating_point() else found.round().to(one.dtype)
 
     return each(mixed, *(dataset.train.take(own_N) for own_N in pairs_2N))
-
-
-def _scored(card: Card, state_1: Mapping[str, Tensor], dataset: Parts) -> Card:
-    """At a temperature of its own, by validation examples, with its scores and promises."""
-    validation, held, calibration = dataset.validation, dataset.calibration, None
-    temperature = fit_temperature(votes(card, state_1, validation), validation.labels_N)
-    if held is not None:
-        held_NC = apply_temperature(votes(card, state_1, held), temperature)
-        calibration = Calibration.of(held_NC.numpy(), held.labels_N.numpy())
-    probs_NC = apply_temperature(votes(card, state_1, dataset.test), temperature)
-    part = "test" if dataset.has_test else "validation"
-    scores = Scored(part=part, **score(probs_NC, dataset.test.labels_N))
-    told = {"temperature": temperature, "calibration": calibration, "scores": scores}
-    return card.model_copy(update=told)

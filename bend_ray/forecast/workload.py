@@ -77,17 +77,21 @@ class Work:
 
 def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Work]:
     """What every stage has to do, at the rates of one processor."""
-    counts = _Counts(config, problem, rates)
-    drawn = config.samples.count * problem.parameters
+    counts, protocol = _Counts(config, problem, rates), config.seeds.protocol
+    means = protocol.num_trunks if protocol.num_early else 0
+    population = (problem.members + means) * problem.parameters
+    code = 2 * problem.parameters  # means and scales
+    if config.autoencoder.model.features == "principal":
+        code = problem.features * (2 * problem.training + problem.members)
     phases_and_floats = {
-        "seeds": (counts.seeds(config), counts.stored_seeds()),
-        "autoencoder": (counts.autoencoder(), counts.stored_autoencoder()),
+        "seeds": (counts.seeds(config), population + protocol.num_roots * problem.whole),
+        "autoencoder": (counts.autoencoder(), code + problem.coder_parameters),
         "latents": ((), problem.members * config.latent_size),
         "generator": (counts.generator(), problem.denoiser_parameters),
-        "samples": (counts.samples(), drawn),
+        "samples": (counts.samples(), config.samples.count * problem.parameters),
         "evaluation": (counts.evaluation(), counts.num_ordinary * problem.whole),
     }
-    runs = config.seeds.protocol.runs()
+    runs = protocol.runs()
     cohort = min(len(runs), config.seeds.cohort_size) * len(runs[0])
     held = {
         "seeds": HELD * cohort * problem.parameters,
@@ -103,7 +107,7 @@ def workload(config: PipelineConfig, problem: Problem, rates: Rates) -> list[Wor
 
 @dataclass(frozen=True)
 class _Counts:
-    """Phases of the stages, and floats that they store."""
+    """Phases of the stages."""
 
     config: PipelineConfig
     problem: Problem
@@ -114,19 +118,6 @@ class _Counts:
         """Models trained for the deep ensemble."""
         others = ordinary(self.config)
         return others.seeds.num_models if others else 0
-
-    def stored_seeds(self) -> int:
-        protocol = self.config.seeds.protocol
-        has_early = protocol.run_stretch(self.config.seeds.recipe).early > 0
-        own = self.problem.members + (protocol.num_trunks if has_early else 0)
-        return own * self.problem.parameters + protocol.num_roots * self.problem.whole
-
-    def stored_autoencoder(self) -> int:
-        problem = self.problem
-        if self.config.autoencoder.model.features != "principal":
-            return 2 * problem.parameters + problem.coder_parameters  # means and scales
-        weights = 2 * problem.features * problem.training
-        return weights + problem.members * problem.features + problem.coder_parameters
 
     def seeds(self, config: PipelineConfig) -> Iterator[Phase]:
         """Roots, then cohorts."""
@@ -218,15 +209,10 @@ def bottleneck(works: Sequence[Work], nodes: int) -> str:
 
 def at_rate(works: Sequence[Work], models_per_hour: float, models: int) -> list[Work]:
     """The same, with the population trained at a rate that was measured elsewhere."""
-
-    def scaled(work: Work) -> Work:
-        if work.stage != "seeds":
-            return work
-        factor = models * 3600.0 / models_per_hour / work.seconds
-        phases = (replace(phase, seconds=phase.seconds * factor) for phase in work.phases)
-        return replace(work, phases=tuple(phases))
-
-    return [scaled(work) for work in works]
+    seeds, *others = works
+    factor = models * 3600.0 / models_per_hour / seeds.seconds
+    phases = (replace(phase, seconds=phase.seconds * factor) for phase in seeds.phases)
+    return [replace(seeds, phases=tuple(phases)), *others]
 
 
 def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 
 from bend_ray.data.examples import Examples, Inputs
 from bend_ray.data.streaming import Streamed
-from bend_ray.networks.batches import Feed, Window
-from bend_ray.networks.mixing import mixed
+from bend_ray.networks.batches import Feed, Window, mixed
 from bend_ray.networks.recipe import Recipe, Stretch, check_precision, float32_products
 from bend_ray.networks.stacking import Stack, is_random
 from bend_ray.optim import Cosine

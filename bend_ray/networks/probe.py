@@ -17,8 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from bend_ray.data.examples import Examples, Inputs, Parts, count, each, rows
 from bend_ray.errors import DataError
-from bend_ray.networks.batches import Feed
-from bend_ray.networks.mixing import mixed
+from bend_ray.networks.batches import Feed, mixed
 from bend_ray.networks.recipe import Recipe
 from bend_ray.networks.stacking import call
 from bend_ray.process.code import blamed

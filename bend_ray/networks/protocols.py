@@ -49,7 +49,7 @@ class _Protocol(Spec):
     @property
     def num_early(self) -> int:
         """Checkpoints of each trunk before its members, of which the mean is kept."""
-        return 0
+        return self.run_stretch(Recipe()).early
 
     @property
     def is_known(self) -> bool:
@@ -75,9 +75,15 @@ class _Protocol(Spec):
         """Whole models that runs start from, or are aligned to: the trunks."""
         return self.num_trunks
 
+    def run_stretch(self, recipe: Recipe) -> Stretch:
+        """How runs are trained."""
+        raise NotImplementedError
+
     def root_stretch(self, recipe: Recipe) -> Stretch:
-        """How roots are trained: by the whole recipe."""
-        return Stretch(start=0.0, epochs=recipe.epochs)
+        """How roots are trained: to where runs go on from them, or to the end where none does."""
+        run = self.run_stretch(recipe)
+        epochs = run.start if self.branches else recipe.epochs
+        return Stretch(start=0.0, epochs=epochs, variation=run.variation)
 
     def runs(self) -> list[Run]:
         """What is trained in one go, trunk after trunk."""
@@ -110,10 +116,6 @@ class Forks(_Protocol):
 
     def _sizes(self) -> tuple[int, int]:
         return self.trunks, self.forks
-
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """The common part."""
-        return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """The rest of the recipe."""
@@ -189,15 +191,6 @@ class Tails(_Protocol):
 
     def _sizes(self) -> tuple[int, int]:
         return self.trunks, self.tails
-
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """The recipe up to the first tail."""
-        return Stretch(start=0.0, epochs=self.trunk_fraction * recipe.epochs)
-
-    @property
-    def num_early(self) -> int:
-        """The early tails."""
-        return self.early_tails
 
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """All tails of a trunk, in one go."""
@@ -276,13 +269,8 @@ class Varied(_Protocol):
         """A trunk of its own for each."""
         return self.models, 1
 
-    def root_stretch(self, recipe: Recipe) -> Stretch:
-        """The trial."""
-        epochs = self.trial_fraction * recipe.epochs
-        return Stretch(start=0.0, epochs=epochs, variation=self.variation)
-
     def run_stretch(self, recipe: Recipe) -> Stretch:
-        """The rest."""
+        """What follows the trial."""
         start = self.trial_fraction * recipe.epochs
         return Stretch(start=start, epochs=recipe.epochs - start, variation=self.variation)
 
@@ -316,11 +304,6 @@ class Checkpoints(_Protocol):
     def is_known(self) -> bool:
         """Whether the files have been listed."""
         return self.found is not None
-
-    @property
-    def num_early(self) -> int:
-        """The first of each trunk."""
-        return self.early
 
     def _sizes(self) -> tuple[int, int]:
         """What the pattern tells apart, and checkpoints of it that are members."""

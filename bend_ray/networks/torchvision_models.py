@@ -145,27 +145,18 @@ def load_weights(module: nn.Module, name: str, weights: str) -> None:
         and key in loaded
         and loaded[key].shape != tensor.shape
     }
-    kept = {k: v for k, v in loaded.items() if k not in fresh and not k.startswith(AUXILIARY)}
-    _check_fit(own, kept, fresh, f"{weights} for {name}")
-    module.load_state_dict(kept, strict=False)
-
-
-def _check_fit(
-    own: Mapping[str, Tensor], loaded: Mapping[str, Tensor], fresh: set[str], what: str
-) -> None:
-    """Everything but ``fresh`` must be there, in its shape, and nothing else."""
-    wrong = [
-        key
-        for key in own.keys() - fresh
-        # Older checkpoints do not count batches, which no one asks for.
-        if not key.endswith("num_batches_tracked")
-        and (key not in loaded or loaded[key].shape != own[key].shape)
-    ]
-    wrong += loaded.keys() - own.keys()
-    if wrong:
+    kept = {
+        key: tensor
+        for key, tensor in loaded.items()
+        if not key.startswith(AUXILIARY) and (key not in own or tensor.shape == own[key].shape)
+    }
+    told = module.load_state_dict(kept, strict=False)
+    # Older checkpoints do not count batches, which no one asks for.
+    missing = {k for k in told.missing_keys if not k.endswith("num_batches_tracked")} - fresh
+    if wrong := sorted(missing) + told.unexpected_keys:
         raise DataError(
-            f"weights {what}: expected its {len(own)} tensors, got {len(loaded)}; {len(wrong)} are "
-            f"missing, of another shape or unknown ({', '.join(sorted(wrong)[:3])})"
+            f"weights {weights} for {name}: expected its {len(own)} tensors, got {len(kept)}; "
+            f"{len(wrong)} are missing, of another shape or unknown ({', '.join(wrong[:3])})"
         )
 
 

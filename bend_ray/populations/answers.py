@@ -50,12 +50,8 @@ def write_piece(
             writer.write_table(pa.table([[cell]], schema=schema))
 
 
-def models_in(artifact: Artifact, name: str) -> int:
-    """How many models a piece is of."""
-    return _shape_of(artifact, name)[0]
-
-
-def _shape_of(artifact: Artifact, name: str) -> tuple[int, int]:
+def shape_of(artifact: Artifact, name: str) -> tuple[int, int]:
+    """Models and classes of a piece."""
     with open_table(artifact, name) as file:
         models, classes = file.schema_arrow.metadata[_SHAPE].split()
         return int(models), int(classes)
@@ -73,7 +69,7 @@ class Answers(Predictions):
         names = (file.name for file in held)
         self._pieces = dict(zip(names, map(range, ends, ends[1:]), strict=True))
         self._members = np.arange(ends[-1]) if members is None else np.asarray(members, np.intp)
-        self._num_classes = _shape_of(artifact, held[0].name)[1]
+        self._num_classes = shape_of(artifact, held[0].name)[1]
 
     @property
     def shape(self) -> tuple[int, int, int]:

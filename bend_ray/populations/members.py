@@ -21,7 +21,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape
 from bend_ray.errors import StoreError
 from bend_ray.parameters.layout import ParameterLayout
-from bend_ray.process.matrix import BLOCK_BYTES
+from bend_ray.process.matrix import BLOCK_BYTES, HELD_BYTES, STORED_COLUMNS
 from bend_ray.storage.masking import cause
 
 LAYOUT = "layout.json"
@@ -76,7 +76,7 @@ class StoredVectors:
         every = range(population.manifest().metrics["models"]) if rows is None else rows
         self._rows = np.asarray(every, np.intp)
         self._size = read_format(population).num_parameters
-        self._whole: Tensor | None = None
+        self._held = range(0), torch.empty(0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -89,10 +89,17 @@ class StoredVectors:
     def __getitem__(self, index: tuple[Any, Any]) -> Tensor:
         """Some rows (a slice or their numbers) of a slice of the columns."""
         rows, columns = index
-        if 4 * len(self) * self._size <= BLOCK_BYTES:
-            if self._whole is None:
-                self._whole = self._read(self._rows, slice(None))
-            return self._whole[rows][:, columns]
+        start, stop, _ = columns.indices(self._size)
+        first, last = start - start % STORED_COLUMNS, -(-stop // STORED_COLUMNS) * STORED_COLUMNS
+        if fits := 4 * len(self) * self._size <= BLOCK_BYTES:
+            first, last = 0, self._size
+        held = range(first, min(last, self._size))
+        is_read_again = fits or held != range(start, stop)
+        if is_read_again and 4 * len(self) * len(held) <= HELD_BYTES:
+            if self._held[0] != held:
+                self._held = range(0), torch.empty(0)
+                self._held = held, self._read(self._rows, slice(held.start, held.stop))
+            return self._held[1][rows][:, start - first : stop - first]
         # A tensor of one number is an index to numpy, and no list of one.
         own = rows if isinstance(rows, slice) else np.asarray(rows, np.intp)
         return self._read(self._rows[own], columns)
@@ -131,18 +138,10 @@ def member_states(
             f"expected classifiers of layout {layout.digest}, {graph.samples!r} holds those of "
             f"{population.layout_digest}; run `bend run` again with this version"
         )
-    chosen = population.select(np.asarray(rows, dtype=np.intp))
+    chosen = population.select(rows)
     own = layout.unflatten(torch.from_numpy(chosen.theta_KP))
     if layout.size == whole.size:
         return own
     # The rest is that of the trunk a member descends from.
     roots_RW = load_roots(graph.seeds)
     return whole.unflatten(roots_RW[torch.from_numpy(chosen.trunk).long()]) | own
-
-
-def member_facts(graph: Graph, rows: Sequence[int]) -> tuple[list[int], Tensor]:
-    """Ids, and validation NLL ``(K,)`` in float64, of some members of the generated population."""
-    population = read_population(graph.samples, theta=False)
-    chosen = np.asarray(rows, dtype=np.intp)
-    val_nll_K = torch.from_numpy(population.val_nll[chosen]).double()
-    return population.model_id[chosen].tolist(), val_nll_K

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import PIL.ImageOps
     import pyarrow as pa
     import torch
+    from torchvision.transforms import v2
 else:
 
     class _LazyModule:
@@ -41,5 +42,6 @@ else:
     torch = _LazyModule("torch")
     pa = _LazyModule("pyarrow")
     PIL = _LazyModule("PIL")
+    v2 = _LazyModule("torchvision.transforms.v2")
 
-__all__ = ["PIL", "pa", "torch"]
+__all__ = ["PIL", "pa", "torch", "v2"]

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES = 64 * 2**20
 HELD_BYTES = 128 * 2**20
-"""Of a scratch matrix in memory."""
+"""Of a scratch matrix in memory, or of what was read of a stored one."""
+STORED_COLUMNS = 2**16
+"""Columns of a row that lie together in a store, and are read together."""
 
 
 class Matrix(Protocol):
@@ -39,8 +41,11 @@ def per_block(num_bytes: int) -> int:
 
 
 def column_slices(num_columns: int, num_rows: int, itemsize: int = 4) -> Iterator[slice]:
-    """Slices of columns, of which so many rows are a block."""
-    width = per_block(itemsize * num_rows)
+    """Slices of columns, of which so many rows are a block at most.
+
+    Their widths are powers of two, as ``STORED_COLUMNS`` is: none lies astride of what is stored.
+    """
+    width = 1 << (per_block(itemsize * num_rows).bit_length() - 1)
     for start in range(0, num_columns, width):
         yield slice(start, min(start + width, num_columns))
 

@@ -106,11 +106,6 @@ class Panel:
         self.axes.stairs(share, edges, color=look["color"], linewidth=1.5, label=label)
         self.say(f"{label}: median {self._x(np.median(values))}")
 
-    def mark(self, x: float, label: str, **look: Any) -> None:
-        """A vertical line."""
-        self.axes.axvline(x, label=label, **look)
-        self.say(f"{label} {self._x(x)}")
-
     def note(self, text: str, at: tuple[float, float]) -> None:
         """A small text to the right of a point."""
         style: Look = {"textcoords": "offset points", "fontsize": 7.0}

@@ -54,7 +54,8 @@ def _accuracies(runs: Sequence[Run]) -> ink.Panel:
         if name in runs[0].evidence["bags"]:
             of_bag = statistics.fmean(run.result.scores(name).accuracy or 0.0 for run in runs)
             look = {key: ink.LOOKS[name][key] for key in ("color", "linestyle")}
-            panel.mark(of_bag, named(name), **look)
+            panel.axes.axvline(of_bag, **look, label=named(name))
+            panel.say(f"{named(name)} {100 * of_bag:.2f} %")
     return panel.told(what=score.capitalize())
 
 

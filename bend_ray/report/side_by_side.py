@@ -45,13 +45,12 @@ def read_entries(sources: Sequence[str]) -> list[Entry]:
 
 def _read(source: str) -> list[Entry]:
     filesystem, path = resolve(source)
+    content = None
     for candidate in (f"{path}/{NAME}.json", path.replace(f"{NAME}.html", f"{NAME}.json")):
         # A folder by that name has no content, nor has a path of which a part is a file.
         with suppress(StoreError):
-            if candidate.endswith(".json") and (content := read_bytes(filesystem, candidate)):
-                break
-    else:
-        content = b""
+            if candidate.endswith(".json"):
+                content = content or read_bytes(filesystem, candidate)
     if content:
         return [_parse(masked(source), content)]
     try:

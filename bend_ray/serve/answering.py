@@ -19,15 +19,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from bend_ray.errors import ConfigError
 from bend_ray.export.card import Card
 from bend_ray.export.files import fetch_bag
-from bend_ray.serve.bag import Bag
+from bend_ray.serve.bag import Bag, is_finite
 from bend_ray.serve.cascade import Cascade
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.queries import Question
+from bend_ray.serve.queries import Answers, Inputs, Question, Wants
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Answers
+from bend_ray.serve.voting import Stop
 from bend_ray.storage.masking import cause
 
 logger = logging.getLogger(__name__)
@@ -108,6 +109,11 @@ class Answering:
         )
         with tempfile.TemporaryDirectory() as scratch:
             bag = load(fetch_bag(export, Path(scratch)))
+        if not settings.stop.is_patient and "confidence" not in bag.card.task.known:
+            raise ConfigError(
+                f"stop_when_decided, confidence: expected none, as the bag is of a "
+                f"{bag.card.task.kind}"
+            )
         if settings.student is None:
             return bag
         with tempfile.TemporaryDirectory() as scratch:
@@ -135,9 +141,21 @@ class Answering:
             return function(*arguments)
         return await (self._middle if cost <= MIDDLE else self._large).run(function, *arguments)
 
-    async def ask(self, card: Card, question: Question) -> Answers:
-        """Answer in a batch with others."""
+    async def ask(
+        self, card: Card, inputs: Inputs, wants: Wants, everyone: bool = False
+    ) -> tuple[Card, Answers]:
+        """Answer in a batch with others; the card is that of the bag that answered.
+
+        Args:
+            card: which the inputs are for.
+            inputs: of at most ``max_batch_size`` examples.
+            wants: beside the answers.
+            everyone: whether all members must be asked.
+        """
         bag = self._live()
+        wants.check(bag.card)
+        stop = Stop(everyone=True) if everyone else wants.stop(self.settings.stop)
+        question = Question(inputs, stop)
         if bag.card.takes != card.takes:
             raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
         most = self.settings.max_batch_size
@@ -149,7 +167,7 @@ class Answering:
         self._waiting.append(asked)
         if self._turns is None or self._turns.done():
             self._turns = asyncio.create_task(self._answer())
-        return await asked.answer
+        return bag.card, wants.promised(bag.card, await asked.answer)
 
     async def _answer(self) -> None:
         """Batch after batch, until nobody waits."""
@@ -198,7 +216,7 @@ class Answering:
         for each, answer in zip(batch, answers, strict=True):
             if each.answer.done():
                 continue
-            if answer.is_finite.all():
+            if is_finite(answer).all():
                 each.answer.set_result(answer)
             else:
                 told = "expected inputs that the network takes, it answers with nan"
@@ -224,6 +242,6 @@ def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
     answers = bag.answer(inputs, stops)
     ends = np.cumsum([len(question) for question in questions]).tolist()
     return [
-        answers.rows(end - len(question), end)
+        {name: values[end - len(question) : end] for name, values in answers.items()}
         for question, end in zip(questions, ends, strict=True)
     ]

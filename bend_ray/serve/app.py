@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -20,8 +20,6 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
 
-from bend_ray.ensemble import conformal
-from bend_ray.errors import ConfigError
 from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
 from bend_ray.serve.guard import App
@@ -29,9 +27,7 @@ from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
 from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
 from bend_ray.serve.queries import (
-    Inputs,
-    Question,
-    Stops,
+    Wants,
     check_size,
     given,
     inputs_of_csv,
@@ -39,7 +35,6 @@ from bend_ray.serve.queries import (
     parse_object,
 )
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.voting import Answers, Stop
 from bend_ray.version import __version__
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what strangers send is no news
@@ -50,24 +45,13 @@ _MODEL = "/v2/models/{name}"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class PredictQuery(Stops):
+class PredictQuery(Wants):
     """What ``/predict`` can be told beside the examples."""
 
     member_labels: bool = False
     """Add each asked member's class."""
     seen: bool = False
     """Add the inputs that the members saw."""
-    coverage: conformal.Share | None = None
-    """Add the set of classes that holds the truth so often; all members are asked then."""
-    sets: conformal.Kind = "thr"
-    """Which sets."""
-    refuse_below: conformal.Share | None = None
-    """Rather be not sure than right less often; all members are asked then."""
-
-    @property
-    def promises(self) -> bool:
-        """Whether something is asked for that only the whole bag can promise."""
-        return self.coverage is not None or self.refuse_below is not None
 
 
 def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
@@ -143,7 +127,7 @@ def _page(name: str, kind: str) -> Endpoint:
 
 
 def _about(card: Card) -> dict[str, Any]:
-    told = {"dataset", "class_names", "inputs", "decoding", "scores", "model_version"}
+    told = {"dataset", "task", "class_names", "inputs", "decoding", "scores", "model_version"}
     return card.model_dump(mode="json", include=told) | {"members": len(card.members)}
 
 
@@ -151,7 +135,6 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     """What the bag thinks of one picture, or of the examples in a JSON text."""
     query = given(PredictQuery, dict(request.query_params), 422, strict=False)
     card, content = service.card(), await request.body()
-    _check_promises(query, card)
     content_type = request.headers.get("content-type", "")
     readers = {"application/json": inputs_of_json}
     if card.columns:
@@ -162,25 +145,16 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
         inputs = await service.read(len(content), reader, content, card)
     else:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
-    stop = Stop(everyone=True) if query.promises else query.or_else(service.settings.stop)
-    question = Question(inputs, stop)
-    answers = await service.ask(card, question)
-    said = []
-    for row in range(len(question)):
-        own = {name: values[row] for name, values in inputs.items()}
-        said.append(prediction(card, answers.rows(row, row + 1), own, query))
+    card, answers = await service.ask(card, inputs, query)
+    said = [
+        prediction(card, _row(answers, row), _row(inputs, row), query)
+        for row in range(len(answers["entropy"]))
+    ]
     return {"predictions": said} if reader else said[0]
 
 
-def _check_promises(query: PredictQuery, card: Card) -> None:
-    """Refuse what this bag cannot promise, before it is asked."""
-    try:
-        if query.refuse_below is not None:
-            card.promises.threshold(query.refuse_below)
-        elif query.coverage is not None:
-            _ = card.promises
-    except ConfigError as error:
-        raise Refusal(422, str(error)) from None
+def _row(values: Mapping[str, NDArray[Any]], row: int) -> dict[str, Any]:
+    return {name: each[row] for name, each in values.items()}
 
 
 async def _pixels(
@@ -226,44 +200,27 @@ def _upload(content_type: str, content: bytes) -> bytes:
     return found[0]
 
 
-def prediction(card: Card, answers: Answers, own: Inputs, query: PredictQuery) -> dict[str, Any]:
+def prediction(
+    card: Card, one: Mapping[str, Any], own: Mapping[str, Any], query: PredictQuery
+) -> dict[str, Any]:
     """The answer about one example, as people are told it."""
-    names = card.class_names
-    said = {
-        "label": names[answers.labels_B.item()],
-        "probabilities": dict(zip(names, answers.probs_BC[0].tolist(), strict=True)),
-        "votes": dict(zip(names, answers.votes[0].tolist(), strict=True)),
-        "predictive_entropy": answers.entropy_B.item(),
-        "mutual_information": answers.information_B.item(),
-        "members_used": answers.used.item(),
+    said = card.task.told(one, card.class_names) | {
+        "predictive_entropy": one["entropy"].item(),
+        "mutual_information": one["mutual_information"].item(),
+        "members_used": one["members_used"].item(),
         "members": len(card.members),
         "model_version": card.model_version,
         "notes": notes_on(own, card),
     }
-    if query.coverage is not None:
-        (inside_C,) = card.promises.sets(answers.probs_BC, query.coverage, query.sets)
-        said["set"] = [name for name, inside in zip(names, inside_C, strict=True) if inside]
-    if query.refuse_below is not None:
-        said |= _refused(card, answers.probs_BC.max().item(), query.refuse_below)
     if query.member_labels:
-        said["member_labels"] = [names[c] for c in answers.choices_BE[0].tolist() if c >= 0]
+        said["member_labels"] = [
+            card.class_names[c] for c in one["member_labels"].tolist() if c >= 0
+        ]
     if query.seen:
         shown = {n: np.asarray(v).tolist() for n, v in own.items()}
         # A number that is missing is not one that JSON has.
         said["seen"] = {n: None if v != v else v for n, v in shown.items()}
     return said
-
-
-def _refused(card: Card, sure: float, accuracy: float) -> dict[str, Any]:
-    """No label and the reason, where an answer is too unsure for a wanted accuracy."""
-    promised = card.promises.threshold(accuracy)
-    if sure >= promised.least:
-        return {}
-    told = (
-        f"not sure: its probability is {sure:.4f}; of answers from {promised.least:.4f} on, "
-        f"{100 * promised.answered:.0f} % of all, at least {100 * accuracy:g} % are right"
-    )
-    return {"label": None, "refused": told}
 
 
 def _split(content: bytes, header_length: str | None) -> tuple[bytes, bytes]:

@@ -1,33 +1,40 @@
 """A loaded bag: its members in groups, each group one ONNX Runtime session.
 
 Where a network has no ONNX program its members answer in torch. Shape letters: E members,
-B examples, C classes.
+B examples, N of a user's, C classes, T targets.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
-import onnxruntime
 import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
-from bend_ray.ensemble import conformal
-from bend_ray.errors import BendError, DataError
-from bend_ray.export.card import TOLERANCE, Card, noise, read_card
+from bend_ray.ensemble.programs import Outputs, one_target
+from bend_ray.errors import BendError, ConfigError, DataError
+from bend_ray.export.card import LOGITS, TOLERANCE, Card, noise, read_card
 from bend_ray.export.files import MEMBER_ONNX, MEMBERS, check_files, publish, refuse_strangers
-from bend_ray.export.graphs import Form, State, bag_program, forms
-from bend_ray.serve.executor import Way, ask, fastest, ways
-from bend_ray.serve.queries import Inputs, given_inputs
-from bend_ray.serve.voting import Answers, Softmaxes, Stop, counted, finished
+from bend_ray.export.graphs import (
+    WEIGHTS,
+    Form,
+    State,
+    bag_program,
+    count_program,
+    forms,
+    members_outputs,
+    members_program,
+)
+from bend_ray.serve.executor import Ask, Way, fastest, ways
+from bend_ray.serve.queries import Answers, Inputs, given_inputs
+from bend_ray.serve.voting import Stop, finished
 from bend_ray.storage.masking import cause
 
 SMALL_BYTES = 64 * 2**20
@@ -41,29 +48,29 @@ MOST_AT_ONCE = 2**21
 
 @dataclass(frozen=True)
 class Group:
-    """Members that are asked together, for their softmaxes ``(B, E, C)``."""
+    """Members that are asked together, for what each says."""
 
     members: slice
-    ask: Callable[[Inputs], Softmaxes]
+    ask: Ask
 
 
 class Uncertainty(NamedTuple):
     """How sure a bag is about N examples."""
 
     entropy: NDArray[np.float64]
-    """Of the bag's probabilities ``(N,)``, in nats, after its temperature: all uncertainty."""
+    """Of what the bag predicts ``(N,)``, in nats, after its temperature: all uncertainty."""
     mutual_information: NDArray[np.float64]
-    """Of label and member ``(N,)``, in nats, before it: how much the members disagree."""
-    votes: NDArray[np.int64]
-    """How many members chose each class, ``(N, C)``."""
+    """Of that and member ``(N,)``, in nats, before it: how much the members disagree."""
+    votes: NDArray[np.int64] | None
+    """How many members chose each class, ``(N, C)``; None of numbers."""
 
 
 class Bag:
     """An exported bag that answers, from one thread at a time.
 
-    ``predict``, ``predict_proba`` and ``uncertainty`` take what the network was trained on: an
-    array or tensor with N examples, a frame, or several inputs by name; DataError where it takes no
-    such examples.
+    What predicts takes what the network was trained on: an array or tensor with N examples, a
+    frame, or several inputs by name. It raises a DataError where it takes no such examples, and a
+    ConfigError where the task gives no such answer.
 
     Attributes:
         card: what it is.
@@ -79,10 +86,11 @@ class Bag:
         card: Card,
         way: Way | None,
         groups: Sequence[Group] = (),
-        whole: onnxruntime.InferenceSession | None = None,
+        whole: Ask | None = None,
     ) -> None:
         self.folder, self.card, self.way, self.whole = folder, card, way, whole
         self.groups, self.is_quick = tuple(groups), False
+        self._count = Way("unrolled", 1).ready(count_program(card, of_logits=False))
 
     def __repr__(self) -> str:
         return f"<Bag {self.card.model_version}: {len(self.card.members)} members>"
@@ -117,8 +125,9 @@ class Bag:
                 bag = cls._in_onnx(folder, card, state_K, groups, threads, batch)
             else:
                 bag = cls._in_torch(folder, card, state_K, run_code)
-            for stop in (Stop(), Stop(confidence=2.0)):  # all members at once, and in groups
-                bag._check(stop)
+            bag._check(bag.answer(noise(card), [Stop()] * 2))
+            if bag.groups:
+                bag._check(bag.answer_in_groups(noise(card), [Stop()] * 2))
             bag._measure(batch)
         except BendError:
             raise
@@ -131,23 +140,21 @@ class Bag:
     def _in_onnx(
         cls, folder: Path, card: Card, state_K: State, groups: int, threads: int, batch: int
     ) -> Bag:
-        member, weights_K = _read_member(folder, card, state_K), card.rule.sums_exactly
+        member = _read_member(folder, card, state_K)
 
-        def graph(rows: slice, form: Form) -> onnx.ModelProto:
-            part = {name: tensor[rows] for name, tensor in state_K.items()}
-            return bag_program(card, member, part, weights_K[rows], form)
+        def part(rows: slice, form: Form) -> onnx.ModelProto:
+            own = {name: tensor[rows] for name, tensor in state_K.items()}
+            return members_program(card, member, own, form)
 
         count = len(card.members)
         split = np.array_split(np.arange(count), min(groups, count))
-        parts = [slice(int(part[0]), int(part[-1]) + 1) for part in split]
-        way = fastest(ways(forms(member), threads), lambda form: graph(parts[0], form), card, batch)
+        parts = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in split]
+        way = fastest(ways(forms(member), threads), lambda form: part(parts[0], form), card, batch)
         loaded, whole = [], None
         if len(parts) > 1:
-            for rows in parts:
-                session = way.session(graph(rows, way.form))
-                loaded.append(Group(rows, partial(_softmaxes, session)))
+            loaded = [Group(rows, way.ready(part(rows, way.form))) for rows in parts]
         if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
-            whole = way.session(graph(slice(None), way.form))
+            whole = way.ready(bag_program(card, member, state_K, way.form))
         return cls(folder, card, way, loaded, whole)
 
     @classmethod
@@ -161,17 +168,23 @@ class Bag:
         from bend_ray.export.members import Members
 
         members = Members(card, state_K)
-        return cls(folder, card, None, [Group(slice(None), members.softmaxes)])
+        count = Way("unrolled", 1).ready(count_program(card, of_logits=True))
+        weights = np.array([[card.rule.sums_exactly]])
 
-    def _check(self, stop: Stop) -> None:
+        def whole(inputs: Outputs) -> Outputs:
+            return count({LOGITS: members.logits(inputs).numpy(), WEIGHTS: weights})
+
+        return cls(folder, card, None, (), whole)
+
+    def _check(self, said: Answers) -> None:
         """Refuse to answer otherwise than torch did when the bag was exported."""
         if not self.card.warmup:
             return
-        answers = self.answer(noise(self.card), [stop] * 2)
-        mean_BC = np.einsum("e,bec->bc", self.card.weights, answers.member_probs_BEC)
-        off_BC = np.abs(mean_BC - self.card.warmup)
-        if not answers.is_finite.all() or not off_BC.max() <= TOLERANCE:
-            told = f"off by {off_BC.max():.1g}, or not finite"
+        each_BEA = self.card.task.member_answers(said)
+        mean_BA = np.einsum("e,bea->ba", self.card.weights, each_BEA)
+        off = self.card.differs(mean_BA, np.array(self.card.warmup))
+        if not is_finite(said).all() or not off <= TOLERANCE:
+            told = f"off by {off:.1g}, or not finite"
             raise _broken(self.folder, f"answers about the examples of the card that are {told}")
 
     def _measure(self, batch: int) -> None:
@@ -187,39 +200,62 @@ class Bag:
             inputs: as the card has them, by name.
             stops: when each of the examples needs no more members.
         """
-        patient = not any(stop.decided or stop.confidence is not None for stop in stops)
-        if self.whole is not None and (patient or not self.groups):
-            return ask(self.whole, inputs)
-        rule, (examples, members) = self.card.rule, (len(stops), len(self.card.members))
-        probs_BEC = np.zeros((examples, members, len(self.card.class_names)), np.float32)
-        asked_BE = np.zeros((examples, members), np.bool_)
+        patient = all(stop.is_patient for stop in stops)
+        if self.whole is None or not (patient or not self.groups):
+            return self.answer_in_groups(inputs, stops)
+        return {
+            **self.whole(inputs),
+            "members_used": np.full(len(stops), len(self.card.members)),
+        }
+
+    def unasked(self, examples: int) -> Answers:
+        """What of members is told that were not asked."""
+        told = {name: self.card.outputs[name] for name in members_outputs(self.card)}
+        return {
+            name: np.full((examples, *shape), -1 if dtype == "int64" else 0, dtype)
+            for name, (dtype, shape) in told.items()
+        }
+
+    def answer_in_groups(self, inputs: Inputs, stops: Sequence[Stop]) -> Answers:
+        """The same, group after group."""
+        card, examples = self.card, len(stops)
+        said = self.unasked(examples)
+        asked_BE = np.zeros((examples, len(card.members)), np.bool_)
         rows_B = np.arange(examples)
+        patient = all(stop.is_patient for stop in stops)
         for group in self.groups:
-            asked = {name: values[rows_B] for name, values in inputs.items()}
-            probs_BEC[rows_B, group.members] = group.ask(asked)
+            part = {name: values[rows_B] for name, values in inputs.items()}
+            for name, values in group.ask(part).items():
+                said[name][rows_B, group.members] = values
             asked_BE[rows_B, group.members] = True
             if patient and group is not self.groups[-1]:
                 continue
-            answers = counted(rule, probs_BEC, asked_BE)
-            rows_B = np.flatnonzero(~finished(rule, answers, asked_BE, stops))
+            weights_B1E = np.where(asked_BE, card.rule.sums_exactly, 0.0)[:, None]
+            answers = {**said, **self._count({**said, WEIGHTS: weights_B1E})}
+            if patient:
+                break
+            rows_B = np.flatnonzero(~finished(card.rule, answers, asked_BE, stops))
             if not len(rows_B):
                 break
-        return answers
+        return {**answers, "members_used": asked_BE.sum(axis=1)}
 
-    def predict(self, x: Any) -> NDArray[Any]:
-        """The classes ``(N,)`` of examples: names, or numbers where all names are whole numbers."""
-        names = np.array(self.card.class_names)
-        if all(name.removeprefix("-").isdecimal() for name in self.card.class_names):
-            names = names.astype(np.int64)
-        predicted: NDArray[Any] = names[self.predict_proba(x).argmax(axis=1)]
-        return predicted
+    def predict(self, x: Any, return_std: bool = False) -> Any:
+        """Classes ``(N,)``, or means of targets, ``(N,)`` of one and ``(N, T)`` of several.
+
+        Classes are names, or numbers where all names are whole numbers. With ``return_std`` means
+        and their standard deviations.
+        """
+        wanted = ("std",) if return_std else ()
+        said = self._answers(x, *wanted)
+        found = self.card.task.predicted(said, self.card.class_names)
+        return (found, one_target(said["std"])) if return_std else found
 
     def predict_proba(self, x: Any) -> NDArray[np.float64]:
         """The bag's probabilities ``(N, C)``, in the order of ``card.class_names``."""
-        return np.concatenate([said.probs_BC for said in self._answers(x)])
+        return self._answers(x, "probabilities")["probabilities"]
 
     def predict_set(
-        self, x: Any, coverage: float = 0.9, kind: conformal.Kind = "thr"
+        self, x: Any, coverage: float = 0.9, kind: str | None = None
     ) -> NDArray[np.bool_]:
         """Sets of classes ``(N, C)``, each with the most probable one.
 
@@ -231,16 +267,27 @@ class Bag:
         Raises:
             ConfigError: no examples were kept back (``dataset.num_calibration``).
         """
-        return self.card.promises.sets(self.predict_proba(x), coverage, kind)
+        return self._promised("set", x, coverage, kind)
+
+    def predict_interval(
+        self, x: Any, coverage: float = 0.9, kind: str | None = None
+    ) -> NDArray[np.float64]:
+        """Lower and upper ends, ``(N, 2)`` of one target and ``(N, T, 2)`` of several.
+
+        Args:
+            x: examples.
+            coverage: share of such intervals that hold the truth, as of ``predict_set``.
+            kind: ``cqr`` or ``residual``; see ``ensemble.conformal.IntervalCalibration``.
+
+        Raises:
+            ConfigError: no examples were kept back (``dataset.num_calibration``).
+        """
+        return self._promised("interval", x, coverage, kind)
 
     def uncertainty(self, x: Any) -> Uncertainty:
         """Entropy, mutual information and votes."""
         said = self._answers(x)
-        return Uncertainty(
-            np.concatenate([each.entropy_B for each in said]),
-            np.concatenate([each.information_B for each in said]),
-            np.concatenate([each.votes for each in said]),
-        )
+        return Uncertainty(said["entropy"], said["mutual_information"], said.get("votes"))
 
     def save(self, folder: str | Path) -> str:
         """Copy the bag to a folder or URI, from where ``load_bag`` reads it; returns that.
@@ -253,19 +300,44 @@ class Bag:
         publish(self.folder, str(folder))
         return str(folder)
 
-    def _answers(self, x: Any) -> list[Answers]:
+    def _promised(self, what: str, x: Any, coverage: float, kind: str | None) -> NDArray[Any]:
+        promises = self.card.promises
+        if promises.promised != what:
+            raise ConfigError(
+                f"predict_{what}: expected a bag that gives it, got a {self.card.task.kind}; use "
+                f"predict_{promises.promised}"
+            )
+        promises.check(coverage, kind)
+        answers_NA = self.card.task.bag_answers(self._answers(x))
+        found: NDArray[Any] = promises.sets(answers_NA, coverage, kind)
+        return found
+
+    def _answers(self, x: Any, *wanted: str) -> Answers:
+        if lacking := set(wanted) - set(self.card.task.outputs):
+            raise ConfigError(
+                f"expected of a {self.card.task.kind} one of {', '.join(self.card.task.outputs)}, "
+                f"got {', '.join(lacking)}"
+            )
         inputs = given_inputs(x, self.card)
         count = len(next(iter(inputs.values())))
         size = max(1, min(4096, MOST_AT_ONCE // max(1, self.card.numbers)))
         parts: list[Answers] = []
         for start in range(0, max(1, count), size):
             rows = {name: values[start : start + size] for name, values in inputs.items()}
-            parts.append(self.answer(rows, [Stop()] * len(next(iter(rows.values())))))
-        return parts
+            said = self.answer(rows, [Stop()] * len(next(iter(rows.values()))))
+            parts.append({n: v for n, v in said.items() if not n.startswith("member")})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _softmaxes(session: onnxruntime.InferenceSession, inputs: Inputs) -> Softmaxes:
-    return ask(session, inputs).member_probs_BEC
+def is_finite(said: Answers) -> NDArray[np.bool_]:
+    """Whether the answer about each example is one, ``(B,)``."""
+    of_each = [
+        np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        for values in said.values()
+        if values.dtype.kind == "f"
+    ]
+    finite_B: NDArray[np.bool_] = np.all(of_each, axis=0)
+    return finite_B
 
 
 def _read(folder: Path) -> State:

@@ -14,10 +14,10 @@ import pyarrow.fs
 import ray
 import ray.data
 
-from bend_ray.data import folders, parquet
 from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files
+from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES
 from bend_ray.export.files import fetch_bag
@@ -49,9 +49,9 @@ def predict(
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    files = find_files(examples, None, (*folders.ENDINGS, *parquet.ENDINGS), "examples")
+    files = find_files(examples, None, (*PICTURES, *PARQUET), "examples")
     paths = [file.path for file in files]
-    tables = [each for each in paths if each.lower().endswith(parquet.ENDINGS)]
+    tables = [each for each in paths if each.lower().endswith(PARQUET)]
     if tables and len(tables) < len(paths):
         raise DataError(f"{masked(examples)}: expected image files or Parquet files, got both")
     cluster.connect(address)
@@ -93,12 +93,9 @@ class _Predictor:
             used = table.select(known) if known else table.drop_columns(labels)
             inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
         said = self.bag.answer(inputs, [Stop()] * len(table))
-        answers = {
-            "prediction": [card.class_names[label] for label in said.labels_B.tolist()],
-            "probability": said.probs_BC.max(axis=1),
-            "probabilities": pa.array(said.probs_BC.tolist(), pa.list_(pa.float64())),
-            "predictive_entropy": said.entropy_B,
-            "mutual_information": said.information_B,
+        answers = card.task.columns(said, card.class_names) | {
+            "predictive_entropy": said["entropy"],
+            "mutual_information": said["mutual_information"],
             "model_version": [card.model_version] * len(table),
         }
         for name, values in answers.items():

@@ -11,16 +11,18 @@ from dataclasses import dataclass
 import onnx
 import onnxruntime
 
+from bend_ray.ensemble.programs import Outputs
 from bend_ray.export.card import Card, noise
 from bend_ray.export.graphs import Form
-from bend_ray.serve.queries import Inputs
-from bend_ray.serve.voting import Answers
 
 logger = logging.getLogger(__name__)
 
 BUDGET_SECONDS = 0.3
 """For measuring one way at one batch size, when a bag is loaded."""
 _REPEATS = 15
+
+Ask = Callable[[Outputs], Outputs]
+"""A program that is ready to run: its inputs to its outputs, by name."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class Way:
     threads: int
     parallel: bool = False
 
-    def session(self, model: onnx.ModelProto) -> onnxruntime.InferenceSession:
+    def ready(self, model: onnx.ModelProto) -> Ask:
         """The graph, optimised and ready to run."""
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
@@ -42,9 +44,11 @@ class Way:
         # Waiting threads must not burn the CPU of whoever reads the requests.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-        return onnxruntime.InferenceSession(
+        session = onnxruntime.InferenceSession(
             model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
+        names = [output.name for output in session.get_outputs()]
+        return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
 
 
 def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
@@ -54,12 +58,6 @@ def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
         found += [Way(form, threads) for form in forms]
         found += [Way(form, threads, parallel=True) for form in forms if form == "unrolled"]
     return found
-
-
-def ask(session: onnxruntime.InferenceSession, inputs: Inputs) -> Answers:
-    """What the members of a graph of ``bag_program`` say."""
-    probs, member_probs, labels, entropy, information, choices = session.run(None, inputs)
-    return Answers(labels, probs, entropy, information, choices, member_probs)
 
 
 def fastest(
@@ -73,18 +71,18 @@ def fastest(
         return candidates[0]
     times = {}
     for way in candidates:
-        session = way.session(build(way.form))
-        times[way] = [_median(session, noise(card, count)) for count in (1, batch)]
+        ask = way.ready(build(way.form))
+        times[way] = [_median(ask, noise(card, count)) for count in (1, batch)]
         logger.debug("%s: %s s", way, times[way])
     best = [min(column) for column in zip(*times.values(), strict=True)]
     return min(times, key=lambda way: sum(t / b for t, b in zip(times[way], best, strict=True)))
 
 
-def _median(session: onnxruntime.InferenceSession, inputs: Inputs) -> float:
-    ask(session, inputs)  # the first run allocates
+def _median(ask: Ask, inputs: Outputs) -> float:
+    ask(inputs)  # the first run allocates
     taken: list[float] = []
     while len(taken) < _REPEATS and sum(taken) < BUDGET_SECONDS:
         started = time.perf_counter()
-        ask(session, inputs)
+        ask(inputs)
         taken.append(time.perf_counter() - started)
     return statistics.median(taken)

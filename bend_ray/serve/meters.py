@@ -12,7 +12,7 @@ from typing import Any
 
 import prometheus_client
 
-from bend_ray.serve.voting import Answers
+from bend_ray.serve.queries import Answers
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -112,13 +112,14 @@ class Meters:
     def batch(self, seconds: float, waits: Sequence[float], answers: Sequence[Answers]) -> None:
         """A batch was answered, in so many seconds, after the ``waits`` of its questions."""
         self._observe("batch_seconds", [seconds])
-        self._observe("batch_examples", [sum(len(each.labels_B) for each in answers)])
+        self._observe("batch_examples", [sum(len(each["entropy"]) for each in answers)])
         self._observe("queue_seconds", waits)
         for each in answers:
-            self._observe("members_used", each.used)
-            self._observe("answer_entropy_nats", each.entropy_B)
-            self._observe("answer_information_nats", each.information_B)
-            self._observe("answer_top_probability", each.probs_BC.max(axis=1))
+            self._observe("members_used", each["members_used"])
+            self._observe("answer_entropy_nats", each["entropy"])
+            self._observe("answer_information_nats", each["mutual_information"])
+            if "probabilities" in each:
+                self._observe("answer_top_probability", each["probabilities"].max(axis=1))
 
     def _observe(self, name: str, values: Iterable[float]) -> None:
         for value in values:

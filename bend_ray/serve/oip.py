@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,11 +17,12 @@ from pydantic import Field, NonNegativeInt
 
 from bend_ray.export import card as cards
 from bend_ray.export.card import Card
+from bend_ray.export.graphs import members_outputs
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.queries import (
+    Answers,
     Inputs,
-    Question,
-    Stops,
+    Wants,
     fitted,
     given,
     given_column,
@@ -29,7 +30,6 @@ from bend_ray.serve.queries import (
     together,
 )
 from bend_ray.serve.refusals import Refusal
-from bend_ray.serve.voting import Answers, Stop
 from bend_ray.spec import Spec
 from bend_ray.version import __version__
 
@@ -52,17 +52,8 @@ Datatype = Literal[
     "BYTES",
 ]
 """Of inputs; where the network takes whole numbers, they must be whole in any of these."""
-MEMBERS = "member_probabilities"
-Name = Literal[
-    "label", "probabilities", "votes", "entropy", "mutual_information", "members_used",
-    "member_probabilities"
-]  # fmt: skip
-_ALWAYS: tuple[Name, ...] = get_args(Name)[:-1]
-_BY_CLASS = ("probabilities", "votes")
-_INT, _FLOAT = np.dtype(np.int64), np.dtype(np.float32)
-_NAMES = {_FLOAT: "FP32", _INT: "INT64"}
-_DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64"}
-_DATATYPES |= {"float64": "FP64", "string": "BYTES"}
+_DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64", "float64": "FP64"}
+_DATATYPES |= {"string": "BYTES", "object": "BYTES", "bool": "BOOL"}
 
 
 class _Coded(Spec):
@@ -95,11 +86,11 @@ class OutputParameters(_Coded):
 class Output(Spec):
     """An output that is wanted."""
 
-    name: Name
+    name: str
     parameters: OutputParameters | None = None
 
 
-class Parameters(_Coded, Stops):
+class Parameters(_Coded, Wants):
     """Of a request."""
 
     binary_data_output: bool = False
@@ -163,8 +154,8 @@ class OpenInference:
                 for name, own in card.inputs.items()
             ],
             "outputs": [
-                {"name": name, "datatype": _NAMES[dtype], "shape": [-1, *shape]}
-                for name, (dtype, shape) in _outputs_of(card).items()
+                {"name": name, "datatype": datatype, "shape": [-1, *shape]}
+                for name, (datatype, shape) in _outputs_of(card).items()
             ],
             "properties": {"max_batch_size": str(self.service.settings.max_batch_size)},
         }
@@ -175,7 +166,8 @@ class OpenInference:
         def typed(tensor: dict[str, Any]) -> dict[str, Any]:
             dims = tensor["shape"][1:]
             sizes = {"dims": dims} if dims else {"dims": [1], "reshape": {"shape": []}}
-            return {"name": tensor["name"], "data_type": f"TYPE_{tensor['datatype']}", **sizes}
+            kind = tensor["datatype"].replace("BYTES", "STRING")
+            return {"name": tensor["name"], "data_type": f"TYPE_{kind}", **sizes}
 
         told = self.metadata(card)
         return {
@@ -218,32 +210,26 @@ class OpenInference:
         settings = self.service.settings
         request = given(Request, body, 400)
         parameters = request.parameters or Parameters()
-        wanted = request.outputs or [Output(name=name) for name in _ALWAYS]
-        best = {each.name for each in wanted if each.parameters and each.parameters.classification}
-        if best - set(_BY_CLASS):
-            raise Refusal(400, f"classification: expected of {' or '.join(_BY_CLASS)} alone")
         inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
+        wanted = {each.name: each for each in request.outputs or ()}
+        members, usual = members_outputs(card), _outputs_of(card)
         # Where every member is wanted, every member is asked.
-        everyone = any(each.name == MEMBERS for each in wanted)
-        stop = Stop(everyone=True) if everyone else parameters.or_else(settings.stop)
-        answers = await self.service.ask(card, Question(inputs, stop))
-        arrays, binary = _arrays(answers), parameters.binary_data_output
-        names = card.class_names
-        return request, [_answered(each, arrays[each.name], names, binary) for each in wanted]
+        everyone = not wanted.keys().isdisjoint(members)
+        card, said = await self.service.ask(card, inputs, parameters, everyone)
+        wanted = wanted or {n: Output(name=n) for n in usual if n not in members}
+        wanted |= {n: Output(name=n) for n in said if n not in usual and n not in wanted}
+        if strange := [name for name in wanted if name not in said]:
+            raise Refusal(400, f"outputs: expected of {', '.join(said)}, got {strange[0][:64]}")
+        return request, [_answered(each, said, card, parameters) for each in wanted.values()]
 
 
-def _outputs_of(card: Card) -> dict[str, tuple[np.dtype[Any], list[int]]]:
-    """Type and shape of every output about one example."""
-    classes, members = len(card.class_names), len(card.members)
-    return {
-        "label": (_INT, []),
-        "probabilities": (_FLOAT, [classes]),
-        "votes": (_INT, [classes]),
-        "entropy": (_FLOAT, []),
-        "mutual_information": (_FLOAT, []),
-        "members_used": (_INT, []),
-        MEMBERS: (_FLOAT, [members, classes]),
+def _outputs_of(card: Card) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Datatype and shape of every output about one example, that needs no parameter."""
+    told: dict[str, tuple[str, tuple[int, ...]]] = {
+        name: ("INT64" if dtype == "int64" else card.task.sent, shape)
+        for name, (dtype, shape) in card.outputs.items()
     }
+    return told | {"members_used": ("INT64", ())}
 
 
 def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
@@ -310,28 +296,19 @@ def _texts(content: bytes, where: str) -> list[str]:
     return found
 
 
-def _arrays(answers: Answers) -> dict[str, NDArray[Any]]:
-    return {
-        "label": answers.labels_B.astype(_INT),
-        "probabilities": answers.probs_BC.astype(_FLOAT),
-        "votes": answers.votes.astype(_INT),
-        "entropy": answers.entropy_B.astype(_FLOAT),
-        "mutual_information": answers.information_B.astype(_FLOAT),
-        "members_used": answers.used.astype(_INT),
-        MEMBERS: answers.member_probs_BEC,
-    }
-
-
-def _answered(
-    wanted: Output, array: NDArray[Any], class_names: tuple[str, ...], all_binary: bool
-) -> Answered:
-    how = wanted.parameters or OutputParameters()
-    binary = all_binary if how.binary_data is None else how.binary_data
+def _answered(wanted: Output, said: Answers, card: Card, parameters: Parameters) -> Answered:
+    how, name = wanted.parameters or OutputParameters(), wanted.name
+    binary = parameters.binary_data_output if how.binary_data is None else how.binary_data
+    if how.classification and name not in card.task.ranked:
+        raise Refusal(400, f"classification: expected of {' or '.join(card.task.ranked)} alone")
     if not how.classification:
-        return Answered(wanted.name, _NAMES[array.dtype], np.ascontiguousarray(array), binary)
-    best_BK = np.argsort(-array, axis=1, kind="stable")[:, : how.classification]
+        values = np.ascontiguousarray(said[name])
+        if values.dtype.kind == "f":
+            values = values.astype({"FP32": np.float32, "FP64": np.float64}[card.task.sent])
+        return Answered(name, _DATATYPES[values.dtype.name], values, binary)
+    best_BK = np.argsort(-said[name], axis=1, kind="stable")[:, : how.classification]
     rows = [
-        [f"{row[c]:f}:{c}:{class_names[c]}" for c in best]
-        for row, best in zip(array.tolist(), best_BK.tolist(), strict=True)
+        [f"{row[c]:f}:{c}:{card.class_names[c]}" for c in best]
+        for row, best in zip(said[name].tolist(), best_BK.tolist(), strict=True)
     ]
-    return Answered(wanted.name, "BYTES", np.array(rows, dtype=object), binary)
+    return Answered(name, "BYTES", np.array(rows, dtype=object), binary)

@@ -30,7 +30,8 @@ _CODES = {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED,
     503: grpc.StatusCode.UNAVAILABLE,
 }
-_FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "INT64": "int64_contents"}
+_FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "FP64": "fp64_contents"}
+_FIELDS |= {"INT64": "int64_contents", "BOOL": "bool_contents"}
 
 
 def _messages() -> dict[str, Any]:

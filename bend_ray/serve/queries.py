@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 from numpy.typing import NDArray
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
 
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
 from bend_ray.data.given import inputs_of
-from bend_ray.errors import DataError
+from bend_ray.ensemble import conformal
+from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card, Input
 from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import text_bytes
@@ -29,6 +31,76 @@ Given = TypeVar("Given", bound=Spec)
 
 Inputs = dict[str, NDArray[Any]]
 """Raw, by the names of a bag's card, each with the examples as its first dimension."""
+Answers = dict[str, NDArray[Any]]
+"""What a bag says about B examples: its task's ``outputs``, and ``members_used``.
+
+Of a member that was not asked, numbers are 0 and labels -1. What was promised beside them is
+``set`` ``(B, C)``, ``interval`` ``(B, 2)`` or ``(B, T, 2)``, and ``refused``, texts: where one is
+not empty, the label is -1.
+"""
+
+
+def _number(value: Any) -> Any:
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+# Some clients of gRPC have texts and whole numbers alone as parameters.
+_FromText = BeforeValidator(_number)
+
+
+class Wants(Spec):
+    """What a request can ask for beside the examples."""
+
+    stop_when_decided: bool | None = None
+    """Stop when the members left cannot change the label."""
+    confidence: Annotated[float, Field(gt=0, le=1), _FromText] | None = None
+    """Stop when the label has this probability."""
+    coverage: Annotated[conformal.Share, _FromText] | None = None
+    """Add the set, or interval, that holds the truth so often; all members are asked then."""
+    sets: Literal[conformal.SetKind, conformal.IntervalKind] | None = None
+    """Which sets."""
+    refuse_below: Annotated[conformal.Share, _FromText] | None = None
+    """Rather be not sure than right less often; all members are asked then."""
+
+    def check(self, card: Card) -> None:
+        """Refuse what has no meaning for a bag, or what it cannot promise."""
+        known = card.task.known
+        for name in self.model_fields_set & (_WORDS - set(known)):
+            told = f"{name}: expected of {', '.join(known)}, as the bag is of a {card.task.kind}"
+            raise Refusal(422, told)
+        try:
+            if self.refuse_below is not None:
+                card.promises.threshold(self.refuse_below)
+            if self.coverage is not None:
+                card.promises.check(self.coverage, self.sets)
+        except ConfigError as error:
+            raise Refusal(422, str(error)) from None
+
+    def stop(self, default: Stop) -> Stop:
+        """When to stop, or what the deployment does; never before what is promised."""
+        if self.coverage is not None or self.refuse_below is not None:
+            return Stop(everyone=True)
+        if self.stop_when_decided is None and self.confidence is None:
+            return default
+        return Stop(bool(self.stop_when_decided), self.confidence)
+
+    def promised(self, card: Card, said: Answers) -> Answers:
+        """Answers with the sets or intervals that are asked for, and without unsure labels."""
+        answers_BA, found = card.task.bag_answers(said), dict(said)
+        if self.coverage is not None:
+            promises = card.promises
+            found[promises.promised] = promises.sets(answers_BA, self.coverage, self.sets)
+        if self.refuse_below is not None:
+            why_B = np.array(card.promises.refusals(answers_BA, self.refuse_below), dtype=object)
+            found |= {"refused": why_B, "label": np.where(why_B == "", found["label"], -1)}
+        return found
+
+
+_WORDS = {*ClassesProgram.known, *NumbersProgram.known}
+"""That have a meaning for some bags."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +112,6 @@ class Question:
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
-
-
-class Stops(Spec):
-    """When to stop, as a request says it."""
-
-    stop_when_decided: bool | None = None
-    confidence: Annotated[float, Field(gt=0, le=1)] | None = None
-
-    def or_else(self, default: Stop) -> Stop:
-        """What it says, or what the deployment does."""
-        if self.stop_when_decided is None and self.confidence is None:
-            return default
-        return Stop(bool(self.stop_when_decided), self.confidence)
 
 
 def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool = True) -> Given:
@@ -125,8 +184,9 @@ def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     """The columns of a CSV text whose first line names them; others may be among them."""
     options = pa.csv.ConvertOptions(strings_can_be_null=True)
     try:
-        table = pa.csv.read_csv(pa.py_buffer(content), convert_options=options)
-    except pa.ArrowException as error:
+        text = content.decode().encode()
+        table = pa.csv.read_csv(pa.py_buffer(text), convert_options=options)
+    except (pa.ArrowException, UnicodeDecodeError) as error:
         raise Refusal(422, f"expected CSV, got: {str(error)[:200]}") from None
     return _chosen(table, card, "CSV")
 
@@ -147,8 +207,9 @@ def _columns(x: Any, card: Card) -> Inputs:
 
 
 def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
-    if lacking := [name for name in card.inputs if name not in table.column_names]:
-        raise Refusal(422, f"{where}: expected a column {lacking[0]}, got none")
+    for name in card.inputs:
+        if (count := table.column_names.count(name)) != 1:
+            raise Refusal(422, f"{where}: expected a column {name}, got {count or 'none'}")
     return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
 
 

@@ -65,11 +65,9 @@ def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
         except Refusal as refusal:
             raise DataError(f"{path}: {refusal.message}") from None
         assert pixels is not None
-        said = bag.answer({IMAGES: pixels[None]}, [Stop()])
-        label, members = int(said.labels_B[0]), len(bag.card.members)
+        said = {n: v[0] for n, v in bag.answer({IMAGES: pixels[None]}, [Stop()]).items()}
         notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
         yield (
-            f"{path}: {bag.card.class_names[label]}  {said.probs_BC[0, label]:.1%}, "
-            f"{said.votes[0, label]} of {members} members agree, entropy "
-            f"{said.entropy_B[0]:.3f}, disagreement {said.information_B[0]:.3f} nats{notes}"
+            f"{path}: {bag.card.task.line(said, bag.card.class_names)}, entropy "
+            f"{said['entropy']:.3f}, disagreement {said['mutual_information']:.3f} nats{notes}"
         )

@@ -19,18 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_random_state, validation
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import (
-    _check_feature_names,
-    _check_n_features,
-    _check_sample_weight,
-    check_array,
-    check_consistent_length,
-    check_is_fitted,
-    column_or_1d,
-    validate_data,
-)
 
 from bend_ray.api import architecture_of
 from bend_ray.data.columns import Column, Columns, Kind, encode
@@ -45,15 +35,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
 from bend_ray.sklearn.members import Fold, Workshop
-from bend_ray.sklearn.rows import (
-    Raw,
-    folds_of,
-    holds_numbers,
-    in_order,
-    names_of,
-    raw_of,
-    repeated,
-)
+from bend_ray.sklearn.rows import Raw, folds_of, holds_numbers, in_order, named, raw_of, repeated
 from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
 from bend_ray.version import __version__
@@ -135,19 +117,14 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     def _raw(self, X: Any, *, reset: bool) -> Raw:
         """Raw columns of what a user gives: an array of numbers, or a frame."""
         if not hasattr(X, "__arrow_c_stream__") or holds_numbers(X):
-            least = 2 if reset else 1
-            X = validate_data(
-                *(self, X),
-                reset=reset,
-                dtype=np.float64,
-                ensure_all_finite="allow-nan",
-                ensure_min_samples=least,
-            )
+            checks = {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
+            X = validation.validate_data(self, X, reset=reset, dtype=np.float64, **checks)
+            raw = named(X.T)
             if reset:
-                self._kinds: dict[str, Kind] = dict.fromkeys(names_of(X.shape[1]), "number")
-            return dict(zip(names_of(X.shape[1]), X.T, strict=True))
-        _check_feature_names(self, X, reset=reset)
-        _check_n_features(self, X, reset=reset)
+                self._kinds: dict[str, Kind] = dict.fromkeys(raw, "number")
+            return raw
+        validation._check_feature_names(self, X, reset=reset)
+        validation._check_n_features(self, X, reset=reset)
         raw, self._kinds = raw_of(X, None if reset else self._kinds)
         return raw
 
@@ -155,8 +132,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """Weights of the examples, None where all count alike; ValueError where they do not fit."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
-        check_consistent_length(X, y)
-        return None if sample_weight is None else _check_sample_weight(sample_weight, X)
+        validation.check_consistent_length(X, y)
+        return None if sample_weight is None else validation._check_sample_weight(sample_weight, X)
 
     def _fit(self, raw: Raw, labels: NDArray[Any], weights: Any, task: Task) -> Self:
         """Train on raw columns and labels: codes of classes, or targets ``(N, T)``."""
@@ -218,15 +195,11 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         batch = self.batch_size or min(256, max(32, train // 10))
         epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
         network = Mlp(hidden=(128,)) if self.network is None else self.network
-        protocol: dict[str, Any] = {
-            "models": max(1, round(self.members / folds)),
-            "align": self.draw,
-        }
+        models = max(1, round(self.members / folds))
+        protocol: dict[str, Any] = {"kind": "independent", "models": models, "align": self.draw}
         rate: dict[str, Any] = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
         # A generator learns models that are trained alike.
-        if self.draw or self.candidates == 1:
-            protocol["kind"] = "independent"
-        else:
+        if not self.draw and self.candidates != 1:
             protocol |= {"kind": "varied", "candidates": self.candidates}
             rate["weight_decay"] = 0.3  # around which they differ
         seeds = {
@@ -269,9 +242,9 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             StoreError: it cannot be written.
             ValueError: there was one class alone.
         """
-        check_is_fitted(self, "_theta_KP")
+        validation.check_is_fitted(self, "_theta_KP")
         refuse_strangers(str(output))
-        own, count = names_of(self.n_features_in_), len(self._theta_KP)
+        own, count = [*named(range(self.n_features_in_))], len(self._theta_KP)
         names = dict(zip(own, map(str, getattr(self, "feature_names_in_", own)), strict=True))
         inputs = {names[name]: raw_input(column) for name, column in self.columns_.items()}
         told = f"{inputs}".encode() + self._theta_KP.numpy().tobytes()
@@ -281,7 +254,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             bend_ray=__version__,
             architecture=self._architecture,
             inputs=inputs,
-            class_names=tuple(utf8(str(name)) for name in self.classes_.tolist()),
+            task=self._task,
+            class_names=self._told_names,
             vote=SoftVote(),
             members=tuple(range(count)),
             weights=(1 / count,) * count,
@@ -297,6 +271,12 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     def _class_names(self) -> list[str]:
         return []
 
+    @property
+    def _told_names(self) -> tuple[str, ...]:
+        """Of targets, which have no names here."""
+        count = len(self._task.mean)  # type: ignore[union-attr]
+        return ("y",) if count == 1 else tuple(f"y{target}" for target in range(count))
+
 
 class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
     """A bag of networks that tells classes apart.
@@ -309,7 +289,9 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         """Train on examples ``X`` and their classes ``y``."""
         raw = self._raw(X, reset=True)
         weights = self._weights(X, y, sample_weight)
-        y = column_or_1d(check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True)
+        y = validation.column_or_1d(
+            validation.check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True
+        )
         check_classification_targets(y)
         self.classes_, codes = np.unique(y, return_inverse=True)
         present = np.unique(codes if weights is None else codes[weights > 0])
@@ -321,23 +303,20 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Probabilities ``(N, C)``, in the order of ``classes_``."""
-        check_is_fitted(self)
+        validation.check_is_fitted(self)
         raw = self._raw(X, reset=False)
         if self._only is not None:
-            count = len(next(iter(raw.values())))
             certain_C = np.eye(len(self.classes_))[self._only]
-            return np.tile(certain_C, (count, 1))
-        probs_NC: NDArray[np.float64] = self._answers(raw).numpy()
-        return probs_NC
+            return np.tile(certain_C, (len(next(iter(raw.values()))), 1))
+        return self._answers(raw).numpy()
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each example."""
-        best_N = self.predict_proba(X).argmax(axis=1)
-        predicted: NDArray[Any] = self.classes_[best_N]
+        predicted: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
         return predicted
 
     def predict_set(
-        self, X: Any, coverage: float = 0.9, kind: conformal.Kind = "thr"
+        self, X: Any, coverage: float = 0.9, kind: conformal.SetKind = "thr"
     ) -> NDArray[np.bool_]:
         """Which of ``classes_`` each example's set holds, ``(N, C)``.
 
@@ -352,12 +331,15 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
             raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
-        sets_NC: NDArray[np.bool_] = self.calibration_.sets(probs_NC, coverage, kind)
-        return sets_NC
+        return np.asarray(self.calibration_.sets(probs_NC, coverage, kind), dtype=np.bool_)
 
     @property
     def _class_names(self) -> list[str]:
         return list(map(str, range(len(self.classes_))))
+
+    @property
+    def _told_names(self) -> tuple[str, ...]:
+        return tuple(utf8(str(name)) for name in self.classes_.tolist())
 
 
 class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
@@ -376,15 +358,15 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         """Train on examples ``X`` and their targets ``y``, ``(N,)`` or ``(N, T)``."""
         raw = self._raw(X, reset=True)
         weights = self._weights(X, y, sample_weight)
-        y = check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
+        y = validation.check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if y.ndim == 2 and y.shape[1] == 1:
-            y = column_or_1d(y, warn=True)
+            y = validation.column_or_1d(y, warn=True)
         self._is_flat = y.ndim == 1
         return self._fit(raw, y.reshape(len(y), -1), weights, Regression())
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """Means of the targets; with ``return_std`` also their standard deviations."""
-        check_is_fitted(self)
+        validation.check_is_fitted(self)
         mean, variance = (a.numpy() for a in self._answers(self._raw(X, reset=False)).chunk(2, 1))
         found = mean, np.sqrt(variance)
         if self._is_flat:

@@ -70,14 +70,9 @@ class Workshop:
         task: Task,
         class_names: list[str],
     ) -> dict[str, Any]:
-        """The data set of a fold, of which ``rows`` are each part's.
+        """The data set of a fold, whose ``train`` and ``validation`` have ``rows`` of all examples.
 
-        Args:
-            inputs_NF: of all examples.
-            labels_N: codes of classes, or targets ``(N, T)``.
-            rows: of ``train`` and ``validation``.
-            task: fitted.
-            class_names: one a class, where there are classes.
+        Labels are codes of classes, of which each has a name, or targets ``(N, T)``.
         """
         files, folder = {}, joined(self.store.uri, DATASETS)
         for part, own in rows.items():  # one at a time, as each is a copy
@@ -90,14 +85,14 @@ class Workshop:
     ) -> Fold:
         """A fold's members, one fold at a time; BendError where they cannot be trained.
 
-        Args:
-            sections: of the config.
-            settings: further knobs by path.
-            seconds: in which to be done, about; None: no matter.
+        ``settings`` are further knobs by path; ``seconds`` in which to be done, about, None: any.
         """
         with _ALONE:
             config = identified(with_knobs(validated(sections), settings))
-            runtime = self._runtime = self._runtime or self._connected(config)
+            if self._runtime is None:
+                here = self.address is None
+                self._runtime = Runtime() if here else connect(self.address, config)
+            runtime = self._runtime
             dataset = runtime.share(config.dataset).load()
             classifiers = Classifiers(config, dataset, "cpu")
             if seconds is not None:
@@ -113,11 +108,6 @@ class Workshop:
             )
             ballots_NO = dataset.task.ballots(outputs_KNO).mean(dim=0)
             return Fold(config, theta_KP, ballots_NO, dataset.validation.labels_N)
-
-    def _connected(self, config: PipelineConfig) -> Runtime:
-        if self.address is None:
-            return Runtime()
-        return connect(self.address, config)
 
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:

@@ -5,7 +5,7 @@ Shape letters: N examples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ FINE_WEIGHTS = 4
 Raw = dict[str, NDArray[Any]]
 
 
-def names_of(count: int) -> list[str]:
-    """What columns are called among us, whatever they are called elsewhere."""
-    return [f"x{i}" for i in range(count)]
+def named(columns: Iterable[Any]) -> dict[str, Any]:
+    """Columns by what they are called among us, whatever they are called elsewhere."""
+    return {f"x{i}": column for i, column in enumerate(columns)}
 
 
 def raw_of(frame: Any, kinds: Mapping[str, Kind] | None) -> tuple[Raw, dict[str, Kind]]:
@@ -38,7 +38,7 @@ def raw_of(frame: Any, kinds: Mapping[str, Kind] | None) -> tuple[Raw, dict[str,
     """
     try:
         table = pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
-        columns = dict(zip(names_of(table.num_columns), table.columns, strict=True))
+        columns = named(table.columns)
         shown = dict(zip(columns, map(str, table.column_names), strict=True))
         if kinds is None:
             found = {name: kind_of(values, shown[name]) for name, values in columns.items()}

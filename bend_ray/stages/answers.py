@@ -30,7 +30,7 @@ from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.errors import StoreError
 from bend_ray.generation.rivals import Trained
-from bend_ray.populations.answers import LABELS, models_in, piece_name, write_piece
+from bend_ray.populations.answers import LABELS, piece_name, shape_of, write_piece
 from bend_ray.populations.members import StoredVectors, learnt_vectors
 from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
@@ -122,7 +122,7 @@ def _commit(
     names = [piece_name(index) for index in range(num_pieces)]
     try:
         costs = read_costs(artifact, names)
-        models = side_by_side(partial(models_in, artifact), names)
+        models = [count for count, _ in side_by_side(partial(shape_of, artifact), names)]
         save_weights(artifact, LABELS, {"labels": labels_N})
         artifact.commit(
             files=[*names, LABELS],

@@ -39,6 +39,12 @@ STAGES_OF_THE_BAG = STAGES[:-1]
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """Evaluate ``graph.samples`` and everything it is compared with, and commit the figures."""
     artifact, asked = graph.evaluation, graph.questions.values()
+
+    @cache
+    def with_test() -> Shared:
+        dataset = runtime.share(config.dataset)
+        return _Opened(dataset, runtime.hold(dataset.load().test))
+
     with (
         Stopwatch() as watch,
         runtime.workers(
@@ -52,7 +58,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             artifact,
         )
         ((_, (bags, choosing)),) = workers.run("choose", [None])
-        with_test = cache(partial(_with_test, config, runtime))
         for inputs in graph.scored:
             ask([each.about(inputs) for each in asked], workers, with_test, artifact)
         ((_, (found, shown, comparing)),) = workers.run("compare", [bags])
@@ -66,11 +71,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         metrics=found.model_dump(),
         cost=cost_of_pieces(costs, watch.cost.wall_seconds),
     )
-
-
-def _with_test(config: PipelineConfig, runtime: Runtime) -> Shared:
-    dataset = runtime.share(config.dataset)
-    return _Opened(dataset, runtime.hold(dataset.load().test))
 
 
 @dataclass(frozen=True)

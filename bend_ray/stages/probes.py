@@ -60,20 +60,19 @@ class Floor:
         asked = share > 0 and members > chance + CLEARLY * error
         return cls(chance, members, chance + share * (members - chance) if asked else None)
 
-    def reached(self, accuracy_N: Sequence[float]) -> bool:
-        """Whether a model does."""
+    def require(self, accuracy_N: Sequence[float], none: str, then: str) -> None:
+        """TrainingError where no model comes up to it: what none does, between these words."""
         least = -math.inf if self.least is None else self.least
-        return any(accuracy >= least for accuracy in accuracy_N)
-
-    def missed(self, accuracy_N: Sequence[float]) -> str:
-        """What none does, and what came instead, in words."""
-        if not accuracy_N:
-            return "is finite"
-        return (
-            f"comes up to {100 * (self.least or 0.0):.1f} % on validation images (the best has "
-            f"{100 * max(accuracy_N):.1f} %, training members {100 * self.members:.1f} %, chance "
-            f"{100 * self.chance:.1f} %)"
-        )
+        if any(accuracy >= least for accuracy in accuracy_N):
+            return
+        does = "is finite"
+        if accuracy_N:
+            does = (
+                f"comes up to {100 * (self.least or 0.0):.1f} % on validation images (the best has "
+                f"{100 * max(accuracy_N):.1f} %, training members {100 * self.members:.1f} %, "
+                f"chance {100 * self.chance:.1f} %)"
+            )
+        raise TrainingError(f"{none} {does}; {then}")
 
 
 def check_generator(
@@ -88,13 +87,13 @@ def check_generator(
         _draw, config, graph, weights, dataset, resources=config.samples.resources
     )
     floor = _floor(config, graph, dataset)
-    if not floor.reached(accuracy):
-        raise TrainingError(
-            f"generator: collapsed: at step {step} of {steps} none of "
-            f"{_num_probes(config)} drawn models {floor.missed(accuracy)}; their spread "
-            f"is {spread:.2g} of the members'; train it for longer, with a lower "
-            "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0"
-        )
+    floor.require(
+        accuracy,
+        f"generator: collapsed: at step {step} of {steps} none of {_num_probes(config)} drawn "
+        "models",
+        f"their spread is {spread:.2g} of the members'; train it for longer, with a lower "
+        "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0",
+    )
     logger.info(
         "generator    at step %d of %d: draws models of %.1f %% on validation images (members "
         "%.1f %%), with %.2f of their spread",
@@ -117,12 +116,11 @@ def check_samples(
 ) -> None:
     """Look at all that were drawn, before they are committed; TrainingError where none works."""
     accuracy = np.concatenate(side_by_side(partial(_accuracy, graph), shards)).tolist()
-    floor = _floor(config, graph, runtime.share(config.dataset))
-    if not floor.reached(accuracy):
-        raise TrainingError(
-            f"samples: the generator collapsed: none of {len(accuracy)} drawn models "
-            f"{floor.missed(accuracy)}; train it for longer, or set generator.probes.floor to 0"
-        )
+    _floor(config, graph, runtime.share(config.dataset)).require(
+        accuracy,
+        f"samples: the generator collapsed: none of {len(accuracy)} drawn models",
+        "train it for longer, or set generator.probes.floor to 0",
+    )
 
 
 def _accuracy(graph: Graph, shard: str) -> NDArray[np.float32]:

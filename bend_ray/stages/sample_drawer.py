@@ -31,7 +31,6 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SamplesSection
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.rivals import trunk_means
-from bend_ray.networks.fitting import stretch_marks
 from bend_ray.populations.divergence import Divergence, finite_rows, note
 from bend_ray.populations.members import (
     learnt_vectors,
@@ -90,7 +89,7 @@ class Finisher:
     def num_steps(self) -> int:
         """Optimizer steps of a model's annealing."""
         num_images = len(self.classifiers.dataset.train)
-        return stretch_marks(self.config.seeds.recipe, self.stretch, num_images)[-1]
+        return self.config.seeds.recipe.num_steps(self.stretch.epochs, num_images)
 
     def __call__(
         self, theta_NP: Tensor, trunks_N: NDArray[np.int32], model_ids: Sequence[int]
@@ -172,9 +171,9 @@ class SampleDrawer:
         drawn = Population(
             model_id=np.array(ids),
             trunk=trunks_N,
-            fork=np.array([self._fork(i) for i in ids]),
+            fork=np.array(ids) // len(self.trunks),
             step=np.full(len(ids), self.finish.num_steps),
-            seed=np.array([self._seed(i) for i in ids]),
+            seed=np.array([seed_for(self.config.seed, "sample", i) for i in ids]),
             held_out=np.full(len(ids), False),
             val_accuracy=val_accuracy_N.numpy(),
             val_nll=val_nll_N.numpy(),
@@ -209,18 +208,12 @@ class SampleDrawer:
             self.config.samples.temperature,
         )
 
-    def _fork(self, model_id: int) -> int:
-        return model_id // len(self.trunks)
-
-    def _seed(self, model_id: int) -> int:
-        return seed_for(self.config.seed, "sample", model_id)
-
     def _diverged(self, model_id: int) -> Divergence:
         return Divergence(
             kind="sample",
             trunk=int(self._trunks([model_id])[0]),
-            fork=self._fork(model_id),
-            seed=self._seed(model_id),
+            fork=model_id // len(self.trunks),
+            seed=seed_for(self.config.seed, "sample", model_id),
             outcome="dropped",
             models=(model_id,),
         )

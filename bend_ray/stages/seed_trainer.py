@@ -26,7 +26,6 @@ from bend_ray.data.files import File
 from bend_ray.networks.checkpoints import listed_trunks, read_state
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
 from bend_ray.networks.protocols import Checkpoints, Member, Run, held_out_ids
-from bend_ray.networks.recipe import Stretch
 from bend_ray.parameters.symmetry import align
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots, roots_name
@@ -109,20 +108,15 @@ class SeedTrainer:
         """Train and leave one cohort of roots; those that diverge once more, with other seeds."""
         num_roots, name = self.section.protocol.num_roots, roots_name(chunk)
         ids = list(split(range(num_roots), self.section.cohort_size)[chunk])
-        diverged = []
+        sources = torch.tensor(ids)
         with self._stopwatch() as watch:
             keeps = [self._checkpoint(f"roots-{chunk}-{attempt}", watch) for attempt in (0, 1)]
-            theta_RW, sources = self._fit_roots(ids, keeps[0]), torch.tensor(ids)
-            if rows := (~finite_rows(theta_RW)).nonzero().flatten().tolist():
-                spare = [num_roots + ids[row] for row in rows]
-                theta_RW[rows] = self._fit_roots(spare, keeps[1])
-                sources[rows] = torch.tensor(spare)
-                diverged = [
-                    self._diverged_root(ids[row], index, theta_RW[row])
-                    for row, index in zip(rows, spare, strict=True)
-                ]
-        note(self.artifact, name, diverged)
-        write_cost(self.artifact, name, sum((keep.spent for keep in keeps), watch.cost))
+            theta_RW = self._fit_roots(ids, keeps[0])
+            if again := (~finite_rows(theta_RW)).nonzero().flatten().tolist():
+                sources[again] += num_roots
+                theta_RW[again] = self._fit_roots(sources[again].tolist(), keeps[1])
+        note(self.artifact, name, [self._diverged_root(ids[r], theta_RW[r]) for r in again])
+        write_cost(self.artifact, name, self._spent(keeps))
         save_weights(self.artifact, name, {"theta": theta_RW, "source": sources})
 
     def _fit_roots(self, indices: Sequence[int], keep: Checkpoint) -> Tensor:
@@ -137,11 +131,13 @@ class SeedTrainer:
     def _checkpoint(self, name: str, watch: Stopwatch) -> Checkpoint:
         return Checkpoint(self.artifact, name, self.section.checkpoint_seconds, watch)
 
-    def _diverged_root(self, root: int, spare: int, theta_W: Tensor) -> Divergence:
+    def _diverged_root(self, root: int, theta_W: Tensor) -> Divergence:
+        """The record of a root, of which the second attempt has left this."""
         well = bool(theta_W.isfinite().all())
-        failed = seed_for(self.seed, "root", root if well else spare)
+        failed = root if well else root + self.section.protocol.num_roots
         outcome: Outcome = "retrained" if well else "dropped"
-        return Divergence(kind="root", trunk=root, seed=failed, outcome=outcome)
+        seed = seed_for(self.seed, "root", failed)
+        return Divergence(kind="root", trunk=root, seed=seed, outcome=outcome)
 
     def store_roots(self, chunks: Sequence[int]) -> None:
         """Align roots to the first that did not diverge, store them; TrainingError if all did."""
@@ -174,8 +170,12 @@ class SeedTrainer:
         """
         cohort, watch = self.cohorts[index], self._stopwatch()
         keeps = [self._checkpoint(f"{index}/{attempt}", watch) for attempt in (0, 1)]
-        roots_RW = load_roots(self.artifact) if self.section.protocol.num_roots else None
-        todo = [r for r, run in enumerate(cohort.runs) if self._is_rooted(run, roots_RW)]
+        protocol = self.section.protocol
+        roots_RW = load_roots(self.artifact) if protocol.num_roots else torch.empty(0)
+        todo = list(range(len(cohort.runs)))
+        if protocol.branches:  # from roots, which may have diverged
+            finite_R = finite_rows(roots_RW)
+            todo = [r for r in todo if finite_R[cohort.runs[r][0].trunk]]
         lost = {r: 0 for r in range(len(cohort.runs)) if r not in todo}
         found: dict[int, _Part] = {}
         # Where a second attempt at several shards was begun, the first is known to diverge.
@@ -202,7 +202,7 @@ class SeedTrainer:
         self,
         cohort: Cohort,
         rows: Sequence[int],
-        roots_RW: Tensor | None,
+        roots_RW: Tensor,
         attempt: int,
         keep: Checkpoint,
     ) -> Iterator[tuple[int, dict[int, _Part]]]:
@@ -213,14 +213,17 @@ class SeedTrainer:
         if not rows:
             return
         runs, shards = [cohort.runs[r] for r in rows], list(cohort.shards)
-        stretch = self.section.protocol.run_stretch(self.section.recipe)
+        protocol = self.section.protocol
+        stretch = protocol.run_stretch(self.section.recipe)
         start_RP, streams = self._starts(runs, roots_RW, attempt)
         trunks = [run[0].trunk for run in runs]
         for first, theta_RGP, early_RP in self.classifiers.fitted(
             *(start_RP, trunks, stretch, streams), chunk=cohort.chunk, keep=keep
         ):
             shape = theta_RGP.shape
-            theta_KP = self._in_units_of(roots_RW, theta_RGP.flatten(0, 1))
+            theta_KP = theta_RGP.flatten(0, 1)
+            if protocol.align and not protocol.branches:
+                theta_KP = self._align(roots_RW[0], theta_KP)
             owners = np.repeat(trunks, shape[1]).tolist()
             scores = (each.view(shape[:2]) for each in self.classifiers.validate(theta_KP, owners))
             seeds = (stream.initial_seed() for stream in streams)
@@ -250,43 +253,39 @@ class SeedTrainer:
             diverged += [self._diverged(runs[r], 0, False) for r in again if r in found]
         rows = sorted(found)
         parts, members = [found[r] for r in rows], [m for r in rows for m in runs[r]]
+        self._note(shard, cost, diverged)
         if not members:
-            self._write(shard, members, cost, diverged)
             return
         early_RP = torch.stack([part.early_P for part in parts])
-        steps = self._steps(self.section.protocol.run_stretch(self.section.recipe))
+        recipe, num_images = self.section.recipe, len(self.classifiers.dataset.train)
+        stretch = self.section.protocol.run_stretch(recipe)
+        first = recipe.num_steps(stretch.start, num_images)
+        marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
         seconds = cost.cpu_seconds / len(members)
         if self.section.protocol.num_roots:
             seconds += read_cost(self.artifact, ROOTS).cpu_seconds / self.section.num_models
         self._write(
-            *(shard, members, cost, diverged),
+            *(shard, members),
             early_RP=early_RP if is_first and early_RP.shape[1] else None,
             seed=np.repeat([part.seed for part in parts], len(parts[0].theta_GP)),
             val_accuracy=torch.cat([part.val_accuracy_G for part in parts]).numpy(),
             val_nll=torch.cat([part.val_nll_G for part in parts]).numpy(),
             theta_KP=torch.cat([part.theta_GP for part in parts]).numpy(),
-            step=np.array([steps[member.snapshot] for member in members]),
+            step=np.array([first + marks[member.snapshot] for member in members]),
             fit_seconds=np.full(len(members), seconds),
         )
 
-    def _write(
-        self,
-        index: int,
-        members: Sequence[Member],
-        cost: Cost,
-        diverged: Sequence[Divergence],
-        *,
-        early_RP: Tensor | None = None,
-        **columns: Any,
-    ) -> None:
-        """Write a shard of members, unless none is left, and of their trunks' early means."""
+    def _note(self, index: int, cost: Cost, diverged: Sequence[Divergence]) -> None:
+        """Note what a shard cost, and what diverged: before it, so that they are there with it."""
         if index == 0:
             self.artifact.write_note(LAYOUT, self.classifiers.layout.to_json())
-        # Note and cost first: where the shard is whole, they are there.
         note(self.artifact, shard_name(index), diverged)
         write_cost(self.artifact, shard_name(index), cost)
-        if not members:
-            return
+
+    def _write(
+        self, index: int, members: Sequence[Member], *, early_RP: Tensor | None, **columns: Any
+    ) -> None:
+        """Write a shard of members, and their trunks' early means."""
         if early_RP is not None:
             trunks = torch.tensor(list(dict.fromkeys(member.trunk for member in members)))
             means = {"theta": early_RP, "trunk": trunks}
@@ -302,20 +301,13 @@ class SeedTrainer:
         )
         write_shard(self.artifact, index, population)
 
-    def _is_rooted(self, run: Run, roots_RW: Tensor | None) -> bool:
-        """Whether a run has a root to start from that did not diverge, or needs none."""
-        if roots_RW is None or not self.section.protocol.branches:
-            return True
-        return bool(roots_RW[run[0].trunk].isfinite().all())
-
     def _starts(
-        self, runs: Sequence[Run], roots_RW: Tensor | None, attempt: int
+        self, runs: Sequence[Run], roots_RW: Tensor, attempt: int
     ) -> tuple[Tensor, list[torch.Generator]]:
         """Where runs start ``(R, P)``, and their generators."""
         forks = [run[0].fork + attempt * self.first_spare for run in runs]
         trunks = [run[0].trunk for run in runs]
         if self.section.protocol.branches:
-            assert roots_RW is not None
             start_RP = self.classifiers.own(roots_RW[trunks])
         else:
             start_RP = torch.stack([self._fresh("start", fork) for fork in forks])
@@ -327,14 +319,6 @@ class SeedTrainer:
             sources = load_weights(self.artifact, ROOTS)["source"]
             purposes = [("root order", int(sources[trunk])) for trunk in trunks]
         return start_RP, [generator_for(self.seed, *purpose) for purpose in purposes]
-
-    def _in_units_of(self, roots_RW: Tensor | None, theta_KP: Tensor) -> Tensor:
-        """Models from scratch in the units of the reference, where that is asked."""
-        protocol = self.section.protocol
-        if not protocol.align or protocol.branches:
-            return theta_KP
-        assert roots_RW is not None
-        return self._align(roots_RW[0], theta_KP)
 
     def _diverged(self, run: Run, attempt: int, dropped: bool) -> Divergence:
         """The record of a run whose given attempt diverged."""
@@ -366,13 +350,6 @@ class SeedTrainer:
             return aligned_KP
         return theta_KP.index_put((finite_K,), aligned_KP)
 
-    def _steps(self, stretch: Stretch) -> list[int]:
-        """Optimizer steps behind each member, counted from the start of the recipe."""
-        num_images, recipe = len(self.classifiers.dataset.train), self.section.recipe
-        first = recipe.num_steps(stretch.start, num_images)
-        marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
-        return [first + step for step in marks]
-
 
 class CheckpointReader(SeedTrainer):
     """Takes a trunk's members from files instead: read, checked and validated, a cohort each."""
@@ -400,11 +377,12 @@ class CheckpointReader(SeedTrainer):
             kind="run", trunk=index, fork=0, seed=0, outcome="dropped", models=lost
         )
         seconds = self.protocol.seconds or 0.0
+        cost = watch.cost + Cost(cpu_seconds=seconds * len(files))
+        self._note(index, cost, [dropped] if lost else [])
+        if not members:
+            return
         self._write(
-            index,
-            members,
-            watch.cost + Cost(cpu_seconds=seconds * len(files)),
-            [dropped] if lost else [],
+            *(index, members),
             early_RP=early_KP.mean(dim=0, keepdim=True) if early else None,
             step=early + kept,
             seed=np.zeros(len(kept), dtype=np.int64),

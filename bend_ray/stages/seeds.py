@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from functools import partial
-from typing import TypeGuard
 
 from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
@@ -20,7 +19,7 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
-from bend_ray.networks.protocols import Checkpoints, Protocol
+from bend_ray.networks.protocols import Checkpoints
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
 from bend_ray.populations.networks import Classifiers, checked
@@ -51,7 +50,9 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
             if missing:
                 _tell(config, classifiers, name)
                 most = max(len(cohort.runs) * cohort.chunk for cohort in cohorts)
-                worker = CheckpointReader if is_given(section.protocol) else SeedTrainer
+                worker = (
+                    CheckpointReader if isinstance(section.protocol, Checkpoints) else SeedTrainer
+                )
                 with runtime.workers(
                     *(worker, config, artifact, dataset),
                     resources=runtime.holding(
@@ -66,15 +67,12 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
     _commit(artifact, section, rows, watch.cost.wall_seconds)
 
 
-def is_given(protocol: Protocol) -> TypeGuard[Checkpoints]:
-    """Whether somebody else has trained the population."""
-    return isinstance(protocol, Checkpoints)
-
-
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
     """What is worth knowing before the work."""
     protocol = config.seeds.protocol
-    if protocol.align and (is_given(protocol) or protocol.num_roots > 1 or not protocol.branches):
+    if protocol.align and (
+        isinstance(protocol, Checkpoints) or protocol.num_roots > 1 or not protocol.branches
+    ):
         logger.info("%-12s aligned by %s", name, classifiers.symmetries)
     num_validation = len(classifiers.dataset.validation)
     few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
@@ -109,7 +107,7 @@ def _commit(
     artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
 ) -> None:
     left = [index for index, count in left_rows(artifact, rows).items() if count]
-    if not left and is_given(section.protocol):
+    if not left and isinstance(section.protocol, Checkpoints):
         raise DataError(
             f"{KEY}: expected checkpoints that give finite losses, got none; take others"
         )
@@ -129,7 +127,8 @@ def _commit(
         priced=roots,
         metrics={
             "root_cpu_seconds": sum(read_cost(artifact, root).cpu_seconds for root in roots),
-            "priced": not is_given(section.protocol) or section.protocol.seconds is not None,
+            "priced": not isinstance(section.protocol, Checkpoints)
+            or section.protocol.seconds is not None,
         },
     )
     artifact.discard(DIRECTORY)

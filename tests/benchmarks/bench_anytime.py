@@ -48,8 +48,8 @@ def main(folder: Path) -> None:
                 "groups": groups,
                 "way": str(bag.way),
                 "stop": name,
-                "members_asked": round(float(answers.used.mean()), 1),
-                "accuracy": round(float((answers.labels_B == labels).mean()), 4),
+                "members_asked": round(float(answers["members_used"].mean()), 1),
+                "accuracy": round(float((answers["label"] == labels).mean()), 4),
                 "batch_1_ms": median_ms(bag, pixels[:1], stop),
                 "batch_32_ms": median_ms(bag, pixels[:32], stop),
             }

@@ -10,7 +10,7 @@ Systems: ``loop``, torch modules one after another; ``stacked``, all in torch at
 ``auto``, the bag as ``bend serve`` holds it: of the graphs the one that it measures to be faster,
 with the vote and its uncertainties; ``torchensemble`` and ``torch_uncertainty``, their ensembles of
 the same modules. ``auto`` says more than the mean that the others give: ``loop_in_full`` and its
-like say as much, counted in Python (``serve.voting``). With ``--shared`` members are ResNet-18s
+like say as much, told by the program that counts members. With ``--shared`` members are ResNet-18s
 that own the last two norms alone: whole networks one after another beside
 ``networks.stacking`` on a base. Raw uint8 pixels in, the mean of the members' softmaxes out, one
 thread. Bursts of 20 ms of all systems are interleaved; medians of wall milliseconds a call. Random
@@ -38,16 +38,15 @@ import torch
 from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
-from bend_ray.ensemble.votes import Rule
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import bag_program, forms
+from bend_ray.export.graphs import bag_program, count_program, forms
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp, TorchvisionModel
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.executor import Way, ask, fastest, ways
-from bend_ray.serve.voting import Stop, counted
+from bend_ray.serve.executor import Way, fastest, ways
+from bend_ray.serve.voting import Stop
 
 OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")
 """What a member of ``--shared`` owns."""
@@ -82,13 +81,15 @@ def mean_softmax(logits_KBC: Tensor) -> np.ndarray:
     return logits_KBC.softmax(dim=-1).mean(dim=0).numpy()
 
 
-def in_full(softmaxes: Callable[[np.ndarray], np.ndarray], members: int) -> Ask:
-    """All that ``auto`` says, counted in Python from the members' softmaxes ``(B, K, C)``."""
-    rule = Rule((1 / members,) * members)
+def in_full(softmaxes: Callable[[np.ndarray], np.ndarray], given: Card) -> Ask:
+    """All that ``auto`` says, of the members' softmaxes ``(B, K, C)``."""
+    count = Way("unrolled", 1).ready(count_program(given, of_logits=False))
+    weights = np.array([[given.weights]])
 
     def answer(pixels: np.ndarray) -> np.ndarray:
-        probs_BKC = softmaxes(pixels)
-        return counted(rule, probs_BKC, np.ones(probs_BKC.shape[:2], np.bool_)).probs_BC
+        said = softmaxes(pixels)
+        told = {"member_probabilities": said, "member_labels": said.argmax(axis=2)}
+        return count({**told, "weights": weights})["probabilities"]
 
     return answer
 
@@ -114,11 +115,12 @@ def torch_systems(modules: list[nn.Module], network: str) -> dict[str, Ask]:
         return predict_logits(stack, theta_KP, normalise(torch.from_numpy(pixels)))
 
     systems: dict[str, Ask] = {}
+    bag = bag_of(modules, network)[0]
     for logits in (loop, stacked):
         name = logits.__name__
         systems[name] = lambda pixels, logits=logits: mean_softmax(logits(pixels))
         systems[name + IN_FULL] = in_full(
-            lambda pixels, logits=logits: softmaxes(logits(pixels)), len(modules)
+            lambda pixels, logits=logits: softmaxes(logits(pixels)), bag
         )
     return systems
 
@@ -173,16 +175,15 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
     """One graph of all members in every form that there is, and what ``bend serve`` takes."""
     given, member, state_K = bag_of(modules, network)
     systems: dict[str, Ask] = {}
-    program = partial(bag_program, given, member, state_K, given.weights)
+    program = partial(bag_program, given, member, state_K)
     for form in forms(member):
-        session = Way(form, 1).session(program(form))
-        systems[f"onnx_{form}"] = lambda pixels, session=session: (
-            ask(session, {"images": pixels}).probs_BC
-        )
+        ready = Way(form, 1).ready(program(form))
+        systems[f"onnx_{form}"] = lambda pixels, ask=ready: ask({"images": pixels})["probabilities"]
     way = fastest(ways(forms(member), 1), program, given, 32)
-    session = way.session(program(way.form))
-    bag = Bag(Path(), given, way, whole=session)
-    systems["auto"] = lambda pixels: bag.answer({"images": pixels}, [Stop()] * len(pixels)).probs_BC
+    bag = Bag(Path(), given, way, whole=way.ready(program(way.form)))
+    systems["auto"] = lambda pixels: bag.answer({"images": pixels}, [Stop()] * len(pixels))[
+        "probabilities"
+    ]
     return systems, way.form
 
 

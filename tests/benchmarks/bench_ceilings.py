@@ -137,7 +137,7 @@ def training(network: str, rounds: int) -> dict[str, object]:
 def share_of_products(modules: list[nn.Module], network: str, pixels: np.ndarray) -> float:
     """Of the time that ONNX Runtime's own profile gives to the operators of a bag's graph."""
     given, member, state_K = bag_of(modules, network)
-    program = bag_program(given, member, state_K, given.weights, "unrolled")
+    program = bag_program(given, member, state_K, "unrolled")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     options.enable_profiling = True

@@ -34,8 +34,8 @@ from bend_ray.data.corruptions import IMAGES, Corruption
 from bend_ray.data.examples import Parts
 from bend_ray.ensemble.metrics import score
 from bend_ray.ensemble.outside import detection
-from bend_ray.export.folder import bag_of, write_bag
-from bend_ray.export.student import _scored, _taught, distil
+from bend_ray.export.folder import bag_of, measured, write_bag
+from bend_ray.export.student import _taught, distil
 from bend_ray.populations.networks import Classifiers
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.cascade import Cascade
@@ -148,7 +148,7 @@ def students(run: bend.Run, folder: Path) -> dict[str, dict[str, float]]:
     one = {name: each[:1] for name, each in state_K.items()}
     alone = card.model_copy(update={"members": (0,), "weights": (1.0,), "calibration": None})
     asked = {"bag": _written(folder / "bag", card, state_K), "student": folder / "student"}
-    asked["member"] = _written(folder / "member", _scored(alone, one, dataset), one)
+    asked["member"] = _written(folder / "member", measured(run.config, alone, one, dataset), one)
     assert run.graph.ordinary is not None
     theirs = torch.from_numpy(read_population(run.graph.ordinary).theta_KP.copy())
     whole = Classifiers(run.config, dataset, "cpu").whole
@@ -163,7 +163,7 @@ def students(run: bend.Run, folder: Path) -> dict[str, dict[str, float]]:
     theta_P, _ = _taught(run.config, dataset, ensemble, whole.unflatten(theirs), None)
     taught = whole.unflatten(theta_P[None])
     asked["ensemble's student"] = _written(
-        folder / "other", _scored(alone, taught, dataset), taught
+        folder / "other", measured(run.config, alone, taught, dataset), taught
     )
     bags: dict[str, Bag] = {name: bend.load_bag(path) for name, path in asked.items()}
     bags[f"cascade below {BELOW:g}"] = Cascade(bags["student"], bags["bag"], BELOW)

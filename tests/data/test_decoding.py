@@ -103,6 +103,8 @@ def card_of(dataset: Parts) -> Any:
         inputs={"images": SimpleNamespace(shape=shape, dtype="uint8", low=0, high=255)},
         onnx=None,
         decoding=dataset.decoding,
+        task=dataset.task,
+        columns={},
         class_names=dataset.class_names,
         members=[0],
         vote=SoftVote(),

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 from image_files import some, write, write_folder
 from numpy.typing import NDArray
 
+from bend_ray.data import corruptions
+from bend_ray.data.corruptions import Corruption, corrupted
 from bend_ray.data.datasets import ImageFiles, ImageFolder, ImageParquet
 from bend_ray.data.examples import Examples, pieces
 from bend_ray.data.streaming import Room, Streamed, Windows, Work, by_threads
@@ -67,6 +69,19 @@ def test_streamed_parts_are_the_resident_ones(tmp_path: Path, make: Any) -> None
         torch.cat([resident.train.windows.order(e, NUM_TRAIN) for e in range(3)]),
         torch.cat([other.train.windows.order(e, NUM_TRAIN) for e in range(3)]),
     )
+
+
+@pytest.mark.parametrize("name", ["gaussian_noise", "rotate", "elastic"])
+def test_what_is_corrupted_as_it_is_asked_for_is_the_same(
+    name: Corruption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corruptions, "BLOCK", 4)
+    whole = corrupted(folder(tmp_path / "set").load(), name)
+    stream = corrupted(streamed(folder(tmp_path / "set")).load(), name)
+    assert isinstance(stream, Streamed)
+    assert torch.equal(whole.labels_N, stream.labels_N)
+    assert torch.equal(whole.inputs, torch.cat([*pieces(stream, most=3)]))
+    assert torch.equal(whole.take([21, 0, 7]), stream.take([21, 0, 7]))
 
 
 def test_what_is_streamed_is_told_and_is_no_other_data_set(

@@ -7,18 +7,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binom
+from scipy.stats import binom, norm
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 
 from bend_ray.ensemble.conformal import (
     FREE_RANKS,
-    KINDS,
     MOST_SCORES,
     PENALTY,
     RISK,
     SHARES,
-    Calibration,
-    intervals,
+    IntervalCalibration,
+    SetCalibration,
     nonconformity,
 )
 from bend_ray.errors import ConfigError
@@ -82,7 +81,7 @@ class Ones(np.random.RandomState):
 def test_sets_are_those_of_mapie(coverage: float) -> None:
     mapie = pytest.importorskip("mapie.classification")
     held, other = answers(1), answers(2)
-    ours = Calibration.of(*held)
+    ours = SetCalibration.of(*held)
     theirs = {}
     for kind, name in (("thr", "lac"), ("aps", "aps")):
         found = mapie.SplitConformalClassifier(
@@ -113,26 +112,26 @@ def test_scores_of_raps_are_those_of_mapie() -> None:
 def test_intervals_are_those_of_mapie() -> None:
     mapie = pytest.importorskip("mapie.regression")
     generator = np.random.default_rng(0)
-    low, high = np.sort(generator.normal(size=(2, 400)), axis=0)
+    mean, std = generator.normal(size=400), generator.uniform(0.2, 2.0, size=400)
     targets = generator.normal(scale=2, size=400)
-    columns = np.stack([low, high, (low + high) / 2], axis=1)
+    half = norm.ppf(0.95) * std
+    columns = np.stack([mean - half, mean + half, mean], axis=1)
     held, other = slice(200), slice(200, 400)
-    bounds = np.stack([low, high])
-    ours = intervals(bounds[:, held], targets[held], bounds[:, other], 0.9)
+    answers = np.stack([mean, std**2], axis=1)
+    calibration = IntervalCalibration.of(answers[held], targets[held, None])
     theirs = mapie.ConformalizedQuantileRegressor(
         [Column(0), Column(1), Column(2)], 0.9, prefit=True
     )
     theirs.conformalize(columns[held], targets[held])
     found = theirs.predict_interval(columns[other], symmetric_correction=True)[1]
-    np.testing.assert_allclose(ours.T, found[:, :, 0])
-    middle = np.stack([columns[:, 2]] * 2)
-    residual = intervals(middle[:, held], targets[held], middle[:, other], 0.9)
+    np.testing.assert_allclose(calibration.sets(answers[other], 0.9, "cqr"), found[:, :, 0])
     plain = mapie.SplitConformalRegressor(Column(2), 0.9)
     plain.conformalize(columns[held], targets[held])
-    np.testing.assert_allclose(residual.T, plain.predict_interval(columns[other])[1][:, :, 0])
+    residual = calibration.sets(answers[other], 0.9, "residual")
+    np.testing.assert_allclose(residual, plain.predict_interval(columns[other])[1][:, :, 0])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SetCalibration.kinds)
 def test_the_promise_is_kept_whatever_the_probabilities_are_worth(kind: Any) -> None:
     # Over many draws coverage is not below what is wanted.
     for power in (0.3, 1.0, 4.0):  # too modest, right, too sure
@@ -140,7 +139,7 @@ def test_the_promise_is_kept_whatever_the_probabilities_are_worth(kind: Any) -> 
         for seed in range(100):
             probs, labels = answers(seed, 120)
             probs = probs**power / (probs**power).sum(1, keepdims=True)
-            inside = Calibration.of(probs[:60], labels[:60]).sets(probs[60:], 0.8, kind)
+            inside = SetCalibration.of(probs[:60], labels[:60]).sets(probs[60:], 0.8, kind)
             held.append(inside[range(60), labels[60:]].mean())
         error = np.std(held) / math.sqrt(len(held))
         assert np.mean(held) > 0.8 - 4 * error
@@ -149,7 +148,7 @@ def test_the_promise_is_kept_whatever_the_probabilities_are_worth(kind: Any) -> 
 def test_a_set_is_what_a_closed_form_says() -> None:
     # Nine scores 0.1, ..., 0.9: nine of ten is the ninth.
     probs = np.array([[1 - s, s] for s in np.linspace(0.1, 0.9, 9)])
-    ours = Calibration.of(probs, np.zeros(9, np.int64))
+    ours = SetCalibration.of(probs, np.zeros(9, np.int64))
     assert ours.quantile("thr", 0.9) == pytest.approx(0.9)
     assert ours.quantile("thr", 0.5) == pytest.approx(0.5)
     assert ours.quantile("thr", 0.95) == math.inf  # nine examples say nothing of it
@@ -160,7 +159,7 @@ def test_a_set_is_what_a_closed_form_says() -> None:
 @given(st.integers(1, 3000), st.floats(0.01, 0.99))
 def test_of_many_examples_the_next_higher_score_is_kept(count: int, coverage: float) -> None:
     true = np.random.default_rng(count).random(count)
-    ours = Calibration.of(np.stack([1 - true, true], axis=1), np.zeros(count, np.int64))
+    ours = SetCalibration.of(np.stack([1 - true, true], axis=1), np.zeros(count, np.int64))
     rank = math.ceil((count + 1) * coverage - 1e-9)
     kept = ours.quantile("thr", coverage)
     assert len(ours.scores["thr"]) <= MOST_SCORES
@@ -175,12 +174,12 @@ def test_of_many_examples_the_next_higher_score_is_kept(count: int, coverage: fl
 def test_what_is_no_coverage_is_refused(coverage: float, kind: Any) -> None:
     probs, labels = answers()
     with pytest.raises(ConfigError, match="coverage between 0 and 1 and one of thr"):
-        Calibration.of(probs, labels).sets(probs, coverage, kind)
+        SetCalibration.of(probs, labels).sets(probs, coverage, kind)
 
 
 def test_thresholds_answer_fewer_and_promise_what_clopper_and_pearson_do() -> None:
     probs, labels = answers(5, 1000)
-    for each in Calibration.of(probs, labels).thresholds:
+    for each in SetCalibration.of(probs, labels).thresholds:
         answered = probs.max(1) >= each.least
         right = int((probs.argmax(1) == labels)[answered].sum())
         assert each.answered == pytest.approx(answered.mean())
@@ -194,7 +193,7 @@ def test_a_refusals_promise_is_broken_no_more_often_than_its_risk() -> None:
     for seed in range(120):
         probs, labels = answers(seed, 600, 3.0)
         try:
-            found = Calibration.of(probs, labels).threshold(0.9)
+            found = SetCalibration.of(probs, labels).threshold(0.9)
         except ConfigError:
             continue
         answered.append(found.answered)
@@ -208,4 +207,4 @@ def test_a_refusals_promise_is_broken_no_more_often_than_its_risk() -> None:
 def test_what_cannot_be_promised_is_told() -> None:
     probs, labels = answers(0, 40)
     with pytest.raises(ConfigError, match=r"expected an accuracy of at most 0\.[0-9]+, which"):
-        Calibration.of(probs, labels).threshold(0.999)
+        SetCalibration.of(probs, labels).threshold(0.999)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,9 +17,11 @@ import safetensors.numpy
 import torch
 from bags import Bagged, MakeBag
 
+from bend_ray.artifacts.manifest import digest
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
+from bend_ray.ensemble.metrics import score
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
@@ -144,15 +147,18 @@ def test_onnx_answers_as_the_pipeline_does(
         assert len(run_onnx(folder, rows)[0]) == len(rows)
 
 
-def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path) -> None:
-    from bend_ray.ensemble.votes import apply_temperature
+def signed(said: dict[str, Any]) -> dict[str, Any]:
+    """A manifest as if it had been committed so."""
+    del said["sha256"]
+    return said | {"sha256": digest(said)}
 
+
+def test_a_temperature_is_inside(make_bag: MakeBag, pixels: np.ndarray, tmp_path: Path) -> None:
     bag = make_bag(MLP)
     manifest = Path(bag.graph.evaluation.path) / "manifest.json"
     said = json.loads(manifest.read_text())
     said["metrics"]["bag"]["temperature"] = 0.5
-    del said["sha256"]
-    manifest.write_text(json.dumps(said))
+    manifest.write_text(json.dumps(signed(said)))
     folder = exported(bag, tmp_path / "out")
     assert read_card(folder).temperature == 0.5
     expected = apply_temperature(bag.probabilities(pixels), 0.5)
@@ -218,12 +224,17 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     folder = exported(bag, tmp_path / "out", members=2)
     card = read_card(folder)
     assert card.members == (8, 3)
-    assert card.scores is None
+    assert card.scores is not None
     assert card.model_version == f"{bag.graph.evaluation.fingerprint}-n2"
     # A temperature of its own: two members are not as unsure as all of them.
     validation = bag.config.dataset.load().validation
     two = bag.logits(validation.inputs.numpy())[:2].softmax(-1).mean(dim=0)
     assert card.temperature == pytest.approx(fit_temperature(two, validation.labels_N), rel=1e-4)
+    test = bag.config.dataset.load().test
+    probs = apply_temperature(
+        bag.logits(test.inputs.numpy())[:2].softmax(-1).mean(dim=0), card.temperature
+    )
+    assert card.scores.nll == pytest.approx(score(probs, test.labels_N)["nll"], rel=1e-4)
     expected = apply_temperature(bag.logits(pixels)[:2].softmax(-1).mean(dim=0), card.temperature)
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
     with pytest.raises(ConfigError, match="expected 1 to 3"):
@@ -273,8 +284,7 @@ def test_the_newest_evaluations_config_is_found_whatever_it_was(make_bag: MakeBa
     ):
         manifest = Path(bag.graph.evaluation.path) / "manifest.json"
         said = json.loads(manifest.read_text()) | {"created": created}
-        del said["sha256"]
-        manifest.write_text(json.dumps(said))
+        manifest.write_text(json.dumps(signed(said)))
     assert newest_config(store) == newer.config
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import MEMBER_PROBABILITIES, bag_program
+from bend_ray.export.graphs import bag_program
 from bend_ray.export.layers import member_graph
 from bend_ray.networks.architectures import Mlp
 
@@ -76,8 +76,7 @@ def program(
     states = [module.state_dict() for module in modules]
     names = [given.name for given in member.graph.input[1:]]
     state_K = {name: torch.stack([state[name] for state in states]).numpy() for name in names}
-    told = card(members)
-    return bag_program(told, member, state_K, told.weights, "unrolled"), modules
+    return bag_program(card(members), member, state_K, "unrolled"), modules
 
 
 @pytest.mark.parametrize("build", [plain, normed, grouped])
@@ -90,7 +89,7 @@ def test_members_say_what_each_says_alone(
     onnx.checker.check_model(model, full_check=True)
     pixels = np.random.default_rng(0).integers(256, size=(3, *SHAPE), dtype=np.uint8)
     session = onnxruntime.InferenceSession(model.SerializeToString())
-    (said,) = session.run([MEMBER_PROBABILITIES], {"images": pixels})
+    (said,) = session.run(["member_probabilities"], {"images": pixels})
     mean, std = (torch.tensor(each)[:, None, None] for each in ((100.0, 120.0), (50.0, 70.0)))
     inputs = (torch.from_numpy(pixels).float() - mean) / std
     with torch.no_grad():

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bend_ray.errors import DataError
-from bend_ray.networks.mixing import mixed
+from bend_ray.networks.batches import mixed
 from bend_ray.networks.recipe import Recipe
 
 

@@ -147,9 +147,8 @@ def test_one_who_asks_the_impossible_harms_nobody_else(folders: dict[str, Path])
 
     from bend_ray.serve.answering import Answering
     from bend_ray.serve.meters import Meters, Prometheus
-    from bend_ray.serve.queries import Question
+    from bend_ray.serve.queries import Wants
     from bend_ray.serve.refusals import Refusal
-    from bend_ray.serve.voting import Stop
 
     service = Answering(ServeSettings(batch_wait_ms=20), Meters(Prometheus()))
     service.go_live(service.load(str(folders["tokens"])))
@@ -157,15 +156,14 @@ def test_one_who_asks_the_impossible_harms_nobody_else(folders: dict[str, Path])
 
     async def together() -> list[Any]:
         asked = [
-            service.ask(service.card(), Question({"inputs": values}, Stop()))
-            for values in (good, bad, good)
+            service.ask(service.card(), {"inputs": values}, Wants()) for values in (good, bad, good)
         ]
         return await asyncio.gather(*asked, return_exceptions=True)
 
     first, second, third = asyncio.run(together())
     assert isinstance(second, Refusal)
     assert second.status == 422
-    np.testing.assert_array_equal(first.probs_BC, third.probs_BC)
+    np.testing.assert_array_equal(first[1]["probabilities"], third[1]["probabilities"])
 
 
 def test_whatever_a_user_has_is_understood(folders: dict[str, Path]) -> None:

@@ -38,13 +38,13 @@ def picture(pixels_CHW: np.ndarray, kind: str = "PNG", scale: int = 1) -> bytes:
 def check_prediction(said: dict[str, Any], bag: Bag, pixels_CHW: np.ndarray) -> None:
     expected = bag.answer({"images": pixels_CHW[None]}, [Stop()])
     names = bag.card.class_names
-    assert said["label"] == names[int(expected.labels_B[0])]
+    assert said["label"] == names[int(expected["label"][0])]
     np.testing.assert_allclose(
-        [said["probabilities"][name] for name in names], expected.probs_BC[0], atol=1e-6
+        [said["probabilities"][name] for name in names], expected["probabilities"][0], atol=1e-6
     )
-    assert [said["votes"][name] for name in names] == expected.votes[0].tolist()
-    assert said["predictive_entropy"] == pytest.approx(expected.entropy_B[0])
-    assert said["mutual_information"] == pytest.approx(expected.information_B[0])
+    assert [said["votes"][name] for name in names] == expected["votes"][0].tolist()
+    assert said["predictive_entropy"] == pytest.approx(expected["entropy"][0])
+    assert said["mutual_information"] == pytest.approx(expected["mutual_information"][0])
     assert (said["members_used"], said["members"]) == (9, 9)
     assert said["model_version"] == bag.card.model_version
 
@@ -113,10 +113,10 @@ def test_open_inference_protocol_in_json(http: TestClient, bag: Bag, images: np.
     assert said["model_version"] == bag.card.model_version
     outputs = {output["name"]: output for output in said["outputs"]}
     expected = bag.answer({"images": images}, [Stop()] * 6)
-    assert outputs["label"]["data"] == expected.labels_B.tolist()
+    assert outputs["label"]["data"] == expected["label"].tolist()
     assert outputs["probabilities"]["shape"] == [6, 10]
     np.testing.assert_allclose(
-        outputs["probabilities"]["data"], expected.probs_BC.flatten(), atol=1e-6
+        outputs["probabilities"]["data"], expected["probabilities"].flatten(), atol=1e-6
     )
     assert "member_probabilities" not in outputs
     nested = infer_body(images, outputs=[{"name": "member_probabilities"}])
@@ -139,7 +139,7 @@ def test_open_inference_protocol_in_binary(http: TestClient, bag: Bag, images: n
         size = output["parameters"]["binary_data_size"]
         if output["name"] == "probabilities":
             got = np.frombuffer(tail[:size], "<f4").reshape(output["shape"])
-            expected = bag.answer({"images": images}, [Stop()] * 6).probs_BC
+            expected = bag.answer({"images": images}, [Stop()] * 6)["probabilities"]
             np.testing.assert_allclose(got, expected, atol=1e-6)
         tail = tail[size:]
     assert tail == b""

@@ -44,15 +44,17 @@ def people(rows: int = 60) -> pd.DataFrame:
     return frame
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bag of three random networks over what people's columns become."""
-    frame, columns = people(), {}
+def columns_of(frame: pd.DataFrame) -> dict[str, Column]:
+    columns = {}
     for name, kind in KINDS.items():
         column = Column.fitted(kind, raw_column(frame[name], kind, name))  # type: ignore[arg-type]
         assert column is not None
         columns[name] = column
-    inputs = {
+    return columns
+
+
+def inputs_of(columns: dict[str, Column]) -> dict[str, Input]:
+    return {
         name: Input(shape=(), dtype="string", column=column)
         if column.kind == "category"
         else Input(
@@ -64,6 +66,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
         for name, column in columns.items()
     }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bag of three random networks over what people's columns become."""
+    inputs = inputs_of(columns_of(people()))
     card = Card(
         model_version="tables",
         created="2026-11-30T00:00:00+00:00",

@@ -279,11 +279,11 @@ def test_tritons_http_client_with_compression(
     asked.set_data_from_numpy(images)
     said = client.infer("bag", [asked], request_compression_algorithm=compression)
     expected = bag.answer({"images": images}, [Stop()] * len(images))
-    np.testing.assert_array_equal(said.as_numpy("label"), expected.labels_B)
+    np.testing.assert_array_equal(said.as_numpy("label"), expected["label"])
     best = [triton.InferRequestedOutput("probabilities", class_count=2)]
     rows = client.infer("bag", [asked], outputs=best).as_numpy("probabilities")
     assert [row[0].split(b":")[2].decode() for row in rows] == [
-        bag.card.class_names[label] for label in expected.labels_B
+        bag.card.class_names[label] for label in expected["label"]
     ]
     assert client.get_model_config("bag")["max_batch_size"] == 32
     assert client.get_model_repository_index()[0]["state"] == "READY"
@@ -308,8 +308,8 @@ def test_tritons_grpc_client(serving: Serving, bag: Bag, images: np.ndarray, dat
     said = client.infer("bag", [asked], request_id="7")
     expected = bag.answer({"images": images}, [Stop()] * len(images))
     assert said.get_response().id == "7"
-    np.testing.assert_array_equal(said.as_numpy("label"), expected.labels_B)
-    np.testing.assert_allclose(said.as_numpy("probabilities"), expected.probs_BC, atol=1e-6)
+    np.testing.assert_array_equal(said.as_numpy("label"), expected["label"])
+    np.testing.assert_allclose(said.as_numpy("probabilities"), expected["probabilities"], atol=1e-6)
     statistics = client.get_inference_statistics("bag").model_stats[0]
     assert statistics.inference_count >= len(images)
     wrong = triton.InferInput("images", [1, 1, 8, 9], "UINT8")

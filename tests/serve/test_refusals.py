@@ -143,8 +143,8 @@ def test_tensors(http: TestClient, changes: dict[str, Any], told: str) -> None:
     ("more", "told"),
     [
         ({"inputs": []}, "at least 1 item"),
-        ({"outputs": [{"name": "x"}]}, "should be 'label'"),
-        ({"outputs": [{"name": ["x"]}]}, "should be 'label'"),
+        ({"outputs": [{"name": "x"}]}, "expected of probabilities, "),
+        ({"outputs": [{"name": ["x"]}]}, "outputs.0.name: Input should be"),
         ({"outputs": [{"name": "label", "parameters": {"class": 1}}]}, "parameters.class: Extra"),
         ({"outputs": [{"name": "entropy", "parameters": {"classification": 1}}]}, "alone"),
         ({"parameters": {"sequence_id": 1}}, "parameters.sequence_id: Extra inputs"),

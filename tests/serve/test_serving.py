@@ -70,10 +70,10 @@ def test_tritons_own_client(serving: Serving, bag: Bag, images: np.ndarray, bina
     outputs = [triton.InferRequestedOutput(name, binary_data=binary) for name in names]
     said = client.infer("bag", [asked], outputs=outputs)
     expected = bag.answer({"images": images}, [Stop()] * len(images))
-    np.testing.assert_array_equal(said.as_numpy("label"), expected.labels_B)
-    np.testing.assert_allclose(said.as_numpy("probabilities"), expected.probs_BC, atol=1e-6)
+    np.testing.assert_array_equal(said.as_numpy("label"), expected["label"])
+    np.testing.assert_allclose(said.as_numpy("probabilities"), expected["probabilities"], atol=1e-6)
     members = said.as_numpy("member_probabilities")
-    np.testing.assert_allclose(members, expected.member_probs_BEC, atol=1e-6)
+    np.testing.assert_allclose(members, expected["member_probabilities"], atol=1e-6)
     wrong = triton.InferInput("images", [1, 1, 8, 9], "UINT8")
     wrong.set_data_from_numpy(np.zeros((1, 1, 8, 9), np.uint8), binary_data=binary)
     with pytest.raises(triton.InferenceServerException, match=r"shape \[n, 1, 8, 8\]"):

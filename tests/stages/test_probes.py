@@ -27,9 +27,10 @@ def test_the_floor_is_a_share_of_the_members_lead_over_chance() -> None:
     floor = Floor.of(np.array([0.5, 0.85, 0.95], dtype=np.float32), CHANCE, 0.1)
     assert (floor.chance, floor.members) == (0.25, pytest.approx(0.85))
     assert floor.least == pytest.approx(0.31)
-    assert floor.reached([0.1, 0.32])
-    assert not floor.reached([0.3])
-    assert not floor.reached([])
+    floor.require([0.1, 0.32], "none", "mend it")
+    for accuracy in ([0.3], []):
+        with pytest.raises(TrainingError, match=r"none .*; mend it"):
+            floor.require(accuracy, "none", "mend it")
 
 
 @pytest.mark.parametrize(("member", "share"), [(0.95, 0.0), (0.3, 0.5), (0.1, 0.5)])
@@ -37,8 +38,9 @@ def test_nothing_is_asked_of_a_generator_where_members_know_nothing(
     member: float, share: float
 ) -> None:
     floor = Floor.of(np.array([member], dtype=np.float32), CHANCE, share)
-    assert floor.reached([0.0])
-    assert not floor.reached([])
+    floor.require([0.0], "none", "mend it")
+    with pytest.raises(TrainingError, match="none is finite; mend it"):
+        floor.require([], "none", "mend it")
 
 
 @pytest.mark.trains

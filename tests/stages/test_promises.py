@@ -15,7 +15,7 @@ from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.corruptions import SEVERITIES
 from bend_ray.data.inputs import CALIBRATION, VALIDATION
-from bend_ray.ensemble.conformal import Calibration
+from bend_ray.ensemble.conformal import SetCalibration
 from bend_ray.ensemble.metrics import score
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.student import _mixtures, distil
@@ -73,7 +73,7 @@ def test_calibrating_images_chose_nothing(run: bend.Run, config: PipelineConfig)
     temperature = run.evaluation.bag.temperature
     assert temperature is not None
     logs = voted.clamp(min=2.0**-126).log() / temperature
-    expected = Calibration.of(logs.softmax(-1).numpy(), asked[1].labels_N.numpy())
+    expected = SetCalibration.of(logs.softmax(-1).numpy(), asked[1].labels_N.numpy())
     assert run.evaluation.calibration is not None
     assert run.evaluation.calibration.scores["thr"] == pytest.approx(expected.scores["thr"])
 
@@ -115,9 +115,26 @@ def test_the_page_and_the_table_show_it(run: bend.Run) -> None:
     assert re.search(r"left_out +bag of generated( +\d+\.\d\d)+", run.summary())
 
 
-def test_a_part_of_a_bag_promises_nothing(run: bend.Run) -> None:
+def test_a_part_of_a_bag_promises_by_examples_of_its_own(
+    run: bend.Run, config: PipelineConfig, bag: Bag
+) -> None:
+    part, parts = run.bag(members=2), config.dataset.load()
+    assert parts.calibration is not None
+    probs = part.predict_proba(parts.calibration.take(slice(None)))
+    expected = SetCalibration.of(probs, parts.calibration.labels_N.numpy())
+    own = part.card.promises
+    assert own.kind == "sets"
+    assert own.scores["thr"] == pytest.approx(expected.scores["thr"], abs=1e-5)
+    assert own != bag.card.calibration
+    inside = part.predict_set(parts.test.take(slice(None)), 0.9)
+    assert inside[range(len(inside)), parts.test.labels_N].mean() > 0.8
+
+
+def test_a_bag_that_nothing_calibrated_promises_nothing(bag: Bag) -> None:
+    plain = copy.copy(bag)
+    plain.card = bag.card.model_copy(update={"calibration": None})
     with pytest.raises(ConfigError, match=r"examples kept back .* dataset\.num_calibration"):
-        run.bag(members=2).predict_set(np.zeros((1, 1, 8, 8)))
+        plain.predict_set(np.zeros((1, 1, 8, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -285,4 +302,25 @@ def test_intervals_of_numbers_hold_what_they_say(tmp_path_factory: pytest.TempPa
     assert set(trust.ood["noise"]) == {"entropy"}
     told = [each.accuracy for each in trust.shift["noisy_columns"].values()]
     assert told[0] > told[-1]
+    assert trust.shift["noisy_columns"]["1"].coverage is not None
     assert "cqr coverage %" in run.summary()
+    # What is exported says so, too, and a part of it by examples of its own.
+    bag, parts = run.bag(), run.config.dataset.load()
+    mean, std = bag.predict(x[600:], return_std=True)
+    assert bag.card.scores is not None
+    z = (y[600:] - mean) / std
+    nll = (0.5 * (z**2 + np.log(2 * np.pi * std**2))).mean()
+    assert (run.evaluation.bag.nll, bag.card.scores.nll) == pytest.approx((nll, nll), rel=1e-4)
+    for kind in ("cqr", "residual"):
+        low, high = bag.predict_interval(x[600:], 0.9, kind).T
+        held = ((low <= y[600:]) & (y[600:] <= high)).mean()
+        assert held == pytest.approx(trust.sets[kind]["0.9"].coverage)
+    part = run.bag(members=2)
+    own = part.card.promises
+    assert parts.calibration is not None
+    held = part.predict(parts.calibration.take(slice(None)))
+    assert own.kind == "intervals"
+    errors = np.abs(parts.calibration.labels_N[:, 0].numpy() - held)
+    assert own.errors[0] == pytest.approx(errors, abs=1e-4)
+    with pytest.raises(ConfigError, match="distill: expected a bag of classes, got one of a reg"):
+        distil(run.config, run.graph, str(tmp_path_factory.mktemp("student")))
