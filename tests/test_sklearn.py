@@ -214,6 +214,9 @@ def test_what_is_exported_answers_alike(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match=r"mine\.txt"):
         bag.export(tmp_path)
+    bag.fit(frame.rename(columns={"age": "probabilities"}), y)
+    with pytest.raises(ConfigError, match="probabilities: expected inputs that are called"):
+        bag.export(tmp_path / "bag")
 
 
 def test_what_is_exported_of_numbers_answers_alike(tmp_path: Path) -> None:

@@ -168,9 +168,8 @@ def serve(
     started = time.monotonic()
     _prepare_serving()
     from bend_ray.config.reading import apply
-    from bend_ray.serve.listening import Listening, allow_many_connections
+    from bend_ray.serve.listening import Listening, allow_many_connections, welcome
     from bend_ray.serve.settings import parse_settings
-    from bend_ray.serve.telling import welcome
 
     given: dict[str, Any] = {}
     for option in options:
@@ -196,11 +195,11 @@ def serve(
         told = partial(welcome, where, where.told, path)
         run(service, where, lambda: click.echo(told(time.monotonic() - started)))
         return
-    from bend_ray.serve import local
+    from bend_ray.serve import deployment
 
-    listens = local.start(str(path), settings, where)
+    listens = deployment.start(str(path), settings, where)
     click.echo(welcome(where, listens, path, time.monotonic() - started))
-    local.wait(settings.name)
+    deployment.wait(settings.name)
 
 
 @click.command(short_help="what the bag says about pictures")
@@ -215,7 +214,7 @@ def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
     \b
       bend ask digit.png photo.jpg
     """
-    from bend_ray.serve.telling import lines
+    from bend_ray.serve.pictures import lines
 
     bag = canonical(folder or _exported(Asked(store=store)))
     for line in lines(_folder_here(bag), pictures):

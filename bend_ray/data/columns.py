@@ -148,7 +148,7 @@ def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
         is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
         array = values if is_arrow else pa.array(values, from_pandas=True)
         return _texts(array) if kind == "category" else _numbers(array, kind)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
         ) from None

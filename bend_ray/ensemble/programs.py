@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -220,9 +220,10 @@ class ClassesProgram:
 class NumbersProgram:
     """Of regression: mean and standard deviation of the members' mixture, in targets' units."""
 
-    variance: Literal["head", "fitted"]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    if TYPE_CHECKING:  # they are the task's own
+        variance: Literal["head", "fitted"]
+        mean: tuple[float, ...]
+        std: tuple[float, ...]
 
     outputs: ClassVar[Mapping[str, tuple[str, str]]] = {
         "mean": ("float64", "C"),

@@ -84,6 +84,13 @@ def export_bag(
     """
     refuse_strangers(output)
     card, state_K = bag_of(config, graph, members)
+    return publish_bag(output, card, state_K, with_onnx=with_onnx)
+
+
+def publish_bag(
+    output: str, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
+) -> Card:
+    """Write any bag to a folder or URI; returns its card as written."""
     with tempfile.TemporaryDirectory() as scratch:
         card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
         publish(Path(scratch), output)
@@ -93,7 +100,15 @@ def export_bag(
 def write_bag(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> Card:
-    """Write any bag, evaluated or not, into a local folder; returns its card as written."""
+    """Write any bag, evaluated or not, into a local folder; returns its card as written.
+
+    ConfigError where an input is called as an output is.
+    """
+    if taken := set(card.inputs) & {*card.task.outputs, LOGITS}:
+        raise ConfigError(
+            f"{sorted(taken)[0]}: expected inputs that are called otherwise, as an output of the "
+            "bag is called so"
+        )
     examples, each_KNA = noise(card), None
     try:
         ballots = card.task.ballots(Members(card, state_K).logits(examples))
@@ -155,11 +170,6 @@ def bag_of(
     rows = list(shares)
     dataset = config.dataset.load()
     inputs = _inputs(dataset)
-    if taken := set(inputs) & {*dataset.task.outputs, LOGITS}:
-        raise ConfigError(
-            f"{sorted(taken)[0]}: expected inputs that are called otherwise, as an output of the "
-            "bag is called so"
-        )
     card = Card(
         model_version=version_of(graph.evaluation.fingerprint, members),
         created=datetime.now(UTC).isoformat(timespec="seconds"),

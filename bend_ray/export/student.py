@@ -9,9 +9,7 @@ Shape letters: N examples, C classes, P parameters.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,8 +21,8 @@ from bend_ray.data.examples import Examples, Parts, each
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card
-from bend_ray.export.files import publish, refuse_strangers
-from bend_ray.export.folder import bag_of, measured, votes, write_bag
+from bend_ray.export.files import refuse_strangers
+from bend_ray.export.folder import bag_of, measured, publish_bag, votes
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.recipe import Stretch
 from bend_ray.populations.networks import Classifiers
@@ -66,11 +64,7 @@ def distil(config: PipelineConfig, graph: Graph, output: str, epochs: float | No
             "weights": (1.0,),
         }
     )
-    student = measured(config, student, state_1, dataset)
-    with tempfile.TemporaryDirectory() as scratch:
-        student = write_bag(Path(scratch), student, state_1)
-        publish(Path(scratch), output)
-    return student
+    return publish_bag(output, measured(config, student, state_1, dataset), state_1)
 
 
 def _taught(

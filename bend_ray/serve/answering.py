@@ -25,8 +25,7 @@ from bend_ray.export.files import fetch_bag
 from bend_ray.serve.bag import Bag, is_finite
 from bend_ray.serve.cascade import Cascade
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.queries import Answers, Inputs, Question, Wants
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.queries import Answers, Inputs, Refusal, Wants
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 from bend_ray.storage.masking import cause
@@ -56,9 +55,13 @@ class Statistics:
 @dataclass
 class _Asked:
     bag: Bag
-    question: Question
+    inputs: Inputs
+    stop: Stop
     answer: asyncio.Future[Answers]
     since: float = field(default_factory=time.perf_counter)
+
+    def __len__(self) -> int:
+        return len(next(iter(self.inputs.values())))
 
 
 class _Reader:
@@ -155,15 +158,14 @@ class Answering:
         bag = self._live()
         wants.check(bag.card)
         stop = Stop(everyone=True) if everyone else wants.stop(self.settings.stop)
-        question = Question(inputs, stop)
+        asked = _Asked(bag, inputs, stop, asyncio.get_running_loop().create_future())
         if bag.card.takes != card.takes:
             raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
         most = self.settings.max_batch_size
-        if not 1 <= len(question) <= most:
-            raise Refusal(422, f"expected 1 to {most} examples, got {len(question)}")
+        if not 1 <= len(asked) <= most:
+            raise Refusal(422, f"expected 1 to {most} examples, got {len(asked)}")
         if len(self._waiting) >= self.settings.max_ongoing_requests:
             raise Refusal(503, "expected fewer requests at a time; ask again")
-        asked = _Asked(bag, question, asyncio.get_running_loop().create_future())
         self._waiting.append(asked)
         if self._turns is None or self._turns.done():
             self._turns = asyncio.create_task(self._answer())
@@ -183,28 +185,25 @@ class Answering:
         examples, now = 0, time.perf_counter()
         while self._waiting:
             asked = self._waiting[0]
-            examples += len(asked.question)
+            examples += len(asked)
             if batch and (examples > self.settings.max_batch_size or asked.bag is not batch[0].bag):
                 break
             self._waiting.popleft()
             if now - asked.since > self.settings.max_wait_seconds and not asked.answer.done():
                 asked.answer.set_exception(Refusal(503, "too many asked before you; ask again"))
             if asked.answer.done():
-                examples -= len(asked.question)
+                examples -= len(asked)
             else:
                 batch.append(asked)
         return batch
 
     async def _answered(self, batch: list[_Asked]) -> None:
         started, loop = time.perf_counter(), asyncio.get_running_loop()
-        questions = [each.question for each in batch]
         try:
             if batch[0].bag.is_quick:
-                answers = answer_together(batch[0].bag, questions)
+                answers = _together(batch)
             else:
-                answers = await loop.run_in_executor(
-                    self._computing, answer_together, batch[0].bag, questions
-                )
+                answers = await loop.run_in_executor(self._computing, _together, batch)
         except Exception as error:
             if len(batch) > 1:  # of one of them, which must not be the others' harm
                 for each in batch:
@@ -224,7 +223,7 @@ class Answering:
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
         self.meters.batch(seconds, waits, answers)
         seen = self.statistics
-        seen.examples += sum(map(len, questions))
+        seen.examples += sum(map(len, batch))
         seen.batches += 1
         seen.questions += len(batch)
         seen.queue_seconds += sum(waits)
@@ -232,16 +231,12 @@ class Answering:
         seen.last = time.time()
 
 
-def answer_together(bag: Bag, questions: Sequence[Question]) -> list[Answers]:
-    """The answer to each question."""
+def _together(batch: Sequence[_Asked]) -> list[Answers]:
+    """The answer to each, by their one bag."""
     inputs = {
-        name: np.concatenate([question.inputs[name] for question in questions])
-        for name in bag.card.inputs
+        name: np.concatenate([asked.inputs[name] for asked in batch]) for name in batch[0].inputs
     }
-    stops = [question.stop for question in questions for _ in range(len(question))]
-    answers = bag.answer(inputs, stops)
-    ends = np.cumsum([len(question) for question in questions]).tolist()
-    return [
-        {name: values[end - len(question) : end] for name, values in answers.items()}
-        for question, end in zip(questions, ends, strict=True)
-    ]
+    said = batch[0].bag.answer(inputs, [asked.stop for asked in batch for _ in range(len(asked))])
+    ends = np.cumsum([len(asked) for asked in batch])[:-1]
+    parts = {name: np.split(values, ends) for name, values in said.items()}
+    return [{name: part[place] for name, part in parts.items()} for place in range(len(batch))]

@@ -27,6 +27,7 @@ from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
 from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
 from bend_ray.serve.queries import (
+    Refusal,
     Wants,
     check_size,
     given,
@@ -34,7 +35,6 @@ from bend_ray.serve.queries import (
     inputs_of_json,
     parse_object,
 )
-from bend_ray.serve.refusals import Refusal
 from bend_ray.version import __version__
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what strangers send is no news

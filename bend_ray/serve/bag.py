@@ -7,7 +7,7 @@ B examples, N of a user's, C classes, T targets.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,7 +16,6 @@ import numpy as np
 import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
-from safetensors import SafetensorError
 
 from bend_ray.ensemble.programs import Outputs, one_target
 from bend_ray.errors import BendError, ConfigError, DataError
@@ -120,7 +119,7 @@ class Bag:
         card = read_card(folder)
         try:
             check_files(folder, card)
-            state_K = _read(folder)
+            state_K: State = _read(folder, MEMBERS, safetensors.numpy.load_file)
             if MEMBER_ONNX in card.files:
                 bag = cls._in_onnx(folder, card, state_K, groups, threads, batch)
             else:
@@ -274,13 +273,7 @@ class Bag:
     ) -> NDArray[np.float64]:
         """Lower and upper ends, ``(N, 2)`` of one target and ``(N, T, 2)`` of several.
 
-        Args:
-            x: examples.
-            coverage: share of such intervals that hold the truth, as of ``predict_set``.
-            kind: ``cqr`` or ``residual``; see ``ensemble.conformal.IntervalCalibration``.
-
-        Raises:
-            ConfigError: no examples were kept back (``dataset.num_calibration``).
+        As of ``predict_set``; ``kind`` is one of ``ensemble.conformal.IntervalCalibration``.
         """
         return self._promised("interval", x, coverage, kind)
 
@@ -340,20 +333,15 @@ def is_finite(said: Answers) -> NDArray[np.bool_]:
     return finite_B
 
 
-def _read(folder: Path) -> State:
+def _read(folder: Path, name: str, reader: Callable[[str], Any]) -> Any:
     try:
-        return safetensors.numpy.load_file(folder / MEMBERS)
-    except (OSError, SafetensorError) as error:
-        raise _broken(folder, str(error).partition("\n")[0]) from None
+        return reader(str(folder / name))
+    except Exception as error:  # of safetensors, onnx, protobuf, whose own has no public home
+        raise _broken(folder, f"{name}: {type(error).__name__}: {cause(error)}") from None
 
 
-def _read_member(folder: Path, card: Card, state_K: Mapping[str, NDArray[Any]]) -> onnx.ModelProto:
-    try:
-        member = onnx.load_model(str(folder / MEMBER_ONNX))
-    except (OSError, onnx.checker.ValidationError) as error:
-        raise _broken(folder, str(error).partition("\n")[0]) from None
-    except Exception as error:  # protobuf's own error has no public home
-        raise _broken(folder, f"{MEMBER_ONNX}: {type(error).__name__}") from None
+def _read_member(folder: Path, card: Card, state_K: State) -> onnx.ModelProto:
+    member: onnx.ModelProto = _read(folder, MEMBER_ONNX, onnx.load_model)
     for given in member.graph.input[len(card.network_inputs) :]:
         shape = (len(card.members), *(dim.dim_value for dim in given.type.tensor_type.shape.dim))
         got = state_K[given.name].shape if given.name in state_K else None

@@ -25,7 +25,7 @@ from bend_ray.process.environment import variable
 from bend_ray.serve.guard import BODY, LIVE, Gone, Guard, Message, Receive, Scope, Send, say
 from bend_ray.serve.listening import Listening, add_port
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import SETTINGS_VARIABLE, TOKEN_VARIABLE, ServeSettings
 from bend_ray.serve.wire import Protocol
 

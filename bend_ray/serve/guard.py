@@ -18,10 +18,9 @@ from typing import Any
 
 from starlette.exceptions import HTTPException
 
-from bend_ray.serve.meters import Meters, route_of
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.meters import Meters, route_of, span
+from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.tracing import span
 
 logger = logging.getLogger(__name__)
 

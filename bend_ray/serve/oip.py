@@ -22,6 +22,7 @@ from bend_ray.serve.answering import Answering
 from bend_ray.serve.queries import (
     Answers,
     Inputs,
+    Refusal,
     Wants,
     fitted,
     given,
@@ -29,7 +30,6 @@ from bend_ray.serve.queries import (
     numbers,
     together,
 )
-from bend_ray.serve.refusals import Refusal
 from bend_ray.spec import Spec
 from bend_ray.version import __version__
 

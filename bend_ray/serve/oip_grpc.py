@@ -19,8 +19,7 @@ from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.guard import bears
 from bend_ray.serve.oip import Answered, OpenInference
-from bend_ray.serve.queries import check_size
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.queries import Refusal, check_size
 
 SERVICE = "inference.GRPCInferenceService"
 _OPEN = ("ServerLive", "ServerReady")

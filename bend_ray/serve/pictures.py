@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin
 
-from bend_ray.data.decoding import FORMATS, Look, UnreadableError, open_image
+from bend_ray.data.decoding import FORMATS, MAX_PIXELS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
+from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, Card, Input
-from bend_ray.serve.refusals import Refusal
+from bend_ray.serve.bag import Bag
+from bend_ray.serve.queries import Refusal
+from bend_ray.serve.voting import Stop
 from bend_ray.storage.masking import printable
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")
@@ -98,3 +102,22 @@ def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
         kind = "light on dark" if expected < brightest / 2 else "dark on light"
         notes.append(f"it looks inverted: the training images are {kind}")
     return notes
+
+
+def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
+    """What an exported bag says about picture files, a line each; DataError for none."""
+    bag = Bag.load(export, groups=1, batch=1)
+    for path in pictures:
+        try:
+            pixels = pixels_of(path.read_bytes(), bag.card, MAX_PIXELS)
+        except OSError as error:
+            raise DataError(f"{path}: cannot read it: {error.strerror}") from None
+        except Refusal as refusal:
+            raise DataError(f"{path}: {refusal.message}") from None
+        assert pixels is not None
+        said = {n: v[0] for n, v in bag.answer({IMAGES: pixels[None]}, [Stop()]).items()}
+        notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
+        yield (
+            f"{path}: {bag.card.task.line(said, bag.card.class_names)}, entropy "
+            f"{said['entropy']:.3f}, disagreement {said['mutual_information']:.3f} nats{notes}"
+        )

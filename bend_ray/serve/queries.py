@@ -1,9 +1,8 @@
-"""What clients send, turned into questions, or into a ``Refusal`` that says what was expected."""
+"""What clients send, turned into inputs, or into a ``Refusal`` that says what was expected."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -21,10 +20,38 @@ from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card, Input
-from bend_ray.serve.refusals import Refusal
 from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
 from bend_ray.spec import Spec
+
+RETRY_AFTER = 2
+"""Seconds that a client is told to wait where it may ask again."""
+_HEADERS = {
+    401: {"www-authenticate": "Bearer"},
+    415: {"accept-encoding": "gzip, deflate"},
+    503: {"retry-after": str(RETRY_AFTER)},
+}
+
+
+class Refusal(Exception):  # noqa: N818 - it is the client's error, not ours
+    """An answer that says no.
+
+    Args:
+        status: 400 to 499, or 503 where it may be asked again.
+        message: what was expected, and what came.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        # What it quotes of a request may have no form in UTF-8.
+        self.message = message.encode("utf-8", "replace").decode()
+        super().__init__(self.message)
+        self.status = status
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        return _HEADERS.get(self.status, {})
+
 
 Given = TypeVar("Given", bound=Spec)
 
@@ -101,17 +128,6 @@ class Wants(Spec):
 
 _WORDS = {*ClassesProgram.known, *NumbersProgram.known}
 """That have a meaning for some bags."""
-
-
-@dataclass(frozen=True)
-class Question:
-    """Examples to be answered, checked against the bag they are for."""
-
-    inputs: Inputs
-    stop: Stop
-
-    def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
 
 
 def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool = True) -> Given:

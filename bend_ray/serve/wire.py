@@ -17,7 +17,7 @@ import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from bend_ray.serve.guard import Guard
-from bend_ray.serve.refusals import RETRY_AFTER
+from bend_ray.serve.queries import RETRY_AFTER
 
 HEAD_BYTES = 32 * 2**10
 MOST_HEADERS = 100

@@ -28,8 +28,8 @@ from bend_ray.ensemble import conformal
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import BendError
 from bend_ray.export.card import Card
-from bend_ray.export.files import publish, refuse_strangers
-from bend_ray.export.folder import raw_input, write_bag
+from bend_ray.export.files import refuse_strangers
+from bend_ray.export.folder import publish_bag, raw_input
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
@@ -263,9 +263,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             calibration=self.calibration_,
             dataset="table",
         )
-        with tempfile.TemporaryDirectory() as scratch:
-            write_bag(Path(scratch), card, self._network()[1].unflatten(self._theta_KP))
-            publish(Path(scratch), str(output))
+        publish_bag(str(output), card, self._network()[1].unflatten(self._theta_KP))
 
     @property
     def _class_names(self) -> list[str]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom, norm
@@ -21,6 +22,7 @@ from bend_ray.ensemble.conformal import (
     nonconformity,
 )
 from bend_ray.errors import ConfigError
+from bend_ray.tasks import Classification
 
 COVERAGES = (0.8, 0.9, 0.95)
 
@@ -107,6 +109,34 @@ def test_scores_of_raps_are_those_of_mapie() -> None:
     )
     ours = nonconformity(probs, "raps")[range(len(labels)), labels]
     np.testing.assert_allclose(ours, scores[:, 0, 0])
+
+
+@pytest.mark.parametrize("coverage", COVERAGES)
+@pytest.mark.parametrize(("free", "penalty"), [(1, 0.01), (3, 0.2), (4, 0.2)])
+def test_sets_of_raps_are_those_of_mapie(
+    coverage: float, free: int, penalty: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mapie = pytest.importorskip("mapie.conformity_scores.sets.raps")
+    monkeypatch.setattr("bend_ray.ensemble.conformal.FREE_RANKS", free)
+    monkeypatch.setattr("bend_ray.ensemble.conformal.PENALTY", penalty)
+    (held, labels), (other, _) = answers(1), answers(2)
+    told = Classification().calibration(torch.from_numpy(held), torch.from_numpy(labels))
+    ours = told.sets(other, coverage, "raps")
+    theirs = mapie.RAPSConformityScore()
+    theirs.classes, theirs.random_state = np.arange(5), Ones(0)
+    # Theirs would choose free ranks and penalty by a part of what is kept back: as we have them.
+    theirs.k_star, theirs.lambda_star, alpha = np.array([free]), penalty, np.array([1 - coverage])
+    plain = super(mapie.RAPSConformityScore, theirs).get_conformity_scores(labels, held, labels)
+    scores = theirs._regularize_conformity_score(theirs.k_star, penalty, plain, theirs.cutoff)
+    theirs.quantiles_ = mapie._compute_classification_quantile(scores, alpha)
+    inside = theirs.get_prediction_sets(
+        other[:, :, None], scores, alpha, "prefit", include_last_label="randomized"
+    )[:, :, 0]
+    # Their draw for the last class counts its penalty once more for each rank beyond the first.
+    alike = ours.sum(axis=1) <= free + 1
+    assert alike.all() if free == 4 else alike.any()
+    np.testing.assert_array_equal(ours[alike], inside[alike])
+    assert (ours[~alike] >= inside[~alike]).all()
 
 
 def test_intervals_are_those_of_mapie() -> None:

@@ -147,8 +147,7 @@ def test_one_who_asks_the_impossible_harms_nobody_else(folders: dict[str, Path])
 
     from bend_ray.serve.answering import Answering
     from bend_ray.serve.meters import Meters, Prometheus
-    from bend_ray.serve.queries import Wants
-    from bend_ray.serve.refusals import Refusal
+    from bend_ray.serve.queries import Refusal, Wants
 
     service = Answering(ServeSettings(batch_wait_ms=20), Meters(Prometheus()))
     service.go_live(service.load(str(folders["tokens"])))

@@ -17,7 +17,7 @@ from bend_ray.cli.bag import ask
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import noise
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.telling import lines
+from bend_ray.serve.pictures import lines
 
 EACH = 70
 """More than a batch."""

@@ -378,6 +378,9 @@ def test_what_cannot_be_asked_of_numbers_is_told_at_every_door(
         (ROW | {"age": "old"}, "age: expected a column of kind number"),
         (ROW | {"age": [1, 2]}, "age: expected a column of kind number"),
         (ROW | {"age": 1e999}, "expected JSON"),
+        (ROW | {"age": 10**400}, "age: expected a column of kind number"),
+        (ROW | {"joined": 10**40}, "joined: expected a column of kind date"),
+        (ROW | {"city": {"a": 1}}, "city: expected a column of kind category"),
         (ROW | {"joined": "soon"}, "joined: expected a column of kind date"),
         ([1, 2, 3], "instances[0]: expected an object"),
         (7, "instances[0]: expected an object"),
@@ -480,3 +483,13 @@ def test_the_configuration_names_types_as_triton_does(folders: dict[str, Path]) 
     message = json_format.ParseDict(told, MESSAGES["ModelConfig"](), ignore_unknown_fields=True)
     kinds = {each.name: each.data_type for each in (*message.input, *message.output)}
     assert (kinds["city"], kinds["age"], kinds["mean"], kinds["members_used"]) == (13, 12, 12, 9)
+
+
+def test_the_command_that_a_server_tells_works(folders: dict[str, Path]) -> None:
+    from bend_ray.serve.listening import Listening, welcome
+
+    told = welcome(Listening("127.0.0.1", 80), "", folders["two"], 1.0)
+    found = re.search(r"-d '(.*)' http", told)
+    assert found is not None
+    asked = client(folders["two"]).post("/predict", json=json.loads(found[1]))
+    assert asked.status_code == 200, asked.text
