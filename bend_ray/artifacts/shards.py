@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from bend_ray.artifacts.directory import MANIFEST_NAME
 from bend_ray.artifacts.manifest import ManifestFile, installed_versions
 from bend_ray.artifacts.population import (
+    MAX_PART_FLOATS,
     ROW_TYPES,
     Population,
     TableFormat,
@@ -40,6 +41,8 @@ from bend_ray.storage.filesystems import open_file, patiently, side_by_side
 from bend_ray.storage.masking import cause
 
 ROW_GROUP_BYTES = 64 * 2**20
+PIECE_BYTES = 16 * 2**20
+"""Of a row group's theta, read at once."""
 PAGE_BYTES = 2**18
 """Of theta in one page, or one vector's part: what a processor's cache holds while it is copied,
 and its checksum taken."""
@@ -225,10 +228,14 @@ def _read(
             for group in range(file.num_row_groups):
                 length = file.metadata.row_group(group).num_rows
                 own = np.flatnonzero((rows >= start) & (rows < start + length))
-                if len(own) or names:
-                    table = read_group(artifact, shard.name, file, group, [*names, *parts])
-                    tables.append(table.select(names))
-                    copy_theta(table, parts, wanted, theta_KS, own, rows[own] - start)
+                if names:
+                    tables.append(read_group(artifact, shard.name, file, group, names))
+                # Not all of a large model at once: Arrow keeps what it has ever held.
+                few = max(1, PIECE_BYTES // (4 * MAX_PART_FLOATS * length))
+                for first in range(0, len(parts) if len(own) else 0, few):
+                    some = dict([*parts.items()][first : first + few])
+                    table = read_group(artifact, shard.name, file, group, [*some])
+                    copy_theta(table, some, wanted, theta_KS, own, rows[own] - start)
                 start += length
     return pa.concat_tables(tables) if tables else pa.table({}), theta_KS
 

@@ -35,7 +35,10 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     """
     artifact = graph.generator
     with Stopwatch() as watch:
-        probed, probe_cost = _probe(config, graph, runtime)
+        probed: dict[str, Any] | None
+        probed, probe_cost = None, Cost()
+        if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
+            probed, probe_cost = check_generator(config, graph, runtime, weights, step)
         fitted = _fit(config, graph, runtime)
     events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
     artifact.commit(
@@ -49,15 +52,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
     artifact.discard(DIRECTORY)
-
-
-def _probe(
-    config: PipelineConfig, graph: Graph, runtime: Runtime
-) -> tuple[dict[str, Any] | None, Cost]:
-    """Stop at ``generator.probes.at`` of the training and see what it draws."""
-    if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
-        return check_generator(config, graph, runtime, weights, step)
-    return None, Cost()
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
