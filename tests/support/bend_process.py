@@ -31,7 +31,7 @@ evaluation:
   rivals: [{kind: originals_bag}, {kind: deep_ensemble}, {kind: gaussian}]
 """
 
-COSTS = {"cost", "cost_seconds", "store"}
+COSTS = {"cost", "cost_seconds", "prices", "store"}
 
 
 class Bend:
