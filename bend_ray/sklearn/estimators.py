@@ -310,7 +310,8 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
     def predict(self, X: Any) -> NDArray[Any]:
         """The most probable class of each example."""
-        predicted: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(axis=1)]
+        best_N = self.predict_proba(X).argmax(axis=1)
+        predicted: NDArray[Any] = self.classes_[best_N]
         return predicted
 
     def predict_set(
