@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,14 +44,6 @@ MOST_AT_ONCE = 2**21
 """Numbers of the examples that are answered together, for who asks about many."""
 
 
-@dataclass(frozen=True)
-class Group:
-    """Members that are asked together, for what each says."""
-
-    members: slice
-    ask: Ask
-
-
 class Uncertainty(NamedTuple):
     """How sure a bag is about N examples."""
 
@@ -74,7 +65,8 @@ class Bag:
     Attributes:
         card: what it is.
         way: how its members are run; None: in torch.
-        groups: of its members, for questions that may end before the last is asked.
+        groups: of its members, which are asked together for what each says, for questions that
+            may end before the last is asked.
         whole: inputs to the bag's answers; None where memory is dearer than a few calls.
         is_quick: whether a batch may be computed while nobody else is served.
     """
@@ -84,7 +76,7 @@ class Bag:
         folder: Path,
         card: Card,
         way: Way | None,
-        groups: Sequence[Group] = (),
+        groups: Sequence[tuple[slice, Ask]] = (),
         whole: Ask | None = None,
     ) -> None:
         self.folder, self.card, self.way, self.whole = folder, card, way, whole
@@ -151,7 +143,7 @@ class Bag:
         way = fastest(ways(forms(member), threads), lambda form: part(parts[0], form), card, batch)
         loaded, whole = [], None
         if len(parts) > 1:
-            loaded = [Group(rows, way.ready(part(rows, way.form))) for rows in parts]
+            loaded = [(rows, way.ready(part(rows, way.form))) for rows in parts]
         if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
             whole = way.ready(bag_program(card, member, state_K, way.form))
         return cls(folder, card, way, loaded, whole)
@@ -222,12 +214,12 @@ class Bag:
         asked_BE = np.zeros((examples, len(card.members)), np.bool_)
         rows_B = np.arange(examples)
         patient = all(stop.is_patient for stop in stops)
-        for group in self.groups:
+        for place, (members, ask) in enumerate(self.groups, start=1):
             part = {name: values[rows_B] for name, values in inputs.items()}
-            for name, values in group.ask(part).items():
-                said[name][rows_B, group.members] = values
-            asked_BE[rows_B, group.members] = True
-            if patient and group is not self.groups[-1]:
+            for name, values in ask(part).items():
+                said[name][rows_B, members] = values
+            asked_BE[rows_B, members] = True
+            if patient and place < len(self.groups):
                 continue
             weights_B1E = np.where(asked_BE, card.rule.sums_exactly, 0.0)[:, None]
             answers = {**said, **self._count({**said, WEIGHTS: weights_B1E})}

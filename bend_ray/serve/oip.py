@@ -277,7 +277,8 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
                 f"{where}: expected binary_data_size and as many bytes behind the JSON to be "
                 f"{expected}, got {size} and {len(content)}",
             )
-        return fitted(np.frombuffer(content, dtype).reshape(shape), where, own)
+        values = np.frombuffer(content, dtype).reshape(shape)
+        return (given_column if own.column else fitted)(values, where, own)
     array = numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
         raise Refusal(400, f"{where}.data: expected {count} numbers, flat or as {list(shape)}")

@@ -23,6 +23,7 @@ from bend_ray.export.card import Card, Input
 from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
 from bend_ray.spec import Spec
+from bend_ray.storage.masking import cause
 
 RETRY_AFTER = 2
 """Seconds that a client is told to wait where it may ask again."""
@@ -163,18 +164,20 @@ def given_inputs(x: Any, card: Card) -> Inputs:
     Raises:
         DataError: they are not what the bag takes.
     """
-    if card.columns:
-        return _columns(x, card)
-    found = dict(inputs_of(x))
-    if len(found) == len(card.inputs) == 1:
-        found = dict(zip(card.inputs, found.values(), strict=True))
     try:
+        if card.columns:
+            return _chosen(_table(x, card), card, "x")
+        found = dict(inputs_of(x))
+        if len(found) == len(card.inputs) == 1:
+            found = dict(zip(card.inputs, found.values(), strict=True))
         _check_names(found, card, "x")
         return together(
             {n: fitted(array_of(found[n], n), n, own) for n, own in card.inputs.items()}
         )
     except Refusal as refusal:
         raise DataError(f"x: {refusal.message}") from None
+    except (pa.ArrowException, TypeError, ValueError) as error:  # of a frame that is no table
+        raise DataError(f"x: expected {', '.join(card.inputs)}, got: {cause(error)}") from None
 
 
 def inputs_of_json(content: bytes, card: Card) -> Inputs:
@@ -207,19 +210,14 @@ def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     return _chosen(table, card, "CSV")
 
 
-def _columns(x: Any, card: Card) -> Inputs:
+def _table(x: Any, card: Card) -> pa.Table:
     """Raw columns of a frame, of lists by name, or of rows in the order of the card."""
     if isinstance(x, Mapping) or hasattr(x, "__arrow_c_stream__"):
-        table = pa.table(x.reset_index(drop=True) if hasattr(x, "iloc") else x)
-    else:
-        columns = list(np.asarray(x, dtype=object).T)
-        if len(columns) != len(card.inputs):
-            raise DataError(f"x: expected {len(card.inputs)} columns, got {len(columns)}")
-        table = pa.table({n: list(c) for n, c in zip(card.inputs, columns, strict=True)})
-    try:
-        return _chosen(table, card, "x")
-    except Refusal as refusal:
-        raise DataError(f"x: {refusal.message}") from None
+        return pa.table(x.reset_index(drop=True) if hasattr(x, "iloc") else x)
+    columns = list(np.asarray(x, dtype=object).T)
+    if len(columns) != len(card.inputs):
+        raise DataError(f"x: expected {len(card.inputs)} columns, got {len(columns)}")
+    return pa.table({n: list(c) for n, c in zip(card.inputs, columns, strict=True)})
 
 
 def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
@@ -290,10 +288,6 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
     if array.size and array.dtype.kind not in "biuf":
         raise Refusal(422, f"{where}: expected numbers, got others")
     low, high = own.limits
-    if own.column:
-        if np.isinf(array.astype(np.float64)).any():
-            raise Refusal(422, f"{where}: expected finite numbers, or nan, got infinity")
-        return np.ascontiguousarray(array, dtype=np.float64)
     with np.errstate(over="ignore"):
         values = array.astype(np.float32) if own.dtype == "float32" else array
     if not values.size:

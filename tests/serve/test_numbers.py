@@ -422,6 +422,16 @@ def test_bodies_that_are_none_are_told(
     assert "\n" not in asked.json()["error"]
 
 
+def test_frames_that_are_no_tables_are_told_in_python(folders: dict[str, Path]) -> None:
+    bag, frame = Bag.load(folders["one"]), people(3)
+    twice = pd.concat([frame, frame[["age"]]], axis=1)
+    mixed = frame.assign(city=["Ulm", 3, {"a": 1}])
+    for wrong in (twice, mixed, frame.assign(age=np.inf), np.ones((3, 2)), [[1], [2]], "age", 7):
+        with pytest.raises(DataError, match=r"^[^\n]*expected[^\n]*$"):
+            bag.predict(wrong)
+    assert bag.predict(frame[:0]).shape == (0,)
+
+
 def test_empty_values_are_missing_ones(folders: dict[str, Path]) -> None:
     bag, http = Bag.load(folders["one"]), client(folders["one"])
     row = dict.fromkeys(ROW)
