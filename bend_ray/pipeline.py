@@ -46,12 +46,14 @@ def run(
         logger.info("%-12s %s  is made", until, artifacts[until].fingerprint)
         return artifacts
     store.ensure_writable()
+    from bend_ray.runtime.interface import Runtime
+    from bend_ray.runtime.tracking import require_installed, tracking
+
+    require_installed(config)
     started = time.monotonic()
-    runtime: Runtime = _here(config) if local else connect(address, config)
+    runtime = Runtime() if local else connect(address, config)
     config = runtime.preflight(config, missing)
     connecting = time.monotonic() - started
-    from bend_ray.runtime.tracking import tracking
-
     with tracking(config, artifacts.evaluation) as tell:
         for step in steps:
             if step in missing:
@@ -121,25 +123,16 @@ def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whol
 def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
     """Connect to Ray: without an address to the cluster of RAY_ADDRESS, else to one of our own.
 
-    ClusterError where none answers, ConfigError where the tracking service's client is missing.
+    ClusterError where none answers.
     """
     # Ray reads its environment when it is first imported, so the order matters.
     from bend_ray.runtime.environment import prepare_environment
 
     prepare_environment(address)
-    from bend_ray.runtime import cluster, tracking
+    from bend_ray.runtime import cluster
     from bend_ray.runtime.on_ray import RayRuntime
 
-    tracking.require_installed(config)
     return RayRuntime(cluster.connect(address, config))
-
-
-def _here(config: PipelineConfig) -> Runtime:
-    from bend_ray.runtime import tracking
-    from bend_ray.runtime.interface import Runtime
-
-    tracking.require_installed(config)
-    return Runtime()
 
 
 @dataclass(frozen=True)

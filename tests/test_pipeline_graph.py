@@ -53,7 +53,7 @@ def test_status_tells_what_is_running_from_what_was_left(tmp_path: Path) -> None
     made = graph_of(config, store)
     made.seeds.commit(files=[], metrics={}, cost=Cost(cpu_seconds=7.0, wall_seconds=5.0))
     made.autoencoder.report_progress(300, 1000, "steps")
-    made.generator.write_json("train/notes.json", {})
+    made.generator.write_json("training/notes.json", {})
     assert made.ordinary is not None
     write_shard(made.ordinary, 0, blank_population(3, 1))
     with lease(made.autoencoder, pytest.fail):

@@ -2,7 +2,7 @@
 
 ``directory`` holds an artifact's files, ``store`` names and commits it (``manifest`` and ``cost``
 say what a commit records), ``lease`` keeps two runs off one artifact, ``population`` and
-``shards`` hold classifiers as rows, ``weights`` holds state dicts.
+``shards`` hold classifiers as rows, ``weights`` holds state dicts and checkpoints.
 
 All that asks the store raises StoreError where it is refused, cannot be reached, or holds nothing
 of that name; all that reads raises CorruptArtifact, with the file, where it holds something else

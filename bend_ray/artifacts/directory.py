@@ -32,11 +32,7 @@ _BOOKKEEPING = (MANIFEST_NAME, PROGRESS_NAME, LEASE_NAME)
 
 
 def inside(name: str) -> str:
-    """A name, which is of something inside a directory, at any depth.
-
-    Raises:
-        ValueError: it is empty, or leads out of it.
-    """
+    """A name of something inside a directory, at any depth; ValueError where it leads out of it."""
     leads_out = name.startswith("/") or {"..", "."} & set(name.split("/"))
     if not name or "\0" in name or leads_out:
         raise ValueError(f"expected a name inside a directory, got {name!r}")

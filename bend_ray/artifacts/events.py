@@ -61,9 +61,6 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
     """How a population grew: models by time, and how well each shard's do on validation images.
 
     A shard's time is that of its file, so that the curve of a resumed stage is whole.
-
-    Raises:
-        OSError: a shard cannot be read.
     """
 
     def read(name: str) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:

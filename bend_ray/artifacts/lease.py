@@ -87,8 +87,7 @@ def lease(
         stale_seconds: without a renewal, after which a holder counts as dead.
         settle_seconds: between writing and reading back where another may write at the same time.
 
-    Yields:
-        True: make it. False: another run committed it meanwhile, there is nothing to do.
+    Gives True: make it; or False: another run committed it meanwhile, there is nothing to do.
     """
     claim, reminded = _Claim(artifact, stale_seconds, settle_seconds), -_REMIND_SECONDS
     while not claim.take(found := claim.read()):

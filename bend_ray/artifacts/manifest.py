@@ -114,11 +114,9 @@ def digest(record: Any) -> str:
 
 
 def parse_manifest(content: bytes) -> Manifest:
-    """Reads a manifest.
+    """Reads a manifest; StoreError where a newer bend-ray wrote it.
 
-    Raises:
-        StoreError: it was written by a newer bend-ray.
-        ValueError: it is not JSON, no manifest, or not what was written; the message is one line.
+    ValueError, in one line, where it is not JSON, no manifest, or not what was written.
     """
     try:
         record = json.loads(content)

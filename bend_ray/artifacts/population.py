@@ -52,7 +52,7 @@ _PREFIX = "bend_ray."
 
 @dataclass(frozen=True, eq=False)
 class Population:
-    """K classifiers; what comes is converted to the types below.
+    """K classifiers; what comes is converted to the types below, or refused by a ValueError.
 
     Attributes:
         model_id: (K,).
@@ -67,9 +67,6 @@ class Population:
         origin: whether they were trained or drawn from a generator.
         theta_KP: (K, 0) when it was not read.
         layout_digest: names the layout that flattened the classifiers.
-
-    Raises:
-        ValueError: another origin, or shapes that do not agree.
     """
 
     model_id: NDArray[np.int64]
@@ -110,11 +107,7 @@ class Population:
 
     @classmethod
     def concatenate(cls, populations: Sequence[Population]) -> Population:
-        """One population after the other.
-
-        Raises:
-            ValueError: none given, or of different layouts or origins.
-        """
+        """One population after the other; ValueError where none or unlike ones are given."""
         kinds = {(each.layout_digest, each.origin) for each in populations}
         if len(kinds) != 1:
             raise ValueError(f"expected populations of one layout and origin, got {sorted(kinds)}")
@@ -158,9 +151,8 @@ class TableFormat(BaseModel):
     def from_schema(cls, schema: pa.Schema) -> TableFormat:
         """Reads the metadata and checks the columns against it.
 
-        Raises:
-            StoreError: a newer bend-ray wrote it.
-            ValueError: it is not a population's, or contradicts itself.
+        StoreError where a newer bend-ray wrote it, ValueError where it is not a population's, or
+        contradicts itself.
         """
         try:
             metadata = {

@@ -78,8 +78,7 @@ def table_writer(
 def write_shard(artifact: Artifact, index: int, population: Population) -> str:
     """Writes one shard, atomically, in row groups of about 64 MiB; its file's name.
 
-    Raises:
-        ValueError: a population without models or without theta.
+    ValueError for a population without models or without theta.
     """
     if 0 in population.theta_KP.shape:
         raise ValueError(f"expected models to write, got theta {population.theta_KP.shape}")
@@ -190,11 +189,8 @@ def read_columns(
 ) -> NDArray[np.float32]:
     """Parameters ``start`` to ``stop`` of all models, or of some, reading little else.
 
-    Returns:
-        theta_KS, models in the order of ``read_population``, or that of ``rows``.
-
-    Raises:
-        ValueError: an empty range, or one beyond the parameters.
+    Gives theta_KS, models in the order of ``read_population``, or that of ``rows``. ValueError for
+    an empty range, or one beyond the parameters.
     """
     shards, table_format = _listed(artifact)
     if not 0 <= start < stop <= table_format.num_parameters:

@@ -13,10 +13,9 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from bend_ray.artifacts.checkpoint import DIRECTORY
 from bend_ray.artifacts.shards import read_columns, read_format, read_population
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights
+from bend_ray.artifacts.weights import DIRECTORY, load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Shape

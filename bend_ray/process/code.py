@@ -56,7 +56,11 @@ def find_source(module: str) -> tuple[Path, list[Path]]:
     if found.origin in ("built-in", "frozen"):
         return _INSTALLED[-1], []
     folders = list(found.submodule_search_locations or [])
-    own = _module_file(found.origin, folders, below)
+    own: Path | None = Path(found.origin or folders[0])
+    if below:
+        base = Path(folders[0] if folders else os.devnull).joinpath(*below.split("."))
+        candidates = (base.with_suffix(".py"), base / "__init__.py", base)
+        own = next((each for each in candidates if each.exists()), None)
     if own is None:
         raise ConfigError(f"{module}: expected a module inside {top}, got none of that name")
     place = Path(folders[0] if folders else own).resolve()
@@ -86,10 +90,8 @@ def module_digest(module: str) -> str:
 
 def object_digest(value: Any) -> str:
     """Hexadecimal digits that change with the source of a function or class, wherever it is."""
-    digest = hashlib.sha256()
-    for part in _described(value, set()):
-        digest.update(part + b"\0")
-    return digest.hexdigest()[:DIGITS]
+    described = b"".join(part + b"\0" for part in _described(value, set()))
+    return hashlib.sha256(described).hexdigest()[:DIGITS]
 
 
 def is_importable(value: Any) -> bool:
@@ -112,14 +114,6 @@ def blamed(error: BaseException) -> str:
         if not any(path.is_relative_to(installed) for installed in (*_INSTALLED, _OURS)):
             return f"{said} ({path.name}, line {frame.lineno})"
     return said
-
-
-def _module_file(origin: str | None, folders: list[str], below: str) -> Path | None:
-    if not below:
-        return Path(origin) if origin else Path(folders[0])
-    base = Path(folders[0] if folders else os.devnull).joinpath(*below.split("."))
-    candidates = (base.with_suffix(".py"), base / "__init__.py", base)
-    return next((each for each in candidates if each.exists()), None)
 
 
 def _described(value: Any, seen: set[int]) -> Iterator[bytes]:

@@ -31,10 +31,7 @@ def settle(cpus: float, gpus: float) -> str:
     """Set this process up for computing: one thread a CPU, memory; returns its device.
 
     Two torch threads on one contended core are 40 times slower than one, and sums of several
-    threads are not those of one.
-
-    Raises:
-        ClusterError: a GPU is asked for, and none works here.
+    threads are not those of one. ClusterError where a GPU is asked for, and none works here.
     """
     import torch
 

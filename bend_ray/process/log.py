@@ -79,9 +79,7 @@ class ProgressLine:
     def __init__(
         self, label: str, total: int, unit: str = "", stream: TextIO | None = None
     ) -> None:
-        self._label = label
-        self._total = total
-        self._unit = unit
+        self._label, self._total, self._unit = label, total, unit
         self._stream = stream or sys.stderr
         self._terminal = self._stream.isatty()
         self._start: tuple[float, int] | None = None

@@ -34,12 +34,7 @@ class _Results(io.FileIO):
     failed = False
 
     def write(self, content: Any) -> int:
-        """Write, or end the process where nobody reads.
-
-        Raises:
-            SystemExit: the reader has gone.
-            BendError: the file is full, or cannot be written to for another reason.
-        """
+        """Write, or end the process where nobody reads; BendError where the file is full."""
         if self.failed:  # Python tries again, when it ends
             return len(content)
         try:
@@ -65,8 +60,7 @@ class _Words(io.FileIO):
 def prepare() -> None:
     """Have stdout say what it cannot take, stderr lose it, and both take any text.
 
-    Raises:
-        BendError: stdout is closed.
+    BendError where stdout is closed.
     """
     # Else the next file that is opened would get the number of a closed one.
     while (free := os.open(os.devnull, os.O_RDWR)) <= 2:

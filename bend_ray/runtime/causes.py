@@ -53,40 +53,32 @@ def told(error: BaseException) -> str:
 def our_errors() -> Iterator[None]:
     """Around calls of Ray: a worker's ``BendError`` comes out, however deep Ray has wrapped it.
 
-    Raises:
-        BendError: the worker's.
-        ClusterError: the worker died more often than it may, or the cluster fails.
+    ClusterError where workers died more often than they may, or the cluster fails.
     """
     try:
         yield
     except ray.exceptions.RayError as error:
         raised = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
-        ours = within(error) or _refusal(raised)
+        ours = within(error)
+        if ours is None and isinstance(raised, (*LOST, ray.exceptions.WorkerCrashedError)):
+            ours = died_too_often(raised)
+        if ours is None and isinstance(raised, _CLUSTERS_OWN):
+            ours = ClusterError(
+                f"expected the cluster to work, got: {told(raised)}; what was finished is kept: "
+                "mend it and run again"
+            )
         if ours is None:
             raise
         raise ours from None
 
 
-def _refusal(error: Exception) -> ClusterError | None:
-    """What befell the cluster, as an error of ours; None where it is something else."""
-    if isinstance(error, (*LOST, ray.exceptions.WorkerCrashedError)):
-        return died_too_often(error)
-    if isinstance(error, _CLUSTERS_OWN):
-        return ClusterError(
-            f"expected the cluster to work, got: {told(error)}; what was finished is kept: mend "
-            "it and run again"
-        )
-    return None
-
-
 def died_too_often(error: Exception, where: str = "") -> ClusterError:
     """The error where workers died more often than they may, the last time of ``error``."""
-    advice = "run again"
-    if isinstance(error, ray.exceptions.OutOfMemoryError):
-        advice = "give it nodes with more memory, or less to hold, and run again"
+    for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
+    advice = "give it nodes with more memory, or less to hold, and " if for_memory else ""
     return ClusterError(
         f"workers died again and again{where}: {told(error)}; what they had finished is kept: "
-        f"{advice}"
+        f"{advice}run again"
     )
 
 

@@ -81,14 +81,9 @@ def _keep_to_ourselves() -> None:
 def connect(address: str | None, config: PipelineConfig | None = None) -> bool:
     """Join the cluster at ``address`` or RAY_ADDRESS, or start one on this machine.
 
-    Workers can import the code of the user's own that ``config`` names.
-
-    Returns:
-        Whether the cluster is our own: one machine, this one, and this process its head.
-
-    Raises:
-        ClusterError: no cluster answers there.
-        ConfigError: there is no such code.
+    Workers can import the code of the user's own that ``config`` names. Gives whether the cluster
+    is our own: one machine, this one, and this process its head. ClusterError where none answers,
+    ConfigError where there is no such code.
     """
     global _started_here
     if not ray.is_initialized():
@@ -196,8 +191,7 @@ def set_up_data() -> None:
 def check_address(address: str, named: str) -> None:
     """Refuse within seconds an address, given as is ``named``, at which no cluster can be joined.
 
-    Raises:
-        ClusterError: nothing answers there, or something else than what the address says.
+    ClusterError where nothing answers, or something else than what the address says.
     """
     if address == "auto":
         # Private, so another Ray may have none: of the cluster last started here, running or not.

@@ -7,7 +7,7 @@ wherever they are done, in whatever order, and however often one is done again.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -18,10 +18,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bend_ray.artifacts.cost import Stopwatch
+from bend_ray.config.graph import STAGES
 from bend_ray.config.resources import ActorResources, Resources
 from bend_ray.process.computing import gpu_problem, lent
-from bend_ray.process.log import duration
-from bend_ray.runtime.gpus import equipped
+from bend_ray.process.log import ProgressLine, duration
 
 if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
@@ -33,7 +33,15 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Resources)
 T = TypeVar("T")
 
+Amounts = Mapping[str, float]
+"""Of a node, by Ray's names."""
+
 logger = logging.getLogger(__name__)
+
+OF_CLASSIFIERS = ("seeds", "samples", "evaluation")
+SMALL_NETWORK = 2_000_000
+"""Parameters below which a process leaves a GPU idle most of the time."""
+MOST_ON_A_GPU = 4
 
 
 @dataclass(frozen=True)
@@ -108,8 +116,7 @@ class Runtime:
     def share(self, dataset: Dataset) -> Shared:
         """A data set, read by this process, for all that work; the latest is remembered.
 
-        Raises:
-            DataError: as ``dataset.load``.
+        DataError as of ``dataset.load``.
         """
         if self._shared is None or self._shared[0] != dataset:
             self._shared = None
@@ -156,12 +163,14 @@ class Runtime:
     def train(self, job: TrainingTask, rows: Rows) -> Fitted:
         """Train on all rows, ``features``, ``trunk`` and ``model_id``, and store the weights.
 
-        Raises:
-            TrainingError: the training diverged or kept failing.
+        Its progress is on stderr and, for others, in the artifact. TrainingError where it diverged
+        or kept failing.
         """
-        from bend_ray.runtime.loop import train_here
+        from bend_ray.runtime.loop import Team, train
 
-        return train_here(job, self.table(rows, Resources()))
+        table = self.table(rows, Resources())
+        with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
+            return train(job, table, Team(progress=line.update))
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Refuse before any work what stages ask for and never get.
@@ -171,8 +180,36 @@ class Runtime:
         import torch
 
         there = [{"CPU": 1.0, "GPU": 1.0}] if torch.cuda.is_available() else []
-        size = partial(self.network_size, config)
-        return equipped(config, there, lambda: gpu_problem() or "", size)
+        return self.equipped(config, there, lambda: gpu_problem() or "")
+
+    def equipped(
+        self, config: PipelineConfig, nodes: Sequence[Amounts], problem: Callable[[], str]
+    ) -> PipelineConfig:
+        """The config with GPUs for every stage whose ``resources.gpus`` is auto; a line says which.
+
+        ``problem`` says why a GPU of the nodes does not work, and is empty where all do.
+        """
+        sections = {stage: getattr(config, stage) for stage in STAGES}
+        left = {stage: each for stage, each in sections.items() if each.resources.gpus == "auto"}
+        with_gpus = [node for node in nodes if node.get("GPU", 0.0) >= 1.0]
+        given = dict.fromkeys(left, 0.0)
+        if left and with_gpus and (why := problem()):
+            logger.warning("%-12s all on CPUs: %s", "gpus", why)
+        elif asked := [stage for stage in left if with_gpus and stage in OF_CLASSIFIERS]:
+            size = self.network_size(config)
+            cpus = max(left[stage].resources.cpus for stage in asked)
+            given |= dict.fromkeys(asked, share_of_gpu(size, cpus, with_gpus))
+            logger.info(
+                "%-12s %g there: %g a process of %s, for networks of %d parameters",
+                *("gpus", sum(node["GPU"] for node in with_gpus), given[asked[0]]),
+                *(", ".join(asked), size),
+            )
+        return config.with_resources(
+            {
+                stage: each.resources.model_copy(update={"gpus": given[stage]})
+                for stage, each in left.items()
+            }
+        )
 
     def network_size(self, config: PipelineConfig) -> int:
         """Parameters of one classifier, on the data set."""
@@ -193,3 +230,14 @@ class Runtime:
     def errors(self) -> AbstractContextManager[None]:
         """Around work: errors of workers come out as they were raised."""
         return nullcontext()
+
+
+def share_of_gpu(num_parameters: int, cpus: float, nodes: Sequence[Amounts]) -> float:
+    """GPUs a process that has so many CPUs: a whole one for a large network, a fraction for others.
+
+    No smaller a fraction than its node has CPUs for.
+    """
+    if num_parameters > SMALL_NETWORK:
+        return 1.0
+    per_gpu = min(node.get("CPU", 0.0) / node["GPU"] for node in nodes)
+    return 1 / max(1, min(MOST_ON_A_GPU, int(per_gpu / cpus + 1e-9)))

@@ -18,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import requests
@@ -63,8 +62,8 @@ class Jobs:
     def submit(
         self,
         arguments: Sequence[str],
-        files: Mapping[str, Path] = MappingProxyType({}),
-        environment: Mapping[str, str] | None = None,
+        files: Mapping[str, Path],
+        environment: Mapping[str, str],
         send_package: bool = False,
     ) -> str:
         """Start ``bend ARGUMENTS`` on the cluster; its id.
@@ -73,7 +72,7 @@ class Jobs:
         in the cluster's dashboard. ``send_package`` is for a cluster whose image has no bend_ray.
         """
         with tempfile.TemporaryDirectory(prefix="bend-job-") as folder:
-            runtime: dict[str, Any] = {"env_vars": dict(environment or {})}
+            runtime: dict[str, Any] = {"env_vars": dict(environment)}
             if files or send_package:
                 gather(files, Path(folder))
                 if send_package:
@@ -145,11 +144,8 @@ class Jobs:
         """Of a job that has ended; 130 for one that was stopped, as of an interrupted command."""
         with self._cluster_errors():
             details = self._client.get_job_info(job)
-        if details.status == JobStatus.STOPPED:
-            return 130
-        if details.status == JobStatus.SUCCEEDED:
-            return 0
-        code = details.driver_exit_code
+        known = {JobStatus.STOPPED: 130, JobStatus.SUCCEEDED: 0}
+        code = known.get(details.status, details.driver_exit_code)
         if code is None:  # It never came to a driver: say why, no log does.
             raise ClusterError(f"job {job} could not start: {details.message}")
         return int(code)

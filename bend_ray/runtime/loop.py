@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import torch
@@ -22,19 +23,15 @@ from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import DIRECTORY, Checkpoint, save_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.generation.training import AveragedSteps, HeldOut
 from bend_ray.optim import Training
-from bend_ray.process.computing import lent, settle
-from bend_ray.process.log import ProgressLine
+from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.runtime.interface import from_vectors
 
-TRAIN_DIRECTORY = "train"
-"""What a training leaves in its artifact until the commit."""
-CHECKPOINT = f"{TRAIN_DIRECTORY}/checkpoint.safetensors"
 CURVE_POINTS = 100
 PROGRESS_SECONDS = 1.0
 
@@ -64,7 +61,7 @@ class TrainingTask:
 
 def milestone(step: int) -> str:
     """The file of the averaged weights at a step where the training was paused."""
-    return f"{TRAIN_DIRECTORY}/milestone-{step:08d}.safetensors"
+    return f"{DIRECTORY}/milestone-{step:08d}.safetensors"
 
 
 @dataclass(frozen=True)
@@ -92,18 +89,8 @@ class Team:
     progress: Callable[[int], None] = lambda done: None
 
 
-def train_here(job: TrainingTask, rows: pa.Table) -> Fitted:
-    """A training in this process, with its progress on stderr and, for others, in the artifact."""
-    with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
-        return train(job, rows, Team(progress=line.update))
-
-
 def train(job: TrainingTask, rows: pa.Table, team: Team) -> Fitted:
-    """What every process of a team does with all rows.
-
-    Raises:
-        TrainingError: it diverged.
-    """
+    """What every process of a team does with all rows; TrainingError where it diverges."""
     worker = _Worker(job, rows, team)
     training = job.training
     last = training.steps if job.until is None else min(job.until, training.steps)
@@ -158,10 +145,10 @@ class _Worker:
             self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
         self.curve: list[tuple[int, float]] = []
         self.times: list[float] = []
-        self.spent = Cost()
         self.first_step = 0
-        if any(file.name == CHECKPOINT for file in job.artifact.list_files(TRAIN_DIRECTORY)):
-            self._restore(load_weights(job.artifact, CHECKPOINT))
+        self.keep = Checkpoint(job.artifact, "checkpoint", 0.0, self.watch)
+        if (state := self.keep.load(self._tensors())) is not None:
+            self._restore(state)
         self.model = team.replicated(self.objective) if team.world > 1 else self.objective
 
     def is_over(self, done: int) -> bool:
@@ -224,14 +211,11 @@ class _Worker:
         spent = self._cost()
         if self.team.rank > 0:
             return
-        tensors = self._tensors()
+        told: dict[str, Any] = {"curve": self.curve, "times": self.times, "done": done}
         if self.held_out is not None:
-            tensors["held_out"] = torch.tensor(self.held_out.curve, dtype=torch.float64)
-        tensors["curve"] = torch.tensor(self.curve, dtype=torch.float64)
-        tensors["times"] = torch.tensor(self.times, dtype=torch.float64)
-        tensors["spent"] = torch.tensor(list(spent.model_dump().values()), dtype=torch.float64)
-        tensors["done"] = torch.tensor(done)
-        save_weights(self.job.artifact, CHECKPOINT, tensors)
+            told["held_out"] = self.held_out.curve
+        doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
+        self.keep.save(self._tensors() | doubles, spent)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Those that steps change, by their names in a checkpoint."""
@@ -268,7 +252,9 @@ class _Worker:
         if self.team.world > 1:
             torch.distributed.all_reduce(seconds)
         cpu, gpu = seconds.tolist()
-        return self.spent + Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=here.wall_seconds)
+        return self.keep.spent + Cost(
+            cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=here.wall_seconds
+        )
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():
@@ -277,6 +263,4 @@ class _Worker:
             self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
         self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
         self.times = state["times"].tolist()
-        cpu, gpu, wall = state["spent"].tolist()
-        self.spent = Cost(cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=wall)
         self.first_step = int(state["done"])

@@ -199,10 +199,8 @@ class Nodes:
     def check(self, gpus: bool = False) -> bool:
         """Ask every node what it computes with, be it with ``gpus``; whether some do not answer.
 
-        These are left out.
-
-        Raises:
-            ClusterError: no node answers, one has other versions, or a GPU that does not work.
+        These are left out. ClusterError where none answers, one has other versions, or a GPU that
+        does not work.
         """
         answers = self.ask(computes_with, lambda node: (gpus * node.resources.get("GPU", 0.0),))
         found = {k: answer for k, answer in answers.items() if not isinstance(answer, Exception)}

@@ -26,7 +26,6 @@ from bend_ray.process.computing import lent, usable_cores
 from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.cluster import set_up_data
-from bend_ray.runtime.gpus import equipped
 from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask
 from bend_ray.runtime.meters import tell, tell_progress
@@ -124,8 +123,7 @@ class RayRuntime(Runtime):
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:
         """Ask what nodes there are, and each of them what it computes with."""
         amounts = [node.resources for node in self.nodes.usable()]
-        size = partial(self.network_size, config)
-        config = equipped(config, amounts, self.nodes.gpu_problem, size)
+        config = self.equipped(config, amounts, self.nodes.gpu_problem)
         asked = [Request.of(config, stage) for stage in stages]
         self.nodes.refuse_what_never_fits(asked)
         gpus = any(each.resources.num_gpus for each in asked)

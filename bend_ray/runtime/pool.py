@@ -88,9 +88,8 @@ class Pool(Workers):
     ) -> Iterator[tuple[T, Any]]:
         """See ``Workers``.
 
-        Raises:
-            BendError: raised by the method, or by making a worker.
-            ClusterError: actors died of one piece, or in a row, more often than they may.
+        A BendError of the method, or of making a worker, is raised; ClusterError where actors died
+        of one piece, or in a row, more often than they may.
         """
         waiting, deaths = deque(range(len(pieces))), Counter[tuple[int, bool]]()
         seen: dict[int, Any] = {}

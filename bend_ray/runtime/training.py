@@ -20,13 +20,13 @@ import ray.train
 import ray.train.torch
 
 from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import DIRECTORY
 from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, told
 from bend_ray.runtime.loop import (
     PROGRESS_SECONDS,
-    TRAIN_DIRECTORY,
     Fitted,
     Team,
     TrainingTask,
@@ -43,10 +43,8 @@ _OF_THE_CONTROLLER = (ray.train.ControllerError, *LOST)
 def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
     """Train ``job`` on all rows of ``dataset`` and store the weights.
 
-    Raises:
-        TrainingError: the training diverged, or its workers or Ray Train's controller failed more
-            often than they may.
-        ray.exceptions.RayError: the controller's process died so often, one of ``causes.LOST``.
+    TrainingError where it diverged, or its workers or Ray Train's controller failed more often
+    than they may; one of ``causes.LOST`` where the controller's process died so often.
     """
     deaths = 0
     while True:
@@ -88,7 +86,7 @@ class Folderless(pyarrow.fs.SubTreeFileSystem):  # type: ignore[misc]
 
 def _storage(artifact: Artifact) -> tuple[str, pyarrow.fs.FileSystem]:
     """Where Ray Train keeps what it must know after a death."""
-    path, filesystem = artifact.child(TRAIN_DIRECTORY), artifact.filesystem
+    path, filesystem = artifact.child(DIRECTORY), artifact.filesystem
     if filesystem.type_name == "local":
         return path, filesystem
     bucket, _, inside = path.partition("/")

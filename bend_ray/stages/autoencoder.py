@@ -8,6 +8,7 @@ from torch import nn
 
 from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
+from bend_ray.artifacts.weights import DIRECTORY
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -15,7 +16,7 @@ from bend_ray.generation.models import Autoencoder
 from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
 from bend_ray.runtime.interface import Runtime
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, TrainingTask
+from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.representations import FILE, fit_representation
 
 WEIGHTS = "autoencoder.safetensors"
@@ -54,7 +55,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )
-    artifact.discard(TRAIN_DIRECTORY)
+    artifact.discard(DIRECTORY)
     artifact.discard(COST_DIRECTORY)
 
 

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import save_weights
+from bend_ray.artifacts.weights import DIRECTORY, save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.training import Denoising
 from bend_ray.runtime.interface import Rows, Runtime, vectors
-from bend_ray.runtime.loop import TRAIN_DIRECTORY, Fitted, TrainingTask, milestone
+from bend_ray.runtime.loop import Fitted, TrainingTask, milestone
 from bend_ray.stages import latents
 from bend_ray.stages.probes import check_generator
 from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
@@ -51,7 +51,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
-    artifact.discard(TRAIN_DIRECTORY)
+    artifact.discard(DIRECTORY)
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
@@ -68,7 +68,7 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
 
 
 def _has(artifact: Artifact, file: str) -> bool:
-    return any(entry.name == file for entry in artifact.list_files(TRAIN_DIRECTORY))
+    return any(entry.name == file for entry in artifact.list_files(DIRECTORY))
 
 
 def _fit(

@@ -16,12 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bend_ray.artifacts.checkpoint import DIRECTORY, Checkpoint
 from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, read_costs, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import shard_name, write_shard
 from bend_ray.artifacts.store import Artifact
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import DIRECTORY, Checkpoint, load_weights, save_weights
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.data.files import File
 from bend_ray.networks.checkpoints import listed_trunks, read_state

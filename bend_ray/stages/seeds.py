@@ -10,11 +10,11 @@ from __future__ import annotations
 import logging
 from functools import partial
 
-from bend_ray.artifacts.checkpoint import DIRECTORY, last_left
 from bend_ray.artifacts.cost import Stopwatch, read_cost
 from bend_ray.artifacts.events import population_progress, write_events
 from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
+from bend_ray.artifacts.weights import DIRECTORY, last_left
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError

@@ -48,9 +48,8 @@ _PASSING = (
 def resolve(uri: str) -> tuple[pa.fs.FileSystem, str]:
     """The filesystem and the path on it that a local path or a URI names.
 
-    Args:
-        uri: a local path (``~`` and relative paths are made absolute), or ``file://``,
-            ``s3://``, ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
+    Of local paths ``~`` and relative ones are made absolute; URIs are ``file://``, ``s3://``,
+    ``gs://`` or ``abfs://``. ``AWS_ENDPOINT_URL`` is honoured.
     """
     place = canonical(uri)
     if is_local_path(place):
@@ -94,8 +93,7 @@ def read_bytes(filesystem: pa.fs.FileSystem, path: str) -> bytes | None:
 def open_file(filesystem: pa.fs.FileSystem, path: str) -> pa.NativeFile:
     """A file to be read at any place; a small object is read whole, in one request.
 
-    Raises:
-        OSError: it is not there, or cannot be read.
+    OSError where it is not there, or cannot be read.
     """
     if filesystem.type_name == "local":
         return filesystem.open_input_file(path)
@@ -136,13 +134,8 @@ def patiently(filesystem: pa.fs.FileSystem, ask: Callable[[], T]) -> T:
     is longer than what was asked for: then it finds no room for it, and calls that an internal
     failure.
 
-    Args:
-        filesystem: of the store; one on a disk is not asked again.
-        ask: reads, or writes what is the same whoever writes it: another run may have taken over
-            meanwhile.
-
-    Raises:
-        OSError: raised by ``ask``.
+    ``ask`` reads, or writes what is the same whoever writes it: another run may have taken over
+    meanwhile. What it raises is raised. A store on a disk is not asked again.
     """
     pause = 0.0 if filesystem.type_name == "local" else FIRST_PAUSE_SECONDS
     while True:

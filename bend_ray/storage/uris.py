@@ -66,8 +66,7 @@ def canonical(uri: str) -> str:
     >>> canonical("file:///a%20b/../c"), canonical("S3://bucket/a b/")
     ('/c', 's3://bucket/a%20b')
 
-    Raises:
-        StoreError: it means nothing, or not what whoever wrote it can have meant.
+    StoreError where it means nothing, or not what whoever wrote it can have meant.
     """
     if is_local_path(uri):
         _check_text(uri)

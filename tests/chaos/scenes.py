@@ -94,9 +94,9 @@ _TRAINING = {
 }
 CASTS = {
     "seeds": Cast("SeedTrainer", "SeedTrainer", None, "seeds/*/shard-*.parquet"),
-    "autoencoder": Cast(**_TRAINING, middle="autoencoder/*/train/checkpoint.safetensors"),
+    "autoencoder": Cast(**_TRAINING, middle="autoencoder/*/training/checkpoint.safetensors"),
     "latents": Cast("MapBatches", "_StatsActor", None),
-    "generator": Cast(**_TRAINING, middle="generator/*/train/checkpoint.safetensors"),
+    "generator": Cast(**_TRAINING, middle="generator/*/training/checkpoint.safetensors"),
     "samples": Cast("SampleDrawer", "SampleDrawer", None, "samples/*/shard-*.parquet"),
     "evaluation": Cast("Evaluator", "Evaluator", None, "answers/*/piece-*.parquet"),
     "tune": Cast("StageWorker", "ImplicitFunc", "TrainController"),

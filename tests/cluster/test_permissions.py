@@ -93,7 +93,7 @@ def test_ray_trains_storage_asks_nothing_of_the_bucket(server: ObjectStore) -> N
     context = StorageContext(path, "run", pickle.loads(pickle.dumps(filesystem)))
     context._create_validation_file()
     context._check_validation_file()
-    assert any(name.endswith("train/run/.validate_storage_marker") for name in server.names())
+    assert any(name.endswith("training/run/.validate_storage_marker") for name in server.names())
     assert server.denied == []
     assert "s3:ListBucket" not in {e.action for e in server.asked if "s3:prefix" not in e.context}
 
@@ -106,4 +106,4 @@ def test_a_folder_needs_no_storage_of_its_own(tmp_path: Path) -> None:
     from bend_ray.runtime.training import _storage
 
     artifact = Store(str(tmp_path)).artifact("generator", 1, {})
-    assert _storage(artifact) == (artifact.child("train"), artifact.filesystem)
+    assert _storage(artifact) == (artifact.child("training"), artifact.filesystem)

@@ -12,8 +12,7 @@ import pytest
 from bend_ray.config.reading import load_config
 from bend_ray.config.resources import Resources
 from bend_ray.config.schema import PipelineConfig, identity
-from bend_ray.runtime.gpus import SMALL_NETWORK, equipped, share_of_gpu
-from bend_ray.runtime.interface import Runtime
+from bend_ray.runtime.interface import SMALL_NETWORK, Runtime, share_of_gpu
 
 FOUR = [{"CPU": 32.0, "GPU": 4.0, "memory": 1e11}, {"CPU": 8.0}]
 
@@ -22,7 +21,9 @@ def chosen(
     *overrides: str, nodes: Any = FOUR, problem: str = "", size: int = 1000
 ) -> dict[str, Any]:
     config = load_config(None, list(overrides))
-    found = equipped(config, nodes, lambda: problem, lambda: size)
+    runtime = Runtime()
+    runtime.network_size = lambda _: size  # type: ignore[method-assign]
+    found = runtime.equipped(config, nodes, lambda: problem)
     assert identity(found) == identity(config)
     stages = ("seeds", "autoencoder", "latents", "generator", "samples", "evaluation")
     return {stage: getattr(found, stage).resources.gpus for stage in stages}
@@ -80,12 +81,14 @@ def test_gpus_that_do_not_work_leave_all_on_cpus_and_a_line_says_why(
 
 
 def test_nobody_looks_at_gpus_or_networks_that_are_not_asked_for() -> None:
-    def never() -> Any:
+    def never(*_: object) -> Any:
         raise AssertionError
 
     stages = ("seeds", "autoencoder", "latents", "generator", "samples", "evaluation")
     config = load_config(None, [f"{stage}.resources.gpus=0" for stage in stages])
-    assert equipped(config, FOUR, never, never) == config
+    runtime = Runtime()
+    runtime.network_size = never  # type: ignore[method-assign]
+    assert runtime.equipped(config, FOUR, never) == config
 
 
 def test_until_somebody_looks_auto_is_none() -> None:

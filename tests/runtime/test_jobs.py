@@ -99,10 +99,10 @@ def test_a_cluster_that_has_just_started_gets_time_but_not_for_ever(
     monkeypatch.setattr(module, "time", clock)
     monkeypatch.setattr(module, "STARTING_SECONDS", 300.0)
     if refusals == 2:
-        assert jobs.submit(["run"]) == "job-1"
+        assert jobs.submit(["run"], {}, {}) == "job-1"
     else:
         with pytest.raises(ClusterError, match=r"takes jobs.*--dashboard-agent-listen-port=0"):
-            jobs.submit(["run"])
+            jobs.submit(["run"], {}, {})
 
 
 def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +125,8 @@ def test_only_what_is_named_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     command = ("seeds", "configs/a.yaml", "--store", str(tmp_path))
     context = cli.make_context("bend", [], resilient_parsing=True)
     files = _checked(context, command)
-    assert jobs.submit(command, files) == "job-1"
+    assert jobs.submit(command, files, {}) == "job-1"
     assert sent == {"configs/a.yaml", "shop_jobs/nets.py"}
-    jobs.submit(command, files, send_package=True)
+    jobs.submit(command, files, {}, send_package=True)
     assert "bend_ray/cli/main.py" in sent
     assert not [name for name in sent if "__pycache__" in name or "store" in name.split("/")[0]]

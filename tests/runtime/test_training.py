@@ -90,7 +90,7 @@ def assert_close(
 def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     tmp_path: Path, alone: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bend_ray.runtime.loop import CHECKPOINT, _Worker
+    from bend_ray.runtime.loop import _Worker
 
     checkpoint = _Worker.checkpoint
 
@@ -108,7 +108,7 @@ def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     monkeypatch.setattr(_Worker, "step", lambda w, s: (steps.append(s), step(w, s))[1])
     artifact = fit_denoiser(tmp_path)
     assert steps == list(range(60, 120))
-    assert any(file.name == CHECKPOINT for file in artifact.list_files("train"))
+    assert "training/checkpoint.safetensors" in artifact.everything()
     assert_close(load_weights(artifact, WEIGHTS), alone)
 
 
@@ -120,7 +120,7 @@ def test_a_training_that_was_paused_goes_on_to_the_same_bits(
     # Milestones need not be checkpoints; one that was passed is not put back.
     for until in (30, 70, 50):
         artifact = fit_denoiser(tmp_path, until=until)
-    names = {file.name for file in artifact.list_files("train")}
+    names = {file.name for file in artifact.list_files("training")}
     assert {milestone(30), milestone(70)} <= names
     assert milestone(50) not in names
     assert_close(load_weights(fit_denoiser(tmp_path), WEIGHTS), alone)
@@ -162,7 +162,7 @@ def test_a_training_that_stops_early_does_so_to_the_same_bits_however_it_was_cut
     often = LOOKS.model_copy(update={"checkpoint_every": 3})
     for until in (2, 6, 60):
         paused = fit_denoiser(tmp_path / "paused", often, until=until, stops=True)
-    assert milestone(60) in {file.name for file in paused.list_files("train")}
+    assert milestone(60) in {file.name for file in paused.list_files("training")}
     assert_close(load_weights(paused, milestone(60)), whole)
     assert_close(load_weights(fit_denoiser(tmp_path / "paused", often, stops=True), WEIGHTS), whole)
 
@@ -210,7 +210,7 @@ class killing_a_train_worker:  # noqa: N801 - reads as a statement
 
     def watch(self) -> None:
         while not self.stop.is_set():
-            if list(self.store.glob("generator/*/train/checkpoint.safetensors")):
+            if list(self.store.glob("generator/*/training/checkpoint.safetensors")):
                 for pid in own_processes("RayTrainWorker"):
                     os.kill(pid, signal.SIGKILL)
                     self.killed.append(pid)

@@ -16,11 +16,10 @@ import pytest
 from tiny import TINY, MakeConfig, make
 from torch import Tensor
 
-from bend_ray.artifacts.checkpoint import DIRECTORY, Checkpoint
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.weights import load_weights, save_weights
+from bend_ray.artifacts.weights import DIRECTORY, Checkpoint, load_weights, save_weights
 from bend_ray.config.graph import graph_of
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.networks.fitting import Training

@@ -22,16 +22,16 @@ seeds:
   cohort_size: 4
 autoencoder:
   model: {latent_size: 8, hidden: 16}
-  training: {steps: 400, batch_size: 8, checkpoint_every: 100}
+  training: {steps: 400, batch_size: 8, checkpoint_every: 5}
 generator:
   denoiser: {hidden: 16, blocks: 1}
-  training: {steps: 400, batch_size: 8, checkpoint_every: 100}
+  training: {steps: 400, batch_size: 8, checkpoint_every: 5}
 samples: {count: 8, shard_size: 4}
 evaluation:
   rivals: [{kind: originals_bag}, {kind: deep_ensemble}, {kind: gaussian}]
 """
 
-COSTS = {"cost", "cost_seconds", "store"}
+COSTS = {"cost", "cost_seconds", "prices", "store"}
 
 
 class Bend:
