@@ -132,7 +132,8 @@ def write_answers(store: Store, members: int, part: str, examples: int) -> Artif
         write_piece(artifact, member, 1, CLASSES, blocks(member))
     save_weights(artifact, LABELS, {"labels": labels_N})
     rows = {piece_name(member): 1 for member in range(members)}
-    return artifact.commit(files=[*rows, LABELS], rows=rows, metrics={}, cost=Cost())
+    task = {"task": {"kind": "classification"}}
+    return artifact.commit(files=[*rows, LABELS], rows=rows, metrics=task, cost=Cost())
 
 
 def vote(_: str, count: int, folder: str, queue: Any) -> None:
