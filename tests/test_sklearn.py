@@ -15,6 +15,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -130,6 +131,58 @@ def test_what_says_nothing_leaves_the_targets_own_distribution(estimator: Any) -
 def test_what_is_refused(x: Any, y: Any, told: str) -> None:
     with pytest.raises((ValueError, TypeError), match=told):
         BagClassifier(**SMALL).fit(x, y)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"members": 0}, "'members' parameter"),
+        ({"members": -3}, "'members' parameter"),
+        ({"candidates": 0}, "'candidates' parameter"),
+        ({"batch_size": 0}, "'batch_size' parameter"),
+        ({"folds": 0}, "'folds' parameter"),
+        ({"epochs": 0}, "'epochs' parameter"),
+        ({"time_limit": -1}, "'time_limit' parameter"),
+        ({"calibration": -0.5}, "'calibration' parameter"),
+        ({"calibration": 2}, "'calibration' parameter"),
+        ({"calibration": 0.999}, "calibration: expected a share that leaves"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str) -> None:
+    x, y = load_iris(return_X_y=True)
+    for estimator in BagClassifier(**wrong), BagRegressor(**wrong):
+        with pytest.raises(ValueError, match=told) as refused:
+            estimator.fit(x, y)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("members", "folds"), [(3, None), (10, None), (2, 3), (5, 1)])
+def test_exactly_so_many_members_vote(members: int, folds: int | None) -> None:
+    x, y = load_iris(return_X_y=True)
+    bag = BagRegressor(members=members, folds=folds, candidates=1, epochs=1).fit(x, y)
+    assert len(bag._theta_KP) == members
+
+
+def test_what_cannot_be_asked_is_told_in_one_line(tmp_path: Path) -> None:
+    frame, _ = people(40)
+    for bag, asked in (
+        (BagClassifier(), "predict"),
+        (BagClassifier(), "predict_set"),
+        (BagRegressor(), "predict_interval"),
+    ):
+        with pytest.raises(NotFittedError):
+            getattr(bag, asked)(frame)
+    with pytest.raises(ValueError, match="export: expected a bag of two classes at least"):
+        BagClassifier().fit(frame, np.zeros(40)).export(tmp_path / "bag")
+    with pytest.raises(ValueError, match="got 1 of 2 classes"):
+        BagClassifier(**SMALL).fit([[1.0], [2.0]], [0, 1])
+    bag = BagRegressor(**SMALL, epochs=1, calibration=0.3).fit(frame, np.arange(40.0))
+    with pytest.raises(ValueError, match=r"^X: expected a frame, as the bag was fitted on one"):
+        bag.predict(frame.to_numpy())
+    for coverage in (-0.5, 1, 2):
+        for each in bag, BagRegressor(**SMALL, epochs=1).fit(frame, np.arange(40.0)):
+            with pytest.raises(ValueError, match="coverage"):
+                each.predict_interval(frame, coverage)
 
 
 @pytest.mark.parametrize(

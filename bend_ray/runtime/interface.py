@@ -125,10 +125,15 @@ class Runtime:
                 # Known once, not by every worker; of streamed images it takes reading a window.
                 _ = loaded.statistics
             logger.info(
-                "%-12s %d training and %d validation images of %s, %d classes, read in %s",
+                "%-12s %d training and %d validation examples of %s, %s, read in %s",
                 *("dataset", len(loaded.train), len(loaded.validation)),
                 "x".join(map(str, loaded.input_shape)),
-                len(loaded.class_names),
+                f"{len(loaded.class_names)} {'classes' if loaded.task.has_classes else 'targets'}"
+                + (
+                    f", {len(kept)} kept back for calibration"
+                    if (kept := loaded.calibration)
+                    else ""
+                ),
                 duration(watch.cost.wall_seconds),
             )
             self._shared = dataset, self.hold(loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -213,6 +214,7 @@ def test_the_test_part_is_read_by_name_and_without_its_statistics(tmp_path: Path
         ({}, {"columns": {"city": "number"}}, "city: expected a column of kind number"),
         ({"age": np.inf}, {}, "infinity"),
         ({"label": "yes"}, {}, "expected examples of two classes"),
+        ({"y": 3.5}, {"target": "y"}, r"expected values of y that vary, .* all 3\.5"),
         ({"deep": [[[1]]] * 120}, {}, "deep: expected numbers, truth values, dates or texts"),
     ],
 )
@@ -223,6 +225,40 @@ def test_what_is_refused(
     with pytest.raises(DataError, match=told) as refused:
         Table(train=uri, **more).load()  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_without_a_target_all_columns_are_told(tmp_path: Path) -> None:
+    table = frame().drop(columns=["y", "label"]).assign(**{f"c{i}": i for i in range(12)})
+    with pytest.raises(DataError, match=r"^dataset\.target: expected the name .* age, .*, c11$"):
+        Table(train=write(table, tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"age,label\n", r"expected rows in rows\.csv, got no rows"),
+        (b"age;label\n3;yes\n", "expected commas between columns, .* delimiter ';'"),
+        (b"age;label\n3,5;yes\n", "expected commas between columns, .* delimiter ; or a tab"),
+        ("city,label\nKöln,yes\n".encode("latin-1"), "expected UTF-8, .* in city; is it Latin-1"),
+        ("größe,label\n3,yes\n".encode("latin-1"), "expected UTF-8, .* in the header"),
+    ],
+)
+def test_files_that_are_no_such_csv(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=told) as refused:
+        Table(train=str(path)).load()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [range(120), [1.5] * 60 + [2.0, 3.0] * 30])
+def test_a_sign_of_missing_numbers_is_told(
+    values: Sequence[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = ["?" if i % 9 == 0 else str(each) for i, each in enumerate(values)]
+    Table(train=write(frame().assign(weight=weight), tmp_path, "csv")).load()
+    assert "column weight holds numbers and ?, so it is text" in caplog.text
+    assert caplog.text.count("holds numbers and") == 1
 
 
 def test_a_test_part_that_does_not_fit(tmp_path: Path) -> None:

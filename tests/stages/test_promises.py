@@ -304,6 +304,8 @@ def test_intervals_of_numbers_hold_what_they_say(tmp_path_factory: pytest.TempPa
     assert told[0] > told[-1]
     assert trust.shift["noisy_columns"]["1"].coverage is not None
     assert "cqr coverage %" in run.summary()
+    (head,) = (line for line in run.summary().splitlines() if line.startswith("shift of the bag"))
+    assert head.endswith("% at severity 5")
     # What is exported says so, too, and a part of it by examples of its own.
     bag, parts = run.bag(), run.config.dataset.load()
     mean, std = bag.predict(x[600:], return_std=True)
