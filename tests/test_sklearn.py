@@ -208,6 +208,9 @@ def test_other_types_of_the_same_columns_are_taken() -> None:
     whole = frame.assign(active=True)
     asked = [bag.predict_proba(each.set_axis(range(5), axis=1)) for each in (texts, whole)]
     assert (asked[0] == asked[1]).all()
+    floor = pd.DataFrame({"floor": ["1", "2", "3", "1"] * 10})
+    bag = BagClassifier(**SMALL, epochs=2).fit(floor, y[:40])
+    assert (bag.predict_proba(floor) == bag.predict_proba(floor.astype(int))).all()
 
 
 @pytest.mark.parametrize("estimator", [BagClassifier(**SMALL), BagRegressor(**SMALL)])

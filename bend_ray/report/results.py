@@ -129,7 +129,7 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     ours = cell([bag.temperature for bag in bags], "temperature")
     if bags[0].rmse is None:
         return (
-            "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its "
+            "NLL, Brier and ECE are at temperatures fitted on validation examples, every bag's its "
             f"own; the bag's is {ours}."
         )
     intervals = []

@@ -18,6 +18,7 @@ from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
 from bend_ray.data.datasets import Table
 from bend_ray.data.splits import ByGroup, ByTime, Stratified
 from bend_ray.errors import DataError
+from bend_ray.runtime.interface import Runtime
 from bend_ray.tasks import Classification, Regression
 
 
@@ -259,6 +260,15 @@ def test_a_sign_of_missing_numbers_is_told(
     Table(train=write(frame().assign(weight=weight), tmp_path, "csv")).load()
     assert "column weight holds numbers and ?, so it is text" in caplog.text
     assert caplog.text.count("holds numbers and") == 1
+
+
+def test_rows_are_told_in_the_words_of_their_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    Runtime().share(Table(train=write(frame(), tmp_path), target="y", num_calibration=4))
+    told = "96 training and 20 validation examples of 9, 1 target, 4 kept back for calibration"
+    assert told in caplog.text
 
 
 def test_a_test_part_that_does_not_fit(tmp_path: Path) -> None:

@@ -187,12 +187,6 @@ def test_what_is_no_coverage_is_refused_over_http(http: TestClient) -> None:
     assert asked.status_code == 422
 
 
-def test_of_left_out_classes_there_must_be_some() -> None:
-    config = load_config(None, [*TINY, "evaluation.ood=[{kind: left_out}]"])
-    with pytest.raises(DataError, match=r"needs classes in dataset\.left_out"):
-        config.evaluation.ood[0].of(config.dataset.load())
-
-
 def test_inputs_have_names_of_their_own() -> None:
     with pytest.raises(ConfigError, match="each of ood and shift once, got noise"):
         load_config(None, ["evaluation.ood=[{kind: noise}, {kind: noise}]"])
