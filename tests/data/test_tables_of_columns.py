@@ -267,7 +267,7 @@ def test_rows_are_told_in_the_words_of_their_task(
 ) -> None:
     caplog.set_level("INFO")
     Runtime().share(Table(train=write(frame(), tmp_path), target="y", num_calibration=4))
-    told = "96 training and 20 validation examples of 9, 1 target, 4 kept back for calibration"
+    told = "96 training and 20 validation examples of 10, 1 target, 4 kept back for calibration"
     assert told in caplog.text
 
 
