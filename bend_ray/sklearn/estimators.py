@@ -330,6 +330,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
             raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
+        self.calibration_.check(coverage, kind)
         return np.asarray(self.calibration_.sets(probs_NC, coverage, kind), dtype=np.bool_)
 
     @property
@@ -378,6 +379,7 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         They hold the truth as often as ``coverage`` says where examples were kept back.
         """
         if self.calibration_ is not None:
+            self.calibration_.check(coverage, None)
             answers = self._answers(self._raw(X, reset=False)).numpy()
             return np.asarray(self.calibration_.sets(answers, coverage), dtype=np.float64)
         mean, std = self.predict(X, return_std=True)
