@@ -326,6 +326,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
         Raises:
             ValueError: none were kept back.
+            ConfigError: too few were, for such a coverage.
         """
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
