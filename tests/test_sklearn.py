@@ -179,6 +179,8 @@ def test_what_cannot_be_asked_is_told_in_one_line(tmp_path: Path) -> None:
     bag = BagRegressor(**SMALL, epochs=1, calibration=0.3).fit(frame, np.arange(40.0))
     with pytest.raises(ValueError, match=r"^X: expected a frame, as the bag was fitted on one"):
         bag.predict(frame.to_numpy())
+    with pytest.raises(ValueError, match="coverage"):
+        bag.predict_interval(frame, 0.9999)
     for coverage in (-0.5, 1, 2):
         for each in bag, BagRegressor(**SMALL, epochs=1).fit(frame, np.arange(40.0)):
             with pytest.raises(ValueError, match="coverage"):
@@ -297,7 +299,8 @@ def test_sets_hold_the_truth_as_often_as_they_say() -> None:
     assert bag.calibration_.examples == -(-4 * len(y) // 10)
     # Two standard deviations, of the examples kept back and of the test's, below 0.9.
     assert bag.predict_set(x_test, 0.9)[range(len(y_test)), y_test].mean() > 0.82
-    assert bag.predict_set(x_test, 0.999).sum() == 2 * len(y_test)
+    with pytest.raises(ConfigError, match=r"coverage: expected at most 0\.99.., which is what"):
+        bag.predict_set(x_test, 0.999)
     with pytest.raises(ValueError, match="expected calibration"):
         BagClassifier(**SMALL, epochs=1).fit(x, y).predict_set(x)
 

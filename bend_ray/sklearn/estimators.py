@@ -257,6 +257,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """What examples kept back promise; ValueError where they cannot."""
         assert self.calibration_ is not None
         try:
+            self.calibration_.check(coverage, kind)
             return self.calibration_.sets(answers, coverage, kind)
         except BendError as error:
             raise ValueError(str(error)) from error
@@ -360,6 +361,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
         Raises:
             ValueError: none were kept back.
+            ConfigError: too few were, for such a coverage.
         """
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
