@@ -299,7 +299,7 @@ def test_sets_hold_the_truth_as_often_as_they_say() -> None:
     assert bag.calibration_.examples == -(-4 * len(y) // 10)
     # Two standard deviations, of the examples kept back and of the test's, below 0.9.
     assert bag.predict_set(x_test, 0.9)[range(len(y_test)), y_test].mean() > 0.82
-    with pytest.raises(ConfigError, match=r"coverage: expected at most 0\.99.., which is what"):
+    with pytest.raises(ValueError, match=r"coverage: expected at most 0\.99.., which is what"):
         bag.predict_set(x_test, 0.999)
     with pytest.raises(ValueError, match="expected calibration"):
         BagClassifier(**SMALL, epochs=1).fit(x, y).predict_set(x)
