@@ -112,13 +112,13 @@ def _chosen(
             *(manifest.fingerprint, masked(store.uri), log.moment(manifest.created)),
             "" if asked.by_name else ", the newest",
         )
-        if members is not None:
+        if members is not None and 1 <= members <= evaluation.bag.size:
             log.LOGGER.info("bag          of these the first %d", members)
     where = output or f"{EXPORTS}/{version_of(graph.evaluation.fingerprint, members)}"
     return config, graph, where
 
 
-@click.command(short_help="answer questions about images over HTTP")
+@click.command(short_help="answer questions over HTTP")
 @stored_config
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
@@ -202,26 +202,27 @@ def serve(
     deployment.wait(settings.name)
 
 
-@click.command(short_help="what the bag says about pictures")
-@click.argument("pictures", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.command(short_help="what the bag says about pictures, or rows of CSV")
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @store_option
 @click.option("--export", "folder", metavar="DIR", help="Ask this exported bag.")
-def ask(pictures: tuple[Path, ...], store: str, folder: str | None) -> None:
-    """Ask the bag about picture files: a line each, in this process.
+def ask(files: tuple[Path, ...], store: str, folder: str | None) -> None:
+    """Ask the bag about picture files, or rows of CSV: a line each, in this process.
 
     Without --export it is the newest evaluation's of the store.
 
     \b
       bend ask digit.png photo.jpg
+      bend ask people.csv
     """
     from bend_ray.serve.pictures import lines
 
     bag = canonical(folder or _exported(Asked(store=store)))
-    for line in lines(_folder_here(bag), pictures):
+    for line in lines(_folder_here(bag), files):
         click.echo(line)
 
 
-@click.command(short_help="what the bag says about a folder of images or Parquet files")
+@click.command(short_help="what the bag says about files of images, Parquet or CSV")
 @click.argument("examples")
 @click.option(
     "--output", required=True, metavar="URI", help="Folder for Parquet files: a row each."
@@ -244,7 +245,7 @@ def predict(
 
     Labels, probabilities and uncertainty of each go to Parquet files, beside the columns that are
     no inputs. Images are read as the bag's training reads them, in image files or in Parquet as
-    Hugging Face lays them out; other inputs are columns of Parquet files.
+    Hugging Face lays them out; other inputs are columns of Parquet or CSV files.
 
     \b
       bend predict photos/ --output answers/

@@ -154,6 +154,12 @@ def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
         ) from None
 
 
+def iso(seconds: float) -> str:
+    """A date as people write it, in UTC: ``2026-11-30``, or with its time."""
+    text = np.datetime_as_string(np.datetime64(round(seconds), "s"))
+    return str(text).removesuffix("T00:00:00")
+
+
 def _texts(values: pa.Array) -> NDArray[Any]:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
@@ -166,11 +172,24 @@ def _texts(values: pa.Array) -> NDArray[Any]:
     return np.asarray(texts, dtype=np.str_)
 
 
+def _moments(texts: pa.Array) -> pa.Array:
+    """Dates of ISO 8601; one without an offset is in UTC."""
+    has_offset = pa.compute.match_substring_regex(texts, r":.*(Z|[+-][0-9:]+)$")
+    plain = pa.compute.if_else(has_offset, None, texts).cast(pa.timestamp("us"))
+    with_offset = pa.compute.if_else(has_offset, texts, None).cast(pa.timestamp("us", "UTC"))
+    return pa.compute.coalesce(plain, with_offset.cast(pa.timestamp("us")))
+
+
 def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
     its, scale = values.type, 1.0
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    if kind == "boolean" and (pa.types.is_string(its) or pa.types.is_large_string(its)):
+    is_text = pa.types.is_string(its) or pa.types.is_large_string(its)
+    if is_text:
+        values = pa.compute.if_else(pa.compute.equal(values, ""), None, values)
+    if is_text and kind == "date":
+        values = _moments(values)
+    if is_text and kind == "boolean":
         values = values.cast(pa.bool_())
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())

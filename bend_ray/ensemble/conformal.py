@@ -61,16 +61,21 @@ class _Calibration(Spec):
 
     def kind_of(self, coverage: float, kind: str | None) -> str:
         """The kind that is asked for; ConfigError where there is none, or no such coverage."""
-        if kind not in (None, *self.kinds) or not 0 < coverage < 1:
-            raise ConfigError(
-                f"expected a coverage between 0 and 1 and one of {', '.join(self.kinds)}, got "
-                f"{coverage:g} and {kind}"
-            )
+        if kind not in (None, *self.kinds):
+            raise ConfigError(f"sets: expected one of {', '.join(self.kinds)}, got {kind!s:.64}")
+        if not 0 < coverage < 1:
+            raise ConfigError(f"coverage: expected more than 0 and less than 1, got {coverage:g}")
         return kind or self.kinds[0]
 
     def check(self, coverage: float, kind: str | None) -> None:
         """Refuse, as ConfigError, what cannot be promised."""
         self.kind_of(coverage, kind)
+        if rank_of(self.examples, coverage) > self.examples:
+            most = _at_most(self.examples / (self.examples + 1))
+            raise ConfigError(
+                f"coverage: expected at most {most}, which is what {self.examples} examples kept "
+                f"back can promise, got {coverage:g}"
+            )
 
     def refusals(self, probs_NC: Floats, accuracy: float) -> list[str]:
         """Why each answer is too unsure for a wanted accuracy; empty where it is not."""
@@ -89,7 +94,7 @@ class _Calibration(Spec):
         if not fitting:
             best = max((each.accuracy for each in self.thresholds), default=0.0)
             raise ConfigError(
-                f"refuse_below: expected an accuracy of at most {best:.4f}, which is what "
+                f"refuse_below: expected an accuracy of at most {_at_most(best)}, which is what "
                 f"{self.examples} examples kept back can promise, got {accuracy:g}"
             )
         return fitting[0]
@@ -175,15 +180,6 @@ class IntervalCalibration(_Calibration):
             deviations=tuple(map(tuple, np.sqrt(variance_NT).T.tolist())),
         )
 
-    def check(self, coverage: float, kind: str | None) -> None:
-        """Refuse, as ConfigError, what cannot be promised."""
-        super().check(coverage, kind)
-        if rank_of(self.examples, coverage) > self.examples:
-            raise ConfigError(
-                f"coverage: expected at most {self.examples / (self.examples + 1):.4f}, which is "
-                f"what {self.examples} examples kept back can promise, got {coverage:g}"
-            )
-
     def sets(self, answers_NA: Floats, coverage: float, kind: str | None = None) -> Floats:
         """Lower and upper ends, infinite where the examples are too few.
 
@@ -236,6 +232,11 @@ def rank_of(examples: int, coverage: float) -> int:
     """Of the calibrating examples' scores, rising from 1, the one at which sets end."""
     # A share such as 0.9 is a little more in binary than is meant.
     return math.ceil((examples + 1) * coverage - 1e-9)
+
+
+def _at_most(share: float) -> str:
+    """It in four digits, never more than it is: who asks for that is not refused again."""
+    return f"{math.floor(share * 1e4 + 1e-9) / 1e4:.4f}"
 
 
 def _thresholds(probs_NC: Floats, labels_N: NDArray[np.int64]) -> list[Threshold]:

@@ -23,7 +23,7 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
-from bend_ray.data.columns import Column
+from bend_ray.data.columns import Column, iso
 from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
@@ -141,6 +141,7 @@ def guide(card: Card) -> str:
     environment = jinja2.Environment(  # noqa: S701
         trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["iso"] = iso
     scores = card.scores
     return environment.from_string(template).render(
         card=card,

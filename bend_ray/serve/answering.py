@@ -163,7 +163,8 @@ class Answering:
             raise Refusal(503, "the bag was replaced by one of other inputs; ask again")
         most = self.settings.max_batch_size
         if not 1 <= len(asked) <= most:
-            raise Refusal(422, f"expected 1 to {most} examples, got {len(asked)}")
+            told = f"got {len(asked)}; the server's option max_batch_size says how many"
+            raise Refusal(422, f"expected 1 to {most} examples, {told}")
         if len(self._waiting) >= self.settings.max_ongoing_requests:
             raise Refusal(503, "expected fewer requests at a time; ask again")
         self._waiting.append(asked)

@@ -256,7 +256,8 @@ class Bag:
             kind: as ``ensemble.conformal.nonconformity`` has them.
 
         Raises:
-            ConfigError: no examples were kept back (``dataset.num_calibration``).
+            ConfigError: no examples were kept back (``dataset.num_calibration``), or too few for
+                the coverage.
         """
         return self._promised("set", x, coverage, kind)
 

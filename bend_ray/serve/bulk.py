@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.dataset
 import pyarrow.fs
 import ray
@@ -19,7 +20,7 @@ from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files
 from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import ConfigError, DataError
-from bend_ray.export.card import IMAGES
+from bend_ray.export.card import IMAGES, read_card
 from bend_ray.export.files import fetch_bag
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
@@ -30,18 +31,18 @@ from bend_ray.serve.voting import Stop
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
 
-BATCH = 64
+BATCH, CSV = 64, ".csv"
 
 
 def predict(
     examples: str, output: str, export: str, column: str, address: str | None, run_code: bool
 ) -> int:
-    """Ask a bag about image files or the rows of Parquet files, and say how many there were.
+    """Ask a bag about image files or rows of Parquet or CSV files, and say how many there were.
 
     All are paths or URIs that every machine can read; the output is of Parquet, a row an example.
 
     Raises:
-        DataError: examples that are missing, or cannot be read.
+        DataError: examples that are missing, cannot be read, or are not what the bag takes.
         ConfigError: the output is not empty.
     """
     filesystem, path = resolve(output)
@@ -49,14 +50,28 @@ def predict(
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    files = find_files(examples, None, (*PICTURES, *PARQUET), "examples")
+    with tempfile.TemporaryDirectory() as scratch:
+        takes_images = read_card(fetch_bag(export, Path(scratch))).decoding is not None
+    files = find_files(examples, None, (*PICTURES, *PARQUET, CSV), "examples")
     paths = [file.path for file in files]
-    tables = [each for each in paths if each.lower().endswith(PARQUET)]
-    if tables and len(tables) < len(paths):
-        raise DataError(f"{masked(examples)}: expected image files or Parquet files, got both")
+    # What is no table is tried as an image.
+    endings = {next((e for e in (*PARQUET, CSV) if p.lower().endswith(e)), IMAGES) for p in paths}
+    kinds = sorted({"Parquet" if ending in PARQUET else ending for ending in endings})
+    expected = ["Parquet", IMAGES if takes_images else CSV]
+    if len(kinds) > 1 or kinds[0] not in expected:
+        raise DataError(
+            f"{masked(examples)}: expected {' or '.join(expected)} files, as the bag takes "
+            f"{'images' if takes_images else 'no images'}, got {' and '.join(kinds)} files"
+        )
     cluster.connect(address)
-    read = ray.data.read_parquet
-    if not tables:
+    tables, read = kinds != [IMAGES], ray.data.read_parquet
+    if kinds == [CSV]:
+        # In one block, so that a column's type is that of all its values.
+        size = min(max(file.size for file in files) + 1, 2**31 - 1)
+        whole = pyarrow.csv.ReadOptions(block_size=size)
+        empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+        read = partial(ray.data.read_csv, read_options=whole, convert_options=empty)
+    elif not tables:
         read = partial(ray.data.read_binary_files, include_paths=True)
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     work = read(paths, filesystem=files.filesystem).map_batches(
@@ -85,8 +100,6 @@ class _Predictor:
         card = self.bag.card
         if card.decoding is not None:
             inputs, rest = self._images(table)
-        elif self.column is None:
-            raise DataError("expected Parquet files, as the bag takes no pictures, got image files")
         else:
             known = [name for name in card.inputs if name in table.column_names]
             labels = [name for name in table.column_names if name in LABELS]

@@ -33,6 +33,10 @@ class Way:
     threads: int
     parallel: bool = False
 
+    def __str__(self) -> str:
+        of = "operators in parallel" if self.parallel else "one operator after the other"
+        return f"a graph of {self.form} members on {self.threads} threads, {of}"
+
     def ready(self, model: onnx.ModelProto) -> Ask:
         """The graph, optimised and ready to run."""
         options = onnxruntime.SessionOptions()

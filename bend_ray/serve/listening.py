@@ -14,6 +14,7 @@ from typing import Any
 import grpc
 import numpy as np
 
+from bend_ray.data.columns import iso
 from bend_ray.errors import ConfigError
 from bend_ray.export.card import Card, noise, read_card
 from bend_ray.process.environment import variable
@@ -119,11 +120,16 @@ def _address(host: str, port: int | None) -> str:
 
 
 def _example(card: Card) -> list[Any] | dict[str, Any]:
-    """An instance of noise."""
+    """An instance of noise; of a table in the words of who has one."""
     rounded = {
-        name: (np.round(v.astype(float), 3) if v.dtype == np.float32 else v).tolist()[0]
+        name: (np.round(v.astype(float), 3) if v.dtype.kind == "f" else v).tolist()[0]
         for name, v in noise(card, 1).items()
     }
+    for name, column in card.columns.items():
+        if column.kind == "boolean":
+            rounded[name] = rounded[name] >= 0.5
+        elif column.kind == "date":
+            rounded[name] = iso(rounded[name])
     if len(rounded) > 1:
         return rounded
     (only,) = rounded.values()
@@ -135,6 +141,7 @@ def welcome(where: Listening, listens: str, export: Path, seconds: float) -> str
     url, card = where.url, read_card(export)
     bearer = f" -H 'Authorization: Bearer '\"${TOKEN_VARIABLE}\"" if token() else ""
     rows = json.dumps({"instances": [_example(card)]}, separators=(",", ":"))
+    rows = rows.replace("'", r"\u0027")  # which the shell would take for the end
     if len(rows) > 2000 and card.decoding:
         ask = f"curl{bearer} -H 'Content-Type: image/png' --data-binary @IMAGE.png {url}/predict"
     else:

@@ -16,7 +16,7 @@ from bend_ray.data.decoding import pixels_of as decoded
 from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.queries import Refusal
+from bend_ray.serve.queries import Refusal, inputs_of_csv
 from bend_ray.serve.voting import Stop
 from bend_ray.storage.masking import printable
 
@@ -30,7 +30,8 @@ PngImagePlugin.MAX_TEXT_MEMORY = 2**20
 def look_of(card: Card) -> Look:
     """How a picture becomes what the bag was trained on."""
     if card.decoding is None:
-        raise Refusal(415, "the model takes no pictures; send JSON")
+        takes = "CSV, or JSON" if card.columns else "JSON"
+        raise Refusal(415, f"the model takes no pictures; send {takes}")
     channels, height, width = card.image_shape
     if channels not in (1, 3):
         raise Refusal(415, f"the model takes {channels} channels, which no picture file has")
@@ -104,20 +105,30 @@ def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
     return notes
 
 
-def lines(export: Path, pictures: Sequence[Path]) -> Iterator[str]:
-    """What an exported bag says about picture files, a line each; DataError for none."""
+def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
+    """What an exported bag says about picture files, or rows of CSV; DataError for none."""
     bag = Bag.load(export, groups=1, batch=1)
-    for path in pictures:
+    for path in paths:
+        is_table = path.suffix.lower() == ".csv" and bool(bag.card.columns)
         try:
-            pixels = pixels_of(path.read_bytes(), bag.card, MAX_PIXELS)
+            content = path.read_bytes()
+            if is_table:
+                inputs = inputs_of_csv(content, bag.card)
+            else:
+                pixels = pixels_of(content, bag.card, MAX_PIXELS)
+                assert pixels is not None
+                inputs = {IMAGES: pixels[None]}
         except OSError as error:
             raise DataError(f"{path}: cannot read it: {error.strerror}") from None
         except Refusal as refusal:
             raise DataError(f"{path}: {refusal.message}") from None
-        assert pixels is not None
-        said = {n: v[0] for n, v in bag.answer({IMAGES: pixels[None]}, [Stop()]).items()}
-        notes = "".join(f"; {note}" for note in notes_on({IMAGES: pixels}, bag.card))
-        yield (
-            f"{path}: {bag.card.task.line(said, bag.card.class_names)}, entropy "
-            f"{said['entropy']:.3f}, disagreement {said['mutual_information']:.3f} nats{notes}"
-        )
+        for row in range(len(next(iter(inputs.values())))):
+            own = {n: v[row : row + 1] for n, v in inputs.items()}
+            said = {n: v[0] for n, v in bag.answer(own, [Stop()]).items()}
+            notes = notes_on({n: v[0] for n, v in own.items()}, bag.card)
+            where = f"{path} row {row + 1}" if is_table else f"{path}"
+            yield (
+                f"{where}: {bag.card.task.line(said, bag.card.class_names)}, entropy "
+                f"{said['entropy']:.3f}, disagreement {said['mutual_information']:.3f} nats"
+                + "".join(f"; {note}" for note in notes)
+            )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from collections.abc import Collection, Mapping
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -88,8 +88,8 @@ class Wants(Spec):
     """Stop when the label has this probability."""
     coverage: Annotated[conformal.Share, _FromText] | None = None
     """Add the set, or interval, that holds the truth so often; all members are asked then."""
-    sets: Literal[conformal.SetKind, conformal.IntervalKind] | None = None
-    """Which sets."""
+    sets: str | None = None
+    """Which sets, of those that the bag has; beside ``coverage``."""
     refuse_below: Annotated[conformal.Share, _FromText] | None = None
     """Rather be not sure than right less often; all members are asked then."""
 
@@ -104,6 +104,9 @@ class Wants(Spec):
                 card.promises.threshold(self.refuse_below)
             if self.coverage is not None:
                 card.promises.check(self.coverage, self.sets)
+            elif self.sets is not None:
+                card.promises.kind_of(0.5, self.sets)
+                raise Refusal(422, "sets: expected a coverage beside it, as in coverage=0.9")
         except ConfigError as error:
             raise Refusal(422, str(error)) from None
 
@@ -136,8 +139,11 @@ def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool
     try:
         return what.model_validate(value, strict=strict)
     except ValidationError as error:
-        known = ", ".join(what.model_fields)
-        told = f"{first_problem(error)[:300]}; expected of {known}"
+        told, first = first_problem(error)[:300], error.errors()[0]
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+            told = f"{told}; expected of {', '.join(what.model_fields)}"
+        elif isinstance(first["input"], str):
+            told = f"{told}, got {first['input'][:64]}"
     raise Refusal(status, told)
 
 
@@ -175,13 +181,16 @@ def given_inputs(x: Any, card: Card) -> Inputs:
             {n: fitted(array_of(found[n], n), n, own) for n, own in card.inputs.items()}
         )
     except Refusal as refusal:
-        raise DataError(f"x: {refusal.message}") from None
+        raise DataError(f"x: {refusal.message.removeprefix('x: ')}") from None
     except (pa.ArrowException, TypeError, ValueError) as error:  # of a frame that is no table
         raise DataError(f"x: expected {', '.join(card.inputs)}, got: {cause(error)}") from None
 
 
 def inputs_of_json(content: bytes, card: Card) -> Inputs:
-    """The inputs in ``{"instances": [...]}``: each an example, of several inputs an object."""
+    """The inputs in ``{"instances": [...]}``: each an example, of several inputs an object.
+
+    A table's rows may have columns beside those of the bag, as in CSV.
+    """
     body = parse_object(content)
     if set(body) != {"instances"}:
         keys = ", ".join(sorted(body)[:5])[:64] or "no key"
@@ -202,11 +211,21 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
 def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     """The columns of a CSV text whose first line names them; others may be among them."""
     options = pa.csv.ConvertOptions(strings_can_be_null=True)
+    if len(content.splitlines()) < 2:
+        raise Refusal(
+            422,
+            "CSV: expected a line of names and lines of rows, got at most one line; curl sends a "
+            "file as it is with --data-binary @FILE, not with -d",
+        )
     try:
         text = content.decode().encode()
         table = pa.csv.read_csv(pa.py_buffer(text), convert_options=options)
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise Refusal(422, f"expected CSV, got: {str(error)[:200]}") from None
+    if not card.inputs.keys() & set(table.column_names):
+        told = f"{_few(card.inputs)}, got {_few(table.column_names)}"
+        hint = "no line of names, or another delimiter than a comma?"
+        raise Refusal(422, f"CSV: expected a first line of names, {told}: {hint}")
     return _chosen(table, card, "CSV")
 
 
@@ -221,9 +240,10 @@ def _table(x: Any, card: Card) -> pa.Table:
 
 
 def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
+    _check_names(table.column_names, card, where)
     for name in card.inputs:
-        if (count := table.column_names.count(name)) != 1:
-            raise Refusal(422, f"{where}: expected a column {name}, got {count or 'none'}")
+        if (count := table.column_names.count(name)) > 1:
+            raise Refusal(422, f"{where}: expected one column {name}, got {count}")
     return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
 
 
@@ -238,10 +258,19 @@ def given_column(values: Any, name: str, own: Input) -> NDArray[Any]:
     return raw.astype(object) if own.dtype == "string" else raw
 
 
-def _check_names(found: Mapping[str, Any], card: Card, where: str) -> None:
-    if set(found) != set(card.inputs):
-        got = ", ".join(map(str, list(found)[:5]))[:64] or "none"
-        raise Refusal(422, f"{where}: expected {', '.join(card.inputs)}, got {got}")
+def _check_names(found: Collection[str], card: Card, where: str) -> None:
+    lacks = [name for name in card.inputs if name not in found]
+    more = [] if card.columns else [name for name in found if name not in card.inputs]
+    if lacks or more:
+        parts = {"missing": lacks, "unknown": more}
+        told = "; ".join(f"{what}: {_few(names)}" for what, names in parts.items() if names)
+        raise Refusal(422, f"{where}: expected {_few(card.inputs)}; {told}")
+
+
+def _few(names: Collection[str], most: int = 10) -> str:
+    """Names in a line, of many the first ones."""
+    shown = ", ".join(str(name)[:64] for name in list(names)[:most])
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def together(inputs: Inputs) -> Inputs:

@@ -200,11 +200,30 @@ def test_of_many_examples_the_next_higher_score_is_kept(count: int, coverage: fl
     assert rank <= place <= rank + count / MOST_SCORES + 1
 
 
-@pytest.mark.parametrize(("coverage", "kind"), [(0.0, "thr"), (1.0, "aps"), (0.9, "top")])
-def test_what_is_no_coverage_is_refused(coverage: float, kind: Any) -> None:
+@pytest.mark.parametrize(
+    ("coverage", "kind", "told"),
+    [
+        (0.0, "thr", "^coverage: expected more than 0 and less than 1, got 0$"),
+        (1.0, "aps", "^coverage: expected more than 0 and less than 1, got 1$"),
+        (0.9, "top", "^sets: expected one of thr, aps, raps, got top$"),
+    ],
+)
+def test_what_is_no_coverage_is_refused(coverage: float, kind: Any, told: str) -> None:
     probs, labels = answers()
-    with pytest.raises(ConfigError, match="coverage between 0 and 1 and one of thr"):
+    with pytest.raises(ConfigError, match=told):
         SetCalibration.of(probs, labels).sets(probs, coverage, kind)
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 9, 40, 99, 200])
+def test_the_most_that_can_be_promised_is_told_and_then_given(count: int) -> None:
+    probs, labels = answers(0, count)
+    numbers = IntervalCalibration.of(np.ones((count, 2)), np.zeros((count, 1)))
+    for ours in (SetCalibration.of(probs, labels), numbers):
+        with pytest.raises(ConfigError, match="coverage: expected at most") as refused:
+            ours.check(0.9999, None)
+        most = float(str(refused.value).split()[4].rstrip(","))
+        ours.check(most, None)
+        assert most == pytest.approx(count / (count + 1), abs=1e-4)
 
 
 def test_thresholds_answer_fewer_and_promise_what_clopper_and_pearson_do() -> None:

@@ -16,9 +16,11 @@ import pytest
 import safetensors.numpy
 import torch
 from bags import Bagged, MakeBag
+from click.testing import CliRunner
 
 from bend_ray.artifacts.manifest import digest
 from bend_ray.artifacts.store import Store
+from bend_ray.cli.bag import export
 from bend_ray.config.graph import graph_of, newest_config
 from bend_ray.data.datasets import Digits
 from bend_ray.ensemble.metrics import score
@@ -26,6 +28,7 @@ from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.errors import ConfigError, DataError, StoreError
 from bend_ray.export.card import read_card
 from bend_ray.export.folder import export_bag
+from bend_ray.process import log
 
 MLP = "seeds.architecture={kind: mlp, hidden: [12]}"
 CONVNET = "seeds.architecture={kind: convnet, channels: [4, 6]}"
@@ -239,6 +242,18 @@ def test_a_smaller_bag_is_its_first_members_and_says_so(
     np.testing.assert_allclose(run_onnx(folder, pixels)[0], expected, atol=1e-5)
     with pytest.raises(ConfigError, match="expected 1 to 3"):
         exported(bag, tmp_path / "more", members=4)
+
+
+@pytest.mark.parametrize("members", [2, 99])
+def test_what_is_refused_is_not_announced(
+    make_bag: MakeBag, tmp_path: Path, caplog: pytest.LogCaptureFixture, members: int
+) -> None:
+    make_bag(MLP)
+    where = ["--store", str(tmp_path / "store"), "--output", str(tmp_path / "out")]
+    with caplog.at_level("INFO", log.LOGGER.name):
+        done = CliRunner().invoke(export, [*where, "--members", str(members), "--no-onnx"])
+    assert (done.exit_code == 0) == (members == 2)
+    assert ("of these the first" in caplog.text) == (members == 2)
 
 
 def test_an_earlier_export_is_replaced_and_other_files_are_not(

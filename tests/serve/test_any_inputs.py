@@ -127,11 +127,11 @@ def test_tensors_behind_the_json_are_told_apart_by_their_sizes(folders: dict[str
         ("table", {"instances": [[1, 2, 3]]}, "shape [n, 4], got [1, 3]"),
         ("table", {"instances": [[1, 2, 3, 1e39]]}, "finite"),
         ("table", {"instances": [[1, 2, 3, "x"]]}, "expected numbers"),
-        ("table", {"instances": [{"numbers": [1, 2, 3, 4]}]}, "expected inputs, got numbers"),
+        ("table", {"instances": [{"numbers": [1, 2, 3, 4]}]}, "missing: inputs; unknown: numbers"),
         ("tokens", {"instances": [[1, 2, 3, 4, 5, 0.5]]}, "whole numbers"),
         ("tokens", {"instances": [[1, 2, 3, 4, 5, -1]]}, "that index a table"),
         ("tokens", {"instances": [[1, 2, 3, 4, 5, 2**62]]}, "that the network takes"),
-        ("two", {"instances": [{"tokens": [0] * 6}]}, "expected tokens, numbers, got tokens"),
+        ("two", {"instances": [{"tokens": [0] * 6}]}, "expected tokens, numbers; missing: numbers"),
         ("two", {"instances": [[0] * 6]}, "instances[0]: expected an object"),
     ],
 )

@@ -93,7 +93,9 @@ def test_every_way_gives_the_same(
     images = pixels(5)
     expected = Bag.load(folders["mlp"]).answer(images, [Stop()] * 5)
     monkeypatch.setattr("bend_ray.serve.bag.fastest", lambda *_: way)
-    said = Bag.load(folders["mlp"]).answer(images, [Stop()] * 5)
+    bag = Bag.load(folders["mlp"])
+    said = bag.answer(images, [Stop()] * 5)
+    assert f"{way.form} members on {way.threads} threads" in f"{bag.way}"  # as the log says it
     np.testing.assert_allclose(said["probabilities"], expected["probabilities"], atol=1e-6)
 
 

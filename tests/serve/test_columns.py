@@ -18,6 +18,9 @@ from bend_ray.export.card import Card, Input
 from bend_ray.export.folder import write_bag
 from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.bulk import predict
+from bend_ray.serve.listening import Listening, welcome
+from bend_ray.serve.pictures import lines
 
 KINDS = {
     "age": "number",
@@ -197,12 +200,102 @@ def test_what_a_column_is_not_is_told(folder: Path, change: dict[str, object], t
 
 def test_a_column_that_is_absent_is_told(folder: Path) -> None:
     frame = people(2).drop(columns="age")
-    with pytest.raises(DataError, match="expected a column age, got none"):
+    with pytest.raises(
+        DataError, match=r"^x: expected age, city, joined, active, total; missing: age$"
+    ):
         Bag.load(folder).predict(frame)
     answer = client(folder).post(
         "/predict", content=frame.to_csv(index=False), headers={"Content-Type": "text/csv"}
     )
-    assert (answer.status_code, "expected a column age" in answer.text) == (422, True)
+    assert (answer.status_code, "missing: age" in answer.text) == (422, True)
+
+
+def test_a_row_and_a_line_may_have_columns_of_their_own(folder: Path) -> None:
+    http, frame = client(folder), people(3).assign(joined="2020-01-05", note="mine")
+    rows = json.loads(frame.to_json(orient="records"))
+    as_csv = {"content": frame.to_csv(index=False), "headers": {"Content-Type": "text/csv"}}
+    answers = [http.post("/predict", **how) for how in ({"json": {"instances": rows}}, as_csv)]
+    first, second = (each.json()["predictions"] for each in answers)
+    assert first == second
+    del rows[1]["city"], rows[1]["total"]
+    lacking = http.post("/predict", json={"instances": rows}).json()["error"]
+    assert lacking.startswith("instances[1]: ")
+    assert lacking.endswith("; missing: city, total")
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("", "--data-binary @FILE"),
+        ("age,city,joined,active,total1,Ulm,2020-01-05,true,3", "--data-binary @FILE"),
+        ("age;city;joined;active;total\n1;Ulm;2020-01-05;true;3", "another delimiter than a comma"),
+        ("1,Ulm,2020-01-05,true,3\n2,Ulm,2020-01-05,true,3\n", "no line of names"),
+        ("age,age,city,joined,active,total\n1,1,Ulm,2020-01-05,true,3", "one column age, got 2"),
+    ],
+)
+def test_what_is_no_csv_of_the_bag_is_told(folder: Path, content: str, told: str) -> None:
+    headers = {"Content-Type": "text/csv"}
+    answer = client(folder).post("/predict", content=content, headers=headers)
+    assert (answer.status_code, told in answer.json()["error"]) == (422, True), answer.text
+
+
+def test_a_date_may_have_an_offset_and_an_empty_text_is_missing(folder: Path) -> None:
+    dates = ["2020-01-05T10:00:00Z", "2020-01-05 12:00:00+02:00", "2020-01-05T10:00", "", None]
+    raw = raw_column(dates, "date", "joined")
+    assert raw[:3].tolist() == [1578218400.0] * 3
+    assert np.isnan(raw[3:]).all()
+    rows = [{"age": "", "city": "", "joined": d, "active": "", "total": 3.0} for d in dates]
+    said = client(folder).post("/predict", json={"instances": rows}).json()["predictions"]
+    assert said[0]["probabilities"] == said[1]["probabilities"] == said[2]["probabilities"]
+    assert said[3]["probabilities"] == said[4]["probabilities"]
+
+
+def test_the_readme_and_the_welcome_speak_of_columns_as_people_do(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    assert "- `city`: string of shape (batch), in training Bonn, Köln, Ulm.\n" in text
+    assert "since 1970, in training from 2020-01-01 to 2020-02-29.\n" in text
+    assert "- `active`: float64 of shape (batch), 1 for true and 0 for false.\n" in text
+    told = welcome(Listening("127.0.0.1", 8000), "", folder, 1.0)
+    body = json.loads(told.split("-d '")[1].split("' http")[0])
+    (row,) = body["instances"]
+    assert (type(row["active"]), row["joined"][:3]) == (bool, "202")
+    assert client(folder).post("/predict", json=body).status_code == 200
+
+
+def test_ask_and_predict_take_csv(folder: Path, tmp_path: Path) -> None:
+    frame, bag = people(3), Bag.load(folder)
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    told = list(lines(folder, [tmp_path / "people.csv"]))
+    expected = [f"people.csv row {n + 1}: {name}" for n, name in enumerate(bag.predict(frame))]
+    assert [line.split("/")[-1].split("  ")[0] for line in told] == expected
+    (tmp_path / "one.png").write_bytes(b"")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match=r"expected Parquet or \.csv files, .* got images files"):
+        predict(str(tmp_path / "one.png"), str(tmp_path / "out"), str(folder), "", None, False)
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_more_rows_than_a_request_may_have_name_the_option(folder: Path) -> None:
+    frame = people(33)
+    headers = {"Content-Type": "text/csv"}
+    answer = client(folder).post("/predict", content=frame.to_csv(index=False), headers=headers)
+    assert answer.status_code == 422
+    assert "expected 1 to 32 examples, got 33; the server's option max_batch_size" in answer.text
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_whole_csv_files_are_answered(folder: Path, tmp_path: Path) -> None:
+    frame = people(200).assign(id=range(200))
+    frame.to_csv(tmp_path / "people.csv", index=False)
+    output = str(tmp_path / "out")
+    source = str(tmp_path / "people.csv")
+    assert predict(source, output, str(folder), "image", None, False) == 200
+    said = pd.read_parquet(output).sort_values("id")
+    found = np.stack(said["probabilities"].to_list())
+    np.testing.assert_allclose(found, Bag.load(folder).predict_proba(frame), atol=1e-6)
+    assert "age" not in said
 
 
 def test_the_onnx_program_stands_alone(folder: Path) -> None:

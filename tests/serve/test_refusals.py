@@ -91,7 +91,7 @@ def test_a_misspelt_option_is_not_ignored(http: TestClient) -> None:
         ({"instances": []}, 422, "1 to 32 examples, got 0"),
         ({"instances": [[]]}, 422, "shape [n, 1, 8, 8]"),
         ({"instances": [{"images": 1}, 2]}, 422, "instances[1]: expected an object"),
-        ({"instances": [{"pixels": 1}]}, 422, "instances[0]: expected images, got pixels"),
+        ({"instances": [{"pixels": 1}]}, 422, "expected images; missing: images; unknown: pixels"),
         ([1], 400, "a JSON object"),
     ],
 )
