@@ -30,8 +30,8 @@ KNOWN = {
     ("runtime/on_ray.py", "ray.cloudpickle.loads"),
     ("runtime/on_ray.py", "ray.cloudpickle.dumps"),
     # Code of the user's own, which this process has imported, on its way to workers.
-    ("runtime/sending.py", "ray.cloudpickle"),
-    ("runtime/sending.py", "ray.cloudpickle.register_pickle_by_value"),
+    ("runtime/cluster.py", "ray.cloudpickle"),
+    ("runtime/cluster.py", "ray.cloudpickle.register_pickle_by_value"),
 }
 
 

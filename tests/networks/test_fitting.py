@@ -531,10 +531,9 @@ import torch
 from bend_ray.networks.architectures import Mlp
 from bend_ray.data.augmentation import RandomViews
 from bend_ray.data.datasets import Digits
-from bend_ray.networks.calls import call
 from bend_ray.networks.fitting import fit, initial_parameters
 from bend_ray.networks.protocols import Recipe, Stretch
-from bend_ray.networks.stacking import Stack
+from bend_ray.networks.stacking import Stack, call
 from bend_ray.optim import AdamW, Sgd
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
