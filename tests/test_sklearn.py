@@ -15,6 +15,7 @@ import pytest
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_diabetes, load_iris, make_regression
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -133,6 +134,60 @@ def test_what_is_refused(x: Any, y: Any, told: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"members": 0}, "'members' parameter"),
+        ({"members": -3}, "'members' parameter"),
+        ({"candidates": 0}, "'candidates' parameter"),
+        ({"batch_size": 0}, "'batch_size' parameter"),
+        ({"folds": 0}, "'folds' parameter"),
+        ({"epochs": 0}, "'epochs' parameter"),
+        ({"time_limit": -1}, "'time_limit' parameter"),
+        ({"calibration": -0.5}, "'calibration' parameter"),
+        ({"calibration": 2}, "'calibration' parameter"),
+        ({"calibration": 0.999}, "calibration: expected a share that leaves"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str) -> None:
+    x, y = load_iris(return_X_y=True)
+    for estimator in BagClassifier(**wrong), BagRegressor(**wrong):
+        with pytest.raises(ValueError, match=told) as refused:
+            estimator.fit(x, y)
+        assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("members", "folds"), [(3, None), (10, None), (2, 3), (5, 1)])
+def test_exactly_so_many_members_vote(members: int, folds: int | None) -> None:
+    x, y = load_iris(return_X_y=True)
+    bag = BagRegressor(members=members, folds=folds, candidates=1, epochs=1).fit(x, y)
+    assert len(bag._theta_KP) == members
+
+
+def test_what_cannot_be_asked_is_told_in_one_line(tmp_path: Path) -> None:
+    frame, _ = people(40)
+    for bag, asked in (
+        (BagClassifier(), "predict"),
+        (BagClassifier(), "predict_set"),
+        (BagRegressor(), "predict_interval"),
+    ):
+        with pytest.raises(NotFittedError):
+            getattr(bag, asked)(frame)
+    with pytest.raises(ValueError, match="export: expected a bag of two classes at least"):
+        BagClassifier().fit(frame, np.zeros(40)).export(tmp_path / "bag")
+    with pytest.raises(ValueError, match="got 1 of 2 classes"):
+        BagClassifier(**SMALL).fit([[1.0], [2.0]], [0, 1])
+    bag = BagRegressor(**SMALL, epochs=1, calibration=0.3).fit(frame, np.arange(40.0))
+    with pytest.raises(ValueError, match=r"^X: expected a frame, as the bag was fitted on one"):
+        bag.predict(frame.to_numpy())
+    with pytest.raises(ValueError, match="coverage"):
+        bag.predict_interval(frame, 0.9999)
+    for coverage in (-0.5, 1, 2):
+        for each in bag, BagRegressor(**SMALL, epochs=1).fit(frame, np.arange(40.0)):
+            with pytest.raises(ValueError, match="coverage"):
+                each.predict_interval(frame, coverage)
+
+
+@pytest.mark.parametrize(
     "change",
     [
         {"city": ["Rome"] + ["Ulm"] * 199},  # a level of one row
@@ -155,6 +210,9 @@ def test_other_types_of_the_same_columns_are_taken() -> None:
     whole = frame.assign(active=True)
     asked = [bag.predict_proba(each.set_axis(range(5), axis=1)) for each in (texts, whole)]
     assert (asked[0] == asked[1]).all()
+    floor = pd.DataFrame({"floor": ["1", "2", "3", "1"] * 10})
+    bag = BagClassifier(**SMALL, epochs=2).fit(floor, y[:40])
+    assert (bag.predict_proba(floor) == bag.predict_proba(floor.astype(int))).all()
 
 
 @pytest.mark.parametrize("estimator", [BagClassifier(**SMALL), BagRegressor(**SMALL)])
@@ -241,7 +299,7 @@ def test_sets_hold_the_truth_as_often_as_they_say() -> None:
     assert bag.calibration_.examples == -(-4 * len(y) // 10)
     # Two standard deviations, of the examples kept back and of the test's, below 0.9.
     assert bag.predict_set(x_test, 0.9)[range(len(y_test)), y_test].mean() > 0.82
-    with pytest.raises(ConfigError, match=r"coverage: expected at most 0\.99.., which is what"):
+    with pytest.raises(ValueError, match=r"coverage: expected at most 0\.99.., which is what"):
         bag.predict_set(x_test, 0.999)
     with pytest.raises(ValueError, match="expected calibration"):
         BagClassifier(**SMALL, epochs=1).fit(x, y).predict_set(x)

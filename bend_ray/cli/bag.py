@@ -118,7 +118,7 @@ def _chosen(
     return config, graph, where
 
 
-@click.command(short_help="answer questions about images over HTTP")
+@click.command(short_help="answer questions over HTTP")
 @stored_config
 @click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

@@ -61,7 +61,7 @@ def plan(
     dataset = config.dataset.load()
     problem = Problem.of(config, dataset, test_images)
     log.LOGGER.info(
-        "measuring    %d members of %d parameters, %d images",
+        "measuring    %d members of %d parameters, %d examples",
         *(problem.members, problem.parameters, problem.train_images),
     )
     works = workload.workload(config, problem, calibrate(config, dataset, problem))

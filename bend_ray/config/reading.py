@@ -21,6 +21,8 @@ QUOTED = 200
 """Characters of a wrong value that a message repeats."""
 
 _NOT_A_SECTION = frozenset({"model_type", "model_attributes_type", "dict_type"})
+_TARGETS = ("label", "labels", "label_column", "targets", "y", "class", "predict")
+"""What others call a table's ``target``."""
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> PipelineConfig:
@@ -142,7 +144,7 @@ def _explain(path: str, details: ErrorDetails) -> str:
     """One problem as ``path: what was expected``, with a hint for a key that does not exist."""
     message = details["msg"].removeprefix("Value error, ")
     if details["type"] == "extra_forbidden":
-        message = f"no such key; {_hint(path)}"
+        message = f"no such key; {_hint(path, details['loc'])}"
     elif details["type"] in _NOT_A_SECTION:
         got = _shortened(repr(details["input"]))
         message = f"expected a section with keys such as {', '.join(_keys(path))}, got {got}"
@@ -188,9 +190,11 @@ def _keys(path: str) -> list[str]:
     return list(dict.fromkeys([*(["kind"] if varies else []), *(key[0] for _, key in inside)]))
 
 
-def _hint(path: str) -> str:
-    """What may have been meant by a key that does not exist."""
+def _hint(path: str, loc: Sequence[int | str]) -> str:
+    """What may have been meant by a key that does not exist; ``loc`` names its section's kind."""
     *parents, name = path.split(".")
+    if "table" in loc and name in _TARGETS:
+        return f"did you mean {'.'.join([*parents, 'target'])}, the column to predict?"
     beside = [(knob.kind, key[0]) for knob, key in _inside(".".join(parents)) if len(key) == 1]
     if owners := [kind for kind, own in beside if own == name]:
         return f"it belongs to kind {' or '.join(owners)}"

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from bend_ray.config.resources import ActorResources, HourlyPrice, Resources, TrainResources
-from bend_ray.data.corruptions import Corruption
-from bend_ray.data.datasets import Dataset, Digits
-from bend_ray.data.inputs import Outside
+from bend_ray.data.corruptions import IMAGES, TABLES, Corruption
+from bend_ray.data.datasets import ArrayParts, Dataset, Digits, ImageFiles, Table
+from bend_ray.data.inputs import LeftOut, Others, Outside
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.diffusion import Ddim, Ddpm, Process, Sampler
@@ -340,7 +340,7 @@ class PipelineConfig(Spec):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> PipelineConfig:
-        problems = chain(_of_sizes(self), _of_drawing(self))
+        problems = chain(_of_sizes(self), _of_drawing(self), _of_data(self))
         if self.seeds.protocol.is_known and (problem := next(problems, None)):
             raise ValueError(problem)
         return self
@@ -369,6 +369,30 @@ def _of_sizes(config: PipelineConfig) -> Iterator[str]:
         yield (
             f"evaluation.bagging.size: expected at most samples.count = {config.samples.count}, "
             f"got {size}; lower it or draw more samples"
+        )
+
+
+def _of_data(config: PipelineConfig) -> Iterator[str]:
+    """What is asked of the data set that one of its kind cannot give."""
+    own, asked = config.dataset, config.evaluation
+    is_image, is_row = (isinstance(own, k) for k in (Digits | ImageFiles, Table | ArrayParts))
+    known = [*(() if is_row else IMAGES), *(() if is_image else TABLES)]  # of one's own either
+    for name in asked.shift:
+        if name not in known:
+            yield (
+                f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'} "
+                f"for dataset.kind {own.kind}, {', '.join(known)}, got {name}"
+            )
+    for each in asked.ood:
+        if isinstance(each, LeftOut) and not own.left_out:
+            yield "evaluation.ood: left_out needs classes in dataset.left_out, got none"
+        rows = isinstance(each, Others) and isinstance(each.dataset, Table | ArrayParts)
+        if rows or (isinstance(each, Others) and is_row):
+            yield "evaluation.ood: expected data sets of images, as other inputs differ"
+    if isinstance(own, Digits) and own.num_calibration >= own.num_validation:
+        yield (
+            f"dataset.num_calibration: expected fewer than the {own.num_validation} validation "
+            f"examples, got {own.num_calibration}; lower it or raise dataset.num_validation"
         )
 
 

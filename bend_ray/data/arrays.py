@@ -159,10 +159,10 @@ def split_arrays(spec: ArrayParts, read: Mapping[Part, Callable[[], Arrays]]) ->
     count = 0 if given else num_drawn(spec.num_validation, len(whole.labels_N))
     train, held = split_rows(len(whole.labels_N), spec.num_train, count, spec.split_seed)
     task = spec.task or (Regression() if whole.labels_N.ndim > 1 else Classification())
-    if task.has_classes and len(train) < 2 * (classes := len(set(whole.labels_N[train]))):
+    if task.has_classes and len(train) < 2 * len(set(whole.labels_N[train])):
         raise DataError(
             f"dataset: expected two training examples of a class on average, got {len(train)} of "
-            f"{classes} classes; give more, or labels that are classes"
+            f"{len(whole.class_names)} classes; give more, or labels that are classes"
         )
     rows: dict[Part, Any] = {"train": train, "validation": held}
     if given:

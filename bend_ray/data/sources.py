@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Images = Iterator[tuple[str, Any]]
 """Where each is, in words, and its file's content, or what a library has made of that."""
-SHOWN = 10
+SHOWN = 20
 """Names that a message lists."""
 
 

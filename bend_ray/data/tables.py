@@ -6,15 +6,17 @@ Shape letters: N examples, F numbers of an example, T targets.
 from __future__ import annotations
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.data.arrays import LABELS, SINGLE, Arrays, label_among
+from bend_ray.data.arrays import LABELS, SINGLE, Arrays
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
 from bend_ray.data.examples import Parts
 from bend_ray.data.files import Files, Part, reading
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from bend_ray.data.datasets import Table
 
 ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
+_NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
 FEW_VALUES = 20
 """Different whole numbers of a target that are taken for classes."""
 
@@ -67,8 +70,7 @@ def read_table(files: Files) -> pa.Table:
         name = file.name.lower()
         with reading(printable(file.path)), open_file(files.filesystem, file.path) as source:
             if name.endswith(".csv"):
-                empty = pa.csv.ConvertOptions(strings_can_be_null=True)
-                tables.append(pa.csv.read_csv(source, convert_options=empty))
+                tables.append(_read_csv(source, printable(file.name)))
             elif name.endswith(PARQUET):
                 tables.append(pa.parquet.ParquetFile(source).read())
             else:
@@ -79,9 +81,37 @@ def read_table(files: Files) -> pa.Table:
                 "twice; rename or drop them"
             )
     try:
-        return pa.concat_tables(tables, promote_options="permissive")
+        table = pa.concat_tables(tables, promote_options="permissive")
     except pa.ArrowException as error:
         raise DataError(f"dataset: expected files with the same columns, got: {error}") from None
+    if not len(table):
+        names = listed([file.name for file in files])
+        raise DataError(f"dataset: expected rows in {names}, got no rows, a header alone")
+    return table
+
+
+def _read_csv(source: Any, name: str) -> pa.Table:
+    """The rows of a CSV file; DataError where it has other delimiters or another encoding."""
+    alone = f"{name}: expected commas between columns, got a header without one"
+    empty = pa.csv.ConvertOptions(strings_can_be_null=True)
+    try:
+        table = pa.csv.read_csv(source, convert_options=empty)
+        names = table.column_names
+        strange = [f.name for f in table.schema if pa.types.is_binary(f.type)]
+    except UnicodeDecodeError:
+        strange = ["the header"]
+    except pa.ArrowInvalid as error:
+        if "Expected 1 columns" not in str(error):
+            raise
+        raise DataError(f"{alone}; is its delimiter ; or a tab? rewrite it") from None
+    if strange:
+        raise DataError(
+            f"{name}: expected UTF-8, got other bytes in {listed(strange)}; is it Latin-1? convert "
+            "it, as by iconv -f latin1 -t utf-8"
+        )
+    if len(names) == 1 and (found := [sign for sign in ";\t|" if sign in names[0]]):
+        raise DataError(f"{alone}; is its delimiter {found[0]!r}? rewrite it")
+    return table
 
 
 def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Parts:
@@ -90,7 +120,15 @@ def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Par
     targets = _targets(spec, table)
     task, class_names = _task(spec, table, targets)
     rows = _places(spec, table, targets[0], read)
-    columns = _fitted(spec, table.take(rows["train"]), targets)
+    train = table.take(rows["train"])
+    columns = _fitted(spec, train, targets)
+    if not task.has_classes:
+        for name in targets:
+            if len(values := train.column(name).unique()) == 1:
+                raise DataError(
+                    f"dataset: expected values of {printable(name)} that vary, those of the "
+                    f"training part are all {values[0]}; check the column"
+                )
     reader = Reader(columns, targets, task, class_names)
     kinds: dict[str, list[str]] = {}
     for name, column in columns.items():
@@ -117,7 +155,12 @@ def _check_columns(table: pa.Table, names: Sequence[str], where: str) -> None:
 def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
     """Names of the columns to be told, each with a value in every row."""
     given = (spec.target,) if isinstance(spec.target, str) else spec.target
-    targets = given or (label_among(table.column_names, "dataset", LABELS),)
+    targets = given or tuple(name for name in LABELS if name in table.column_names)[:1]
+    if not targets:
+        raise DataError(
+            "dataset.target: expected the name of the column to predict, got none; columns are "
+            f"{listed(table.column_names)}"
+        )
     _check_columns(table, [*targets, *_splitting(spec), *spec.columns], "dataset")
     for name in targets:
         if lacking := table.column(name).null_count:
@@ -186,6 +229,12 @@ def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, C
         kind = spec.columns.get(name) or kind_of(values, where)
         if kind == "ignore":
             continue
+        if name not in spec.columns and (signs := _missing_signs(values)):
+            logger.warning(
+                "%-12s column %s holds numbers and %s, so it is text; if that means missing, "
+                "leave it empty",
+                *("dataset", printable(name), listed(signs)),
+            )
         column = kind and Column.fitted(kind, raw_column(values, kind, where))
         if column:
             found[name] = column
@@ -196,6 +245,15 @@ def _fitted(spec: Table, train: pa.Table, targets: Sequence[str]) -> dict[str, C
     if not found:
         raise DataError(f"dataset: expected a column that varies, got {listed(names) or 'none'}")
     return found
+
+
+def _missing_signs(values: pa.ChunkedArray) -> list[str]:
+    """Up to three texts, such as ?, of a column that else holds numbers; none of other columns."""
+    if not pa.types.is_string(values.type):
+        return []
+    found = values.drop_null().unique().to_pylist()
+    others = list(islice((text for text in found if not _NUMBER.fullmatch(text)), 4))
+    return others if len(others) < min(4, len(found)) else []
 
 
 def _splitting(spec: Table) -> list[str]:

@@ -120,7 +120,7 @@ def _rivals(runs: Sequence[Run]) -> Table:
         "of differences, which are paired by repeat, the standard error."
         if len(runs) > 1
         else "One run has no spread of its own: ± of a difference is its standard error over test "
-        "images, which says nothing about another seed (bend run --repeats 5 does)."
+        "examples, which says nothing about another seed (bend run --repeats 5 does)."
     )
     lost = (f"Seed {run.config['seed']}, {e}." for run in runs for e in divergences(run.result))
     notes = (scaled, unaffordable(results), _finished(runs[0].evidence["finish"]), *lost)

@@ -105,7 +105,7 @@ def _rejection(runs: Sequence[Run]) -> ink.Panel:
     of = runs[0].result
     panel = ink.Panel(
         "rejection",
-        "images that are answered, the surest first (%)",
+        "examples that are answered, the surest first (%)",
         "answers that are right (%)" if of.bag.rmse is None else "R² (%)",
     )
     for name in (_MEMBER, DEEP_ENSEMBLE, BAG):

@@ -129,7 +129,7 @@ def temperatures(evaluations: Sequence[Evaluation]) -> str:
     ours = cell([bag.temperature for bag in bags], "temperature")
     if bags[0].rmse is None:
         return (
-            "NLL, Brier and ECE are at temperatures fitted on validation images, every bag's its "
+            "NLL, Brier and ECE are at temperatures fitted on validation examples, every bag's its "
             f"own; the bag's is {ours}."
         )
     intervals = []
@@ -187,7 +187,7 @@ def _detected(found: Sequence[dict[str, Detection]]) -> Row:
         row |= cells([each[score] for each in found], {"auroc": f"AUROC % {score}"})
     entropy = [each["entropy"] for each in found]
     error, _ = mean_and_sd(each.standard_error for each in entropy)
-    row["± images"] = cell([error], "standard_error")
+    row["± examples"] = cell([error], "standard_error")
     return row | cells(entropy, {"aupr": "AUPR %", "fpr95": "FPR95 %"})
 
 
@@ -226,6 +226,7 @@ def table(*results: Result) -> str:
     if len(results) > 1:
         parts[0].append("tie: within 2 standard errors, or of only two repeats")
     parts += [text(each.rows) for each in promises(results)]
+    parts.append(text(_shift(results)))
     parts.append([line for result in results for line in divergences(result)])
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -279,6 +280,19 @@ def _novelty(results: Sequence[Result]) -> list[Row]:
 
 def _known(values: Iterable[Any]) -> list[Any]:
     return [value for value in values if value is not None]
+
+
+def _shift(results: Sequence[Result]) -> list[Row]:
+    """The bag's score on the test part as it is corrupted least and most; the report has all."""
+    bags = [each.trust[BAG].shift for each in results if BAG in each.trust]
+    rows = []
+    for name in bags[0] if bags else ():
+        row = {"shift of the bag (all in the report)": named(name)}
+        for severity in min(bags[0][name]), max(bags[0][name]):
+            head = f"{results[0].score} % at severity {severity}"
+            row |= cells([each[name][severity] for each in bags], {"accuracy": head})
+        rows.append(row)
+    return rows
 
 
 def _cost(results: Sequence[Result]) -> list[Row]:

@@ -124,11 +124,14 @@ class Runtime:
                 loaded = dataset.load(self._room())
                 # Known once, not by every worker; of streamed images it takes reading a window.
                 _ = loaded.statistics
+            kept, count = loaded.calibration, len(loaded.class_names)
             logger.info(
-                "%-12s %d training and %d validation images of %s, %d classes, read in %s",
+                "%-12s %d training and %d validation examples of %s, %d %s, read in %s",
                 *("dataset", len(loaded.train), len(loaded.validation)),
                 "x".join(map(str, loaded.input_shape)),
-                len(loaded.class_names),
+                count,
+                ("classes" if loaded.task.has_classes else "target" + "s" * (count > 1))
+                + (f", {len(kept)} kept back for calibration" if kept else ""),
                 duration(watch.cost.wall_seconds),
             )
             self._shared = dataset, self.hold(loaded)

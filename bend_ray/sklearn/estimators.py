@@ -11,15 +11,17 @@ import tempfile
 import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from numbers import Integral, Real
 from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, RegressorMixin
 from sklearn.utils import check_random_state, validation
+from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 
 from bend_ray.api import architecture_of
@@ -40,6 +42,8 @@ from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
 from bend_ray.version import __version__
 
+_COUNT = Interval(Integral, 1, None, closed="left")
+_POSITIVE = Interval(Real, 0, None, closed="neither")
 CHUNK = 4096
 """Examples answered at a time."""
 TOGETHER = 2**12
@@ -53,7 +57,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     Args:
         network: as of ``bend_ray.fit``; None: a small dense one.
-        members: networks that vote, over all folds.
+        members: networks that vote, over all folds; of fewer than folds each has one of its own.
         candidates: networks that begin for each that votes, every one with a rate, decay, smoothing
             and dropout of its own; 1: ordinary trainings.
         folds: parts of the examples, each of which is validated by members that never saw it; 1
@@ -107,6 +111,12 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         self.settings = settings
         self.verbose = verbose
 
+    _parameter_constraints: ClassVar[dict[str, Any]] = {
+        **{key: [_COUNT] for key in ("members", "candidates")},
+        **{key: [_COUNT, None] for key in ("folds", "batch_size")},
+        **{key: [_POSITIVE, None] for key in ("epochs", "learning_rate", "time_limit")},
+        "calibration": [Interval(Real, 0, 1, closed="left")],
+    }
     calibration_: conformal.Calibration | None
 
     def __sklearn_tags__(self) -> Any:
@@ -116,7 +126,16 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     def _raw(self, X: Any, *, reset: bool) -> Raw:
         """Raw columns of what a user gives: an array of numbers, or a frame."""
-        if not hasattr(X, "__arrow_c_stream__") or holds_numbers(X):
+        if reset:
+            self._validate_params()
+        is_frame = hasattr(X, "__arrow_c_stream__")
+        plain = reset or {*self._kinds.values()} <= {"number", "boolean"}
+        if not (is_frame or plain):
+            raise ValueError(
+                "X: expected a frame, as the bag was fitted on one with texts, dates or "
+                f"categories, got a {type(X).__name__}"
+            )
+        if not is_frame or (plain and holds_numbers(X)):
             checks = {"ensure_all_finite": "allow-nan", "ensure_min_samples": 2 if reset else 1}
             X = validation.validate_data(self, X, reset=reset, dtype=np.float64, **checks)
             raw = named(X.T)
@@ -139,6 +158,11 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """Train on raw columns and labels: codes of classes, or targets ``(N, T)``."""
         order = repeated(in_order(raw, labels), weights)
         held, rows = np.split(order, [math.ceil(self.calibration * len(order))])
+        if len(rows) < 2:
+            raise ValueError(
+                f"calibration: expected a share that leaves examples to train on, got "
+                f"{self.calibration:g} of {len(order)}"
+            )
         found = {n: Column.fitted(self._kinds[n], values[rows]) for n, values in raw.items()}
         self.columns_: Columns = {name: column for name, column in found.items() if column}
         if not self.columns_:
@@ -166,7 +190,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """Members of every fold, and the scale that fits what they say of examples unseen."""
         started = time.monotonic()
         seed = int(check_random_state(self.random_state).randint(2**31))
-        parts = folds_of(labels_N[rows], self.folds, seed)
+        parts = folds_of(labels_N[rows], self.folds, seed)[: self.members]
+        members = np.bincount(np.arange(self.members) % len(parts)).tolist()
         inputs_NF = encode(self.columns_, raw)
         given = [
             workshop.written(inputs_NF, labels_N, part, self._task, self._class_names)
@@ -181,7 +206,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
                 if left <= 0 and folds:
                     break
                 seconds = left / (len(parts) - index)
-            sections = self._sections(len(train), len(parts), seed + index)
+            sections = self._sections(len(train), members[index], seed + index)
             sections["dataset"] = dataset
             folds.append(workshop.train(sections, self.settings or {}, seconds))
         self._architecture: Architecture = folds[0].config.seeds.architecture
@@ -190,12 +215,11 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         unseen = torch.cat([fold.labels_N for fold in folds])
         self.scale_: float = self._task.fit_scale(answers, unseen)
 
-    def _sections(self, train: int, folds: int, seed: int) -> dict[str, Any]:
+    def _sections(self, train: int, models: int, seed: int) -> dict[str, Any]:
         """Of the config: ordinary trainings, of a few hundred steps at least."""
         batch = self.batch_size or min(256, max(32, train // 10))
         epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
         network = Mlp(hidden=(128,)) if self.network is None else self.network
-        models = max(1, round(self.members / folds))
         protocol: dict[str, Any] = {"kind": "independent", "models": models, "align": self.draw}
         rate: dict[str, Any] = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
         # A generator learns models that are trained alike.
@@ -229,6 +253,15 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             ballots.append(self._task.ballots(outputs_KNO).mean(dim=0))
         return self._task.scaled(self._task.answers(torch.cat(ballots)), self.scale_)
 
+    def _sets(self, answers: NDArray[Any], coverage: float, kind: str | None = None) -> Any:
+        """What examples kept back promise; ValueError where they cannot."""
+        assert self.calibration_ is not None
+        try:
+            self.calibration_.check(coverage, kind)
+            return self.calibration_.sets(answers, coverage, kind)
+        except BendError as error:
+            raise ValueError(str(error)) from error
+
     def export(self, output: str | Path) -> None:
         """Write the bag as ``bend export`` does: for ``bend serve``, ``bend_ray.load_bag``, ONNX.
 
@@ -242,7 +275,9 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             StoreError: it cannot be written.
             ValueError: there was one class alone.
         """
-        validation.check_is_fitted(self, "_theta_KP")
+        validation.check_is_fitted(self)
+        if getattr(self, "_only", None) is not None:
+            raise ValueError("export: expected a bag of two classes at least, was fitted on one")
         refuse_strangers(str(output))
         own, count = [*named(range(self.n_features_in_))], len(self._theta_KP)
         names = dict(zip(own, map(str, getattr(self, "feature_names_in_", own)), strict=True))
@@ -331,8 +366,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:
             raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
-        self.calibration_.check(coverage, kind)
-        return np.asarray(self.calibration_.sets(probs_NC, coverage, kind), dtype=np.bool_)
+        return np.asarray(self._sets(probs_NC, coverage, kind), dtype=np.bool_)
 
     @property
     def _class_names(self) -> list[str]:
@@ -379,10 +413,12 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
 
         They hold the truth as often as ``coverage`` says where examples were kept back.
         """
+        validation.check_is_fitted(self)
         if self.calibration_ is not None:
-            self.calibration_.check(coverage, None)
             answers = self._answers(self._raw(X, reset=False)).numpy()
-            return np.asarray(self.calibration_.sets(answers, coverage), dtype=np.float64)
+            return np.asarray(self._sets(answers, coverage), dtype=np.float64)
+        if not 0 < coverage < 1:
+            raise ValueError(f"coverage: expected a share between 0 and 1, got {coverage}")
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
         return np.stack([mean - half, mean + half], axis=-1)

@@ -68,7 +68,7 @@ class Floor:
         does = "is finite"
         if accuracy_N:
             does = (
-                f"comes up to {100 * (self.least or 0.0):.1f} % on validation images (the best has "
+                f"comes up to {100 * (self.least or 0.0):.1f} % in validation (the best has "
                 f"{100 * max(accuracy_N):.1f} %, training members {100 * self.members:.1f} %, "
                 f"chance {100 * self.chance:.1f} %)"
             )
@@ -95,7 +95,7 @@ def check_generator(
         "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0",
     )
     logger.info(
-        "generator    at step %d of %d: draws models of %.1f %% on validation images (members "
+        "generator    at step %d of %d: draws models of %.1f %% on validation examples (members "
         "%.1f %%), with %.2f of their spread",
         *(step, steps, 100 * float(np.median(accuracy)), 100 * floor.members, spread),
     )

@@ -156,6 +156,13 @@ REFUSED = {
     "evaluation.rivals=[{kind: noise, scal: 1}]": "did you mean evaluation.rivals.0.scale?",
     "samples.zzz=3": "samples.zzz: no such key; `bend config` lists every key",
     "samples.kind=ddim": "samples.kind: no such key",
+    "dataset={kind: table, train: a, label: y}": "did you mean dataset.target, the column to",
+    "dataset={kind: table, train: a, labels: y}": "did you mean dataset.target, the column to",
+    # What data of a kind cannot give.
+    "evaluation.shift=[noisy_columns]": "evaluation.shift: expected corruptions of images for",
+    "evaluation.ood=[{kind: left_out}]": "evaluation.ood: left_out needs classes in dataset.left",
+    "evaluation.ood=[{kind: dataset, dataset: {kind: arrays, train: a}}]": "expected data sets of",
+    "dataset.num_calibration=300": "num_calibration: expected fewer than the 300 validation",
     # What belongs to another variant.
     "autoencoder.model.kernel=3": "autoencoder.model.kernel: no such key; "
     "it belongs to kind conv1d",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
 from bend_ray.data.datasets import Table
 from bend_ray.data.splits import ByGroup, ByTime, Stratified
 from bend_ray.errors import DataError
+from bend_ray.runtime.interface import Runtime
 from bend_ray.tasks import Classification, Regression
 
 
@@ -213,6 +215,7 @@ def test_the_test_part_is_read_by_name_and_without_its_statistics(tmp_path: Path
         ({}, {"columns": {"city": "number"}}, "city: expected a column of kind number"),
         ({"age": np.inf}, {}, "infinity"),
         ({"label": "yes"}, {}, "expected examples of two classes"),
+        ({"y": 3.5}, {"target": "y"}, r"expected values of y that vary, .* all 3\.5"),
         ({"deep": [[[1]]] * 120}, {}, "deep: expected numbers, truth values, dates or texts"),
     ],
 )
@@ -223,6 +226,49 @@ def test_what_is_refused(
     with pytest.raises(DataError, match=told) as refused:
         Table(train=uri, **more).load()  # type: ignore[arg-type]
     assert "\n" not in str(refused.value)
+
+
+def test_without_a_target_all_columns_are_told(tmp_path: Path) -> None:
+    table = frame().drop(columns=["y", "label"]).assign(**{f"c{i}": i for i in range(12)})
+    with pytest.raises(DataError, match=r"^dataset\.target: expected the name .* age, .*, c11$"):
+        Table(train=write(table, tmp_path)).load()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"age,label\n", r"expected rows in rows\.csv, got no rows"),
+        (b"age;label\n3;yes\n", "expected commas between columns, .* delimiter ';'"),
+        (b"age;label\n3,5;yes\n", "expected commas between columns, .* delimiter ; or a tab"),
+        ("city,label\nKöln,yes\n".encode("latin-1"), "expected UTF-8, .* in city; is it Latin-1"),
+        ("größe,label\n3,yes\n".encode("latin-1"), "expected UTF-8, .* in the header"),
+    ],
+)
+def test_files_that_are_no_such_csv(content: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=told) as refused:
+        Table(train=str(path)).load()
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("values", [range(120), [1.5] * 60 + [2.0, 3.0] * 30])
+def test_a_sign_of_missing_numbers_is_told(
+    values: Sequence[float], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weight = ["?" if i % 9 == 0 else str(each) for i, each in enumerate(values)]
+    Table(train=write(frame().assign(weight=weight), tmp_path, "csv")).load()
+    assert "column weight holds numbers and ?, so it is text" in caplog.text
+    assert caplog.text.count("holds numbers and") == 1
+
+
+def test_rows_are_told_in_the_words_of_their_task(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    Runtime().share(Table(train=write(frame(), tmp_path), target="y", num_calibration=4))
+    told = "96 training and 20 validation examples of 10, 1 target, 4 kept back for calibration"
+    assert told in caplog.text
 
 
 def test_a_test_part_that_does_not_fit(tmp_path: Path) -> None:

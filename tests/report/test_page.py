@@ -174,7 +174,7 @@ def test_bags_scored_at_temperatures_have_one_nll_and_one_equivalent(tmp_path: P
         "bag minus it: NLL",
     ]
     assert all(list(row) == header for row in page.tables[0].rows)
-    assert "temperatures fitted on validation images" in page.tables[0].note
+    assert "temperatures fitted on validation examples" in page.tables[0].note
 
 
 def test_names_of_the_users_are_text_and_not_markup(repeats: list[Run], tmp_path: Path) -> None:

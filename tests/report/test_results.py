@@ -96,7 +96,7 @@ def test_temperatures_are_told_where_they_were_fitted() -> None:
     said = whole_result()
     for scores in (said["bag"], *said["rivals"].values()):
         scores["temperature"] = 0.814
-    assert "fitted on validation images" in sections(table(said))[0][-1]
+    assert "fitted on validation examples" in sections(table(said))[0][-1]
     assert sections(table(said))[0][-1].endswith("the bag's is 0.81.")
     assert "temperature" not in table(whole_result())
 

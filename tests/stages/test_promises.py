@@ -187,12 +187,6 @@ def test_what_is_no_coverage_is_refused_over_http(http: TestClient) -> None:
     assert asked.status_code == 422
 
 
-def test_of_left_out_classes_there_must_be_some() -> None:
-    config = load_config(None, [*TINY, "evaluation.ood=[{kind: left_out}]"])
-    with pytest.raises(DataError, match=r"needs classes in dataset\.left_out"):
-        config.evaluation.ood[0].of(config.dataset.load())
-
-
 def test_inputs_have_names_of_their_own() -> None:
     with pytest.raises(ConfigError, match="each of ood and shift once, got noise"):
         load_config(None, ["evaluation.ood=[{kind: noise}, {kind: noise}]"])
@@ -304,6 +298,8 @@ def test_intervals_of_numbers_hold_what_they_say(tmp_path_factory: pytest.TempPa
     assert told[0] > told[-1]
     assert trust.shift["noisy_columns"]["1"].coverage is not None
     assert "cqr coverage %" in run.summary()
+    (head,) = (line for line in run.summary().splitlines() if line.startswith("shift of the bag"))
+    assert head.endswith("% at severity 5")
     # What is exported says so, too, and a part of it by examples of its own.
     bag, parts = run.bag(), run.config.dataset.load()
     mean, std = bag.predict(x[600:], return_std=True)
