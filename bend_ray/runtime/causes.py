@@ -69,7 +69,8 @@ def our_errors() -> Iterator[None]:
             )
         if ours is None:
             raise
-        raise ours from None
+        # Ray Data adds lines of its own to a message.
+        raise type(ours)(str(ours).partition("\n")[0]) from None
 
 
 def died_too_often(error: Exception, where: str = "") -> ClusterError:

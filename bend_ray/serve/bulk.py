@@ -17,7 +17,7 @@ import ray.data
 
 from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
-from bend_ray.data.files import find_files
+from bend_ray.data.files import find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES, read_card
@@ -51,7 +51,8 @@ def predict(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        takes_images = read_card(fetch_bag(export, Path(scratch))).decoding is not None
+        card = read_card(fetch_bag(export, Path(scratch)))
+    takes_images = card.decoding is not None
     files = find_files(examples, None, (*PICTURES, *PARQUET, CSV), "examples")
     paths = [file.path for file in files]
     # What is no table is tried as an image.
@@ -63,6 +64,12 @@ def predict(
             f"{masked(examples)}: expected {' or '.join(expected)} files, as the bag takes "
             f"{'images' if takes_images else 'no images'}, got {' and '.join(kinds)} files"
         )
+    if card.columns:
+        kind = "csv" if kinds == [CSV] else "parquet"
+        with reading(masked(examples)):
+            first = pyarrow.dataset.dataset(paths[0], filesystem=files.filesystem, format=kind)
+        # Columns that are missing are told before Ray starts.
+        given_inputs(first.schema.empty_table(), card)
     cluster.connect(address)
     tables, read = kinds != [IMAGES], ray.data.read_parquet
     if kinds == [CSV]:

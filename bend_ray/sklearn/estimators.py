@@ -360,8 +360,7 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
             kind: ``thr``, ``aps`` or ``raps``; see ``ensemble.conformal.nonconformity``.
 
         Raises:
-            ValueError: none were kept back.
-            ConfigError: too few were, for such a coverage.
+            ValueError: none were kept back, or too few for the coverage.
         """
         probs_NC = self.predict_proba(X)
         if self.calibration_ is None:

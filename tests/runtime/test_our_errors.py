@@ -38,6 +38,12 @@ def test_a_workers_own_refusal_comes_first() -> None:
         raise exceptions.RayTaskError("piece", "Traceback ...", ours)
 
 
+def test_what_ray_adds_to_our_message_is_left_out() -> None:
+    ours = StoreError("expected a file, got none\nFailed to apply UDF transform after 1/1 attempts")
+    with pytest.raises(StoreError, match=r"^expected a file, got none$"), our_errors():
+        raise exceptions.RayTaskError("piece", "Traceback ...", ours)
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(exceptions.RayTaskError), our_errors():
         raise exceptions.RayTaskError("piece", "Traceback ...", ZeroDivisionError())

@@ -272,6 +272,9 @@ def test_ask_and_predict_take_csv(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     with pytest.raises(DataError, match=r"expected Parquet or \.csv files, .* got images files"):
         predict(str(tmp_path / "one.png"), str(tmp_path / "out"), str(folder), "", None, False)
+    frame.drop(columns="age").to_csv(tmp_path / "lacks.csv", index=False)
+    with pytest.raises(DataError, match="missing: age"):
+        predict(str(tmp_path / "lacks.csv"), str(tmp_path / "out"), str(folder), "", None, False)
     assert not list((tmp_path / "out").iterdir())
 
 
