@@ -186,7 +186,7 @@ def _asked(bags: Mapping[str, Bag], run: bend.Run, dataset: Parts) -> dict[str, 
         found[name] = {
             "accuracy %": 100 * scores["accuracy"],
             "NLL": scores["nll"],
-            f"AUROC % {run.config.evaluation.ood[0].name}": 100 * detection(*entropy).auroc,
+            f"AUROC % {run.config.evaluation.ood[0].name}": 100 * detection(*entropy)["auroc"],
         }
     batch, spent = test.take(slice(32)), {name: list[float]() for name in bags}
     for _ in range(ROUNDS):  # in turn: others keep the machine busy

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from bend_ray.ensemble.metrics import score, true_log_probs
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.networks.batches import Feed
-from bend_ray.networks.fitting import fit
+from bend_ray.networks.fitting import CLASSIFICATION, fit
 from bend_ray.networks.recipe import Stretch
 from bend_ray.optim import Cosine
 
@@ -39,10 +39,7 @@ def _losses(
     """Of each step, from parameters ``(K, T)`` to the sum of the models' losses."""
     data, recipe = task.dataset, task.bench.recipe
     train, stack = data.train, task.stack
-    sizes = recipe.batch_sizes(len(train))
-    feed = Feed(
-        train, train.labels_N, sizes, prepare=lambda inputs: inputs, device=torch.device("cpu")
-    )
+    feed = Feed(train, data.normalise, recipe, CLASSIFICATION, torch.device("cpu"))
     stack.train()
 
     def at(index_KB: Tensor, trained_KT: Tensor) -> Tensor:
