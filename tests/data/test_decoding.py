@@ -100,7 +100,9 @@ def card_of(dataset: Parts) -> Any:
     return SimpleNamespace(
         **said,
         image_shape=shape,
-        inputs={"images": SimpleNamespace(shape=shape, dtype="uint8", low=0, high=255)},
+        inputs={
+            "images": SimpleNamespace(shape=shape, dtype="uint8", low=0, high=255, column=None)
+        },
         onnx=None,
         decoding=dataset.decoding,
         task=dataset.task,
