@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bend_ray.errors import ConfigError
+from bend_ray.process.streams import drop_unwritten
 from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import is_local_path
 
@@ -124,6 +125,7 @@ def _followed(jobs: Jobs, job: str) -> int:
     try:
         return jobs.follow(job, lambda text: click.echo(text, nl=False))
     except KeyboardInterrupt:
+        drop_unwritten()
         click.echo(f"\nbend: the job goes on. {_what_next(jobs.address, job)}", err=True)
         return 130
 

@@ -63,3 +63,28 @@ def test_a_config_is_printed_in_any_encoding(tmp_path: Path) -> None:
     command = f"PYTHONIOENCODING=ascii bend config --set '{dataset}' > resolved.json"
     assert bend(command, tmp_path)[0] == 0
     assert load_config(tmp_path / "resolved.json") == load_config(None, [dataset])
+
+FOLLOWED = """
+import sys, types
+from bend_ray.cli.submit import _followed
+from bend_ray.process import streams
+
+write = streams._Results.write
+def interrupted(self, content):
+    write(self, content)
+    streams._Results.write = write
+    raise KeyboardInterrupt  # the content has gone out, and the buffer does not know it
+
+streams.prepare()
+streams._Results.write = interrupted
+follow = lambda job, show: show("a line of the job\\n")
+sys.exit(_followed(types.SimpleNamespace(follow=follow, address="http://cluster:8265"), "it"))
+"""
+
+
+def test_what_a_job_said_is_not_said_twice_by_an_interrupt() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FOLLOWED], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (130, "a line of the job\n")
+    assert "the job goes on" in done.stderr
