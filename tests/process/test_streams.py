@@ -64,6 +64,7 @@ def test_a_config_is_printed_in_any_encoding(tmp_path: Path) -> None:
     assert bend(command, tmp_path)[0] == 0
     assert load_config(tmp_path / "resolved.json") == load_config(None, [dataset])
 
+
 FOLLOWED = """
 import sys, types
 from bend_ray.cli.submit import _followed
