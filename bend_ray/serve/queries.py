@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Annotated, Any, TypeVar
 
@@ -240,10 +241,11 @@ def _table(x: Any, card: Card) -> pa.Table:
 
 
 def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
-    _check_names(table.column_names, card, where)
+    counts = Counter(table.column_names)
+    _check_names(counts, card, where)
     for name in card.inputs:
-        if (count := table.column_names.count(name)) > 1:
-            raise Refusal(422, f"{where}: expected one column {name}, got {count}")
+        if counts[name] > 1:
+            raise Refusal(422, f"{where}: expected one column {name}, got {counts[name]}")
     return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
 
 
