@@ -98,15 +98,18 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
 
 
 def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
-    from bend_ray.stages import autoencoder, evaluation, generator, latents, samples, seeds
+    from bend_ray.stages import autoencoder, evaluation, generator, samples, seeds
 
     if stage == ORDINARY:
         others = ordinary(config)
         assert others is not None
         seeds.make(others, graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
         return
-    in_order = (seeds, autoencoder, latents, generator, samples, evaluation)
-    dict(zip(STAGES, in_order, strict=True))[stage].make(config, artifacts, runtime)
+    makers = (
+        *(seeds.make, autoencoder.make, autoencoder.encode),
+        *(generator.make, samples.make, evaluation.make),
+    )
+    dict(zip(STAGES, makers, strict=True))[stage](config, artifacts, runtime)
 
 
 def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whole: float) -> None:

@@ -146,7 +146,7 @@ class Respondent:
 
     def __init__(self, resources: Resources) -> None:
         self.device = settle(resources.cpus, resources.num_gpus)
-        self.gpus = resources.num_gpus if self.device == "cuda" else 0.0
+        self.gpus = resources.num_gpus
         self._latest: tuple[tuple[str, ...], tuple[Classifiers, Examples | Streamed]] | None = None
 
     def ask(self, piece: Piece) -> None:

@@ -51,17 +51,10 @@ def fit_denoiser(
 ) -> Artifact:
     """In this process, or by so many workers of Ray Train."""
     artifact = Store(str(path)).artifact("generator", 1, {})
-    resources = TrainResources(workers=workers or 1)
-    job = TrainingTask(
-        "generator",
-        partial(build_objective, SECTION, 5, 2),
-        training,
-        resources,
-        0,
-        artifact,
-        WEIGHTS,
-        until,
-    )
+    given = {"training": training, "resources": TrainResources(workers=workers or 1)}
+    section = SECTION.model_copy(update=given)
+    build = partial(build_objective, section, 5, 2)
+    job = TrainingTask(artifact, section, 0, build, WEIGHTS, until)
     runtime: Runtime = Runtime()
     if workers:
         from bend_ray.runtime.on_ray import RayRuntime

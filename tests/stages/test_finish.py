@@ -19,7 +19,7 @@ from bend_ray.populations.members import early_name, read_layout
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
 from bend_ray.stages import seeds
-from bend_ray.stages.sample_drawer import Finisher
+from bend_ray.stages.samples import Finisher
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 NETWORK = "seeds.architecture={kind: convnet, channels: [4, 4]}"

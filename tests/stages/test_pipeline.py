@@ -21,7 +21,7 @@ from bend_ray.report.evaluation import Result
 from bend_ray.report.results import table
 from bend_ray.runtime.interface import Runtime, from_vectors
 from bend_ray.stages.representations import Principal, Standardised
-from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.stages.samples import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 pytestmark = pytest.mark.trains
