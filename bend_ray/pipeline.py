@@ -176,7 +176,7 @@ def _partial(config: PipelineConfig, stage: str, artifact: Artifact) -> str | No
     if progress := artifact.progress():
         return f"{progress.done} of {progress.total} {progress.unit}"
     files = artifact.list_files()
-    if any(file.name.startswith("shard-") for file in files):
+    if any(name.startswith("shard-") for name in files):
         from bend_ray.artifacts.shards import count_models
 
         made = (ordinary(config) or config) if stage == ORDINARY else config

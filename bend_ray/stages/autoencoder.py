@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Cost, Stopwatch, cost_of_pieces
+from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import loss_curve, write_events
-from bend_ray.artifacts.weights import DIRECTORY, load_weights
+from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
@@ -66,8 +66,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )
-    artifact.discard(DIRECTORY)
-    artifact.discard(COST_DIRECTORY)
 
 
 def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:

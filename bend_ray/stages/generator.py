@@ -61,7 +61,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
-    artifact.discard(DIRECTORY)
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
@@ -72,13 +71,9 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
         earlier training passed the step without a pause.
     """
     file = milestone(step)
-    if not _has(graph.generator, file):
+    if file not in graph.generator.list_files(DIRECTORY):
         _fit(config, graph, runtime, until=step)
-    return file if _has(graph.generator, file) else None
-
-
-def _has(artifact: Artifact, file: str) -> bool:
-    return any(entry.name == file for entry in artifact.list_files(DIRECTORY))
+    return file if file in graph.generator.list_files(DIRECTORY) else None
 
 
 def _fit(

@@ -84,7 +84,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             "train the generator for longer"
         )
     check_samples(config, graph, runtime, left)
-    commit_left(artifact, "samples", rows, watch.cost.wall_seconds)
+    commit_left(artifact, rows, watch.cost.wall_seconds)
 
 
 def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:

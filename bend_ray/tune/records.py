@@ -100,7 +100,7 @@ def write_record(study: Directory, record: TrialRecord) -> None:
 def read_record(study: Directory, name: str) -> TrialRecord | None:
     """A trial's record, None where there is none; CorruptArtifact where it is no record."""
     file = f"{TRIALS}/{name}.json"
-    if not any(entry.name == file for entry in study.list_files(TRIALS)):
+    if file not in study.list_files(TRIALS):
         return None
     try:
         return TrialRecord.model_validate(study.read_json(file))

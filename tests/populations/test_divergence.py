@@ -75,7 +75,7 @@ def train(
     rows = {i: len(own) for each in trainer.cohorts for i, own in each.shards.items()}
     assert done_shards(artifact, rows) == set(rows)
     seeds._commit(artifact, config.seeds, rows, 1.0)
-    assert not artifact.list_files("diverged")
+    assert not artifact.list_files("making")
     return read_population(artifact), artifact
 
 
