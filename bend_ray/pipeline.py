@@ -129,7 +129,7 @@ def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
     ClusterError where none answers.
     """
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime import cluster

@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 
 prepare_environment(None)  # before ray is imported
 import ray
