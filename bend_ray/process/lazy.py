@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import PIL.ImageOps
     import pyarrow as pa
     import torch
+    from torch import Tensor
     from torchvision.transforms import v2
 else:
 
@@ -39,9 +40,11 @@ else:
             # Unpickled attribute by attribute it would look up `_name` before it has one.
             return importlib.import_module, (self._name,)
 
+    # For annotations alone.
+    Tensor = Any
     torch = LazyModule("torch")
     pa = LazyModule("pyarrow")
     PIL = LazyModule("PIL")
     v2 = LazyModule("torchvision.transforms.v2")
 
-__all__ = ["PIL", "pa", "torch", "v2"]
+__all__ = ["PIL", "Tensor", "pa", "torch", "v2"]

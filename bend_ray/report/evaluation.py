@@ -120,7 +120,7 @@ class RefusalScores(_Record):
 
 
 class Detection(_Record):
-    """How a score tells inputs of no learnt class from the test part; see ``ensemble.outside``."""
+    """How a score tells inputs of no learnt class from the test part; see ``ensemble.metrics``."""
 
     auroc: Figure
     aupr: Figure

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from scored import accuracy, member_nll, nll
+from scored import accuracy, combine, member_nll, nll
 
 from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
 from bend_ray.ensemble.predictions import Predictions
@@ -37,7 +37,7 @@ def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
     orders = [torch.randperm(E, generator=generator) for _ in range(5)]
     assert curve["sizes"] == [1, 2, 3, 4, 6, 7]
     for place, size in enumerate(curve["sizes"]):
-        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        bags = [combine(vote, logits[o[:size]], val_nll[o[:size]]) for o in orders]
         right = torch.tensor([accuracy(bag, labels) for bag in bags], dtype=torch.float64)
         nats = torch.tensor([nll(bag, labels) for bag in bags], dtype=torch.float64)
         assert curve["accuracy"]["mean"][place] == pytest.approx(right.mean().item())
@@ -53,7 +53,7 @@ def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> 
     orders, sizes = [[3, 1, 4, 0], [6, 5, 0, 2]], [1, 3, 4]
     curve = prefix_curve(said, val_nll, vote, sizes, orders)
     for place, size in enumerate(sizes):
-        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        bags = [combine(vote, logits[o[:size]], val_nll[o[:size]]) for o in orders]
         assert curve["accuracy"]["mean"][place] == pytest.approx(
             sum(accuracy(b, labels) for b in bags) / 2
         )
@@ -75,7 +75,7 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
     )
     for place, size in enumerate(sizes):
         pairs, others = (
-            [SoftVote().combine(each[o[:size]], val_nll[o[:size]]) for o in orders]
+            [combine(SoftVote(), each[o[:size]], val_nll[o[:size]]) for o in orders]
             for each in (logits, seen.logits_ENC)
         )
         temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2), 2)
@@ -98,7 +98,7 @@ def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
     logits[2], val_nll[2] = torch.nan, torch.nan
     curve = size_curve(said, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
     assert curve["sizes"][-1] == E - 1
-    expected = nll(WeightedVote().combine(logits, val_nll), labels)
+    expected = nll(combine(WeightedVote(), logits, val_nll), labels)
     assert curve["nll"]["mean"][-1] == pytest.approx(expected)
 
 
