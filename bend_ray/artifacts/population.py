@@ -20,8 +20,8 @@ import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bend_ray.artifacts.manifest import first_problem
 from bend_ray.process.matrix import STORED_COLUMNS
+from bend_ray.spec import first_problem
 
 Origin = Literal["trained", "generated"]
 

@@ -138,10 +138,8 @@ class _Worker:
             torch.manual_seed(seed_for(*self.purpose, "weights"))
             self.objective = job.build().to(self.device)
         self.steps = AveragedSteps(self.objective, self.training)
-        self.held_out: HeldOut | None = None
-        if self.training.patience and len(unseen["features"]):
-            generator = generator_for(*self.purpose, "held out")
-            self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
+        generator = generator_for(*self.purpose, "held out")
+        self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
         self.curve: list[tuple[int, float]] = []
         self.times: list[float] = []
         self.first_step = 0
@@ -152,8 +150,6 @@ class _Worker:
 
     def is_over(self, done: int) -> bool:
         """Whether to stop after so many steps; looks at held-out members where it is time to."""
-        if self.held_out is None:
-            return False
         if done % self.training.look_every == 0 or done == self.training.steps:
             self.held_out.look(done)
         return self.held_out.is_over
@@ -209,8 +205,7 @@ class _Worker:
         if self.team.rank > 0:
             return
         told: dict[str, Any] = {"curve": self.curve, "times": self.times, "done": done}
-        if self.held_out is not None:
-            told["held_out"] = self.held_out.curve
+        told["held_out"] = self.held_out.curve
         doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
         self.keep.save(self._tensors() | doubles, spent)
 
@@ -220,15 +215,13 @@ class _Worker:
         tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
         for name, kept in self.steps.optimizer.state().items():
             tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
-        best = self.held_out.best if self.held_out is not None else []
-        return tensors | {f"best.{i}": v for i, v in enumerate(best)}
+        return tensors | {f"best.{i}": v for i, v in enumerate(self.held_out.best)}
 
     def finish(self, file: str) -> Fitted:
         """Store the averaged weights of what is kept, if they are finite."""
         if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
-        if self.held_out is not None:
-            self.held_out.settle()
+        self.held_out.settle()
         self.steps.settle()
         fitted = self.fitted()
         if self.team.rank == 0:
@@ -238,8 +231,7 @@ class _Worker:
 
     def fitted(self) -> Fitted:
         """What the training tells so far."""
-        held_out = self.held_out.curve if self.held_out is not None else []
-        return Fitted(self.curve, held_out, self.times, self._cost())
+        return Fitted(self.curve, self.held_out.curve, self.times, self._cost())
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
@@ -256,8 +248,9 @@ class _Worker:
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
-        if self.held_out is not None:
-            self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
-        self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
+        self.curve, self.held_out.curve = (
+            [(int(step), loss) for step, loss in state[name].tolist()]
+            for name in ("curve", "held_out")
+        )
         self.times = state["times"].tolist()
         self.first_step = int(state["done"])

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
-from bend_ray.artifacts.events import loss_curve, write_events
+from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
@@ -56,7 +56,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             ),
             representation.rows(graph.seeds, training_only=not section.training.patience),
         )
-    events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
+    events = write_loss(artifact, fitted.curve, fitted.times)
     artifact.commit(
         files=[FILE, WEIGHTS, events],
         metrics={

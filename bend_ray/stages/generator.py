@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
-from bend_ray.artifacts.events import loss_curve, write_events
+from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.shards import open_table
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, save_weights
@@ -50,7 +50,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
             probed, probe_cost = check_generator(config, graph, runtime, weights, step)
         fitted = _fit(config, graph, runtime)
-    events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
+    events = write_loss(artifact, fitted.curve, fitted.times)
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
         metrics={
