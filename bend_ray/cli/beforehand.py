@@ -125,7 +125,7 @@ def doctor(address: str | None, store: str | None) -> None:
       bend submit --address http://127.0.0.1:8265 --follow -- doctor --store s3://bucket/runs
     """
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime import cluster

@@ -20,7 +20,6 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
@@ -28,7 +27,7 @@ from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.votes import Rule, Vote
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.networks.architectures import Architecture
-from bend_ray.spec import Spec
+from bend_ray.spec import Spec, first_problem
 from bend_ray.tasks import Classification, Task
 
 CARD, LOGITS = "config.json", "logits"

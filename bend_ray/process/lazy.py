@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torchvision.transforms import v2
 else:
 
-    class _LazyModule:
+    class LazyModule:
         """Stands for a module and imports it, or one inside it, when an attribute is asked for."""
 
         def __init__(self, name: str) -> None:
@@ -42,9 +42,9 @@ else:
 
     # For annotations alone.
     Tensor = Any
-    torch = _LazyModule("torch")
-    pa = _LazyModule("pyarrow")
-    PIL = _LazyModule("PIL")
-    v2 = _LazyModule("torchvision.transforms.v2")
+    torch = LazyModule("torch")
+    pa = LazyModule("pyarrow")
+    PIL = LazyModule("PIL")
+    v2 = LazyModule("torchvision.transforms.v2")
 
 __all__ = ["PIL", "Tensor", "pa", "torch", "v2"]

@@ -32,7 +32,7 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for
 from bend_ray.runtime.interface import Runtime, Shared
-from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.stages.samples import SampleDrawer
 
 FOLDS = 2
 ORDERS = 20

@@ -86,12 +86,12 @@ def refuse_strangers(artifact: Artifact) -> None:
     """
     if artifact.filesystem.type_name != "local":
         return
-    for entry in artifact.list_files(f"{RAY}/"):
-        owner = os.stat(artifact.child(entry.name)).st_uid
+    for name in artifact.list_files(f"{RAY}/"):
+        owner = os.stat(artifact.child(name)).st_uid
         if owner != os.getuid():
             raise StoreError(
                 f"{artifact!r}: expected Ray Tune's state to be written by user {os.getuid()}, "
-                f"got {entry.name} of user {owner}; it is pickled, and would run what it holds: "
+                f"got {name} of user {owner}; it is pickled, and would run what it holds: "
                 f"search in a store of your own, or delete {RAY}/ there to begin anew"
             )
 
@@ -102,8 +102,7 @@ def can_go_on(artifact: Artifact) -> bool:
     Tune writes over the store file by file: one that a full disk or a SIGKILL cut off reads as a
     search without points. Begun anew, a search finds all stages made that its trials had made.
     """
-    names = [entry.name for entry in artifact.list_files(f"{RAY}/")]
-    tops = sorted(name for name in names if name.count("/") == 1)
+    tops = [name for name in artifact.list_files(f"{RAY}/") if name.count("/") == 1]
     states = [name for name in tops if name.startswith(f"{RAY}/experiment_state")]
     if not states:
         return False

@@ -50,7 +50,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages.sample_drawer import ways
+from bend_ray.stages.samples import ways
 
 FOLDS = 10
 """Of validation images: halves of digits' may be without an error."""

@@ -72,7 +72,7 @@ def test_two_cpus_are_enough_for_trials_that_need_workers(bend: Bend, space: Pat
     script = f"""
 import ray
 from pathlib import Path
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 prepare_environment(None)
 ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
 from bend_ray.config.reading import load_config
