@@ -36,7 +36,7 @@ from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
-from bend_ray.sklearn.members import Fold, Workshop
+from bend_ray.sklearn.members import Workshop
 from bend_ray.sklearn.rows import Raw, folds_of, holds_numbers, in_order, named, raw_of, repeated
 from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
@@ -49,7 +49,9 @@ CHUNK = 4096
 TOGETHER = 2**12
 """Examples that all models of a step see: more need memory and save no time (measured)."""
 STEPS = 300
-"""Of a member's training, at least."""
+"""Of the training of models that a generator learns, at least."""
+MOST_STEPS = 1200
+"""Of others', which ends when their bag gets no better."""
 
 
 class _Bag(BaseEstimator):  # type: ignore[misc]
@@ -57,12 +59,15 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     Args:
         network: as of ``bend_ray.fit``; None: a small dense one.
-        members: networks that vote, over all folds; of fewer than folds each has one of its own.
-        candidates: networks that begin for each that votes, every one with a rate, decay, smoothing
-            and dropout of its own; 1: ordinary trainings.
+        members: votes that networks have together, over all folds; of fewer than folds each has one
+            of its own.
+        candidates: networks that begin for each vote, every one with a rate, decay, smoothing and
+            dropout of its own, 1: all alike. Who votes, and as it was when, is chosen by validation
+            while they train; most are given up soon.
         folds: parts of the examples, each of which is validated by members that never saw it; 1
             holds a fifth out; None: 4 up to 5,000 examples, else 1.
-        epochs: of a member; None: a few hundred steps.
+        epochs: of the training, at most; None: of 1,200 steps. It ends when the bag's NLL on
+            validation examples gets no better.
         learning_rate: of AdamW; None: 0.003.
         batch_size: examples a step; None: by how many there are.
         draw: whether models drawn by a generator vote, instead of those it is learnt from.
@@ -190,45 +195,46 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         """Members of every fold, and the scale that fits what they say of examples unseen."""
         started = time.monotonic()
         seed = int(check_random_state(self.random_state).randint(2**31))
-        parts = folds_of(labels_N[rows], self.folds, seed)[: self.members]
-        members = np.bincount(np.arange(self.members) % len(parts)).tolist()
+        folds = 1 if self.draw and self.folds is None else self.folds
+        parts = folds_of(labels_N[rows], folds, seed)[: self.members]
         inputs_NF = encode(self.columns_, raw)
         given = [
             workshop.written(inputs_NF, labels_N, part, self._task, self._class_names)
             for part in ({"train": rows[t], "validation": rows[v]} for t, v in parts)
         ]
         del inputs_NF  # of which files hold all from here on
-        folds: list[Fold] = []
-        for index, (dataset, (train, _)) in enumerate(zip(given, parts, strict=True)):
-            seconds = None
-            if self.time_limit is not None:
-                left = self.time_limit - (time.monotonic() - started)
-                if left <= 0 and folds:
-                    break
-                seconds = left / (len(parts) - index)
-            sections = self._sections(len(train), members[index], seed + index)
-            sections["dataset"] = dataset
-            folds.append(workshop.train(sections, self.settings or {}, seconds))
-        self._architecture: Architecture = folds[0].config.seeds.architecture
-        self._theta_KP = torch.cat([fold.theta_KP for fold in folds])
-        answers = self._task.answers(torch.cat([fold.ballots_NO for fold in folds]))
-        unseen = torch.cat([fold.labels_N for fold in folds])
-        self.scale_: float = self._task.fit_scale(answers, unseen)
+        sections = self._sections(len(parts[0][0]), self.members // len(parts), seed)
+        left = None
+        if self.time_limit is not None:
+            left = self.time_limit - (time.monotonic() - started)
+        found = workshop.train(sections, given, self.settings or {}, left)
+        self._architecture: Architecture = found.architecture
+        self._theta_KP, self._weight_K = found.theta_KP, found.weight_K
+        answers = self._task.answers(found.ballots_NO)
+        self.scale_: float = self._task.fit_scale(answers, found.labels_N)
 
     def _sections(self, train: int, models: int, seed: int) -> dict[str, Any]:
-        """Of the config: ordinary trainings, of a few hundred steps at least."""
-        batch = self.batch_size or min(256, max(32, train // 10))
-        epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
-        network = Mlp(hidden=(128,)) if self.network is None else self.network
-        protocol: dict[str, Any] = {"kind": "independent", "models": models, "align": self.draw}
+        """Of the config: a contest, or models trained alike, which a generator learns."""
+        batch, steps = self.batch_size or min(256, max(32, train // 10)), STEPS
         rate: dict[str, Any] = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
-        # A generator learns models that are trained alike.
-        if not self.draw and self.candidates != 1:
-            protocol |= {"kind": "varied", "candidates": self.candidates}
-            rate["weight_decay"] = 0.3  # around which they differ
+        recipe: dict[str, Any] = {"batch_size": batch, "optimizer": rate}
+        protocol: dict[str, Any] = {"kind": "independent", "models": models}
+        if not self.draw:
+            protocol = {"kind": "varied", "models": models, "candidates": self.candidates}
+            protocol["align"] = False
+            if self.candidates == 1:
+                alike = {"rate": 1, "decay": 1, "label_smoothing": 0, "dropout": 0}
+                protocol["variation"] = alike
+            else:
+                rate["weight_decay"] = 0.3  # around which they differ
+            # At a constant rate a moving average is as good at any look as at the end.
+            recipe |= {"schedule": {"kind": "constant"}, "ema_decay": 0.99}
+            steps = MOST_STEPS
+        recipe["epochs"] = self.epochs or max(4, math.ceil(steps * batch / train))
+        network = Mlp(hidden=(128,)) if self.network is None else self.network
         seeds = {
             "architecture": architecture_of(network),
-            "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
+            "recipe": recipe,
             "protocol": protocol,
             "held_out": 0.0,
             "cohort_size": max(1, TOGETHER // batch),
@@ -250,7 +256,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         theta_KP, ballots = self._theta_KP.double(), []
         for start in range(0, len(inputs_NF), CHUNK):
             outputs_KNO = predict_logits(stack, theta_KP, inputs_NF[start : start + CHUNK])
-            ballots.append(self._task.ballots(outputs_KNO).mean(dim=0))
+            ballots_KNO = self._task.ballots(outputs_KNO)
+            ballots.append(torch.tensordot(self._weight_K, ballots_KNO, 1))
         return self._task.scaled(self._task.answers(torch.cat(ballots)), self.scale_)
 
     def _sets(self, answers: NDArray[Any], coverage: float, kind: str | None = None) -> Any:
@@ -293,7 +300,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             class_names=self._told_names,
             vote=SoftVote(),
             members=tuple(range(count)),
-            weights=(1 / count,) * count,
+            weights=tuple(self._weight_K.tolist()),
             temperature=self.scale_,
             calibration=self.calibration_,
             dataset="table",
