@@ -208,9 +208,12 @@ class Regression(NumbersProgram, Spec):
         """The task of such targets, unless it has their units already."""
         if self.mean:
             return self
-        std_T, mean_T = torch.std_mean(labels_NT.double(), dim=0, correction=0)
-        # A target that never varies is its mean.
-        std_T = torch.where(std_T > 1e-12 * mean_T.abs().clamp(min=1e-200), std_T, 1.0)
+        labels_NT = labels_NT.double()
+        peak_T = labels_NT.abs().amax(dim=0)  # by which the squares of tiny targets are none
+        peak_T = torch.where(peak_T > 0, peak_T, 1.0)
+        std_T, mean_T = (m * peak_T for m in torch.std_mean(labels_NT / peak_T, 0, correction=0))
+        # A target that never varies is its mean, about.
+        std_T = torch.where(std_T > 1e-12 * peak_T, std_T, 1e-3 * peak_T)
         found = {"mean": tuple(mean_T.tolist()), "std": tuple(std_T.tolist())}
         return self.model_copy(update=found)
 

@@ -127,13 +127,12 @@ class _Counts:
             seconds = self._fit(config, together, protocol.root_stretch(section.recipe).epochs)
             yield Phase("roots", -(-protocol.num_roots // section.cohort_size), seconds)
         runs = protocol.runs()
-        most = max(1, section.cohort_size // protocol.parts[0][0])
+        most = max(1, section.cohort_size // protocol.begun)
         together, epochs = min(len(runs), most), protocol.run_stretch(section.recipe).epochs
         seconds = self._bytes(together * len(runs[0])) / self.rates.write_bytes
-        for models, share, looks in protocol.parts:
-            seconds += self._fit(config, together * models, share * epochs)
-            asked = together * models * looks * self.problem.validation_images
-            seconds += asked * self.rates.answer
+        for models, share, looks in protocol.parts(together):
+            seconds += self._fit(config, models, share * epochs)
+            seconds += models * looks * self.problem.validation_images * self.rates.answer
         yield Phase("cohorts", -(-len(runs) // most), seconds, self.rates.piece)
 
     def autoencoder(self) -> Iterator[Phase]:

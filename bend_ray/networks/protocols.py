@@ -83,9 +83,13 @@ class _Protocol(Spec):
         return Stretch(start=0.0, epochs=epochs)
 
     @property
-    def parts(self) -> tuple[tuple[int, float, int], ...]:
-        """Of a run: models that train, over what share of it, and how often they are validated."""
-        return ((1, 1.0, 1 if self.apart else self.members_per_trunk),)
+    def begun(self) -> int:
+        """Models that begin for each run."""
+        return 1
+
+    def parts(self, runs: int) -> list[tuple[int, float, int]]:
+        """Of runs together: models that train, over what share of it, how often they are judged."""
+        return [(runs, 1.0, 1 if self.apart else self.members_per_trunk)]
 
     def runs(self) -> list[Run]:
         """What is trained in one go, trunk after trunk."""
@@ -257,12 +261,12 @@ class Varied(_Apart):
     kind: Literal["varied"] = "varied"
     models: PositiveInt = 32
     """Members: places in the bag."""
-    candidates: PositiveInt = 4
-    """So many begin for each place; of a cohort as many train together."""
+    candidates: PositiveInt = 2
+    """So many begin for each place; those of a cohort train together."""
     looks: Annotated[int, Field(ge=2)] = 24
     """Elections, evenly over the training."""
     trial: PositiveInt = 4
-    """Looks after which all but as many stop as there are places."""
+    """Looks after which all stop but half as many as there are places, the best by themselves."""
     patience: PositiveInt | None = 2
     """Looks in which the bag's NLL must fall, or all is over; null: the training has its length."""
     gain: PositiveFloat = 0.002
@@ -274,11 +278,19 @@ class Varied(_Apart):
         return 1, self.models
 
     @property
-    def parts(self) -> tuple[tuple[int, float, int], ...]:
-        """All candidates up to the trial, then one."""
+    def begun(self) -> int:
+        """The candidates for a place."""
+        return self.candidates
+
+    def parts(self, runs: int) -> list[tuple[int, float, int]]:
+        """The trial of all, and what follows for half as many as there are places."""
         (_, trial), (_, rest) = self.phases
         share = trial / self.looks
-        return (self.candidates, share, trial), (1, 1.0 - share, rest)
+        return [(runs * self.candidates, share, trial), (self.sure(runs), 1.0 - share, rest)]
+
+    def sure(self, places: int) -> int:
+        """Half of the places: for the best by themselves, who train on after the trial."""
+        return max(1, places // 2)
 
     @property
     def phases(self) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -113,8 +113,8 @@ class Contest:
                 nll_C = self._nll(now.shares_BNV).nan_to_num(nan=torch.inf)
                 best = nll_C.argsort(stable=True)
                 standing, known = (now, 0) if bag is None else (bag.beside(now), len(bag.votes_B))
-                # Of a few examples a greedy bag alone would make too much.
-                sure = (known + best[: self.places // 2]).tolist()
+                # Of a few examples a greedy bag alone makes too much: half go to the best as such.
+                sure = (known + best[: self._protocol.sure(self.places)]).tolist()
                 given = (self._task, self._labels_N, self.places, self.once, sure)
                 bag = standing.elected(*given)
                 share_B = bag.votes_B.double() / bag.votes_B.sum()
@@ -124,7 +124,7 @@ class Contest:
                 is_last = trainings[0].step == trainings[0].num_steps
                 if self.keep is not None and self.keep.is_due and not is_last:
                     self.keep.save(self._state(phase, alive_C, nlls, bag, trainings))
-            best = best[: len(alive_C) // self._protocol.candidates]
+            best = best[: self._protocol.sure(self.places)]
             alive_C, theta_FCP = alive_C[best], now.theta_BFP[best].transpose(0, 1)
         assert bag is not None
         return bag

@@ -140,7 +140,7 @@ class Electorate:
         device = settle(resources.cpus, resources.num_gpus)
         self.fields = [Classifiers(config, dataset.load(), device) for dataset in datasets]
         self.seed, self.seconds = config.seed, seconds
-        self.candidates = config.seeds.protocol.parts[0][0]
+        self.candidates = config.seeds.protocol.begun
 
     def elected(self, places: range) -> Chosen:
         """Who has these places."""
@@ -157,11 +157,11 @@ def _elected(
     classifiers = checked(config, datasets[0].load())
     fields = [classifiers, *(Classifiers(config, d.load(), "cpu") for d in datasets[1:])]
     equipped = runtime.preflight(config, ["seeds"])
-    together = max(1, section.cohort_size // protocol.parts[0][0])
+    together = max(1, section.cohort_size // protocol.begun)
     places = range(section.num_models)
     cohorts = [places[start : start + together] for start in range(0, len(places), together)]
     each = None if seconds is None else seconds / len(cohorts)
-    models = together * protocol.parts[0][0] * len(datasets)
+    models = together * protocol.begun * len(datasets)
     needs = runtime.holding("seeds", equipped.seeds.resources, 8 * models * classifiers.whole.size)
     bags: list[Chosen] = []
     with (

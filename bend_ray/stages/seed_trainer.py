@@ -61,7 +61,7 @@ def cohorts_of(section: SeedsSection, num_parameters: int) -> list[Cohort]:
     """The cohorts of a population of so many parameters; of others' checkpoints a trunk is one."""
     runs, most = section.protocol.runs(), max(1, SHARD_BYTES // (4 * num_parameters))
     members = len(runs[0])
-    together = max(1, min(section.cohort_size // section.protocol.parts[0][0], most // members))
+    together = max(1, min(section.cohort_size // section.protocol.begun, most // members))
     if isinstance(section.protocol, Checkpoints):
         together, most = 1, members
     cohorts: list[Cohort] = []
@@ -354,7 +354,7 @@ class ContestTrainer(SeedTrainer):
         """The shard, and who has its places; each model one."""
         if not rows:
             return
-        each = self.section.protocol.parts[0][0]
+        each = self.section.protocol.begun
         places = [cohort.runs[r][0].fork + attempt * self.first_spare for r in rows]
         candidates = [each * place + number for place in places for number in range(each)]
         own = [self.classifiers]
