@@ -16,9 +16,9 @@ from image_files import some, write, write_folder
 from numpy.typing import NDArray
 
 from bend_ray.data import corruptions
-from bend_ray.data.corruptions import Corruption, corrupted
 from bend_ray.data.datasets import ImageFiles, ImageFolder, ImageParquet
 from bend_ray.data.examples import Examples, pieces
+from bend_ray.data.inputs import Corruption, corrupted
 from bend_ray.data.streaming import Room, Streamed, Windows, Work, by_threads
 from bend_ray.errors import DataError
 from bend_ray.networks.recipe import Recipe
