@@ -38,11 +38,11 @@ from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
     make_durable,
     read_bytes,
+    refusals,
     resolve,
     store_errors,
 )
 from bend_ray.storage.masking import cause, masked
-from bend_ray.storage.rights import refusals
 from bend_ray.storage.uris import canonical, joined
 
 

@@ -30,7 +30,7 @@ from bend_ray.storage.uris import joined
 STAGE_VERSIONS = {
     "seeds": 9,
     "autoencoder": 3,
-    "latents": 1,
+    "latents": 2,
     "generator": 2,
     "samples": 5,
     "evaluation": 7,

@@ -98,10 +98,7 @@ def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         encoded = rows.map(partial(_encoded, config, graph, representation))
         table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
         seconds = float(table.column("cpu_seconds").to_numpy().sum())
-        # The canonical tensor type says its shape to whoever reads the file.
-        column = pa.FixedShapeTensorArray.from_numpy_ndarray(from_vectors(table.column("latent")))
         table = table.drop_columns(["cpu_seconds"])
-        table = table.set_column(table.column_names.index("latent"), "latent", column)
         with artifact.open_output(LATENTS) as stream:
             pq.write_table(table, stream, write_page_checksum=True)
     held_out = table.column("held_out").to_numpy()
@@ -110,7 +107,7 @@ def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         files=[LATENTS],
         rows={LATENTS: len(table)},
         metrics={
-            "latent_size": table.schema.field("latent").type.shape[0],
+            "latent_size": table.schema.field("latent").type.list_size,
             # Mean squared, in units in which the training members' features have variance one.
             "reconstruction_error": {
                 "training": float(error[~held_out].mean()),

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.shards import open_table
-from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.training import Denoising
-from bend_ray.runtime.interface import Rows, Runtime, Shared, vectors
+from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask, milestone
 from bend_ray.stages.autoencoder import LATENTS
 from bend_ray.stages.samples import SCALE, WEIGHTS, SampleDrawer, floor_of
@@ -80,7 +79,10 @@ def _fit(
     config: PipelineConfig, graph: Graph, runtime: Runtime, until: int | None = None
 ) -> Fitted:
     section, conditions = config.generator, config.num_conditions
-    table, z_KZ, trunk_K = _read(graph.latents)
+    with open_table(graph.latents, LATENTS) as file:
+        table = file.read()
+    z_KZ = torch.tensor(from_vectors(table.column("latent")))
+    trunk_K = torch.from_numpy(table.column("trunk").to_numpy()).long()
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     learnt, held_out = ((z_KZ[keep_K], condition_K[keep_K]) for keep_K in (learnt_K, ~learnt_K))
@@ -108,15 +110,6 @@ def _fit(
 def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
     """The denoiser with its loss."""
     return Denoising(section.denoiser.build(latent_size, conditions), section.process)
-
-
-def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
-    """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
-    with open_table(latents_artifact, LATENTS) as file:
-        table = file.read()
-    chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
-    trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
-    return table, torch.tensor(np.concatenate(chunks)), trunk_K
 
 
 def check_generator(
