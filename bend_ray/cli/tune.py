@@ -65,11 +65,10 @@ def tune(
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none
     """
-    from bend_ray.tune.page import write_page
+    from bend_ray.tune.page import text, write_page
     from bend_ray.tune.search import tune as search
     from bend_ray.tune.space import load_section
     from bend_ray.tune.study import best_yaml, on_fresh_splits, sentences, summary
-    from bend_ray.tune.table import text
 
     config = asked.load()
     section = load_section(space, config, trials)

@@ -15,7 +15,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.corruptions import SEVERITIES
 from bend_ray.data.inputs import CALIBRATION
 from bend_ray.ensemble.conformal import Calibration, Floats
-from bend_ray.ensemble.curves import size_curve
+from bend_ray.ensemble.curves import Growth
 from bend_ray.ensemble.metrics import detection, difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
 from bend_ray.errors import ConfigError
@@ -212,15 +212,11 @@ def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None
     said, before = (
         found[bag.models].select(members) for found in (comparison.test, comparison.validation)
     )
-
-    def curve(scaled: bool) -> dict[str, Any]:
-        generator = generator_for(comparison.seed, "size curve", name)
-        given = (said, before.scores()[1], section.vote, generator)
-        return size_curve(*given, calibrated_on=before if scaled else None)
-
-    found = curve(section.temperature_scaling)
+    generator = generator_for(comparison.seed, "size curve", name)
+    growth = Growth.by_chance(section.vote, before.scores()[1], generator)
+    found = growth.curve(said, before if section.temperature_scaling else None)
     if name == DEEP_ENSEMBLE:
-        scaled = found if section.temperature_scaling else curve(True)
+        scaled = found if section.temperature_scaling else growth.curve(said, before)
         found["scaled_nll"] = scaled["nll"]["mean"]
     return found
 
