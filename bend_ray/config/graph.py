@@ -75,7 +75,7 @@ class Question:
 
     @property
     def answers(self) -> Artifact:
-        """The artifact of their answers, made or not; ``stages.answers`` makes it."""
+        """The artifact of their answers, made or not; ``stages.evaluation`` makes it."""
         decides: dict[str, Any] = {"inputs": identity(self.inputs)}
         dataset, is_test = self.config.dataset, self.inputs not in (VALIDATION, CALIBRATION)
         if is_test and isinstance(dataset, Located):
