@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bend_ray.artifacts.directory import LEASE_NAME, Directory
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import StoreError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import read_bytes, store_errors, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,8 @@ _REMIND_SECONDS = 10.0
 _RENEW_SECONDS = 5.0
 
 
-class Holder(BaseModel):
+class Holder(Record):
     """Who holds a lease; ``renewed`` is in seconds since the epoch, by the holder's clock."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner: str
     host: str

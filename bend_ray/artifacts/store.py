@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow.fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import (
@@ -34,6 +34,7 @@ from bend_ray.artifacts.manifest import (
     sealed,
 )
 from bend_ray.errors import StoreError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
     make_durable,
@@ -46,10 +47,8 @@ from bend_ray.storage.masking import cause, masked
 from bend_ray.storage.uris import canonical, joined
 
 
-class Progress(BaseModel):
+class Progress(Record):
     """How far an artifact that is being made has come."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
     total: int

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bend_ray.artifacts.cost import cost_of_pieces, read_costs
@@ -21,6 +20,7 @@ from bend_ray.artifacts.directory import SCRATCH
 from bend_ray.artifacts.shards import complete_shards, shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import TrainingError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import side_by_side
 
 DIRECTORY = f"{SCRATCH}/diverged"
@@ -31,10 +31,8 @@ Outcome = Literal["retrained", "dropped"]
 logger = logging.getLogger(__name__)
 
 
-class Divergence(BaseModel):
+class Divergence(Record):
     """A model, or a run of models, that diverged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["root", "run", "sample"]
     """What it was: a root, a run from a root or from scratch, or a drawn model."""

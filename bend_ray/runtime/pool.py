@@ -16,8 +16,8 @@ from bend_ray.errors import ClusterError
 from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
 from bend_ray.runtime.interface import Workers
-from bend_ray.runtime.meters import tell
 from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
+from bend_ray.runtime.tracking import count
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +121,8 @@ class Pool(Workers):
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise within(error) or error from None
-            tell("pieces", 1, work=title)
-            tell("piece_seconds", time.monotonic() - given, work=title)
+            count("pieces", 1, work=title)
+            count("piece_seconds", time.monotonic() - given, work=title)
             self._deaths_in_a_row = 0
             self._nodes.did_well(self._homes[actor])
             self._idle.append(actor)
@@ -201,7 +201,7 @@ class Pool(Workers):
         logger.info("%-12s a worker on node %s is gone, another takes over: %s", "", where, reason)
         for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
         to = "node" if with_its_node else "memory" if for_memory else "itself"
-        tell("lost", 1, work=self._name, to=to)
+        count("lost", 1, work=self._name, to=to)
         if not with_its_node and not for_memory:
             self._nodes.died(home, reason, self._resources)
 
