@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from pydantic import Field
+
 from bend_ray.artifacts.cost import Cost
 from bend_ray.config.yaml_text import flow
 from bend_ray.report.results import Row
