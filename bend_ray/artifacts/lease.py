@@ -78,15 +78,10 @@ def lease(
 ) -> Iterator[bool]:
     """Holds the right to make an artifact, after waiting for it if need be.
 
-    Args:
-        artifact: to be made.
-        waiting: called with a line that says for whom we wait, at first and every 10 s.
-        renew_seconds: between renewals.
-        poll_seconds: between looks at another's lease.
-        stale_seconds: without a renewal, after which a holder counts as dead.
-        settle_seconds: between writing and reading back where another may write at the same time.
-
-    Gives True: make it; or False: another run committed it meanwhile, there is nothing to do.
+    ``waiting`` is called with a line that says for whom we wait, at first and every 10 s;
+    ``poll_seconds`` are between looks at another's lease, ``settle_seconds`` between writing and
+    reading back where another may write at the same time. Gives True: make it; or False: another
+    run committed it meanwhile, there is nothing to do.
     """
     claim, reminded = _Claim(artifact, stale_seconds, settle_seconds), -_REMIND_SECONDS
     while not claim.take(found := claim.read()):

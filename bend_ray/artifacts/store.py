@@ -18,13 +18,7 @@ import pyarrow.fs
 from pydantic import ValidationError
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import (
-    MANIFEST_NAME,
-    PROGRESS_NAME,
-    SCRATCH,
-    Directory,
-    to_json,
-)
+from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, SCRATCH, Directory, to_json
 from bend_ray.artifacts.manifest import (
     Manifest,
     ManifestFile,

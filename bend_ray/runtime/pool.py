@@ -30,24 +30,20 @@ PATIENCE_SECONDS = 60.0
 T = TypeVar("T")
 
 
-def _host(name: str) -> type:
-    """An actor class with a name; what its worker's constructor raises comes out as itself."""
+class _Host:
+    """An actor; what its worker's constructor raises comes out as itself."""
 
-    class Host:
-        def begin(self, wanted: dict[str, str], make: Callable[[], Any]) -> tuple[str, Any]:
-            """Make the worker, where the versions are the wanted ones; where, and which these are.
+    def begin(self, wanted: dict[str, str], make: Callable[[], Any]) -> tuple[str, Any]:
+        """Make the worker, where the versions are the wanted ones; where, and which these are.
 
-            Ray's own way wraps what a constructor raises in text.
-            """
-            if versions() == wanted:
-                self._worker = make()
-            return ray.get_runtime_context().get_node_id(), versions()
+        Ray's own way wraps what a constructor raises in text.
+        """
+        if versions() == wanted:
+            self._worker = make()
+        return ray.get_runtime_context().get_node_id(), versions()
 
-        def call(self, method: str, piece: Any) -> Any:
-            return getattr(self._worker, method)(piece)
-
-    Host.__name__ = Host.__qualname__ = name
-    return Host
+    def call(self, method: str, piece: Any) -> Any:
+        return getattr(self._worker, method)(piece)
 
 
 class Pool(Workers):
@@ -67,7 +63,7 @@ class Pool(Workers):
         self._make = make
         self._resources = resources
         self._nodes = nodes
-        self._host = ray.remote(_host(name))
+        self._host = ray.remote(type(name, (_Host,), {}))
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._flying: dict[Any, tuple[int, Any, float]] = {}

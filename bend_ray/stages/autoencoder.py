@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
@@ -20,13 +19,13 @@ from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.generation.models import Autoencoder
 from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
 from bend_ray.process.computing import settle
 from bend_ray.runtime.interface import Runtime, from_vectors, vectors
 from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.representations import (
+    FACTS,
     FILE,
     Representation,
     fit_representation,
@@ -43,15 +42,17 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     TrainingError where too few members are left, or the training diverged.
     """
     artifact, section = graph.autoencoder, config.autoencoder
+    model = section.model
     _check_enough_are_left(config, graph)
     with Stopwatch() as watch:
         representation, fit_cost = fit_representation(
-            section.model.features, graph.seeds, artifact, runtime
+            model.features, graph.seeds, artifact, runtime
         )
+        size, noise = representation.num_features, (model.input_noise, model.latent_noise)
         fitted = runtime.train(
             TrainingTask(
                 *(artifact, section, config.seed),
-                partial(_objective, section.model, representation.num_features),
+                lambda: Reconstruction(model.build(size), model.latent_size or size, *noise),
                 WEIGHTS,
             ),
             representation.rows(graph.seeds, training_only=not section.training.patience),
@@ -78,15 +79,6 @@ def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
             f"training members, got {learnt} of {config.num_training_models}, the others diverged; "
             "lower seeds.recipe.optimizer.learning_rate or the latent size"
         )
-
-
-def _objective(model: Autoencoder, num_features: int) -> nn.Module:
-    return Reconstruction(
-        model.build(num_features),
-        model.latent_size or num_features,
-        model.input_noise,
-        model.latent_noise,
-    )
 
 
 def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
@@ -131,13 +123,9 @@ def _encoded(
         z_KZ = autoencoder.encode(x_KF)
         error_K = (autoencoder.decode(z_KZ) - x_KF).square().mean(dim=1)
     share = (time.process_time() - started) / max(1, len(rows))
-    return pa.table(
-        {
-            "model_id": rows.column("model_id").cast(pa.int64()),
-            "trunk": rows.column("trunk").cast(pa.int32()),
-            "held_out": rows.column("held_out"),
-            "latent": vectors(z_KZ.cpu().numpy()),
-            "error": pa.array(error_K.cpu().numpy(), pa.float32()),
-            "cpu_seconds": np.full(len(rows), share),
-        }
-    )
+    found = {
+        "latent": vectors(z_KZ.cpu().numpy()),
+        "error": error_K.cpu().numpy(),
+        "cpu_seconds": np.full(len(rows), share),
+    }
+    return pa.table({name: rows.column(name) for name in FACTS} | found)

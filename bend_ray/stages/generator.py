@@ -8,20 +8,18 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.shards import open_table
 from bend_ray.artifacts.weights import DIRECTORY, save_weights
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import GeneratorSection, PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.training import Denoising
 from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
@@ -65,9 +63,8 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
-    Returns:
-        The file of its averaged weights at that step, for ``SampleDrawer``; None where an
-        earlier training passed the step without a pause.
+    Gives the file of its averaged weights at that step, for ``SampleDrawer``; None where an earlier
+    training passed the step without a pause.
     """
     file = milestone(step)
     if file not in graph.generator.list_files(DIRECTORY):
@@ -82,7 +79,7 @@ def _fit(
     with open_table(graph.latents, LATENTS) as file:
         table = file.read()
     z_KZ = torch.tensor(from_vectors(table.column("latent")))
-    trunk_K = torch.from_numpy(table.column("trunk").to_numpy()).long()
+    trunk_K = torch.tensor(table.column("trunk").to_numpy()).long()
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     learnt, held_out = ((z_KZ[keep_K], condition_K[keep_K]) for keep_K in (learnt_K, ~learnt_K))
@@ -96,20 +93,16 @@ def _fit(
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
     unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
+    latent_size = z_KZ.shape[1]
     fitted = runtime.train(
         TrainingTask(
             *(graph.generator, section, config.seed),
-            partial(build_objective, section, z_KZ.shape[1], conditions),
+            lambda: Denoising(section.denoiser.build(latent_size, conditions), section.process),
             *(WEIGHTS, until),
         ),
         Rows(1, lambda _: unit),
     )
     return replace(fitted, cost=watch.cost + fitted.cost)
-
-
-def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
-    """The denoiser with its loss."""
-    return Denoising(section.denoiser.build(latent_size, conditions), section.process)
 
 
 def check_generator(
