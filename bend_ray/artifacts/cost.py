@@ -50,7 +50,7 @@ def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
 
 def read_cost(artifact: Directory, name: str) -> Cost:
     """What ``write_cost`` noted."""
-    return Cost.model_validate(artifact.read_note(f"{COST_DIRECTORY}/{name}.json"))
+    return Cost.model_validate(artifact.read_json(f"{COST_DIRECTORY}/{name}.json", is_note=True))
 
 
 def read_costs(artifact: Directory, names: Iterable[str]) -> list[Cost]:

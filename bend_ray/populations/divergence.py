@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -64,7 +65,7 @@ def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
     """What the pieces of an artifact that is being made say, by the piece's name."""
     names = artifact.list_files(f"{DIRECTORY}/")
-    found = side_by_side(artifact.read_note, names)
+    found = side_by_side(partial(artifact.read_json, is_note=True), names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
     return {
         piece: [Divergence.model_validate(each) for each in rows]
