@@ -17,7 +17,6 @@ from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
@@ -36,14 +35,20 @@ WEIGHTS = "autoencoder.safetensors"
 LATENTS = "latents.parquet"
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def make(graph: Graph, runtime: Runtime) -> None:
     """Fit the representation and the autoencoder on the training members, and commit both.
 
     TrainingError where too few members are left, or the training diverged.
     """
-    artifact, section = graph.autoencoder, config.autoencoder
+    artifact, section = graph.autoencoder, graph.config.autoencoder
     model = section.model
-    _check_enough_are_left(config, graph)
+    latent_size, learnt = model.latent_size or 0, len(learnt_vectors(graph.seeds)[0])
+    if latent_size >= learnt:
+        raise TrainingError(
+            f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "
+            f"training members, got {learnt} of {graph.config.num_training_models}, the others "
+            "diverged; lower seeds.recipe.optimizer.learning_rate or the latent size"
+        )
     with Stopwatch() as watch:
         representation, fit_cost = fit_representation(
             model.features, graph.seeds, artifact, runtime
@@ -51,7 +56,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         size, noise = representation.num_features, (model.input_noise, model.latent_noise)
         fitted = runtime.train(
             TrainingTask(
-                *(artifact, section, config.seed),
+                *(artifact, section, graph.config.seed),
                 lambda: Reconstruction(model.build(size), model.latent_size or size, *noise),
                 WEIGHTS,
             ),
@@ -69,26 +74,14 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
-    """What the config promises of its models, of those that did not diverge."""
-    latent_size = config.autoencoder.model.latent_size or 0
-    learnt = len(learnt_vectors(graph.seeds)[0])
-    if latent_size >= learnt:
-        raise TrainingError(
-            f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "
-            f"training members, got {learnt} of {config.num_training_models}, the others diverged; "
-            "lower seeds.recipe.optimizer.learning_rate or the latent size"
-        )
-
-
-def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def encode(graph: Graph, runtime: Runtime) -> None:
     """Encode ``graph.seeds`` and commit one row a member: its latent and how well it comes back."""
-    artifact, model = graph.latents, config.autoencoder.model
+    artifact, model = graph.latents, graph.config.autoencoder.model
     with Stopwatch() as watch:
         representation = load_representation(model.features, graph.autoencoder)
         rows = representation.rows(graph.seeds, training_only=False)
-        encoded = rows.map(partial(_encoded, config, graph, representation))
-        table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
+        encoded = rows.map(partial(_encoded, graph, representation))
+        table = runtime.table(encoded, graph.config.latents.resources).sort_by("model_id")
         seconds = float(table.column("cpu_seconds").to_numpy().sum())
         table = table.drop_columns(["cpu_seconds"])
         with artifact.open_output(LATENTS) as stream:
@@ -110,12 +103,11 @@ def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def _encoded(
-    config: PipelineConfig, graph: Graph, representation: Representation, rows: pa.Table
-) -> pa.Table:
+def _encoded(graph: Graph, representation: Representation, rows: pa.Table) -> pa.Table:
     """``model_id, trunk, held_out, latent, error`` of rows with ``features``, and CPU seconds."""
-    started, model = time.process_time(), config.autoencoder.model
-    device = settle(config.latents.resources.cpus, config.latents.resources.num_gpus)
+    started, model = time.process_time(), graph.config.autoencoder.model
+    resources = graph.config.latents.resources
+    device = settle(resources.cpus, resources.num_gpus)
     autoencoder = model.build(representation.num_features).to(device).eval()
     autoencoder.load_state_dict(load_weights(graph.autoencoder, WEIGHTS))
     with torch.no_grad():

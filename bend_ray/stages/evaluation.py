@@ -35,7 +35,6 @@ from bend_ray.comparison.choosing import Bag, Selection, StageCosts
 from bend_ray.comparison.comparison import POPULATIONS, Comparison
 from bend_ray.comparison.evidence import compared, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.inputs import TEST, VALIDATION, Inputs
 from bend_ray.data.streaming import Streamed
@@ -59,9 +58,9 @@ PIECE_MODELS = 256
 """Models of a piece, at most."""
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def make(graph: Graph, runtime: Runtime) -> None:
     """Evaluate ``graph.samples`` and everything it is compared with, and commit the figures."""
-    artifact, asked = graph.evaluation, graph.questions.values()
+    config, artifact, asked = graph.config, graph.evaluation, graph.questions.values()
 
     @cache
     def with_test() -> Shared:
@@ -70,9 +69,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
 
     with (
         Stopwatch() as watch,
-        runtime.workers(
-            *(Evaluator, config, graph), resources=config.evaluation.resources
-        ) as workers,
+        runtime.workers(Evaluator, graph, resources=config.evaluation.resources) as workers,
     ):
         ask(
             [each.about(VALIDATION) for each in asked],
@@ -208,11 +205,11 @@ class Evaluator:
     It holds a piece's models, and the network of the latest question.
     """
 
-    def __init__(self, config: PipelineConfig, graph: Graph) -> None:
-        self.config = config
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
-        self.gpus = config.evaluation.resources.num_gpus
-        self.device = settle(config.evaluation.resources.cpus, self.gpus)
+        resources = graph.config.evaluation.resources
+        self.gpus = resources.num_gpus
+        self.device = settle(resources.cpus, resources.num_gpus)
         self._latest: tuple[tuple[str, ...], tuple[Classifiers, Examples | Streamed]] | None = None
 
     def ask(self, piece: Piece) -> None:
@@ -241,7 +238,7 @@ class Evaluator:
         """The bag and its rivals, by what models say of validation examples; and the cost."""
         with Stopwatch() as watch:
             said, prices = self._said(VALIDATION), _prices(self.graph)
-            bags = Selection(self.config.evaluation, said, self._trunks(), prices).bags()
+            bags = Selection(self.graph.config.evaluation, said, self._trunks(), prices).bags()
         return bags, watch.cost
 
     def compare(self, bags: dict[str, Bag]) -> tuple[Evaluation, dict[str, Any], Cost]:
@@ -250,8 +247,8 @@ class Evaluator:
             stored = {name: self._models[name] for name in POPULATIONS}
             tested = self.graph.questions["samples"].about(TEST).answers.manifest()
             comparison = Comparison(
-                section=self.config.evaluation,
-                seed=self.config.seed,
+                section=self.graph.config.evaluation,
+                seed=self.graph.config.seed,
                 bags=bags,
                 validation=self._said(VALIDATION),
                 test=self._said(TEST),
