@@ -44,7 +44,6 @@ def examine(nodes: Nodes, store_uri: str | None) -> Iterator[Finding]:
 
 
 def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
-    """What a process of a node finds there."""
     try:
         store: Any = ask_store(store_uri) if store_uri else None
     except BendError as error:

@@ -130,7 +130,6 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[
         ) from error
 
     def tell(artifact: Artifact) -> None:
-        """Its loss curve, its cost, its figures."""
         manifest = artifact.manifest()
         figures = manifest.metrics | {"cost": manifest.cost.model_dump()}
         curve = figures.pop("loss", None)

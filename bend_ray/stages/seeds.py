@@ -68,7 +68,6 @@ def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
 
 
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
-    """What is worth knowing before the work."""
     protocol = config.seeds.protocol
     if protocol.align and (
         isinstance(protocol, Checkpoints) or protocol.num_roots > 1 or not protocol.branches

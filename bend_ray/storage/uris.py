@@ -114,7 +114,6 @@ def _check_text(uri: str) -> None:
 
 
 def _escaped(uri: str, path: str) -> str:
-    """The path with everything escaped that must be."""
     if _NO_ESCAPE.search(path):
         raise _refusal(uri, "expected two hexadecimal digits after %; write %25 for one in a name")
     if "%2f" in path.lower():
@@ -129,7 +128,6 @@ def _escaped(uri: str, path: str) -> str:
 
 
 def _parameters(uri: str, query: str) -> str:
-    """The parameters, escaped."""
     pairs = [each.partition("=") for each in query.split("&")] if query else []
     names = [name for name, _, _ in pairs]
     if not all(name.isidentifier() and name.isascii() and value for name, _, value in pairs):
