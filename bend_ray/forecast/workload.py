@@ -11,7 +11,7 @@ from typing import Any
 
 from bend_ray.config.graph import STAGES, ordinary
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.corruptions import SEVERITIES
+from bend_ray.data.inputs import SEVERITIES
 from bend_ray.forecast.calibration import Problem, Rates
 from bend_ray.process.log import duration
 from bend_ray.stages.evaluation import models_a_piece
