@@ -102,14 +102,10 @@ def nodes() -> list[Node]:
 
 def bundle(resources: Resources) -> dict[str, float]:
     """What one process takes, as Ray counts it."""
-    taken = {"CPU": resources.cpus}
-    if resources.num_gpus:
-        taken["GPU"] = resources.num_gpus
-    if resources.memory:
-        taken["memory"] = float(int(resources.memory * GIGABYTE))
-    if resources.accelerator:
-        taken[f"{_ACCELERATOR}{resources.accelerator}"] = 0.001
-    return taken
+    taken = {"CPU": resources.cpus, "GPU": resources.num_gpus}
+    taken["memory"] = float(int((resources.memory or 0.0) * GIGABYTE))
+    taken[f"{_ACCELERATOR}{resources.accelerator}"] = 0.001 if resources.accelerator else 0.0
+    return {name: amount for name, amount in taken.items() if amount}
 
 
 def selects(selector: str, label: str | None) -> bool:
