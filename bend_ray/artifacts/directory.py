@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
@@ -80,15 +78,9 @@ class Directory:
         """Writes JSON that no commit knows of, or that is the same whoever makes the artifact."""
         patiently(self.filesystem, partial(self.write_json, name, value))
 
-    def read_json(self, name: str) -> Any:
-        """Reads JSON."""
-        return self._parsed(name, self.read_bytes(name))
-
-    def read_note(self, name: str) -> Any:
-        """Reads JSON that no commit knows of; in one request, where ``read_json`` may verify."""
-        return self._parsed(name, Directory.read_bytes(self, name))
-
-    def _parsed(self, name: str, content: bytes) -> Any:
+    def read_json(self, name: str, *, is_note: bool = False) -> Any:
+        """Reads JSON; a note, that no commit knows of, in one request, unverified."""
+        content = Directory.read_bytes(self, name) if is_note else self.read_bytes(name)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -134,16 +126,5 @@ class Directory:
 
 def to_json(value: Any) -> bytes:
     """Indented JSON; numpy scalars and arrays become plain, NaN and infinities null."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    text = json.dumps(value, default=lambda v: dict(v) if isinstance(v, Mapping) else v.tolist())
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2).encode() + b"\n"

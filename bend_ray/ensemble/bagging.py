@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
-    from bend_ray.ensemble.predictions import Predictions
     from bend_ray.tasks import Task
 
 

@@ -476,7 +476,7 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         if self.calibration_ is not None:
             answers = self._answers(self._raw(X, reset=False)).numpy()
             return np.asarray(self._sets(answers, coverage), dtype=np.float64)
-        if not (isinstance(coverage, Real) and 0 < coverage < 1):
+        if not (isinstance(coverage, int | float) and 0 < coverage < 1):
             raise ValueError(f"coverage: expected a share between 0 and 1, got {coverage!r}")
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std

@@ -29,14 +29,7 @@ from bend_ray.runtime.on_ray import RayRuntime, get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import BagCurve, bag_curve
 from bend_ray.storage.masking import cause
-from bend_ray.tune.records import (
-    RECORD,
-    BagRecord,
-    Milestone,
-    StageRecord,
-    TrialRecord,
-    best_of,
-)
+from bend_ray.tune.records import RECORD, BagRecord, Milestone, StageRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, trial_config
 
 OBJECTIVE = "objective"
@@ -93,14 +86,14 @@ class StageWorker:
         found = self.job.graph(config)
         # Held until the bag is scored: whoever commits the generator removes the milestones.
         with lease(found.generator, LOGGER.info) as mine:
-            weights = generator.train_until(config, found, self.runtime, step) if mine else None
+            weights = generator.train_until(found, self.runtime, step) if mine else None
             if weights is None:
                 return None
-            return bag_curve(config, found, self.runtime, sizes, weights)
+            return bag_curve(found, self.runtime, sizes, weights)
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""
-        return bag_curve(config, self.job.graph(config), self.runtime, sizes)
+        return bag_curve(self.job.graph(config), self.runtime, sizes)
 
 
 def run_trial(point: dict[str, Any], job: Assignment) -> None:
@@ -151,9 +144,8 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             step = max(1, round(share * config.generator.training.steps))
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
-            bag = best_of(_bags(config, record, curve, section))
-            passed = [*record.milestones, Milestone(share=share, bag=bag)]
-            record = record.with_(milestones=passed)
+            passed = Milestone(share=share, bags=_bags(config, record, curve, section))
+            record = record.with_(milestones=[*record.milestones, passed])
             yield record, True
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)
