@@ -172,11 +172,11 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         validation._check_n_features(self, X, reset=reset)
         raw, self._kinds = raw_of(X, None if reset else self._kinds)
         if reset and (dropped := self.n_features_in_ - len(self._kinds)):
-            names = np.asarray(self.feature_names_in_)
-            names = names[[name not in self._kinds for name in named(names)]].tolist()
+            shown = named(map(str, getattr(self, "feature_names_in_", range(len(X)))))
+            names = [shown[name] for name in shown if name not in self._kinds]
             warnings.warn(
-                f"{dropped} columns of texts of many values are left out, such as {names[0]!r}; "
-                "make them of type category to learn from them",
+                f"left out are {dropped} columns of texts of many values, or of none, such as "
+                f"{names[0]}; make texts of type category to learn from them",
                 stacklevel=3,
             )
         return raw | {NOTHING: np.zeros(len(X))}
