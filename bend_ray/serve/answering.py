@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from bend_ray.errors import ConfigError
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card
 from bend_ray.export.files import fetch_bag
 from bend_ray.serve.bag import Bag, is_finite
@@ -164,7 +164,7 @@ class Answering:
         most = self.settings.max_batch_size
         if not 1 <= len(asked) <= most:
             told = f"got {len(asked)}; the server's option max_batch_size says how many"
-            raise Refusal(422, f"expected 1 to {most} examples, {told}")
+            raise DataError(f"expected 1 to {most} examples, {told}")
         if len(self._waiting) >= self.settings.max_ongoing_requests:
             raise Refusal(503, "expected fewer requests at a time; ask again")
         self._waiting.append(asked)
@@ -211,7 +211,7 @@ class Answering:
                     await self._answered([each])
             elif not batch[0].answer.done():
                 told = f"expected inputs that the network takes, it says {cause(error)[:200]}"
-                batch[0].answer.set_exception(Refusal(422, told))
+                batch[0].answer.set_exception(DataError(told))
             return
         for each, answer in zip(batch, answers, strict=True):
             if each.answer.done():
@@ -220,7 +220,7 @@ class Answering:
                 each.answer.set_result(answer)
             else:
                 told = "expected inputs that the network takes, it answers with nan"
-                each.answer.set_exception(Refusal(422, told))
+                each.answer.set_exception(DataError(told))
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
         self.meters.batch(seconds, waits, answers)
         seen = self.statistics

@@ -19,10 +19,11 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
+from starlette.types import ASGIApp
 
+from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, Card
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
-from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
 from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
@@ -54,7 +55,7 @@ class PredictQuery(Wants):
     """Add the inputs that the members saw."""
 
 
-def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
+def make_app(service: Answering, metrics: Callable[[], bytes]) -> ASGIApp:
     """The interface, to be put behind a ``Guard``; ``metrics`` is what Prometheus is told."""
     protocol = OpenInference(service)
 
@@ -133,7 +134,7 @@ def _about(card: Card) -> dict[str, Any]:
 
 async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     """What the bag thinks of one picture, or of the examples in a JSON text."""
-    query = given(PredictQuery, dict(request.query_params), 422, strict=False)
+    query = given(PredictQuery, dict(request.query_params), strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
     readers = {"application/json": inputs_of_json}
@@ -196,7 +197,7 @@ def _upload(content_type: str, content: bytes) -> bytes:
     except Exception as error:  # of its own, and whatever a charset makes Python raise
         raise Refusal(400, f"expected a form with one file, got: {str(error)[:200]}") from None
     if len(found) != 1:
-        raise Refusal(422, f"expected one file in the form, got {len(found) or 'none'}")
+        raise DataError(f"expected one file in the form, got {len(found) or 'none'}")
     return found[0]
 
 

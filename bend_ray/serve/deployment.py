@@ -20,6 +20,7 @@ import yaml
 from ray import serve
 from ray.serve.config import HTTPOptions
 from ray.util import metrics
+from starlette.types import ASGIApp
 
 from bend_ray.errors import BendError, ClusterError, ConfigError
 from bend_ray.process.environment import variable
@@ -28,7 +29,7 @@ from bend_ray.serve import door
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.guard import App, Guard
+from bend_ray.serve.guard import Guard
 from bend_ray.serve.listening import Listening, is_loopback, token
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
@@ -63,7 +64,7 @@ class BagDeployment(GrpcMethods):
         self.service = Answering(settings, Meters(metrics))
         self.inference = GrpcInference(self.service, self.token)
 
-    def __serve_build_asgi_app__(self) -> App:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         app = make_app(self.service, node_metrics)
         return Guard(app, self.service.settings, self.token, self.service.meters)
 

@@ -15,6 +15,7 @@ import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
 from google.protobuf.message import DecodeError
 
+from bend_ray.errors import BendError
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.guard import bears
@@ -78,7 +79,8 @@ class GrpcInference:
             if method not in _OPEN and not bears(self._token, metadata.get("authorization", "")):
                 raise Refusal(401, "expected the metadata authorization: Bearer TOKEN")
             answer, status = await self._answer(method, content), 200
-        except Refusal as refusal:
+        except BendError as error:
+            refusal = Refusal.of(error)
             status = refusal.status
             context.set_code(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT))
             context.set_details(refusal.message)

@@ -13,7 +13,7 @@ from PIL import PngImagePlugin
 
 from bend_ray.data.decoding import FORMATS, MAX_PIXELS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
-from bend_ray.errors import DataError
+from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.queries import Refusal, inputs_of_csv
@@ -120,8 +120,8 @@ def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
                 inputs = {IMAGES: pixels[None]}
         except OSError as error:
             raise DataError(f"{path}: cannot read it: {error.strerror}") from None
-        except Refusal as refusal:
-            raise DataError(f"{path}: {refusal.message}") from None
+        except BendError as error:
+            raise DataError(f"{path}: {error}") from None
         for row in range(len(next(iter(inputs.values())))):
             own = {n: v[row : row + 1] for n, v in inputs.items()}
             said = {n: v[0] for n, v in bag.answer(own, [Stop()]).items()}
