@@ -7,12 +7,13 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import onnx
+import onnxruntime
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ from bend_ray.ensemble.predictions import block_size
 from bend_ray.ensemble.programs import LOG_VARIANCES
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError, StoreError
+from bend_ray.export import files
 from bend_ray.export.card import (
     CARD,
     IMAGES,
@@ -41,16 +43,9 @@ from bend_ray.export.card import (
     noise,
     version_of,
 )
-from bend_ray.export.files import (
-    GUIDE,
-    MEMBER_ONNX,
-    MEMBERS,
-    ONNX,
-    digest,
-    publish,
-    refuse_strangers,
-)
-from bend_ray.export.members import Members, network_of
+from bend_ray.export.files import MEMBER_ONNX, ONNX
+from bend_ray.export.graphs import bag_program, forms
+from bend_ray.export.members import Members, member_graph, network_of
 from bend_ray.populations.members import member_states
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
@@ -82,25 +77,15 @@ def export_bag(
         StoreError: there is no evaluation, or something cannot be read or written.
         ConfigError: more members than the bag has, or a folder with something else in it.
     """
-    refuse_strangers(output)
+    files.refuse_strangers(output)
     card, state_K = bag_of(config, graph, members)
     return publish_bag(output, card, state_K, with_onnx=with_onnx)
 
 
 def publish_bag(
-    output: str, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
+    output: str | Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> Card:
-    """Write any bag to a folder or URI; returns its card as written."""
-    with tempfile.TemporaryDirectory() as scratch:
-        card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
-        publish(Path(scratch), output)
-    return card
-
-
-def write_bag(
-    folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
-) -> Card:
-    """Write any bag, evaluated or not, into a local folder; returns its card as written.
+    """Write any bag, evaluated or not, to a folder or URI; returns its card as written.
 
     ConfigError where an input is called as an output is.
     """
@@ -116,34 +101,39 @@ def write_bag(
     except (IndexError, RuntimeError, ValueError) as error:
         # A network may ask more of its inputs than to be in their range.
         log.LOGGER.info("export       not tried on noise: %s", cause(error))
-    if not with_onnx or not _write_onnx(folder, card, state_K, each_KNA):
-        card = card.model_copy(update={"onnx": None})
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in state_K.items()},
-        folder / MEMBERS,
-        {"model_version": card.model_version},
-    )
-    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
-    (folder / GUIDE).write_text(guide(card), encoding="utf-8")
     warmup: tuple[tuple[float, ...], ...] = ()
     if each_KNA is not None and np.isfinite(each_KNA).all():
         mean_NA = np.einsum("k,kna->na", card.weights, each_KNA)
         warmup = tuple(tuple(float(f"{x:.9g}") for x in row) for row in mean_NA.tolist())
-    card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
-    (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if not with_onnx or not _write_onnx(folder, card, state_K, each_KNA):
+            card = card.model_copy(update={"onnx": None})
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in state_K.items()},
+            folder / files.MEMBERS,
+            {"model_version": card.model_version},
+        )
+        digests = {path.name: files.digest(path) for path in sorted(folder.iterdir())}
+        (folder / files.GUIDE).write_text(guide(card), encoding="utf-8")
+        card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
+        (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+        files.publish(folder, str(output))
     return card
 
 
 def guide(card: Card) -> str:
     """The README's text: how to load the bag with nothing of ours; the tests run its blocks."""
-    template = (files("bend_ray.export") / "guide.md.j2").read_text(encoding="utf-8")
     # Markdown, of which nothing is for browsers.
     environment = jinja2.Environment(  # noqa: S701
-        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("bend_ray", "export"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.filters["iso"] = iso
     scores = card.scores
-    return environment.from_string(template).render(
+    return environment.get_template("guide.md.j2").render(
         card=card,
         size=len(card.members),
         channels=card.image_shape[0] if card.decoding else None,
@@ -295,11 +285,6 @@ def _write_onnx(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], each_KNA: NDArray[Any] | None
 ) -> bool:
     """Write the programs, or nothing where they do not say what torch says about ``noise``."""
-    import onnx
-
-    from bend_ray.export.graphs import bag_program, forms
-    from bend_ray.export.layers import member_graph
-
     try:
         member = member_graph(network_of(card), card)
         arrays = {name: tensor.numpy() for name, tensor in state_K.items()}
@@ -311,8 +296,14 @@ def _write_onnx(
             save_as_external_data=large,
             location=f"{ONNX}.data",
         )
-        if off := _off(folder, card, each_KNA):
-            raise ValueError(off)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(folder / ONNX), options)
+        if each_KNA is not None:
+            said = dict(zip(card.outputs, session.run(None, noise(card)), strict=True))
+            off = card.differs(card.task.member_answers(said), each_KNA.swapaxes(0, 1))
+            if not off < TOLERANCE:
+                raise ValueError(f"expected answers as of torch, got {off:.1g} off")
     except Exception as error:  # of torch's exporter, of onnx, of a user's network
         if card.architecture.kind != "imported":
             raise
@@ -324,18 +315,3 @@ def _write_onnx(
             (folder / name).unlink(missing_ok=True)
         return False
     return True
-
-
-def _off(folder: Path, card: Card, each_KNA: NDArray[Any] | None) -> str | None:
-    """How a program differs from torch; None where it does not."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(folder / ONNX), options)
-    if each_KNA is None:
-        return None
-    said = session.run(None, noise(card))
-    outputs = dict(zip(card.outputs, said, strict=True))
-    off = card.differs(card.task.member_answers(outputs), each_KNA.swapaxes(0, 1))
-    return None if off < TOLERANCE else f"expected answers as of torch, got {off:.1g} off"

@@ -65,9 +65,9 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State, form: Form)
     """
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.say()
+    builder.write(builder.each)
     builder.tensor(WEIGHTS, [[card.rule.sums_exactly]], np.float64)
-    builder.answer()
+    builder.write(builder.together)
     return builder.model(card.task.outputs)
 
 
@@ -77,7 +77,7 @@ def members_program(
     """Raw inputs, by name, to what some members say, each for itself."""
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.say()
+    builder.write(builder.each)
     return builder.model(members_outputs(card))
 
 
@@ -86,12 +86,12 @@ def count_program(card: Card, *, of_logits: bool) -> onnx.ModelProto:
     builder = _Builder(card)
     if of_logits:
         builder.take(LOGITS, TensorProto.FLOAT, ["members", "batch", card.num_outputs])
-        builder.say()
+        builder.write(builder.each)
     else:
         for name in members_outputs(card):
             builder.take(name, *builder.shaped(name))
     builder.take(WEIGHTS, TensorProto.DOUBLE, ["asked", 1, len(card.members)])
-    builder.answer()
+    builder.write(builder.together)
     return builder.model([n for n in card.task.outputs if of_logits or n not in builder.given])
 
 
@@ -124,9 +124,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.given: dict[str, onnx.ValueInfoProto] = {}
-        self.text, self.together, self.constants = card.task.program(
-            card.rule, len(card.class_names)
-        )
+        program = card.task.program(card.rule, len(card.class_names))
+        self.each, self.together, self.constants = program
         self._raw: list[str] = []
 
     def take(self, name: str, dtype: int, shape: list[str | int]) -> None:
@@ -150,7 +149,7 @@ class _Builder:
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
-    def write(self, text: str, named: Mapping[str, str], prefix: str = "") -> None:
+    def write(self, text: str, prefix: str = "", **named: str) -> None:
         """Operators, one a line; values are called as ``named``, others with a prefix."""
         for line in filter(None, text.splitlines()):
             node = onnx.parser.parse_node(line)
@@ -170,14 +169,6 @@ class _Builder:
         self.tensors += member.graph.initializer
         self._normalise()
         (self._stacked if form == "stacked" else self._unrolled)(member.graph, state_K)
-
-    def say(self) -> None:
-        """From ``logits`` to what each member says."""
-        self.write(self.text, {})
-
-    def answer(self) -> None:
-        """From that and ``weights`` to the answer of the bag and what is known about it."""
-        self.write(self.together, {})
 
     def _normalise(self) -> None:
         if columns := self.card.columns:
@@ -224,7 +215,7 @@ class _Builder:
         }
         for key, values in constants.items():
             self.tensor(f"{name}.{key}", values, np.float64)
-        self.write(_NUMBER, {"given": name}, f"{name}.")
+        self.write(_NUMBER, f"{name}.", given=name)
         return [self._free(f"{name}.{n}") for n in ("ready", "missing")[: 1 + column.missing]]
 
     def _stacked(self, member: onnx.GraphProto, state_K: State) -> None:

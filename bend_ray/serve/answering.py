@@ -6,24 +6,19 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card
-from bend_ray.export.files import fetch_bag
-from bend_ray.serve.bag import Bag, is_finite
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade, is_finite
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Answers, Inputs, Refusal, Wants
 from bend_ray.serve.settings import ServeSettings
@@ -102,16 +97,7 @@ class Answering:
 
     def load(self, export: str) -> Bag:
         """Read and warm the bag in a folder or at a URI; DataError or StoreError for none."""
-        settings = self.settings
-        load = partial(
-            Bag.load,
-            groups=settings.groups,
-            threads=max(1, int(settings.cpus)),
-            batch=settings.max_batch_size,
-            run_code=settings.run_code,
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            bag = load(fetch_bag(export, Path(scratch)))
+        bag, settings = Bag.load(export, self.settings), self.settings
         if not settings.stop.is_patient and "confidence" not in bag.card.task.known:
             raise ConfigError(
                 f"stop_when_decided, confidence: expected none, as the bag is of a "
@@ -119,9 +105,7 @@ class Answering:
             )
         if settings.student is None:
             return bag
-        with tempfile.TemporaryDirectory() as scratch:
-            student = load(fetch_bag(settings.student, Path(scratch)))
-        return Cascade(student, bag, settings.unsure_below)
+        return Cascade(Bag.load(settings.student, settings), bag, settings.unsure_below)
 
     def go_live(self, bag: Bag) -> None:
         """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +19,13 @@ from bend_ray.data.files import find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import IMAGES, read_card
-from bend_ray.export.files import fetch_bag
+from bend_ray.export.files import fetched
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Inputs, given_inputs
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
@@ -50,8 +49,8 @@ def predict(
         raise ConfigError(
             f"--output {masked(output)}: expected a new or empty folder; name another"
         )
-    with tempfile.TemporaryDirectory() as scratch:
-        card = read_card(fetch_bag(export, Path(scratch)))
+    with fetched(export) as folder:
+        card = read_card(folder)
     takes_images = card.decoding is not None
     files = find_files(examples, None, (*PICTURES, *PARQUET, CSV), "examples")
     paths = [file.path for file in files]
@@ -98,8 +97,8 @@ class _Predictor:
     """One process with a bag; ``column`` is that of images in a table, None for image files."""
 
     def __init__(self, export: str, column: str | None, run_code: bool) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            self.bag = Bag.load(fetch_bag(export, Path(scratch)), batch=BATCH, run_code=run_code)
+        settings = ServeSettings(groups=1, max_batch_size=BATCH, run_code=run_code)
+        self.bag = Bag.load(export, settings)
         self.column = column
 
     def __call__(self, table: pa.Table) -> pa.Table:

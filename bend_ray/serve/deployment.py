@@ -12,13 +12,11 @@ import logging
 import signal
 import threading
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 from ray import serve
-from ray.serve.config import HTTPOptions
 from ray.util import metrics
 from starlette.types import ASGIApp
 
@@ -38,7 +36,6 @@ from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_setting
 logger = logging.getLogger("ray.serve")
 
 NAME = "Bag"
-_REQUEST_SECONDS = 30.0
 BUILDER = "bend_ray.serve.deployment:application"
 _HEAD = """\
 # Written by `bend serve --config-only`. Every machine of the cluster needs bend-ray, and to be able
@@ -143,29 +140,17 @@ def application(args: dict[str, Any]) -> serve.Application:
     return deployment.options(**options(settings), **more).bind(rest)
 
 
-def grpc_options(port: int | None) -> dict[str, Any] | None:
-    """Ray Serve's gRPC proxy on a port; None for none."""
-    if port is None:
-        return None
-    add = "bend_ray.serve.oip_grpc.add_to_server"
-    return {"port": port, "grpc_servicer_functions": [add], "enable_reflection": False}
-
-
 def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dict[str, Any]:
     """The config as data."""
     if not is_loopback(where.host):
         settings = settings.model_copy(update={"require_token": True})
     tls = {"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if where.certfile else {}
-    grpc = grpc_options(where.grpc_port)
+    add = "bend_ray.serve.oip_grpc.add_to_server"
+    grpc = {"port": where.grpc_port, "grpc_servicer_functions": [add], "enable_reflection": False}
     return {
         "proxy_location": "EveryNode",
-        "http_options": {
-            "host": where.host,
-            "port": where.port,
-            "request_timeout_s": 60,
-            **tls,
-        },
-        **({"grpc_options": grpc} if grpc else {}),
+        "http_options": {"host": where.host, "port": where.port, "request_timeout_s": 60, **tls},
+        **({"grpc_options": grpc} if where.grpc_port else {}),
         "applications": [
             {
                 "name": settings.name,
@@ -188,27 +173,22 @@ def deploy_text(config: dict[str, Any]) -> str:
 def start(export: str, settings: ServeSettings, where: Listening) -> str:
     """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
-    card = Bag.load(Path(export), run_code=settings.run_code).card
+    card = Bag.load(export, settings).card
     settings = settings.model_copy(update={"require_token": token() is not None})
     door.put_up(settings.fitted_to(card), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    http = HTTPOptions(
-        host=where.host,
-        port=where.port,
-        request_timeout_s=_REQUEST_SECONDS,
-        ssl_certfile=where.certfile,
-        ssl_keyfile=where.keyfile,
-    )
+    config = deploy_config(export, settings, where)
+    (given,) = config["applications"]
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(
         proxy_location="HeadOnly",
-        http_options=http,
-        grpc_options=grpc_options(where.grpc_port),
+        http_options=config["http_options"],
+        grpc_options=config.get("grpc_options"),
         logging_config=quiet,
     )
-    bound = application({**settings.model_dump(mode="json"), "export": export})
+    bound = application(given["args"] | {"export": export})
     try:
         serve.run(bound, name=settings.name, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:

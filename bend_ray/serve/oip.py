@@ -18,18 +18,9 @@ from bend_ray.errors import DataError
 from bend_ray.export import card as cards
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import members_outputs
+from bend_ray.serve import queries
 from bend_ray.serve.answering import Answering
-from bend_ray.serve.queries import (
-    Answers,
-    Inputs,
-    Refusal,
-    Wants,
-    fitted,
-    given,
-    given_column,
-    numbers,
-    together,
-)
+from bend_ray.serve.queries import Answers, Inputs, Refusal
 from bend_ray.spec import Spec
 from bend_ray.version import __version__
 
@@ -82,7 +73,7 @@ class Output(Spec):
     parameters: OutputParameters | None = None
 
 
-class Parameters(_Coded, Wants):
+class Parameters(_Coded, queries.Wants):
     """Of a request."""
 
     binary_data_output: bool = False
@@ -200,7 +191,7 @@ class OpenInference:
     ) -> tuple[Request, list[Answered]]:
         """Answer an inference request: JSON, and tensors in binary behind it."""
         settings = self.service.settings
-        request = given(Request, body)
+        request = queries.given(Request, body)
         parameters = request.parameters or Parameters()
         inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
         wanted = {each.name: each for each in request.outputs or ()}
@@ -238,7 +229,7 @@ def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
         start += size
     if start != len(tail):
         raise DataError(f"expected {start} bytes behind the JSON, got {len(tail)}")
-    return together(found)
+    return queries.together(found)
 
 
 def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArray[Any]:
@@ -257,7 +248,7 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
         texts = tensor.data if size is None else _texts(content, where)
         if not isinstance(texts, list) or len(texts) != count:
             raise DataError(f"{where}.data: expected {count} values in a list")
-        return given_column(texts, where, own)
+        return queries.given_column(texts, where, own)
     if (dtype := _NUMBERS.get(kind)) is None:
         raise DataError(f"{where}.datatype: expected {', '.join(_NUMBERS)}, got {kind[:64]}")
     if size is not None:
@@ -268,11 +259,11 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
                 f"{expected}, got {size} and {len(content)}"
             )
         values = np.frombuffer(content, dtype).reshape(shape)
-        return (given_column if own.column else fitted)(values, where, own)
-    array = numbers(tensor.data, f"{where}.data")
+        return (queries.given_column if own.column else queries.fitted)(values, where, own)
+    array = queries.numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
         raise DataError(f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
-    return fitted(array.reshape(shape), f"{where}.data", own)
+    return queries.fitted(array.reshape(shape), f"{where}.data", own)
 
 
 def _texts(content: bytes, where: str) -> list[str]:

@@ -107,7 +107,7 @@ def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
 
 def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
     """What an exported bag says about picture files, or rows of CSV; DataError for none."""
-    bag = Bag.load(export, groups=1, batch=1)
+    bag = Bag.load(export)
     for path in paths:
         is_table = path.suffix.lower() == ".csv" and bool(bag.card.columns)
         try:

@@ -8,7 +8,6 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_core import from_json
@@ -17,6 +16,7 @@ from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
 from bend_ray.data.given import inputs_of
+from bend_ray.data.tables import read_csv
 from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
 from bend_ray.errors import BendError, DataError
@@ -206,21 +206,18 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
 
 def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     """The columns of a CSV text whose first line names them; others may be among them."""
-    options = pa.csv.ConvertOptions(strings_can_be_null=True)
     if len(content.splitlines()) < 2:
         raise DataError(
             "CSV: expected a line of names and lines of rows, got at most one line; curl sends a "
-            "file as it is with --data-binary @FILE, not with -d",
+            "file as it is with --data-binary @FILE, not with -d"
         )
     try:
-        text = content.decode().encode()
-        table = pa.csv.read_csv(pa.py_buffer(text), convert_options=options)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+        table = read_csv(pa.py_buffer(content), "CSV")
+    except pa.ArrowException as error:
         raise DataError(f"expected CSV, got: {str(error)[:200]}") from None
     if not card.inputs.keys() & set(table.column_names):
         told = f"{_few(card.inputs)}, got {_few(table.column_names)}"
-        hint = "no line of names, or another delimiter than a comma?"
-        raise DataError(f"CSV: expected a first line of names, {told}: {hint}")
+        raise DataError(f"CSV: expected a first line of names, {told}")
     return _chosen(table, card, "CSV")
 
 

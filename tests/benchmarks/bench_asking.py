@@ -40,7 +40,7 @@ from torch import Tensor, nn
 
 from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import bag_program, count_program, forms
-from bend_ray.export.layers import member_graph
+from bend_ray.export.members import member_graph
 from bend_ray.networks.architectures import Mlp, TorchvisionModel
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout

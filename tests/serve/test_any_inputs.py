@@ -57,7 +57,7 @@ def test_the_bag_says_what_its_members_say(folders: dict[str, Path], name: str) 
     card = read_card(folder)
     assert (card.onnx is None) == (name == "stubborn") == (not (folder / "bag.onnx").exists())
     assert len(card.warmup) == 2
-    bag, inputs = Bag.load(folder, run_code=True, groups=3), noise(card, 11)
+    bag, inputs = Bag.load(folder, ServeSettings(run_code=True, groups=3)), noise(card, 11)
     given: Any = inputs if len(inputs) > 1 else inputs["inputs"]
     expected = by_hand(folder, inputs)
     np.testing.assert_allclose(bag.predict_proba(given), expected, atol=1e-5)
@@ -218,9 +218,8 @@ def test_a_network_that_noise_does_not_suit_is_exported_all_the_same(tmp_path: P
     inputs = {"inputs": Input(shape=(4,), dtype="float32", low=-1e38, high=1e38)}
     card = write_random(tmp_path, Stubborn, inputs)
     assert card.onnx is None
-    assert Bag.load(tmp_path, run_code=True).predict_proba(np.ones((1, 4))).sum() == pytest.approx(
-        1
-    )
+    bag = Bag.load(tmp_path, ServeSettings(run_code=True))
+    assert bag.predict_proba(np.ones((1, 4))).sum() == pytest.approx(1)
 
 
 @pytest.mark.slow

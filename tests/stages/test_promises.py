@@ -22,8 +22,7 @@ from bend_ray.export.student import _mixtures, distil
 from bend_ray.populations.answers import Answers
 from bend_ray.report.page import report
 from bend_ray.report.runs import read_run
-from bend_ray.serve.bag import Bag
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade
 from bend_ray.serve.settings import ServeSettings
 
 ASKED = (
