@@ -262,11 +262,7 @@ def version_of(fingerprint: str, members: int | None) -> str:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported bag.
-
-    Raises:
-        DataError: the folder is no exported bag, or one of another format.
-    """
+    """The card of an exported bag; DataError where it is none, or one of another format."""
     path = folder / CARD
     try:
         card = Card.model_validate_json(path.read_bytes())

@@ -43,9 +43,7 @@ def check_files(folder: Path, card: Card) -> None:
 def fetched(uri: str) -> Iterator[Path]:
     """Within, a local folder with what answers: ``uri`` itself, or a copy of it.
 
-    Raises:
-        StoreError: it cannot be read.
-        DataError: it is no bag.
+    StoreError where it cannot be read, DataError where it is no bag.
     """
     filesystem, path = resolve(uri)
     if filesystem.type_name == "local":

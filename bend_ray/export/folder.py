@@ -30,7 +30,7 @@ from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.ensemble.programs import LOG_VARIANCES
 from bend_ray.ensemble.votes import Vote
-from bend_ray.errors import ConfigError, StoreError
+from bend_ray.errors import ConfigError
 from bend_ray.export import files
 from bend_ray.export.card import (
     CARD,
@@ -49,7 +49,7 @@ from bend_ray.export.members import Members, member_graph, network_of
 from bend_ray.populations.members import member_states
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
-from bend_ray.storage.masking import cause, masked, utf8
+from bend_ray.storage.masking import cause, utf8
 from bend_ray.version import __version__
 
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
@@ -64,18 +64,12 @@ def export_bag(
     with_onnx: bool = True,
     members: int | None = None,
 ) -> Card:
-    """Write the bag that a config's evaluation chose.
+    """Write the bag that a config's evaluation chose, or its first ``members`` alone.
 
-    Args:
-        config: of the pipeline.
-        graph: its artifacts.
-        output: a folder or URI; new, empty, or an earlier export, which is replaced.
-        with_onnx: whether to write ONNX programs beside the members' tensors.
-        members: take the first so many of the bag alone; None for all.
-
-    Raises:
-        StoreError: there is no evaluation, or something cannot be read or written.
-        ConfigError: more members than the bag has, or a folder with something else in it.
+    The output is a folder or URI: new, empty, or an earlier export, which is replaced. Beside the
+    members' tensors there are ONNX programs, or not. StoreError where there is no evaluation, or
+    something cannot be read or written; ConfigError where the bag has fewer members, or something
+    else is in the folder.
     """
     files.refuse_strangers(output)
     card, state_K = bag_of(config, graph, members)
@@ -148,7 +142,7 @@ def bag_of(
     config: PipelineConfig, graph: Graph, members: int | None = None
 ) -> tuple[Card, dict[str, Tensor]]:
     """What votes, and how: the card, and the tensors it is about; errors as of ``export_bag``."""
-    evaluation = _evaluated(graph)
+    evaluation = Evaluation.committed(graph.evaluation.manifest())
     bag = evaluation.bag
     voters = list(bag.members or ())
     if members is not None and not 1 <= members <= len(voters):
@@ -241,16 +235,6 @@ def _input(values: Tensor, statistics: Statistics, most: int = 255) -> Input:
         low=low,
         high=high,
     )
-
-
-def _evaluated(graph: Graph) -> Evaluation:
-    if not graph.evaluation.exists():
-        raise StoreError(
-            f"expected evaluation {graph.evaluation.fingerprint} in "
-            f"{masked(graph.evaluation.store.uri)}, got none; run `bend run` with the same config "
-            "and --store first"
-        )
-    return Evaluation.committed(graph.evaluation.manifest())
 
 
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:

@@ -34,8 +34,7 @@ from bend_ray.parameters.layout import ParameterLayout
 def network_of(card: Card) -> nn.Module:
     """One member, untrained; for a network of a user's own this runs his code.
 
-    Raises:
-        ConfigError: the code cannot be imported.
+    ConfigError where the code cannot be imported.
     """
     module: nn.Module = card.architecture.build(card.input_shape, card.num_outputs)
     return module.eval()

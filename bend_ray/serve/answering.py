@@ -131,13 +131,9 @@ class Answering:
     async def ask(
         self, card: Card, inputs: Inputs, wants: Wants, everyone: bool = False
     ) -> tuple[Card, Answers]:
-        """Answer in a batch with others; the card is that of the bag that answered.
+        """Answer inputs of a card in a batch with others, and say the card of who answered.
 
-        Args:
-            card: which the inputs are for.
-            inputs: of at most ``max_batch_size`` examples.
-            wants: beside the answers.
-            everyone: whether all members must be asked.
+        They are at most ``max_batch_size`` examples. With ``everyone`` all members must be asked.
         """
         bag = self._live()
         wants.check(bag.card)

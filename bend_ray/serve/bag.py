@@ -82,15 +82,10 @@ class Bag:
 
     @classmethod
     def load(cls, uri: str | Path, settings: ServeSettings = _ALONE) -> Bag:
-        """Read an exported bag, choose how to run it, and run it once.
+        """Read an exported bag, a folder or URI, choose how to run it, and run it once.
 
-        Args:
-            uri: where ``bend export`` wrote it, a folder or in an object store.
-            settings: of them groups, CPUs, the batch size, and whether to run the owner's code.
-
-        Raises:
-            StoreError: it cannot be read.
-            DataError: it is no bag, or its files do not agree.
+        Of the settings it heeds groups, CPUs, the batch size, and whether to run the owner's code.
+        StoreError where it cannot be read, DataError where it is no bag, or its files do not agree.
         """
         with files.fetched(str(uri)) as folder:
             card = read_card(folder)
@@ -103,7 +98,11 @@ class Bag:
                 bag._check(bag.answer(noise(card), [Stop()] * 2))
                 if bag.groups:
                     bag._check(bag.answer_in_groups(noise(card), [Stop()] * 2))
-                bag._measure(settings.max_batch_size)
+                if card.warmup and bag.way is not None and bag.way.threads == 1:
+                    batch = settings.max_batch_size
+                    examples, started = noise(card, batch), time.thread_time()
+                    bag.answer(examples, [Stop()] * batch)
+                    bag.is_quick = time.thread_time() - started < QUICK_SECONDS
             except BendError:
                 raise
             # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
@@ -161,19 +160,8 @@ class Bag:
             told = f"off by {off:.1g}, or not finite"
             raise _broken(self.uri, f"answers about the examples of the card that are {told}")
 
-    def _measure(self, batch: int) -> None:
-        examples, stops, started = noise(self.card, batch), [Stop()] * batch, time.thread_time()
-        if self.card.warmup and self.way is not None and self.way.threads == 1:
-            self.answer(examples, stops)
-            self.is_quick = time.thread_time() - started < QUICK_SECONDS
-
     def answer(self, inputs: Inputs, stops: Sequence[Stop]) -> Answers:
-        """What the bag says about examples.
-
-        Args:
-            inputs: as the card has them, by name.
-            stops: when each of the examples needs no more members.
-        """
+        """What the bag says about examples; ``stops``: when each of them needs no more members."""
         patient = all(stop.is_patient for stop in stops)
         if self.whole is None or not (patient or not self.groups):
             return self.answer_in_groups(inputs, stops)
@@ -233,14 +221,9 @@ class Bag:
     ) -> NDArray[np.bool_]:
         """Sets of classes ``(N, C)``, each with the most probable one.
 
-        Args:
-            x: examples.
-            coverage: share of such sets that hold the truth, of examples like those kept back.
-            kind: as ``ensemble.conformal.nonconformity`` has them.
-
-        Raises:
-            ConfigError: no examples were kept back (``dataset.num_calibration``), or too few for
-                the coverage.
+        A share of ``coverage`` of them holds the truth, of examples like those kept back; kinds are
+        those of ``ensemble.conformal.nonconformity``. ConfigError where no examples were kept back
+        (``dataset.num_calibration``), or too few for the coverage.
         """
         return self._promised("set", x, coverage, kind)
 
@@ -261,9 +244,7 @@ class Bag:
     def save(self, folder: str | Path) -> str:
         """Copy the bag to a folder or URI, from where ``load_bag`` reads it; returns that.
 
-        Raises:
-            ConfigError: something else is in the folder.
-            StoreError: it cannot be written.
+        ConfigError where something else is in the folder, StoreError where it cannot be written.
         """
         files.refuse_strangers(str(folder))
         with files.fetched(self.uri) as own:
@@ -303,11 +284,8 @@ class Cascade(Bag):
     """A bag whose student is asked first, and the bag where that is unsure.
 
     Where the student answers no member is asked: ``member_labels`` are -1 then, and no member used.
-
-    Args:
-        student: as ``bend distill`` writes it.
-        bag: which it learnt from.
-        below: probability of the student's label under which the bag is asked.
+    The student is what ``bend distill`` made of the bag, which is asked where the student's label
+    has a probability ``below`` that.
     """
 
     def __init__(self, student: Bag, bag: Bag, below: float) -> None:

@@ -39,10 +39,8 @@ def predict(
     """Ask a bag about image files or rows of Parquet or CSV files, and say how many there were.
 
     All are paths or URIs that every machine can read; the output is of Parquet, a row an example.
-
-    Raises:
-        DataError: examples that are missing, cannot be read, or are not what the bag takes.
-        ConfigError: the output is not empty.
+    DataError where examples are missing, cannot be read, or are not what the bag takes, ConfigError
+    where the output is not empty.
     """
     filesystem, path = resolve(output)
     if filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):

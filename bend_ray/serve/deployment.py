@@ -125,12 +125,8 @@ def options(settings: ServeSettings) -> dict[str, Any]:
 def application(args: dict[str, Any]) -> serve.Application:
     """The application of a Serve config; nothing is looked up before a replica starts.
 
-    Args:
-        args: see ``ServeSettings``; ``export`` beside them names the bag where the deployment's
-            ``user_config`` does not.
-
-    Raises:
-        ConfigError: an unknown key, or a value that cannot be.
+    Beside ``ServeSettings``, ``export`` names the bag where the deployment's ``user_config`` does
+    not. ConfigError for an unknown key, or a value that cannot be.
     """
     rest = dict(args)
     export = rest.pop("export", None)

@@ -180,17 +180,14 @@ class Guard:
         length = headers.get("content-length", "0")
         if not (length.isascii() and length.isdigit()) or len(length) > 18:
             raise Refusal(400, "Content-Length: expected a number of bytes")
-        if int(length) > self._most(scope):
-            raise self._too_large(scope)
+        if int(length) > (most := self._most(scope)):
+            raise _too_large(most)
 
     def _most(self, scope: Scope) -> int:
         """Bytes of the body: pictures may have more than what can only be numbers."""
         kind = Headers(scope=scope).get("content-type", "").strip().lower()
         most, is_large = self.settings.max_body_bytes, kind.startswith(("image/", "multipart/"))
         return most if is_large else min(most, self.settings.max_text_bytes or most)
-
-    def _too_large(self, scope: Scope) -> Refusal:
-        return Refusal(413, f"expected a body of at most {self._most(scope)} bytes, got more")
 
     @asynccontextmanager
     async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
@@ -200,20 +197,20 @@ class Guard:
             yield passed or b""
             return
         chunks: list[bytes] = []
+        counted = 0
         try:
             await self._read(scope, receive, chunks)
             body = await self._inflated(scope, b"".join(chunks))
             if self.is_full:
                 raise Refusal(503, self.too_many)
-            self._ongoing += 1
+            counted = 1
+            self._ongoing += counted
             self._meters.ongoing(self._ongoing)
-            try:
-                yield body
-            finally:
-                self._ongoing -= 1
-                self._meters.ongoing(self._ongoing)
+            yield body
         finally:
             self._held -= sum(map(len, chunks))
+            self._ongoing -= counted
+            self._meters.ongoing(self._ongoing)
 
     async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
         now = asyncio.get_running_loop().time
@@ -225,7 +222,7 @@ class Guard:
                     got += len(chunk)
                     self._held += len(chunk)
                     if got > most:
-                        raise self._too_large(scope)
+                        raise _too_large(most)
                     if self._held > MOST_HELD * self.settings.max_body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
                     if got > LARGE and not is_large:
@@ -247,11 +244,9 @@ class Guard:
             return body
         if coding not in ("gzip", "x-gzip", "deflate"):
             raise Refusal(415, "Content-Encoding: expected gzip, deflate or none")
-        inflated = await asyncio.to_thread(inflate, body, self._most(scope))
-        if inflated is None:
-            raise self._too_large(scope)
+        body = await asyncio.to_thread(inflate, body, self._most(scope))
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
-        return inflated
+        return body
 
 
 def _passed(scope: Scope) -> bytes | None:
@@ -287,8 +282,12 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def inflate(body: bytes, most: int) -> bytes | None:
-    """What gzip, zlib or bare deflate stands for; None where that is more than ``most`` bytes."""
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"expected a body of at most {most} bytes, got more")
+
+
+def inflate(body: bytes, most: int) -> bytes:
+    """What gzip, zlib or bare deflate stands for; refused where it is more than ``most`` bytes."""
     parts, size = [], 0
     # 47: gzip or zlib, as its head says; -15: deflate without a head, as some send it.
     kind = 47 if body[:1] in (b"\x1f", b"\x78") else -15
@@ -300,7 +299,7 @@ def inflate(body: bytes, most: int) -> bytes | None:
             raise Refusal(400, f"Content-Encoding: expected its bytes, got: {error}") from None
         size += len(parts[-1])
         if size > most:
-            return None
+            raise _too_large(most)
         if not stream.eof:
             raise Refusal(400, "Content-Encoding: expected its bytes to the end, got fewer")
         body = stream.unused_data  # gzip may have several members

@@ -46,16 +46,10 @@ def most_pixels(card: Card, given: int | None) -> int:
 def pixels_of(
     content: bytes, card: Card, max_pixels: int, at_once: int | None = None
 ) -> NDArray[np.uint8] | None:
-    """The pixels ``(channels, height, width)`` of an encoded picture.
+    """The pixels ``(channels, height, width)`` of a picture file.
 
-    Args:
-        content: of a picture file.
-        card: what images the bag expects.
-        max_pixels: a larger picture is refused by its header alone.
-        at_once: a larger picture is not decoded; None: any is.
-
-    Returns:
-        None where it was not decoded.
+    One of more than ``max_pixels`` is refused by its header alone. One of more than ``at_once`` is
+    not decoded, and None returned.
     """
     look = look_of(card)
     try:

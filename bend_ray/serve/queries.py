@@ -163,8 +163,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def given_inputs(x: Any, card: Card) -> Inputs:
     """The inputs of an object of a user's: an array, tensor, frame, or several by name.
 
-    Raises:
-        DataError: they are not what the bag takes.
+    DataError where they are not what the bag takes.
     """
     try:
         if card.columns:

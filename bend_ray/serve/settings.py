@@ -88,11 +88,7 @@ class ServeSettings(Spec):
 
 
 def parse_settings(args: dict[str, object]) -> ServeSettings:
-    """The settings in a Serve config's ``args``.
-
-    Raises:
-        ConfigError: the first problem, in one line.
-    """
+    """The settings in a Serve config's ``args``; ConfigError is the first problem, in one line."""
     try:
         return ServeSettings.model_validate(args)
     except ValidationError as error:

@@ -138,7 +138,7 @@ def test_a_bag_that_nothing_calibrated_promises_nothing(bag: Bag) -> None:
 
 @pytest.fixture(scope="module")
 def http(bag: Bag) -> TestClient:
-    return client(bag.folder)
+    return client(bag.uri)
 
 
 def test_over_http_a_set_is_that_of_python(
@@ -247,8 +247,8 @@ def test_a_cascade_asks_the_bag_where_the_student_is_unsure(
 def test_over_http_who_wants_a_promise_asks_the_bag(
     config: PipelineConfig, bag: Bag, student: Bag
 ) -> None:
-    settings = ServeSettings(student=str(student.folder), unsure_below=0.0)
-    http = client(bag.folder, settings)
+    settings = ServeSettings(student=student.uri, unsure_below=0.0)
+    http = client(bag.uri, settings)
     body = {"instances": config.dataset.load().test.take(slice(3)).tolist()}  # type: ignore[union-attr]
     for query, used in (("", 0), ("?coverage=0.9", len(bag.card.members))):
         said = http.post(f"/predict{query}", json=body).json()["predictions"]
