@@ -168,8 +168,8 @@ class Artifact(Directory):
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             raise StoreError(
-                f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}; make it by "
-                "`bend run` with the same config and --store"
+                f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}; run "
+                "`bend run` with the same config and --store first"
             )
         return manifest
 

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import onnx
@@ -126,18 +125,23 @@ def _traced(module: nn.Module, card: Card) -> onnx.ModelProto:
     given = normalised(card, noise(card))
     example = tuple(given.values()) if isinstance(given, dict) else (given,)
     batch = {0: torch.export.Dim("batch")}
-    with _quiet():
-        program = torch.onnx.export(
-            _Logits(module, names),
-            example,
-            dynamo=True,
-            optimize=False,
-            verbose=False,
-            dynamic_shapes=((batch,) * len(example),),
-            input_names=names,
-            output_names=[LOGITS],
-            opset_version=OPSET,
-        )
+    # What the exporter tells its own developers is not told; its errors are raised.
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                _Logits(module, names),
+                example,
+                dynamo=True,
+                optimize=False,
+                verbose=False,
+                dynamic_shapes=((batch,) * len(example),),
+                input_names=names,
+                output_names=[LOGITS],
+                opset_version=OPSET,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
     assert program is not None
     graph = program.model_proto.graph
     called = _names(module)
@@ -156,17 +160,6 @@ def _traced(module: nn.Module, card: Card) -> onnx.ModelProto:
 
     optimised: onnx.ModelProto = onnxscript.optimizer.optimize(model)
     return optimised
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what the exporter tells its own developers; its errors are raised."""
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 def _names(module: nn.Module) -> dict[str, str]:

@@ -21,6 +21,7 @@ from ray.util import metrics
 from starlette.types import ASGIApp
 
 from bend_ray.errors import BendError, ClusterError, ConfigError
+from bend_ray.export.card import Card
 from bend_ray.process.environment import variable
 from bend_ray.runtime import cluster
 from bend_ray.serve import door
@@ -166,7 +167,7 @@ def deploy_text(config: dict[str, Any]) -> str:
     return _HEAD + yaml.safe_dump(config, sort_keys=False)
 
 
-def start(export: str, settings: ServeSettings, where: Listening) -> str:
+def start(export: str, settings: ServeSettings, where: Listening) -> tuple[str, Card]:
     """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
     card = Bag.load(export, settings).card
@@ -189,7 +190,8 @@ def start(export: str, settings: ServeSettings, where: Listening) -> str:
         serve.run(bound, name=settings.name, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         raise ClusterError(f"expected the bag to be deployed, got: {_reason(error)}") from None
-    return f"{where.told}; Ray, with a token of its own, on {ray.util.get_node_ip_address()}"
+    ours = f"Ray, with a token of its own, on {ray.util.get_node_ip_address()}"
+    return f"{where.told}; {ours}", card
 
 
 def wait(name: str) -> None:

@@ -16,7 +16,7 @@ from prometheus_client import generate_latest
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import Guard
-from bend_ray.serve.listening import Listening, add_port, token
+from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
 from bend_ray.serve.settings import ServeSettings
@@ -97,7 +97,7 @@ async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -
         maximum_concurrent_rpcs=service.settings.max_ongoing_requests,
     )
     add_to_server(GrpcInference(service, token()), calls)
-    add_port(calls, where.grpc_address, where.certfile, where.keyfile)
+    where.add_to(calls)
     await calls.start()
     await server.serve()
     await calls.stop(service.settings.drain_seconds)

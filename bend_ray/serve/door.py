@@ -19,14 +19,14 @@ import uvicorn
 from ray.serve._private import default_impl
 from ray.util import metrics
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 
 from bend_ray.process.environment import variable
 from bend_ray.serve.guard import BODY, LIVE, Guard
-from bend_ray.serve.listening import Listening, add_port
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import SETTINGS_VARIABLE, TOKEN_VARIABLE, ServeSettings
@@ -73,7 +73,7 @@ class Door(Guard):
             await JSONResponse({"live": True})(scope, receive, send)
             return
         async with self._turns:
-            if await _has_gone(receive):
+            if await Request(scope, receive).is_disconnected():
                 raise ClientDisconnect
             await self._ask_ray(scope, body, receive, send)
 
@@ -110,15 +110,6 @@ class Door(Guard):
             raise _honest(500 if start is None else start["status"], told)
 
 
-async def _has_gone(receive: Receive) -> bool:
-    """Whether a client has hung up, whose whole request was read."""
-    try:
-        async with asyncio.timeout(0):
-            return bool((await receive())["type"] == "http.disconnect")
-    except TimeoutError:
-        return False
-
-
 def _is_rays(start: Message) -> bool:
     """Whether an answer is a refusal of the proxy's own: ours are JSON."""
     kind = dict(start.get("headers", [])).get(b"content-type", b"")
@@ -151,8 +142,7 @@ async def _startup(server: uvicorn.Server, sockets: list[socket.socket] | None =
 
 def _add_grpc_address(server: Any, address: str) -> None:
     where = Listening(**json.loads(variable(LISTENING_VARIABLE) or '{"host": "::", "port": 0}'))
-    port = int(address.rpartition(":")[2])
-    add_port(server, replace(where, grpc_port=port).grpc_address, where.certfile, where.keyfile)
+    replace(where, grpc_port=int(address.rpartition(":")[2])).add_to(server)
 
 
 def put_up(settings: ServeSettings, where: Listening) -> None:

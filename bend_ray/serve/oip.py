@@ -39,7 +39,7 @@ _DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64", "float64": 
 _DATATYPES |= {"string": "BYTES", "object": "BYTES", "bool": "BOOL"}
 
 
-class _Coded(Spec):
+class _Coded(Spec, strict=True):
     content_type: str | None = None  # MLServer's clients say how a tensor is to be decoded
 
 
@@ -49,7 +49,7 @@ class InputParameters(_Coded):
     binary_data_size: NonNegativeInt | None = None
 
 
-class Input(Spec):
+class Input(Spec, strict=True):
     """A tensor."""
 
     name: str
@@ -66,7 +66,7 @@ class OutputParameters(_Coded):
     classification: NonNegativeInt = 0
 
 
-class Output(Spec):
+class Output(Spec, strict=True):
     """An output that is wanted."""
 
     name: str
@@ -79,7 +79,7 @@ class Parameters(_Coded, queries.Wants):
     binary_data_output: bool = False
 
 
-class Request(Spec):
+class Request(Spec, strict=True):
     """A request."""
 
     id: str | None = None

@@ -99,7 +99,7 @@ def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
     return notes
 
 
-def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
+def lines(export: str | Path, paths: Sequence[Path]) -> Iterator[str]:
     """What an exported bag says about picture files, or rows of CSV; DataError for none."""
     bag = Bag.load(export)
     for path in paths:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from bend_ray.artifacts.manifest import first_problem
@@ -67,18 +67,11 @@ not empty, the label is -1.
 """
 
 
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 # Some clients of gRPC have texts and whole numbers alone as parameters.
-_FromText = BeforeValidator(_number)
+_FromText = Field(strict=False)
 
 
-class Wants(Spec):
+class Wants(Spec, strict=True):
     """What a request can ask for beside the examples."""
 
     stop_when_decided: bool | None = None
@@ -130,7 +123,7 @@ _WORDS = {*ClassesProgram.known, *NumbersProgram.known}
 """That have a meaning for some bags."""
 
 
-def given(what: type[Given], value: Mapping[str, Any], strict: bool = True) -> Given:
+def given(what: type[Given], value: Mapping[str, Any], strict: bool | None = None) -> Given:
     """What a client gives, if it is what is expected; not ``strict`` where all are texts."""
     try:
         return what.model_validate(value, strict=strict)

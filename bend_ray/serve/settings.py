@@ -53,7 +53,7 @@ class ServeSettings(Spec):
     """Connections from one address; a proxy before this one has one for all its clients."""
     drain_seconds: PositiveFloat = 20.0
     """What a replica that must go may take to answer what it has."""
-    max_body_mib: PositiveFloat = 16.0
+    max_body_bytes: PositiveInt = 2**24
     """Larger requests are refused with 413."""
     max_text_bytes: PositiveInt | None = None
     """The same of what is no picture; null: what a batch of the bag's examples can need."""
@@ -75,11 +75,6 @@ class ServeSettings(Spec):
     def stop(self) -> Stop:
         """What a request gets that asks for nothing."""
         return Stop(self.stop_when_decided, self.confidence)
-
-    @property
-    def max_body_bytes(self) -> int:
-        """The body limit."""
-        return int(self.max_body_mib * 2**20)
 
     def fitted_to(self, card: Card) -> ServeSettings:
         """The same, where texts may be as long as a batch of a bag's examples."""

@@ -14,7 +14,7 @@ from inprocess import client
 from bend_ray.data.columns import Column, encode, raw_column
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import DataError
-from bend_ray.export.card import Card, Input
+from bend_ray.export.card import Card, Input, read_card
 from bend_ray.export.folder import publish_bag
 from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.bag import Bag
@@ -255,7 +255,7 @@ def test_the_readme_and_the_welcome_speak_of_columns_as_people_do(folder: Path) 
     assert "- `city`: string of shape (batch), in training Bonn, Köln, Ulm.\n" in text
     assert "since 1970, in training from 2020-01-01 to 2020-02-29.\n" in text
     assert "- `active`: float64 of shape (batch), 1 for true and 0 for false.\n" in text
-    told = welcome(Listening("127.0.0.1", 8000), "", folder, 1.0)
+    told = welcome(Listening("127.0.0.1", 8000), "", read_card(folder), 1.0)
     body = json.loads(told.split("-d '")[1].split("' http")[0])
     (row,) = body["instances"]
     assert (type(row["active"]), row["joined"][:3]) == (bool, "202")

@@ -499,7 +499,7 @@ def test_the_configuration_names_types_as_triton_does(folders: dict[str, Path]) 
 def test_the_command_that_a_server_tells_works(folders: dict[str, Path]) -> None:
     from bend_ray.serve.listening import Listening, welcome
 
-    told = welcome(Listening("127.0.0.1", 80), "", folders["two"], 1.0)
+    told = welcome(Listening("127.0.0.1", 80), "", read_card(folders["two"]), 1.0)
     found = re.search(r"-d '(.*)' http", told)
     assert found is not None
     asked = client(folders["two"]).post("/predict", json=json.loads(found[1]))

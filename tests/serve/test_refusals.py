@@ -170,7 +170,7 @@ def test_lengths_of_the_binary_header(http: TestClient, length: str) -> None:
 
 
 def test_bodies_that_are_too_large_whether_they_say_so_or_not(folder: Path) -> None:
-    http = client(folder, ServeSettings(max_body_mib=0.01))
+    http = client(folder, ServeSettings(max_body_bytes=10_000))
 
     def endless() -> Iterator[bytes]:
         yield from [b"x" * 4096] * 100
