@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column, iso
-from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
+from bend_ray.data.examples import Examples, Parts, Statistics
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.ensemble.programs import LOG_VARIANCES
@@ -47,6 +48,7 @@ from bend_ray.export.files import MEMBER_ONNX, ONNX
 from bend_ray.export.graphs import bag_program, forms
 from bend_ray.export.members import Members, member_graph, network_of
 from bend_ray.populations.members import member_states
+from bend_ray.populations.networks import Classifiers
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
 from bend_ray.storage.masking import cause, utf8
@@ -180,18 +182,19 @@ def measured(
     config: PipelineConfig, card: Card, state_K: Mapping[str, Tensor], dataset: Parts
 ) -> Card:
     """At a temperature of its own, by validation examples, with its own scores and promises."""
-    task, held, told = card.task, dataset.calibration, dict[str, Any](temperature=1.0)
+    task, held, scale = card.task, dataset.calibration, 1.0
+    said = partial(votes, Classifiers(config, dataset, "cpu"), card, state_K)
     if config.evaluation.temperature_scaling:
-        validation = dataset.validation
-        told["temperature"] = task.fit_scale(votes(card, state_K, validation), validation.labels_N)
+        scale = task.fit_scale(said(dataset.validation), dataset.validation.labels_N)
 
     def answers(examples: Examples | Streamed) -> Tensor:
-        return task.scaled(votes(card, state_K, examples), told["temperature"])
+        return task.scaled(said(examples), scale)
 
-    told["calibration"] = held and task.calibration(answers(held), held.labels_N)
-    scores = task.scores(answers(dataset.test), dataset.test.labels_N)
-    part = "test" if dataset.has_test else "validation"
-    return card.model_copy(update=told | {"scores": Scored(part=part, **_figures(scores))})
+    calibration = held and task.calibration(answers(held), held.labels_N)
+    figures = _figures(task.scores(answers(dataset.test), dataset.test.labels_N))
+    scores = Scored(part="test" if dataset.has_test else "validation", **figures)
+    told = {"temperature": scale, "calibration": calibration, "scores": scores}
+    return card.model_copy(update=told)
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, float | None]:
@@ -247,22 +250,21 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-def votes(card: Card, state_K: Mapping[str, Tensor], examples: Examples | Streamed) -> Tensor:
+def votes(
+    classifiers: Classifiers,
+    card: Card,
+    state_K: Mapping[str, Tensor],
+    examples: Examples | Streamed,
+) -> Tensor:
     """What members say together of examples, at no temperature: answers_NA."""
-    members = Members(card, state_K)
+    theta_KW = classifiers.whole.flatten(state_K)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
-
-    def ask(inputs: Inputs) -> Tensor:
-        named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
-        if card.columns:  # which became numbers when they were read
-            outputs_KNO = members.told(inputs)
-        else:
-            outputs_KNO = members.logits({name: each.numpy() for name, each in named.items()})
-        ballots_KNA = card.vote.ballots(outputs_KNO, card.task)
-        return card.task.answers(torch.einsum("k,kna->na", weights_K, ballots_KNA))
-
     size = block_size(len(card.members), card.num_outputs)
-    return torch.cat([*map(ask, pieces(examples, size))])
+    found = []
+    for outputs_KNO in classifiers.answers(theta_KW, examples, most=size):
+        ballots_KNA = card.vote.ballots(outputs_KNO, card.task)
+        found.append(card.task.answers(torch.einsum("k,kna->na", weights_K, ballots_KNA)))
+    return torch.cat(found)
 
 
 def _write_onnx(

@@ -248,21 +248,17 @@ class _Builder:
         for k in range(count):
             renamed = shared | {n: self.tensor(f"m{k}.{n}", state_K[n][k]) for n in own}
             for node in member.node:
-                self._copy(node, renamed, f"m{k}")
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                copy.name = f"m{k}.{node.name}" if node.name else ""
+                copy.input[:] = [renamed[name] for name in node.input]
+                copy.output[:] = [f"m{k}.{name}" if name else "" for name in node.output]
+                renamed |= dict(zip(node.output, copy.output, strict=True))
+                self.nodes.append(copy)
         # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
         rows = self.node("Concat", [f"m{k}.{LOGITS}" for k in range(count)], "rows", axis=0)
         shape = self.tensor("members", [count, -1, self.card.num_outputs], np.int64)
         self.node("Reshape", [rows, shape], LOGITS)
-
-    def _copy(self, node: onnx.NodeProto, renamed: dict[str, str], prefix: str) -> None:
-        """The node on other values; ``renamed`` learns what its own are called."""
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = f"{prefix}.{node.name}" if node.name else ""
-        copy.input[:] = [renamed[name] for name in node.input]
-        copy.output[:] = [f"{prefix}.{name}" if name else "" for name in node.output]
-        renamed |= dict(zip(node.output, copy.output, strict=True))
-        self.nodes.append(copy)
 
     def model(self, outputs: Iterable[str]) -> onnx.ModelProto:
         """What was written, as a model with some of the task's outputs."""

@@ -69,12 +69,7 @@ class Members:
     @torch.no_grad()
     def logits(self, inputs: Mapping[str, NDArray[Any]]) -> Tensor:
         """What each member makes of raw inputs, ``(K, N, O)``."""
-        return self.told(normalised(self.card, inputs))
-
-    @torch.no_grad()
-    def told(self, inputs: Inputs) -> Tensor:
-        """The same of what the network is given."""
-        return predict_logits(self._stack, self._theta_KP, inputs)
+        return predict_logits(self._stack, self._theta_KP, normalised(self.card, inputs))
 
 
 def member_graph(module: nn.Module, card: Card) -> onnx.ModelProto:

@@ -71,9 +71,8 @@ def _taught(
     generator = generator_for(config.seed, "student")
     count = min(MIXTURES * len(dataset.train), MOST)
     inputs = _mixtures(dataset, count, generator)
-    asked = Examples(inputs, torch.zeros(count))
-    probs_NC = card.task.scaled(votes(card, state_K, asked), card.temperature)
-    classifiers = Classifiers(config, dataset, "cpu")
+    asked, classifiers = Examples(inputs, torch.zeros(count)), Classifiers(config, dataset, "cpu")
+    probs_NC = card.task.scaled(votes(classifiers, card, state_K, asked), card.temperature)
     seed = seed_for(config.seed, "student")
     start_P = initial_parameters(classifiers.build, classifiers.whole.flatten, seed)
     told: dict[str, Any] = {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0}

@@ -7,7 +7,7 @@ B examples, N of a user's, C classes, T targets.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -91,7 +91,7 @@ class Bag:
             card = read_card(folder)
             try:
                 files.check_files(folder, card)
-                state_K: State = safetensors.numpy.load_file(folder / files.MEMBERS)
+                state_K: State = _read(folder, files.MEMBERS, safetensors.numpy.load_file)
                 make = cls._in_onnx if files.MEMBER_ONNX in card.files else cls._in_torch
                 bag = make(folder, card, state_K, settings)
                 bag.uri = str(uri)
@@ -105,7 +105,7 @@ class Bag:
                     bag.is_quick = time.thread_time() - started < QUICK_SECONDS
             except BendError:
                 raise
-            # Damaged files, or a card that is another bag's: whatever a library makes of them.
+            # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
             except Exception as error:
                 raise _broken(folder, f"{type(error).__name__}: {cause(error)}") from None
         return bag
@@ -328,8 +328,15 @@ def is_finite(said: Answers) -> NDArray[np.bool_]:
     return finite_B
 
 
+def _read(folder: Path, name: str, reader: Callable[[str], Any]) -> Any:
+    try:
+        return reader(str(folder / name))
+    except Exception as error:  # of safetensors, onnx, protobuf, whose own has no public home
+        raise _broken(folder, f"{name}: {type(error).__name__}: {cause(error)}") from None
+
+
 def _read_member(folder: Path, card: Card, state_K: State) -> onnx.ModelProto:
-    member: onnx.ModelProto = onnx.load_model(folder / files.MEMBER_ONNX)
+    member: onnx.ModelProto = _read(folder, files.MEMBER_ONNX, onnx.load_model)
     for given in member.graph.input[len(card.network_inputs) :]:
         shape = (len(card.members), *(dim.dim_value for dim in given.type.tensor_type.shape.dim))
         got = state_K[given.name].shape if given.name in state_K else None
