@@ -195,10 +195,9 @@ def serve(
         click.echo(welcome(where, listens, card, time.monotonic() - started))
 
     if direct:
-        from bend_ray.serve.direct import run, service_of
+        from bend_ray.serve.direct import run
 
-        service = service_of(bag, settings)
-        run(service, where, lambda: tell(where.told, service.card()))
+        run(bag, settings, where, tell)
         return
     from bend_ray.serve import deployment
 

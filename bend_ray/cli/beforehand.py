@@ -7,13 +7,7 @@ from pathlib import Path
 
 import click
 
-from bend_ray.cli.options import (
-    Asked,
-    address_option,
-    config_arguments,
-    stored_config,
-    write_file,
-)
+from bend_ray.cli.options import Asked, address_option, config_arguments, stored_config, write_file
 from bend_ray.errors import ClusterError, ConfigError
 from bend_ray.process import log
 

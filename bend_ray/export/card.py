@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from bend_ray.artifacts.directory import to_json
 from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
@@ -184,6 +185,12 @@ class Card(Spec):
         """The same card with its seal."""
         told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
         return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
+
+    def write(self, folder: Path) -> Card:
+        """The same card with its seal, which is in the folder then, for ``read_card``."""
+        card = self.sealed()
+        (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+        return card
 
     @property
     def promises(self) -> Calibration:

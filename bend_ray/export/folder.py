@@ -20,7 +20,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bend_ray.artifacts.directory import to_json
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
@@ -33,17 +32,7 @@ from bend_ray.ensemble.programs import LOG_VARIANCES
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError
 from bend_ray.export import files
-from bend_ray.export.card import (
-    CARD,
-    IMAGES,
-    LOGITS,
-    TOLERANCE,
-    Card,
-    Input,
-    Scored,
-    noise,
-    version_of,
-)
+from bend_ray.export.card import IMAGES, LOGITS, TOLERANCE, Card, Input, Scored, noise, version_of
 from bend_ray.export.files import MEMBER_ONNX, ONNX
 from bend_ray.export.graphs import bag_program, forms
 from bend_ray.export.members import Members, member_graph, network_of
@@ -112,8 +101,7 @@ def publish_bag(
         )
         digests = {path.name: files.digest(path) for path in sorted(folder.iterdir())}
         (folder / files.GUIDE).write_text(guide(card), encoding="utf-8")
-        card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
-        (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+        card = card.model_copy(update={"files": digests, "warmup": warmup}).write(folder)
         files.publish(folder, str(output))
     return card
 

@@ -27,7 +27,7 @@ from bend_ray.serve import queries
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
 from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
-from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
+from bend_ray.serve.pictures import MEDIA_TYPES, notes_on, pixels_of
 from bend_ray.serve.queries import Refusal
 from bend_ray.version import __version__
 
@@ -161,7 +161,7 @@ async def _pixels(
         raise Refusal(415, f"Content-Type: expected {expected}, got {kind[:64] or 'none'}")
     if kind == "multipart/form-data":
         content = await service.read(len(content), _upload, content_type, content)
-    most = most_pixels(card, service.settings.max_image_pixels)
+    most = service.settings.fitted_to(card).max_image_pixels
     # Even a header may take long to read.
     cost = max(SMALL + 1, len(content))
     pixels = await service.read(cost, pixels_of, content, card, most, MIDDLE)

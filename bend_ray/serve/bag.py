@@ -20,8 +20,7 @@ from bend_ray.ensemble.programs import Outputs, one_target
 from bend_ray.errors import BendError, ConfigError, DataError
 from bend_ray.export import files, graphs
 from bend_ray.export.card import LOGITS, TOLERANCE, Card, noise, read_card
-from bend_ray.export.graphs import WEIGHTS, Form, State
-from bend_ray.serve.executor import Ask, Way, fastest, ways
+from bend_ray.export.graphs import WEIGHTS, Ask, Form, State, Way, fastest, ways
 from bend_ray.serve.queries import Answers, Inputs, given_inputs
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop, finished
@@ -165,10 +164,7 @@ class Bag:
         patient = all(stop.is_patient for stop in stops)
         if self.whole is None or not (patient or not self.groups):
             return self.answer_in_groups(inputs, stops)
-        return {
-            **self.whole(inputs),
-            "members_used": np.full(len(stops), len(self.card.members)),
-        }
+        return {**self.whole(inputs), "members_used": np.full(len(stops), len(self.card.members))}
 
     def unasked(self, examples: int) -> Answers:
         """What of members is told that were not asked."""

@@ -68,22 +68,22 @@ def predict(
         # Columns that are missing are told before Ray starts.
         given_inputs(first.schema.empty_table(), card)
     cluster.connect(address)
-    tables, read = kinds != [IMAGES], ray.data.read_parquet
-    if kinds == [CSV]:
-        # In one block, so that a column's type is that of all its values.
-        size = min(max(file.size for file in files) + 1, 2**31 - 1)
-        whole = pyarrow.csv.ReadOptions(block_size=size)
-        empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-        read = partial(ray.data.read_csv, read_options=whole, convert_options=empty)
-    elif not tables:
-        read = partial(ray.data.read_binary_files, include_paths=True)
+    # In one block, so that a column's type is that of all its values.
+    size = min(max(file.size for file in files) + 1, 2**31 - 1)
+    whole = pyarrow.csv.ReadOptions(block_size=size)
+    empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+    read = {
+        "Parquet": ray.data.read_parquet,
+        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=empty),
+        IMAGES: partial(ray.data.read_binary_files, include_paths=True),
+    }[kinds[0]]
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     work = read(paths, filesystem=files.filesystem).map_batches(
         _Predictor,
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
-        fn_constructor_args=(export, column if tables else None, run_code),
+        fn_constructor_args=(export, None if kinds == [IMAGES] else column, run_code),
         num_cpus=1,
     )
     with our_errors():

@@ -31,7 +31,7 @@ from bend_ray.serve.bag import Bag
 from bend_ray.serve.guard import Guard
 from bend_ray.serve.listening import Listening, is_loopback, token
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
+from bend_ray.serve.oip_grpc import METHODS, GrpcInference
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_settings
 
 logger = logging.getLogger("ray.serve")
@@ -51,7 +51,7 @@ _HEAD = """\
 
 @serve.deployment(name=NAME)
 @serve.ingress()
-class BagDeployment(GrpcMethods):
+class BagDeployment:
     """A replica; its ``args`` are ``ServeSettings``."""
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -65,6 +65,16 @@ class BagDeployment(GrpcMethods):
     def __serve_build_asgi_app__(self) -> ASGIApp:
         app = make_app(self.service, node_metrics)
         return Guard(app, self.service.settings, self.token, self.service.meters)
+
+    def __getattr__(self, name: str) -> Any:
+        """The protocol's methods, which Ray Serve's gRPC proxy calls by their names."""
+        if name not in METHODS:
+            raise AttributeError(name)
+
+        async def method(content: bytes, grpc_context: Any) -> Any:
+            return await self.inference.call(name, content, grpc_context)
+
+        return method
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the bag that ``user_config`` names, warm it, and let it answer from now on.

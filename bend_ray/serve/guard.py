@@ -79,7 +79,7 @@ class Guard:
         self, app: ASGIApp, settings: ServeSettings, token: str | None, meters: Meters
     ) -> None:
         self.settings = settings
-        self._app, self._meters, self._token = app, meters, token
+        self._app, self.meters, self._token = app, meters, token
         self.peers: Counter[str] = Counter()
         self._ongoing = self._held = self.lingering = 0
         self._large = asyncio.Semaphore(MOST_LARGE)
@@ -107,18 +107,13 @@ class Guard:
             f"expected at most {self.settings.max_ongoing_requests} requests at a time; ask again"
         )
 
-    def refused(self, status: int) -> None:
-        """Count a request that was refused before it was read."""
-        self._meters.request("none", status, 0.0)
-
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
         started, answer = time.perf_counter(), _Answer(send, own)
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
         route = route_of(scope["path"])
         with span(scope["method"], route, scope["headers"]) as finish:
             try:
-                await self._answer(inner, receive, answer)
+                await self._answer(scope, receive, answer)
             except (ClientDisconnect, asyncio.CancelledError) as error:
                 began, answer.status = answer.status is not None, 499
                 if began or not isinstance(error, ClientDisconnect):
@@ -126,7 +121,7 @@ class Guard:
             finally:
                 status, seconds = answer.status or 500, time.perf_counter() - started
                 finish(status)
-                self._meters.request(route, status, seconds)
+                self.meters.request(route, status, seconds)
                 if self.settings.request_log:
                     _log(scope, status, seconds)
 
@@ -190,7 +185,7 @@ class Guard:
     async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
         """A request's whole body, inflated; within, the request counts."""
         passed = _passed(scope)
-        if passed is not None or scope["method"] in ("GET", "OPTIONS"):
+        if passed is not None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
             yield passed or b""
             return
         chunks: list[bytes] = []
@@ -202,12 +197,12 @@ class Guard:
                 raise Refusal(503, self.too_many)
             counted = 1
             self._ongoing += counted
-            self._meters.ongoing(self._ongoing)
+            self.meters.ongoing(self._ongoing)
             yield body
         finally:
             self._held -= sum(map(len, chunks))
             self._ongoing -= counted
-            self._meters.ongoing(self._ongoing)
+            self.meters.ongoing(self._ongoing)
 
     async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
         now = asyncio.get_running_loop().time

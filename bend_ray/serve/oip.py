@@ -238,7 +238,7 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
         sizes = "".join(f", {size}" for size in own.shape)
         raise DataError(
             f"{where}.shape: expected examples, shape [n{sizes}] with 1 to {most} of them, got "
-            f"{list(shape)[:8]}",
+            f"{list(shape)[:8]}"
         )
     count, kind = shape[0] * own.numbers, tensor.datatype
     size = tensor.parameters and tensor.parameters.binary_data_size

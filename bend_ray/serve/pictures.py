@@ -38,11 +38,6 @@ def look_of(card: Card) -> Look:
     return Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
 
 
-def most_pixels(card: Card, given: int | None) -> int:
-    """Of a picture: as many as were ``given``, or as there is any use for."""
-    return given or min(2**24, max(2**22, 1024 * card.numbers))
-
-
 def pixels_of(
     content: bytes, card: Card, max_pixels: int, at_once: int | None = None
 ) -> NDArray[np.uint8] | None:

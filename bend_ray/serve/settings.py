@@ -77,9 +77,12 @@ class ServeSettings(Spec):
         return Stop(self.stop_when_decided, self.confidence)
 
     def fitted_to(self, card: Card) -> ServeSettings:
-        """The same, where texts may be as long as a batch of a bag's examples."""
-        most = self.max_text_bytes or text_bytes(card, self.max_batch_size)
-        return self.model_copy(update={"max_text_bytes": most})
+        """The same, where texts and pictures may be as large as there is any use for."""
+        fitting = {
+            "max_text_bytes": text_bytes(card, self.max_batch_size),
+            "max_image_pixels": min(2**24, max(2**22, 1024 * card.numbers)),
+        }
+        return self.model_copy(update={n: getattr(self, n) or most for n, most in fitting.items()})
 
 
 def parse_settings(args: dict[str, object]) -> ServeSettings:

@@ -77,6 +77,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and wait for its first head."""
         super().connection_made(transport)
+        self._peer = self.client[0] if self.client else ""
         self._guard.peers[self._peer] += 1
         if self._guard.peers[self._peer] > self._guard.settings.max_connections_per_peer:
             self._refuse(503, "expected fewer connections from one address")
@@ -101,10 +102,6 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._sending is not None:
             self._sending.cancel()
-
-    @property
-    def _peer(self) -> str:
-        return self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless there is nothing more to say."""
@@ -206,7 +203,7 @@ class Protocol(H11Protocol):
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
     def _say(self, status: int, message: str, more: bytes) -> None:
-        self._guard.refused(status)
+        self._guard.meters.request("none", status, 0.0)  # refused before it was read
         body = json.dumps({"error": message}).encode()
         wait = b"retry-after: %d\r\n" % RETRY_AFTER if status == 503 else b""
         self.transport.write(

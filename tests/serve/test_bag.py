@@ -15,8 +15,8 @@ from served import export_random, reseal
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
 from bend_ray.errors import DataError
 from bend_ray.export.card import noise, read_card
+from bend_ray.export.graphs import Way
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.executor import Way
 from bend_ray.serve.queries import Inputs
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
