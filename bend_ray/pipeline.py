@@ -98,15 +98,18 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
 
 
 def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
-    from bend_ray.stages import autoencoder, evaluation, generator, latents, samples, seeds
+    from bend_ray.stages import autoencoder, evaluation, generator, samples, seeds
 
     if stage == ORDINARY:
         others = ordinary(config)
         assert others is not None
         seeds.make(others, graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
         return
-    in_order = (seeds, autoencoder, latents, generator, samples, evaluation)
-    dict(zip(STAGES, in_order, strict=True))[stage].make(config, artifacts, runtime)
+    makers = (
+        *(seeds.make, autoencoder.make, autoencoder.encode),
+        *(generator.make, samples.make, evaluation.make),
+    )
+    dict(zip(STAGES, makers, strict=True))[stage](config, artifacts, runtime)
 
 
 def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whole: float) -> None:
@@ -126,7 +129,7 @@ def connect(address: str | None, config: PipelineConfig) -> RayRuntime:
     ClusterError where none answers.
     """
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime import cluster
@@ -173,7 +176,7 @@ def _partial(config: PipelineConfig, stage: str, artifact: Artifact) -> str | No
     if progress := artifact.progress():
         return f"{progress.done} of {progress.total} {progress.unit}"
     files = artifact.list_files()
-    if any(file.name.startswith("shard-") for file in files):
+    if any(name.startswith("shard-") for name in files):
         from bend_ray.artifacts.shards import count_models
 
         made = (ordinary(config) or config) if stage == ORDINARY else config

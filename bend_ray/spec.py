@@ -90,6 +90,13 @@ def _leaves(annotation: Any) -> list[Any]:
     return [leaf for each in arguments for leaf in _leaves(each)] if arguments else [annotation]
 
 
+def first_problem(error: ValidationError) -> str:
+    """The first of pydantic's complaints in one line: ``files.0.bytes: Input should be ...``."""
+    first = error.errors()[0]
+    where = ".".join(str(key) for key in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
 class Incidental:
     """Marks a field that changes no result, as where a file is found: no part of an identity."""
 

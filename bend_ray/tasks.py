@@ -10,32 +10,21 @@ Shape letters: E members, N examples, O outputs of a network, C classes, T targe
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
+from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat
 
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.conformal import IntervalCalibration, SetCalibration
-from bend_ray.ensemble.intervals import (
-    SMALLEST_VARIANCE,
-    crps,
-    intervals,
-    log_density,
-    pit,
-    pit_error,
-)
 from bend_ray.ensemble.programs import LOG_VARIANCES, ClassesProgram, NumbersProgram
 from bend_ray.ensemble.votes import PRIOR_EXAMPLES, apply_temperature, fit_temperature
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
-    from torch import Tensor
-
     from bend_ray.ensemble.predictions import Predictions
 
 LEVELS_SHOWN = 20
@@ -148,10 +137,28 @@ class Classification(ClassesProgram, Spec):
     def uncertainties(
         self, predictions: Predictions, weight_E: Tensor, answers_NC: Tensor
     ) -> dict[str, NDArray[Any]]:
-        """Scores ``(N,)`` that are higher where a bag is less sure."""
-        from bend_ray.ensemble.outside import uncertainties
+        """Scores ``(N,)``, higher where a bag is less sure, by its answers and its members' own.
 
-        return uncertainties(predictions, weight_E, answers_NC)
+        By name: one minus the highest probability; entropy; mutual information of class and member
+        (members' own softmaxes); energy, the members' mean (Liu et al., 2020).
+        """
+        share_E, found = weight_E / weight_E.sum(), []
+        for logits_ENC, _ in predictions.blocks():
+            logs_ENC = torch.log_softmax(logits_ENC.double(), dim=-1)
+            mean_NC = torch.einsum("e,enc->nc", share_E, logs_ENC.exp())
+            own_EN = torch.special.entr(logs_ENC.exp()).sum(dim=-1)
+            information_N = torch.special.entr(mean_NC).sum(dim=-1) - share_E @ own_EN
+            energy_N = -(share_E @ torch.logsumexp(logits_ENC.double(), dim=-1))
+            found.append(torch.stack([information_N, energy_N]))
+        information_N, energy_N = torch.cat(found, dim=1)
+        answers_NC = answers_NC.double()
+        scores = {
+            "probability": 1 - answers_NC.max(dim=1).values,
+            "entropy": torch.special.entr(answers_NC).sum(dim=1),
+            "information": information_N,
+            "energy": energy_N,
+        }
+        return {name: values.numpy() for name, values in scores.items()}
 
     def shown(self, answers_NC: Tensor, labels_N: Tensor) -> dict[str, list[float]] | None:
         """What a report draws of single answers; nothing of classes."""
@@ -229,7 +236,7 @@ class Regression(NumbersProgram, Spec):
     def log_likelihoods(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
         """Of the labels, ``(E, N)`` float64, in nats; nan of a member that diverged."""
         mean, variance = self._moments(outputs_ENO)
-        return log_density(mean, variance, labels_NT).sum(dim=-1)
+        return metrics.log_density(mean, variance, labels_NT).sum(dim=-1)
 
     def member_scores(
         self, outputs_ENO: Tensor, labels_NT: Tensor, among_NT: Tensor | None = None
@@ -251,13 +258,13 @@ class Regression(NumbersProgram, Spec):
         """Of each example what has R^2 as its mean over all ``among``, and its NLL: ``(N,)``."""
         mean, variance = answers_NO.chunk(2, dim=-1)
         among_NT = labels_NT if among_NT is None else among_NT
-        nats_N = -log_density(mean, variance, labels_NT).sum(dim=-1)
+        nats_N = -metrics.log_density(mean, variance, labels_NT).sum(dim=-1)
         return _r2(mean, labels_NT, among_NT), nats_N
 
     def reliability(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, list[float]]:
         """Of central intervals: which share they should hold, and which they do."""
         mean, variance = answers_NO.chunk(2, dim=-1)
-        z = pit(mean, variance, labels_NT).flatten()
+        z = metrics.pit(mean, variance, labels_NT).flatten()
         shares = [level / LEVELS_SHOWN for level in range(1, LEVELS_SHOWN)]
         inside = [((z - 0.5).abs() <= share / 2).double().mean().item() for share in shares]
         return {"confidence": shares, "accuracy": inside, "count": [len(z)] * len(shares)}
@@ -276,7 +283,7 @@ class Regression(NumbersProgram, Spec):
     def answers(self, ballots_NO: Tensor) -> Tensor:
         """Means and variances, in the targets' units, ``(N, 2 T)``."""
         mean, second = ballots_NO.chunk(2, dim=-1)
-        variance = (second - mean**2).clamp(min=SMALLEST_VARIANCE)
+        variance = (second - mean**2).clamp(min=metrics.SMALLEST_VARIANCE)
         std = self._std(mean)
         return torch.cat([mean * std + self._units(self.mean, mean), variance * std**2], dim=-1)
 
@@ -298,13 +305,13 @@ class Regression(NumbersProgram, Spec):
     def scores(self, answers_NO: Tensor, labels_NT: Tensor) -> dict[str, Any]:
         """R^2 in accuracy's place, NLL, RMSE, CRPS, intervals and the PIT's error."""
         mean, variance = answers_NO.chunk(2, dim=-1)
-        coverage, width = intervals(mean, variance, labels_NT)
+        coverage, width = metrics.intervals(mean, variance, labels_NT)
         return {
-            "nll": -log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
+            "nll": -metrics.log_density(mean, variance, labels_NT).sum(dim=-1).mean().item(),
             "rmse": ((labels_NT - mean) ** 2).mean(dim=0).sqrt().mean().item(),
-            "crps": crps(mean, variance, labels_NT),
+            "crps": metrics.crps(mean, variance, labels_NT),
             "accuracy": _r2(mean, labels_NT, labels_NT).mean().item(),
-            "pit_error": pit_error(mean, variance, labels_NT),
+            "pit_error": metrics.pit_error(mean, variance, labels_NT),
             "coverage": coverage,
             "width": width,
         }

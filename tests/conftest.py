@@ -19,7 +19,7 @@ from tiny import TINY, MakeConfig
 
 from bend_ray.artifacts.store import Store
 from bend_ray.config.reading import load_config
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 
 # Before torch is imported. Two threads under contention are many times slower than one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -15,8 +15,7 @@ import pytest
 import yaml
 
 from bend_ray.cli.main import cli
-from bend_ray.config.knobs import knobs
-from bend_ray.config.reading import load_config
+from bend_ray.config.reading import knobs, load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
 from bend_ray.tune.space import TuneSection, load_section

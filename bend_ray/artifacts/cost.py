@@ -8,10 +8,10 @@ from functools import partial
 
 from pydantic import BaseModel, ConfigDict, NonNegativeFloat
 
-from bend_ray.artifacts.directory import Directory
+from bend_ray.artifacts.directory import SCRATCH, Directory
 from bend_ray.storage.filesystems import side_by_side
 
-COST_DIRECTORY = "cost"
+COST_DIRECTORY = f"{SCRATCH}/cost"
 """What pieces of an artifact cost, while it is being made."""
 
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +30,9 @@ LEASE_NAME = "lease.json"
 
 _BOOKKEEPING = (MANIFEST_NAME, PROGRESS_NAME, LEASE_NAME)
 
+SCRATCH = "making"
+"""Folder of what is kept while an artifact is being made; its commit removes it."""
+
 
 def inside(name: str) -> str:
     """A name of something inside a directory, at any depth; ValueError where it leads out of it."""
@@ -37,13 +40,6 @@ def inside(name: str) -> str:
     if not name or "\0" in name or leads_out:
         raise ValueError(f"expected a name inside a directory, got {name!r}")
     return name
-
-
-class FileEntry(NamedTuple):
-    """A file of an artifact: its name relative to the directory, and its bytes."""
-
-    name: str
-    size: int
 
 
 class Directory:
@@ -105,18 +101,18 @@ class Directory:
             raise StoreError(f"expected {name} in {masked(self.uri)}, got no such file")
         return content
 
-    def list_files(self, prefix: str = "") -> list[FileEntry]:
-        """Files inside whose name begins with ``prefix``, by name, at any depth.
+    def list_files(self, prefix: str = "") -> dict[str, int]:
+        """Bytes of the files inside whose name begins with ``prefix``, sorted, at any depth.
 
         Leaves out what is not content: the manifest, the lease, the progress and ``*.tmp``.
         """
-        return sorted(
-            FileEntry(name, info.size)
-            for name, info in self.everything().items()
+        return {
+            name: info.size
+            for name, info in sorted(self.everything().items())
             if name.startswith(prefix)
             and name not in _BOOKKEEPING
             and not name.endswith(TEMPORARY_SUFFIX)
-        )
+        }
 
     def everything(self) -> dict[str, pyarrow.fs.FileInfo]:
         """Every file inside, content or not, by its name."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,17 +21,11 @@ EVENTS = "events.out.tfevents.bend"
 """TensorBoard knows event files by a part of their name."""
 
 
-class Scalar(NamedTuple):
-    """A point of a curve."""
-
-    tag: str
-    step: int
-    value: float
-    wall_time: float
-    """Seconds since 1970."""
+Point = tuple[str, float, int, float]
+"""Of a curve: its tag, the value, the step, and seconds since 1970."""
 
 
-def write_events(artifact: Artifact, scalars: Iterable[Scalar]) -> str:
+def write_events(artifact: Artifact, points: Iterable[Point]) -> str:
     """Write curves into an artifact; the file's name, for the commit."""
     artifact.ensure_uncommitted()
     # Here, and not above: it takes a second to import, of processes that write nothing too.
@@ -39,25 +33,24 @@ def write_events(artifact: Artifact, scalars: Iterable[Scalar]) -> str:
 
     with tempfile.TemporaryDirectory(prefix="bend-events-") as folder:
         with SummaryWriter(folder) as writer:
-            for scalar in scalars:
-                writer.add_scalar(scalar.tag, scalar.value, scalar.step, walltime=scalar.wall_time)
+            for point in points:
+                writer.add_scalar(*point)
         (written,) = Path(folder).iterdir()
         with artifact.open_output(EVENTS) as stream:
             stream.write(written.read_bytes())
     return EVENTS
 
 
-def loss_curve(
-    stage: str, curve: Sequence[tuple[int, float]], times: Sequence[float]
-) -> list[Scalar]:
-    """A training's loss by step."""
-    return [
-        Scalar(f"{stage}/loss", step, loss, wall_time)
-        for (step, loss), wall_time in zip(curve, times, strict=True)
-    ]
+def write_loss(
+    artifact: Artifact, curve: Sequence[tuple[int, float]], times: Sequence[float]
+) -> str:
+    """Write a training's loss by step, as ``write_events``."""
+    named = zip(curve, times, strict=True)
+    tag = f"{artifact.stage}/loss"
+    return write_events(artifact, ((tag, loss, step, time) for (step, loss), time in named))
 
 
-def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scalar]:
+def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Point]:
     """How a population grew: models by time, and how well each shard's do on validation images.
 
     A shard's time is that of its file, so that the curve of a resumed stage is whole.
@@ -71,13 +64,11 @@ def population_progress(artifact: Artifact, shards: Iterable[str]) -> list[Scala
         return written, accuracy_K, nll_K
 
     found = side_by_side(read, shards)
-    scalars, models = [], 0
+    points: list[Point] = []
+    models = 0
     for wall_time, accuracy, nll in sorted(found, key=lambda shard: shard[0]):
         models += len(accuracy)
-        told: dict[str, float] = {"models": models}
-        told |= {"val_accuracy": float(np.mean(accuracy)), "val_nll": float(np.mean(nll))}
-        scalars += [
-            Scalar(f"{artifact.stage}/{tag}", models, value, wall_time)
-            for tag, value in told.items()
-        ]
-    return scalars
+        told: dict[str, Any] = {"models": models}
+        told |= {"val_accuracy": np.mean(accuracy), "val_nll": np.mean(nll)}
+        points += [(f"{artifact.stage}/{k}", float(v), models, wall_time) for k, v in told.items()]
+    return points

@@ -22,6 +22,7 @@ import bend_ray
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import inside
 from bend_ray.errors import StoreError
+from bend_ray.spec import first_problem
 
 SCHEMA_VERSION = 2
 
@@ -134,10 +135,3 @@ def parse_manifest(content: bytes) -> Manifest:
         return Manifest.model_validate(record)
     except ValidationError as error:
         raise ValueError(first_problem(error)) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first of pydantic's complaints in one line: ``files.0.bytes: Input should be ...``."""
-    first = error.errors()[0]
-    where = ".".join(str(key) for key in first["loc"])
-    return f"{where}: {first['msg']}" if where else first["msg"]

@@ -10,44 +10,25 @@ column, and needs nothing but pyarrow and ``frombuffer``.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bend_ray.artifacts.manifest import first_problem
-from bend_ray.errors import StoreError
 from bend_ray.process.matrix import STORED_COLUMNS
+from bend_ray.spec import first_problem
 
 Origin = Literal["trained", "generated"]
 
-_DTYPES = {
-    "model_id": np.int64,
-    "trunk": np.int32,
-    "fork": np.int32,
-    "step": np.int64,
-    "seed": np.int64,
-    "held_out": np.bool_,
-    "val_accuracy": np.float32,
-    "val_nll": np.float32,
-    "fit_seconds": np.float32,
-    "theta_KP": np.float32,
-}
-
-FORMAT_VERSION = 1
 MAX_PART_FLOATS = STORED_COLUMNS
 
-ROW_TYPES = {"model_id": pa.int64(), "origin": pa.string()} | {
-    name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items() if name != "theta_KP"
-}
-
-_PREFIX = "bend_ray."
+_FORMAT = b"bend_ray.population"
+"""Key of the schema's metadata."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,31 +98,38 @@ class Population:
         return replace(populations[0], **joined)
 
 
+_DTYPES = {
+    name: get_args(get_args(hint)[1])[0]
+    for name, hint in get_type_hints(Population).items()
+    if get_origin(hint) is np.ndarray
+}
+ROW_TYPES = {"model_id": pa.int64(), "origin": pa.string()} | {
+    name: pa.from_numpy_dtype(dtype) for name, dtype in _DTYPES.items() if name != "theta_KP"
+}
+
+
 class TableFormat(BaseModel):
     """What all tables of one population have in common, stored in the schema's metadata."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
-    """Of these columns and this metadata."""
-    dtype: Literal["float32"] = "float32"
-    """Of a parameter, little-endian."""
-    num_parameters: int
-    """P."""
     layout_digest: str
     """Names the layout that flattened the classifiers."""
     origin: Origin
     """The same in every row."""
-    part_widths: tuple[PositiveInt, ...]
-    """Floats in each theta column; they sum to P."""
+    part_widths: tuple[Annotated[int, Field(gt=0, lt=2**28)], ...]
+    """Floats in each theta column, little-endian float32; they sum to P."""
+
+    @property
+    def num_parameters(self) -> int:
+        """P."""
+        return sum(self.part_widths)
 
     @classmethod
     def of(cls, population: Population) -> TableFormat:
         """The format a population is written in."""
-        num_parameters = population.theta_KP.shape[1]
-        full, rest = divmod(num_parameters, MAX_PART_FLOATS)
+        full, rest = divmod(population.theta_KP.shape[1], MAX_PART_FLOATS)
         return cls(
-            num_parameters=num_parameters,
             layout_digest=population.layout_digest,
             origin=population.origin,
             part_widths=(MAX_PART_FLOATS,) * full + ((rest,) if rest else ()),
@@ -149,39 +137,22 @@ class TableFormat(BaseModel):
 
     @classmethod
     def from_schema(cls, schema: pa.Schema) -> TableFormat:
-        """Reads the metadata and checks the columns against it.
-
-        StoreError where a newer bend-ray wrote it, ValueError where it is not a population's, or
-        contradicts itself.
-        """
+        """Reads the metadata; ValueError where it is none, or contradicts the columns."""
         try:
-            metadata = {
-                name: json.loads(value)
-                for key, value in (schema.metadata or {}).items()
-                if key.startswith(_PREFIX.encode())
-                and (name := key.decode().removeprefix(_PREFIX)) not in ("place", "maker")
-            }
-            version = metadata.get("format_version", 0)
-            if isinstance(version, int) and version > FORMAT_VERSION:
-                raise StoreError(
-                    f"expected population format {FORMAT_VERSION} or older, got {version}, "
-                    "which a newer bend-ray wrote: upgrade bend-ray"
-                )
-            found = cls.model_validate(metadata)
-        except (RecursionError, ValidationError) as error:
-            problem = first_problem(error) if isinstance(error, ValidationError) else error
+            found = cls.model_validate_json((schema.metadata or {}).get(_FORMAT, b""))
+        except ValidationError as error:
+            problem = first_problem(error)
             raise ValueError(f"expected the metadata of a population, got {problem}") from error
-        adds_up = sum(found.part_widths) == found.num_parameters
-        if not adds_up or not found.arrow_schema().equals(schema):
+        if not found.arrow_schema().equals(schema):
             raise ValueError(f"expected the columns of {found!r}, got {schema.names}")
         return found
 
     def arrow_schema(self) -> pa.Schema:
-        """The columns in order, none of them nullable, and the metadata, each value as JSON."""
+        """The columns in order, none of them nullable, and the metadata, as JSON."""
         theta_types = {name: pa.binary(4 * len(part)) for name, part in self.parts().items()}
         return pa.schema(
             [pa.field(*each, nullable=False) for each in (ROW_TYPES | theta_types).items()],
-            {f"{_PREFIX}{key}": json.dumps(value) for key, value in self.model_dump().items()},
+            {_FORMAT: self.model_dump_json()},
         )
 
     def parts(self, wanted: range | None = None) -> dict[str, range]:

@@ -3,8 +3,8 @@
 Shape letters: K models, P parameters, S parameters of a range.
 
 theta is stored plain, without dictionary, compression or statistics: random floats do not
-compress, and whoever reads wants the bytes. Metadata of the schema (``bend_ray.*``, JSON) says P,
-the layout's digest and how theta is cut, and which shard of which artifact it is. Every page has a
+compress, and whoever reads wants the bytes. Metadata of the schema (``bend_ray.*``, JSON) says the
+layout's digest and how theta is cut, and which shard of which artifact it is. Every page has a
 checksum, which is verified whenever it is read. pyarrow alone reads it::
 
     np.frombuffer(pq.read_table(path)["theta_000"][0].as_buffer(), "<f4")
@@ -119,7 +119,7 @@ def shard_rows(artifact: Artifact, index: int) -> int | None:
 def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]:
     """Which shards need not be made again, by index -> models that they should hold."""
     # Listed a thousand at a time: of shards that are not there, none is asked for.
-    there = {file.name for file in artifact.list_files("shard-")}
+    there = artifact.list_files("shard-")
     indices = [index for index in expected if shard_name(index) in there]
     found = side_by_side(partial(shard_rows, artifact), indices)
     return {index for index, rows in zip(indices, found, strict=True) if rows == expected[index]}
@@ -127,7 +127,7 @@ def complete_shards(artifact: Artifact, expected: Mapping[int, int]) -> set[int]
 
 def count_models(artifact: Artifact) -> int:
     """Models in the whole shards of an artifact, committed or not."""
-    found = (_SHARD_NAME.fullmatch(file.name) for file in artifact.list_files("shard-"))
+    found = map(_SHARD_NAME.fullmatch, artifact.list_files("shard-"))
     return sum(shard_rows(artifact, int(match[1])) or 0 for match in found if match)
 
 

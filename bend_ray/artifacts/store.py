@@ -18,7 +18,13 @@ import pyarrow.fs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, Directory, to_json
+from bend_ray.artifacts.directory import (
+    MANIFEST_NAME,
+    PROGRESS_NAME,
+    SCRATCH,
+    Directory,
+    to_json,
+)
 from bend_ray.artifacts.manifest import (
     Manifest,
     ManifestFile,
@@ -156,7 +162,7 @@ class Artifact(Directory):
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
             return False
-        sizes = dict(self.list_files()) if manifest.files else {}
+        sizes = self.list_files() if manifest.files else {}
         for file in manifest.files:
             if sizes.get(file.name) != file.bytes:
                 found = f"{sizes[file.name]} bytes" if file.name in sizes else "no such file"
@@ -217,6 +223,7 @@ class Artifact(Directory):
         self.write_json(MANIFEST_NAME, sealed(json.loads(to_json(manifest.model_dump()))))
         make_durable(self.filesystem, [self.child(MANIFEST_NAME)])
         with suppress(StoreError):
+            self.discard(SCRATCH)
             # What killed processes had not finished writing.
             for name in self.everything():
                 if name.endswith(TEMPORARY_SUFFIX):
@@ -226,7 +233,7 @@ class Artifact(Directory):
     def _measured(self, files: Sequence[str], rows: Mapping[str, int]) -> list[ManifestFile]:
         if strangers := sorted(set(rows) - set(files)):
             raise ValueError(f"expected rows of the committed files only, got rows of {strangers}")
-        sizes = dict(self.list_files())
+        sizes = self.list_files()
         if missing := sorted(set(files) - set(sizes)):
             raise StoreError(
                 f"cannot commit {masked(self.uri)}: expected {', '.join(missing)} to be there, "

@@ -19,13 +19,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost, Stopwatch
-from bend_ray.artifacts.directory import Directory
+from bend_ray.artifacts.directory import SCRATCH, Directory
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import CorruptArtifact
 from bend_ray.storage.filesystems import patiently, write_bytes
 from bend_ray.storage.masking import cause
 
-DIRECTORY = "training"
+DIRECTORY = f"{SCRATCH}/training"
 """What trainings leave in an artifact until its commit."""
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Checkpoint:
     @property
     def is_there(self) -> bool:
         """Whether one was left."""
-        return any(file.name == self._file for file in self._artifact.list_files(self._file))
+        return self._file in self._artifact.list_files(self._file)
 
     @property
     def is_due(self) -> bool:

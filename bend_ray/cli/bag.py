@@ -290,8 +290,7 @@ def _refuse_beside_export(context: click.Context) -> None:
 
 def _prepare_serving(address: str | None = None) -> None:
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.process.environment import set_defaults
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment, set_defaults
 
     # By this name Ray is told that its cluster is this machine: it listens on loopback alone.
     set_defaults({"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"})

@@ -68,11 +68,10 @@ def tune(
       searcher: {kind: tpe}               # random, grid
       scheduler: {kind: asha}             # {first, reduction, members}; none
     """
-    from bend_ray.tune.page import write_page
+    from bend_ray.tune.page import text, write_page
     from bend_ray.tune.search import tune as search
     from bend_ray.tune.space import load_section
     from bend_ray.tune.study import best_yaml, on_fresh_splits, sentences, summary
-    from bend_ray.tune.table import text
 
     config = asked.load()
     section = load_section(space, config, trials)
@@ -201,7 +200,7 @@ def doctor(address: str | None, store: str | None) -> None:
       bend submit --address http://127.0.0.1:8265 --follow -- doctor --store s3://bucket/runs
     """
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime import cluster

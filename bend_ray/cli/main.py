@@ -186,7 +186,7 @@ def config(asked: Asked, schema: bool) -> None:
       bend config --set samples.count=96 2> knobs.txt
       bend config --schema > bend.schema.json
     """
-    from bend_ray.config.knobs import json_schema, knobs
+    from bend_ray.config.reading import json_schema, knobs
 
     if schema:
         if asked.by_name:

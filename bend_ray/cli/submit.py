@@ -112,7 +112,7 @@ def stop(address: str, job: str) -> None:
 
 def _jobs(address: str) -> Jobs:
     # Ray reads its environment when it is first imported, so the order matters.
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(address)
     from bend_ray.runtime.jobs import Jobs

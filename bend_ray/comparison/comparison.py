@@ -6,7 +6,7 @@ Shape letters: E members, N examples, C classes, P parameters.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,15 +17,7 @@ from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.novelty import Models, Places, novelty, places_among
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.process.matrix import Matrix
-from bend_ray.report.evaluation import (
-    BagScores,
-    DiversityScores,
-    Evaluation,
-    NoveltyScores,
-    PopulationScores,
-    Prices,
-    Spread,
-)
+from bend_ray.report.evaluation import BagScores, Evaluation
 from bend_ray.tasks import Task
 
 POPULATIONS = ("generated", "originals", "held_out")
@@ -100,16 +92,17 @@ class Comparison:
         """Single models, by population."""
         return {name: Members.of(self.test[name], self.trunks[name]) for name in self.trunks}
 
+    def said(self, bag: Bag, about: str | None = None) -> Predictions:
+        """What a bag's members say, of other inputs by their name."""
+        by_models = self.test if about is None else self.others[about]
+        return by_models[bag.models].select(bag.members)
+
     def voted(self, bag: Bag, about: str | None = None) -> Voted:
         """What a bag says, of other inputs by their name."""
-        members = (self.test if about is None else self.others[about])[bag.models].select(
-            bag.members
-        )
-        plain_NC = self.section.vote.answers(members, bag.val_nll_E)
+        plain_NC = self.section.vote.answers(self.said(bag, about), bag.val_nll_E)
         scaled_NC = self.task.scaled(plain_NC, bag.temperature)
-        return Voted(
-            plain_NC, scaled_NC, scaled_NC if self.section.temperature_scaling else plain_NC
-        )
+        scored_NC = scaled_NC if self.section.temperature_scaling else plain_NC
+        return Voted(plain_NC, scaled_NC, scored_NC)
 
     def scores(self, name: str, voted: Voted) -> BagScores:
         """Of a bag."""
@@ -128,31 +121,39 @@ class Comparison:
     def evaluation(self, scores: Mapping[str, BagScores], **more: Any) -> Evaluation:
         """The figures, given the scores of all bags, and more of them."""
         prices, drawn = self.prices, len(self.members["generated"])
-        return Evaluation(
-            part=self.part,
-            bag=scores[BAG],
-            rivals={rival.name: scores[rival.name] for rival in self.section.rivals},
-            populations={name: self._population(name) for name in POPULATIONS},
-            prices=Prices(
-                marginal_seconds=prices.samples / drawn,
-                amortised_seconds=prices.bag / drawn,
-                ordinary_seconds=prices.ordinary,
-                equal_cost_deep_ensemble=scores.get(EQUAL_COST),
-            ),
-            **more,
-        )
+        figures = {
+            "populations": {name: self._population(name) for name in POPULATIONS},
+            "prices": {
+                "marginal_seconds": prices.samples / drawn,
+                "amortised_seconds": prices.bag / drawn,
+                "ordinary_seconds": prices.ordinary,
+                "equal_cost_deep_ensemble": scores.get(EQUAL_COST),
+            },
+        }
+        rivals = {rival.name: scores[rival.name] for rival in self.section.rivals}
+        return Evaluation(part=self.part, bag=scores[BAG], rivals=rivals, **figures, **more)
 
-    def _population(self, name: str) -> PopulationScores:
-        members, diversity = self.members[name], None
+    def _population(self, name: str) -> dict[str, Any]:
+        """Figures of a ``PopulationScores``."""
+        members, accuracy_E = self.members[name], self.members[name].accuracy_E
+        found = dict.fromkeys(("accuracy", "diversity", "novelty"))
+        if len(members):
+            found["accuracy"] = {
+                "mean": accuracy_E.mean().item(),
+                "median": accuracy_E.quantile(0.5).item(),
+                "min": accuracy_E.min().item(),
+                "max": accuracy_E.max().item(),
+                "std": accuracy_E.std(correction=0).item(),
+            }
         if len(members) > 1:
-            pairs = self.task.diversity(members.predictions_EN, self.labels)
-            diversity = DiversityScores(**pairs)
-        is_new = name != "originals" and len(members) > 0
-        return PopulationScores(
-            accuracy=_spread(members),
-            diversity=diversity,
-            novelty=self._novelty(name) if is_new else None,
-        )
+            found["diversity"] = self.task.diversity(members.predictions_EN, self.labels)
+        if len(members) and name != "originals":
+            found["novelty"] = novelty(*map(self._models, (name, "originals")))
+        return found
+
+    def _models(self, name: str) -> Models:
+        members = self.members[name]
+        return Models(self.places[name], members.trunks_E, members.predictions_EN, self.task)
 
     @cached_property
     def places(self) -> dict[str, Places]:
@@ -163,24 +164,3 @@ class Comparison:
             name: places_among(originals, None if name == "originals" else models)
             for name, models in populations.items()
         }
-
-    def _novelty(self, name: str) -> NoveltyScores:
-        models, training = (
-            Models(self.vectors[n], its.trunks_E, its.predictions_EN, self.task)
-            for n, its in ((n, self.members[n]) for n in (name, "originals"))
-        )
-        found = novelty(models, training, (self.places[name], self.places["originals"]))
-        return NoveltyScores(**asdict(found))
-
-
-def _spread(members: Members) -> Spread | None:
-    if not len(members):
-        return None
-    accuracy_E = members.accuracy_E
-    return Spread(
-        mean=accuracy_E.mean().item(),
-        median=accuracy_E.quantile(0.5).item(),
-        min=accuracy_E.min().item(),
-        max=accuracy_E.max().item(),
-        std=accuracy_E.std(correction=0).item(),
-    )

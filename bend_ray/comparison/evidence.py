@@ -10,12 +10,15 @@ from typing import Any
 
 from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
 from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
-from bend_ray.comparison.trusting import calibrated, trust
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.ensemble.curves import size_curve
-from bend_ray.ensemble.metrics import difference
+from bend_ray.data.corruptions import SEVERITIES
+from bend_ray.data.inputs import CALIBRATION
+from bend_ray.ensemble.conformal import Calibration, Floats
+from bend_ray.ensemble.curves import Growth
+from bend_ray.ensemble.metrics import detection, difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
+from bend_ray.errors import ConfigError
 from bend_ray.randomness import generator_for
 from bend_ray.report.evaluation import BagScores, Evaluation, recorded
 from bend_ray.storage.masking import masked_json
@@ -23,6 +26,10 @@ from bend_ray.tasks import Task
 
 DEEP_ENSEMBLE = "deep_ensemble"
 _DIGITS = 6
+COVERAGES = (0.8, 0.9, 0.95, 0.99)
+ACCURACIES = (0.9, 0.95, 0.98, 0.99, 0.995)
+SHIFTED = 0.9
+"""Coverage of the sets that are looked at under shift."""
 
 
 def provenance(config: PipelineConfig, graph: Graph) -> dict[str, Any]:
@@ -84,8 +91,8 @@ def _bags(
         if name != EQUAL_COST:
             found[name] = _bag(name, voted, ours, comparison)
         if comparison.others:
-            calibration = calibrated(comparison, bag)
-            promised.setdefault("trust", {})[name] = trust(comparison, bag, voted, calibration)
+            calibration = _calibrated(comparison, bag)
+            promised.setdefault("trust", {})[name] = _trust(comparison, bag, voted, calibration)
             if name == BAG:
                 promised["calibration"] = calibration
     return scores, found, promised
@@ -114,6 +121,86 @@ def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[s
     }
 
 
+def _calibrated(comparison: Comparison, bag: Bag) -> Calibration | None:
+    """By the examples kept back, if there are some."""
+    if CALIBRATION.name not in comparison.others:
+        return None
+    said = comparison.voted(bag, CALIBRATION.name).answers_NC
+    return comparison.task.calibration(
+        said, comparison.others[CALIBRATION.name][bag.models].labels_N
+    )
+
+
+def _trust(
+    comparison: Comparison, bag: Bag, voted: Voted, calibration: Calibration | None
+) -> dict[str, Any]:
+    """All figures of a ``Trust``, of a bag whose answers about the test part are given."""
+    shifts = comparison.section.shift
+    found: dict[str, Any] = {
+        "ood": _ood(comparison, bag, voted),
+        "shift": {name: _shift(comparison, bag, name, calibration) for name in shifts},
+    }
+    if calibration is not None:
+        answers_NA, labels_N = voted.answers_NC.numpy(), comparison.labels.numpy()
+        found["refusals"] = _refusals(calibration, answers_NA, labels_N)
+        found["sets"] = {
+            kind: {
+                f"{wanted:g}": calibration.scored(
+                    calibration.sets(answers_NA, wanted, kind), labels_N
+                )
+                for wanted in COVERAGES
+            }
+            for kind in calibration.kinds
+        }
+    return found
+
+
+def _refusals(calibration: Calibration, probs_NC: Floats, labels_N: Any) -> dict[str, Any]:
+    found = {}
+    for wanted in ACCURACIES:
+        try:
+            answered_N = probs_NC.max(axis=1) >= calibration.threshold(wanted).least
+        except ConfigError:  # more than so few examples can promise, or than there is of numbers
+            break
+        right_N = probs_NC.argmax(axis=1) == labels_N
+        accuracy = right_N[answered_N].mean().item() if answered_N.any() else None
+        found[f"{wanted:g}"] = {"answered": answered_N.mean().item(), "accuracy": accuracy}
+    return found
+
+
+def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, Any]:
+    weight_E = comparison.section.vote.weights(bag.val_nll_E)
+
+    def unsure(about: str | None, voted: Voted) -> dict[str, Floats]:
+        said = comparison.said(bag, about)
+        return comparison.task.uncertainties(said, weight_E, voted.answers_NC)
+
+    names = [inputs.name for inputs in comparison.section.ood]
+    inside = unsure(None, voted) if names else {}
+    outside = {name: unsure(name, comparison.voted(bag, name)) for name in names}
+    return {
+        name: {score: detection(inside[score], each_M) for score, each_M in found.items()}
+        for name, found in outside.items()
+    }
+
+
+def _shift(
+    comparison: Comparison, bag: Bag, name: str, calibration: Calibration | None
+) -> dict[str, Any]:
+    said_NC = comparison.voted(bag, name).answers_NC
+    labels_N, found = comparison.others[name][bag.models].labels_N, {}
+    parts = zip(said_NC.chunk(SEVERITIES), labels_N.chunk(SEVERITIES), strict=True)
+    for severity, (probs, labels) in enumerate(parts, start=1):
+        scores, coverage = comparison.task.scores(probs, labels), None
+        if calibration is not None:
+            sets = calibration.sets(probs.numpy(), SHIFTED)
+            coverage = calibration.scored(sets, labels.numpy())["coverage"]
+        error = scores.get("ece", scores.get("pit_error"))
+        own = {name: scores[name] for name in ("accuracy", "nll")}
+        found[str(severity)] = own | {"ece": error, "coverage": coverage}
+    return found
+
+
 def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None:
     """Scores by size; the deep ensemble's NLL at temperatures fitted on validation images too."""
     members, section = bag.members, comparison.section
@@ -125,15 +212,11 @@ def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None
     said, before = (
         found[bag.models].select(members) for found in (comparison.test, comparison.validation)
     )
-
-    def curve(scaled: bool) -> dict[str, Any]:
-        generator = generator_for(comparison.seed, "size curve", name)
-        given = (said, before.scores()[1], section.vote, generator)
-        return size_curve(*given, calibrated_on=before if scaled else None)
-
-    found = curve(section.temperature_scaling)
+    generator = generator_for(comparison.seed, "size curve", name)
+    growth = Growth.by_chance(section.vote, before.scores()[1], generator)
+    found = growth.curve(said, before if section.temperature_scaling else None)
     if name == DEEP_ENSEMBLE:
-        scaled = found if section.temperature_scaling else curve(True)
+        scaled = found if section.temperature_scaling else growth.curve(said, before)
         found["scaled_nll"] = scaled["nll"]["mean"]
     return found
 

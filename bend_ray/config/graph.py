@@ -28,11 +28,11 @@ from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import joined
 
 STAGE_VERSIONS = {
-    "seeds": 8,
+    "seeds": 9,
     "autoencoder": 3,
     "latents": 1,
     "generator": 2,
-    "samples": 4,
+    "samples": 5,
     "evaluation": 7,
 }
 """Raised when a stage's code makes something else of the same inputs."""

@@ -1,7 +1,7 @@
 """PipelineConfig: one section a stage, in order; every knob has one home.
 
 ``PipelineConfig()`` is the default run. The docstring under a field is its help text
-(``bend config``); ``reading`` reads a config from YAML, ``knobs`` lists what there is to set.
+(``bend config``); ``reading`` reads a config from YAML, and lists what there is to set.
 """
 
 from __future__ import annotations
@@ -376,7 +376,7 @@ def _of_data(config: PipelineConfig) -> Iterator[str]:
     """What is asked of the data set that one of its kind cannot give."""
     own, asked = config.dataset, config.evaluation
     is_image, is_row = (isinstance(own, k) for k in (Digits | ImageFiles, Table | ArrayParts))
-    known = [*(() if is_row else IMAGES), *(() if is_image else TABLES)]  # of one's own either
+    known = IMAGES if is_image else TABLES
     for name in asked.shift:
         if name not in known:
             yield (

@@ -14,18 +14,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.streaming import Streamed
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import PIL, torch, v2
+from bend_ray.process.lazy import PIL, Tensor, torch, v2
 from bend_ray.randomness import generator_for
-
-if TYPE_CHECKING:
-    from torch import Generator, Tensor
 
 SEVERITIES = 5
 GROUP = 32
@@ -108,17 +105,17 @@ def _spoilt(clean: Tensor, corruption: Corruption, white: int, number: int, star
     return (pixels.clamp(0, 1) * white).round().to(torch.uint8)
 
 
-def _impulse(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+def _impulse(x_NCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     drawn = torch.rand(x_NCHW.shape, generator=generator)
     return torch.where(drawn < share, (drawn < share / 2).float(), x_NCHW)
 
 
-def _motion(x_NCHW: Tensor, pixels: float, generator: Generator) -> Tensor:
+def _motion(x_NCHW: Tensor, pixels: float, generator: torch.Generator) -> Tensor:
     wide = torch.nn.functional.pad(x_NCHW, (int(pixels), 0, 0, 0), mode="replicate")
     return torch.nn.functional.avg_pool2d(wide, (1, int(pixels) + 1), stride=1)
 
 
-def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
+def _jpeg(x_NCHW: Tensor, quality: float, generator: torch.Generator) -> Tensor:
     # torchvision is about to drop its encoder.
     pixels_NHWC = (x_NCHW.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     found_NHWC = np.empty_like(pixels_NHWC)
@@ -132,7 +129,7 @@ def _jpeg(x_NCHW: Tensor, quality: float, generator: Generator) -> Tensor:
     return torch.from_numpy(found_NHWC).permute(0, 3, 1, 2).float() / 255
 
 
-def _pixelate(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+def _pixelate(x_NCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     size = list(x_NCHW.shape[-2:])
     smaller = [max(1, round(share * each)) for each in size]
     few = v2.functional.resize(x_NCHW, smaller, antialias=True)
@@ -150,7 +147,7 @@ def _moved(x_NCHW: Tensor, ways: Sequence[tuple[float, float, float]]) -> Tensor
     return found
 
 
-def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
+def _elastic(x_NCHW: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Bend images by so much of their width, the root of the mean square along each axis."""
     width = x_NCHW.shape[-1]
     sigma = max(1.0, width / 16)
@@ -163,7 +160,9 @@ def _elastic(x_NCHW: Tensor, share: float, generator: Generator) -> Tensor:
         return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
 
 
-def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: Generator) -> tuple[Tensor, Tensor]:
+def _noisy(
+    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Noise of up to one standard deviation of each column."""
     deviation_F = x_NF.std(dim=0)
     noise = torch.randn(x_NF.shape, generator=generator)
@@ -171,7 +170,7 @@ def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: Generator) -> tu
 
 
 def _missing(
-    x_NF: Tensor, share: float, parts: Parts, generator: Generator
+    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Up to half of a row's columns, missing as they would be in a file."""
     changed, end = x_NF.clone(), 0
@@ -186,7 +185,7 @@ def _missing(
 
 
 def _shifted(
-    x_NF: Tensor, share: float, parts: Parts, generator: Generator
+    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Rows drawn again, the likelier the further they lie along the first principal direction."""
     centred_NF = (x_NF - x_NF.mean(dim=0)) / x_NF.std(dim=0).clamp_min(1e-6)
@@ -197,7 +196,7 @@ def _shifted(
     return x_NF[index_N], index_N
 
 
-IMAGES: dict[str, tuple[Callable[[Tensor, float, Generator], Tensor], tuple[float, ...]]] = {
+IMAGES: dict[str, tuple[Callable[[Tensor, float, torch.Generator], Tensor], tuple[float, ...]]] = {
     "gaussian_noise": (
         lambda x, by, g: x + by * torch.randn(x.shape, generator=g),
         (0.04, 0.06, 0.08, 0.09, 0.10),

@@ -22,19 +22,15 @@ from pydantic import Field
 
 from bend_ray.data.columns import Column
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
 from bend_ray.tasks import Classification, Task
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bend_ray.data.streaming import Streamed, Windows
 
-    Inputs = Tensor | dict[str, Tensor]
-    Statistics = tuple[Tensor, Tensor] | None
-else:
-    Inputs = Statistics = Any
+Inputs = Tensor | dict[str, Tensor]
+Statistics = tuple[Tensor, Tensor] | None
 """Inputs: ``(N, ...)``, or several of these by the names of the network's parameters.
 
 Statistics: mean and standard deviation of the channels, to be broadcast; None of what has none.

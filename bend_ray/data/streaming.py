@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,14 +26,9 @@ from bend_ray.data.decoding import Look, decode
 from bend_ray.data.sources import Source
 from bend_ray.errors import DataError
 from bend_ray.process.computing import usable_cores, usable_memory
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.randomness import generator_for
 from bend_ray.storage.filesystems import in_threads
-
-if TYPE_CHECKING:
-    from torch import Tensor
-else:
-    Tensor = Any
 
 T = TypeVar("T")
 

@@ -15,12 +15,10 @@ from pydantic import Field
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
 from bend_ray.errors import ConfigError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bend_ray.ensemble.predictions import Predictions
 
 

@@ -8,8 +8,10 @@ Shape letters: E members, N examples, C classes, S sizes, D draws.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -18,9 +20,6 @@ from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import TrainingError
 from bend_ray.process.matrix import per_block
-
-if TYPE_CHECKING:
-    from bend_ray.tasks import Task
 
 BAND = (0.1, 0.9)
 """Quantiles of the draws between which a band is drawn."""
@@ -42,121 +41,104 @@ def sizes_up_to(num_members: int) -> list[int]:
     return sorted({size for size in [*powers, *between, num_members] if size <= num_members})
 
 
-def size_curve(
-    predictions: Predictions,
-    val_nll_E: Tensor,
-    vote: Vote,
-    generator: torch.Generator,
-    num_draws: int = 20,
-    calibrated_on: Predictions | None = None,
-) -> dict[str, Any]:
-    """As ``prefix_curve``, of D random orders of the members that have a vote.
+@dataclass(frozen=True)
+class Growth:
+    """Bags of the first members in several orders, by their size.
 
-    The last size is the whole ensemble, without spread.
+    Attributes:
+        vote: of each bag.
+        val_nll_E: of the members, by which votes weigh them.
+        sizes: rising, none above an order's length.
+        orders: positions of members in voting order; one order at least.
     """
-    voters = vote.weights(val_nll_E).nonzero().flatten()
-    orders = [voters[torch.randperm(len(voters), generator=generator)] for _ in range(num_draws)]
-    sizes = sizes_up_to(len(voters))
-    return prefix_curve(predictions, val_nll_E, vote, sizes, orders, calibrated_on)
 
+    vote: Vote
+    val_nll_E: Tensor
+    sizes: Sequence[int]
+    orders: Sequence[Tensor | list[int]]
 
-def prefix_curve(
-    predictions: Predictions,
-    val_nll_E: Tensor,
-    vote: Vote,
-    sizes: Sequence[int],
-    orders: Sequence[Tensor | list[int]],
-    calibrated_on: Predictions | None = None,
-) -> dict[str, Any]:
-    """Score bags of the first members in the orders given: ``accuracy`` and ``nll`` by ``sizes``.
+    @classmethod
+    def by_chance(
+        cls, vote: Vote, val_nll_E: Tensor, generator: torch.Generator, num_draws: int = 20
+    ) -> Self:
+        """In D random orders of the members that have a vote.
 
-    Accuracies are fractions of 1, NLL is in nats: of each the ``mean`` over draws, and the
-    quantiles ``BAND``, ``low`` and ``high``, (S,).
+        The last size is the whole ensemble, without spread.
+        """
+        voters = vote.weights(val_nll_E).nonzero().flatten()
+        draws = (torch.randperm(len(voters), generator=generator) for _ in range(num_draws))
+        return cls(vote, val_nll_E, sizes_up_to(len(voters)), [voters[draw] for draw in draws])
 
-    Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is a
-    running mean: O(D E N C) whatever the number of sizes.
+    @cached_property
+    def weight_E(self) -> Tensor:  # noqa: N802 - a shape
+        """Of each member."""
+        return self.vote.weights(self.val_nll_E)
 
-    Sizes rise, none above an order's length; of ``orders``, positions of members in voting order,
-    there is one at least. Temperatures are fitted by ``calibrated_on``; with None the vote is
-    scored as it is. TrainingError where logits of a voter are not finite.
-    """
-    weight_E = vote.weights(val_nll_E)
-    temperature_S = _temperatures(calibrated_on, weight_E, vote, sizes, orders)
-    num_members, num_examples, num_classes = predictions.shape
-    task = predictions.task
-    hits_DS = torch.zeros(len(orders), len(sizes), dtype=torch.float64)
-    nats_DS = torch.zeros_like(hits_DS)
-    width = per_block(8 * num_members * num_classes)
-    for logits_ENC, labels_N in predictions.blocks():
-        for start in range(0, len(labels_N), width):
-            part = slice(start, start + width)
-            ballots_ENC = _ballots(logits_ENC[:, part], weight_E, vote, task)
-            for draw, order in enumerate(orders):
-                bags = _running(ballots_ENC, weight_E, order, sizes)
-                hits_S, nats_S = _scored(bags, labels_N[part], temperature_S, predictions)
-                hits_DS[draw] += hits_S
-                nats_DS[draw] += nats_S
-    bands = {"accuracy": _band(hits_DS / num_examples), "nll": _band(nats_DS / num_examples)}
-    return {"sizes": list(sizes), **bands}
+    def curve(
+        self, predictions: Predictions, calibrated_on: Predictions | None = None
+    ) -> dict[str, Any]:
+        """Score all bags: ``accuracy`` and ``nll`` by ``sizes``.
 
+        Accuracies are fractions of 1, NLL is in nats: of each the ``mean`` over draws, and the
+        quantiles ``BAND``, ``low`` and ``high``, (S,).
 
-def _ballots(logits_ENC: Tensor, weight_E: Tensor, vote: Vote, task: Task) -> Tensor:
-    """What each member says, times its weight."""
-    num_members, num_examples, outputs = logits_ENC.shape
-    width = task.answers_of(outputs)
-    ballots_ENC = torch.zeros(num_members, num_examples, width, dtype=torch.float64)
-    for member in weight_E.nonzero().flatten().tolist():
-        ballots_ENC[member] = vote.ballots(logits_ENC[member], task) * weight_E[member]
-    return ballots_ENC
+        Every vote is a mean of the members' own answers, equal or weighted, so a bag that grows is
+        a running mean: O(D E N C) whatever the number of sizes.
 
+        Temperatures are fitted by ``calibrated_on``; with None the vote is scored as it is.
+        TrainingError where logits of a voter are not finite.
+        """
+        temperature_S = [1.0] * len(self.sizes)
+        if calibrated_on is not None:
+            temperature_S = self._temperatures(calibrated_on.thinned(_FITTED_BYTES))
+        num_members, num_examples, num_classes = predictions.shape
+        task = predictions.task
+        sums_2DS = torch.zeros(2, len(self.orders), len(self.sizes), dtype=torch.float64)
+        width = per_block(8 * num_members * num_classes)
+        for logits_ENC, labels_N in predictions.blocks():
+            for start in range(0, len(labels_N), width):
+                own = slice(start, start + width)
+                part = Predictions(logits_ENC[:, own], labels_N[own], task)
+                ballots_ENC = self._ballots(part)
+                for draw, order in enumerate(self.orders):
+                    bags = zip(self._running(ballots_ENC, order), temperature_S, strict=True)
+                    for size, (ballots_NC, temperature) in enumerate(bags):
+                        answers_NC = task.answers(ballots_NC)
+                        if temperature != 1.0:
+                            answers_NC = task.scaled(answers_NC, temperature)
+                        each_2N = task.each(answers_NC, part.labels_N, predictions.labels_N)
+                        sums_2DS[:, draw, size] += torch.stack([e.double().sum() for e in each_2N])
+        accuracy, nll = map(_band, sums_2DS / num_examples)
+        return {"sizes": list(self.sizes), "accuracy": accuracy, "nll": nll}
 
-def _running(
-    ballots_ENC: Tensor, weight_E: Tensor, order: Tensor | list[int], sizes: Sequence[int]
-) -> Iterator[Tensor]:
-    """Mean ballots (N, C) of the first members in an order, by size."""
-    total_NC, counted = torch.zeros_like(ballots_ENC[0]), 0
-    for size in sizes:
-        total_NC += ballots_ENC[order[counted:size]].sum(dim=0)
-        counted = size
-        yield total_NC / weight_E[order[:size]].sum()
+    def _ballots(self, predictions: Predictions) -> Tensor:
+        """What each member says, times its weight."""
+        (num_members, num_examples, outputs), task = predictions.shape, predictions.task
+        ballots_ENC = torch.zeros(
+            num_members, num_examples, task.answers_of(outputs), dtype=torch.float64
+        )
+        for member in self.weight_E.nonzero().flatten().tolist():
+            said = self.vote.ballots(predictions.logits_ENC[member], task)
+            ballots_ENC[member] = said * self.weight_E[member]
+        return ballots_ENC
 
+    def _running(self, ballots_ENC: Tensor, order: Tensor | list[int]) -> Iterator[Tensor]:
+        """Mean ballots (N, C) of the first members in an order, by size."""
+        total_NC, counted = torch.zeros_like(ballots_ENC[0]), 0
+        for size in self.sizes:
+            total_NC += ballots_ENC[order[counted:size]].sum(dim=0)
+            counted = size
+            yield total_NC / self.weight_E[order[:size]].sum()
 
-def _temperatures(
-    calibrated_on: Predictions | None,
-    weight_E: Tensor,
-    vote: Vote,
-    sizes: Sequence[int],
-    orders: Sequence[Tensor | list[int]],
-) -> list[float]:
-    """The temperature of each size; all 1 where none is fitted."""
-    if calibrated_on is None:
-        return [1.0] * len(sizes)
-    fitted_on = calibrated_on.thinned(_FITTED_BYTES)
-    task = fitted_on.task
-    ballots_ENC = _ballots(fitted_on.logits_ENC, weight_E, vote, task)
-    chosen = orders[:_FITTED_ORDERS]
-    bags = [_running(ballots_ENC, weight_E, order, sizes) for order in chosen]
-    labels = torch.cat([fitted_on.labels_N] * len(chosen))
-    by_size = zip(*bags, strict=True)
-    return [task.fit_scale(task.answers(torch.cat(each)), labels, len(chosen)) for each in by_size]
-
-
-def _scored(
-    ballots_SNC: Iterable[Tensor],
-    labels_N: Tensor,
-    temperature_S: Sequence[float],
-    predictions: Predictions,
-) -> tuple[Tensor, Tensor]:
-    """Summed scores (right answers, or shares of R^2) and summed NLL, each (S,)."""
-    task, found = predictions.task, []
-    for ballots_NC, temperature in zip(ballots_SNC, temperature_S, strict=True):
-        answers_NC = task.answers(ballots_NC)
-        if temperature != 1.0:
-            answers_NC = task.scaled(answers_NC, temperature)
-        each_2N = task.each(answers_NC, labels_N, predictions.labels_N)
-        found.append(torch.stack([each.double().sum() for each in each_2N]))
-    hits_S, nats_S = torch.stack(found, dim=1)
-    return hits_S, nats_S
+    def _temperatures(self, fitted_on: Predictions) -> list[float]:
+        """The temperature of each size."""
+        ballots_ENC, task = self._ballots(fitted_on), fitted_on.task
+        chosen = self.orders[:_FITTED_ORDERS]
+        labels = torch.cat([fitted_on.labels_N] * len(chosen))
+        by_size = zip(*(self._running(ballots_ENC, order) for order in chosen), strict=True)
+        return [
+            task.fit_scale(task.answers(torch.cat(each)), labels, len(chosen)) for each in by_size
+        ]
 
 
 def _band(score_DS: Tensor) -> dict[str, list[float]]:

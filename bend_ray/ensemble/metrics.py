@@ -1,25 +1,31 @@
 """How good the answer is, how far it can be trusted, and how much the members differ.
 
-Shape letters: E and M members, N examples, C classes, B bins. Every score is a fraction of 1, or
-nats, never a percentage, and is computed in float64.
+Shape letters: E and M members, N examples, T targets, C classes, B bins. Every score is a fraction
+of 1, nats, or in the units of targets, never a percentage, and is computed in float64.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Lazy, because the axis files of this room import these functions at load.
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.process.matrix import per_block, scratch
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Tensor
-
 
 SMALLEST_PROBABILITY = 2.0**-126
 """The smallest normal float32: no example costs more than 87.3 nats, whatever the dtype."""
+LEVELS = (0.5, 0.9, 0.95)
+"""Of the central intervals that are scored."""
+SMALLEST_VARIANCE = 1e-12
+"""As a share of the targets' variance: members that agree exactly have none."""
+KEPT = 0.95
+"""Of inputs out of distribution, the share that is to be found."""
+
+Floats = NDArray[np.float64]
 
 
 def score(probs_NC: Tensor, labels_N: Tensor) -> dict[str, float]:
@@ -222,6 +228,88 @@ def difference(ours_N: Tensor, theirs_N: Tensor) -> dict[str, float]:
     # One image has no spread; nan becomes null where it is stored.
     error = each_N.std() / len(each_N) ** 0.5 if len(each_N) > 1 else each_N.new_tensor(torch.nan)
     return {"mean": each_N.mean().item(), "standard_error": error.item()}
+
+
+def log_density(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+    """Log density of a normal at the targets, in nats."""
+    return -0.5 * ((targets - mean) ** 2 / variance + (2 * math.pi * variance).log())
+
+
+def crps(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
+    """Continuous ranked probability score: the absolute error, of a distribution; lower is better.
+
+    Source: Gneiting & Raftery, "Strictly proper scoring rules", 2007, equation 21.
+    """
+    deviation = variance.sqrt()
+    z = (targets - mean) / deviation
+    density = torch.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+    inside = z * (2 * torch.special.ndtr(z) - 1) + 2 * density - 1 / math.sqrt(math.pi)
+    mean_score: float = (deviation * inside).mean().item()
+    return mean_score
+
+
+def intervals(
+    mean: Tensor, variance: Tensor, targets: Tensor
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Share of targets inside of central intervals of ``LEVELS``, and the mean width of each."""
+    deviation, error = variance.sqrt(), (targets - mean).abs()
+    half = [torch.special.ndtri(torch.tensor(0.5 + p / 2, dtype=mean.dtype)) for p in LEVELS]
+    return (
+        tuple((error <= z * deviation).double().mean().item() for z in half),
+        tuple((2 * z * deviation).mean().item() for z in half),
+    )
+
+
+def pit(mean: Tensor, variance: Tensor, targets: Tensor) -> Tensor:
+    """Probability integral transform: where in its predicted distribution each target lies.
+
+    Uniform in [0, 1] where predictions are calibrated. Source: Dawid, 1984.
+    """
+    share: Tensor = torch.special.ndtr((targets - mean) / variance.sqrt())
+    return share
+
+
+def pit_error(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
+    """Area between the distribution of the PIT and the uniform one: 0 calibrated, 1/2 at most."""
+    found = pit(mean, variance, targets).flatten().sort().values
+    ideal = (torch.arange(len(found), dtype=found.dtype) + 0.5) / len(found)
+    return (found - ideal).abs().mean().item()
+
+
+def detection(inside_N: Floats, outside_M: Floats) -> dict[str, float]:
+    """How a score, higher outside, tells outside from inside.
+
+    Gives ``auroc``, the probability that one outside has a higher score than one inside, and its
+    ``standard_error`` over examples of both; ``aupr``, the average precision, those outside being
+    positive; ``fpr95``, the share inside taken for outside where 95 % outside are found. As
+    ``roc_auc_score``, ``average_precision_score`` and ``roc_curve`` of scikit-learn.
+
+    Source of the error: DeLong et al., "Comparing the areas under two or more correlated receiver
+    operating characteristic curves", 1988.
+    """
+    above_M, above_N = _share_below(inside_N, outside_M), 1 - _share_below(outside_M, inside_N)
+    variance = sum(
+        each.var(ddof=1) / len(each) if len(each) > 1 else np.nan for each in (above_M, above_N)
+    )
+    thresholds, counts_T = np.unique(outside_M, return_counts=True)
+    found_T = counts_T[::-1].cumsum()  # at the highest threshold first
+    wrong_T = len(inside_N) - np.searchsorted(np.sort(inside_N), thresholds)[::-1]
+    precision_T = found_T / (found_T + wrong_T)
+    enough = np.argmax(found_T >= KEPT * len(outside_M))
+    return {
+        "auroc": above_M.mean().item(),
+        "aupr": float((precision_T * counts_T[::-1]).sum() / len(outside_M)),
+        "fpr95": float(wrong_T[enough] / len(inside_N)),
+        "standard_error": float(np.sqrt(variance)),
+    }
+
+
+def _share_below(values_N: Floats, than_M: Floats) -> Floats:
+    """Of some values, the share below each of others; equal ones are half below."""
+    sorted_N = np.sort(values_N)
+    sides = [np.searchsorted(sorted_N, than_M, side) for side in ("left", "right")]
+    shares: Floats = np.mean(sides, axis=0) / len(values_N)
+    return shares
 
 
 def by_example(work: Callable[..., Tensor], probs_NC: Tensor, *more: Tensor) -> Tensor:

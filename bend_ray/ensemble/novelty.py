@@ -1,7 +1,7 @@
 """Where models are: is a generated one new, or a copy, or the mean of what it was learnt from?
 
-No one number tells: weight-space distance alone calls the mean of a trunk "novel". Read all of
-``Novelty`` beside the same row for held-out training checkpoints, which is what new models of
+No one number tells: weight-space distance alone calls the mean of a trunk "novel". Read all that
+``novelty`` gives beside the same row for held-out training checkpoints, which is what new models of
 the same distribution look like.
 
 Shape letters: M models, K training models, T trunks, P parameters, N examples. Distances are
@@ -31,26 +31,6 @@ CANCELLING = 1e-6
 MOST_IN_A_PLANE = 1024
 
 
-@dataclass(frozen=True)
-class Novelty:
-    """How a population of models stands to the training models."""
-
-    nearest_ratio: float
-    """Median distance to the nearest training model, over the median of the training models' own
-    (leave-one-out): 0 for copies, about 1 for held-out models."""
-    spread: float
-    """Mean distance of a model to the training mean of its trunk, over the same of the training
-    models: 0 for a trunk's mean. Held-out models of a trunk with K training models score about
-    sqrt((K + 1) / (K - 1)), because the mean was not taken over them."""
-    within_trunk_disagreement: float
-    """Share of examples on which two models of one trunk differ, mean over pairs."""
-    functional_distance: float
-    """Share of examples on which a model differs from the training model that predicts most like
-    it, mean over models."""
-    copies: float
-    """Share of models that are a training model, or nearly (``COPY_RATIO``)."""
-
-
 Population = tuple[Matrix, Tensor]
 """Parameters ``(M, P)`` and trunks ``(M,)``."""
 
@@ -67,46 +47,47 @@ class Places:
 
 @dataclass(frozen=True)
 class Models:
-    """A population; trunks are integers, where there is none one value, such as -1."""
+    """One at least; trunks are integers, where there is none one value, such as -1."""
 
-    theta_MP: Matrix
+    places: Places
     trunks_M: Tensor
     predictions_MN: Tensor
     task: Task
 
-    def __post_init__(self) -> None:
-        if not len(self.theta_MP) == len(self.trunks_M) == len(self.predictions_MN) > 0:
-            raise ValueError(
-                "expected parameters, trunk and predictions of each of at least one model, got "
-                f"{len(self.theta_MP)}, {len(self.trunks_M)} and {len(self.predictions_MN)} rows"
-            )
 
+def novelty(models: Models, training: Models) -> dict[str, float]:
+    """Compare a population with the training models.
 
-def novelty(
-    models: Models, training: Models, places: tuple[Places, Places] | None = None
-) -> Novelty:
-    """Compare a population with the training models; the ``places`` of both may be known.
+    ``nearest_ratio``: median distance to the nearest training model, over the median of the
+    training models' own (leave-one-out): 0 for copies, about 1 for held-out models. ``spread``:
+    mean distance of a model to the training mean of its trunk, over the same of the training
+    models: 0 for a trunk's mean. Held-out models of a trunk with K training models score about
+    sqrt((K + 1) / (K - 1)), because the mean was not taken over them.
+    ``within_trunk_disagreement``: share of examples on which two models of one trunk differ, mean
+    over pairs. ``functional_distance``: share on which a model differs from the training model that
+    predicts most like it, mean over models. ``copies``: share of models that are a training model,
+    or nearly (``COPY_RATIO``).
 
     A measure without a meaning is nan: nearest_ratio with one training model or where half of them
     have an exact twin (then only exact copies count as copies), spread without a shared trunk or
     where each has one training model, within_trunk_disagreement where no trunk has two models.
     """
-    theirs, its = ((each.theta_MP, each.trunks_M) for each in (training, models))
-    at, usual_at = places or (places_among(theirs, its), places_among(theirs))
+    at, usual_at = models.places, training.places
     usual = usual_at.nearest_M.quantile(0.5).item()
     copied_M = (at.nearest_M == 0) | (at.nearest_M < COPY_RATIO * usual)
-    tiles = torch.split(models.predictions_MN, _tile(training.theta_MP))
+    tiles = torch.split(models.predictions_MN, _tile(len(training.trunks_M)))
     differing = (models.task.distances(tile, training.predictions_MN) for tile in tiles)
     functional_M = torch.cat([each_mK.amin(dim=1) for each_mK in differing])
     shared_M = torch.isin(models.trunks_M, training.trunks_M)
     shared_K = torch.isin(training.trunks_M, models.trunks_M)
-    return Novelty(
-        nearest_ratio=_ratio(at.nearest_M.quantile(0.5).item(), usual),
-        spread=_ratio(at.trunk_M[shared_M].mean().item(), usual_at.trunk_M[shared_K].mean().item()),
-        within_trunk_disagreement=_within_trunk_disagreement(models),
-        functional_distance=functional_M.mean().item(),
-        copies=copied_M.double().mean().item(),
-    )
+    spread, usual_spread = at.trunk_M[shared_M].mean(), usual_at.trunk_M[shared_K].mean()
+    return {
+        "nearest_ratio": _ratio(at.nearest_M.quantile(0.5).item(), usual),
+        "spread": _ratio(spread.item(), usual_spread.item()),
+        "within_trunk_disagreement": _within_trunk_disagreement(models),
+        "functional_distance": functional_M.mean().item(),
+        "copies": copied_M.double().mean().item(),
+    }
 
 
 def places_among(training: Population, models: Population | None = None) -> Places:
@@ -121,15 +102,15 @@ def places_among(training: Population, models: Population | None = None) -> Plac
             f"{tuple(theta_MP.shape)} and {tuple(train_theta_KP.shape)}"
         )
     places_2M = torch.zeros(2, len(trunks_M), dtype=torch.float64)
-    for start in range(0, len(trunks_M), size := _tile(train_theta_KP)):
+    for start in range(0, len(trunks_M), size := _tile(len(train_theta_KP))):
         own = slice(start, min(start + size, len(trunks_M)))
         places_2M[:, own] = torch.stack(_places(training, models, own))
     return Places(*places_2M)
 
 
-def _tile(train_theta_KP: Matrix) -> int:
+def _tile(num_training: int) -> int:
     """Models whose distances to all training models are held at once."""
-    return per_block(8 * len(train_theta_KP))
+    return per_block(8 * num_training)
 
 
 def _places(training: Population, models: Population | None, own: slice) -> tuple[Tensor, Tensor]:

@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from bend_ray.ensemble.intervals import SMALLEST_VARIANCE
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, SMALLEST_VARIANCE
 from bend_ray.ensemble.votes import Rule
 from bend_ray.errors import ConfigError
 

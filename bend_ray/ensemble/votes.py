@@ -16,13 +16,11 @@ from pydantic import Field
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, by_example, check_examples
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.process.matrix import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bend_ray.ensemble.predictions import Predictions
     from bend_ray.tasks import Task
 
@@ -34,8 +32,6 @@ _CLOSE = 1e-10
 """A step of so small a share is the last."""
 _MOST_STEPS = 64
 """Enough to halve the interval to that share."""
-
-
 _LARGEST_SHARE = 2**16
 """A member's share of whole votes has at most this denominator."""
 
@@ -83,14 +79,14 @@ class _Vote(Spec):
         return torch.ones(len(val_nll_E), dtype=torch.float64)
 
     @final
-    def ballots(self, logits: Tensor, task: Task | None = None) -> Tensor:
-        """What members say of a task: outputs (..., C) to float64 rows; None: classes.
+    def ballots(self, logits: Tensor, task: Task) -> Tensor:
+        """What members say of a task: outputs (..., C) to float64 rows.
 
         ConfigError where votes are counted, and there are no classes to vote for.
         """
         if not self.counts_votes:
-            return torch.softmax(logits.double(), dim=-1) if task is None else task.ballots(logits)
-        if task is not None and not task.has_classes:
+            return task.ballots(logits)
+        if not task.has_classes:
             raise ConfigError(
                 f"evaluation.vote.kind: expected a mean of what members say for {task.kind}, as "
                 "there are no classes to count votes for, got majority; use soft"
@@ -99,32 +95,26 @@ class _Vote(Spec):
         return torch.zeros_like(logits, dtype=torch.float64).scatter_(-1, choice, 1.0)
 
     @final
-    def combine(self, logits_ENC: Tensor, val_nll_E: Tensor, task: Task | None = None) -> Tensor:
-        """Combine outputs into the bag's answers: of classes (task None) probs_NC.
+    def answers(self, predictions: Predictions, val_nll_E: Tensor) -> Tensor:
+        """Combine what members, each of a validation NLL, say into the bag's answers, ``(N, A)``.
 
         TrainingError where the logits of a member with a vote are not finite.
         """
-        _check_members(logits_ENC, val_nll_E)
-        weight_E = self.weights(val_nll_E)
-        _check_finite(logits_ENC, weight_E)
-        shape = self.ballots(logits_ENC[0, :0], task).shape[1:]
-        probs_NC = logits_ENC.new_zeros(logits_ENC.shape[1], *shape, dtype=torch.float64)
-        # A member at a time: what all of them say would be the largest thing in memory.
-        for logits_NC, weight in zip(logits_ENC, weight_E.tolist(), strict=True):
-            if weight > 0:
-                probs_NC.add_(self.ballots(logits_NC, task), alpha=weight)
-        probs_NC.div_(weight_E.sum())
-        return probs_NC if task is None else task.answers(probs_NC)
-
-    @final
-    def answers(self, predictions: Predictions, val_nll_E: Tensor) -> Tensor:
-        """As ``combine``, of examples that are read in blocks."""
         (num_examples, outputs), task, start = predictions.shape[1:], predictions.task, 0
-        answers_NC = scratch(num_examples, task.answers_of(outputs))
-        for logits, labels in predictions.blocks():
-            answers_NC[start : start + len(labels)] = self.combine(logits, val_nll_E, task)
-            start += len(labels)
-        return answers_NC
+        weight_E = self.weights(val_nll_E)
+        answers_NA = scratch(num_examples, task.answers_of(outputs))
+        for logits_ENC, labels_N in predictions.blocks():
+            _check_finite(logits_ENC, weight_E)
+            shape = self.ballots(logits_ENC[0, :0], task).shape[1:]
+            ballots_NB = logits_ENC.new_zeros(len(labels_N), *shape, dtype=torch.float64)
+            # A member at a time: what all of them say would be the largest thing in memory.
+            for logits_NC, weight in zip(logits_ENC, weight_E.tolist(), strict=True):
+                if weight > 0:
+                    ballots_NB.add_(self.ballots(logits_NC, task), alpha=weight)
+            ballots_NB.div_(weight_E.sum())
+            answers_NA[start : start + len(labels_N)] = task.answers(ballots_NB)
+            start += len(labels_N)
+        return answers_NA
 
 
 class SoftVote(_Vote):
@@ -232,14 +222,6 @@ def apply_temperature(probs_NC: Tensor, temperature: float) -> Tensor:
 
 def _log(probs_NC: Tensor) -> Tensor:
     return probs_NC.double().clamp(min=SMALLEST_PROBABILITY).log()
-
-
-def _check_members(logits_ENC: Tensor, per_member_E: Tensor) -> None:
-    if logits_ENC.dim() != 3 or len(logits_ENC) == 0 or per_member_E.shape != logits_ENC.shape[:1]:
-        raise ValueError(
-            f"expected logits (E, N, C) of at least one member and a validation NLL for each, got "
-            f"shapes {tuple(logits_ENC.shape)} and {tuple(per_member_E.shape)}"
-        )
 
 
 def _check_finite(logits_ENC: Tensor, weights_E: Tensor) -> None:

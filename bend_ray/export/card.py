@@ -21,7 +21,6 @@ from pydantic import (
 )
 
 from bend_ray.artifacts.directory import to_json
-from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
@@ -29,7 +28,7 @@ from bend_ray.ensemble.conformal import Calibration
 from bend_ray.ensemble.votes import Rule, Vote
 from bend_ray.errors import ConfigError, DataError
 from bend_ray.networks.architectures import Architecture
-from bend_ray.spec import Spec
+from bend_ray.spec import Spec, first_problem
 from bend_ray.tasks import Classification, Task
 
 CARD, LOGITS = "config.json", "logits"

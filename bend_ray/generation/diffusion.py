@@ -16,16 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveInt
 
 from bend_ray.optim import Fraction
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class Ddpm(Spec):

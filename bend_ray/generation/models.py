@@ -22,13 +22,11 @@ from bend_ray.process.lazy import torch
 from bend_ray.spec import OddSize, Spec
 
 if TYPE_CHECKING:
-    from bend_ray.generation.networks import (
-        ConditionedDenoiser,
-        Conv1dAutoencoder,
-        MlpAutoencoder,
-        ModulatedMlp,
-        UNet1d,
-    )
+    from bend_ray.generation import networks
+else:
+    from bend_ray.process.lazy import LazyModule
+
+    networks = LazyModule("bend_ray.generation.networks")
 
 
 class PrincipalMlp(Spec):
@@ -51,11 +49,9 @@ class PrincipalMlp(Spec):
     latent_noise: NonNegativeFloat = 0.1
     """Noise on the latents while training, in their standard deviations."""
 
-    def build(self, num_features: int) -> MlpAutoencoder:
+    def build(self, num_features: int) -> networks.MlpAutoencoder:
         """The module for vectors of ``num_features`` coefficients."""
-        from bend_ray.generation.networks import MlpAutoencoder
-
-        return MlpAutoencoder(num_features, self.latent_size or num_features, self.hidden)
+        return networks.MlpAutoencoder(num_features, self.latent_size or num_features, self.hidden)
 
 
 class Conv1d(Spec):
@@ -74,11 +70,11 @@ class Conv1d(Spec):
     latent_noise: NonNegativeFloat = 0.1
     """Noise on the latents while training, in their standard deviations."""
 
-    def build(self, num_features: int) -> Conv1dAutoencoder:
+    def build(self, num_features: int) -> networks.Conv1dAutoencoder:
         """The module for vectors of ``num_features`` parameters."""
-        from bend_ray.generation.networks import Conv1dAutoencoder
-
-        return Conv1dAutoencoder(num_features, self.latent_size, self.channels, self.kernel)
+        return networks.Conv1dAutoencoder(
+            num_features, self.latent_size, self.channels, self.kernel
+        )
 
 
 class ImportedAutoencoder(Imported):
@@ -101,13 +97,11 @@ class ImportedAutoencoder(Imported):
 
         ConfigError where what it encodes or decodes has another shape.
         """
-        from bend_ray.generation.networks import ROWS, check_gives
-
-        features, latents = (ROWS, num_features), (ROWS, self.latent_size)
+        features, latents = (networks.ROWS, num_features), (networks.ROWS, self.latent_size)
         module = self.make(num_features=num_features, latent_size=self.latent_size)
         encode, decode = (f"{self.target}.{name}" for name in ("encode(x)", "decode(z)"))
-        check_gives(latents, lambda: module.encode(torch.zeros(features)), encode)
-        check_gives(features, lambda: module.decode(torch.zeros(latents)), decode)
+        networks.check_gives(latents, lambda: module.encode(torch.zeros(features)), encode)
+        networks.check_gives(features, lambda: module.decode(torch.zeros(latents)), decode)
         return module
 
 
@@ -127,11 +121,9 @@ class MlpDenoiser(Spec):
     blocks: PositiveInt = 2
     """Residual blocks."""
 
-    def build(self, latent_size: int, num_conditions: int) -> ModulatedMlp:
+    def build(self, latent_size: int, num_conditions: int) -> networks.ModulatedMlp:
         """The module for latents of ``latent_size``."""
-        from bend_ray.generation.networks import ModulatedMlp
-
-        return ModulatedMlp(latent_size, num_conditions, self.hidden, self.blocks)
+        return networks.ModulatedMlp(latent_size, num_conditions, self.hidden, self.blocks)
 
 
 class ConvDenoiser(Spec):
@@ -144,11 +136,9 @@ class ConvDenoiser(Spec):
     kernel: OddSize = 7
     """Kernel size of every convolution; odd."""
 
-    def build(self, latent_size: int, num_conditions: int) -> UNet1d:
+    def build(self, latent_size: int, num_conditions: int) -> networks.UNet1d:
         """The module for latents of ``latent_size``."""
-        from bend_ray.generation.networks import UNet1d
-
-        return UNet1d(latent_size, num_conditions, self.channels, self.kernel)
+        return networks.UNet1d(latent_size, num_conditions, self.channels, self.kernel)
 
 
 class ImportedDenoiser(Imported):
@@ -159,14 +149,12 @@ class ImportedDenoiser(Imported):
 
     starts_gaussian: ClassVar[bool] = False
 
-    def build(self, latent_size: int, num_conditions: int) -> ConditionedDenoiser:
+    def build(self, latent_size: int, num_conditions: int) -> networks.ConditionedDenoiser:
         """The module, or what makes it one of ours; ConfigError where predictions do not fit."""
-        from bend_ray.generation.networks import ConditionedDenoiser, PlainDenoiser
-
         module = self.make(latent_size=latent_size, num_conditions=num_conditions)
-        if isinstance(module, ConditionedDenoiser):
+        if isinstance(module, networks.ConditionedDenoiser):
             return module
-        return PlainDenoiser(module, latent_size, self.target)
+        return networks.PlainDenoiser(module, latent_size, self.target)
 
 
 Denoiser = Annotated[MlpDenoiser | ConvDenoiser | ImportedDenoiser, Field(discriminator="kind")]

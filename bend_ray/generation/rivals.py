@@ -10,23 +10,17 @@ Shape letters: K training members, N drawn, P parameters, T trunks, B columns of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
+from typing import Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt
 
 from bend_ray.errors import ConfigError
 from bend_ray.imported import Imported
-from bend_ray.process.lazy import torch
-from bend_ray.process.matrix import column_slices
+from bend_ray.process.lazy import Tensor, torch
+from bend_ray.process.matrix import Matrix, column_slices
 from bend_ray.spec import Spec
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from torch import Generator, Tensor
-
-    from bend_ray.process.matrix import Matrix
 
 
 def trunk_means(theta_KP: Tensor, trunks_K: Tensor) -> tuple[Tensor, ...]:
@@ -61,7 +55,7 @@ class Trained:
     members_KP: Matrix
     trunks_K: Tensor
     count: int
-    stream: Callable[[int], Generator]
+    stream: Callable[[int], torch.Generator]
 
 
 Drawn: TypeAlias = "tuple[Tensor, Tensor]"

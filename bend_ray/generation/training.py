@@ -129,7 +129,8 @@ class HeldOut:
     """The loss of members that a model does not learn from, along its training.
 
     The noise is the same at every look. ``curve`` has the step and loss of each, ``best`` the
-    averaged weights of the lowest loss, in the order of ``steps.average``.
+    averaged weights of the lowest loss, in the order of ``steps.average``. Without such members, or
+    where the training has no patience, nothing is looked at.
     """
 
     def __init__(
@@ -139,7 +140,8 @@ class HeldOut:
         rows: dict[str, Tensor],
         generator: torch.Generator,
     ) -> None:
-        repeats = -(-LOOKED_AT // len(rows["features"]))
+        self._looks = bool(steps.training.patience and len(rows["features"]))
+        repeats = -(-LOOKED_AT // max(1, len(rows["features"])))
         repeated = {
             name: column.repeat(repeats, *[1] * (column.ndim - 1)) for name, column in rows.items()
         }
@@ -149,11 +151,11 @@ class HeldOut:
         self._objective, self._steps = objective, steps
         self._names = [name for name, p in objective.named_parameters() if p.requires_grad]
         self.curve: list[tuple[int, float]] = []
-        self.best = [average.clone() for average in steps.average]
+        self.best = [average.clone() for average in steps.average if self._looks]
 
     def look(self, step: int) -> None:
         """Note the loss of the average as it is after ``step`` steps, once."""
-        if self.curve and self.curve[-1][0] >= step:
+        if not self._looks or (self.curve and self.curve[-1][0] >= step):
             return
         weights = dict(zip(self._names, self._steps.average, strict=True))
         with torch.no_grad():
@@ -172,11 +174,12 @@ class HeldOut:
         Not whether it is above the start: first steps of Adam lose what the next may win back.
         """
         losses, patience = [lost for _, lost in self.curve], self._steps.training.patience
-        assert patience is not None
+        if patience is None:
+            return False
         last = losses[-patience - 1 :]
         return len(last) > patience and all(a < b for a, b in pairwise(last))
 
     def settle(self) -> None:
-        """Put the best weights in the average's place."""
-        for average, best in zip(self._steps.average, self.best, strict=True):
+        """Put the best weights in the average's place, if there are any."""
+        for average, best in zip(self._steps.average, self.best, strict=self._looks):
             average.copy_(best)

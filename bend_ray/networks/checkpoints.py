@@ -13,13 +13,11 @@ import safetensors.torch
 
 from bend_ray.data.files import File, Files, find_files
 from bend_ray.errors import DataError
-from bend_ray.process.lazy import torch
+from bend_ray.process.lazy import Tensor, torch
 from bend_ray.storage.filesystems import open_file, resolve, store_errors
 from bend_ray.storage.masking import cause, printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from bend_ray.networks.protocols import Checkpoints
 
 KEY = "seeds.protocol.files"

@@ -20,6 +20,7 @@ from pydantic import NonNegativeInt, Strict, StrictBool, StrictStr, TypeAdapter,
 from torch import Tensor, nn
 
 from bend_ray.errors import ConfigError, DataError
+from bend_ray.spec import first_problem
 
 
 @dataclass(frozen=True)
@@ -154,9 +155,7 @@ class ParameterLayout:
         try:
             found = _ROWS.validate_python(rows)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise ValueError(f"expected a layout, got {where}: {first['msg']}") from None
+            raise ValueError(f"expected a layout, got {first_problem(error)}") from None
         layout = cls._stack(found)
         if len({name for name, *_ in found}) < len(found) or layout.size >= MOST_PARAMETERS:
             raise ValueError("expected a layout, got a name twice, or more than memory could hold")

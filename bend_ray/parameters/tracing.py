@@ -12,7 +12,7 @@ mode then shows which nodes are one unit, operation by operation as ATen sees th
   fixes whatever comes in.
 
 A **field** is the labels of a tensor: an integer tensor of its number of axes, of length 1 along
-those on which the labels do not depend. ``grouping`` makes permutations of what is recorded here.
+those on which the labels do not depend. ``proof`` makes permutations of what is recorded here.
 
 Recorded by a dispatch mode, not by ``torch.export`` or ``make_fx``, which see the same operations:
 these import ``torch._dynamo`` first, which costs a process two seconds.

@@ -16,13 +16,14 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, cost_of_pieces, read_costs
+from bend_ray.artifacts.cost import cost_of_pieces, read_costs
+from bend_ray.artifacts.directory import SCRATCH
 from bend_ray.artifacts.shards import complete_shards, shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import TrainingError
 from bend_ray.storage.filesystems import side_by_side
 
-DIRECTORY = "diverged"
+DIRECTORY = f"{SCRATCH}/diverged"
 """What pieces of an artifact say of it, while it is being made."""
 
 Outcome = Literal["retrained", "dropped"]
@@ -64,7 +65,7 @@ def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
 
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
     """What the pieces of an artifact that is being made say, by the piece's name."""
-    names = [file.name for file in artifact.list_files(f"{DIRECTORY}/")]
+    names = artifact.list_files(f"{DIRECTORY}/")
     found = side_by_side(artifact.read_note, names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
     return {
@@ -91,7 +92,6 @@ def done_shards(artifact: Artifact, planned: Mapping[int, int]) -> set[int]:
 
 def commit_left(
     artifact: Artifact,
-    stage: str,
     planned: Mapping[int, int],
     wall_seconds: float,
     *,
@@ -105,30 +105,30 @@ def commit_left(
     """
     left = {shard_name(i): rows for i, rows in left_rows(artifact, planned).items() if rows}
     costs = read_costs(artifact, [*map(shard_name, planned), *priced])
-    diverged = _told(stage, artifact, sum(planned.values()))
+    diverged = _told(artifact, sum(planned.values()))
     artifact.commit(
         files=[*left, *files],
         rows=left,
         metrics={"models": sum(left.values()), "diverged": diverged, **(metrics or {})},
         cost=cost_of_pieces(costs, wall_seconds),
     )
-    artifact.discard(COST_DIRECTORY)
-    artifact.discard(DIRECTORY)
 
 
-def _told(stage: str, artifact: Artifact, models: int) -> list[dict[str, object]]:
+def _told(artifact: Artifact, models: int) -> list[dict[str, object]]:
     """All that diverged; what became of it also goes to the log."""
     diverged = [each for piece in notes(artifact).values() for each in piece]
     found = sorted(diverged, key=lambda each: (each.kind, each.trunk, each.fork, each.models))
     again = sum(each.outcome == "retrained" for each in found)
     dropped = [model for each in found for model in each.models]
     if again:
-        logger.warning("%-12s %d trainings diverged and did well with another seed", stage, again)
+        logger.warning(
+            "%-12s %d trainings diverged and did well with another seed", artifact.stage, again
+        )
     if dropped:
         shown = ", ".join(map(str, dropped[:5])) + (", ..." if len(dropped) > 5 else "")
         logger.warning(
             "%-12s %d of %d models diverged and are left out: %s",
-            *(stage, len(dropped), models, shown),
+            *(artifact.stage, len(dropped), models, shown),
         )
     return [each.model_dump(mode="json") for each in found]
 

@@ -89,7 +89,9 @@ class Classifiers:
         """The rows of models that share a base, or of all where none does."""
         if trunks_K is None or not self.shares_a_base:
             return [(self.stack, list(range(models)))]
-        rows = members_by_trunk(trunks_K) or {0: []}
+        rows: dict[int, list[int]] = {} if len(trunks_K) else {0: []}
+        for row, trunk in enumerate(trunks_K):
+            rows.setdefault(int(trunk), []).append(row)
         return [(self._stacks[trunk], own) for trunk, own in rows.items()]
 
     def logits(
@@ -176,18 +178,6 @@ class Classifiers:
         parts = [work(stack, theta_KP[rows]) for stack, rows in groups]
         order = torch.tensor([row for _, rows in groups for row in rows]).argsort()
         return torch.cat(parts).cpu()[order]
-
-
-def members_by_trunk(trunks_K: Sequence[int]) -> dict[int, list[int]]:
-    """Which members each trunk has.
-
-    >>> members_by_trunk([2, 0, 2])
-    {2: [0, 2], 0: [1]}
-    """
-    rows: dict[int, list[int]] = {}
-    for row, trunk in enumerate(trunks_K):
-        rows.setdefault(int(trunk), []).append(row)
-    return rows
 
 
 def checked(config: PipelineConfig, dataset: Parts) -> Classifiers:

@@ -16,10 +16,11 @@ if TYPE_CHECKING:
     import PIL.ImageOps
     import pyarrow as pa
     import torch
+    from torch import Tensor
     from torchvision.transforms import v2
 else:
 
-    class _LazyModule:
+    class LazyModule:
         """Stands for a module and imports it, or one inside it, when an attribute is asked for."""
 
         def __init__(self, name: str) -> None:
@@ -39,9 +40,11 @@ else:
             # Unpickled attribute by attribute it would look up `_name` before it has one.
             return importlib.import_module, (self._name,)
 
-    torch = _LazyModule("torch")
-    pa = _LazyModule("pyarrow")
-    PIL = _LazyModule("PIL")
-    v2 = _LazyModule("torchvision.transforms.v2")
+    # For annotations alone.
+    Tensor = Any
+    torch = LazyModule("torch")
+    pa = LazyModule("pyarrow")
+    PIL = LazyModule("PIL")
+    v2 = LazyModule("torchvision.transforms.v2")
 
-__all__ = ["PIL", "pa", "torch", "v2"]
+__all__ = ["PIL", "Tensor", "pa", "torch", "v2"]

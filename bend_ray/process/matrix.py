@@ -5,14 +5,11 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from bend_ray.process.lazy import torch
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from bend_ray.process.lazy import Tensor, torch
 
 BLOCK_BYTES = 64 * 2**20
 HELD_BYTES = 128 * 2**20

@@ -12,12 +12,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.manifest import Manifest, first_problem
+from bend_ray.artifacts.manifest import Manifest
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import STAGES, Graph
 from bend_ray.config.resources import HourlyPrice
 from bend_ray.ensemble.conformal import Calibration
 from bend_ray.errors import StoreError
+from bend_ray.spec import first_problem
 from bend_ray.storage.masking import masked
 
 Figure = float | None
@@ -120,7 +121,7 @@ class RefusalScores(_Record):
 
 
 class Detection(_Record):
-    """How a score tells inputs of no learnt class from the test part; see ``ensemble.outside``."""
+    """How a score tells inputs of no learnt class from the test part; see ``ensemble.metrics``."""
 
     auroc: Figure
     aupr: Figure

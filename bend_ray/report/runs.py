@@ -125,8 +125,7 @@ def output_directory(uri: str) -> Directory:
 
 def written(output: Directory) -> str | None:
     """Where the page is, if it has been written there; it is written last."""
-    names = {file.name for file in output.list_files(f"{NAME}.")}
-    return page_uri(output, NAME) if f"{NAME}.html" in names else None
+    return page_uri(output, NAME) if f"{NAME}.html" in output.list_files(f"{NAME}.") else None
 
 
 def page_uri(output: Directory, name: str) -> str:

@@ -172,7 +172,8 @@ class Runtime:
         from bend_ray.runtime.loop import Team, train
 
         table = self.table(rows, Resources())
-        with lent(), ProgressLine(job.stage, job.training.steps, "steps") as line:
+        steps = job.section.training.steps
+        with lent(), ProgressLine(job.artifact.stage, steps, "steps") as line:
             return train(job, table, Team(progress=line.update))
 
     def preflight(self, config: PipelineConfig, stages: Sequence[str]) -> PipelineConfig:

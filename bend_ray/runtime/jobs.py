@@ -126,24 +126,20 @@ class Jobs:
                     if new:
                         show(new)
                         shown, lost = at, 0
-                if self.has_ended(job):
-                    return self.exit_code(job)
+                if (code := self.exit_code(job)) is not None:
+                    return code
             except (RuntimeError, OSError, ClusterError) as error:
                 if lost == MOST_RECONNECTS:
                     raise self._unreachable(error) from None
             lost += 1
             await asyncio.sleep(RECONNECT_SECONDS)
 
-    def has_ended(self, job: str) -> bool:
-        """Whether a job runs no more."""
-        with self._cluster_errors():
-            ended: bool = self._client.get_job_status(job).is_terminal()
-        return ended
-
-    def exit_code(self, job: str) -> int:
-        """Of a job that has ended; 130 for one that was stopped, as of an interrupted command."""
+    def exit_code(self, job: str) -> int | None:
+        """None while a job runs; 130 for one that was stopped, as of an interrupted command."""
         with self._cluster_errors():
             details = self._client.get_job_info(job)
+        if not details.status.is_terminal():
+            return None
         known = {JobStatus.STOPPED: 130, JobStatus.SUCCEEDED: 0}
         code = known.get(details.status, details.driver_exit_code)
         if code is None:  # It never came to a driver: say why, no log does.

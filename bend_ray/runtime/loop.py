@@ -24,10 +24,9 @@ from torch import Tensor, nn
 from bend_ray.artifacts.cost import Cost, Stopwatch
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, Checkpoint, save_weights
-from bend_ray.config.resources import TrainResources
+from bend_ray.config.schema import AutoencoderSection, GeneratorSection
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.generation.training import AveragedSteps, HeldOut
-from bend_ray.optim import Training
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.runtime.interface import from_vectors
@@ -41,20 +40,18 @@ class TrainingTask:
     """One training, as its workers need it.
 
     Attributes:
-        build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
-        resources: of a worker.
         artifact: being made; progress and weights go there.
+        section: of the config: how it is trained, and a worker's resources.
+        build: makes the objective (``draw``, ``forward`` -> loss, ``kept``).
         weights: the file for the kept module's averaged weights.
         until: the step to pause at, None for the end. A paused training leaves a checkpoint, from
             which another ``fit`` goes on, and its averaged weights so far as ``milestone(until)``.
     """
 
-    stage: str
-    build: Callable[[], nn.Module]
-    training: Training
-    resources: TrainResources
-    seed: int
     artifact: Artifact
+    section: AutoencoderSection | GeneratorSection
+    seed: int
+    build: Callable[[], nn.Module]
     weights: str
     until: int | None = None
 
@@ -92,7 +89,7 @@ class Team:
 def train(job: TrainingTask, rows: pa.Table, team: Team) -> Fitted:
     """What every process of a team does with all rows; TrainingError where it diverges."""
     worker = _Worker(job, rows, team)
-    training = job.training
+    training = worker.training
     last = training.steps if job.until is None else min(job.until, training.steps)
     done = worker.first_step
     while done < last and not worker.is_over(done):
@@ -121,8 +118,10 @@ class _Worker:
         self.job = job
         self.team = team
         self.told = -PROGRESS_SECONDS
-        self.device = settle(job.resources.cpus, job.resources.num_gpus)
-        self.watch = Stopwatch(job.resources.num_gpus if self.device == "cuda" else 0.0)
+        self.training, resources = job.section.training, job.section.resources
+        self.device = settle(resources.cpus, resources.num_gpus)
+        self.watch = Stopwatch(resources.num_gpus)
+        self.purpose = job.seed, job.artifact.stage, self.training.seed
         # In the order of the population.
         rows = rows.sort_by("model_id")
         features_KF = torch.tensor(from_vectors(rows["features"])).float()
@@ -136,13 +135,11 @@ class _Worker:
             for keep_K in (~held_out_K, held_out_K)
         )
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_for(job.seed, job.stage, job.training.seed, "weights"))
+            torch.manual_seed(seed_for(*self.purpose, "weights"))
             self.objective = job.build().to(self.device)
-        self.steps = AveragedSteps(self.objective, job.training)
-        self.held_out: HeldOut | None = None
-        if job.training.patience and len(unseen["features"]):
-            generator = generator_for(job.seed, job.stage, job.training.seed, "held out")
-            self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
+        self.steps = AveragedSteps(self.objective, self.training)
+        generator = generator_for(*self.purpose, "held out")
+        self.held_out = HeldOut(self.objective, self.steps, unseen, generator)
         self.curve: list[tuple[int, float]] = []
         self.times: list[float] = []
         self.first_step = 0
@@ -153,10 +150,7 @@ class _Worker:
 
     def is_over(self, done: int) -> bool:
         """Whether to stop after so many steps; looks at held-out members where it is time to."""
-        if self.held_out is None:
-            return False
-        training = self.job.training
-        if done % training.look_every == 0 or done == training.steps:
+        if done % self.training.look_every == 0 or done == self.training.steps:
             self.held_out.look(done)
         return self.held_out.is_over
 
@@ -171,9 +165,9 @@ class _Worker:
 
     def _batch(self, step: int) -> tuple[dict[str, Tensor], float]:
         """This worker's part of a step's batch, and the part's size in equal shares."""
-        generator = generator_for(self.job.seed, self.job.stage, self.job.training.seed, step)
+        generator = generator_for(*self.purpose, step)
         num_rows = len(self.rows["features"])
-        index_B = torch.randperm(num_rows, generator=generator)[: self.job.training.batch_size]
+        index_B = torch.randperm(num_rows, generator=generator)[: self.training.batch_size]
         batch = {name: column[index_B.to(self.device)] for name, column in self.rows.items()}
         draw: Callable[..., dict[str, Tensor]] = self.objective.draw  # type: ignore[assignment]
         noise = {
@@ -198,13 +192,12 @@ class _Worker:
             self.told = time.monotonic()
             # A line that cannot be shown is no reason to end the training.
             with suppress(StoreError):
-                self.job.artifact.report_progress(done, self.job.training.steps, "steps")
+                self.job.artifact.report_progress(done, self.training.steps, "steps")
 
     def _diverged(self, expected: str) -> TrainingError:
-        return TrainingError(
-            f"{self.job.stage}: expected a finite {expected}; lower "
-            f"{self.job.stage}.training.optimizer.learning_rate"
-        )
+        stage = self.job.artifact.stage
+        knob = f"{stage}.training.optimizer.learning_rate"
+        return TrainingError(f"{stage}: expected a finite {expected}; lower {knob}")
 
     def checkpoint(self, done: int) -> None:
         """Store a checkpoint from which any number of workers can go on."""
@@ -212,8 +205,7 @@ class _Worker:
         if self.team.rank > 0:
             return
         told: dict[str, Any] = {"curve": self.curve, "times": self.times, "done": done}
-        if self.held_out is not None:
-            told["held_out"] = self.held_out.curve
+        told["held_out"] = self.held_out.curve
         doubles = {name: torch.tensor(value, dtype=torch.float64) for name, value in told.items()}
         self.keep.save(self._tensors() | doubles, spent)
 
@@ -223,15 +215,13 @@ class _Worker:
         tensors |= {f"average.{i}": v for i, v in enumerate(self.steps.average)}
         for name, kept in self.steps.optimizer.state().items():
             tensors |= {f"optimizer.{name}.{i}": v for i, v in enumerate(kept)}
-        best = self.held_out.best if self.held_out is not None else []
-        return tensors | {f"best.{i}": v for i, v in enumerate(best)}
+        return tensors | {f"best.{i}": v for i, v in enumerate(self.held_out.best)}
 
     def finish(self, file: str) -> Fitted:
         """Store the averaged weights of what is kept, if they are finite."""
         if not all(average.isfinite().all() for average in self.steps.average):
             raise self._diverged("average of the weights, got another")
-        if self.held_out is not None:
-            self.held_out.settle()
+        self.held_out.settle()
         self.steps.settle()
         fitted = self.fitted()
         if self.team.rank == 0:
@@ -241,8 +231,7 @@ class _Worker:
 
     def fitted(self) -> Fitted:
         """What the training tells so far."""
-        held_out = self.held_out.curve if self.held_out is not None else []
-        return Fitted(self.curve, held_out, self.times, self._cost())
+        return Fitted(self.curve, self.held_out.curve, self.times, self._cost())
 
     def _cost(self) -> Cost:
         """Of all workers and attempts so far."""
@@ -259,8 +248,9 @@ class _Worker:
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():
             tensor.copy_(state[name])
-        if self.held_out is not None:
-            self.held_out.curve = [(int(step), loss) for step, loss in state["held_out"].tolist()]
-        self.curve = [(int(step), loss) for step, loss in state["curve"].tolist()]
+        self.curve, self.held_out.curve = (
+            [(int(step), loss) for step, loss in state[name].tolist()]
+            for name in ("curve", "held_out")
+        )
         self.times = state["times"].tolist()
         self.first_step = int(state["done"])

@@ -115,7 +115,7 @@ class RayRuntime(Runtime):
 
         Ray Train's own processes take 25 s to start on two cores, ten times what the training does.
         """
-        resources = job.resources
+        resources = job.section.resources
         if self.own and resources.workers == 1 and not resources.num_gpus:
             return super().train(job, rows)
         return fit(job, dataset_of(rows, Resources(), self.nodes), self.nodes)

@@ -56,7 +56,7 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
             for cause in failures:
                 if isinstance(cause, BendError):
                     raise cause from error
-            deaths += 1
+            deaths, stage = deaths + 1, job.artifact.stage
             # Nor does Ray Train shun a node.
             may_help = isinstance(error, _OF_THE_CONTROLLER) or nodes.check()
             if deaths > MOST_ATTEMPTS or not may_help:
@@ -64,10 +64,10 @@ def fit(job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes) -> Fitted:
                     raise
                 reason = [*failures, getattr(error, "controller_failure", error)][0]
                 raise TrainingError(
-                    f"{job.stage}: the training kept failing: {told(reason)}; checkpoints are "
-                    "kept: run again"
+                    f"{stage}: the training kept failing: {told(reason)}; checkpoints are kept: "
+                    "run again"
                 ) from error
-            logger.info("%-12s begins again where it was: %s", job.stage, told(error))
+            logger.info("%-12s begins again where it was: %s", stage, told(error))
 
 
 class Folderless(pyarrow.fs.SubTreeFileSystem):  # type: ignore[misc]
@@ -96,7 +96,7 @@ def _storage(artifact: Artifact) -> tuple[str, pyarrow.fs.FileSystem]:
 def _trainer(
     job: TrainingTask, dataset: ray.data.Dataset, nodes: Nodes
 ) -> ray.train.torch.TorchTrainer:
-    resources = job.resources
+    resources = job.section.resources
     path, filesystem = _storage(job.artifact)
     return ray.train.torch.TorchTrainer(
         _train,
@@ -135,8 +135,9 @@ def _watched(trainer: ray.train.torch.TorchTrainer, job: TrainingTask, nodes: No
         except BaseException as error:
             outcome.set_exception(error)
 
-    threading.Thread(target=fitting, daemon=True, name=job.stage).start()
-    with ProgressLine(job.stage, job.training.steps, "steps") as line:
+    stage, steps = job.artifact.stage, job.section.training.steps
+    threading.Thread(target=fitting, daemon=True, name=stage).start()
+    with ProgressLine(stage, steps, "steps") as line:
         while True:
             try:
                 return outcome.result(timeout=PROGRESS_SECONDS)

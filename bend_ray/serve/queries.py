@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
-from bend_ray.artifacts.manifest import first_problem
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
 from bend_ray.data.given import inputs_of
@@ -23,7 +22,7 @@ from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import Card, Input
 from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
-from bend_ray.spec import Spec
+from bend_ray.spec import Spec, first_problem
 from bend_ray.storage.masking import cause
 
 RETRY_AFTER = 2

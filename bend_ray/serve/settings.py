@@ -6,11 +6,10 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
-from bend_ray.artifacts.manifest import first_problem
 from bend_ray.errors import ConfigError
 from bend_ray.export.card import Card
 from bend_ray.serve.voting import Stop
-from bend_ray.spec import Spec
+from bend_ray.spec import Spec, first_problem
 
 TOKEN_VARIABLE = "BEND_SERVE_TOKEN"  # noqa: S105 - the name of it
 SETTINGS_VARIABLE = "BEND_SERVE_SETTINGS"

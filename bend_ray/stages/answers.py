@@ -96,7 +96,7 @@ def ask(
     dataset, todo = share(), []
     counts: list[int] = []
     for question in unanswered:
-        noted = {file.name for file in question.answers.list_files(f"{COST_DIRECTORY}/")}
+        noted = question.answers.list_files(f"{COST_DIRECTORY}/")
         own = pieces(question, dataset)
         counts.append(len(own))
         todo += [p for p in own if f"{COST_DIRECTORY}/{piece_name(p.index)}.json" not in noted]
@@ -134,7 +134,6 @@ def _commit(
             },
             cost=cost_of_pieces(costs, wall_seconds),
         )
-        artifact.discard(COST_DIRECTORY)
     except StoreError:
         # Another run that asks the same may have been quicker.
         if not artifact.exists():
@@ -146,7 +145,7 @@ class Respondent:
 
     def __init__(self, resources: Resources) -> None:
         self.device = settle(resources.cpus, resources.num_gpus)
-        self.gpus = resources.num_gpus if self.device == "cuda" else 0.0
+        self.gpus = resources.num_gpus
         self._latest: tuple[tuple[str, ...], tuple[Classifiers, Examples | Streamed]] | None = None
 
     def ask(self, piece: Piece) -> None:

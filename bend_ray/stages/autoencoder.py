@@ -1,25 +1,40 @@
-"""Stage 2, autoencoder: learn latents of the trained population's parameters."""
+"""Stages 2 and 3, autoencoder and latents: learn latents of the trained population's parameters.
+
+Then the whole population is encoded, the held-out members too.
+"""
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
 from torch import nn
 
-from bend_ray.artifacts.cost import COST_DIRECTORY, Stopwatch, cost_of_pieces
-from bend_ray.artifacts.events import loss_curve, write_events
-from bend_ray.artifacts.weights import DIRECTORY
+from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
+from bend_ray.artifacts.events import write_loss
+from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
 from bend_ray.generation.models import Autoencoder
 from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
-from bend_ray.runtime.interface import Runtime
+from bend_ray.process.computing import settle
+from bend_ray.runtime.interface import Runtime, from_vectors, vectors
 from bend_ray.runtime.loop import TrainingTask
-from bend_ray.stages.representations import FILE, fit_representation
+from bend_ray.stages.representations import (
+    FILE,
+    Representation,
+    fit_representation,
+    load_representation,
+)
 
 WEIGHTS = "autoencoder.safetensors"
+LATENTS = "latents.parquet"
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
@@ -35,17 +50,13 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         )
         fitted = runtime.train(
             TrainingTask(
-                stage="autoencoder",
-                build=partial(build_objective, section.model, representation.num_features),
-                training=section.training,
-                resources=section.resources,
-                seed=config.seed,
-                artifact=artifact,
-                weights=WEIGHTS,
+                *(artifact, section, config.seed),
+                partial(_objective, section.model, representation.num_features),
+                WEIGHTS,
             ),
             representation.rows(graph.seeds, training_only=not section.training.patience),
         )
-    events = write_events(artifact, loss_curve("autoencoder", fitted.curve, fitted.times))
+    events = write_loss(artifact, fitted.curve, fitted.times)
     artifact.commit(
         files=[FILE, WEIGHTS, events],
         metrics={
@@ -55,8 +66,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fit_cost, fitted.cost], watch.cost.wall_seconds),
     )
-    artifact.discard(DIRECTORY)
-    artifact.discard(COST_DIRECTORY)
 
 
 def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
@@ -71,11 +80,67 @@ def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
         )
 
 
-def build_objective(model: Autoencoder, num_features: int) -> nn.Module:
-    """The autoencoder with its loss."""
+def _objective(model: Autoencoder, num_features: int) -> nn.Module:
     return Reconstruction(
         model.build(num_features),
         model.latent_size or num_features,
         model.input_noise,
         model.latent_noise,
+    )
+
+
+def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+    """Encode ``graph.seeds`` and commit one row a member: its latent and how well it comes back."""
+    artifact, model = graph.latents, config.autoencoder.model
+    with Stopwatch() as watch:
+        representation = load_representation(model.features, graph.autoencoder)
+        rows = representation.rows(graph.seeds, training_only=False)
+        encoded = rows.map(partial(_encoded, config, graph, representation))
+        table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
+        seconds = float(table.column("cpu_seconds").to_numpy().sum())
+        # The canonical tensor type says its shape to whoever reads the file.
+        column = pa.FixedShapeTensorArray.from_numpy_ndarray(from_vectors(table.column("latent")))
+        table = table.drop_columns(["cpu_seconds"])
+        table = table.set_column(table.column_names.index("latent"), "latent", column)
+        with artifact.open_output(LATENTS) as stream:
+            pq.write_table(table, stream, write_page_checksum=True)
+    held_out = table.column("held_out").to_numpy()
+    error = table.column("error").to_numpy()
+    artifact.commit(
+        files=[LATENTS],
+        rows={LATENTS: len(table)},
+        metrics={
+            "latent_size": table.schema.field("latent").type.shape[0],
+            # Mean squared, in units in which the training members' features have variance one.
+            "reconstruction_error": {
+                "training": float(error[~held_out].mean()),
+                "held_out": float(error[held_out].mean()) if held_out.any() else None,
+            },
+        },
+        cost=cost_of_pieces([Cost(cpu_seconds=seconds)], watch.cost.wall_seconds),
+    )
+
+
+def _encoded(
+    config: PipelineConfig, graph: Graph, representation: Representation, rows: pa.Table
+) -> pa.Table:
+    """``model_id, trunk, held_out, latent, error`` of rows with ``features``, and CPU seconds."""
+    started, model = time.process_time(), config.autoencoder.model
+    device = settle(config.latents.resources.cpus, config.latents.resources.num_gpus)
+    autoencoder = model.build(representation.num_features).to(device).eval()
+    autoencoder.load_state_dict(load_weights(graph.autoencoder, WEIGHTS))
+    with torch.no_grad():
+        x_KF = torch.tensor(from_vectors(rows.column("features")), device=device)
+        z_KZ = autoencoder.encode(x_KF)
+        error_K = (autoencoder.decode(z_KZ) - x_KF).square().mean(dim=1)
+    share = (time.process_time() - started) / max(1, len(rows))
+    return pa.table(
+        {
+            "model_id": rows.column("model_id").cast(pa.int64()),
+            "trunk": rows.column("trunk").cast(pa.int32()),
+            "held_out": rows.column("held_out"),
+            "latent": vectors(z_KZ.cpu().numpy()),
+            "error": pa.array(error_K.cpu().numpy(), pa.float32()),
+            "cpu_seconds": np.full(len(rows), share),
+        }
     )

@@ -1,31 +1,41 @@
-"""Stage 4, generator: learn to draw latents."""
+"""Stage 4, generator: learn to draw latents.
+
+A few classifiers are drawn half-way through its training, as probes: does it draw any that work, on
+validation images? It stops there if not. Nothing of that changes what a run that goes on makes.
+"""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
-from bend_ray.artifacts.events import loss_curve, write_events
+from bend_ray.artifacts.events import write_loss
+from bend_ray.artifacts.shards import open_table
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, save_weights
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import GeneratorSection, PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.training import Denoising
-from bend_ray.runtime.interface import Rows, Runtime, vectors
+from bend_ray.runtime.interface import Rows, Runtime, Shared, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask, milestone
-from bend_ray.stages import latents
-from bend_ray.stages.probes import check_generator
-from bend_ray.stages.sample_drawer import SCALE, WEIGHTS
-from bend_ray.storage.filesystems import open_file
+from bend_ray.stages.autoencoder import LATENTS
+from bend_ray.stages.samples import SCALE, WEIGHTS, SampleDrawer, floor_of
+
+LEAST_SPREAD = 0.05
+"""Samples with less of the members' spread are reported: they are one model a trunk, nearly."""
+MOST_SPREAD = 20.0
+"""Samples with more are reported too."""
+
+logger = logging.getLogger(__name__)
 
 
 def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
@@ -40,7 +50,7 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
             probed, probe_cost = check_generator(config, graph, runtime, weights, step)
         fitted = _fit(config, graph, runtime)
-    events = write_events(artifact, loss_curve("generator", fitted.curve, fitted.times))
+    events = write_loss(artifact, fitted.curve, fitted.times)
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
         metrics={
@@ -51,7 +61,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         },
         cost=cost_of_pieces([fitted.cost, probe_cost], watch.cost.wall_seconds),
     )
-    artifact.discard(DIRECTORY)
 
 
 def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
@@ -62,13 +71,9 @@ def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: in
         earlier training passed the step without a pause.
     """
     file = milestone(step)
-    if not _has(graph.generator, file):
+    if file not in graph.generator.list_files(DIRECTORY):
         _fit(config, graph, runtime, until=step)
-    return file if _has(graph.generator, file) else None
-
-
-def _has(artifact: Artifact, file: str) -> bool:
-    return any(entry.name == file for entry in artifact.list_files(DIRECTORY))
+    return file if file in graph.generator.list_files(DIRECTORY) else None
 
 
 def _fit(
@@ -91,14 +96,9 @@ def _fit(
     unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
     fitted = runtime.train(
         TrainingTask(
-            stage="generator",
-            build=partial(build_objective, section, z_KZ.shape[1], conditions),
-            training=section.training,
-            resources=section.resources,
-            seed=config.seed,
-            artifact=graph.generator,
-            weights=WEIGHTS,
-            until=until,
+            *(graph.generator, section, config.seed),
+            partial(build_objective, section, z_KZ.shape[1], conditions),
+            *(WEIGHTS, until),
         ),
         Rows(1, lambda _: unit),
     )
@@ -112,8 +112,59 @@ def build_objective(section: GeneratorSection, latent_size: int, conditions: int
 
 def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
     """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
-    with open_file(latents_artifact.filesystem, latents_artifact.child(latents.FILE)) as source:
-        table = pq.read_table(source, page_checksum_verification=True)
+    with open_table(latents_artifact, LATENTS) as file:
+        table = file.read()
     chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
     trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
     return table, torch.tensor(np.concatenate(chunks)), trunk_K
+
+
+def check_generator(
+    config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, step: int
+) -> tuple[dict[str, Any], Cost]:
+    """Draw a few classifiers with a milestone's file of weights; needs the latents.
+
+    Returns what the manifest says of it, and what it cost. TrainingError where none of them works.
+    """
+    dataset, steps = runtime.share(config.dataset), config.generator.training.steps
+    spread, accuracy, cost = runtime.run(
+        _draw, config, graph, weights, dataset, resources=config.samples.resources
+    )
+    floor = floor_of(config, graph, dataset)
+    floor.require(
+        accuracy,
+        f"generator: collapsed: at step {step} of {steps} none of {_num_probes(config)} drawn "
+        "models",
+        f"their spread is {spread:.2g} of the members'; train it for longer, with a lower "
+        "generator.training.optimizer.learning_rate, or set generator.probes.floor to 0",
+    )
+    logger.info(
+        "generator    at step %d of %d: draws models of %.1f %% on validation examples (members "
+        "%.1f %%), with %.2f of their spread",
+        *(step, steps, 100 * float(np.median(accuracy)), 100 * floor.members, spread),
+    )
+    if spread < LEAST_SPREAD:
+        logger.warning("generator    collapsed: what it draws is nearly one model a trunk")
+    if spread > MOST_SPREAD:
+        logger.warning("generator    diverges: what it draws lies far from all members")
+    figures = {"step": step, "spread": spread, "accuracy": accuracy, "floor": floor.least}
+    return figures, cost
+
+
+def _num_probes(config: PipelineConfig) -> int:
+    return min(config.generator.probes.count, config.samples.count)
+
+
+def _draw(
+    config: PipelineConfig, graph: Graph, weights: str, shared: Shared
+) -> tuple[float, list[float], Cost]:
+    """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
+    with Stopwatch() as watch:
+        # Annealing would make working models of anything.
+        samples = config.samples.model_copy(update={"finish": None})
+        unfinished = config.model_copy(update={"samples": samples})
+        drawer = SampleDrawer(unfinished, graph, shared, weights)
+        ids = range(_num_probes(config))
+        unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
+        accuracy_N = drawer.classifiers_of(ids).val_accuracy
+    return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

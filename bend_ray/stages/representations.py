@@ -139,7 +139,7 @@ def fit_representation(
     features: str, seeds: Artifact, into: Artifact, runtime: Runtime
 ) -> tuple[Representation, Cost]:
     """Fit on a population's training members and store in ``into``, unless it is there."""
-    if not any(file.name == FILE for file in into.list_files()):
+    if FILE not in into.list_files():
         state, cost = _BY_FEATURES[features].fit(seeds, runtime)
         write_cost(into, FILE, cost)
         save_weights(into, FILE, state)

@@ -24,7 +24,7 @@ from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import EvaluationSection, PipelineConfig
 from bend_ray.ensemble.bagging import All, Bagging
-from bend_ray.ensemble.curves import prefix_curve
+from bend_ray.ensemble.curves import Growth
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import TrainingError
 from bend_ray.networks.stacking import call
@@ -32,7 +32,7 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.process.computing import settle
 from bend_ray.randomness import generator_for
 from bend_ray.runtime.interface import Runtime, Shared
-from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.stages.samples import SampleDrawer
 
 FOLDS = 2
 ORDERS = 20
@@ -107,14 +107,9 @@ def cross_fitted_curve(
             Predictions(logits_ENC[:, own], labels_N[own], predictions.task)
             for own in (fold_N == fold, fold_N != fold)
         )
-        curve = prefix_curve(
-            scored,
-            seen.scores()[1],
-            section.vote,
-            sizes,
-            _orders(section.bagging, seen, trunks_E),
-            seen if section.temperature_scaling else None,
-        )
+        orders = _orders(section.bagging, seen, trunks_E)
+        growth = Growth(section.vote, seen.scores()[1], sizes, orders)
+        curve = growth.curve(scored, seen if section.temperature_scaling else None)
         share = len(scored.labels_N) / len(labels_N)
         accuracy += share * np.array(curve["accuracy"]["mean"])
         nll += share * np.array(curve["nll"]["mean"])

@@ -92,10 +92,10 @@ def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
 
 def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: Workers) -> None:
     """Train what the runs start from, unless an earlier attempt did."""
-    if num_roots == 0 or any(file.name == ROOTS for file in artifact.list_files()):
+    if num_roots == 0 or ROOTS in artifact.list_files():
         return
     chunks = range(len(split(range(num_roots), cohort_size)))
-    there = {file.name for file in artifact.list_files(DIRECTORY)}
+    there = artifact.list_files(DIRECTORY)
     missing = [n for n in chunks if roots_name(n) not in there]
     for _ in trainers.run("train_roots", missing, partial(last_left, artifact, "roots-{}-")):
         pass
@@ -115,14 +115,11 @@ def _commit(
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
     # Of a run in several shards the first has the mean.
-    there = {file.name for file in artifact.list_files(EARLY)}
+    there = artifact.list_files(EARLY)
     early = [name for index in left if (name := early_name(index)) in there]
     events = write_events(artifact, population_progress(artifact, [*map(shard_name, left)]))
     commit_left(
-        artifact,
-        "seeds",
-        rows,
-        wall_seconds,
+        *(artifact, rows, wall_seconds),
         files=[LAYOUT, *early, *roots, events],
         priced=roots,
         metrics={
@@ -131,4 +128,3 @@ def _commit(
             or section.protocol.seconds is not None,
         },
     )
-    artifact.discard(DIRECTORY)

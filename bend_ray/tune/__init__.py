@@ -5,7 +5,7 @@ the store by its fingerprint. ``space`` says what is searched and for what, ``se
 over ``trial``, with what ``tuner`` gives it and as many at once as that has room for, with ``live``
 on stderr. What is left is a ``study`` of ``records``, which knows the winner and the bags that are
 worth their cost, and holds the winner against the config as it was given, on fresh splits;
-``table`` and ``page`` show it.
+``page`` shows it.
 
 May import everything below the command line. Only ``search``, ``tuner``, ``trial`` and
 ``live`` need Ray.

@@ -1,4 +1,7 @@
-"""The page of a study: one self-contained HTML file, a PNG of each figure and a JSON beside it."""
+"""The tables of a study, trials, the Pareto front and what trials shared; and its page.
+
+That is one self-contained HTML file, a PNG of each figure and a JSON beside it.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,14 @@ from matplotlib.colors import LinearSegmentedColormap
 
 from bend_ray.config.yaml_text import flow
 from bend_ray.process.log import duration
-from bend_ray.report import ink
+from bend_ray.report import ink, results
 from bend_ray.report.page import Page
+from bend_ray.report.results import Row, Table
 from bend_ray.report.verdicts import Highlight
 from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import TrialRecord
 from bend_ray.tune.space import LATENT_SIZE
 from bend_ray.tune.study import Fresh, Point, Study, best_yaml, sentences, summary
-from bend_ray.tune.table import front_table, stages_table, trials_table
 
 NAME = "tune"
 _NAMES = {"nll": "NLL", "accuracy": "Accuracy"}
@@ -27,6 +30,68 @@ _LOOKS: dict[str, ink.Look] = {
     "knee": {"color": ink.GREEN, "marker": "D"},
 }
 _PALE: ink.Look = {"color": ink.SKY, "alpha": 0.5, "linewidth": 0.8}
+
+
+def trials_table(study: Study) -> Table:
+    """Trials that are done, the lowest objective first, then those that are not."""
+    others = [trial for trial in study.trials if trial.status != "done"]
+    ordered = [*sorted(study.done, key=lambda trial: trial.best.objective), *others]
+    rows = [_row(study, trial) for trial in ordered]
+    failures = "".join(f" Trial {number} failed: {error}." for number, error in _failures(study))
+    return Table.of("trials", rows, 0, failures=failures)
+
+
+def front_table(study: Study) -> Table:
+    """The Pareto front, its knee marked."""
+    front, knee = study.front()
+    rows = [
+        {"trial": str(trial.number), **bag.cells, "": "knee" if (trial, bag) == knee else ""}
+        for trial, bag in front
+    ]
+    return Table.of("front", rows, front.index(knee))
+
+
+def stages_table(study: Study) -> Table:
+    """What trials shared."""
+    asked, made = study.stages_in_all()
+    rows = [
+        {"stage": stage, "asked for": str(n), "made": str(own), "shared": str(n - own)}
+        for stage, (n, own) in study.stages().items()
+    ]
+    return Table.of("shared", rows, asked=asked, made=made, shared=asked - made)
+
+
+def text(study: Study) -> str:
+    """Trials and front as aligned text."""
+    return "\n".join(
+        [
+            *results.text(trials_table(study).rows),
+            *(f"trial {number} failed: {error}" for number, error in _failures(study)),
+            "\nPareto front of validation NLL, total cost and cost of an answer",
+            *results.text(front_table(study).rows),
+        ]
+    )
+
+
+def _failures(study: Study) -> list[tuple[int, str]]:
+    """Numbers and errors of trials that failed."""
+    return [(t.number, t.error or "unknown") for t in study.trials if t.status == "failed"]
+
+
+def _row(study: Study, trial: TrialRecord) -> Row:
+    place = {"state": _place(study, trial)} if trial.status == "done" else {}
+    made = ", ".join(stage.stage for stage in trial.stages if stage.made) or "nothing"
+    return trial.row(study.section.names) | place | {"made": made}
+
+
+def _place(study: Study, trial: TrialRecord) -> str:
+    """Where a trial that is done stands to the front."""
+    front, knee = study.front()
+    sizes = sorted(bag.size for each, bag in front if each.name == trial.name)
+    if not sizes:
+        return "done"
+    on = f"on the front with {', '.join(map(str, sizes))}"
+    return f"{on}; knee" if knee[0].name == trial.name else on
 
 
 def write_page(study: Study, fresh: Fresh | None) -> str:

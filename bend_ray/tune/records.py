@@ -1,33 +1,27 @@
 """Records: what is kept of a trial and of a study, as JSON that outlives both.
 
-A trial writes its record itself, at every step, so that a killed driver loses none.
+A trial tells Ray Tune its record at every milestone and at its end; Tune keeps what it is told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import Directory
-from bend_ray.storage.masking import cause
+from bend_ray.config.yaml_text import flow
+from bend_ray.report.results import Row
 
-TRIALS = "trials"
+RECORD = "record"
+"""What Ray Tune is told a trial's record as, in JSON."""
+SCORES = ("validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer")
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Milestone(_Record):
-    """A bag of the generator so far: the share of its training, and the bag's validation scores."""
-
-    share: float
-    nll: float
-    accuracy: float
 
 
 class StageRecord(_Record):
@@ -54,6 +48,20 @@ class BagRecord(_Record):
     flops: int
     objective: float = math.nan
 
+    @property
+    def cells(self) -> Row:
+        """Its ``SCORES``."""
+        scores = (f"{self.nll:.4f}", f"{100 * self.accuracy:.2f}", str(self.size))
+        cost = (f"{self.cost_seconds:.1f}", f"{self.flops / 1e6:.3g}")
+        return dict(zip(SCORES, (*scores, *cost), strict=True))
+
+
+class Milestone(_Record):
+    """The best bag of the generator so far, after a share of its training."""
+
+    share: float
+    bag: BagRecord
+
 
 class TrialRecord(_Record):
     """A trial.
@@ -62,7 +70,7 @@ class TrialRecord(_Record):
         name: Ray Tune's.
         number: in the order in which trials began, from 0; known when all have ended.
         point: value by config path.
-        status: done; stopped by the scheduler; failed; running, where it was cut off.
+        status: done; stopped by the scheduler; failed; running; or waiting for room.
         error: why it failed.
         milestones: as far as it came, like ``stages``.
         bags: by size, of a trial that is done.
@@ -71,7 +79,7 @@ class TrialRecord(_Record):
     name: str
     number: int = -1
     point: dict[str, Any]
-    status: Literal["running", "done", "stopped", "failed"] = "running"
+    status: Literal["waiting", "running", "done", "stopped", "failed"] = "running"
     error: str | None = None
     milestones: list[Milestone] = []
     stages: list[StageRecord] = []
@@ -79,8 +87,20 @@ class TrialRecord(_Record):
 
     @property
     def best(self) -> BagRecord:
-        """Of the bags of a trial that is done."""
-        return best_of(self.bags)
+        """Of the bags of a trial that is done, or of its last milestone."""
+        return best_of(self.bags or [self.milestones[-1].bag])
+
+    def row(self, names: Mapping[str, str]) -> Row:
+        """In a table whose knobs have these names, by path: knobs, scores and state."""
+        # A trial whose process died before it told anything has no point.
+        knobs = {n: flow(self.point[path]) if self.point else "-" for path, n in names.items()}
+        scores, state = dict.fromkeys(SCORES, "-"), str(self.status)
+        if self.bags or self.milestones:
+            scores = self.best.cells
+        if self.milestones and self.status in ("running", "stopped"):
+            at = "stopped at" if self.status == "stopped" else "running"
+            state = f"{at} {100 * self.milestones[-1].share:.0f} %"
+        return {"trial": str(self.number), **knobs, **scores, "state": state}
 
     def with_(self, **changes: Any) -> TrialRecord:
         """The record, changed."""
@@ -92,17 +112,13 @@ def best_of(bags: Sequence[BagRecord]) -> BagRecord:
     return min(bags, key=lambda bag: (bag.objective, bag.size))
 
 
-def write_record(study: Directory, record: TrialRecord) -> None:
-    """Keep a trial's record."""
-    study.write_note(f"{TRIALS}/{record.name}.json", record.model_dump())
-
-
-def read_record(study: Directory, name: str) -> TrialRecord | None:
-    """A trial's record, None where there is none; CorruptArtifact where it is no record."""
-    file = f"{TRIALS}/{name}.json"
-    if not any(entry.name == file for entry in study.list_files(TRIALS)):
-        return None
-    try:
-        return TrialRecord.model_validate(study.read_json(file))
-    except ValidationError as error:
-        raise study.corrupt(file, f"expected a trial's record, got: {cause(error)}") from None
+def told(
+    name: str, result: Mapping[str, Any] | None, has_ended: bool, error: str | None
+) -> TrialRecord:
+    """What a trial of Ray Tune's has told it last, which thinks that it ended, or failed so."""
+    text = (result or {}).get(RECORD)
+    record = TrialRecord.model_validate_json(text) if text else TrialRecord(name=name, point={})
+    if record.status != "running" or not has_ended:
+        return record
+    # A process that died could not say why, nor one that was stopped that it was.
+    return record.with_(status="failed" if error else "stopped", error=error)

@@ -24,7 +24,7 @@ from bend_ray.process.environment import set_defaults
 from bend_ray.process.log import LOGGER, duration
 from bend_ray.storage.masking import cause, masked
 from bend_ray.storage.uris import canonical
-from bend_ray.tune.records import TRIALS, TrialRecord, read_record, write_record
+from bend_ray.tune.records import TrialRecord, told
 from bend_ray.tune.space import Grid, TuneSection
 from bend_ray.tune.study import BEST, STUDY, Study, best_yaml, summary
 
@@ -86,12 +86,12 @@ def refuse_strangers(artifact: Artifact) -> None:
     """
     if artifact.filesystem.type_name != "local":
         return
-    for entry in artifact.list_files(f"{RAY}/"):
-        owner = os.stat(artifact.child(entry.name)).st_uid
+    for name in artifact.list_files(f"{RAY}/"):
+        owner = os.stat(artifact.child(name)).st_uid
         if owner != os.getuid():
             raise StoreError(
                 f"{artifact!r}: expected Ray Tune's state to be written by user {os.getuid()}, "
-                f"got {entry.name} of user {owner}; it is pickled, and would run what it holds: "
+                f"got {name} of user {owner}; it is pickled, and would run what it holds: "
                 f"search in a store of your own, or delete {RAY}/ there to begin anew"
             )
 
@@ -102,8 +102,7 @@ def can_go_on(artifact: Artifact) -> bool:
     Tune writes over the store file by file: one that a full disk or a SIGKILL cut off reads as a
     search without points. Begun anew, a search finds all stages made that its trials had made.
     """
-    names = [entry.name for entry in artifact.list_files(f"{RAY}/")]
-    tops = sorted(name for name in names if name.count("/") == 1)
+    tops = [name for name in artifact.list_files(f"{RAY}/") if name.count("/") == 1]
     states = [name for name in tops if name.startswith(f"{RAY}/experiment_state")]
     if not states:
         return False
@@ -120,7 +119,7 @@ def can_go_on(artifact: Artifact) -> bool:
 def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
     """Run all trials, with the GPUs of ``config``, and commit the study."""
     with Stopwatch() as watch:
-        study = replace(study, trials=_ended(study.artifact, _run_trials(study, runtime, config)))
+        study = replace(study, trials=_run_trials(study, runtime, config))
     # Each artifact once; trainings that were stopped are left out.
     spent = {each.fingerprint: each.cost for trial in study.trials for each in trial.stages}
     cost = sum(spent.values(), Cost()).model_copy(update={"wall_seconds": watch.cost.wall_seconds})
@@ -131,9 +130,8 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
     with artifact.open_output(BEST) as stream:
         stream.write(best.encode())
     artifact.write_json(STUDY, {"trials": [each.model_dump() for each in study.trials]})
-    records = [entry.name for entry in artifact.list_files(f"{TRIALS}/")]
     artifact.commit(
-        files=[STUDY, BEST, *records],
+        files=[STUDY, BEST],
         metrics={
             "trials": len(study.trials),
             "objective": bag.objective,
@@ -145,8 +143,8 @@ def _search(study: Study, runtime: RayRuntime, config: PipelineConfig) -> None:
     LOGGER.info("tune         %s  done in %s (CPU %s)", *took)
 
 
-def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> dict[str, str | None]:
-    """Run what is left of the trials; returns all of them, and why Tune thinks they failed."""
+def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> list[TrialRecord]:
+    """Run what is left of the trials; returns the records of all, in their order."""
     from bend_ray.tune.trial import Assignment
     from bend_ray.tune.tuner import Processors, room_for, share_of
 
@@ -161,10 +159,11 @@ def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> di
         own_cluster=runtime.own,
     )
     LOGGER.info("tune         %d trials, %d at once", study.section.trials, room)
-    return {
-        result.path.rpartition("/")[2]: cause(result.error) if result.error else None
-        for result in _results(job, room)
-    }
+    records = []
+    for number, result in enumerate(_results(job, room)):
+        name, error = result.path.rpartition("/")[2], result.error and cause(result.error)
+        records.append(told(name, result.metrics, True, error).with_(number=number))
+    return records
 
 
 def _quiet() -> None:
@@ -226,7 +225,6 @@ def _tuner(job: Assignment, room: int) -> Any:
             storage_filesystem=artifact.filesystem,
         )
     artifact.discard(RAY)
-    artifact.discard(TRIALS)
     return ray_tune.Tuner(
         trainable,
         param_space=grid_of(section),
@@ -249,18 +247,3 @@ def _tuner(job: Assignment, room: int) -> Any:
             callbacks=[TrialTable(section), TBXLoggerCallback()],
         ),
     )
-
-
-def _ended(artifact: Artifact, ended: dict[str, str | None]) -> list[TrialRecord]:
-    """All records, when no trial runs any more; ``ended``: names in their order, and errors."""
-    records = []
-    for number, (name, error) in enumerate(ended.items()):
-        record = read_record(artifact, name) or TrialRecord(name=name, point={})
-        status = record.status
-        if status == "running":
-            # A process that died could not say why, nor one that was stopped that it was.
-            status = "failed" if error else "stopped"
-        record = record.with_(number=number, status=status, error=record.error or error)
-        write_record(artifact, record)
-        records.append(record)
-    return records

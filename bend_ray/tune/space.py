@@ -24,8 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from bend_ray.config.knobs import knobs
-from bend_ray.config.reading import with_knobs
+from bend_ray.config.reading import knobs, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.config.yaml_text import read_yaml, refusal
 from bend_ray.errors import ConfigError

@@ -1,8 +1,8 @@
 """A study: all trials of a search, what came out, and which bag is worth its cost.
 
-Its artifact is ``{store}/tune/{fingerprint}/``: the trials' records, ``study.json`` and
-``best.yaml``, and in ``ray/`` the state of Ray Tune, from which a killed search goes on, with its
-TensorBoard files. Its winner is held against its base config on fresh splits, where the search has
+Its artifact is ``{store}/tune/{fingerprint}/``: ``study.json``, the trials' records, ``best.yaml``,
+and in ``ray/`` the state of Ray Tune, from which a killed search goes on, with its TensorBoard
+files. Its winner is held against its base config on fresh splits, where the search has
 not looked; each opens a test part once.
 """
 
@@ -30,7 +30,7 @@ from bend_ray.storage.masking import masked_json
 from bend_ray.tune.records import BagRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, bag_config, encode, trial_config
 
-VERSION = 1
+VERSION = 2
 STUDY = "study.json"
 BEST = "best.yaml"
 

@@ -30,12 +30,12 @@ from bend_ray.stages import generator
 from bend_ray.stages.scoring import BagCurve, bag_curve
 from bend_ray.storage.masking import cause
 from bend_ray.tune.records import (
+    RECORD,
     BagRecord,
     Milestone,
     StageRecord,
     TrialRecord,
     best_of,
-    write_record,
 )
 from bend_ray.tune.space import TuneSection, trial_config
 
@@ -104,29 +104,28 @@ class StageWorker:
 
 
 def run_trial(point: dict[str, Any], job: Assignment) -> None:
-    """Ray Tune's function: run a trial, report it and keep its record."""
+    """Ray Tune's function: run a trial and report it, with its record."""
     name = tune.get_context().get_trial_id()
     record = TrialRecord(name=name, point=job.section.decoded(point))
     try:
-        write_record(job.study, record)
         steps = _steps(record, job)
-        for record, bag in steps:
-            write_record(job.study, record)
-            if bag is not None:
+        for record, is_news in steps:
+            if is_news:
                 share = 1.0 if record.status == "done" else record.milestones[-1].share
-                tune.report({PROGRESS: 100.0 * share, **bag.model_dump()})
+                told = {PROGRESS: 100.0 * share, RECORD: record.model_dump_json()}
+                tune.report(told | record.best.model_dump())
     except StoreError as error:
         # The next trial would meet the same: the driver ends the search, to be run again.
         tune.report({PROGRESS: 0.0, OBJECTIVE: FAILED, PROBLEM: cause(error)})
         raise
     except BendError as error:
         # Not raised: Tune would try again what fails again, and its searcher learn nothing of it.
-        write_record(job.study, record.with_(status="failed", error=cause(error)))
-        tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED})
+        record = record.with_(status="failed", error=cause(error))
+        tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED, RECORD: record.model_dump_json()})
 
 
-def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, BagRecord | None]]:
-    """The record at every step; at milestones and at the end with the best bag so far."""
+def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, bool]]:
+    """The record at every step, and whether there is a new bag in it."""
     section = job.section
     config = trial_config(job.config, section, record.point)
     found = job.graph(config)
@@ -140,7 +139,7 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
 
     for stage in _BEFORE_GENERATOR:
         record = with_stage(record, stage)
-        yield record, None
+        yield record, False
     counts, most = section.ensemble_counts, getattr(section.scheduler, "members", 1)
     sizes = [size for size in counts if size <= most] or [counts[0]]
     # The config as it was given is what all others are held against: it is not stopped.
@@ -153,15 +152,14 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
             bag = best_of(_bags(config, record, curve, section))
-            passed = Milestone(share=share, nll=bag.nll, accuracy=bag.accuracy)
-            record = record.with_(milestones=[*record.milestones, passed])
-            yield record, bag
+            passed = [*record.milestones, Milestone(share=share, bag=bag)]
+            record = record.with_(milestones=passed)
+            yield record, True
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)
-        yield record, None
+        yield record, False
     curve = get(worker.bags.remote(config, list(counts)))
-    bags = _bags(config, record, curve, section)
-    yield record.with_(status="done", bags=bags), best_of(bags)
+    yield record.with_(status="done", bags=_bags(config, record, curve, section)), True
 
 
 def _bags(

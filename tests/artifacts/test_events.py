@@ -9,7 +9,7 @@ import pytest
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event
 
-from bend_ray.artifacts.events import EVENTS, loss_curve, population_progress, write_events
+from bend_ray.artifacts.events import EVENTS, population_progress, write_loss
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import write_shard
 from bend_ray.artifacts.store import Artifact, Store
@@ -40,12 +40,12 @@ def artifact(tmp_path: Path) -> Artifact:
 
 def test_a_loss_curve_reads_back(artifact: Artifact) -> None:
     curve, times = [(10, 0.5), (20, 0.25)], [1.7e9, 1.7e9 + 2]
-    name = write_events(artifact, loss_curve("generator", curve, times))
+    name = write_loss(artifact, curve, times)
     assert name == EVENTS
     assert "tfevents" in name
     assert read_scalars(artifact.read_bytes(name)) == [
-        ("generator/loss", 10, 0.5, 1.7e9),
-        ("generator/loss", 20, 0.25, 1.7e9 + 2),
+        ("seeds/loss", 10, 0.5, 1.7e9),
+        ("seeds/loss", 20, 0.25, 1.7e9 + 2),
     ]
 
 
@@ -75,7 +75,7 @@ def test_a_population_grows_in_the_order_in_which_its_shards_were_written(
         shard(artifact, 1, [0.25], 1.7e9),
     ]
     told = population_progress(artifact, names)
-    assert [(s.tag, s.step, s.value, s.wall_time) for s in told] == [
+    assert [(tag, step, value, time) for tag, value, step, time in told] == [
         ("seeds/models", 1, 1.0, 1.7e9),
         ("seeds/val_accuracy", 1, 0.25, 1.7e9),
         ("seeds/val_nll", 1, 0.75, 1.7e9),

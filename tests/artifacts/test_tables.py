@@ -16,7 +16,6 @@ from bend_ray.artifacts.population import (
     copy_theta,
     table_from_population,
 )
-from bend_ray.errors import StoreError
 
 
 def random_population(num_models: int, num_parameters: int) -> Population:
@@ -79,22 +78,19 @@ def test_a_format_comes_back_from_its_schema(monkeypatch: pytest.MonkeyPatch) ->
     assert TableFormat.from_schema(table_format.arrow_schema()) == table_format
 
 
-def test_a_schema_that_is_no_populations_is_refused() -> None:
+def test_a_schema_that_is_no_populations_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MAX_PART_FLOATS", 4)
     schema = TableFormat.of(random_population(2, 10)).arrow_schema()
     with pytest.raises(ValueError, match="expected the metadata of a population"):
         TableFormat.from_schema(schema.remove_metadata())
     with pytest.raises(ValueError, match="expected the columns"):
         TableFormat.from_schema(schema.remove(0))
-    metadata = {**schema.metadata, b"bend_ray.num_parameters": b"11"}
-    with pytest.raises(ValueError, match="expected the columns"):
-        TableFormat.from_schema(schema.with_metadata(metadata))
-    metadata = {**schema.metadata, b"bend_ray.part_widths": b"[10"}
-    with pytest.raises(ValueError, match="delimiter"):
-        TableFormat.from_schema(schema.with_metadata(metadata))
-
-
-def test_a_newer_format_asks_for_an_upgrade() -> None:
-    schema = TableFormat.of(random_population(2, 10)).arrow_schema()
-    newer = schema.with_metadata({**schema.metadata, b"bend_ray.format_version": b"2"})
-    with pytest.raises(StoreError, match="upgrade bend-ray"):
-        TableFormat.from_schema(newer)
+    told = schema.metadata[b"bend_ray.population"]
+    for other, problem in (
+        (told.replace(b"[4,4,2]", b"[4,4,3]"), "expected the columns"),
+        (told.replace(b"[4,4,2]", b"[1e30]"), "expected the metadata of a population"),
+        (told[:-3], "expected the metadata of a population"),
+    ):
+        assert other != told
+        with pytest.raises(ValueError, match=problem):
+            TableFormat.from_schema(schema.with_metadata({b"bend_ray.population": other}))

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.ensemble.metrics import error_iou, score
-from bend_ray.ensemble.novelty import Models, novelty
+from bend_ray.ensemble.novelty import Models, novelty, places_among
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.latent_diffusion import LatentScale, sample_latents
 from bend_ray.generation.training import AveragedSteps, Denoising, HeldOut, Reconstruction
@@ -50,7 +50,7 @@ from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.parameters.proof import find_symmetries
 from bend_ray.parameters.symmetry import align
 from bend_ray.randomness import generator_for, seed_for
-from bend_ray.stages.sample_drawer import ways
+from bend_ray.stages.samples import ways
 
 FOLDS = 10
 """Of validation images: halves of digits' may be without an error."""
@@ -259,12 +259,13 @@ class Split:
         }
         if trunk_E is not None:
             members, trunks = self.theta_KP[self.train_K], self.trunk_K[self.train_K]
+            places = places_among((members, trunks), (theta_EP, trunk_E))
+            usual = places_among((members, trunks))
             new = novelty(
-                Models(theta_EP, trunk_E, predicted_EN, self.data.task),
-                Models(members, trunks, self._seen, self.data.task),
+                Models(places, trunk_E, predicted_EN, self.data.task),
+                Models(usual, trunks, self._seen, self.data.task),
             )
-            told |= {"spread": new.spread, "functional_distance": new.functional_distance}
-            told |= {"copies": new.copies}
+            told |= {name: new[name] for name in ("spread", "functional_distance", "copies")}
         return told
 
     @cached_property

@@ -29,7 +29,7 @@ import numpy as np
 import psutil
 import torch
 
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 
 prepare_environment(None)  # before ray is imported
 import ray
@@ -49,7 +49,7 @@ from bend_ray.runtime import cluster
 from bend_ray.runtime.interface import split
 from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.stages.representations import Principal
-from bend_ray.stages.sample_drawer import SHARD_BYTES
+from bend_ray.stages.samples import SHARD_BYTES
 
 MODELS, BATCH, DRAWN = 48, 8, 16
 SIZES = (2_000, 30_000, 100_000, 300_000)

@@ -18,7 +18,7 @@ import time
 from functools import partial
 from typing import Any
 
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 
 prepare_environment(None)
 

@@ -202,7 +202,7 @@ def memory_mib(name: str) -> float:
 
 
 def start_ray(port: int) -> Any:
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(None)
     from ray import serve

@@ -149,7 +149,7 @@ def compare_files(models: int, parameters: int, rounds: int) -> dict[str, object
 
 def compare_streams(shards: int, models: int, parameters: int, rounds: int) -> dict[str, object]:
     """Ray Data beside a plain loop, over the same shards."""
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(None)
     import psutil

@@ -284,8 +284,8 @@ FAULTS = {
     fault.name: fault
     for fault in (
         KillWorker("sigkill-worker"),
-        KillTrainer("sigkill-mid-root", middle="seeds/*/training/roots-*-0.safetensors"),
-        KillTrainer("sigkill-mid-run", middle="seeds/*/training/*/0.safetensors"),
+        KillTrainer("sigkill-mid-root", middle="seeds/*/making/training/roots-*-0.safetensors"),
+        KillTrainer("sigkill-mid-run", middle="seeds/*/making/training/*/0.safetensors"),
         KillActor("sigkill-actor"),
         KillController("sigkill-controller"),
         KillDriver("sigkill-driver"),

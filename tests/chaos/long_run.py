@@ -63,7 +63,7 @@ def _folder() -> Path:
 @contextmanager
 def own(folder: Path) -> Iterator[tuple[str, Any]]:
     """A cluster of this process, which runs pipelines itself."""
-    from bend_ray.runtime.environment import prepare_environment
+    from bend_ray.process.environment import prepare_environment
 
     prepare_environment(None)
     import ray

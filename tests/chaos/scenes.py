@@ -94,9 +94,9 @@ _TRAINING = {
 }
 CASTS = {
     "seeds": Cast("SeedTrainer", "SeedTrainer", None, "seeds/*/shard-*.parquet"),
-    "autoencoder": Cast(**_TRAINING, middle="autoencoder/*/training/checkpoint.safetensors"),
+    "autoencoder": Cast(**_TRAINING, middle="autoencoder/*/making/training/checkpoint.safetensors"),
     "latents": Cast("MapBatches", "_StatsActor", None),
-    "generator": Cast(**_TRAINING, middle="generator/*/training/checkpoint.safetensors"),
+    "generator": Cast(**_TRAINING, middle="generator/*/making/training/checkpoint.safetensors"),
     "samples": Cast("SampleDrawer", "SampleDrawer", None, "samples/*/shard-*.parquet"),
     "evaluation": Cast("Evaluator", "Evaluator", None, "answers/*/piece-*.parquet"),
     "tune": Cast("StageWorker", "ImplicitFunc", "TrainController"),
@@ -312,7 +312,7 @@ class Scene:
             each.path for each in self.store.filesystem.get_file_info(selector) if each.is_file
         ]
         ends = (".tmp", "lease.json", "progress.json")
-        inside = ("/cost/", "/train/", "/training/")
+        inside = ("/train/", "/making/")
         return [n for n in names if n.endswith(ends) or any(part in n for part in inside)]
 
     def stop_serving(self, attempt: Attempt) -> int | None:

@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from bend_ray.cli.main import cli, main
-from bend_ray.config.knobs import json_schema, knobs
-from bend_ray.config.reading import load_config
+from bend_ray.config.reading import json_schema, knobs, load_config
 from bend_ray.config.schema import PipelineConfig
 
 SUBMIT = ["submit", "--address", "http://127.0.0.1:9", "--"]

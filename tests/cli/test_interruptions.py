@@ -23,9 +23,9 @@ def _has(pattern: str) -> Reached:
 
 MOMENTS: dict[str, Reached] = {
     "seeds": _has("seeds/*/shard-00001.parquet"),
-    "autoencoder": _has("autoencoder/*/training/checkpoint.safetensors"),
+    "autoencoder": _has("autoencoder/*/making/training/checkpoint.safetensors"),
     "latents": _has("latents/*/lease.json"),
-    "generator": _has("generator/*/training/checkpoint.safetensors"),
+    "generator": _has("generator/*/making/training/checkpoint.safetensors"),
     "samples": _has("samples/*/shard-*.parquet"),
     "evaluation": _has("evaluation/*/lease.json"),
 }

@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from bend_process import Bend, wait_until
 
+from bend_ray.tune.records import TrialRecord, told
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.chaos, pytest.mark.timeout(900)]
 
 SPACE = """
@@ -31,17 +33,16 @@ def space(bend: Bend) -> Path:
 def test_a_killed_search_goes_on_where_it_was(bend: Bend, space: Path) -> None:
     arguments = ["tune", str(bend.config), "--space", str(space), "--store", str(bend.store)]
 
-    def done() -> dict[Path, int]:
-        found = {}
-        for path in bend.store.glob("tune/*/trials/*.json"):
-            if json.loads(path.read_text())["status"] == "done":
-                found[path] = path.stat().st_mtime_ns
-        return found
-
-    def kept() -> dict[Path, int]:
-        """Done, and known to be so in a state that Tune has written since."""
-        states = [p.stat().st_mtime_ns for p in bend.store.glob("tune/*/ray/experiment_state*")]
-        return {path: at for path, at in done().items() if at < max(states, default=0) - 10**9}
+    def kept() -> list[TrialRecord]:
+        """Done, and known to be so in a state that Tune has written."""
+        states = sorted(bend.store.glob("tune/*/ray/experiment_state*"))
+        try:
+            trials = json.loads(states[-1].read_text())["trial_data"] if states else []
+        except ValueError:  # it is being written
+            return []
+        results = (json.loads(more).get("last_result") for _, more in trials)
+        records = [told("", result, False, None) for result in results]
+        return [record for record in records if record.status == "done"]
 
     process = bend.start(*arguments)
     before = wait_until(lambda: kept() if len(kept()) >= 2 else None, process)
@@ -54,9 +55,9 @@ def test_a_killed_search_goes_on_where_it_was(bend: Bend, space: Path) -> None:
     (study,) = bend.store.glob("tune/*/study.json")
     trials = {trial["name"]: trial for trial in json.loads(study.read_text())["trials"]}
     assert len(trials) == 8
-    for path in before:
+    for record in before:
         # Only its number, known when all have ended, was added.
-        assert trials[path.stem]["status"] == "done"
+        assert TrialRecord.model_validate(trials[record.name]).with_(number=-1) == record
     assert (bend.folder / "best.yaml").exists()
     seeds = list(bend.store.glob("seeds/*"))
     assert len(seeds) == 1
@@ -71,7 +72,7 @@ def test_two_cpus_are_enough_for_trials_that_need_workers(bend: Bend, space: Pat
     script = f"""
 import ray
 from pathlib import Path
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 prepare_environment(None)
 ray.init(address="local", num_cpus=2, include_dashboard=True, log_to_driver=False)
 from bend_ray.config.reading import load_config

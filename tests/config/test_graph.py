@@ -11,8 +11,7 @@ import pytest
 from bend_ray.artifacts.store import Store
 from bend_ray.config import graph as plan_module
 from bend_ray.config.graph import STAGES, graph_of
-from bend_ray.config.knobs import Knob, knobs
-from bend_ray.config.reading import load_config
+from bend_ray.config.reading import Knob, knobs, load_config
 from bend_ray.config.schema import PipelineConfig
 
 VALUES_OF_NO_RESULT = {

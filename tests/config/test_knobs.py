@@ -8,8 +8,7 @@ import jsonschema
 import pytest
 from jsonschema import Draft202012Validator
 
-from bend_ray.config.knobs import Knob, json_schema, knobs
-from bend_ray.config.reading import load_config
+from bend_ray.config.reading import Knob, json_schema, knobs, load_config
 from bend_ray.config.schema import PipelineConfig, Rival
 from bend_ray.config.yaml_text import parse_yaml, read_yaml
 from bend_ray.generation.diffusion import Sampler

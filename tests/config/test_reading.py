@@ -10,8 +10,7 @@ from fuzzing import fuzzed
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from bend_ray.config.knobs import knobs
-from bend_ray.config.reading import load_config
+from bend_ray.config.reading import knobs, load_config
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import ConfigError
 from bend_ray.generation.diffusion import Ancestral

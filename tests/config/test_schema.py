@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from bend_ray.config.knobs import Knob, knobs
-from bend_ray.config.reading import load_config, with_knobs
+from bend_ray.config.reading import Knob, knobs, load_config, with_knobs
 from bend_ray.config.resources import Resources, TrainResources
 from bend_ray.config.schema import (
     AS_DRAWN,

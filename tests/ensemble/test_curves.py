@@ -1,8 +1,8 @@
 import pytest
 import torch
-from scored import accuracy, member_nll, nll
+from scored import accuracy, combine, member_nll, nll
 
-from bend_ray.ensemble.curves import prefix_curve, size_curve, sizes_up_to
+from bend_ray.ensemble.curves import Growth, sizes_up_to
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.votes import (
     MajorityVote,
@@ -32,12 +32,12 @@ def answers(seed: int = 0) -> tuple[Predictions, torch.Tensor]:
 def test_each_size_is_the_vote_of_that_many_random_members(vote: Vote) -> None:
     said, val_nll = answers()
     logits, labels = said.logits_ENC, said.labels_N
-    curve = size_curve(said, val_nll, vote, torch.Generator().manual_seed(1), 5)
+    curve = Growth.by_chance(vote, val_nll, torch.Generator().manual_seed(1), 5).curve(said)
     generator = torch.Generator().manual_seed(1)
     orders = [torch.randperm(E, generator=generator) for _ in range(5)]
     assert curve["sizes"] == [1, 2, 3, 4, 6, 7]
     for place, size in enumerate(curve["sizes"]):
-        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        bags = [combine(vote, logits[o[:size]], val_nll[o[:size]]) for o in orders]
         right = torch.tensor([accuracy(bag, labels) for bag in bags], dtype=torch.float64)
         nats = torch.tensor([nll(bag, labels) for bag in bags], dtype=torch.float64)
         assert curve["accuracy"]["mean"][place] == pytest.approx(right.mean().item())
@@ -51,9 +51,9 @@ def test_a_prefix_is_the_vote_of_the_first_members_of_each_order(vote: Vote) -> 
     said, val_nll = answers()
     logits, labels = said.logits_ENC, said.labels_N
     orders, sizes = [[3, 1, 4, 0], [6, 5, 0, 2]], [1, 3, 4]
-    curve = prefix_curve(said, val_nll, vote, sizes, orders)
+    curve = Growth(vote, val_nll, sizes, orders).curve(said)
     for place, size in enumerate(sizes):
-        bags = [vote.combine(logits[o[:size]], val_nll[o[:size]]) for o in orders]
+        bags = [combine(vote, logits[o[:size]], val_nll[o[:size]]) for o in orders]
         assert curve["accuracy"]["mean"][place] == pytest.approx(
             sum(accuracy(b, labels) for b in bags) / 2
         )
@@ -65,17 +65,10 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
     logits, labels = said.logits_ENC, said.labels_N
     seen, _ = answers(seed=2)
     sizes, orders = [2, E], [[3, 1, 4, 0, 2, 6, 5], [6, 5, 0, 2, 1, 3, 4]]
-    curve = prefix_curve(
-        said,
-        val_nll,
-        SoftVote(),
-        sizes,
-        orders,
-        calibrated_on=seen,
-    )
+    curve = Growth(SoftVote(), val_nll, sizes, orders).curve(said, calibrated_on=seen)
     for place, size in enumerate(sizes):
         pairs, others = (
-            [SoftVote().combine(each[o[:size]], val_nll[o[:size]]) for o in orders]
+            [combine(SoftVote(), each[o[:size]], val_nll[o[:size]]) for o in orders]
             for each in (logits, seen.logits_ENC)
         )
         temperature = fit_temperature(torch.cat(others), seen.labels_N.repeat(2), 2)
@@ -85,9 +78,9 @@ def test_a_size_is_scored_at_the_temperature_that_fits_its_bags_on_other_images(
 
 def test_chunks_of_images_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     said, val_nll = answers()
-    whole = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    whole = Growth.by_chance(SoftVote(), val_nll, torch.Generator().manual_seed(1)).curve(said)
     monkeypatch.setattr(matrix, "BLOCK_BYTES", 8 * E * C * 7)
-    cut = size_curve(said, val_nll, SoftVote(), torch.Generator().manual_seed(1))
+    cut = Growth.by_chance(SoftVote(), val_nll, torch.Generator().manual_seed(1)).curve(said)
     assert cut["accuracy"] == whole["accuracy"]
     assert cut["nll"]["mean"] == pytest.approx(whole["nll"]["mean"])
 
@@ -96,9 +89,9 @@ def test_a_diverged_member_without_a_vote_is_not_a_size() -> None:
     said, val_nll = answers()
     logits, labels = said.logits_ENC, said.labels_N
     logits[2], val_nll[2] = torch.nan, torch.nan
-    curve = size_curve(said, val_nll, WeightedVote(), torch.Generator().manual_seed(1))
+    curve = Growth.by_chance(WeightedVote(), val_nll, torch.Generator().manual_seed(1)).curve(said)
     assert curve["sizes"][-1] == E - 1
-    expected = nll(WeightedVote().combine(logits, val_nll), labels)
+    expected = nll(combine(WeightedVote(), logits, val_nll), labels)
     assert curve["nll"]["mean"][-1] == pytest.approx(expected)
 
 

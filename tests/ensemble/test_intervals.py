@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 import torch
 
-from bend_ray.ensemble.intervals import crps, intervals, log_density, pit, pit_error
+from bend_ray.ensemble.metrics import crps, intervals, log_density, pit, pit_error
 
 MEAN = torch.tensor([[0.0], [3.0], [-2.0]], dtype=torch.float64)
 VARIANCE = torch.tensor([[1.0], [4.0], [0.25]], dtype=torch.float64)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from bend_ray.ensemble.outside import KEPT, detection, uncertainties
+from bend_ray.ensemble.metrics import KEPT, detection
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.tasks import Classification
 
@@ -40,7 +40,7 @@ def test_scores_are_what_their_closed_forms_say() -> None:
     logits = torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0))
     weight = torch.tensor([1.0, 2.0, 1.0], dtype=torch.float64)
     probs = torch.einsum("e,enc->nc", weight / 4, logits.double().softmax(-1))
-    found = uncertainties(Predictions(logits, torch.zeros(7), CLASSES), weight, probs)
+    found = CLASSES.uncertainties(Predictions(logits, torch.zeros(7), CLASSES), weight, probs)
     entropy = -(probs * probs.log()).sum(1)
     own = -(logits.double().softmax(-1) * logits.double().log_softmax(-1)).sum(-1)
     assert found["probability"] == pytest.approx(1 - probs.amax(1).numpy())
@@ -53,7 +53,7 @@ def test_scores_are_what_their_closed_forms_say() -> None:
 def test_members_that_agree_share_no_information() -> None:
     logits = torch.randn(1, 5, 3).expand(4, 5, 3)
     probs = logits[0].double().softmax(-1)
-    found = uncertainties(
+    found = CLASSES.uncertainties(
         Predictions(logits, torch.zeros(5), CLASSES), torch.ones(4).double(), probs
     )
     assert np.abs(found["information"]).max() < 1e-12

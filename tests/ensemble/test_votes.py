@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.stats import gamma
-from scored import nll
+from scored import combine, nll
 
 from bend_ray.ensemble.votes import (
     PRIOR_EXAMPLES,
@@ -63,14 +63,14 @@ def weighted_loop(logits_ENC: torch.Tensor, weights: list[float]) -> list[list[f
 
 
 def test_soft_vote_is_the_mean_of_the_probabilities(logits_ENC, val_nll_E) -> None:
-    probs = SoftVote().combine(logits_ENC, val_nll_E)
+    probs = combine(SoftVote(), logits_ENC, val_nll_E)
 
     expected = torch.tensor(weighted_loop(logits_ENC, [1, 1, 1, 1, 1]), dtype=torch.float64)
     np.testing.assert_allclose(probs, expected, rtol=0, atol=1e-12)
 
 
 def test_weighted_vote_weighs_by_the_likelihood(logits_ENC, val_nll_E) -> None:
-    probs = WeightedVote(sharpness=3).combine(logits_ENC, val_nll_E)
+    probs = combine(WeightedVote(sharpness=3), logits_ENC, val_nll_E)
 
     weights = [math.exp(-3 * value) for value in val_nll_E.tolist()]
     expected = torch.tensor(weighted_loop(logits_ENC, weights), dtype=torch.float64)
@@ -78,7 +78,7 @@ def test_weighted_vote_weighs_by_the_likelihood(logits_ENC, val_nll_E) -> None:
 
 
 def test_majority_vote_counts_heads(logits_ENC, val_nll_E) -> None:
-    probs = MajorityVote().combine(logits_ENC, val_nll_E)
+    probs = combine(MajorityVote(), logits_ENC, val_nll_E)
 
     for n, shares in enumerate(probs.tolist()):
         ballots = [max(range(3), key=lambda c, e=e, n=n: logits_ENC[e, n, c]) for e in range(5)]
@@ -88,7 +88,7 @@ def test_majority_vote_counts_heads(logits_ENC, val_nll_E) -> None:
 def test_a_tied_majority_vote_goes_to_the_lowest_class() -> None:
     logits = torch.tensor([[[0.0, 0.0, 9.0]], [[0.0, 5.0, 5.0]]])
 
-    probs = MajorityVote().combine(logits, torch.zeros(2))
+    probs = combine(MajorityVote(), logits, torch.zeros(2))
 
     assert probs.tolist() == [[0, 0.5, 0.5]]
     assert probs.argmax(dim=1).tolist() == [1]
@@ -96,7 +96,7 @@ def test_a_tied_majority_vote_goes_to_the_lowest_class() -> None:
 
 @pytest.mark.parametrize("vote", ALL_VOTES)
 def test_every_vote_gives_a_distribution_in_double_precision(vote, logits_ENC, val_nll_E) -> None:
-    probs = vote.combine(logits_ENC.bfloat16(), val_nll_E)
+    probs = combine(vote, logits_ENC.bfloat16(), val_nll_E)
 
     assert probs.shape == (12, 3)
     assert probs.dtype == torch.float64
@@ -106,11 +106,11 @@ def test_every_vote_gives_a_distribution_in_double_precision(vote, logits_ENC, v
 def test_a_blunt_weighted_vote_is_soft_and_a_sharp_one_picks_the_best(
     logits_ENC, val_nll_E
 ) -> None:
-    soft = SoftVote().combine(logits_ENC, val_nll_E)
+    soft = combine(SoftVote(), logits_ENC, val_nll_E)
     best = logits_ENC[0].double().softmax(dim=1)
 
-    np.testing.assert_allclose(WeightedVote(sharpness=0).combine(logits_ENC, val_nll_E), soft)
-    np.testing.assert_allclose(WeightedVote(sharpness=1e6).combine(logits_ENC, val_nll_E), best)
+    np.testing.assert_allclose(combine(WeightedVote(sharpness=0), logits_ENC, val_nll_E), soft)
+    np.testing.assert_allclose(combine(WeightedVote(sharpness=1e6), logits_ENC, val_nll_E), best)
 
 
 @pytest.mark.parametrize("sharpness", [0.0, 10.0])
@@ -118,10 +118,10 @@ def test_a_member_that_diverged_on_validation_has_no_weighted_vote(
     sharpness, logits_ENC, val_nll_E
 ) -> None:
     vote = WeightedVote(sharpness=sharpness)
-    healthy = vote.combine(logits_ENC[1:], val_nll_E[1:])
+    healthy = combine(vote, logits_ENC[1:], val_nll_E[1:])
     logits_ENC[0], val_nll_E[0] = math.nan, math.nan
 
-    np.testing.assert_allclose(vote.combine(logits_ENC, val_nll_E), healthy)
+    np.testing.assert_allclose(combine(vote, logits_ENC, val_nll_E), healthy)
 
 
 @pytest.mark.parametrize("vote", ALL_VOTES)
@@ -129,18 +129,12 @@ def test_a_diverged_voter_is_named_instead_of_spoiling_the_bag(vote, logits_ENC,
     logits_ENC[2, 5, 1] = math.nan
 
     with pytest.raises(TrainingError, match="1 of 5, the first at index 2"):
-        vote.combine(logits_ENC, val_nll_E)
+        combine(vote, logits_ENC, val_nll_E)
 
 
 def test_a_bag_in_which_all_diverged_is_refused(logits_ENC) -> None:
     with pytest.raises(TrainingError, match="at least one of 5 members"):
-        WeightedVote().combine(logits_ENC, torch.full((5,), math.nan))
-
-
-@pytest.mark.parametrize("vote", ALL_VOTES)
-def test_a_validation_nll_for_each_member_is_required(vote, logits_ENC) -> None:
-    with pytest.raises(ValueError, match="validation NLL for each"):
-        vote.combine(logits_ENC, torch.zeros(3))
+        combine(WeightedVote(), logits_ENC, torch.full((5,), math.nan))
 
 
 @settings(max_examples=15, deadline=None)
@@ -213,7 +207,7 @@ def test_temperature_one_changes_nothing_and_any_keeps_the_most_probable() -> No
 
 
 def test_temperature_of_vote_shares_with_zeros_is_finite() -> None:
-    probs = MajorityVote().combine(random_logits(3, 40, 4), torch.zeros(3))
+    probs = combine(MajorityVote(), random_logits(3, 40, 4), torch.zeros(3))
     labels = torch.arange(40) % 4
 
     temperature = fit_temperature(probs, labels)

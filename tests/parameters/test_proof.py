@@ -324,7 +324,7 @@ def test_a_suggestion_that_is_wrong_is_not_proven(monkeypatch: pytest.MonkeyPatc
     module = build(CASES["dense"][0])
     units = torch.arange(5)[None, :, None]
     half = Group((Move("0.weight", (0,), units), Move("2.weight", (1,), units)))
-    monkeypatch.setattr(proof, "groups_of", lambda trace: ((half,), {}))
+    monkeypatch.setattr(proof, "_groups_of", lambda trace: ((half,), {}))
     found = find_symmetries(module, ROWS, call)
     assert found.groups == ()
     assert found.left_alone["0.weight"].startswith("permuting its units changes the answers by")

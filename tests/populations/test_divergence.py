@@ -20,8 +20,8 @@ from bend_ray.errors import TrainingError
 from bend_ray.populations.divergence import Divergence, done_shards, finite_rows, left_rows, note
 from bend_ray.populations.members import learnt_vectors, load_roots
 from bend_ray.report.evaluation import Result
-from bend_ray.stages import sample_drawer, seeds
-from bend_ray.stages.sample_drawer import SampleDrawer
+from bend_ray.stages import samples, seeds
+from bend_ray.stages.samples import SampleDrawer
 from bend_ray.stages.seed_trainer import SeedTrainer
 
 pytestmark = pytest.mark.trains
@@ -75,7 +75,7 @@ def train(
     rows = {i: len(own) for each in trainer.cohorts for i, own in each.shards.items()}
     assert done_shards(artifact, rows) == set(rows)
     seeds._commit(artifact, config.seeds, rows, 1.0)
-    assert not artifact.list_files("diverged")
+    assert not artifact.list_files("making")
     return read_population(artifact), artifact
 
 
@@ -152,7 +152,7 @@ def test_a_diverged_population_is_refused_with_advice(tiny: MakeConfig, fresh_st
 @pytest.fixture
 def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Have the latents of some drawn models overflow."""
-    draw = sample_drawer.sample_latents
+    draw = samples.sample_latents
 
     def spoilt(every: int) -> None:
         def sample(*given: object) -> torch.Tensor:
@@ -160,7 +160,7 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             z_NZ[::every] = torch.inf
             return z_NZ
 
-        monkeypatch.setattr(sample_drawer, "sample_latents", sample)
+        monkeypatch.setattr(samples, "sample_latents", sample)
 
     return spoilt
 

@@ -16,9 +16,9 @@ import ray
 
 from bend_ray.errors import ClusterError
 from bend_ray.process.computing import usable_cores
+from bend_ray.process.environment import cluster_to_join
 from bend_ray.runtime import cluster
 from bend_ray.runtime.cluster import check_address
-from bend_ray.runtime.environment import cluster_to_join
 
 WHERE = "--address x"
 

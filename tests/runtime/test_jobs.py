@@ -60,7 +60,7 @@ def test_ctrl_c_leaves_the_job_which_exits_as_it_does(tmp_path: Path, dashboard:
 
     jobs = Jobs(dashboard)
     deadline = time.monotonic() + 240
-    while not jobs.has_ended(job):
+    while jobs.exit_code(job) is None:
         assert time.monotonic() < deadline
         time.sleep(0.5)
     assert jobs.exit_code(job) == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ import torch
 from tiny import own_processes
 
 from bend_ray.artifacts.store import Artifact, Store
-from bend_ray.artifacts.weights import load_weights
+from bend_ray.artifacts.weights import DIRECTORY, load_weights
 from bend_ray.config.resources import TrainResources
 from bend_ray.config.schema import GeneratorSection
 from bend_ray.errors import TrainingError
@@ -51,17 +51,10 @@ def fit_denoiser(
 ) -> Artifact:
     """In this process, or by so many workers of Ray Train."""
     artifact = Store(str(path)).artifact("generator", 1, {})
-    resources = TrainResources(workers=workers or 1)
-    job = TrainingTask(
-        "generator",
-        partial(build_objective, SECTION, 5, 2),
-        training,
-        resources,
-        0,
-        artifact,
-        WEIGHTS,
-        until,
-    )
+    given = {"training": training, "resources": TrainResources(workers=workers or 1)}
+    section = SECTION.model_copy(update=given)
+    build = partial(build_objective, section, 5, 2)
+    job = TrainingTask(artifact, section, 0, build, WEIGHTS, until)
     runtime: Runtime = Runtime()
     if workers:
         from bend_ray.runtime.on_ray import RayRuntime
@@ -108,7 +101,7 @@ def test_a_training_resumes_from_its_checkpoint_to_the_same_bits(
     monkeypatch.setattr(_Worker, "step", lambda w, s: (steps.append(s), step(w, s))[1])
     artifact = fit_denoiser(tmp_path)
     assert steps == list(range(60, 120))
-    assert "training/checkpoint.safetensors" in artifact.everything()
+    assert "making/training/checkpoint.safetensors" in artifact.everything()
     assert_close(load_weights(artifact, WEIGHTS), alone)
 
 
@@ -120,7 +113,7 @@ def test_a_training_that_was_paused_goes_on_to_the_same_bits(
     # Milestones need not be checkpoints; one that was passed is not put back.
     for until in (30, 70, 50):
         artifact = fit_denoiser(tmp_path, until=until)
-    names = {file.name for file in artifact.list_files("training")}
+    names = set(artifact.list_files(DIRECTORY))
     assert {milestone(30), milestone(70)} <= names
     assert milestone(50) not in names
     assert_close(load_weights(fit_denoiser(tmp_path), WEIGHTS), alone)
@@ -162,7 +155,7 @@ def test_a_training_that_stops_early_does_so_to_the_same_bits_however_it_was_cut
     often = LOOKS.model_copy(update={"checkpoint_every": 3})
     for until in (2, 6, 60):
         paused = fit_denoiser(tmp_path / "paused", often, until=until, stops=True)
-    assert milestone(60) in {file.name for file in paused.list_files("training")}
+    assert milestone(60) in paused.list_files(DIRECTORY)
     assert_close(load_weights(paused, milestone(60)), whole)
     assert_close(load_weights(fit_denoiser(tmp_path / "paused", often, stops=True), WEIGHTS), whole)
 
@@ -210,7 +203,7 @@ class killing_a_train_worker:  # noqa: N801 - reads as a statement
 
     def watch(self) -> None:
         while not self.stop.is_set():
-            if list(self.store.glob("generator/*/training/checkpoint.safetensors")):
+            if list(self.store.glob("generator/*/making/training/checkpoint.safetensors")):
                 for pid in own_processes("RayTrainWorker"):
                     os.kill(pid, signal.SIGKILL)
                     self.killed.append(pid)
@@ -246,7 +239,7 @@ def test_a_controller_that_fails_is_replaced_but_not_for_ever(
 
     monkeypatch.setattr(fit, "_trainer", lambda *arguments: None)
     monkeypatch.setattr(fit, "_watched", watched)
-    job: Any = SimpleNamespace(stage="generator", resources=TrainResources())
+    job: Any = SimpleNamespace(artifact=SimpleNamespace(stage="generator"))
     nodes: Any = SimpleNamespace(check=lambda: False)
     dataset: Any = None
     if failures == 2:

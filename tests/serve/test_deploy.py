@@ -68,7 +68,7 @@ _UNDER_LOAD = """
 import json, sys, time
 sys.path.insert(0, sys.argv[1])
 from serving import Load, free_port
-from bend_ray.runtime.environment import prepare_environment
+from bend_ray.process.environment import prepare_environment
 prepare_environment(None)
 import ray
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scored import combine
 
 from bend_ray.ensemble.programs import Outputs
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
@@ -72,7 +73,7 @@ def test_the_whole_bag_answers_as_the_pipeline_votes(vote: Vote, temperature: fl
     nll = torch.linspace(0.1, 0.5, 6).double()
     weights = (vote.weights(nll) / vote.weights(nll).sum()).tolist()
     answers = counted(card(vote, weights, 5, temperature), *asked(logits))
-    expected = vote.combine(torch.from_numpy(logits), nll)
+    expected = combine(vote, torch.from_numpy(logits), nll)
     if temperature != 1.0:
         expected = apply_temperature(expected, temperature)
     np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-7)

@@ -4,7 +4,7 @@ import torch
 from answers import drawn
 
 from bend_ray.generation.rivals import Gaussian
-from bend_ray.stages.sample_drawer import ways
+from bend_ray.stages.samples import ways
 
 
 def test_a_guided_gaussian_is_the_gaussian_moved_on() -> None:

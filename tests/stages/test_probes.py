@@ -10,7 +10,7 @@ from bend_ray.artifacts.shards import read_population, write_shard
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import TrainingError
 from bend_ray.runtime.interface import Runtime
-from bend_ray.stages.probes import Floor, check_samples
+from bend_ray.stages.samples import Floor, check_samples
 
 # One that has learnt nothing predicts no noise, and so takes what it starts from for a latent that
 # was made a hundred times smaller. What a training that runs wild draws hangs on its last bits.

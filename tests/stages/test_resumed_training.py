@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_told_in_a_line_and_its_training_begins_again(
     )
     undisturbed = trained(never, tmp_path / "undisturbed")
     again = killed(often, tmp_path / "killed", 40, monkeypatch)
-    (name,) = [file.name for file in again.list_files(f"{DIRECTORY}/0/")]
+    (name,) = again.list_files(f"{DIRECTORY}/0/")
     path = Path(again.child(name))
     content = path.read_bytes()
     if ruin == "garbage":
@@ -228,5 +228,5 @@ def test_a_process_killed_in_the_middle_of_a_root_or_a_run_goes_on(
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert checkpoint.exists()
-    assert not any(file.name.startswith("shard-") for file in seeds.list_files())
+    assert not seeds.list_files("shard-")
     assert_same(trained(config, tmp_path / "undisturbed"), trained(config, store))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from scored import member_nll, nll
+from scored import combine, member_nll, nll
 
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK
@@ -34,7 +34,7 @@ def test_the_whole_bag_is_scored_as_it_votes(
         trunks,
         [1, E],
     )
-    whole = SoftVote().combine(logits, member_nll(logits, labels))
+    whole = combine(SoftVote(), logits, member_nll(logits, labels))
     assert by_size[-1] == pytest.approx(nll(whole, labels))
     # One member is any of them: a mean over orders that put different ones first.
     alone = member_nll(logits, labels)
@@ -60,7 +60,7 @@ def test_a_temperature_is_fitted_on_the_half_that_is_not_scored(
     logits, labels, trunks = guesses
     section = EvaluationSection(temperature_scaling=True, rivals=())
     _, by_size = cross_fitted_curve(section, Predictions(logits, labels, CLASSES), trunks, [E])
-    whole = SoftVote().combine(logits, member_nll(logits, labels))
+    whole = combine(SoftVote(), logits, member_nll(logits, labels))
     half = torch.arange(N) % 2 == 0
     scaled = whole.clone()
     for scored in (half, ~half):

@@ -57,7 +57,7 @@ def test_an_artifact_is_made_where_a_fifth_of_the_requests_fail(server: ObjectSt
         artifact().report_progress(3, 6, "models")
         write_shard(artifact(), 1, population(3))
         assert not artifact().exists()
-        names = [file.name for file in artifact().list_files()]
+        names = list(artifact().list_files())
         rows = dict.fromkeys(names, 3)
         artifact().commit(files=names, rows=rows, metrics={}, cost=Cost())
     assert artifact().exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from figures import metrics
+from scored import combine
 from torch import Tensor
 
 from bend_ray.artifacts.cost import Cost
@@ -50,7 +51,7 @@ class Bagged:
     def probabilities(self, pixels: np.ndarray) -> Tensor:
         """The bag's answer, by the pipeline's own code."""
         vote = self.config.evaluation.vote
-        return vote.combine(self.logits(pixels), self.val_nll_E[self.members])
+        return combine(vote, self.logits(pixels), self.val_nll_E[self.members])
 
 
 MakeBag = Callable[..., Bagged]

@@ -16,19 +16,12 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError, TrainingError
 from bend_ray.report.evaluation import Result
+from bend_ray.tune.page import text as table
 from bend_ray.tune.page import write_page
-from bend_ray.tune.records import (
-    BagRecord,
-    Milestone,
-    StageRecord,
-    TrialRecord,
-    read_record,
-    write_record,
-)
+from bend_ray.tune.records import RECORD, BagRecord, Milestone, StageRecord, TrialRecord, told
 from bend_ray.tune.search import can_go_on, refuse_strangers
 from bend_ray.tune.space import TuneSection
 from bend_ray.tune.study import Fresh, Study, sentences, summary
-from bend_ray.tune.table import text as table
 
 SECTION = TuneSection.model_validate(
     {
@@ -40,6 +33,7 @@ SECTION = TuneSection.model_validate(
         },
     }
 )
+BAG = BagRecord(size=8, nll=0.5, accuracy=0.8, cost_seconds=3.0, flops=8000, objective=0.5)
 STAGES = ("seeds", "autoencoder", "latents", "generator", "samples")
 
 
@@ -79,7 +73,7 @@ def study(tmp_path: Path) -> Study:
     stopped: dict[str, Any] = {
         "status": "stopped",
         "bags": [],
-        "milestones": [Milestone(share=0.25, nll=0.5, accuracy=0.8)],
+        "milestones": [Milestone(share=0.25, bag=BAG)],
     }
     trials = [
         trial(0, None, "v", 0.12),
@@ -138,9 +132,19 @@ def test_a_search_without_an_end_says_why(study: Study) -> None:
 
 def test_a_record_comes_back_as_it_was(study: Study) -> None:
     for record in study.trials:
-        write_record(study.artifact, record)
-        assert read_record(study.artifact, record.name) == record
-    assert read_record(study.artifact, "another") is None
+        result = {RECORD: record.model_dump_json()}
+        assert told(record.name, result, True, None) == record
+
+
+def test_what_a_process_could_not_say_is_what_tune_thinks(study: Study) -> None:
+    assert told("another", None, True, "it died") == TrialRecord(
+        name="another", point={}, status="failed", error="it died"
+    )
+    cut_off = study.trials[0].with_(status="running", bags=[])
+    result = {RECORD: cut_off.model_dump_json()}
+    assert told("t0", result, True, None).status == "stopped"
+    assert told("t0", result, True, "it died").stages == study.trials[0].stages
+    assert told("t0", result, False, None) == cut_off
 
 
 def bag(nll: float) -> dict[str, Any]:

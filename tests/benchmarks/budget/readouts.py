@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bend_ray.data.examples import Examples
 from bend_ray.ensemble.metrics import disagreements, error_iou, score
-from bend_ray.ensemble.novelty import Models, novelty
+from bend_ray.ensemble.novelty import Models, novelty, places_among
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
 from bend_ray.generation.rivals import Gaussian, MultiSwag, Trained
 
@@ -256,15 +256,17 @@ def drawn_quality(
     told: dict[str, float] = {}
     for name, theta, chains_E in (("drawn", fresh_EP, fresh_E), ("held_out", held_HP, held_H)):
         answers = predictions(theta)
+        places = places_among((train_KP, train_K), (theta, chains_E))
+        usual = places_among((train_KP, train_K))
         found = novelty(
-            Models(theta, chains_E, answers, task.dataset.task),
-            Models(train_KP, train_K, seen, task.dataset.task),
+            Models(places, chains_E, answers, task.dataset.task),
+            Models(usual, train_K, seen, task.dataset.task),
         )
         told[f"{name}_accuracy"] = 100 * (answers == images.labels_N).double().mean().item()
         told[f"{name}_error_iou"] = error_iou(answers != images.labels_N)
-        told[f"{name}_copies"] = found.copies
-        told[f"{name}_spread"] = found.spread
-        told[f"{name}_functional_distance"] = 100 * found.functional_distance
+        told[f"{name}_copies"] = found["copies"]
+        told[f"{name}_spread"] = found["spread"]
+        told[f"{name}_functional_distance"] = 100 * found["functional_distance"]
     told["originals_error_iou"] = error_iou(seen != images.labels_N)
     told["originals_accuracy"] = 100 * (seen == images.labels_N).double().mean().item()
     return told
