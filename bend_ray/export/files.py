@@ -78,13 +78,14 @@ def publish(folder: Path, output: str) -> None:
             shutil.copyfileobj(read, target, 2**22)
 
 
-def refuse_strangers(output: str) -> None:
+def refuse_strangers(output: str, ours: frozenset[str] = _OURS) -> None:
     """Refuse, as ConfigError, a folder with anything but an earlier export in it."""
     filesystem, path = resolve(output)
     with store_errors("list", path):
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    if strangers := sorted({entry.base_name for entry in found} - _OURS):
+    if strangers := sorted({entry.base_name for entry in found} - ours):
+        earlier = ", or an earlier export" if ours else ""
         raise ConfigError(
-            f"{masked(output)}: expected a new or empty folder, or an earlier export, got one with "
+            f"{masked(output)}: expected a new or empty folder{earlier}, got one with "
             f"{', '.join(strangers[:3])}; name another"
         )

@@ -115,17 +115,8 @@ def guide(card: Card) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters["iso"] = iso
-    scores = card.scores
-    return environment.get_template("guide.md.j2").render(
-        card=card,
-        size=len(card.members),
-        channels=card.image_shape[0] if card.decoding else None,
-        scored=scores is not None and None not in (scores.accuracy, scores.nll),
-        names=len(card.class_names),
-        low=LOG_VARIANCES[0],
-        high=LOG_VARIANCES[1],
-    )
+    template = environment.get_template("guide.md.j2")
+    return template.render(card=card, iso=iso, log_variances=LOG_VARIANCES)
 
 
 def bag_of(

@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
-import pyarrow.fs
 import ray
 import ray.data
 
@@ -17,9 +16,9 @@ from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
-from bend_ray.errors import ConfigError, DataError
+from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, read_card
-from bend_ray.export.files import fetched
+from bend_ray.export.files import fetched, refuse_strangers
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
@@ -42,11 +41,8 @@ def predict(
     DataError where examples are missing, cannot be read, or are not what the bag takes, ConfigError
     where the output is not empty.
     """
+    refuse_strangers(output, frozenset())
     filesystem, path = resolve(output)
-    if filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
-        raise ConfigError(
-            f"--output {masked(output)}: expected a new or empty folder; name another"
-        )
     with fetched(export) as folder:
         card = read_card(folder)
     takes_images = card.decoding is not None
