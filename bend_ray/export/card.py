@@ -15,7 +15,6 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -33,7 +32,7 @@ from bend_ray.tasks import Classification, Task
 
 CARD, LOGITS = "config.json", "logits"
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
-"""Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
+"""Of the ONNX programs' format and operators, and the oldest runtime seen to answer as we do.
 
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
@@ -58,17 +57,6 @@ class Scored(Spec):
     ece: float | None = None
     rmse: float | None = None
     crps: float | None = None
-
-
-class OnnxNeeds(Spec):
-    """What can read the ONNX programs."""
-
-    ir_version: PositiveInt = IR_VERSION
-    """Of the file format."""
-    opset: PositiveInt = OPSET
-    """Of the operators."""
-    onnxruntime: str = ONNXRUNTIME
-    """The oldest ONNX Runtime."""
 
 
 class Input(Spec):
@@ -147,7 +135,9 @@ class Card(Spec):
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again; of numbers the
     factor of the variances."""
-    onnx: OnnxNeeds | None = OnnxNeeds()
+    onnx: dict[str, int | str] | None = Field(
+        {"ir_version": IR_VERSION, "opset": OPSET, "onnxruntime": ONNXRUNTIME}
+    )
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
     """Null: nothing has scored it."""
