@@ -12,8 +12,7 @@ from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
 from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.corruptions import SEVERITIES
-from bend_ray.data.inputs import CALIBRATION
+from bend_ray.data.inputs import CALIBRATION, SEVERITIES
 from bend_ray.ensemble.conformal import Calibration, Floats
 from bend_ray.ensemble.curves import Growth
 from bend_ray.ensemble.metrics import detection, difference

@@ -20,9 +20,8 @@ from pydantic import (
 )
 
 from bend_ray.config.resources import ActorResources, HourlyPrice, Resources, TrainResources
-from bend_ray.data.corruptions import IMAGES, TABLES, Corruption
 from bend_ray.data.datasets import ArrayParts, Dataset, Digits, ImageFiles, Table
-from bend_ray.data.inputs import LeftOut, Others, Outside
+from bend_ray.data.inputs import IMAGES, TABLES, Corruption, LeftOut, Others, Outside
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.diffusion import Ddim, Ddpm, Process, Sampler

@@ -6,7 +6,7 @@ images as ``sources``, whose classes are names; ``decoding`` makes pixels of an 
 training and serving alike. ``arrays`` reads arrays in files, ``given`` what a user has in memory,
 ``tables`` rows, of whose ``columns`` numbers are made; ``splits`` draws parts and checks them.
 ``examples`` holds what is read, ``streaming`` what is decoded when it is needed; ``augmentation``
-varies it. ``inputs`` is what models are asked about, ``corruptions`` among them.
+varies it. ``inputs`` is what models are asked about, corruptions of the test part among them.
 
 May import numpy, pyarrow, Pillow, torch and torchvision, all but the first when they are first
 used; knows neither Ray nor networks.

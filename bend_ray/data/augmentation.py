@@ -72,10 +72,9 @@ class RandomViews(Spec):
     def _distorted(self, pixels_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Each image by itself: of a batch torchvision would distort all alike."""
         policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
-        chosen = [policies[self.policy]()] if self.policy else []
-        transform = v2.Compose(
-            [*chosen, *([v2.RandomErasing(self.erasing)] if self.erasing else [])]
-        )
+        steps = [policies[self.policy]()] if self.policy else []
+        steps += [v2.RandomErasing(self.erasing)] if self.erasing else []
+        transform = v2.Compose(steps)
         # torchvision draws from torch's global generator.
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.set_state(generator.get_state())

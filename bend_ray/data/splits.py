@@ -130,15 +130,10 @@ def assembled(
 ) -> Parts:
     """The parts of a data set, looked through; DataError where they do not fit together.
 
-    Args:
-        spec: of it.
-        read: what gives each part that there are files of.
-        whole: what that of the training part has given.
-        rows: of it, for each part that is drawn.
-        arrays: makes arrays of what is a part.
-        task: what is learnt.
-        known: what else a ``Parts`` says; of a table it is what became of columns. Its rows are no
-            duplicates of others by their few categories alone.
+    ``read`` gives each part that there are files of; the training part's has given ``whole``, of
+    which each part that is drawn has some ``rows``. ``arrays`` makes arrays of what is a part.
+    ``known`` is what else a ``Parts`` says; of a table it is what became of columns, whose rows are
+    no duplicates of others by their few categories alone.
     """
     parts: dict[Part, Arrays] = {}
     for part in get_args(Part):

@@ -170,16 +170,13 @@ class Streamed:
         with closing((self.ahead or by_threads)(nth, len(blocks))) as decoded:
             for piece in pieces:
                 pixels_MCHW = np.empty((len(piece), *self.shape), np.uint8)
-                filled = 0
-                while filled < len(piece):
+                for start in range(0, len(piece), self.block):
                     if (block := next(decoded, None)) is None:
                         raise DataError(
                             f"dataset: expected {sum(map(len, pieces))} images of a stream, it "
                             "ended early; run again, it goes on from what is stored"
                         )
-                    images = block.reshape(-1, *self.shape)
-                    pixels_MCHW[filled : filled + len(images)] = images
-                    filled += len(images)
+                    pixels_MCHW[start : start + self.block] = block.reshape(-1, *self.shape)
                 yield torch.from_numpy(pixels_MCHW)
 
 

@@ -43,13 +43,10 @@ def sizes_up_to(num_members: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Growth:
-    """Bags of the first members in several orders, by their size.
+    """Bags of the first members in several orders, by their size; votes weigh by ``val_nll_E``.
 
-    Attributes:
-        vote: of each bag.
-        val_nll_E: of the members, by which votes weigh them.
-        sizes: rising, none above an order's length.
-        orders: positions of members in voting order; one order at least.
+    Sizes rise, none above an order's length; of ``orders``, positions of members in voting order,
+    there is one at least.
     """
 
     vote: Vote

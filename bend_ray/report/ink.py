@@ -62,13 +62,8 @@ _STYLE = str(Path(__file__).with_suffix(".mplstyle"))
 class Panel:
     """One figure with one axes, what it says in words, and below it a legend.
 
-    What its methods draw is said to those who cannot see it, too.
-
-    Args:
-        name: of its files.
-        x: label of the axis; one in (%) is of shares of 1.
-        y: likewise.
-        height: in inches, without the legend.
+    What its methods draw is said to those who cannot see it, too. An axis whose label ends in (%)
+    is of shares of 1; ``height`` is in inches, without the legend.
     """
 
     def __init__(self, name: str, x: str = "", y: str = "", height: float = HEIGHT) -> None:

@@ -217,9 +217,7 @@ def span(counts: Sequence[int]) -> str:
 def table(*results: Result) -> str:
     """Bags, single members, novelty, cost and divergence as aligned text.
 
-    Args:
-        results: of a run, or of its repeats: means ± standard deviations then, and of rivals also
-            paired differences ± standard errors.
+    Of repeats: means ± standard deviations, of rivals also paired differences ± standard errors.
     """
     parts = [text(rows(results)) for rows in (_bags, _members, _novelty, _cost)]
     parts[0] += filter(None, (unaffordable(results), temperatures(results)))

@@ -28,12 +28,8 @@ _NOT_THE_RUN = ("resources", "tracking", "price_per_hour", "split_seed")
 class Run:
     """One committed evaluation.
 
-    Attributes:
-        result: of the run.
-        config: the whole resolved config, without credentials.
-        evidence: what the pictures show.
-        versions: of Python and the libraries that made it.
-        created: when, ISO 8601.
+    Its whole resolved config, without credentials; the evidence that pictures show; ``versions`` of
+    Python and the libraries that made it; when it was ``created``, ISO 8601.
     """
 
     result: Result

@@ -117,14 +117,10 @@ def mean_and_sd(values: Iterable[float | None]) -> tuple[float | None, float | N
 
 
 def cells(records: Sequence[Any], heads: Mapping[str, str]) -> dict[str, str]:
-    """By column, mean ± standard deviation of an attribute over records.
+    """By column, mean ± standard deviation of an attribute over records, one a repeat.
 
     What nobody knows is a dash. Shares are in percent. A cost is unknown where any of the records'
     is: what somebody else has trained has no price unless he gives it.
-
-    Args:
-        records: one a repeat.
-        heads: columns by attributes.
 
     >>> from bend_ray.artifacts.cost import Cost
     >>> cells([Cost(cpu_seconds=1.0), Cost(cpu_seconds=2.0)], {"cpu_seconds": "CPU s"})

@@ -206,9 +206,8 @@ def _tuner(job: Assignment, room: int) -> Any:
     from ray import tune as ray_tune
     from ray.tune.logger import TBXLoggerCallback
 
-    from bend_ray.tune.live import TrialTable
     from bend_ray.tune.trial import OBJECTIVE, run_trial
-    from bend_ray.tune.tuner import grid_of, scheduler_of, searcher_of
+    from bend_ray.tune.tuner import TrialTable, grid_of, scheduler_of, searcher_of
 
     # A trial waits for processes that take CPUs of their own; a bundle without anything is refused.
     nothing = ray_tune.PlacementGroupFactory([{"memory": 1.0}])

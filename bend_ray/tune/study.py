@@ -144,14 +144,11 @@ def pareto_front(values_NM: NDArray[np.float64]) -> list[int]:
     >>> pareto_front(np.array([[1.0, 3.0], [2.0, 2.0], [2.0, 3.0], [2.0, 2.0]]))
     [0, 1]
     """
-    found = []
-    for i, row in enumerate(values_NM):
-        no_worse = (values_NM <= row).all(axis=1)
-        better = no_worse & (values_NM < row).any(axis=1)
-        equal_before = no_worse[:i] & (values_NM[:i] == row).all(axis=1)
-        if not better.any() and not equal_before.any():
-            found.append(i)
-    return found
+    no_worse_NN = (values_NM[:, None] <= values_NM).all(axis=2)
+    equal_NN = no_worse_NN & no_worse_NN.T
+    beaten_NN = np.where(equal_NN, np.triu(equal_NN, 1), no_worse_NN)
+    front: list[int] = np.flatnonzero(~beaten_NN.any(axis=0)).tolist()
+    return front
 
 
 def knee(values_NM: NDArray[np.float64]) -> int:

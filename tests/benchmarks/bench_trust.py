@@ -30,8 +30,8 @@ import bend_ray as bend
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.corruptions import IMAGES, Corruption
 from bend_ray.data.examples import Parts
+from bend_ray.data.inputs import IMAGES, Corruption
 from bend_ray.ensemble.metrics import detection, score
 from bend_ray.export.folder import bag_of, measured, publish_bag
 from bend_ray.export.student import _taught, distil

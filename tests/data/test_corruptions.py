@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from bend_ray.data.columns import Column
-from bend_ray.data.corruptions import IMAGES, SEVERITIES, TABLES, Corruption, corrupted
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Decoding, Examples, Parts
+from bend_ray.data.inputs import IMAGES, SEVERITIES, TABLES, Corruption, corrupted
 from bend_ray.errors import DataError
 
 

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from image_files import some, write, write_folder
 from numpy.typing import NDArray
 
-from bend_ray.data import corruptions
-from bend_ray.data.corruptions import Corruption, corrupted
+from bend_ray.data import inputs
 from bend_ray.data.datasets import ImageFiles, ImageFolder, ImageParquet
 from bend_ray.data.examples import Examples, pieces
+from bend_ray.data.inputs import Corruption, corrupted
 from bend_ray.data.streaming import Room, Streamed, Windows, Work, by_threads
 from bend_ray.errors import DataError
 from bend_ray.networks.recipe import Recipe
@@ -75,7 +75,7 @@ def test_streamed_parts_are_the_resident_ones(tmp_path: Path, make: Any) -> None
 def test_what_is_corrupted_as_it_is_asked_for_is_the_same(
     name: Corruption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corruptions, "BLOCK", 4)
+    monkeypatch.setattr(inputs, "BLOCK", 4)
     whole = corrupted(folder(tmp_path / "set").load(), name)
     stream = corrupted(streamed(folder(tmp_path / "set")).load(), name)
     assert isinstance(stream, Streamed)

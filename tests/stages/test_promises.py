@@ -13,8 +13,7 @@ from tiny import TINY
 import bend_ray as bend
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.corruptions import SEVERITIES
-from bend_ray.data.inputs import CALIBRATION, VALIDATION
+from bend_ray.data.inputs import CALIBRATION, SEVERITIES, VALIDATION
 from bend_ray.ensemble.conformal import SetCalibration
 from bend_ray.ensemble.metrics import score
 from bend_ray.errors import ConfigError, DataError
