@@ -36,6 +36,7 @@ IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
 
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
+ONNX_NEEDS = {"ir_version": IR_VERSION, "opset": OPSET, "onnxruntime": ONNXRUNTIME}
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
@@ -135,9 +136,7 @@ class Card(Spec):
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again; of numbers the
     factor of the variances."""
-    onnx: dict[str, int | str] | None = Field(
-        {"ir_version": IR_VERSION, "opset": OPSET, "onnxruntime": ONNXRUNTIME}
-    )
+    onnx: dict[str, Any] | None = ONNX_NEEDS
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
     """Null: nothing has scored it."""
