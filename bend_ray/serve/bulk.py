@@ -66,10 +66,15 @@ def predict(
     # In one block, so that a column's type is that of all its values.
     size = min(max(file.size for file in files) + 1, 2**31 - 1)
     whole = pyarrow.csv.ReadOptions(block_size=size)
-    empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+    # A column of the bag is the texts that stand there, as in training.
+    texts = pyarrow.csv.ConvertOptions(
+        column_types=dict.fromkeys(card.columns, pa.string()),
+        null_values=[""],
+        strings_can_be_null=True,
+    )
     read = {
         "Parquet": ray.data.read_parquet,
-        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=empty),
+        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=texts),
         IMAGES: partial(ray.data.read_binary_files, include_paths=True),
     }[kinds[0]]
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)

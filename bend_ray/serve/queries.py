@@ -14,8 +14,8 @@ from pydantic_core import from_json
 
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
+from bend_ray.data.csv_text import read_csv
 from bend_ray.data.given import inputs_of
-from bend_ray.data.tables import read_csv
 from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
 from bend_ray.errors import BendError, DataError
@@ -202,7 +202,7 @@ def inputs_of_csv(content: bytes, card: Card) -> Inputs:
             "file as it is with --data-binary @FILE, not with -d"
         )
     try:
-        table = read_csv(pa.py_buffer(content), "CSV")
+        table = read_csv(pa.BufferReader(content), "CSV")
     except pa.ArrowException as error:
         raise DataError(f"expected CSV, got: {str(error)[:200]}") from None
     if not card.inputs.keys() & set(table.column_names):
