@@ -8,8 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
-from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
+from bend_ray.comparison.comparison import (
+    BAG,
+    EQUAL_COST,
+    POPULATIONS,
+    Bag,
+    Comparison,
+    Members,
+    Voted,
+)
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.inputs import CALIBRATION, SEVERITIES

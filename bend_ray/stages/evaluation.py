@@ -31,8 +31,7 @@ from bend_ray.artifacts.cost import (
 from bend_ray.artifacts.shards import read_format, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
-from bend_ray.comparison.choosing import Bag, Selection, StageCosts
-from bend_ray.comparison.comparison import POPULATIONS, Comparison
+from bend_ray.comparison.comparison import POPULATIONS, Bag, Comparison, Selection, StageCosts
 from bend_ray.comparison.evidence import compared, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
 from bend_ray.data.examples import Examples, Parts

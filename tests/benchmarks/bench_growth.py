@@ -32,8 +32,7 @@ from PIL import Image
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.choosing import Selection, StageCosts
-from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.comparison import Comparison, Selection, StageCosts
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import ImageFolder

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.choosing import Selection, StageCosts
-from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.comparison import Comparison, Selection, StageCosts
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.rivals import Drawing, Trained
