@@ -115,11 +115,6 @@ def disagreements(predictions_EN: Tensor) -> Tensor:
 
 def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
     """Share of examples on which each member of a and each member of b differ, (E, M) float64."""
-    if a_EN.shape[1:] != b_MN.shape[1:]:
-        raise ValueError(
-            f"expected predictions on the same examples, got shapes {tuple(a_EN.shape)} and "
-            f"{tuple(b_MN.shape)}"
-        )
     # The "0-norm" counts unequal entries without an (E, M, N) array; float32 is exact to 2**24.
     counts_EM = torch.zeros(len(a_EN), len(b_MN), dtype=torch.float64)
     width = _width(len(a_EN) + len(b_MN))
