@@ -197,47 +197,43 @@ class Comparison:
     """Everything the evaluation says, of bags as they were chosen.
 
     Attributes:
-        validation: what members say of validation examples, by population or rival.
-        test: and of the test part.
+        answers: what members say, by the inputs they are asked about, then by population or rival.
         vectors: of ``POPULATIONS``: originals, from which the generator learnt, held-out ones that
             it never saw, and what it drew.
         part: which the test part is.
-        others: what members say of other inputs, by their name.
     """
 
     section: EvaluationSection
     seed: int
     bags: Mapping[str, Bag]
-    validation: Mapping[str, Predictions]
-    test: Mapping[str, Predictions]
+    answers: Mapping[str, Mapping[str, Predictions]]
     trunks: Mapping[str, Tensor]
     vectors: Mapping[str, Matrix]
     prices: StageCosts
     part: Literal["test", "validation"] = "test"
-    others: Mapping[str, Mapping[str, Predictions]] = field(default_factory=dict)
 
     @cached_property
     def labels(self) -> Tensor:
         """Of the test part."""
-        return self.test["generated"].labels_N
+        return self.answers["test"]["generated"].labels_N
 
     @property
     def task(self) -> Task:
         """What is told."""
-        return self.test["generated"].task
+        return self.answers["test"]["generated"].task
 
     @cached_property
     def members(self) -> dict[str, Members]:
         """Single models, by population."""
-        return {name: Members.of(self.test[name], self.trunks[name]) for name in self.trunks}
+        tested = self.answers["test"]
+        return {name: Members.of(tested[name], self.trunks[name]) for name in self.trunks}
 
-    def said(self, bag: Bag, about: str | None = None) -> Predictions:
-        """What a bag's members say, of other inputs by their name."""
-        by_models = self.test if about is None else self.others[about]
-        return by_models[bag.models].select(bag.members)
+    def said(self, bag: Bag, about: str = "test") -> Predictions:
+        """What a bag's members say of inputs by their name."""
+        return self.answers[about][bag.models].select(bag.members)
 
-    def voted(self, bag: Bag, about: str | None = None) -> Voted:
-        """What a bag says, of other inputs by their name."""
+    def voted(self, bag: Bag, about: str = "test") -> Voted:
+        """What a bag says of inputs by their name."""
         plain_NC = self.section.vote.answers(self.said(bag, about), bag.val_nll_E)
         scaled_NC = self.task.scaled(plain_NC, bag.temperature)
         scored_NC = scaled_NC if self.section.temperature_scaling else plain_NC

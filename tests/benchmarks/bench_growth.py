@@ -160,7 +160,8 @@ def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
 
     def work() -> None:
         bags = Selection(section, validation, trunks, prices).bags()
-        compared(Comparison(section, 0, bags, validation, test, trunks, vectors, prices))
+        answers = {"validation": validation, "test": test}
+        compared(Comparison(section, 0, bags, answers, trunks, vectors, prices))
 
     return work
 

@@ -74,13 +74,13 @@ def comparison_of(
         if isinstance(rival, Drawing)
     }
     validation = {name: each.validation for name, each in (given | rivals).items()}
+    test = {name: each.test for name, each in (given | rivals).items()}
     trunks = {name: each.trunks_E for name, each in given.items()}
     return Comparison(
         section,
         0,
         Selection(section, validation, trunks, prices).bags(),
-        validation,
-        {name: each.test for name, each in (given | rivals).items()},
+        {"validation": validation, "test": test},
         trunks,
         {name: each.theta_EP for name, each in given.items() if name != "ordinary"},
         prices,
