@@ -109,12 +109,10 @@ class Selection:
 
     @cached_property
     def _nll(self) -> dict[str, Tensor]:
-        """Of every member, by name."""
         return {name: each.scores()[1] for name, each in self.predictions.items() if len(each)}
 
     @cached_property
     def _bag(self) -> Bag:
-        """The bag of generated classifiers."""
         generated, prices = self.predictions["generated"], self.prices
         bagging, drawn = self.section.bagging, len(generated)
         if bagging.size is not None and bagging.size > drawn:  # some that were drawn diverged
@@ -146,7 +144,6 @@ class Selection:
     def _voting(
         self, models: str, members: Sequence[int], fixed_seconds: float, member_seconds: float
     ) -> Bag:
-        """Some members together."""
         members = list(members)
         predictions, val_nll_E = self.predictions[models].select(members), self._nll[models]
         votes_NC = self.section.vote.answers(predictions, val_nll_E[members])

@@ -101,7 +101,6 @@ def _open(
     label: str,
     class_names: Sequence[str] | None,
 ) -> Source:
-    """The images of one file."""
     where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, image, label)
