@@ -95,7 +95,8 @@ class StageWorker:
 
 def run_trial(point: dict[str, Any], job: Assignment) -> None:
     """Ray Tune's function: run a trial and report it, with its record."""
-    record = TrialRecord(name=tune.get_context().get_trial_id(), point=job.section.decoded(point))
+    name = tune.get_context().get_trial_id()
+    record = TrialRecord(name=name, point=job.section.decoded(point))
     try:
         _run(record, job)
     except StoreError as error:
@@ -109,7 +110,7 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
 
 
 def _run(record: TrialRecord, job: Assignment) -> None:
-    """Note every stage in the record, and report it with the best bag, at milestones and the end."""
+    """Note every stage in the record, and report that at milestones and at the end."""
     section = job.section
     config = trial_config(job.config, section, record.point)
     found = job.graph(config)
