@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,9 @@ from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked, printable
 from bend_ray.storage.uris import joined
+
+if TYPE_CHECKING:
+    from bend_ray.data.datasets import ImageParquet
 
 PARQUET = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26
@@ -57,14 +60,14 @@ SETS_OF_FILES = {
 """Where those that consist of picture files name them."""
 
 
-def open_parquet(files: Files, image: str, label: str, class_names: Sequence[str] | None) -> Source:
+def open_parquet(spec: ImageParquet, files: Files) -> Source:
     """The images of one part, whose files may number classes each in its own way.
 
     DataError where files cannot be read or have other columns, labels are missing or out of range,
     or some files alone name them.
     """
     names = [printable(file.path) for file in files]
-    parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
+    parts = [_open(spec, files.filesystem, file.path) for file in files]
     parts = alike(parts, names)
     labels_N = np.concatenate([part.labels_N for part in parts])
     if not len(labels_N):
@@ -94,13 +97,8 @@ def _file(filesystem: pa.fs.FileSystem, path: str) -> Iterator[pa.parquet.Parque
         yield file
 
 
-def _open(
-    filesystem: pa.fs.FileSystem,
-    path: str,
-    image: str,
-    label: str,
-    class_names: Sequence[str] | None,
-) -> Source:
+def _open(spec: ImageParquet, filesystem: pa.fs.FileSystem, path: str) -> Source:
+    image, label = spec.image_column, spec.label_column
     where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, image, label)
@@ -117,7 +115,7 @@ def _open(
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if pa.types.is_integer(column.type):
-            given = class_names_of(file.schema_arrow, label) or class_names
+            given = class_names_of(file.schema_arrow, label) or spec.class_names
             found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
         else:
             # Truth values are called false and true.
