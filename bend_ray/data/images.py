@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
@@ -263,9 +262,9 @@ def _class_of(file: File) -> str:
 def open_folder(files: Files) -> Source:
     """The images of one part, whose classes are the names of their folders."""
     names, labels_N = np.unique([_class_of(file) for file in files], return_inverse=True)
-    paths = [file.path for file in files]
-    source = _of_files(files.filesystem, paths, labels_N, tuple(names.tolist()))
-    return replace(source, notes=files.notes, num_bytes=files.num_bytes)
+    read = _of_files(files.filesystem, [file.path for file in files])
+    read |= {"notes": files.notes, "num_bytes": files.num_bytes}
+    return Source(labels_N, tuple(names.tolist()), True, **read)
 
 
 def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Source:
@@ -291,7 +290,7 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
     if name in SETS_OF_FILES:
         # Torchvision's own way from file to pixels drops transparency and orientation.
         paths = [str(path) for path in getattr(images, SETS_OF_FILES[name])]
-        return _of_files(pa.fs.LocalFileSystem(), paths, labels_N, names)
+        return Source(labels_N, names, True, **_of_files(pa.fs.LocalFileSystem(), paths))
     where = partial("{} {} row {}".format, name, part)
 
     def read(rows: NDArray[np.int64]) -> Images:
@@ -300,12 +299,8 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
     return Source(labels_N, names, True, where, read=read)
 
 
-def _of_files(
-    filesystem: pa.fs.FileSystem,
-    paths: Sequence[str],
-    labels_N: NDArray[np.int64],
-    class_names: tuple[str, ...],
-) -> Source:
+def _of_files(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> dict[str, Any]:
+    """What a ``Source`` of image files has: where each is, and what reads them."""
     # A million names as objects take half a gigabyte, which each process would have.
     held = pa.array(map(os.fsencode, paths), pa.large_binary())
 
@@ -319,4 +314,4 @@ def _of_files(
                 content = stream.read()
             yield where(row), content
 
-    return Source(labels_N, class_names, True, where, read=read)
+    return {"where": where, "read": read}
