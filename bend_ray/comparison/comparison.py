@@ -141,15 +141,12 @@ class Selection:
         each = prices.originals(1) - prices.roots
         return self._voting("originals", chosen, prices.roots, each)
 
-    def _voting(
-        self, models: str, members: Sequence[int], fixed_seconds: float, member_seconds: float
-    ) -> Bag:
-        members = list(members)
+    def _voting(self, models: str, members: Sequence[int], *costs: float) -> Bag:
+        members, (fixed, each) = list(members), costs
         predictions, val_nll_E = self.predictions[models].select(members), self._nll[models]
         votes_NC = self.section.vote.answers(predictions, val_nll_E[members])
         temperature = predictions.task.fit_scale(votes_NC, predictions.labels_N)
-        costs = fixed_seconds, member_seconds
-        return Bag(models, members, *costs, val_nll_E[members], temperature)
+        return Bag(models, members, fixed, each, val_nll_E[members], temperature)
 
 
 def affordable_trainings(prices: StageCosts) -> int:

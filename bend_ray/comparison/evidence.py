@@ -26,7 +26,7 @@ from bend_ray.ensemble.metrics import detection, difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
 from bend_ray.errors import ConfigError
 from bend_ray.randomness import generator_for
-from bend_ray.report.evaluation import BagScores, Evaluation, recorded
+from bend_ray.report.evaluation import Evaluation, recorded
 from bend_ray.storage.masking import masked_json
 from bend_ray.tasks import Task
 
@@ -85,9 +85,7 @@ def _rows(members: Members, task: Task) -> dict[str, Any]:
     }
 
 
-def _bags(
-    comparison: Comparison,
-) -> tuple[dict[str, BagScores], dict[str, Any], dict[str, Any]]:
+def _bags(comparison: Comparison) -> tuple[dict[str, Any], ...]:
     """Scores of every bag, the evidence of all but that of equal cost, and what they promise."""
     scores, found, ours = {}, {}, comparison.voted(comparison.bags[BAG])
     promised: dict[str, Any] = {}

@@ -239,9 +239,7 @@ def crps(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
     return mean_score
 
 
-def intervals(
-    mean: Tensor, variance: Tensor, targets: Tensor
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def intervals(mean: Tensor, variance: Tensor, targets: Tensor) -> tuple[tuple[float, ...], ...]:
     """Share of targets inside of central intervals of ``LEVELS``, and the mean width of each."""
     deviation, error = variance.sqrt(), (targets - mean).abs()
     half = [torch.special.ndtri(torch.tensor(0.5 + p / 2, dtype=mean.dtype)) for p in LEVELS]
