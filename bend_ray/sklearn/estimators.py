@@ -41,6 +41,7 @@ from bend_ray.process.log import quiet
 from bend_ray.sklearn.members import Workshop
 from bend_ray.sklearn.rows import (
     Raw,
+    among,
     folds_of,
     holds_numbers,
     in_chance,
@@ -209,14 +210,15 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             )
         left_U = np.sort(left_U)
         folds = 1 if self.draw and self.folds is None else self.folds
+        labels_U = labels_N[rows_M[first_U[left_U]]]
         parts = [
             {
-                name: rows_M[np.isin(unit_M, left_U[own])]
-                for name, own in zip(_PARTS, fold, strict=True)
+                part: rows_M[among(left_U[own], unit_M)]
+                for part, own in zip(_PARTS, fold, strict=True)
             }
-            for fold in folds_of(labels_N[rows_M[first_U[left_U]]], folds, seed)[: self.members]
+            for fold in folds_of(labels_U, folds, seed)[: self.members]
         ]
-        rows = rows_M[np.isin(unit_M, left_U)]
+        rows = rows_M[among(left_U, unit_M)]
         found = {n: Column.fitted(self._kinds[n], raw[n][rows]) for n in self._kinds}
         self.columns_: Columns = {name: column for name, column in found.items() if column}
         if not self.columns_:

@@ -103,6 +103,14 @@ def repeated(rows: NDArray[np.int64], weights: Any) -> NDArray[np.int64]:
     return rows.repeat(np.diff(ends, prepend=0))
 
 
+def among(own: NDArray[np.int64], unit_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows are of some of the units."""
+    is_own = np.zeros(unit_M.max() + 1, dtype=np.bool_)
+    is_own[own] = True
+    found: NDArray[np.bool_] = is_own[unit_M]
+    return found
+
+
 def in_chance(labels_N: NDArray[Any], seed: int) -> NDArray[np.int64]:
     """Examples in an order that chance decides, of which every stretch has all classes alike.
 
