@@ -35,19 +35,11 @@ _FORMAT = b"bend_ray.population"
 class Population:
     """K classifiers; what comes is converted to the types below, or refused by a ValueError.
 
-    Attributes:
-        model_id: (K,).
-        trunk: (K,), the independent start a model descends from.
-        fork: (K,), which continuation of that trunk it is.
-        step: (K,), optimizer steps taken.
-        seed: (K,).
-        held_out: (K,), kept from the generator's training.
-        val_accuracy: (K,), the task's score: accuracy in [0, 1], or R^2 of regression.
-        val_nll: (K,), nats.
-        fit_seconds: (K,), CPU seconds this model cost.
-        origin: whether they were trained or drawn from a generator.
-        theta_KP: (K, 0) when it was not read.
-        layout_digest: names the layout that flattened the classifiers.
+    Columns are (K,), and ``theta_KP`` (K, 0) when it was not read. ``trunk`` is the independent
+    start a model descends from, ``fork`` which continuation of it, ``step`` counts optimizer steps,
+    ``held_out`` ones are kept from the generator's training. ``val_accuracy`` is the task's score:
+    accuracy in [0, 1], or R^2 of regression; ``val_nll`` is in nats, ``fit_seconds`` are of CPU.
+    ``layout_digest`` names the layout that flattened the classifiers.
     """
 
     model_id: NDArray[np.int64]

@@ -21,7 +21,7 @@ from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
-from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
+from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
@@ -113,13 +113,10 @@ def _commit(
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
-    # Of a run in several shards the first has the mean.
-    there = artifact.list_files(EARLY)
-    early = [name for index in left if (name := early_name(index)) in there]
     events = write_events(artifact, population_progress(artifact, [*map(shard_name, left)]))
     commit_left(
         *(artifact, rows, wall_seconds),
-        files=[LAYOUT, *early, *roots, events],
+        files=[LAYOUT, *artifact.list_files(EARLY), *roots, events],
         priced=roots,
         metrics={
             "root_cpu_seconds": sum(read_cost(artifact, root).cpu_seconds for root in roots),
