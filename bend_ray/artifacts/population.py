@@ -10,7 +10,6 @@ column, and needs nothing but pyarrow and ``frombuffer``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -77,17 +76,6 @@ class Population:
             # numpy takes an empty list for floats, and floats for no index.
             rows = rows if rows.size else rows.astype(np.intp)
         return replace(self, **{name: getattr(self, name)[rows] for name in _DTYPES})
-
-    @classmethod
-    def concatenate(cls, populations: Sequence[Population]) -> Population:
-        """One population after the other; ValueError where none or unlike ones are given."""
-        kinds = {(each.layout_digest, each.origin) for each in populations}
-        if len(kinds) != 1:
-            raise ValueError(f"expected populations of one layout and origin, got {sorted(kinds)}")
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(each, name) for each in populations]) for name in _DTYPES
-        }
-        return replace(populations[0], **joined)
 
 
 _DTYPES = {
