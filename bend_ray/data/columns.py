@@ -172,7 +172,13 @@ def _texts(values: pa.Array) -> NDArray[Any]:
     return np.asarray(texts, dtype=np.str_)
 
 
-def _moments(texts: pa.Array) -> pa.Array:
+def filled(texts: pa.Array) -> pa.Array:
+    """Texts without blanks around them, null where nothing is left."""
+    texts = pa.compute.utf8_trim_whitespace(texts)
+    return pa.compute.if_else(pa.compute.equal(texts, ""), None, texts)
+
+
+def moments(texts: pa.Array) -> pa.Array:
     """Dates of ISO 8601; one without an offset is in UTC."""
     has_offset = pa.compute.match_substring_regex(texts, r":.*(Z|[+-][0-9:]+)$")
     plain = pa.compute.if_else(has_offset, None, texts).cast(pa.timestamp("us"))
@@ -181,22 +187,35 @@ def _moments(texts: pa.Array) -> pa.Array:
 
 
 def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
-    its, scale = values.type, 1.0
+    its = values.type
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    is_text = pa.types.is_string(its) or pa.types.is_large_string(its)
-    if is_text:
-        values = pa.compute.if_else(pa.compute.equal(values, ""), None, values)
-    if is_text and kind == "date":
-        values = _moments(values)
-    if is_text and kind == "boolean":
-        values = values.cast(pa.bool_())
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.uint8())
+    if kind_of_type(its) == "category" and not pa.types.is_null(its):
+        array = _parsed(filled(values), kind)
     elif kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
-        values, scale = values.cast(pa.timestamp("us")).cast(pa.int64()), 1e6
-    array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
+        array = _seconds(values)
+    else:
+        values = values.cast(pa.uint8()) if pa.types.is_boolean(its) else values
+        array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
     found: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
     if np.isinf(found).any():
         raise ValueError("infinity; replace it, or leave it empty")
-    return found / scale
+    return found
+
+
+def _parsed(texts: pa.Array, kind: Kind) -> pa.Array:
+    """Of texts; truth values and dates may be numbers too."""
+    if kind == "number":
+        return texts.cast(pa.float64())
+    is_number = pa.compute.match_substring_regex(texts, "^-?[0-9.]+$")
+    numbers = pa.compute.if_else(is_number, texts, None).cast(pa.float64())
+    others = pa.compute.if_else(is_number, None, texts)
+    if kind == "date":
+        return pa.compute.coalesce(numbers, _seconds(moments(others)))
+    return pa.compute.coalesce(numbers, others.cast(pa.bool_()).cast(pa.uint8()).cast(pa.float64()))
+
+
+def _seconds(values: pa.Array) -> pa.Array:
+    """Since 1970, of dates."""
+    micros = values.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64(), safe=False)
+    return pa.compute.divide(micros, 1e6)
