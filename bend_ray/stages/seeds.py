@@ -16,7 +16,7 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, last_left
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
 from bend_ray.networks.protocols import Checkpoints
@@ -64,7 +64,7 @@ def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
                     for number, _ in trainers.run("train_cohort", missing, how_far):
                         done |= cohorts[number].shards.keys()
                         progress.update(sum(rows[index] for index in done))
-    _commit(artifact, section, rows, watch.cost.wall_seconds)
+    _commit(graph, rows, watch.cost.wall_seconds)
 
 
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
@@ -102,9 +102,8 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
         pass
 
 
-def _commit(
-    artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
-) -> None:
+def _commit(graph: Graph, rows: dict[int, int], wall_seconds: float) -> None:
+    artifact, section = graph.seeds, graph.config.seeds
     left = [index for index, count in left_rows(artifact, rows).items() if count]
     if not left and isinstance(section.protocol, Checkpoints):
         raise DataError(
