@@ -38,7 +38,7 @@ class Population:
     start a model descends from, ``fork`` which continuation of it, ``step`` counts optimizer steps,
     ``held_out`` ones are kept from the generator's training. ``val_accuracy`` is the task's score:
     accuracy in [0, 1], or R^2 of regression; ``val_nll`` is in nats, ``fit_seconds`` are of CPU.
-    ``layout_digest`` names the layout that flattened the classifiers.
+    ``layout_digest`` names the layout that flattened them, ``origin`` says if they were drawn.
     """
 
     model_id: NDArray[np.int64]
