@@ -247,7 +247,7 @@ class Bag:
         ConfigError where something else is in the folder, StoreError where it cannot be written.
         """
         files.refuse_strangers(str(folder))
-        with files.fetched(self.uri) as own:
+        with files.fetched(self.uri, files.OURS) as own:
             files.publish(own, str(folder))
         return str(folder)
 

@@ -84,6 +84,8 @@ class Guard:
         self.peers: Counter[str] = Counter()
         self._ongoing = self._held = self.lingering = 0
         self._large = asyncio.Semaphore(MOST_LARGE)
+        most = settings.max_ongoing_requests
+        self.too_many = f"expected at most {most} requests at a time; ask again"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever comes of it."""
@@ -100,13 +102,6 @@ class Guard:
     def is_full(self) -> bool:
         """Whether one more request would be refused."""
         return self._ongoing >= self.settings.max_ongoing_requests
-
-    @property
-    def too_many(self) -> str:
-        """What a refused request is told."""
-        return (
-            f"expected at most {self.settings.max_ongoing_requests} requests at a time; ask again"
-        )
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
