@@ -6,6 +6,7 @@ and a report needs neither the models nor torch. Floats have six digits.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from bend_ray.comparison.comparison import (
@@ -31,7 +32,6 @@ from bend_ray.storage.masking import masked_json
 from bend_ray.tasks import Task
 
 DEEP_ENSEMBLE = "deep_ensemble"
-_DIGITS = 6
 COVERAGES = (0.8, 0.9, 0.95, 0.99)
 ACCURACIES = (0.9, 0.95, 0.98, 0.99, 0.995)
 SHIFTED = 0.9
@@ -70,7 +70,8 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }
-    return comparison.evaluation(scores, **promised), _rounded(shown)
+    rounded = json.loads(json.dumps(shown), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return comparison.evaluation(scores, **promised), rounded
 
 
 def _rows(members: Members, task: Task) -> dict[str, Any]:
@@ -223,11 +224,3 @@ def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None
         scaled = found if section.temperature_scaling else growth.curve(said, before)
         found["scaled_nll"] = scaled["nll"]["mean"]
     return found
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value
