@@ -89,11 +89,12 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, whatever comes of it."""
+        passed = scope["extensions"] = scope.get("extensions") or {}
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif _passed(scope) is not None:
+        elif BODY in passed:
             await self._answer(scope, receive, _Answer(send, []))
         else:
             await self._let_in(scope, receive, send)
@@ -150,7 +151,7 @@ class Guard:
         async def once() -> Message:
             return next(messages, {"type": "http.disconnect"})
 
-        if _passed(scope) is not None:  # a door watches
+        if BODY in scope["extensions"]:  # a door watches
             await self._app(scope, once, send)
             return
 
@@ -184,9 +185,9 @@ class Guard:
     @asynccontextmanager
     async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
         """A request's whole body, inflated; within, the request counts."""
-        passed = _passed(scope)
-        if passed is not None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            yield passed or b""
+        passed = scope["extensions"]
+        if BODY in passed or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            yield passed.get(BODY, b"")
             return
         chunks: list[bytes] = []
         counted = 0
@@ -239,12 +240,6 @@ class Guard:
         body = await asyncio.to_thread(inflate, body, self._most(scope))
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
         return body
-
-
-def _passed(scope: Scope) -> bytes | None:
-    """The body of a request that a door has let in."""
-    body: bytes | None = (scope.get("extensions") or {}).get(BODY)
-    return body
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
