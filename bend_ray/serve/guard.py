@@ -17,8 +17,10 @@ from contextlib import asynccontextmanager
 from types import SimpleNamespace
 
 import anyio
+from opentelemetry import trace
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -254,6 +256,12 @@ def _log(scope: Scope, status: int, seconds: float) -> None:
         "traceparent": Headers(scope=scope).get("traceparent", ""),
     }
     logger.info("%s", json.dumps(told))
+
+
+def traced(app: ASGIApp) -> ASGIApp:
+    """With a span a request where OpenTelemetry is set up; it would cost a fifth of small ones."""
+    is_set_up = not isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)
+    return OpenTelemetryMiddleware(app) if is_set_up else app
 
 
 def bears(token: str | None, authorization: str) -> bool:
