@@ -134,7 +134,9 @@ def table_of(frame: Any, where: str) -> pa.Table:
     except (pa.ArrowException, ValueError, TypeError) as error:
         # What it is about comes last, where pandas tells pyarrow's errors.
         told = ": ".join(map(str, reversed(error.args))).splitlines()[0]
-        raise DataError(f"{where}: expected columns of one type each, got: {told}") from None
+        raise DataError(
+            f"{where}: expected columns of different names, of one type each, got: {told}"
+        ) from None
 
 
 def cleaned(table: pa.Table, where: str) -> pa.Table:
