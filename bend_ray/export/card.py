@@ -15,11 +15,11 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
 
+from bend_ray.artifacts.directory import to_json
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
@@ -32,10 +32,11 @@ from bend_ray.tasks import Classification, Task
 
 CARD, LOGITS = "config.json", "logits"
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
-"""Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
+"""Of the ONNX programs' format and operators, and the oldest runtime seen to answer as we do.
 
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
+ONNX_NEEDS = {"ir_version": IR_VERSION, "opset": OPSET, "onnxruntime": ONNXRUNTIME}
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
@@ -57,17 +58,6 @@ class Scored(Spec):
     ece: float | None = None
     rmse: float | None = None
     crps: float | None = None
-
-
-class OnnxNeeds(Spec):
-    """What can read the ONNX programs."""
-
-    ir_version: PositiveInt = IR_VERSION
-    """Of the file format."""
-    opset: PositiveInt = OPSET
-    """Of the operators."""
-    onnxruntime: str = ONNXRUNTIME
-    """The oldest ONNX Runtime."""
 
 
 class Input(Spec):
@@ -146,7 +136,7 @@ class Card(Spec):
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again; of numbers the
     factor of the variances."""
-    onnx: OnnxNeeds | None = OnnxNeeds()
+    onnx: dict[str, Any] | None = ONNX_NEEDS
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
     """Null: nothing has scored it."""
@@ -183,6 +173,12 @@ class Card(Spec):
         """The same card with its seal."""
         told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
         return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
+
+    def write(self, folder: Path) -> Card:
+        """The same card with its seal, which is in the folder then, for ``read_card``."""
+        card = self.sealed()
+        (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+        return card
 
     @property
     def promises(self) -> Calibration:
@@ -261,11 +257,7 @@ def version_of(fingerprint: str, members: int | None) -> str:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported bag.
-
-    Raises:
-        DataError: the folder is no exported bag, or one of another format.
-    """
+    """The card of an exported bag; DataError where it is none, or one of another format."""
     path = folder / CARD
     try:
         card = Card.model_validate_json(path.read_bytes())

@@ -7,22 +7,24 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
 import uvicorn
 from prometheus_client import generate_latest
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
+from starlette.types import ASGIApp
 
+from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import Guard
-from bend_ray.serve.listening import Listening, add_port, token
+from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.wire import Protocol
-
-KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -46,26 +48,25 @@ class _Server(uvicorn.Server):
         yield
 
 
-def service_of(export: str, settings: ServeSettings) -> Answering:
-    """A bag that answers in this process; DataError where it is none."""
-    service = Answering(settings, Meters(Prometheus()))
-    service.go_live(service.load(export))
-    return service
-
-
-def guarded(service: Answering, token: str | None) -> Guard:
-    """The interface over a bag in this process."""
+def guarded(service: Answering, token: str | None) -> ASGIApp:
+    """The interface over a bag in this process, with spans of requests."""
     made: Any = service.meters.make
     settings = (
         service.settings if service.bag is None else service.settings.fitted_to(service.card())
     )
     app = make_app(service, lambda: generate_latest(made.registry))
-    return Guard(app, settings, token, service.meters)
+    return OpenTelemetryMiddleware(Guard(app, settings, token, service.meters))
 
 
-def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None:
-    """Answer until SIGINT or SIGTERM, then answer what has come; ``ready`` is called in between."""
-    drain = service.settings.drain_seconds
+def run(
+    export: str, settings: ServeSettings, where: Listening, tell: Callable[[str, Card], None]
+) -> None:
+    """Answer until SIGINT or SIGTERM, then answer what has come; ``tell`` when it listens.
+
+    DataError or StoreError where there is no bag.
+    """
+    service = Answering(settings, Meters(Prometheus()))
+    service.go_live(service.load(export))
     config = uvicorn.Config(
         guarded(service, token()),
         host=where.host,
@@ -79,11 +80,12 @@ def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(drain),
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=int(settings.drain_seconds),
         ssl_certfile=where.certfile,
         ssl_keyfile=where.keyfile,
     )
+    ready = partial(tell, where.told, service.card())
     asyncio.run(_serve(_Server(config, ready), service, where))
 
 
@@ -97,7 +99,7 @@ async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -
         maximum_concurrent_rpcs=service.settings.max_ongoing_requests,
     )
     add_to_server(GrpcInference(service, token()), calls)
-    add_port(calls, where.grpc_address, where.certfile, where.keyfile)
+    where.add_to(calls)
     await calls.start()
     await server.serve()
     await calls.stop(service.settings.drain_seconds)

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus, and spans of requests.
+"""What is counted, for Prometheus.
 
 Ray adds up the counts of its processes, or they are of this one alone.
 
@@ -8,22 +8,12 @@ A door counts requests, by what became of them; whoever holds the bag counts bat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import prometheus_client
 
 from bend_ray.serve.queries import Answers
-
-trace: Any
-try:
-    from opentelemetry import propagate, trace
-except ImportError:  # it comes with Ray's dashboard, or by itself
-    trace = None
-
-Finish = Callable[[int], None]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -35,32 +25,6 @@ _ROUTES = (
     *("/", "/docs", "/openapi.json", "/about", "/metrics", "/predict", "/-/healthz"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"),
 )
-
-
-@contextmanager
-def span(method: str, route: str, headers: list[tuple[bytes, bytes]]) -> Iterator[Finish]:
-    """A server's span of OpenTelemetry, where its API is installed and somebody listens.
-
-    It is a child of the one that ``traceparent`` names; give it the status.
-    """
-    if trace is None:
-        yield lambda status: None
-        return
-    carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    with trace.get_tracer("bend_ray").start_as_current_span(
-        f"{method} {route}",
-        context=propagate.extract(carrier),
-        kind=trace.SpanKind.SERVER,
-        attributes={"http.request.method": method, "http.route": route},
-        record_exception=False,
-    ) as own:
-
-        def finish(status: int) -> None:
-            own.set_attribute("http.response.status_code", status)
-            if status >= 500:
-                own.set_status(trace.StatusCode.ERROR)
-
-        yield finish
 
 
 def route_of(path: str) -> str:
@@ -81,22 +45,21 @@ class Prometheus:
         self.registry = prometheus_client.CollectorRegistry()
 
     def __getattr__(self, kind: str) -> Callable[..., Any]:
-        return partial(_Tagged, getattr(prometheus_client, kind), self.registry)
+        def make(name: str, about: str, tag_keys: Sequence[str] = (), **more: Any) -> Any:
+            bounds = {"buckets": more["boundaries"]} if more else {}
+            made = getattr(prometheus_client, kind)
+            metric = made(name, about, tag_keys, registry=self.registry, **bounds)
+            return _Tagged(metric) if tag_keys else metric
+
+        return make
 
 
 class _Tagged:
-    def __init__(
-        self, kind: Any, registry: Any, name: str, about: str, tag_keys: Any = (), **more: Any
-    ) -> None:
-        bounds = {"buckets": more["boundaries"]} if more else {}
-        self._metric = kind(name, about, tag_keys, registry=registry, **bounds)
-        self._tagged = bool(tag_keys)
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
 
     def __getattr__(self, method: str) -> Callable[..., None]:
-        if self._tagged:
-            return lambda value, tags: getattr(self._metric.labels(**tags), method)(value)
-        vars(self)[method] = found = getattr(self._metric, method)  # looked up once
-        return found  # type: ignore[no-any-return]
+        return lambda value, tags: getattr(self._metric.labels(**tags), method)(value)
 
 
 class Meters:

@@ -29,7 +29,7 @@ def written(folder: Path, groups: list[int], **columns: object) -> str:
 
 def rows_of(spec: Table) -> dict[str, set[int]]:
     parts = spec.load()
-    known = {name: getattr(parts, name) for name in NAMES if name != "test" or parts.has_test}
+    known = {name: getattr(parts, name) for name in NAMES if name != "test" or parts.load_test}
     return {
         name: set((part.labels_N[:, 0] - 0.5).int().tolist())
         for name, part in known.items()
