@@ -385,7 +385,7 @@ def _of_drawing(config: PipelineConfig) -> Iterator[str]:
             "checkpoints with early"
         )
     include, all_own = [*config.parameters.include], config.parameters.all_own
-    if not all_own and (not protocol.branches or protocol.ranks_roots):
+    if not all_own and not protocol.branches:
         yield (
             "parameters.include: expected all parameters (*) for seeds.protocol "
             f"{protocol.kind}, whose members have no base to share, got {include}; use "

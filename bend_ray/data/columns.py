@@ -131,7 +131,7 @@ def table_of(frame: Any, where: str) -> pa.Table:
     try:
         # Else the rows' names, after a shuffle, would be a column.
         return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
-    except (pa.ArrowException, ValueError, TypeError) as error:
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         # What it is about comes last, where pandas tells pyarrow's errors.
         told = ": ".join(map(str, reversed(error.args))).splitlines()[0]
         raise DataError(

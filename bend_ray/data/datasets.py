@@ -340,9 +340,7 @@ class ImageParquet(ImageFiles, PartFiles):
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called in files that do not say it."""
     _endings = images.PARQUET
-
-    def _read(self, files: Files) -> Source:
-        return images.open_parquet(self, files)
+    _read = images.open_parquet
 
 
 class ImageFolder(ImageFiles, Located):
@@ -351,12 +349,10 @@ class ImageFolder(ImageFiles, Located):
     kind: Literal["image_folder"] = "image_folder"
     root: Uri
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
+    _read = staticmethod(images.open_folder)
 
     def _files(self, part: Part) -> Files:
         return images.find_folder(images.part_folders(self.root)[part])
-
-    def _read(self, files: Files) -> Source:
-        return images.open_folder(files)
 
     def _known_parts(self) -> tuple[Part, ...]:
         return tuple(images.part_folders(self.root))
@@ -412,9 +408,7 @@ class ArrayFiles(ArrayParts, PartFiles):
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What labels 0, 1, ... are called in files that do not say it."""
     _endings = arrays.ENDINGS
-
-    def _read(self, files: Files) -> arrays.Arrays:
-        return arrays.read_arrays(self, files)
+    _read = arrays.read_arrays
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()
@@ -463,6 +457,7 @@ class Table(PartFiles):
     split: Split = Random()
     """How parts are drawn."""
     _endings = tables.ENDINGS
+    _read = staticmethod(tables.read_table)
 
     @model_validator(mode="after")
     def _test_is_drawn_once(self) -> Table:
@@ -474,9 +469,6 @@ class Table(PartFiles):
         if (self.test is not None) + (self.folds is not None) + bool(self.test_share) > 1:
             raise ValueError("expected one of test, test_share and folds, got several; drop others")
         return self
-
-    def _read(self, files: Files) -> Any:
-        return tables.read_table(files)
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()

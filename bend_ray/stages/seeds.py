@@ -19,15 +19,22 @@ from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig, SeedsSection
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
-from bend_ray.networks.protocols import Checkpoints
+from bend_ray.networks.protocols import Checkpoints, Varied
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
 from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
-from bend_ray.stages.seed_trainer import CheckpointReader, SeedTrainer, cohorts_of
+from bend_ray.stages.seed_trainer import (
+    CheckpointReader,
+    ContestTrainer,
+    SeedTrainer,
+    cohorts_of,
+)
 
 logger = logging.getLogger(__name__)
+
+WORKERS: dict[type, type[SeedTrainer]] = {Checkpoints: CheckpointReader, Varied: ContestTrainer}
 
 FEW_EXAMPLES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
@@ -50,9 +57,7 @@ def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
             if missing:
                 _tell(config, classifiers, name)
                 most = max(len(cohort.runs) * cohort.chunk for cohort in cohorts)
-                worker = (
-                    CheckpointReader if isinstance(section.protocol, Checkpoints) else SeedTrainer
-                )
+                worker = WORKERS.get(type(section.protocol), SeedTrainer)
                 with runtime.workers(
                     *(worker, config, artifact, dataset),
                     resources=runtime.holding(
