@@ -29,9 +29,10 @@ from bend_ray.data.files import READ_WHOLE_BYTES, Files, Part, find_files
 from bend_ray.data.given import parts_of, together
 from bend_ray.data.sources import Labelled, Source, check_classes, check_overlap
 from bend_ray.data.splits import ByTime, Random, Split, split_rows
-from bend_ray.data.streaming import Room, Streamed, Windows, windows_of
+from bend_ray.data.streaming import RESIDENT_SHARE, Room, Streamed, Windows, windows_of
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
+from bend_ray.process.computing import usable_memory
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
 from bend_ray.tasks import Task
@@ -188,7 +189,8 @@ class ImageFiles(DrawnParts):
         held = (given, np.arange(len(given.labels_N))) if given else (train, held_rows)
         look = self._look(decode(train, rows[:1], self._look())[0].shape[1:])
         windows = windows_of(train, rows, look, self.window, self.split_seed)
-        room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
+        room = room or Room(RESIDENT_SHARE * usable_memory())
+        room = self._room_of_streamed(room, look, len(rows) + len(held[1]), windows)
         rest = train.class_names, partial(known._test, like, look, room), look.decoding
         if room is not None:
             streamed = Streamed(train, rows, look, room.ahead, windows)
