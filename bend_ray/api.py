@@ -27,7 +27,7 @@ from bend_ray.config.reading import load_config, validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import ENDINGS
 from bend_ray.data.datasets import LabelledExamples
-from bend_ray.data.given import parts_of, spilled, table_of, together
+from bend_ray.data.given import parts_of, rows_of, spilled, together
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.imported import Imported
 from bend_ray.networks.architectures import Architecture, ImportedArchitecture, Mlp
@@ -266,7 +266,9 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     }
     folder = joined(Store(store).uri, DATASETS)
     given = {part: its for part, its in parts.items() if its is not None and part not in files}
-    tables = {part: table for part, its in given.items() if (table := table_of(its)) is not None}
+    tables = {
+        part: table for part, its in given.items() if (table := rows_of(its, part)) is not None
+    }
     if tables and len(tables) == len(given) and not files:
         return {"kind": "table"} | {part: spilled(its, folder) for part, its in tables.items()}
     objects = parts_of({part: its for part, its in parts.items() if part not in files})

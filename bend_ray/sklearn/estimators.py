@@ -89,8 +89,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         random_state: of everything.
         calibration: share of the examples kept back from all else, by which ``predict_set`` or
             ``predict_interval`` promise what they hold; 0: none.
-        store: folder or URI where artifacts stay; None: they are removed.
-        address: of a Ray cluster to train on, which must reach the store; None: this process.
+        store: folder or URI where examples are kept, and artifacts with ``draw``; None: removed.
+        address: of a Ray cluster to train on; with ``draw`` it must reach the store; None: here.
         settings: further knobs by path, as in ``{"seeds.recipe.label_smoothing": 0.05}``.
         verbose: whether to tell of progress on stderr.
     """
