@@ -222,8 +222,9 @@ def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
     only where you trust whoever wrote the bag. DataError where the folder holds none.
     """
     from bend_ray.serve.bag import Bag
+    from bend_ray.serve.settings import ServeSettings
 
-    return Bag.load(Path(folder), run_code=run_code)
+    return Bag.load(folder, ServeSettings(groups=1, run_code=run_code))
 
 
 def _config(

@@ -173,7 +173,10 @@ class Artifact(Directory):
         """What was committed."""
         manifest = self.store.manifest(self.stage, self.fingerprint)
         if manifest is None:
-            raise StoreError(f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}")
+            raise StoreError(
+                f"expected {masked(self.uri)} to be committed, got no {MANIFEST_NAME}; run "
+                "`bend run` with the same config and --store first"
+            )
         return manifest
 
     def ensure_uncommitted(self) -> None:

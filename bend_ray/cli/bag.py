@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from bend_ray.storage.uris import canonical, is_local_path
 if TYPE_CHECKING:
     from bend_ray.config.graph import Graph
     from bend_ray.config.schema import PipelineConfig
+    from bend_ray.export.card import Card
 
 EXPORTS = "./bend-export"
 
@@ -120,7 +120,7 @@ def _chosen(
 
 @click.command(short_help="answer questions over HTTP")
 @stored_config
-@click.option("--export", "folder", metavar="DIR", help="Serve this exported bag.")
+@click.option("--export", "folder", metavar="URI", help="Serve this exported bag.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(1, 65535))
 @click.option("--grpc-port", type=click.IntRange(1, 65535), help="Serve gRPC on this port too.")
@@ -168,6 +168,7 @@ def serve(
     started = time.monotonic()
     _prepare_serving()
     from bend_ray.config.reading import apply
+    from bend_ray.export.card import read_card
     from bend_ray.serve.listening import Listening, allow_many_connections, welcome
     from bend_ray.serve.settings import parse_settings
 
@@ -182,30 +183,33 @@ def serve(
     if config_only:
         from bend_ray.serve.deployment import deploy_config, deploy_text
 
-        _check_shown(bag)
+        _refuse_credentials(bag)
+        if is_local_path(bag):
+            read_card(Path(bag))
         click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
         return
-    path = _folder_here(bag)
     where.check()
     allow_many_connections()
-    if direct:
-        from bend_ray.serve.direct import run, service_of
 
-        service = service_of(str(path), settings)
-        told = partial(welcome, where, where.told, path)
-        run(service, where, lambda: click.echo(told(time.monotonic() - started)))
+    def tell(listens: str, card: Card) -> None:
+        click.echo(welcome(where, listens, card, time.monotonic() - started))
+
+    if direct:
+        from bend_ray.serve.direct import run
+
+        run(bag, settings, where, tell)
         return
     from bend_ray.serve import deployment
 
-    listens = deployment.start(str(path), settings, where)
-    click.echo(welcome(where, listens, path, time.monotonic() - started))
+    _refuse_credentials(bag)
+    tell(*deployment.start(bag, settings, where))
     deployment.wait(settings.name)
 
 
 @click.command(short_help="what the bag says about pictures, or rows of CSV")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @store_option
-@click.option("--export", "folder", metavar="DIR", help="Ask this exported bag.")
+@click.option("--export", "folder", metavar="URI", help="Ask this exported bag.")
 def ask(files: tuple[Path, ...], store: str, folder: str | None) -> None:
     """Ask the bag about picture files, or rows of CSV: a line each, in this process.
 
@@ -218,7 +222,7 @@ def ask(files: tuple[Path, ...], store: str, folder: str | None) -> None:
     from bend_ray.serve.pictures import lines
 
     bag = canonical(folder or _exported(Asked(store=store)))
-    for line in lines(_folder_here(bag), files):
+    for line in lines(bag, files):
         click.echo(line)
 
 
@@ -260,26 +264,13 @@ def predict(
     click.echo(masked(output))
 
 
-def _check_shown(export: str) -> None:
-    """Refuse an export that a Serve config must not, or need not, name."""
-    from bend_ray.export.card import read_card
-
+def _refuse_credentials(export: str) -> None:
+    """Of a bag whose URI a Serve config shows."""
     if masked(export) != export:
         raise ConfigError(
             f"--export {masked(export)}: expected a URI without credentials, as the config "
             "shows it; give them to the replicas, in their environment"
         )
-    if is_local_path(export):
-        read_card(Path(export))
-
-
-def _folder_here(export: str) -> Path:
-    if not is_local_path(export):
-        raise ConfigError(
-            f"--export {masked(export)}: expected a folder of this machine; copy it here, or let a "
-            "cluster serve it: --config-only"
-        )
-    return Path(export).resolve()
 
 
 def _refuse_beside_export(context: click.Context) -> None:

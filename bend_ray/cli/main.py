@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from bend_ray.cli.bag import ask, distill, export, predict, serve
-from bend_ray.cli.beforehand import check, doctor, plan
+from bend_ray.cli.beforehand import check, doctor, plan, tune
 from bend_ray.cli.options import (
     Asked,
     Command,
@@ -27,10 +27,8 @@ from bend_ray.cli.options import (
     stored_config,
     write_file,
 )
-from bend_ray.cli.report import compare, report, report_if_missing
-from bend_ray.cli.store import store_group
+from bend_ray.cli.store import compare, report, report_if_missing, store_group
 from bend_ray.cli.submit import jobs, logs, stop, submit
-from bend_ray.cli.tune import tune
 from bend_ray.errors import BendError
 from bend_ray.process import log, streams
 from bend_ray.process.environment import forget_empty

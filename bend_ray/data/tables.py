@@ -70,7 +70,7 @@ def read_table(files: Files) -> pa.Table:
         name = file.name.lower()
         with reading(printable(file.path)), open_file(files.filesystem, file.path) as source:
             if name.endswith(".csv"):
-                tables.append(_read_csv(source, printable(file.name)))
+                tables.append(read_csv(source, printable(file.name)))
             elif name.endswith(PARQUET):
                 tables.append(pa.parquet.ParquetFile(source).read())
             else:
@@ -90,7 +90,7 @@ def read_table(files: Files) -> pa.Table:
     return table
 
 
-def _read_csv(source: Any, name: str) -> pa.Table:
+def read_csv(source: Any, name: str) -> pa.Table:
     """The rows of a CSV file; DataError where it has other delimiters or another encoding."""
     alone = f"{name}: expected commas between columns, got a header without one"
     empty = pa.csv.ConvertOptions(strings_can_be_null=True)

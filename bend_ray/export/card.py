@@ -20,6 +20,7 @@ from pydantic import (
     model_validator,
 )
 
+from bend_ray.artifacts.directory import to_json
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
 from bend_ray.data.examples import Decoding, Shape
@@ -184,6 +185,12 @@ class Card(Spec):
         told = json.dumps(self.model_dump(mode="json", exclude={"seal"}), sort_keys=True)
         return self.model_copy(update={"seal": hashlib.sha256(told.encode()).hexdigest()})
 
+    def write(self, folder: Path) -> Card:
+        """The same card with its seal, which is in the folder then, for ``read_card``."""
+        card = self.sealed()
+        (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+        return card
+
     @property
     def promises(self) -> Calibration:
         """Its calibration; ConfigError where it has none."""
@@ -261,11 +268,7 @@ def version_of(fingerprint: str, members: int | None) -> str:
 
 
 def read_card(folder: Path) -> Card:
-    """The card of an exported bag.
-
-    Raises:
-        DataError: the folder is no exported bag, or one of another format.
-    """
+    """The card of an exported bag; DataError where it is none, or one of another format."""
     path = folder / CARD
     try:
         card = Card.model_validate_json(path.read_bytes())

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs
@@ -36,30 +39,27 @@ def check_files(folder: Path, card: Card) -> None:
             )
 
 
-def fetch_bag(uri: str, into: Path) -> Path:
-    """A local folder with what answers: ``uri`` itself, or a copy of it below ``into``.
+@contextmanager
+def fetched(uri: str) -> Iterator[Path]:
+    """Within, a local folder with what answers: ``uri`` itself, or a copy of it.
 
-    Raises:
-        StoreError: it cannot be read.
-        DataError: it is no bag.
+    StoreError where it cannot be read, DataError where it is no bag.
     """
     filesystem, path = resolve(uri)
     if filesystem.type_name == "local":
-        return Path(path)
-    _fetch(filesystem, path, into, CARD)
-    # Each by its own name: those that a bucket lists may lead out of the folder.
-    for name in {MEMBERS, MEMBER_ONNX} & set(read_card(into).files):
-        _fetch(filesystem, path, into, name)
-    return into
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
 
+        def fetch(name: str) -> None:
+            with store_errors("copy", f"{path}/{name}"):
+                pyarrow.fs.copy_files(f"{path}/{name}", f"{scratch}/{name}", filesystem)
 
-def _fetch(filesystem: pyarrow.fs.FileSystem, path: str, into: Path, name: str) -> None:
-    with (
-        store_errors("copy", f"{path}/{name}"),
-        filesystem.open_input_stream(f"{path}/{name}") as source,
-        (into / name).open("wb") as target,
-    ):
-        shutil.copyfileobj(source, target)
+        fetch(CARD)
+        # Each by its own name: those that a bucket lists may lead out of the folder.
+        for name in {MEMBERS, MEMBER_ONNX} & set(read_card(Path(scratch)).files):
+            fetch(name)
+        yield Path(scratch)
 
 
 def publish(folder: Path, output: str) -> None:
@@ -78,13 +78,14 @@ def publish(folder: Path, output: str) -> None:
             shutil.copyfileobj(read, target, 2**22)
 
 
-def refuse_strangers(output: str) -> None:
+def refuse_strangers(output: str, ours: frozenset[str] = _OURS) -> None:
     """Refuse, as ConfigError, a folder with anything but an earlier export in it."""
     filesystem, path = resolve(output)
     with store_errors("list", path):
         found = filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True))
-    if strangers := sorted({entry.base_name for entry in found} - _OURS):
+    if strangers := sorted({entry.base_name for entry in found} - ours):
+        earlier = ", or an earlier export" if ours else ""
         raise ConfigError(
-            f"{masked(output)}: expected a new or empty folder, or an earlier export, got one with "
+            f"{masked(output)}: expected a new or empty folder{earlier}, got one with "
             f"{', '.join(strangers[:3])}; name another"
         )

@@ -7,54 +7,40 @@ import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import onnx
+import onnxruntime
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bend_ray.artifacts.directory import to_json
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column, iso
-from bend_ray.data.examples import Examples, Inputs, Parts, Statistics, pieces
+from bend_ray.data.examples import Examples, Parts, Statistics
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
 from bend_ray.ensemble.programs import LOG_VARIANCES
 from bend_ray.ensemble.votes import Vote
-from bend_ray.errors import ConfigError, StoreError
-from bend_ray.export.card import (
-    CARD,
-    IMAGES,
-    LOGITS,
-    TOLERANCE,
-    Card,
-    Input,
-    Scored,
-    noise,
-    version_of,
-)
-from bend_ray.export.files import (
-    GUIDE,
-    MEMBER_ONNX,
-    MEMBERS,
-    ONNX,
-    digest,
-    publish,
-    refuse_strangers,
-)
-from bend_ray.export.members import Members, network_of
+from bend_ray.errors import ConfigError
+from bend_ray.export import files
+from bend_ray.export.card import IMAGES, LOGITS, TOLERANCE, Card, Input, Scored, noise, version_of
+from bend_ray.export.files import MEMBER_ONNX, ONNX
+from bend_ray.export.graphs import bag_program, forms
+from bend_ray.export.members import Members, member_graph, network_of
 from bend_ray.populations.members import member_states
+from bend_ray.populations.networks import Classifiers
 from bend_ray.process import log
 from bend_ray.report.evaluation import Evaluation
-from bend_ray.storage.masking import cause, masked, utf8
+from bend_ray.storage.masking import cause, utf8
 from bend_ray.version import __version__
 
 # A protobuf may hold 2 GiB; above this the tensors go to a file of their own.
@@ -69,38 +55,22 @@ def export_bag(
     with_onnx: bool = True,
     members: int | None = None,
 ) -> Card:
-    """Write the bag that a config's evaluation chose.
+    """Write the bag that a config's evaluation chose, or its first ``members`` alone.
 
-    Args:
-        config: of the pipeline.
-        graph: its artifacts.
-        output: a folder or URI; new, empty, or an earlier export, which is replaced.
-        with_onnx: whether to write ONNX programs beside the members' tensors.
-        members: take the first so many of the bag alone; None for all.
-
-    Raises:
-        StoreError: there is no evaluation, or something cannot be read or written.
-        ConfigError: more members than the bag has, or a folder with something else in it.
+    The output is a folder or URI: new, empty, or an earlier export, which is replaced. Beside the
+    members' tensors there are ONNX programs, or not. StoreError where there is no evaluation, or
+    something cannot be read or written; ConfigError where the bag has fewer members, or something
+    else is in the folder.
     """
-    refuse_strangers(output)
+    files.refuse_strangers(output)
     card, state_K = bag_of(config, graph, members)
     return publish_bag(output, card, state_K, with_onnx=with_onnx)
 
 
 def publish_bag(
-    output: str, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
+    output: str | Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
 ) -> Card:
-    """Write any bag to a folder or URI; returns its card as written."""
-    with tempfile.TemporaryDirectory() as scratch:
-        card = write_bag(Path(scratch), card, state_K, with_onnx=with_onnx)
-        publish(Path(scratch), output)
-    return card
-
-
-def write_bag(
-    folder: Path, card: Card, state_K: Mapping[str, Tensor], *, with_onnx: bool = True
-) -> Card:
-    """Write any bag, evaluated or not, into a local folder; returns its card as written.
+    """Write any bag, evaluated or not, to a folder or URI; returns its card as written.
 
     ConfigError where an input is called as an output is.
     """
@@ -116,49 +86,44 @@ def write_bag(
     except (IndexError, RuntimeError, ValueError) as error:
         # A network may ask more of its inputs than to be in their range.
         log.LOGGER.info("export       not tried on noise: %s", cause(error))
-    if not with_onnx or not _write_onnx(folder, card, state_K, each_KNA):
-        card = card.model_copy(update={"onnx": None})
-    safetensors.torch.save_file(
-        {name: tensor.contiguous() for name, tensor in state_K.items()},
-        folder / MEMBERS,
-        {"model_version": card.model_version},
-    )
-    digests = {path.name: digest(path) for path in sorted(folder.iterdir())}
-    (folder / GUIDE).write_text(guide(card), encoding="utf-8")
     warmup: tuple[tuple[float, ...], ...] = ()
     if each_KNA is not None and np.isfinite(each_KNA).all():
         mean_NA = np.einsum("k,kna->na", card.weights, each_KNA)
         warmup = tuple(tuple(float(f"{x:.9g}") for x in row) for row in mean_NA.tolist())
-    card = card.model_copy(update={"files": digests, "warmup": warmup}).sealed()
-    (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        if not with_onnx or not _write_onnx(folder, card, state_K, each_KNA):
+            card = card.model_copy(update={"onnx": None})
+        safetensors.torch.save_file(
+            {name: tensor.contiguous() for name, tensor in state_K.items()},
+            folder / files.MEMBERS,
+            {"model_version": card.model_version},
+        )
+        digests = {path.name: files.digest(path) for path in sorted(folder.iterdir())}
+        (folder / files.GUIDE).write_text(guide(card), encoding="utf-8")
+        card = card.model_copy(update={"files": digests, "warmup": warmup}).write(folder)
+        files.publish(folder, str(output))
     return card
 
 
 def guide(card: Card) -> str:
     """The README's text: how to load the bag with nothing of ours; the tests run its blocks."""
-    template = (files("bend_ray.export") / "guide.md.j2").read_text(encoding="utf-8")
     # Markdown, of which nothing is for browsers.
     environment = jinja2.Environment(  # noqa: S701
-        trim_blocks=True, keep_trailing_newline=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("bend_ray", "export"),
+        trim_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
     )
-    environment.filters["iso"] = iso
-    scores = card.scores
-    return environment.from_string(template).render(
-        card=card,
-        size=len(card.members),
-        channels=card.image_shape[0] if card.decoding else None,
-        scored=scores is not None and None not in (scores.accuracy, scores.nll),
-        names=len(card.class_names),
-        low=LOG_VARIANCES[0],
-        high=LOG_VARIANCES[1],
-    )
+    template = environment.get_template("guide.md.j2")
+    return template.render(card=card, iso=iso, log_variances=LOG_VARIANCES)
 
 
 def bag_of(
     config: PipelineConfig, graph: Graph, members: int | None = None
 ) -> tuple[Card, dict[str, Tensor]]:
     """What votes, and how: the card, and the tensors it is about; errors as of ``export_bag``."""
-    evaluation = _evaluated(graph)
+    evaluation = Evaluation.committed(graph.evaluation.manifest())
     bag = evaluation.bag
     voters = list(bag.members or ())
     if members is not None and not 1 <= members <= len(voters):
@@ -196,18 +161,19 @@ def measured(
     config: PipelineConfig, card: Card, state_K: Mapping[str, Tensor], dataset: Parts
 ) -> Card:
     """At a temperature of its own, by validation examples, with its own scores and promises."""
-    task, held, told = card.task, dataset.calibration, dict[str, Any](temperature=1.0)
+    task, held, scale = card.task, dataset.calibration, 1.0
+    said = partial(votes, Classifiers(config, dataset, "cpu"), card, state_K)
     if config.evaluation.temperature_scaling:
-        validation = dataset.validation
-        told["temperature"] = task.fit_scale(votes(card, state_K, validation), validation.labels_N)
+        scale = task.fit_scale(said(dataset.validation), dataset.validation.labels_N)
 
     def answers(examples: Examples | Streamed) -> Tensor:
-        return task.scaled(votes(card, state_K, examples), told["temperature"])
+        return task.scaled(said(examples), scale)
 
-    told["calibration"] = held and task.calibration(answers(held), held.labels_N)
-    scores = task.scores(answers(dataset.test), dataset.test.labels_N)
-    part = "test" if dataset.has_test else "validation"
-    return card.model_copy(update=told | {"scores": Scored(part=part, **_figures(scores))})
+    calibration = held and task.calibration(answers(held), held.labels_N)
+    figures = _figures(task.scores(answers(dataset.test), dataset.test.labels_N))
+    scores = Scored(part="test" if dataset.has_test else "validation", **figures)
+    told = {"temperature": scale, "calibration": calibration, "scores": scores}
+    return card.model_copy(update=told)
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, float | None]:
@@ -253,16 +219,6 @@ def _input(values: Tensor, statistics: Statistics, most: int = 255) -> Input:
     )
 
 
-def _evaluated(graph: Graph) -> Evaluation:
-    if not graph.evaluation.exists():
-        raise StoreError(
-            f"expected evaluation {graph.evaluation.fingerprint} in "
-            f"{masked(graph.evaluation.store.uri)}, got none; run `bend run` with the same config "
-            "and --store first"
-        )
-    return Evaluation.committed(graph.evaluation.manifest())
-
-
 def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, float]:
     """Each member's share of the vote, in voting order; who has none is left out."""
     weight_E = vote.weights(val_nll_E)
@@ -273,33 +229,27 @@ def _shares(vote: Vote, voters: Sequence[int], val_nll_E: Tensor) -> dict[int, f
     return {voter: weight / whole for voter, weight in weights.items() if weight > 0}
 
 
-def votes(card: Card, state_K: Mapping[str, Tensor], examples: Examples | Streamed) -> Tensor:
+def votes(
+    classifiers: Classifiers,
+    card: Card,
+    state_K: Mapping[str, Tensor],
+    examples: Examples | Streamed,
+) -> Tensor:
     """What members say together of examples, at no temperature: answers_NA."""
-    members = Members(card, state_K)
+    theta_KW = classifiers.whole.flatten(state_K)
     weights_K = torch.tensor(card.weights, dtype=torch.float64)
-
-    def ask(inputs: Inputs) -> Tensor:
-        named = inputs if isinstance(inputs, dict) else dict.fromkeys(card.inputs, inputs)
-        if card.columns:  # which became numbers when they were read
-            outputs_KNO = members.told(inputs)
-        else:
-            outputs_KNO = members.logits({name: each.numpy() for name, each in named.items()})
-        ballots_KNA = card.vote.ballots(outputs_KNO, card.task)
-        return card.task.answers(torch.einsum("k,kna->na", weights_K, ballots_KNA))
-
     size = block_size(len(card.members), card.num_outputs)
-    return torch.cat([*map(ask, pieces(examples, size))])
+    found = []
+    for outputs_KNO in classifiers.answers(theta_KW, examples, most=size):
+        ballots_KNA = card.vote.ballots(outputs_KNO, card.task)
+        found.append(card.task.answers(torch.einsum("k,kna->na", weights_K, ballots_KNA)))
+    return torch.cat(found)
 
 
 def _write_onnx(
     folder: Path, card: Card, state_K: Mapping[str, Tensor], each_KNA: NDArray[Any] | None
 ) -> bool:
     """Write the programs, or nothing where they do not say what torch says about ``noise``."""
-    import onnx
-
-    from bend_ray.export.graphs import bag_program, forms
-    from bend_ray.export.layers import member_graph
-
     try:
         member = member_graph(network_of(card), card)
         arrays = {name: tensor.numpy() for name, tensor in state_K.items()}
@@ -311,8 +261,14 @@ def _write_onnx(
             save_as_external_data=large,
             location=f"{ONNX}.data",
         )
-        if off := _off(folder, card, each_KNA):
-            raise ValueError(off)
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        session = onnxruntime.InferenceSession(str(folder / ONNX), options)
+        if each_KNA is not None:
+            said = dict(zip(card.outputs, session.run(None, noise(card)), strict=True))
+            off = card.differs(card.task.member_answers(said), each_KNA.swapaxes(0, 1))
+            if not off < TOLERANCE:
+                raise ValueError(f"expected answers as of torch, got {off:.1g} off")
     except Exception as error:  # of torch's exporter, of onnx, of a user's network
         if card.architecture.kind != "imported":
             raise
@@ -324,18 +280,3 @@ def _write_onnx(
             (folder / name).unlink(missing_ok=True)
         return False
     return True
-
-
-def _off(folder: Path, card: Card, each_KNA: NDArray[Any] | None) -> str | None:
-    """How a program differs from torch; None where it does not."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(str(folder / ONNX), options)
-    if each_KNA is None:
-        return None
-    said = session.run(None, noise(card))
-    outputs = dict(zip(card.outputs, said, strict=True))
-    off = card.differs(card.task.member_answers(outputs), each_KNA.swapaxes(0, 1))
-    return None if off < TOLERANCE else f"expected answers as of torch, got {off:.1g} off"

@@ -1,30 +1,44 @@
-"""Many members as one ONNX graph, made of one member's graph and the members' tensors.
+"""Many members as one ONNX graph, made of one member's graph and the members' tensors, and run.
 
 Two forms compute the same. ``stacked``: all members in each batched matrix product, for chains of
 fully connected layers. ``unrolled``: the members side by side, for any network. What their outputs
-mean the task says, in ONNX's text: see ``ensemble.programs``.
+mean the task says, in ONNX's text: see ``ensemble.programs``. How a graph is run on a machine is
+chosen by measuring, when a bag is loaded.
 
 Shape letters: K members, B examples, D inputs of a layer, O outputs of it, or of the network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import onnx
 import onnx.parser
+import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
-from bend_ray.export.card import IR_VERSION, LOGITS, OPSET, Card
+from bend_ray.ensemble.programs import Outputs
+from bend_ray.export.card import IR_VERSION, LOGITS, OPSET, Card, noise
+
+logger = logging.getLogger(__name__)
 
 Form = Literal["stacked", "unrolled"]
 State = Mapping[str, NDArray[np.float32]]
+Ask = Callable[[Outputs], Outputs]
+"""A program that is ready to run: its inputs to its outputs, by name."""
 
+BUDGET_SECONDS = 0.3
+"""For measuring one way at one batch size, when a bag is loaded."""
+_REPEATS = 15
 _NORMALISED = ".normalised"
 ML = "ai.onnx.ml"
 """The domain of the operator that looks texts up."""
@@ -65,9 +79,9 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State, form: Form)
     """
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.say()
+    builder.write(builder.each)
     builder.tensor(WEIGHTS, [[card.rule.sums_exactly]], np.float64)
-    builder.answer()
+    builder.write(builder.together)
     return builder.model(card.task.outputs)
 
 
@@ -77,7 +91,7 @@ def members_program(
     """Raw inputs, by name, to what some members say, each for itself."""
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.say()
+    builder.write(builder.each)
     return builder.model(members_outputs(card))
 
 
@@ -86,12 +100,12 @@ def count_program(card: Card, *, of_logits: bool) -> onnx.ModelProto:
     builder = _Builder(card)
     if of_logits:
         builder.take(LOGITS, TensorProto.FLOAT, ["members", "batch", card.num_outputs])
-        builder.say()
+        builder.write(builder.each)
     else:
         for name in members_outputs(card):
             builder.take(name, *builder.shaped(name))
     builder.take(WEIGHTS, TensorProto.DOUBLE, ["asked", 1, len(card.members)])
-    builder.answer()
+    builder.write(builder.together)
     return builder.model([n for n in card.task.outputs if of_logits or n not in builder.given])
 
 
@@ -124,9 +138,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.given: dict[str, onnx.ValueInfoProto] = {}
-        self.text, self.together, self.constants = card.task.program(
-            card.rule, len(card.class_names)
-        )
+        program = card.task.program(card.rule, len(card.class_names))
+        self.each, self.together, self.constants = program
         self._raw: list[str] = []
 
     def take(self, name: str, dtype: int, shape: list[str | int]) -> None:
@@ -150,7 +163,7 @@ class _Builder:
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
-    def write(self, text: str, named: Mapping[str, str], prefix: str = "") -> None:
+    def write(self, text: str, prefix: str = "", **named: str) -> None:
         """Operators, one a line; values are called as ``named``, others with a prefix."""
         for line in filter(None, text.splitlines()):
             node = onnx.parser.parse_node(line)
@@ -170,14 +183,6 @@ class _Builder:
         self.tensors += member.graph.initializer
         self._normalise()
         (self._stacked if form == "stacked" else self._unrolled)(member.graph, state_K)
-
-    def say(self) -> None:
-        """From ``logits`` to what each member says."""
-        self.write(self.text, {})
-
-    def answer(self) -> None:
-        """From that and ``weights`` to the answer of the bag and what is known about it."""
-        self.write(self.together, {})
 
     def _normalise(self) -> None:
         if columns := self.card.columns:
@@ -224,7 +229,7 @@ class _Builder:
         }
         for key, values in constants.items():
             self.tensor(f"{name}.{key}", values, np.float64)
-        self.write(_NUMBER, {"given": name}, f"{name}.")
+        self.write(_NUMBER, f"{name}.", given=name)
         return [self._free(f"{name}.{n}") for n in ("ready", "missing")[: 1 + column.missing]]
 
     def _stacked(self, member: onnx.GraphProto, state_K: State) -> None:
@@ -257,21 +262,17 @@ class _Builder:
         for k in range(count):
             renamed = shared | {n: self.tensor(f"m{k}.{n}", state_K[n][k]) for n in own}
             for node in member.node:
-                self._copy(node, renamed, f"m{k}")
+                copy = onnx.NodeProto()
+                copy.CopyFrom(node)
+                copy.name = f"m{k}.{node.name}" if node.name else ""
+                copy.input[:] = [renamed[name] for name in node.input]
+                copy.output[:] = [f"m{k}.{name}" if name else "" for name in node.output]
+                renamed |= dict(zip(node.output, copy.output, strict=True))
+                self.nodes.append(copy)
         # An operator a member less than to stack them: 1 to 5 % of small ones at one image.
         rows = self.node("Concat", [f"m{k}.{LOGITS}" for k in range(count)], "rows", axis=0)
         shape = self.tensor("members", [count, -1, self.card.num_outputs], np.int64)
         self.node("Reshape", [rows, shape], LOGITS)
-
-    def _copy(self, node: onnx.NodeProto, renamed: dict[str, str], prefix: str) -> None:
-        """The node on other values; ``renamed`` learns what its own are called."""
-        copy = onnx.NodeProto()
-        copy.CopyFrom(node)
-        copy.name = f"{prefix}.{node.name}" if node.name else ""
-        copy.input[:] = [renamed[name] for name in node.input]
-        copy.output[:] = [f"{prefix}.{name}" if name else "" for name in node.output]
-        renamed |= dict(zip(node.output, copy.output, strict=True))
-        self.nodes.append(copy)
 
     def model(self, outputs: Iterable[str]) -> onnx.ModelProto:
         """What was written, as a model with some of the task's outputs."""
@@ -284,3 +285,70 @@ class _Builder:
         model = model_of(graph)
         helper.set_model_props(model, {"model_version": self.card.model_version})
         return model
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to run a graph: ``threads`` share an operator, or where ``parallel`` all of them."""
+
+    form: Form
+    threads: int
+    parallel: bool = False
+
+    def __str__(self) -> str:
+        of = "operators in parallel" if self.parallel else "one operator after the other"
+        return f"a graph of {self.form} members on {self.threads} threads, {of}"
+
+    def ready(self, model: onnx.ModelProto) -> Ask:
+        """The graph, optimised and ready to run."""
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = 1 if self.parallel else self.threads
+        options.inter_op_num_threads = self.threads if self.parallel else 1
+        if self.parallel:
+            options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
+        # Waiting threads must not burn the CPU of whoever reads the requests.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+        names = [output.name for output in session.get_outputs()]
+        return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
+    """What is worth trying with so many threads."""
+    found = [Way(form, 1) for form in forms]
+    if threads > 1:
+        found += [Way(form, threads) for form in forms]
+        found += [Way(form, threads, parallel=True) for form in forms if form == "unrolled"]
+    return found
+
+
+def fastest(
+    candidates: list[Way],
+    build: Callable[[Form], onnx.ModelProto],
+    card: Card,
+    batch: int,
+) -> Way:
+    """The way with the least time, one example and a whole batch counting the same."""
+    if len(candidates) == 1:
+        return candidates[0]
+    times = {}
+    for way in candidates:
+        ask = way.ready(build(way.form))
+        times[way] = [_median(ask, noise(card, count)) for count in (1, batch)]
+        logger.debug("%s: %s s", way, times[way])
+    best = [min(column) for column in zip(*times.values(), strict=True)]
+    return min(times, key=lambda way: sum(t / b for t, b in zip(times[way], best, strict=True)))
+
+
+def _median(ask: Ask, inputs: Outputs) -> float:
+    ask(inputs)  # the first run allocates
+    taken: list[float] = []
+    while len(taken) < _REPEATS and sum(taken) < BUDGET_SECONDS:
+        started = time.perf_counter()
+        ask(inputs)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)

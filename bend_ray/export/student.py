@@ -35,16 +35,9 @@ MIXTURES, MOST = 10, 200_000
 def distil(config: PipelineConfig, graph: Graph, output: str, epochs: float | None = None) -> Card:
     """Train a student of the bag that a config's evaluation chose, and write it as a bag of one.
 
-    Args:
-        config: of the pipeline.
-        graph: its artifacts.
-        output: as of ``export_bag``.
-        epochs: passes over the mixtures; None: as many as a member's over its examples.
-
-    Raises:
-        StoreError: there is no evaluation, or something cannot be read or written.
-        ConfigError: the task has no classes.
-        DataError: inputs cannot be mixed.
+    Output and errors are as of ``export_bag``; ConfigError also where the task has no classes,
+    DataError where inputs cannot be mixed. ``epochs`` are passes over the mixtures; None: as many
+    as a member's over its examples.
     """
     refuse_strangers(output)
     dataset = config.dataset.load()
@@ -78,9 +71,8 @@ def _taught(
     generator = generator_for(config.seed, "student")
     count = min(MIXTURES * len(dataset.train), MOST)
     inputs = _mixtures(dataset, count, generator)
-    asked = Examples(inputs, torch.zeros(count))
-    probs_NC = card.task.scaled(votes(card, state_K, asked), card.temperature)
-    classifiers = Classifiers(config, dataset, "cpu")
+    asked, classifiers = Examples(inputs, torch.zeros(count)), Classifiers(config, dataset, "cpu")
+    probs_NC = card.task.scaled(votes(classifiers, card, state_K, asked), card.temperature)
     seed = seed_for(config.seed, "student")
     start_P = initial_parameters(classifiers.build, classifiers.whole.flatten, seed)
     told: dict[str, Any] = {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0}

@@ -6,24 +6,19 @@ import asyncio
 import logging
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
-from bend_ray.errors import ConfigError
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.export.card import Card
-from bend_ray.export.files import fetch_bag
-from bend_ray.serve.bag import Bag, is_finite
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade, is_finite
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Answers, Inputs, Refusal, Wants
 from bend_ray.serve.settings import ServeSettings
@@ -102,16 +97,7 @@ class Answering:
 
     def load(self, export: str) -> Bag:
         """Read and warm the bag in a folder or at a URI; DataError or StoreError for none."""
-        settings = self.settings
-        load = partial(
-            Bag.load,
-            groups=settings.groups,
-            threads=max(1, int(settings.cpus)),
-            batch=settings.max_batch_size,
-            run_code=settings.run_code,
-        )
-        with tempfile.TemporaryDirectory() as scratch:
-            bag = load(fetch_bag(export, Path(scratch)))
+        bag, settings = Bag.load(export, self.settings), self.settings
         if not settings.stop.is_patient and "confidence" not in bag.card.task.known:
             raise ConfigError(
                 f"stop_when_decided, confidence: expected none, as the bag is of a "
@@ -119,9 +105,7 @@ class Answering:
             )
         if settings.student is None:
             return bag
-        with tempfile.TemporaryDirectory() as scratch:
-            student = load(fetch_bag(settings.student, Path(scratch)))
-        return Cascade(student, bag, settings.unsure_below)
+        return Cascade(Bag.load(settings.student, settings), bag, settings.unsure_below)
 
     def go_live(self, bag: Bag) -> None:
         """Let a loaded bag answer from now on; what was asked before is answered by the earlier."""
@@ -147,13 +131,9 @@ class Answering:
     async def ask(
         self, card: Card, inputs: Inputs, wants: Wants, everyone: bool = False
     ) -> tuple[Card, Answers]:
-        """Answer in a batch with others; the card is that of the bag that answered.
+        """Answer inputs of a card in a batch with others, and say the card of who answered.
 
-        Args:
-            card: which the inputs are for.
-            inputs: of at most ``max_batch_size`` examples.
-            wants: beside the answers.
-            everyone: whether all members must be asked.
+        They are at most ``max_batch_size`` examples. With ``everyone`` all members must be asked.
         """
         bag = self._live()
         wants.check(bag.card)
@@ -164,7 +144,7 @@ class Answering:
         most = self.settings.max_batch_size
         if not 1 <= len(asked) <= most:
             told = f"got {len(asked)}; the server's option max_batch_size says how many"
-            raise Refusal(422, f"expected 1 to {most} examples, {told}")
+            raise DataError(f"expected 1 to {most} examples, {told}")
         if len(self._waiting) >= self.settings.max_ongoing_requests:
             raise Refusal(503, "expected fewer requests at a time; ask again")
         self._waiting.append(asked)
@@ -211,7 +191,7 @@ class Answering:
                     await self._answered([each])
             elif not batch[0].answer.done():
                 told = f"expected inputs that the network takes, it says {cause(error)[:200]}"
-                batch[0].answer.set_exception(Refusal(422, told))
+                batch[0].answer.set_exception(DataError(told))
             return
         for each, answer in zip(batch, answers, strict=True):
             if each.answer.done():
@@ -220,7 +200,7 @@ class Answering:
                 each.answer.set_result(answer)
             else:
                 told = "expected inputs that the network takes, it answers with nan"
-                each.answer.set_exception(Refusal(422, told))
+                each.answer.set_exception(DataError(told))
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]
         self.meters.batch(seconds, waits, answers)
         seen = self.statistics

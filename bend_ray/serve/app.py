@@ -19,22 +19,16 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, Router
+from starlette.types import ASGIApp
 
+from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, Card
+from bend_ray.serve import queries
 from bend_ray.serve.answering import MIDDLE, SMALL, Answering
-from bend_ray.serve.guard import App
 from bend_ray.serve.meters import CONTENT_TYPE
 from bend_ray.serve.oip import Answered, OpenInference
-from bend_ray.serve.pictures import MEDIA_TYPES, most_pixels, notes_on, pixels_of
-from bend_ray.serve.queries import (
-    Refusal,
-    Wants,
-    check_size,
-    given,
-    inputs_of_csv,
-    inputs_of_json,
-    parse_object,
-)
+from bend_ray.serve.pictures import MEDIA_TYPES, notes_on, pixels_of
+from bend_ray.serve.queries import Refusal
 from bend_ray.version import __version__
 
 logging.getLogger("python_multipart").setLevel(logging.CRITICAL)  # what strangers send is no news
@@ -45,7 +39,7 @@ _MODEL = "/v2/models/{name}"
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-class PredictQuery(Wants):
+class PredictQuery(queries.Wants):
     """What ``/predict`` can be told beside the examples."""
 
     member_labels: bool = False
@@ -54,7 +48,7 @@ class PredictQuery(Wants):
     """Add the inputs that the members saw."""
 
 
-def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
+def make_app(service: Answering, metrics: Callable[[], bytes]) -> ASGIApp:
     """The interface, to be put behind a ``Guard``; ``metrics`` is what Prometheus is told."""
     protocol = OpenInference(service)
 
@@ -75,9 +69,9 @@ def make_app(service: Answering, metrics: Callable[[], bytes]) -> App:
 
     async def infer(request: Request) -> Response:
         card, content = known(request), await request.body()
-        check_size(content, card, service.settings.max_batch_size)
+        queries.check_size(content, card, service.settings.max_batch_size)
         head, tail = _split(content, request.headers.get(HEADER_LENGTH))
-        body = await service.read(len(head), parse_object, head)
+        body = await service.read(len(head), queries.parse_object, head)
         asked, outputs = await protocol.infer(card, body, tail)
         own = {"model_name": protocol.name, "model_version": card.model_version}
         return _written(own if asked.id is None else own | {"id": asked.id}, outputs)
@@ -133,15 +127,15 @@ def _about(card: Card) -> dict[str, Any]:
 
 async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     """What the bag thinks of one picture, or of the examples in a JSON text."""
-    query = given(PredictQuery, dict(request.query_params), 422, strict=False)
+    query = queries.given(PredictQuery, dict(request.query_params), strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    readers = {"application/json": inputs_of_json}
+    readers = {"application/json": queries.inputs_of_json}
     if card.columns:
-        readers["text/csv"] = inputs_of_csv
+        readers["text/csv"] = queries.inputs_of_csv
     reader = readers.get(_media_type(content_type))
     if reader:
-        check_size(content, card, service.settings.max_batch_size)
+        queries.check_size(content, card, service.settings.max_batch_size)
         inputs = await service.read(len(content), reader, content, card)
     else:
         inputs = {IMAGES: (await _pixels(content_type, content, card, service))[None]}
@@ -167,7 +161,7 @@ async def _pixels(
         raise Refusal(415, f"Content-Type: expected {expected}, got {kind[:64] or 'none'}")
     if kind == "multipart/form-data":
         content = await service.read(len(content), _upload, content_type, content)
-    most = most_pixels(card, service.settings.max_image_pixels)
+    most = service.settings.fitted_to(card).max_image_pixels
     # Even a header may take long to read.
     cost = max(SMALL + 1, len(content))
     pixels = await service.read(cost, pixels_of, content, card, most, MIDDLE)
@@ -196,7 +190,7 @@ def _upload(content_type: str, content: bytes) -> bytes:
     except Exception as error:  # of its own, and whatever a charset makes Python raise
         raise Refusal(400, f"expected a form with one file, got: {str(error)[:200]}") from None
     if len(found) != 1:
-        raise Refusal(422, f"expected one file in the form, got {len(found) or 'none'}")
+        raise DataError(f"expected one file in the form, got {len(found) or 'none'}")
     return found[0]
 
 

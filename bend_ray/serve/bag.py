@@ -1,4 +1,4 @@
-"""A loaded bag: its members in groups, each group one ONNX Runtime session.
+"""A loaded bag: its members in groups, each one ONNX Runtime session; and a student before it.
 
 Where a network has no ONNX program its members answer in torch. Shape letters: E members,
 B examples, N of a user's, C classes, T targets.
@@ -18,22 +18,13 @@ from numpy.typing import NDArray
 
 from bend_ray.ensemble.programs import Outputs, one_target
 from bend_ray.errors import BendError, ConfigError, DataError
+from bend_ray.export import files, graphs
 from bend_ray.export.card import LOGITS, TOLERANCE, Card, noise, read_card
-from bend_ray.export.files import MEMBER_ONNX, MEMBERS, check_files, publish, refuse_strangers
-from bend_ray.export.graphs import (
-    WEIGHTS,
-    Form,
-    State,
-    bag_program,
-    count_program,
-    forms,
-    members_outputs,
-    members_program,
-)
-from bend_ray.serve.executor import Ask, Way, fastest, ways
+from bend_ray.export.graphs import WEIGHTS, Ask, Form, State, Way, fastest, ways
 from bend_ray.serve.queries import Answers, Inputs, given_inputs
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop, finished
-from bend_ray.storage.masking import cause
+from bend_ray.storage.masking import cause, masked
 
 SMALL_BYTES = 64 * 2**20
 """Bags up to this size are held twice: in groups, and as one."""
@@ -42,6 +33,7 @@ QUICK_SECONDS = 0.002
 as a small bag."""
 MOST_AT_ONCE = 2**21
 """Numbers of the examples that are answered together, for who asks about many."""
+_ALONE = ServeSettings(groups=1)
 
 
 class Uncertainty(NamedTuple):
@@ -63,6 +55,7 @@ class Bag:
     ConfigError where the task gives no such answer.
 
     Attributes:
+        uri: where it was read.
         card: what it is.
         way: how its members are run; None: in torch.
         groups: of its members, which are asked together for what each says, for questions that
@@ -73,99 +66,87 @@ class Bag:
 
     def __init__(
         self,
-        folder: Path,
+        uri: str,
         card: Card,
         way: Way | None,
         groups: Sequence[tuple[slice, Ask]] = (),
         whole: Ask | None = None,
     ) -> None:
-        self.folder, self.card, self.way, self.whole = folder, card, way, whole
+        self.uri, self.card, self.way, self.whole = uri, card, way, whole
         self.groups, self.is_quick = tuple(groups), False
-        self._count = Way("unrolled", 1).ready(count_program(card, of_logits=False))
+        self._count = Way("unrolled", 1).ready(graphs.count_program(card, of_logits=False))
 
     def __repr__(self) -> str:
         return f"<Bag {self.card.model_version}: {len(self.card.members)} members>"
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        groups: int = 1,
-        threads: int = 1,
-        batch: int = 32,
-        run_code: bool = False,
-    ) -> Bag:
-        """Read an exported bag, choose how to run it, and run it once.
+    def load(cls, uri: str | Path, settings: ServeSettings = _ALONE) -> Bag:
+        """Read an exported bag, a folder or URI, choose how to run it, and run it once.
 
-        Args:
-            folder: written by ``bend export``.
-            groups: in how many steps the members may be asked.
-            threads: for computing.
-            batch: the largest batch that will be asked about.
-            run_code: where the bag has no ONNX program, run the user's code that its card names.
-
-        Raises:
-            DataError: it is no such folder, or its files do not agree.
+        Of the settings it heeds groups, CPUs, the batch size, and whether to run the owner's code.
+        StoreError where it cannot be read, DataError where it is no bag, or its files do not agree.
         """
-        card = read_card(folder)
-        try:
-            check_files(folder, card)
-            state_K: State = _read(folder, MEMBERS, safetensors.numpy.load_file)
-            if MEMBER_ONNX in card.files:
-                bag = cls._in_onnx(folder, card, state_K, groups, threads, batch)
-            else:
-                bag = cls._in_torch(folder, card, state_K, run_code)
-            bag._check(bag.answer(noise(card), [Stop()] * 2))
-            if bag.groups:
-                bag._check(bag.answer_in_groups(noise(card), [Stop()] * 2))
-            bag._measure(batch)
-        except BendError:
-            raise
-        # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
-        except Exception as error:
-            raise _broken(folder, f"{type(error).__name__}: {cause(error)}") from None
+        with files.fetched(str(uri)) as folder:
+            card = read_card(folder)
+            try:
+                files.check_files(folder, card)
+                state_K: State = _read(folder, files.MEMBERS, safetensors.numpy.load_file)
+                make = cls._in_onnx if files.MEMBER_ONNX in card.files else cls._in_torch
+                bag = make(folder, card, state_K, settings)
+                bag.uri = str(uri)
+                bag._check(bag.answer(noise(card), [Stop()] * 2))
+                if bag.groups:
+                    bag._check(bag.answer_in_groups(noise(card), [Stop()] * 2))
+                if card.warmup and bag.way is not None and bag.way.threads == 1:
+                    batch = settings.max_batch_size
+                    examples, started = noise(card, batch), time.thread_time()
+                    bag.answer(examples, [Stop()] * batch)
+                    bag.is_quick = time.thread_time() - started < QUICK_SECONDS
+            except BendError:
+                raise
+            # A damaged graph, or a card that is another bag's: whatever onnxruntime makes of it.
+            except Exception as error:
+                raise _broken(folder, f"{type(error).__name__}: {cause(error)}") from None
         return bag
 
     @classmethod
-    def _in_onnx(
-        cls, folder: Path, card: Card, state_K: State, groups: int, threads: int, batch: int
-    ) -> Bag:
+    def _in_onnx(cls, folder: Path, card: Card, state_K: State, settings: ServeSettings) -> Bag:
         member = _read_member(folder, card, state_K)
 
         def part(rows: slice, form: Form) -> onnx.ModelProto:
             own = {name: tensor[rows] for name, tensor in state_K.items()}
-            return members_program(card, member, own, form)
+            return graphs.members_program(card, member, own, form)
 
         count = len(card.members)
-        split = np.array_split(np.arange(count), min(groups, count))
+        split = np.array_split(np.arange(count), min(settings.groups, count))
         parts = [slice(int(rows[0]), int(rows[-1]) + 1) for rows in split]
-        way = fastest(ways(forms(member), threads), lambda form: part(parts[0], form), card, batch)
+        tried = ways(graphs.forms(member), max(1, int(settings.cpus)))
+        way = fastest(tried, lambda form: part(parts[0], form), card, settings.max_batch_size)
         loaded, whole = [], None
         if len(parts) > 1:
             loaded = [(rows, way.ready(part(rows, way.form))) for rows in parts]
         if not loaded or sum(tensor.nbytes for tensor in state_K.values()) <= SMALL_BYTES:
-            whole = way.ready(bag_program(card, member, state_K, way.form))
-        return cls(folder, card, way, loaded, whole)
+            whole = way.ready(graphs.bag_program(card, member, state_K, way.form))
+        return cls(str(folder), card, way, loaded, whole)
 
     @classmethod
-    def _in_torch(cls, folder: Path, card: Card, state_K: State, run_code: bool) -> Bag:
-        if card.architecture.kind == "imported" and not run_code:
+    def _in_torch(cls, folder: Path, card: Card, state_K: State, settings: ServeSettings) -> Bag:
+        if card.architecture.kind == "imported" and not settings.run_code:
             raise DataError(
-                f"{folder}: expected {MEMBER_ONNX}, which this network has not: its members answer "
-                f"by code of its owner's, {card.architecture.target}; if you trust that, load it "
-                "with run_code=True, or serve it with --option run_code=true"
+                f"{folder}: expected {files.MEMBER_ONNX}, which this network has not: its members "
+                f"answer by code of its owner's, {card.architecture.target}; if you trust that, "
+                "load it with run_code=True, or serve it with --option run_code=true"
             )
         from bend_ray.export.members import Members
 
         members = Members(card, state_K)
-        count = Way("unrolled", 1).ready(count_program(card, of_logits=True))
+        count = Way("unrolled", 1).ready(graphs.count_program(card, of_logits=True))
         weights = np.array([[card.rule.sums_exactly]])
 
         def whole(inputs: Outputs) -> Outputs:
             return count({LOGITS: members.logits(inputs).numpy(), WEIGHTS: weights})
 
-        return cls(folder, card, None, (), whole)
+        return cls(str(folder), card, None, (), whole)
 
     def _check(self, said: Answers) -> None:
         """Refuse to answer otherwise than torch did when the bag was exported."""
@@ -176,32 +157,18 @@ class Bag:
         off = self.card.differs(mean_BA, np.array(self.card.warmup))
         if not is_finite(said).all() or not off <= TOLERANCE:
             told = f"off by {off:.1g}, or not finite"
-            raise _broken(self.folder, f"answers about the examples of the card that are {told}")
-
-    def _measure(self, batch: int) -> None:
-        examples, stops, started = noise(self.card, batch), [Stop()] * batch, time.thread_time()
-        if self.card.warmup and self.way is not None and self.way.threads == 1:
-            self.answer(examples, stops)
-            self.is_quick = time.thread_time() - started < QUICK_SECONDS
+            raise _broken(self.uri, f"answers about the examples of the card that are {told}")
 
     def answer(self, inputs: Inputs, stops: Sequence[Stop]) -> Answers:
-        """What the bag says about examples.
-
-        Args:
-            inputs: as the card has them, by name.
-            stops: when each of the examples needs no more members.
-        """
+        """What the bag says about examples; ``stops``: when each of them needs no more members."""
         patient = all(stop.is_patient for stop in stops)
         if self.whole is None or not (patient or not self.groups):
             return self.answer_in_groups(inputs, stops)
-        return {
-            **self.whole(inputs),
-            "members_used": np.full(len(stops), len(self.card.members)),
-        }
+        return {**self.whole(inputs), "members_used": np.full(len(stops), len(self.card.members))}
 
     def unasked(self, examples: int) -> Answers:
         """What of members is told that were not asked."""
-        told = {name: self.card.outputs[name] for name in members_outputs(self.card)}
+        told = {name: self.card.outputs[name] for name in graphs.members_outputs(self.card)}
         return {
             name: np.full((examples, *shape), -1 if dtype == "int64" else 0, dtype)
             for name, (dtype, shape) in told.items()
@@ -250,14 +217,9 @@ class Bag:
     ) -> NDArray[np.bool_]:
         """Sets of classes ``(N, C)``, each with the most probable one.
 
-        Args:
-            x: examples.
-            coverage: share of such sets that hold the truth, of examples like those kept back.
-            kind: as ``ensemble.conformal.nonconformity`` has them.
-
-        Raises:
-            ConfigError: no examples were kept back (``dataset.num_calibration``), or too few for
-                the coverage.
+        A share of ``coverage`` of them holds the truth, of examples like those kept back; kinds are
+        those of ``ensemble.conformal.nonconformity``. ConfigError where no examples were kept back
+        (``dataset.num_calibration``), or too few for the coverage.
         """
         return self._promised("set", x, coverage, kind)
 
@@ -278,12 +240,11 @@ class Bag:
     def save(self, folder: str | Path) -> str:
         """Copy the bag to a folder or URI, from where ``load_bag`` reads it; returns that.
 
-        Raises:
-            ConfigError: something else is in the folder.
-            StoreError: it cannot be written.
+        ConfigError where something else is in the folder, StoreError where it cannot be written.
         """
-        refuse_strangers(str(folder))
-        publish(self.folder, str(folder))
+        files.refuse_strangers(str(folder))
+        with files.fetched(self.uri) as own:
+            files.publish(own, str(folder))
         return str(folder)
 
     def _promised(self, what: str, x: Any, coverage: float, kind: str | None) -> NDArray[Any]:
@@ -315,6 +276,43 @@ class Bag:
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+class Cascade(Bag):
+    """A bag whose student is asked first, and the bag where that is unsure.
+
+    Where the student answers no member is asked: ``member_labels`` are -1 then, and no member used.
+    The student is what ``bend distill`` made of the bag, which is asked where the student's label
+    has a probability ``below`` that.
+    """
+
+    def __init__(self, student: Bag, bag: Bag, below: float) -> None:
+        theirs, own = student.card, bag.card
+        if not own.task.has_classes:
+            raise DataError(f"student: expected a bag of classes, got one of a {own.task.kind}")
+        if (theirs.takes, theirs.class_names) != (own.takes, own.class_names):
+            raise DataError(
+                f"{masked(student.uri)}: expected a student of bag {own.model_version}, got one of "
+                f"other inputs or classes, {theirs.model_version}"
+            )
+        super().__init__(bag.uri, own, bag.way, bag.groups, bag.whole)
+        self.student, self.below = student, below
+        self.is_quick = bag.is_quick and student.is_quick
+
+    def answer(self, inputs: Inputs, stops: Sequence[Stop]) -> Answers:
+        """What the student says, or the bag."""
+        first = self.student.answer(inputs, [Stop()] * len(stops))
+        everyone_B = np.array([stop.everyone for stop in stops], dtype=bool)
+        rows_B = np.flatnonzero((first["probabilities"].max(axis=1) < self.below) | everyone_B)
+        found = {name: values.copy() for name, values in first.items()}
+        # The student is no member.
+        found |= self.unasked(len(stops)) | {n: 0 * first[n] for n in ("votes", "members_used")}
+        if len(rows_B):
+            asked = {name: values[rows_B] for name, values in inputs.items()}
+            said = super().answer(asked, [stops[row] for row in rows_B.tolist()])
+            for name, values in said.items():
+                found[name][rows_B] = values
+        return found
+
+
 def is_finite(said: Answers) -> NDArray[np.bool_]:
     """Whether the answer about each example is one, ``(B,)``."""
     of_each = [
@@ -334,16 +332,19 @@ def _read(folder: Path, name: str, reader: Callable[[str], Any]) -> Any:
 
 
 def _read_member(folder: Path, card: Card, state_K: State) -> onnx.ModelProto:
-    member: onnx.ModelProto = _read(folder, MEMBER_ONNX, onnx.load_model)
+    member: onnx.ModelProto = _read(folder, files.MEMBER_ONNX, onnx.load_model)
     for given in member.graph.input[len(card.network_inputs) :]:
         shape = (len(card.members), *(dim.dim_value for dim in given.type.tensor_type.shape.dim))
         got = state_K[given.name].shape if given.name in state_K else None
         if got != shape:
-            raise _broken(folder, f"{MEMBERS}: expected {given.name} of shape {shape}, got {got}")
+            raise _broken(
+                folder, f"{files.MEMBERS}: expected {given.name} of shape {shape}, got {got}"
+            )
     return member
 
 
-def _broken(folder: Path, problem: str) -> DataError:
+def _broken(where: str | Path, problem: str) -> DataError:
     return DataError(
-        f"{folder}: expected a bag written by `bend export`, got: {problem}; export it again"
+        f"{masked(str(where))}: expected a bag written by `bend export`, got: {problem}; "
+        "export it again"
     )

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.dataset
-import pyarrow.fs
 import ray
 import ray.data
 
@@ -19,14 +16,15 @@ from bend_ray.data.arrays import LABELS
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
-from bend_ray.errors import ConfigError, DataError
+from bend_ray.errors import DataError
 from bend_ray.export.card import IMAGES, read_card
-from bend_ray.export.files import fetch_bag
+from bend_ray.export.files import fetched, refuse_strangers
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Inputs, given_inputs
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked
@@ -40,18 +38,13 @@ def predict(
     """Ask a bag about image files or rows of Parquet or CSV files, and say how many there were.
 
     All are paths or URIs that every machine can read; the output is of Parquet, a row an example.
-
-    Raises:
-        DataError: examples that are missing, cannot be read, or are not what the bag takes.
-        ConfigError: the output is not empty.
+    DataError where examples are missing, cannot be read, or are not what the bag takes, ConfigError
+    where the output is not empty.
     """
+    refuse_strangers(output, frozenset())
     filesystem, path = resolve(output)
-    if filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
-        raise ConfigError(
-            f"--output {masked(output)}: expected a new or empty folder; name another"
-        )
-    with tempfile.TemporaryDirectory() as scratch:
-        card = read_card(fetch_bag(export, Path(scratch)))
+    with fetched(export) as folder:
+        card = read_card(folder)
     takes_images = card.decoding is not None
     files = find_files(examples, None, (*PICTURES, *PARQUET, CSV), "examples")
     paths = [file.path for file in files]
@@ -71,22 +64,22 @@ def predict(
         # Columns that are missing are told before Ray starts.
         given_inputs(first.schema.empty_table(), card)
     cluster.connect(address)
-    tables, read = kinds != [IMAGES], ray.data.read_parquet
-    if kinds == [CSV]:
-        # In one block, so that a column's type is that of all its values.
-        size = min(max(file.size for file in files) + 1, 2**31 - 1)
-        whole = pyarrow.csv.ReadOptions(block_size=size)
-        empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
-        read = partial(ray.data.read_csv, read_options=whole, convert_options=empty)
-    elif not tables:
-        read = partial(ray.data.read_binary_files, include_paths=True)
+    # In one block, so that a column's type is that of all its values.
+    size = min(max(file.size for file in files) + 1, 2**31 - 1)
+    whole = pyarrow.csv.ReadOptions(block_size=size)
+    empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
+    read = {
+        "Parquet": ray.data.read_parquet,
+        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=empty),
+        IMAGES: partial(ray.data.read_binary_files, include_paths=True),
+    }[kinds[0]]
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
     work = read(paths, filesystem=files.filesystem).map_batches(
         _Predictor,
         batch_size=BATCH,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=processes),
-        fn_constructor_args=(export, column if tables else None, run_code),
+        fn_constructor_args=(export, None if kinds == [IMAGES] else column, run_code),
         num_cpus=1,
     )
     with our_errors():
@@ -98,8 +91,8 @@ class _Predictor:
     """One process with a bag; ``column`` is that of images in a table, None for image files."""
 
     def __init__(self, export: str, column: str | None, run_code: bool) -> None:
-        with tempfile.TemporaryDirectory() as scratch:
-            self.bag = Bag.load(fetch_bag(export, Path(scratch)), batch=BATCH, run_code=run_code)
+        settings = ServeSettings(groups=1, max_batch_size=BATCH, run_code=run_code)
+        self.bag = Bag.load(export, settings)
         self.column = column
 
     def __call__(self, table: pa.Table) -> pa.Table:

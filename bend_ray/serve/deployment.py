@@ -12,32 +12,31 @@ import logging
 import signal
 import threading
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import ray
 import yaml
 from ray import serve
-from ray.serve.config import HTTPOptions
 from ray.util import metrics
+from starlette.types import ASGIApp
 
 from bend_ray.errors import BendError, ClusterError, ConfigError
+from bend_ray.export.card import Card
 from bend_ray.process.environment import variable
 from bend_ray.runtime import cluster
 from bend_ray.serve import door
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.guard import App, Guard
+from bend_ray.serve.guard import Guard
 from bend_ray.serve.listening import Listening, is_loopback, token
 from bend_ray.serve.meters import Meters
-from bend_ray.serve.oip_grpc import GrpcInference, GrpcMethods
+from bend_ray.serve.oip_grpc import METHODS, GrpcInference
 from bend_ray.serve.settings import TOKEN_VARIABLE, ServeSettings, parse_settings
 
 logger = logging.getLogger("ray.serve")
 
 NAME = "Bag"
-_REQUEST_SECONDS = 30.0
 BUILDER = "bend_ray.serve.deployment:application"
 _HEAD = """\
 # Written by `bend serve --config-only`. Every machine of the cluster needs bend-ray, and to be able
@@ -52,7 +51,7 @@ _HEAD = """\
 
 @serve.deployment(name=NAME)
 @serve.ingress()
-class BagDeployment(GrpcMethods):
+class BagDeployment:
     """A replica; its ``args`` are ``ServeSettings``."""
 
     def __init__(self, args: dict[str, Any]) -> None:
@@ -63,9 +62,19 @@ class BagDeployment(GrpcMethods):
         self.service = Answering(settings, Meters(metrics))
         self.inference = GrpcInference(self.service, self.token)
 
-    def __serve_build_asgi_app__(self) -> App:
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         app = make_app(self.service, node_metrics)
         return Guard(app, self.service.settings, self.token, self.service.meters)
+
+    def __getattr__(self, name: str) -> Any:
+        """The protocol's methods, which Ray Serve's gRPC proxy calls by their names."""
+        if name not in METHODS:
+            raise AttributeError(name)
+
+        async def method(content: bytes, grpc_context: Any) -> Any:
+            return await self.inference.call(name, content, grpc_context)
+
+        return method
 
     async def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Load the bag that ``user_config`` names, warm it, and let it answer from now on.
@@ -127,12 +136,8 @@ def options(settings: ServeSettings) -> dict[str, Any]:
 def application(args: dict[str, Any]) -> serve.Application:
     """The application of a Serve config; nothing is looked up before a replica starts.
 
-    Args:
-        args: see ``ServeSettings``; ``export`` beside them names the bag where the deployment's
-            ``user_config`` does not.
-
-    Raises:
-        ConfigError: an unknown key, or a value that cannot be.
+    Beside ``ServeSettings``, ``export`` names the bag where the deployment's ``user_config`` does
+    not. ConfigError for an unknown key, or a value that cannot be.
     """
     rest = dict(args)
     export = rest.pop("export", None)
@@ -142,29 +147,17 @@ def application(args: dict[str, Any]) -> serve.Application:
     return deployment.options(**options(settings), **more).bind(rest)
 
 
-def grpc_options(port: int | None) -> dict[str, Any] | None:
-    """Ray Serve's gRPC proxy on a port; None for none."""
-    if port is None:
-        return None
-    add = "bend_ray.serve.oip_grpc.add_to_server"
-    return {"port": port, "grpc_servicer_functions": [add], "enable_reflection": False}
-
-
 def deploy_config(export: str, settings: ServeSettings, where: Listening) -> dict[str, Any]:
     """The config as data."""
     if not is_loopback(where.host):
         settings = settings.model_copy(update={"require_token": True})
     tls = {"ssl_certfile": where.certfile, "ssl_keyfile": where.keyfile} if where.certfile else {}
-    grpc = grpc_options(where.grpc_port)
+    add = "bend_ray.serve.oip_grpc.add_to_server"
+    grpc = {"port": where.grpc_port, "grpc_servicer_functions": [add], "enable_reflection": False}
     return {
         "proxy_location": "EveryNode",
-        "http_options": {
-            "host": where.host,
-            "port": where.port,
-            "request_timeout_s": 60,
-            **tls,
-        },
-        **({"grpc_options": grpc} if grpc else {}),
+        "http_options": {"host": where.host, "port": where.port, "request_timeout_s": 60, **tls},
+        **({"grpc_options": grpc} if where.grpc_port else {}),
         "applications": [
             {
                 "name": settings.name,
@@ -184,35 +177,31 @@ def deploy_text(config: dict[str, Any]) -> str:
     return _HEAD + yaml.safe_dump(config, sort_keys=False)
 
 
-def start(export: str, settings: ServeSettings, where: Listening) -> str:
+def start(export: str, settings: ServeSettings, where: Listening) -> tuple[str, Card]:
     """Start Ray and Serve, deploy a bag, and say what listens where, or ClusterError."""
     # A broken export is refused here, in a second, not by a replica that restarts for ever.
-    card = Bag.load(Path(export), run_code=settings.run_code).card
+    card = Bag.load(export, settings).card
     settings = settings.model_copy(update={"require_token": token() is not None})
     door.put_up(settings.fitted_to(card), where)
     cluster.connect(None)
     for name in ("ray.serve", "ray.serve._private.client"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    http = HTTPOptions(
-        host=where.host,
-        port=where.port,
-        request_timeout_s=_REQUEST_SECONDS,
-        ssl_certfile=where.certfile,
-        ssl_keyfile=where.keyfile,
-    )
+    config = deploy_config(export, settings, where)
+    (given,) = config["applications"]
     quiet = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(
         proxy_location="HeadOnly",
-        http_options=http,
-        grpc_options=grpc_options(where.grpc_port),
+        http_options=config["http_options"],
+        grpc_options=config.get("grpc_options"),
         logging_config=quiet,
     )
-    bound = application({**settings.model_dump(mode="json"), "export": export})
+    bound = application(given["args"] | {"export": export})
     try:
         serve.run(bound, name=settings.name, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
         raise ClusterError(f"expected the bag to be deployed, got: {_reason(error)}") from None
-    return f"{where.told}; Ray, with a token of its own, on {ray.util.get_node_ip_address()}"
+    ours = f"Ray, with a token of its own, on {ray.util.get_node_ip_address()}"
+    return f"{where.told}; {ours}", card
 
 
 def wait(name: str) -> None:

@@ -7,16 +7,18 @@ import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import grpc
 import uvicorn
 from prometheus_client import generate_latest
 
+from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
 from bend_ray.serve.guard import Guard
-from bend_ray.serve.listening import Listening, add_port, token
+from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
 from bend_ray.serve.settings import ServeSettings
@@ -46,13 +48,6 @@ class _Server(uvicorn.Server):
         yield
 
 
-def service_of(export: str, settings: ServeSettings) -> Answering:
-    """A bag that answers in this process; DataError where it is none."""
-    service = Answering(settings, Meters(Prometheus()))
-    service.go_live(service.load(export))
-    return service
-
-
 def guarded(service: Answering, token: str | None) -> Guard:
     """The interface over a bag in this process."""
     made: Any = service.meters.make
@@ -63,9 +58,15 @@ def guarded(service: Answering, token: str | None) -> Guard:
     return Guard(app, settings, token, service.meters)
 
 
-def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None:
-    """Answer until SIGINT or SIGTERM, then answer what has come; ``ready`` is called in between."""
-    drain = service.settings.drain_seconds
+def run(
+    export: str, settings: ServeSettings, where: Listening, tell: Callable[[str, Card], None]
+) -> None:
+    """Answer until SIGINT or SIGTERM, then answer what has come; ``tell`` when it listens.
+
+    DataError or StoreError where there is no bag.
+    """
+    service = Answering(settings, Meters(Prometheus()))
+    service.go_live(service.load(export))
     config = uvicorn.Config(
         guarded(service, token()),
         host=where.host,
@@ -80,10 +81,11 @@ def run(service: Answering, where: Listening, ready: Callable[[], None]) -> None
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=int(drain),
+        timeout_graceful_shutdown=int(settings.drain_seconds),
         ssl_certfile=where.certfile,
         ssl_keyfile=where.keyfile,
     )
+    ready = partial(tell, where.told, service.card())
     asyncio.run(_serve(_Server(config, ready), service, where))
 
 
@@ -97,7 +99,7 @@ async def _serve(server: uvicorn.Server, service: Answering, where: Listening) -
         maximum_concurrent_rpcs=service.settings.max_ongoing_requests,
     )
     add_to_server(GrpcInference(service, token()), calls)
-    add_port(calls, where.grpc_address, where.certfile, where.keyfile)
+    where.add_to(calls)
     await calls.start()
     await server.serve()
     await calls.stop(service.settings.drain_seconds)

@@ -19,11 +19,14 @@ import uvicorn
 from ray.serve._private import default_impl
 from ray.util import metrics
 from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 
 from bend_ray.process.environment import variable
-from bend_ray.serve.guard import BODY, LIVE, Gone, Guard, Message, Receive, Scope, Send, say
-from bend_ray.serve.listening import Listening, add_port
+from bend_ray.serve.guard import BODY, LIVE, Guard
+from bend_ray.serve.listening import Listening
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import SETTINGS_VARIABLE, TOKEN_VARIABLE, ServeSettings
@@ -51,6 +54,13 @@ _PASSED = frozenset(
 )
 
 
+_HONEST = {
+    404: "expected a bag, none is deployed or it is stopping",
+    408: "no replica has answered in time",
+    500: "the replica that was asked is gone",
+}
+
+
 class Door(Guard):
     """A guard before Ray's proxy, which answers some requests by itself, in its own words."""
 
@@ -58,16 +68,13 @@ class Door(Guard):
         super().__init__(*args, **more)
         self._turns = asyncio.Semaphore(PASSED_ON)
 
-    async def _pass_on(
-        self, scope: Scope, body: bytes, receive: Receive | None, send: Send
-    ) -> None:
-        assert receive is not None
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         if scope["path"] == LIVE:
-            await say(send, 200, {"live": True})
+            await JSONResponse({"live": True})(scope, receive, send)
             return
         async with self._turns:
-            if await _has_gone(receive):
-                raise Gone
+            if await Request(scope, receive).is_disconnected():
+                raise ClientDisconnect
             await self._ask_ray(scope, body, receive, send)
 
     async def _ask_ray(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
@@ -98,18 +105,9 @@ class Door(Guard):
 
         await self._app(inner, receiving, sending)
         if start is None and gone:
-            raise Gone
+            raise ClientDisconnect
         if start is None or _is_rays(start):
             raise _honest(500 if start is None else start["status"], told)
-
-
-async def _has_gone(receive: Receive) -> bool:
-    """Whether a client has hung up, whose whole request was read."""
-    try:
-        async with asyncio.timeout(0):
-            return bool((await receive())["type"] == "http.disconnect")
-    except TimeoutError:
-        return False
 
 
 def _is_rays(start: Message) -> bool:
@@ -120,13 +118,8 @@ def _is_rays(start: Message) -> bool:
 
 def _honest(status: int, told: bytes) -> Refusal:
     """What a proxy's refusal means to a client: ask again."""
-    if status == 404:
-        return Refusal(503, "expected a bag, none is deployed or it is stopping; ask again")
-    if status == 408:
-        return Refusal(503, "no replica has answered in time; ask again")
-    if status == 500:
-        return Refusal(503, "the replica that was asked is gone; ask again")
-    return Refusal(503, told.decode("utf-8", "replace")[:200] or "not now; ask again")
+    words = _HONEST.get(status) or told.decode("utf-8", "replace")[:200] or "not now"
+    return Refusal(503, f"{words}; ask again")
 
 
 def middlewares() -> list[Middleware]:
@@ -149,8 +142,7 @@ async def _startup(server: uvicorn.Server, sockets: list[socket.socket] | None =
 
 def _add_grpc_address(server: Any, address: str) -> None:
     where = Listening(**json.loads(variable(LISTENING_VARIABLE) or '{"host": "::", "port": 0}'))
-    port = int(address.rpartition(":")[2])
-    add_port(server, replace(where, grpc_port=port).grpc_address, where.certfile, where.keyfile)
+    replace(where, grpc_port=int(address.rpartition(":")[2])).add_to(server)
 
 
 def put_up(settings: ServeSettings, where: Listening) -> None:

@@ -12,23 +12,22 @@ import logging
 import time
 import zlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
+import anyio
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bend_ray.errors import BendError
 from bend_ray.serve.meters import Meters, route_of, span
 from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import ServeSettings
 
 logger = logging.getLogger(__name__)
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LIVE = "/v2/health/live"
 OPEN = frozenset({"/", "/docs", "/openapi.json", LIVE, "/v2/health/ready", "/-/healthz"})
@@ -59,23 +58,17 @@ _HEADERS = [
 _SECURE = (b"strict-transport-security", b"max-age=31536000")
 
 
-class Gone(Exception):  # noqa: N818 - nobody made an error
-    """The client has hung up."""
-
-
 class _Answer:
-    """What is sent for one request, with the headers of all, and without the body of a HEAD."""
+    """What is sent for one request, with the headers of all."""
 
-    def __init__(self, scope: Scope, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
-        self._send, self._bare, self._headers = send, scope["method"] == "HEAD", headers
+    def __init__(self, send: Send, headers: list[tuple[bytes, bytes]]) -> None:
+        self._send, self._headers = send, headers
         self.status: int | None = None
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message = {**message, "headers": [*message.get("headers", []), *self._headers]}
-        elif self._bare:
-            message = {**message, "body": b""}
         await self._send(message)
 
 
@@ -83,10 +76,10 @@ class Guard:
     """An ASGI app around another."""
 
     def __init__(
-        self, app: App, settings: ServeSettings, token: str | None, meters: Meters
+        self, app: ASGIApp, settings: ServeSettings, token: str | None, meters: Meters
     ) -> None:
         self.settings = settings
-        self._app, self._meters, self._token = app, meters, token
+        self._app, self.meters, self._token = app, meters, token
         self.peers: Counter[str] = Counter()
         self._ongoing = self._held = self.lingering = 0
         self._large = asyncio.Semaphore(MOST_LARGE)
@@ -97,10 +90,10 @@ class Guard:
             await send({"type": "websocket.close", "code": 1008})
         elif scope["type"] != "http":
             await self._app(scope, receive, send)
-        elif (body := (scope.get("extensions") or {}).get(BODY)) is None:
-            await self._let_in(scope, receive, send)
+        elif _passed(scope) is not None:
+            await self._answer(scope, receive, _Answer(send, []))
         else:
-            await self._answer(scope, body, None, _Answer(scope, send, []))
+            await self._let_in(scope, receive, send)
 
     @property
     def is_full(self) -> bool:
@@ -114,58 +107,47 @@ class Guard:
             f"expected at most {self.settings.max_ongoing_requests} requests at a time; ask again"
         )
 
-    def refused(self, status: int) -> None:
-        """Count a request that was refused before it was read."""
-        self._meters.request("none", status, 0.0)
-
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
-        started, answer = time.perf_counter(), _Answer(scope, send, own)
-        inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else dict(scope)
+        started, answer = time.perf_counter(), _Answer(send, own)
         route = route_of(scope["path"])
         with span(scope["method"], route, scope["headers"]) as finish:
             try:
-                self._check(scope)
-                async with self._body(inner, receive) as body:
-                    await self._answer(inner, body, receive, answer)
-            except Refusal as refusal:
-                await say(answer.send, refusal.status, {"error": refusal.message}, refusal.headers)
-            except (Gone, asyncio.CancelledError) as error:
+                await self._answer(scope, receive, answer)
+            except (ClientDisconnect, asyncio.CancelledError) as error:
                 began, answer.status = answer.status is not None, 499
-                if began or not isinstance(error, Gone):
+                if began or not isinstance(error, ClientDisconnect):
                     raise  # and the connection is closed
             finally:
                 status, seconds = answer.status or 500, time.perf_counter() - started
                 finish(status)
-                self._meters.request(route, status, seconds)
+                self.meters.request(route, status, seconds)
                 if self.settings.request_log:
                     _log(scope, status, seconds)
 
-    async def _answer(
-        self, scope: Scope, body: bytes, receive: Receive | None, answer: _Answer
-    ) -> None:
-        """Have the app answer, or say what is wrong; without ``receive`` another watches."""
-        send = answer.send
+    async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
+        """Have the app answer, or say what is wrong."""
         try:
-            self._check_token(scope)
-            await self._pass_on(scope, body, receive, send)
-        except Refusal as refusal:
-            await say(send, refusal.status, {"error": refusal.message}, refusal.headers)
+            self._check(scope)
+            async with self._body(scope, receive) as body:
+                await self._pass_on(scope, body, receive, answer.send)
+            return
+        except BendError as error:
+            refusal = Refusal.of(error)
+            status, told, headers = refusal.status, refusal.message, refusal.headers
         except HTTPException as error:
-            told = "expected one of the paths that /docs lists"
-            told = told if error.status_code == 404 else error.detail
-            await say(send, error.status_code, {"error": told}, dict(error.headers or {}))
-        except Gone:
+            status, told, headers = error.status_code, error.detail, dict(error.headers or {})
+            told = "expected one of the paths that /docs lists" if status == 404 else told
+        except ClientDisconnect:
             raise
         except Exception:
             logger.exception("a bug of ours")
             if answer.status is not None:
                 raise
-            await say(send, 500, {"error": "this is a bug of the server, not of the request"})
+            status, told, headers = 500, "this is a bug of the server, not of the request", {}
+        await JSONResponse({"error": told}, status, headers)(scope, receive, answer.send)
 
-    async def _pass_on(
-        self, scope: Scope, body: bytes, receive: Receive | None, send: Send
-    ) -> None:
+    async def _pass_on(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         """Run the app, and stop it where nobody waits for it any more."""
         scope["app"] = self  # so that routes raise what they refuse
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
@@ -173,91 +155,66 @@ class Guard:
         async def once() -> Message:
             return next(messages, {"type": "http.disconnect"})
 
-        if receive is None:
+        if _passed(scope) is not None:  # a door watches
             await self._app(scope, once, send)
             return
-        working, ended = asyncio.current_task(), False
-        assert working is not None
-
-        def stop(gone: asyncio.Task[None]) -> None:
-            if not ended:
-                working.cancel()
-
-        gone = asyncio.ensure_future(_until_gone(receive))
-        gone.add_done_callback(stop)
-        try:
-            await self._app(scope, once, send)
-        except asyncio.CancelledError:
-            if not gone.done():
-                raise
-            working.uncancel()
-            raise Gone from None
-        finally:
-            ended = True
-            gone.cancel()
+        with anyio.CancelScope() as waited_for:
+            gone = asyncio.ensure_future(_until_gone(receive))
+            gone.add_done_callback(lambda _: waited_for.cancel())
+            try:
+                await self._app(scope, once, send)
+            finally:
+                gone.cancel()
+        if waited_for.cancelled_caught:
+            raise ClientDisconnect
 
     def _check(self, scope: Scope) -> None:
-        self._check_token(scope)
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 18:
-            raise Refusal(400, "Content-Length: expected a number of bytes")
-        if int(length) > self._most(scope):
-            raise self._too_large(scope)
-
-    def _check_token(self, scope: Scope) -> None:
-        given = dict(scope["headers"]).get(b"authorization", b"")
-        if scope["path"] not in OPEN and not bears(self._token, given.decode("latin-1")):
+        headers = Headers(scope=scope)
+        if scope["path"] not in OPEN and not bears(self._token, headers.get("authorization", "")):
             raise Refusal(401, "expected the header Authorization: Bearer TOKEN")
+        if int(headers.get("content-length", "0")) > (most := self._most(scope)):
+            raise _too_large(most)
 
     def _most(self, scope: Scope) -> int:
         """Bytes of the body: pictures may have more than what can only be numbers."""
-        kind = dict(scope["headers"]).get(b"content-type", b"").strip().lower()
-        most, is_large = self.settings.max_body_bytes, kind.startswith((b"image/", b"multipart/"))
+        kind = Headers(scope=scope).get("content-type", "").strip().lower()
+        most, is_large = self.settings.max_body_bytes, kind.startswith(("image/", "multipart/"))
         return most if is_large else min(most, self.settings.max_text_bytes or most)
-
-    def _too_large(self, scope: Scope) -> Refusal:
-        return Refusal(413, f"expected a body of at most {self._most(scope)} bytes, got more")
 
     @asynccontextmanager
     async def _body(self, scope: Scope, receive: Receive) -> AsyncIterator[bytes]:
         """A request's whole body, inflated; within, the request counts."""
-        if scope["method"] in ("GET", "OPTIONS"):
-            yield b""
+        passed = _passed(scope)
+        if passed is not None or scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            yield passed or b""
             return
         chunks: list[bytes] = []
+        counted = 0
         try:
             await self._read(scope, receive, chunks)
             body = await self._inflated(scope, b"".join(chunks))
             if self.is_full:
                 raise Refusal(503, self.too_many)
-            self._ongoing += 1
-            self._meters.ongoing(self._ongoing)
-            try:
-                yield body
-            finally:
-                self._ongoing -= 1
-                self._meters.ongoing(self._ongoing)
+            counted = 1
+            self._ongoing += counted
+            self.meters.ongoing(self._ongoing)
+            yield body
         finally:
             self._held -= sum(map(len, chunks))
+            self._ongoing -= counted
+            self.meters.ongoing(self._ongoing)
 
     async def _read(self, scope: Scope, receive: Receive, chunks: list[bytes]) -> None:
-        most = self._most(scope)
         now = asyncio.get_running_loop().time
-        started = now()
-        got, more, is_large = 0, True, False
+        most, started, got, is_large = self._most(scope), now(), 0, False
         try:
             async with asyncio.timeout(BODY_SECONDS) as deadline:
-                while more:
-                    deadline.reschedule(started + BODY_SECONDS + got / SLOWEST)
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise Gone
-                    chunk, more = message.get("body", b""), message.get("more_body", False)
+                async for chunk in Request(scope, receive).stream():
                     chunks.append(chunk)
                     got += len(chunk)
                     self._held += len(chunk)
                     if got > most:
-                        raise self._too_large(scope)
+                        raise _too_large(most)
                     if self._held > MOST_HELD * self.settings.max_body_bytes:
                         raise Refusal(503, "expected fewer large bodies at a time; ask again")
                     if got > LARGE and not is_large:
@@ -265,6 +222,7 @@ class Guard:
                         deadline.reschedule(None)
                         is_large = await self._large.acquire()
                         started += now() - before
+                    deadline.reschedule(started + BODY_SECONDS + got / SLOWEST)
         except TimeoutError:
             told = f"expected a body in {BODY_SECONDS:.0f} s, or {SLOWEST >> 10} KiB of it a second"
             raise Refusal(408, told) from None
@@ -273,40 +231,34 @@ class Guard:
                 self._large.release()
 
     async def _inflated(self, scope: Scope, body: bytes) -> bytes:
-        coding = dict(scope["headers"]).get(b"content-encoding", b"").strip().lower()
-        if coding in (b"", b"identity"):
+        coding = Headers(scope=scope).get("content-encoding", "").strip().lower()
+        if coding in ("", "identity"):
             return body
-        if coding not in (b"gzip", b"x-gzip", b"deflate"):
+        if coding not in ("gzip", "x-gzip", "deflate"):
             raise Refusal(415, "Content-Encoding: expected gzip, deflate or none")
-        inflated = await asyncio.to_thread(inflate, body, self._most(scope))
-        if inflated is None:
-            raise self._too_large(scope)
+        body = await asyncio.to_thread(inflate, body, self._most(scope))
         scope["headers"] = [pair for pair in scope["headers"] if pair[0] != b"content-encoding"]
-        return inflated
+        return body
+
+
+def _passed(scope: Scope) -> bytes | None:
+    """The body of a request that a door has let in."""
+    body: bytes | None = (scope.get("extensions") or {}).get(BODY)
+    return body
 
 
 def _log(scope: Scope, status: int, seconds: float) -> None:
     """A line about a request, without anything that it holds."""
-    peer, headers = (scope.get("client") or ("",))[0], dict(scope["headers"])
     told = {
         "time": time.time(),
-        "peer": peer,
+        "peer": (scope.get("client") or ("",))[0],
         "method": scope["method"],
         "route": route_of(scope["path"]),
         "status": status,
         "seconds": round(seconds, 6),
-        "traceparent": headers.get(b"traceparent", b"").decode("latin-1"),
+        "traceparent": Headers(scope=scope).get("traceparent", ""),
     }
     logger.info("%s", json.dumps(told))
-
-
-async def say(send: Send, status: int, told: Any, headers: dict[str, str] | None = None) -> None:
-    """Send a JSON response."""
-    body = json.dumps(told).encode()
-    own = {"content-type": "application/json", "content-length": str(len(body))}
-    pairs = [(k.encode(), v.encode()) for k, v in (own | (headers or {})).items()]
-    await send({"type": "http.response.start", "status": status, "headers": pairs})
-    await send({"type": "http.response.body", "body": body})
 
 
 def bears(token: str | None, authorization: str) -> bool:
@@ -322,8 +274,12 @@ async def _until_gone(receive: Receive) -> None:
         pass
 
 
-def inflate(body: bytes, most: int) -> bytes | None:
-    """What gzip, zlib or bare deflate stands for; None where that is more than ``most`` bytes."""
+def _too_large(most: int) -> Refusal:
+    return Refusal(413, f"expected a body of at most {most} bytes, got more")
+
+
+def inflate(body: bytes, most: int) -> bytes:
+    """What gzip, zlib or bare deflate stands for; refused where it is more than ``most`` bytes."""
     parts, size = [], 0
     # 47: gzip or zlib, as its head says; -15: deflate without a head, as some send it.
     kind = 47 if body[:1] in (b"\x1f", b"\x78") else -15
@@ -335,7 +291,7 @@ def inflate(body: bytes, most: int) -> bytes | None:
             raise Refusal(400, f"Content-Encoding: expected its bytes, got: {error}") from None
         size += len(parts[-1])
         if size > most:
-            return None
+            raise _too_large(most)
         if not stream.eof:
             raise Refusal(400, "Content-Encoding: expected its bytes to the end, got fewer")
         body = stream.unused_data  # gzip may have several members

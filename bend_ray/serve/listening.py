@@ -16,7 +16,7 @@ import numpy as np
 
 from bend_ray.data.columns import iso
 from bend_ray.errors import ConfigError
-from bend_ray.export.card import Card, noise, read_card
+from bend_ray.export.card import Card, noise
 from bend_ray.process.environment import variable
 from bend_ray.serve.settings import TOKEN_VARIABLE
 
@@ -49,6 +49,14 @@ class Listening:
         also = "" if self.grpc_port is None else f", gRPC on {self.grpc_address}"
         asks = "with BEND_SERVE_TOKEN alone" if token() else "without a token"
         return f"HTTP on {self.host}:{self.port}{also}, {asks}"
+
+    def add_to(self, server: Any) -> None:
+        """Have a gRPC server listen, with TLS where there is a certificate."""
+        if self.certfile is None or self.keyfile is None:
+            server.add_insecure_port(self.grpc_address)
+            return
+        pair = (Path(self.keyfile).read_bytes(), Path(self.certfile).read_bytes())
+        server.add_secure_port(self.grpc_address, grpc.ssl_server_credentials([pair]))
 
     def check(self) -> None:
         """Refuse, as ConfigError, what cannot be listened on, or should not be."""
@@ -92,21 +100,10 @@ def allow_many_connections() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
-def add_port(server: Any, address: str, certfile: str | None, keyfile: str | None) -> None:
-    """Have a gRPC server listen, with TLS where there is a certificate."""
-    if certfile is None or keyfile is None:
-        server.add_insecure_port(address)
-        return
-    pair = (Path(keyfile).read_bytes(), Path(certfile).read_bytes())
-    server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-
-
 def _check_free(host: str, option: str, port: int) -> None:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((host, port))
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError(
@@ -136,9 +133,9 @@ def _example(card: Card) -> list[Any] | dict[str, Any]:
     return only  # type: ignore[no-any-return]
 
 
-def welcome(where: Listening, listens: str, export: Path, seconds: float) -> str:
+def welcome(where: Listening, listens: str, card: Card, seconds: float) -> str:
     """What to do now: the URL, what listens where, and a command that works."""
-    url, card = where.url, read_card(export)
+    url = where.url
     bearer = f" -H 'Authorization: Bearer '\"${TOKEN_VARIABLE}\"" if token() else ""
     rows = json.dumps({"instances": [_example(card)]}, separators=(",", ":"))
     rows = rows.replace("'", r"\u0027")  # which the shell would take for the end

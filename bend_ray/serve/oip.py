@@ -6,30 +6,21 @@ https://github.com/kserve/open-inference-protocol, and Triton's ``EXTENSIONS`` t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt
 
+from bend_ray.errors import DataError
 from bend_ray.export import card as cards
 from bend_ray.export.card import Card
 from bend_ray.export.graphs import members_outputs
+from bend_ray.serve import queries
 from bend_ray.serve.answering import Answering
-from bend_ray.serve.queries import (
-    Answers,
-    Inputs,
-    Refusal,
-    Wants,
-    fitted,
-    given,
-    given_column,
-    numbers,
-    together,
-)
+from bend_ray.serve.queries import Answers, Inputs, Refusal
 from bend_ray.spec import Spec
 from bend_ray.version import __version__
 
@@ -37,26 +28,18 @@ EXTENSIONS = (
     *("binary_tensor_data", "classification", "model_configuration", "model_repository"),
     "statistics",
 )
-Datatype = Literal[
-    "UINT8",
-    "UINT16",
-    "UINT32",
-    "UINT64",
-    "INT8",
-    "INT16",
-    "INT32",
-    "INT64",
-    "FP16",
-    "FP32",
-    "FP64",
-    "BYTES",
-]
-"""Of inputs; where the network takes whole numbers, they must be whole in any of these."""
+_BITS = {"UINT": (8, 16, 32, 64), "INT": (8, 16, 32, 64), "FP": (16, 32, 64)}
+_NUMBERS = {
+    f"{kind}{size}": np.dtype(f"<{kind[0].lower()}{size // 8}")
+    for kind, sizes in _BITS.items()
+    for size in sizes
+}
+"""Types of inputs; where the network takes whole numbers, they must be whole in any of these."""
 _DATATYPES = {"uint8": "UINT8", "float32": "FP32", "int64": "INT64", "float64": "FP64"}
 _DATATYPES |= {"string": "BYTES", "object": "BYTES", "bool": "BOOL"}
 
 
-class _Coded(Spec):
+class _Coded(Spec, strict=True):
     content_type: str | None = None  # MLServer's clients say how a tensor is to be decoded
 
 
@@ -66,11 +49,11 @@ class InputParameters(_Coded):
     binary_data_size: NonNegativeInt | None = None
 
 
-class Input(Spec):
+class Input(Spec, strict=True):
     """A tensor."""
 
     name: str
-    datatype: Datatype
+    datatype: str
     shape: list[NonNegativeInt]
     parameters: InputParameters | None = None
     data: Any = None
@@ -83,20 +66,20 @@ class OutputParameters(_Coded):
     classification: NonNegativeInt = 0
 
 
-class Output(Spec):
+class Output(Spec, strict=True):
     """An output that is wanted."""
 
     name: str
     parameters: OutputParameters | None = None
 
 
-class Parameters(_Coded, Wants):
+class Parameters(_Coded, queries.Wants):
     """Of a request."""
 
     binary_data_output: bool = False
 
 
-class Request(Spec):
+class Request(Spec, strict=True):
     """A request."""
 
     id: str | None = None
@@ -208,7 +191,7 @@ class OpenInference:
     ) -> tuple[Request, list[Answered]]:
         """Answer an inference request: JSON, and tensors in binary behind it."""
         settings = self.service.settings
-        request = given(Request, body, 400)
+        request = queries.given(Request, body)
         parameters = request.parameters or Parameters()
         inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
         wanted = {each.name: each for each in request.outputs or ()}
@@ -219,7 +202,7 @@ class OpenInference:
         wanted = wanted or {n: Output(name=n) for n in usual if n not in members}
         wanted |= {n: Output(name=n) for n in said if n not in usual and n not in wanted}
         if strange := [name for name in wanted if name not in said]:
-            raise Refusal(400, f"outputs: expected of {', '.join(said)}, got {strange[0][:64]}")
+            raise DataError(f"outputs: expected of {', '.join(said)}, got {strange[0][:64]}")
         return request, [_answered(each, said, card, parameters) for each in wanted.values()]
 
 
@@ -237,7 +220,7 @@ def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
     names = sorted(tensor.name for tensor in tensors)
     if names != sorted(card.inputs):
         expected, got = ", ".join(card.inputs), ", ".join(names)[:64]
-        raise Refusal(400, f"inputs: expected {expected}, got {got}")
+        raise DataError(f"inputs: expected {expected}, got {got}")
     found, start = {}, 0
     for tensor in tensors:
         size = (tensor.parameters and tensor.parameters.binary_data_size) or 0
@@ -245,44 +228,42 @@ def _inputs(tensors: list[Input], tail: bytes, card: Card, most: int) -> Inputs:
         found[tensor.name] = _values(tensor, tail[start : start + size], own, most)
         start += size
     if start != len(tail):
-        raise Refusal(400, f"expected {start} bytes behind the JSON, got {len(tail)}")
-    return together(found)
+        raise DataError(f"expected {start} bytes behind the JSON, got {len(tail)}")
+    return queries.together(found)
 
 
 def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArray[Any]:
     where, shape = tensor.name, tuple(tensor.shape)
     if shape[1:] != own.shape or not shape or not 1 <= shape[0] <= most:
         sizes = "".join(f", {size}" for size in own.shape)
-        raise Refusal(
-            400,
+        raise DataError(
             f"{where}.shape: expected examples, shape [n{sizes}] with 1 to {most} of them, got "
-            f"{list(shape)[:8]}",
+            f"{list(shape)[:8]}"
         )
     count, kind = shape[0] * own.numbers, tensor.datatype
-    is_binary = tensor.parameters and tensor.parameters.binary_data_size is not None
+    size = tensor.parameters and tensor.parameters.binary_data_size
     if (kind == "BYTES") != (own.dtype == "string"):
-        raise Refusal(400, f"{where}.datatype: expected {_DATATYPES[own.dtype]}, got {kind}")
-    if kind == "BYTES" or (own.column and not is_binary):
-        texts = _texts(content, where) if is_binary else tensor.data
+        raise DataError(f"{where}.datatype: expected {_DATATYPES[own.dtype]}, got {kind[:64]}")
+    if kind == "BYTES" or (own.column and size is None):
+        texts = tensor.data if size is None else _texts(content, where)
         if not isinstance(texts, list) or len(texts) != count:
-            raise Refusal(400, f"{where}.data: expected {count} values in a list")
-        return given_column(texts, where, own)
-    bits, letter = int(re.sub(r"\D", "", kind)), kind[0].lower()
-    dtype = np.dtype(f"<{letter}{bits // 8}")
-    if tensor.parameters and tensor.parameters.binary_data_size is not None:
-        size, expected = tensor.parameters.binary_data_size, count * dtype.itemsize
+            raise DataError(f"{where}.data: expected {count} values in a list")
+        return queries.given_column(texts, where, own)
+    if (dtype := _NUMBERS.get(kind)) is None:
+        raise DataError(f"{where}.datatype: expected {', '.join(_NUMBERS)}, got {kind[:64]}")
+    if size is not None:
+        expected = count * dtype.itemsize
         if {size, len(content)} != {expected} or tensor.data is not None:
-            raise Refusal(
-                400,
+            raise DataError(
                 f"{where}: expected binary_data_size and as many bytes behind the JSON to be "
-                f"{expected}, got {size} and {len(content)}",
+                f"{expected}, got {size} and {len(content)}"
             )
         values = np.frombuffer(content, dtype).reshape(shape)
-        return (given_column if own.column else fitted)(values, where, own)
-    array = numbers(tensor.data, f"{where}.data")
+        return (queries.given_column if own.column else queries.fitted)(values, where, own)
+    array = queries.numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
-        raise Refusal(400, f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
-    return fitted(array.reshape(shape), f"{where}.data", own)
+        raise DataError(f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
+    return queries.fitted(array.reshape(shape), f"{where}.data", own)
 
 
 def _texts(content: bytes, where: str) -> list[str]:
@@ -291,7 +272,7 @@ def _texts(content: bytes, where: str) -> list[str]:
     while content:
         size = int.from_bytes(content[:4], "little")
         if len(content) < 4 + size:
-            raise Refusal(400, f"{where}: expected texts behind their lengths, got fewer bytes")
+            raise DataError(f"{where}: expected texts behind their lengths, got fewer bytes")
         found.append(content[4 : 4 + size].decode("utf-8", "replace"))
         content = content[4 + size :]
     return found
@@ -301,7 +282,7 @@ def _answered(wanted: Output, said: Answers, card: Card, parameters: Parameters)
     how, name = wanted.parameters or OutputParameters(), wanted.name
     binary = parameters.binary_data_output if how.binary_data is None else how.binary_data
     if how.classification and name not in card.task.ranked:
-        raise Refusal(400, f"classification: expected of {' or '.join(card.task.ranked)} alone")
+        raise DataError(f"classification: expected of {' or '.join(card.task.ranked)} alone")
     if not how.classification:
         values = np.ascontiguousarray(said[name])
         if values.dtype.kind == "f":

@@ -12,9 +12,11 @@ from importlib.resources import files
 from typing import Any
 
 import grpc
-from google.protobuf import descriptor_pb2, descriptor_pool, json_format, message_factory
+from google.protobuf import descriptor_pb2, json_format, message_factory
+from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError
 
+from bend_ray.errors import BendError
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.guard import bears
@@ -33,17 +35,13 @@ _FIELDS = {"BYTES": "bytes_contents", "FP32": "fp32_contents", "FP64": "fp64_con
 _FIELDS |= {"INT64": "int64_contents", "BOOL": "bool_contents"}
 
 
-def _messages() -> dict[str, Any]:
-    content = (files("bend_ray.serve") / "open_inference.binpb").read_bytes()
-    (file,) = descriptor_pb2.FileDescriptorSet.FromString(content).file
-    pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)
-    names = [message.name for message in file.message_type]
-    found = {name: pool.FindMessageTypeByName(f"inference.{name}") for name in names}
-    return {name: message_factory.GetMessageClass(each) for name, each in found.items()}
-
-
-MESSAGES = _messages()
+_FILES = descriptor_pb2.FileDescriptorSet.FromString(
+    (files("bend_ray.serve") / "open_inference.binpb").read_bytes()
+)
+MESSAGES = {
+    name.removeprefix("inference."): message
+    for name, message in message_factory.GetMessages(_FILES.file, DescriptorPool()).items()
+}
 
 
 def _known(describe: Callable[[OpenInference, Card], Any]) -> Callable[..., Any]:
@@ -78,7 +76,8 @@ class GrpcInference:
             if method not in _OPEN and not bears(self._token, metadata.get("authorization", "")):
                 raise Refusal(401, "expected the metadata authorization: Bearer TOKEN")
             answer, status = await self._answer(method, content), 200
-        except Refusal as refusal:
+        except BendError as error:
+            refusal = Refusal.of(error)
             status = refusal.status
             context.set_code(_CODES.get(status, grpc.StatusCode.INVALID_ARGUMENT))
             context.set_details(refusal.message)
@@ -161,20 +160,3 @@ def add_to_server(servicer: Any, server: Any) -> None:
 
     handlers = {method: handler(method) for method in METHODS}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
-
-
-class GrpcMethods:
-    """A replica's methods, by the names that Ray Serve's gRPC proxy calls."""
-
-    inference: GrpcInference
-
-
-def _method(name: str) -> Any:
-    async def method(self: GrpcMethods, content: bytes, grpc_context: Any) -> Any:
-        return await self.inference.call(name, content, grpc_context)
-
-    return method
-
-
-for _name in METHODS:
-    setattr(GrpcMethods, _name, _method(_name))

@@ -13,7 +13,7 @@ from PIL import PngImagePlugin
 
 from bend_ray.data.decoding import FORMATS, MAX_PIXELS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
-from bend_ray.errors import DataError
+from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.queries import Refusal, inputs_of_csv
@@ -38,24 +38,13 @@ def look_of(card: Card) -> Look:
     return Look((width, height), "grey" if channels == 1 else "rgb", card.decoding)
 
 
-def most_pixels(card: Card, given: int | None) -> int:
-    """Of a picture: as many as were ``given``, or as there is any use for."""
-    return given or min(2**24, max(2**22, 1024 * card.numbers))
-
-
 def pixels_of(
     content: bytes, card: Card, max_pixels: int, at_once: int | None = None
 ) -> NDArray[np.uint8] | None:
-    """The pixels ``(channels, height, width)`` of an encoded picture.
+    """The pixels ``(channels, height, width)`` of a picture file.
 
-    Args:
-        content: of a picture file.
-        card: what images the bag expects.
-        max_pixels: a larger picture is refused by its header alone.
-        at_once: a larger picture is not decoded; None: any is.
-
-    Returns:
-        None where it was not decoded.
+    One of more than ``max_pixels`` is refused by its header alone. One of more than ``at_once`` is
+    not decoded, and None returned.
     """
     look = look_of(card)
     try:
@@ -105,9 +94,9 @@ def _on_pixels(pixels_CHW: NDArray[Any], card: Card, own: Input) -> list[str]:
     return notes
 
 
-def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
+def lines(export: str | Path, paths: Sequence[Path]) -> Iterator[str]:
     """What an exported bag says about picture files, or rows of CSV; DataError for none."""
-    bag = Bag.load(export, groups=1, batch=1)
+    bag = Bag.load(export)
     for path in paths:
         is_table = path.suffix.lower() == ".csv" and bool(bag.card.columns)
         try:
@@ -120,8 +109,8 @@ def lines(export: Path, paths: Sequence[Path]) -> Iterator[str]:
                 inputs = {IMAGES: pixels[None]}
         except OSError as error:
             raise DataError(f"{path}: cannot read it: {error.strerror}") from None
-        except Refusal as refusal:
-            raise DataError(f"{path}: {refusal.message}") from None
+        except BendError as error:
+            raise DataError(f"{path}: {error}") from None
         for row in range(len(next(iter(inputs.values())))):
             own = {n: v[row : row + 1] for n, v in inputs.items()}
             said = {n: v[0] for n, v in bag.answer(own, [Stop()]).items()}

@@ -8,17 +8,17 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
 from numpy.typing import NDArray
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
 from bend_ray.data.given import inputs_of
+from bend_ray.data.tables import read_csv
 from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
-from bend_ray.errors import ConfigError, DataError
+from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import Card, Input
 from bend_ray.serve.settings import text_bytes
 from bend_ray.serve.voting import Stop
@@ -34,24 +34,22 @@ _HEADERS = {
 }
 
 
-class Refusal(Exception):  # noqa: N818 - it is the client's error, not ours
-    """An answer that says no.
+class Refusal(BendError):  # noqa: N818 - it is the client's error, not ours
+    """An answer that says no, with a status of its own; any other ``BendError`` is 422.
 
-    Args:
-        status: 400 to 499, or 503 where it may be asked again.
-        message: what was expected, and what came.
+    ``status`` is 400 to 499, or 503 where it may be asked again.
     """
 
     def __init__(self, status: int, message: str) -> None:
         # What it quotes of a request may have no form in UTF-8.
         self.message = message.encode("utf-8", "replace").decode()
         super().__init__(self.message)
-        self.status = status
+        self.status, self.headers = status, _HEADERS.get(status, {})
 
-    @property
-    def headers(self) -> dict[str, str]:
-        """Of the response."""
-        return _HEADERS.get(self.status, {})
+    @classmethod
+    def of(cls, error: BendError) -> Refusal:
+        """What a client is told of an error."""
+        return error if isinstance(error, cls) else cls(422, str(error))
 
 
 Given = TypeVar("Given", bound=Spec)
@@ -68,18 +66,11 @@ not empty, the label is -1.
 """
 
 
-def _number(value: Any) -> Any:
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 # Some clients of gRPC have texts and whole numbers alone as parameters.
-_FromText = BeforeValidator(_number)
+_FromText = Field(strict=False)
 
 
-class Wants(Spec):
+class Wants(Spec, strict=True):
     """What a request can ask for beside the examples."""
 
     stop_when_decided: bool | None = None
@@ -98,17 +89,14 @@ class Wants(Spec):
         known = card.task.known
         for name in self.model_fields_set & (_WORDS - set(known)):
             told = f"{name}: expected of {', '.join(known)}, as the bag is of a {card.task.kind}"
-            raise Refusal(422, told)
-        try:
-            if self.refuse_below is not None:
-                card.promises.threshold(self.refuse_below)
-            if self.coverage is not None:
-                card.promises.check(self.coverage, self.sets)
-            elif self.sets is not None:
-                card.promises.kind_of(0.5, self.sets)
-                raise Refusal(422, "sets: expected a coverage beside it, as in coverage=0.9")
-        except ConfigError as error:
-            raise Refusal(422, str(error)) from None
+            raise DataError(told)
+        if self.refuse_below is not None:
+            card.promises.threshold(self.refuse_below)
+        if self.coverage is not None:
+            card.promises.check(self.coverage, self.sets)
+        elif self.sets is not None:
+            card.promises.kind_of(0.5, self.sets)
+            raise DataError("sets: expected a coverage beside it, as in coverage=0.9")
 
     def stop(self, default: Stop) -> Stop:
         """When to stop, or what the deployment does; never before what is promised."""
@@ -134,7 +122,7 @@ _WORDS = {*ClassesProgram.known, *NumbersProgram.known}
 """That have a meaning for some bags."""
 
 
-def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool = True) -> Given:
+def given(what: type[Given], value: Mapping[str, Any], strict: bool | None = None) -> Given:
     """What a client gives, if it is what is expected; not ``strict`` where all are texts."""
     try:
         return what.model_validate(value, strict=strict)
@@ -144,7 +132,7 @@ def given(what: type[Given], value: Mapping[str, Any], status: int, strict: bool
             told = f"{told}; expected of {', '.join(what.model_fields)}"
         elif isinstance(first["input"], str):
             told = f"{told}, got {first['input'][:64]}"
-    raise Refusal(status, told)
+    raise DataError(told)
 
 
 def check_size(content: bytes, card: Card, examples: int) -> None:
@@ -167,8 +155,7 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def given_inputs(x: Any, card: Card) -> Inputs:
     """The inputs of an object of a user's: an array, tensor, frame, or several by name.
 
-    Raises:
-        DataError: they are not what the bag takes.
+    DataError where they are not what the bag takes.
     """
     try:
         if card.columns:
@@ -180,8 +167,8 @@ def given_inputs(x: Any, card: Card) -> Inputs:
         return together(
             {n: fitted(array_of(found[n], n), n, own) for n, own in card.inputs.items()}
         )
-    except Refusal as refusal:
-        raise DataError(f"x: {refusal.message.removeprefix('x: ')}") from None
+    except DataError as error:
+        raise DataError(f"x: {str(error).removeprefix('x: ')}") from None
     except (pa.ArrowException, TypeError, ValueError) as error:  # of a frame that is no table
         raise DataError(f"x: expected {', '.join(card.inputs)}, got: {cause(error)}") from None
 
@@ -194,15 +181,15 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
     body = parse_object(content)
     if set(body) != {"instances"}:
         keys = ", ".join(sorted(body)[:5])[:64] or "no key"
-        raise Refusal(422, f"expected an object with instances and nothing else, got {keys}")
+        raise DataError(f"expected an object with instances and nothing else, got {keys}")
     rows = body["instances"]
     if not isinstance(rows, list):
-        raise Refusal(422, f"instances: expected a list of examples, got {_kind(rows)}")
+        raise DataError(f"instances: expected a list of examples, got {_kind(rows)}")
     if len(card.inputs) == 1 and not (rows and isinstance(rows[0], dict)):
         rows = [dict.fromkeys(card.inputs, row) for row in rows]
     for index, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise Refusal(422, f"instances[{index}]: expected an object, got {_kind(row)}")
+            raise DataError(f"instances[{index}]: expected an object, got {_kind(row)}")
         _check_names(row, card, f"instances[{index}]")
     by_name = {name: [row[name] for row in rows] for name in card.inputs}
     return together({n: given_column(by_name[n], n, own) for n, own in card.inputs.items()})
@@ -210,22 +197,18 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
 
 def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     """The columns of a CSV text whose first line names them; others may be among them."""
-    options = pa.csv.ConvertOptions(strings_can_be_null=True)
     if len(content.splitlines()) < 2:
-        raise Refusal(
-            422,
+        raise DataError(
             "CSV: expected a line of names and lines of rows, got at most one line; curl sends a "
-            "file as it is with --data-binary @FILE, not with -d",
+            "file as it is with --data-binary @FILE, not with -d"
         )
     try:
-        text = content.decode().encode()
-        table = pa.csv.read_csv(pa.py_buffer(text), convert_options=options)
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise Refusal(422, f"expected CSV, got: {str(error)[:200]}") from None
+        table = read_csv(pa.py_buffer(content), "CSV")
+    except pa.ArrowException as error:
+        raise DataError(f"expected CSV, got: {str(error)[:200]}") from None
     if not card.inputs.keys() & set(table.column_names):
         told = f"{_few(card.inputs)}, got {_few(table.column_names)}"
-        hint = "no line of names, or another delimiter than a comma?"
-        raise Refusal(422, f"CSV: expected a first line of names, {told}: {hint}")
+        raise DataError(f"CSV: expected a first line of names, {told}")
     return _chosen(table, card, "CSV")
 
 
@@ -244,7 +227,7 @@ def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
     _check_names(counts, card, where)
     for name in card.inputs:
         if counts[name] > 1:
-            raise Refusal(422, f"{where}: expected one column {name}, got {counts[name]}")
+            raise DataError(f"{where}: expected one column {name}, got {counts[name]}")
     return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
 
 
@@ -252,10 +235,7 @@ def given_column(values: Any, name: str, own: Input) -> NDArray[Any]:
     """Values of an input; of a column as it was in training."""
     if own.column is None:
         return fitted(numbers(values, name), name, own)
-    try:
-        raw = raw_column(values, own.column.kind, name)
-    except DataError as error:
-        raise Refusal(422, str(error)) from None
+    raw = raw_column(values, own.column.kind, name)
     return raw.astype(object) if own.dtype == "string" else raw
 
 
@@ -265,7 +245,7 @@ def _check_names(found: Collection[str], card: Card, where: str) -> None:
     if lacks or more:
         parts = {"missing": lacks, "unknown": more}
         told = "; ".join(f"{what}: {_few(names)}" for what, names in parts.items() if names)
-        raise Refusal(422, f"{where}: expected {_few(card.inputs)}; {told}")
+        raise DataError(f"{where}: expected {_few(card.inputs)}; {told}")
 
 
 def _few(names: Collection[str], most: int = 10) -> str:
@@ -278,21 +258,18 @@ def together(inputs: Inputs) -> Inputs:
     """Inputs that are of the same examples."""
     counts = {name: len(values) for name, values in inputs.items()}
     if len(set(counts.values())) > 1:
-        raise Refusal(422, f"expected as many examples of each input, got {counts}")
+        raise DataError(f"expected as many examples of each input, got {counts}")
     return inputs
 
 
 def numbers(value: Any, where: str) -> NDArray[Any]:
     """Nested lists as an array."""
     if not isinstance(value, list):
-        raise Refusal(422, f"{where}: expected a list of numbers, got {_kind(value)}")
-    try:
-        array = np.array(value)
-    except (ValueError, OverflowError, RecursionError):
-        raise Refusal(422, f"{where}: expected lists of equal lengths, got ragged ones") from None
+        raise DataError(f"{where}: expected a list of numbers, got {_kind(value)}")
+    array = array_of(value, where)
     if array.size and _holds_truth(value):
         # Among numbers, numpy makes them numbers.
-        raise Refusal(422, f"{where}: expected numbers, got true or false")
+        raise DataError(f"{where}: expected numbers, got true or false")
     return array
 
 
@@ -313,10 +290,10 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
     if array.ndim == 0 or (len(array) and array.shape[1:] != own.shape):
         sizes = "".join(f", {size}" for size in own.shape)
         got = list(array.shape)[:8]
-        raise Refusal(422, f"{where}: expected examples, shape [n{sizes}], got {got}")
+        raise DataError(f"{where}: expected examples, shape [n{sizes}], got {got}")
     array = array.reshape(len(array), *own.shape)
     if array.size and array.dtype.kind not in "biuf":
-        raise Refusal(422, f"{where}: expected numbers, got others")
+        raise DataError(f"{where}: expected numbers, got others")
     low, high = own.limits
     with np.errstate(over="ignore"):
         values = array.astype(np.float32) if own.dtype == "float32" else array
@@ -324,13 +301,13 @@ def fitted(array: NDArray[Any], where: str, own: Input) -> NDArray[Any]:
         return values.astype(own.dtype)
     if own.dtype == "float32":
         if not np.isfinite(values).all():
-            raise Refusal(422, f"{where}: expected finite numbers, got others")
+            raise DataError(f"{where}: expected finite numbers, got others")
     elif not np.array_equal(values, np.trunc(values)):
-        raise Refusal(422, f"{where}: expected whole numbers, got others")
+        raise DataError(f"{where}: expected whole numbers, got others")
     elif not (values.min() >= low and values.max() <= min(high, 2**63 - 1025)):
         told = f"from {low:g} to {high:g}" if own.dtype == "uint8" else "that index a table"
         span = f"{values.min()} to {values.max()}"
-        raise Refusal(422, f"{where}: expected whole numbers {told}, as in training, got {span}")
+        raise DataError(f"{where}: expected whole numbers {told}, as in training, got {span}")
     return np.ascontiguousarray(values, dtype=own.dtype)
 
 

@@ -52,7 +52,7 @@ class ServeSettings(Spec):
     """Connections from one address; a proxy before this one has one for all its clients."""
     drain_seconds: PositiveFloat = 20.0
     """What a replica that must go may take to answer what it has."""
-    max_body_mib: PositiveFloat = 16.0
+    max_body_bytes: PositiveInt = 2**24
     """Larger requests are refused with 413."""
     max_text_bytes: PositiveInt | None = None
     """The same of what is no picture; null: what a batch of the bag's examples can need."""
@@ -75,23 +75,17 @@ class ServeSettings(Spec):
         """What a request gets that asks for nothing."""
         return Stop(self.stop_when_decided, self.confidence)
 
-    @property
-    def max_body_bytes(self) -> int:
-        """The body limit."""
-        return int(self.max_body_mib * 2**20)
-
     def fitted_to(self, card: Card) -> ServeSettings:
-        """The same, where texts may be as long as a batch of a bag's examples."""
-        most = self.max_text_bytes or text_bytes(card, self.max_batch_size)
-        return self.model_copy(update={"max_text_bytes": most})
+        """The same, where texts and pictures may be as large as there is any use for."""
+        fitting = {
+            "max_text_bytes": text_bytes(card, self.max_batch_size),
+            "max_image_pixels": min(2**24, max(2**22, 1024 * card.numbers)),
+        }
+        return self.model_copy(update={n: getattr(self, n) or most for n, most in fitting.items()})
 
 
 def parse_settings(args: dict[str, object]) -> ServeSettings:
-    """The settings in a Serve config's ``args``.
-
-    Raises:
-        ConfigError: the first problem, in one line.
-    """
+    """The settings in a Serve config's ``args``; ConfigError is the first problem, in one line."""
     try:
         return ServeSettings.model_validate(args)
     except ValidationError as error:

@@ -77,6 +77,7 @@ class Protocol(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Count it, and wait for its first head."""
         super().connection_made(transport)
+        self._peer = self.client[0] if self.client else ""
         self._guard.peers[self._peer] += 1
         if self._guard.peers[self._peer] > self._guard.settings.max_connections_per_peer:
             self._refuse(503, "expected fewer connections from one address")
@@ -101,10 +102,6 @@ class Protocol(H11Protocol):
         super().resume_writing()
         if self._sending is not None:
             self._sending.cancel()
-
-    @property
-    def _peer(self) -> str:
-        return self.client[0] if self.client else ""
 
     def data_received(self, data: bytes) -> None:
         """Read on, unless there is nothing more to say."""
@@ -171,17 +168,14 @@ class Protocol(H11Protocol):
         self._within(None)
         self._unset_keepalive_if_required()
         # Told at once, a client that asks again at once would cost others their answers.
-        self.transport.pause_reading()
+        self.flow.pause_reading()
         self.loop.call_later(RETRY_AFTER, self._refuse_and_go_on)
         return True
 
     def _refuse_and_go_on(self) -> None:
-        if self._ended or self.transport.is_closing():
-            return
-        self._say(503, self._guard.too_many, b"")
-        keep = self.timeout_keep_alive
-        self.timeout_keep_alive_task = self.loop.call_later(keep, self.timeout_keep_alive_handler)
-        self.transport.resume_reading()
+        if not self._ended and not self.transport.is_closing():
+            self._say(503, self._guard.too_many, b"")
+            super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """What h11 could not read; called while its error is handled."""
@@ -190,10 +184,12 @@ class Protocol(H11Protocol):
 
     def _refuse(self, status: int, message: str) -> None:
         """Say so, then nothing more."""
-        if self.cycle is not None:
-            self.cycle.disconnected = True
-            self.cycle.message_event.set()
-        if not self._ended and not (self.cycle is not None and self._begun):
+        begun, cycle = False, self.cycle
+        if cycle is not None:
+            begun = cycle.response_started and not cycle.response_complete
+            cycle.disconnected = True
+            cycle.message_event.set()
+        if not self._ended and not begun:
             self._say(status, message, b"connection: close\r\n")
         self._end()
 
@@ -206,12 +202,8 @@ class Protocol(H11Protocol):
             self.transport.write_eof()
         self.loop.call_later(LINGER_SECONDS, self.transport.abort)
 
-    @property
-    def _begun(self) -> bool:
-        return self.cycle.response_started and not self.cycle.response_complete
-
     def _say(self, status: int, message: str, more: bytes) -> None:
-        self._guard.refused(status)
+        self._guard.meters.request("none", status, 0.0)  # refused before it was read
         body = json.dumps({"error": message}).encode()
         wait = b"retry-after: %d\r\n" % RETRY_AFTER if status == 503 else b""
         self.transport.write(

@@ -18,6 +18,7 @@ import numpy as np
 
 from bend_ray.data.datasets import Digits
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 
 STOPS = {
@@ -41,7 +42,7 @@ def main(folder: Path) -> None:
     test = Digits().load().test
     pixels, labels = test.inputs.numpy(), test.labels_N.numpy()
     for groups in (1, 4, 12):
-        bag = Bag.load(folder, groups=groups)
+        bag = Bag.load(folder, ServeSettings(groups=groups))
         for name, stop in STOPS.items():
             answers = bag.answer({"images": pixels}, [stop] * len(pixels))
             said = {

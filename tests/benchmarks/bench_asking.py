@@ -39,13 +39,12 @@ from bench_fitting import NETWORKS, NUM_CLASSES, normalise
 from torch import Tensor, nn
 
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import bag_program, count_program, forms
-from bend_ray.export.layers import member_graph
+from bend_ray.export.graphs import Way, bag_program, count_program, fastest, forms, ways
+from bend_ray.export.members import member_graph
 from bend_ray.networks.architectures import Mlp, TorchvisionModel
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.executor import Way, fastest, ways
 from bend_ray.serve.voting import Stop
 
 OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")

@@ -40,7 +40,7 @@ def make_bag(folder: Path, kind: str, members: int, seed: int = 0) -> None:
 
     from bend_ray.data.examples import Decoding
     from bend_ray.export.card import Card, Input
-    from bend_ray.export.folder import write_bag
+    from bend_ray.export.folder import publish_bag
     from bend_ray.networks.architectures import ConvNet, Mlp
 
     architecture = Mlp() if kind == "mlp" else ConvNet()
@@ -65,7 +65,7 @@ def make_bag(folder: Path, kind: str, members: int, seed: int = 0) -> None:
         members=tuple(range(members)),
         weights=(1 / members,) * members,
     )
-    write_bag(folder, card, {name: torch.stack([s[name] for s in states]) for name in names})
+    publish_bag(folder, card, {name: torch.stack([s[name] for s in states]) for name in names})
 
 
 def load_modules(folder: Path) -> tuple[list[Any], Any]:

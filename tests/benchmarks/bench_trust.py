@@ -33,11 +33,10 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.examples import Parts
 from bend_ray.data.inputs import IMAGES, Corruption
 from bend_ray.ensemble.metrics import detection, score
-from bend_ray.export.folder import bag_of, measured, write_bag
+from bend_ray.export.folder import bag_of, measured, publish_bag
 from bend_ray.export.student import _taught, distil
 from bend_ray.populations.networks import Classifiers
-from bend_ray.serve.bag import Bag
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade
 
 EQUAL = "equal cost"
 BAGS = ("bag", EQUAL, "deep_ensemble", "originals_bag", "trunk_averages", "multiswag", "member")
@@ -171,7 +170,7 @@ def students(run: bend.Run, folder: Path) -> dict[str, dict[str, float]]:
 
 def _written(folder: Path, card: Any, state: Any) -> Path:
     folder.mkdir()
-    write_bag(folder, card, state)
+    publish_bag(folder, card, state)
     return folder
 
 

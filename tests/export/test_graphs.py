@@ -13,7 +13,7 @@ from torch import nn
 
 from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import bag_program
-from bend_ray.export.layers import member_graph
+from bend_ray.export.members import member_graph
 from bend_ray.networks.architectures import Mlp
 
 SHAPE = (2, 9, 9)

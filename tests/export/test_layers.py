@@ -11,7 +11,7 @@ from torch import nn
 
 from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import forms
-from bend_ray.export.layers import member_graph
+from bend_ray.export.members import member_graph
 from bend_ray.networks.architectures import ConvNet, Mlp
 
 

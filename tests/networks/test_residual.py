@@ -9,7 +9,7 @@ import torch
 
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.export.card import Card, Input
-from bend_ray.export.folder import write_bag
+from bend_ray.export.folder import publish_bag
 from bend_ray.networks.architectures import ResidualMlp
 from bend_ray.networks.residual import Periodic
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
@@ -58,7 +58,7 @@ def test_a_bag_of_them_is_a_program(tmp_path: Path) -> None:
         members=(0, 1),
         weights=(0.5, 0.5),
     )
-    write_bag(tmp_path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
+    publish_bag(tmp_path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
     x = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
     expected = 0.0
     for state in states:

@@ -11,6 +11,7 @@ from served import export_random
 from starlette.testclient import TestClient
 
 from bend_ray.serve.bag import Bag
+from bend_ray.serve.settings import ServeSettings
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def bag(folder: Path) -> Bag:
-    return Bag.load(folder, groups=4)
+    return Bag.load(folder, ServeSettings(groups=4))
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ from served import export_random, reseal
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
 from bend_ray.errors import DataError
 from bend_ray.export.card import noise, read_card
+from bend_ray.export.graphs import Way
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.executor import Way
 from bend_ray.serve.queries import Inputs
+from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 
 
@@ -51,7 +52,7 @@ def test_groups_and_threads_change_nothing(
     session = onnxruntime.InferenceSession(str(folders[kind] / "bag.onnx"))
     images = pixels(9)
     probabilities, member_probabilities, *_ = session.run(None, images)
-    bag = Bag.load(folders[kind], groups=groups, threads=2, batch=9)
+    bag = Bag.load(folders[kind], ServeSettings(groups=groups, cpus=2, max_batch_size=9))
     assert len(bag.groups) == (min(groups, 9) if groups > 1 else 0)
     for stop in (Stop(), Stop(confidence=2.0)):  # all at once, and group after group to the end
         answers = bag.answer(images, [stop] * 9)
@@ -76,7 +77,7 @@ def test_the_graph_that_answers_counts_as_python_does(
     change = {"vote": vote, "weights": tuple(weights.tolist()), "temperature": temperature}
     with_weights = np.tensordot(weights, softmaxes(folder), (0, 1))
     reseal(folder, warmup=tuple(map(tuple, with_weights.tolist())), **change)
-    bag, images = Bag.load(folder, groups=4), pixels(40)
+    bag, images = Bag.load(folder, ServeSettings(groups=4)), pixels(40)
     graph = bag.answer(images, [Stop()] * 40)
     tally = bag.answer(images, [Stop(confidence=2.0)] * 40)
     assert graph.keys() == tally.keys()
@@ -103,7 +104,7 @@ def test_every_way_gives_the_same(
 def test_stopping_when_decided_saves_members_and_keeps_every_label(
     folders: dict[str, Path], kind: str
 ) -> None:
-    bag = Bag.load(folders[kind], groups=9)
+    bag = Bag.load(folders[kind], ServeSettings(groups=9))
     images = pixels(200)
     whole = bag.answer(images, [Stop()] * 200)
     early = bag.answer(images, [Stop(decided=True)] * 200)

@@ -14,8 +14,8 @@ from inprocess import client
 from bend_ray.data.columns import Column, encode, raw_column
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import DataError
-from bend_ray.export.card import Card, Input
-from bend_ray.export.folder import write_bag
+from bend_ray.export.card import Card, Input, read_card
+from bend_ray.export.folder import publish_bag
 from bend_ray.networks.architectures import Mlp
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.bulk import predict
@@ -90,7 +90,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     states = [card.architecture.build(card.input_shape, 2).state_dict() for _ in range(3)]
     path = tmp_path_factory.mktemp("tables")
-    write_bag(path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
+    publish_bag(path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
     return path
 
 
@@ -228,8 +228,8 @@ def test_a_row_and_a_line_may_have_columns_of_their_own(folder: Path) -> None:
     [
         ("", "--data-binary @FILE"),
         ("age,city,joined,active,total1,Ulm,2020-01-05,true,3", "--data-binary @FILE"),
-        ("age;city;joined;active;total\n1;Ulm;2020-01-05;true;3", "another delimiter than a comma"),
-        ("1,Ulm,2020-01-05,true,3\n2,Ulm,2020-01-05,true,3\n", "no line of names"),
+        ("age;city;joined;active;total\n1;Ulm;2020-01-05;true;3", "is its delimiter ';'?"),
+        ("1,Ulm,2020-01-05,true,3\n2,Ulm,2020-01-05,true,3\n", "expected a first line of names"),
         ("age,age,city,joined,active,total\n1,1,Ulm,2020-01-05,true,3", "one column age, got 2"),
     ],
 )
@@ -255,7 +255,7 @@ def test_the_readme_and_the_welcome_speak_of_columns_as_people_do(folder: Path) 
     assert "- `city`: string of shape (batch), in training Bonn, Köln, Ulm.\n" in text
     assert "since 1970, in training from 2020-01-01 to 2020-02-29.\n" in text
     assert "- `active`: float64 of shape (batch), 1 for true and 0 for false.\n" in text
-    told = welcome(Listening("127.0.0.1", 8000), "", folder, 1.0)
+    told = welcome(Listening("127.0.0.1", 8000), "", read_card(folder), 1.0)
     body = json.loads(told.split("-d '")[1].split("' http")[0])
     (row,) = body["instances"]
     assert (type(row["active"]), row["joined"][:3]) == (bool, "202")

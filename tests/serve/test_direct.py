@@ -22,11 +22,10 @@ from typing import Any
 import numpy as np
 import pytest
 import uvicorn
+from inprocess import client
 from serving import Load, Serving, free_port
 
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.direct import guarded, service_of
-from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
 from bend_ray.serve.wire import Protocol
 
@@ -212,7 +211,7 @@ def test_texts_that_no_text_holds(serving: Serving, path: str, content: bytes) -
 
 def test_who_takes_no_answers_is_dropped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bend_ray.serve.wire.SEND_SECONDS", 0.2)
-    app = guarded(service_of(str(folder), ServeSettings()), None)
+    app = client(folder).app
     quiet: dict[str, Any] = {"log_config": None, "log_level": "critical", "access_log": False}
     config = uvicorn.Config(
         app, port=free_port(), http=Protocol, lifespan="off", ws="none", **quiet

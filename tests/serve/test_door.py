@@ -6,9 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
 from bend_ray.serve.door import PASSED_ON, Door
-from bend_ray.serve.guard import Message, Receive, Scope, Send
 from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.settings import ServeSettings
 

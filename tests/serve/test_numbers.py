@@ -24,10 +24,9 @@ from bend_ray.ensemble.conformal import IntervalCalibration
 from bend_ray.ensemble.votes import MajorityVote, SoftVote
 from bend_ray.errors import BendError, ConfigError, DataError
 from bend_ray.export.card import Card, read_card
-from bend_ray.export.folder import write_bag
+from bend_ray.export.folder import publish_bag
 from bend_ray.networks.architectures import Mlp
-from bend_ray.serve.bag import Bag
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.tasks import Regression
 
@@ -71,7 +70,7 @@ def write(folder: Path, card: Card) -> Path:
     build = [card.architecture.build(card.input_shape, card.num_outputs) for _ in range(3)]
     states = [each.state_dict() for each in build]
     folder.mkdir(parents=True)
-    write_bag(folder, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
+    publish_bag(folder, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
     return folder
 
 
@@ -118,7 +117,7 @@ def test_the_bag_says_mean_and_deviation_of_the_mixture(
     if len(BAGS[name][0]) == 1:
         means, stds = means[:, 0], stds[:, 0]
     for groups in (1, 3):
-        bag = Bag.load(folders[name], groups=groups)
+        bag = Bag.load(folders[name], ServeSettings(groups=groups))
         said, std = bag.predict(frame, return_std=True)
         assert said == pytest.approx(means, rel=1e-5)
         assert std == pytest.approx(stds, rel=1e-5)
@@ -500,7 +499,7 @@ def test_the_configuration_names_types_as_triton_does(folders: dict[str, Path]) 
 def test_the_command_that_a_server_tells_works(folders: dict[str, Path]) -> None:
     from bend_ray.serve.listening import Listening, welcome
 
-    told = welcome(Listening("127.0.0.1", 80), "", folders["two"], 1.0)
+    told = welcome(Listening("127.0.0.1", 80), "", read_card(folders["two"]), 1.0)
     found = re.search(r"-d '(.*)' http", told)
     assert found is not None
     asked = client(folders["two"]).post("/predict", json=json.loads(found[1]))

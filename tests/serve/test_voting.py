@@ -14,9 +14,8 @@ from scored import combine
 from bend_ray.ensemble.programs import Outputs
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, apply_temperature
 from bend_ray.export.card import Card, Input
-from bend_ray.export.graphs import count_program
+from bend_ray.export.graphs import Way, count_program
 from bend_ray.networks.architectures import Mlp
-from bend_ray.serve.executor import Way
 from bend_ray.serve.voting import Stop, decided, finished
 
 

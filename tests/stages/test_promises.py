@@ -21,8 +21,7 @@ from bend_ray.export.student import _mixtures, distil
 from bend_ray.populations.answers import Answers
 from bend_ray.report.page import report
 from bend_ray.report.runs import read_run
-from bend_ray.serve.bag import Bag
-from bend_ray.serve.cascade import Cascade
+from bend_ray.serve.bag import Bag, Cascade
 from bend_ray.serve.settings import ServeSettings
 
 ASKED = (
@@ -138,7 +137,7 @@ def test_a_bag_that_nothing_calibrated_promises_nothing(bag: Bag) -> None:
 
 @pytest.fixture(scope="module")
 def http(bag: Bag) -> TestClient:
-    return client(bag.folder)
+    return client(bag.uri)
 
 
 def test_over_http_a_set_is_that_of_python(
@@ -247,8 +246,8 @@ def test_a_cascade_asks_the_bag_where_the_student_is_unsure(
 def test_over_http_who_wants_a_promise_asks_the_bag(
     config: PipelineConfig, bag: Bag, student: Bag
 ) -> None:
-    settings = ServeSettings(student=str(student.folder), unsure_below=0.0)
-    http = client(bag.folder, settings)
+    settings = ServeSettings(student=student.uri, unsure_below=0.0)
+    http = client(bag.uri, settings)
     body = {"instances": config.dataset.load().test.take(slice(3)).tolist()}  # type: ignore[union-attr]
     for query, used in (("", 0), ("?coverage=0.9", len(bag.card.members))):
         said = http.post(f"/predict{query}", json=body).json()["predictions"]

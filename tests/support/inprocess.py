@@ -13,7 +13,7 @@ from bend_ray.serve.settings import ServeSettings
 
 
 def client(
-    folder: Path | None, settings: ServeSettings | None = None, token: str | None = None
+    folder: Path | str | None, settings: ServeSettings | None = None, token: str | None = None
 ) -> TestClient:
     """A client of a bag's interface; an exception of the server is a failure of the test."""
     service = Answering(settings or ServeSettings(), Meters(Prometheus()))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from bags import bag_config, store_bag
 
-from bend_ray.artifacts.directory import to_json
-from bend_ray.export.card import CARD, read_card
+from bend_ray.export.card import read_card
 from bend_ray.export.files import digest
 from bend_ray.export.folder import export_bag
 
@@ -29,5 +28,4 @@ def reseal(folder: Path, **changes: object) -> None:
     """Give a bag the digests of what is there now, as whoever means harm would, and a new card."""
     card = read_card(folder)
     files = {name: digest(folder / name) for name in card.files if (folder / name).exists()}
-    card = card.model_copy(update={"files": files, **changes}).sealed()
-    (folder / CARD).write_bytes(to_json(card.model_dump(mode="json")))
+    card.model_copy(update={"files": files, **changes}).write(folder)

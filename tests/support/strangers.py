@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from bend_ray.export.card import Card, Input
-from bend_ray.export.folder import write_bag
+from bend_ray.export.folder import publish_bag
 from bend_ray.networks.architectures import ImportedArchitecture
 from bend_ray.parameters.layout import ParameterLayout
 
@@ -98,4 +98,4 @@ def write_random(
     )
     folder.mkdir(parents=True, exist_ok=True)
     stacked = {name: torch.stack([state[name] for state in states]) for name in names}
-    return write_bag(folder, card, stacked, **options)
+    return publish_bag(folder, card, stacked, **options)
