@@ -18,6 +18,7 @@ from bend_ray.data.columns import raw_column
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import Part
 from bend_ray.data.sources import check_classes, check_overlap
+from bend_ray.ensemble.programs import check_names
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
@@ -141,6 +142,7 @@ def assembled(
             parts[part] = arrays(read[part](), part)
         elif part in rows:
             parts[part] = arrays(whole.take(rows[part]), part)
+    check_names(known.get("columns") or parts["train"].inputs, task.outputs, "dataset: ")
     if task.has_classes:
         check_classes(parts)
     of_table = "columns" in known

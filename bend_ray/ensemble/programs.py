@@ -11,7 +11,7 @@ answer: probabilities, or means and then variances.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, SMALLEST_VARIANCE
 from bend_ray.ensemble.votes import Rule
-from bend_ray.errors import ConfigError
+from bend_ray.errors import ConfigError, DataError
 
 Outputs = Mapping[str, NDArray[Any]]
 """Of a program, by name, each with the examples as its first dimension."""
 
+LOGITS = "logits"
+"""What a member's network answers."""
 LOG_VARIANCES = (-12.0, 6.0)
 """Within which a head's are taken, of standardised targets: beyond, the loss has no floor."""
 
@@ -123,6 +125,15 @@ gain_B = Squeeze (half_gain_B11, both)
 mutual_information = Relu (gain_B)
 """
 _AXES = {"last": np.array([-1]), "middle": np.array([1]), "both": np.array([1, 2])}
+
+
+def check_names(inputs: Iterable[str], outputs: Iterable[str], where: str = "") -> None:
+    """DataError where a program would have no name for an input, or one for it and an output."""
+    if taken := sorted({*inputs} & {"", LOGITS, *outputs}):
+        raise DataError(
+            f"{where}expected inputs that have names, and others than answers of the bag, "
+            f"{', '.join([*outputs, LOGITS])}, got {taken[0]!r}; rename it, or leave it out"
+        )
 
 
 class ClassesProgram:

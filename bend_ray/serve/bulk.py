@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,23 +14,25 @@ import ray
 import ray.data
 
 from bend_ray.data.arrays import LABELS
+from bend_ray.data.csv_text import as_texts
 from bend_ray.data.decoding import UnreadableError, pixels_of
-from bend_ray.data.files import find_files, reading
+from bend_ray.data.files import File, find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import DataError
-from bend_ray.export.card import IMAGES, read_card
+from bend_ray.export.card import IMAGES, Card, read_card
 from bend_ray.export.files import fetched, refuse_strangers
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
-from bend_ray.serve.queries import Inputs, given_inputs
+from bend_ray.serve.queries import Answers, Inputs, given_inputs
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.voting import Stop
-from bend_ray.storage.filesystems import resolve
-from bend_ray.storage.masking import masked
+from bend_ray.storage.filesystems import open_file, resolve
+from bend_ray.storage.masking import cause, masked
 
 BATCH, CSV = 64, ".csv"
+LINES = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
 def predict(
@@ -57,20 +60,19 @@ def predict(
             f"{masked(examples)}: expected {' or '.join(expected)} files, as the bag takes "
             f"{'images' if takes_images else 'no images'}, got {' and '.join(kinds)} files"
         )
-    if card.columns:
-        kind = "csv" if kinds == [CSV] else "parquet"
-        with reading(masked(examples)):
-            first = pyarrow.dataset.dataset(paths[0], filesystem=files.filesystem, format=kind)
-        # Columns that are missing are told before Ray starts.
-        given_inputs(first.schema.empty_table(), card)
+    if kinds != [IMAGES]:
+        # What is wrong with a file is told before Ray starts.
+        with ThreadPoolExecutor(16) as pool:
+            schemas = [*pool.map(partial(_schema, card, files.filesystem), files)]
+        try:
+            pa.unify_schemas(schemas, promote_options="permissive")
+        except pa.ArrowException as error:
+            told = f"expected files with the same columns, got: {cause(error)}"
+            raise DataError(f"{masked(examples)}: {told}") from None
     cluster.connect(address)
-    # In one block, so that a column's type is that of all its values.
-    size = min(max(file.size for file in files) + 1, 2**31 - 1)
-    whole = pyarrow.csv.ReadOptions(block_size=size)
-    empty = pyarrow.csv.ConvertOptions(strings_can_be_null=True)
     read = {
         "Parquet": ray.data.read_parquet,
-        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=empty),
+        CSV: partial(ray.data.read_csv, parse_options=LINES, convert_options=as_texts()),
         IMAGES: partial(ray.data.read_binary_files, include_paths=True),
     }[kinds[0]]
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
@@ -82,9 +84,40 @@ def predict(
         fn_constructor_args=(export, None if kinds == [IMAGES] else column, run_code),
         num_cpus=1,
     )
-    with our_errors():
+    with our_errors(), reading(masked(examples)):
         work.write_parquet(path, filesystem=filesystem)
+    if not filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
+        raise DataError(f"{masked(examples)}: expected rows, got none, a header alone")
     return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
+
+
+def _schema(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> pa.Schema:
+    """The columns of a table's file; DataError where they are not what a bag can be asked with."""
+    where = masked(file.path)
+    with reading(where), open_file(filesystem, file.path) as source:
+        if file.path.lower().endswith(CSV):
+            reader = pyarrow.csv.open_csv(source, None, LINES, as_texts())
+            schema = reader.schema
+        else:
+            schema = pyarrow.parquet.read_schema(source)
+    nobody = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in card.outputs.items()}
+    if taken := (_answers(card, nobody).keys() - card.inputs.keys()) & {*schema.names}:
+        raise DataError(
+            f"{where}: expected no column called as an answer is, got {sorted(taken)[0]}; rename "
+            "or drop it"
+        )
+    if card.columns:
+        given_inputs(schema.empty_table(), card)
+    return schema
+
+
+def _answers(card: Card, said: Answers) -> dict[str, Any]:
+    """The columns of a table of answers."""
+    return card.task.columns(said, card.class_names) | {
+        "predictive_entropy": said["entropy"],
+        "mutual_information": said["mutual_information"],
+        "model_version": [card.model_version] * len(said["entropy"]),
+    }
 
 
 class _Predictor:
@@ -106,12 +139,7 @@ class _Predictor:
             used = table.select(known) if known else table.drop_columns(labels)
             inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
         said = self.bag.answer(inputs, [Stop()] * len(table))
-        answers = card.task.columns(said, card.class_names) | {
-            "predictive_entropy": said["entropy"],
-            "mutual_information": said["mutual_information"],
-            "model_version": [card.model_version] * len(table),
-        }
-        for name, values in answers.items():
+        for name, values in _answers(card, said).items():
             rest = rest.append_column(name, pa.array(values))
         return rest
 
