@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bend_ray.artifacts.lease import lease, maker
@@ -80,7 +80,7 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
             try:
                 # Bits may not depend on how many cores a driver has.
                 with runtime.errors(), lent(cpus=1):
-                    _make(stage, config, artifacts, runtime)
+                    _make(stage, replace(artifacts, config=config), runtime)
             except StoreError:
                 # Stopped for long, this run loses the stage to another, which then commits it.
                 if not artifact.exists():
@@ -97,19 +97,19 @@ def make_stage(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Ru
     return mine
 
 
-def _make(stage: str, config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
+def _make(stage: str, artifacts: Graph, runtime: Runtime) -> None:
     from bend_ray.stages import autoencoder, evaluation, generator, samples, seeds
 
     if stage == ORDINARY:
-        others = ordinary(config)
+        others = ordinary(artifacts.config)
         assert others is not None
-        seeds.make(others, graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
+        seeds.make(graph_of(others, artifacts.seeds.store), runtime, ORDINARY)
         return
     makers = (
         *(seeds.make, autoencoder.make, autoencoder.encode),
         *(generator.make, samples.make, evaluation.make),
     )
-    dict(zip(STAGES, makers, strict=True))[stage](config, artifacts, runtime)
+    dict(zip(STAGES, makers, strict=True))[stage](artifacts, runtime)
 
 
 def _tell_where_time_went(graph: Graph, made: list[str], connecting: float, whole: float) -> None:

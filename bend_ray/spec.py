@@ -90,6 +90,12 @@ def _leaves(annotation: Any) -> list[Any]:
     return [leaf for each in arguments for leaf in _leaves(each)] if arguments else [annotation]
 
 
+class Record(BaseModel):
+    """What is written to a store and read back: immutable, strict about unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
 def first_problem(error: ValidationError) -> str:
     """The first of pydantic's complaints in one line: ``files.0.bytes: Input should be ...``."""
     first = error.errors()[0]

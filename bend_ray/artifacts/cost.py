@@ -6,23 +6,24 @@ import time
 from collections.abc import Iterable, Sequence
 from functools import partial
 
-from pydantic import BaseModel, ConfigDict, NonNegativeFloat
+from pydantic import ConfigDict, NonNegativeFloat
 
 from bend_ray.artifacts.directory import SCRATCH, Directory
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import side_by_side
 
 COST_DIRECTORY = f"{SCRATCH}/cost"
 """What pieces of an artifact cost, while it is being made."""
 
 
-class Cost(BaseModel):
+class Cost(Record):
     """Seconds of CPU, of GPU and of waiting; costs of pieces add up.
 
     >>> Cost(cpu_seconds=2.0, wall_seconds=1.0) + Cost(cpu_seconds=3.0, wall_seconds=1.0)
     Cost(cpu_seconds=5.0, gpu_seconds=0.0, wall_seconds=2.0)
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(allow_inf_nan=False)
 
     cpu_seconds: NonNegativeFloat = 0.0
     gpu_seconds: NonNegativeFloat = 0.0
@@ -49,7 +50,7 @@ def write_cost(artifact: Directory, name: str, cost: Cost) -> None:
 
 def read_cost(artifact: Directory, name: str) -> Cost:
     """What ``write_cost`` noted."""
-    return Cost.model_validate(artifact.read_note(f"{COST_DIRECTORY}/{name}.json"))
+    return Cost.model_validate(artifact.read_json(f"{COST_DIRECTORY}/{name}.json", is_note=True))
 
 
 def read_costs(artifact: Directory, names: Iterable[str]) -> list[Cost]:

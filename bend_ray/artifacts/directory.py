@@ -80,15 +80,9 @@ class Directory:
         """Writes JSON that no commit knows of, or that is the same whoever makes the artifact."""
         patiently(self.filesystem, partial(self.write_json, name, value))
 
-    def read_json(self, name: str) -> Any:
-        """Reads JSON."""
-        return self._parsed(name, self.read_bytes(name))
-
-    def read_note(self, name: str) -> Any:
-        """Reads JSON that no commit knows of; in one request, where ``read_json`` may verify."""
-        return self._parsed(name, Directory.read_bytes(self, name))
-
-    def _parsed(self, name: str, content: bytes) -> Any:
+    def read_json(self, name: str, *, is_note: bool = False) -> Any:
+        """Reads JSON; a note, that no commit knows of, in one request, unverified."""
+        content = Directory.read_bytes(self, name) if is_note else self.read_bytes(name)
         try:
             return json.loads(content)
         except (ValueError, RecursionError) as error:

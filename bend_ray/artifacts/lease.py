@@ -26,11 +26,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bend_ray.artifacts.directory import LEASE_NAME, Directory
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import StoreError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import read_bytes, store_errors, write_bytes
 
 logger = logging.getLogger(__name__)
@@ -39,10 +40,8 @@ _REMIND_SECONDS = 10.0
 _RENEW_SECONDS = 5.0
 
 
-class Holder(BaseModel):
+class Holder(Record):
     """Who holds a lease; ``renewed`` is in seconds since the epoch, by the holder's clock."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     owner: str
     host: str
@@ -79,15 +78,10 @@ def lease(
 ) -> Iterator[bool]:
     """Holds the right to make an artifact, after waiting for it if need be.
 
-    Args:
-        artifact: to be made.
-        waiting: called with a line that says for whom we wait, at first and every 10 s.
-        renew_seconds: between renewals.
-        poll_seconds: between looks at another's lease.
-        stale_seconds: without a renewal, after which a holder counts as dead.
-        settle_seconds: between writing and reading back where another may write at the same time.
-
-    Gives True: make it; or False: another run committed it meanwhile, there is nothing to do.
+    ``waiting`` is called with a line that says for whom we wait, at first and every 10 s;
+    ``poll_seconds`` are between looks at another's lease, ``settle_seconds`` between writing and
+    reading back where another may write at the same time. Gives True: make it; or False: another
+    run committed it meanwhile, there is nothing to do.
     """
     claim, reminded = _Claim(artifact, stale_seconds, settle_seconds), -_REMIND_SECONDS
     while not claim.take(found := claim.read()):

@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import AfterValidator, Field, NonNegativeInt, ValidationError
 
 import bend_ray
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.directory import inside
 from bend_ray.errors import StoreError
-from bend_ray.spec import first_problem
+from bend_ray.spec import Record, first_problem
 
 SCHEMA_VERSION = 2
 
@@ -59,22 +59,18 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
 # A manifest may be anybody's, and its files and inputs are opened by their names.
 _Name = Annotated[str, AfterValidator(inside)]
 
 
-class ManifestInput(_Record):
+class ManifestInput(Record):
     """An artifact that another was made from."""
 
     stage: _Name
     fingerprint: _Name
 
 
-class ManifestFile(_Record):
+class ManifestFile(Record):
     """A file of a committed artifact, named relative to its directory."""
 
     name: _Name
@@ -84,7 +80,7 @@ class ManifestFile(_Record):
     """Of the content; None where the file holds its own checksums, as shards do."""
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything a committed artifact says about itself."""
 
     schema_version: int = SCHEMA_VERSION
@@ -93,7 +89,7 @@ class Manifest(_Record):
     fingerprint: str
     created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     identity: dict[str, Any]
-    given: dict[str, Any] = {}
+    given: dict[str, Any] = Field(default_factory=dict)
     """What decides nothing: the config as it was asked for, with where the data set was found."""
     inputs: list[ManifestInput]
     files: list[ManifestFile]

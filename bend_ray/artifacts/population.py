@@ -18,10 +18,10 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pyarrow as pa
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from bend_ray.process.matrix import STORED_COLUMNS
-from bend_ray.spec import first_problem
+from bend_ray.spec import Record, first_problem
 
 Origin = Literal["trained", "generated"]
 
@@ -108,10 +108,8 @@ ROW_TYPES = {"model_id": pa.int64(), "origin": pa.string()} | {
 }
 
 
-class TableFormat(BaseModel):
+class TableFormat(Record):
     """What all tables of one population have in common, stored in the schema's metadata."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layout_digest: str
     """Names the layout that flattened the classifiers."""

@@ -15,16 +15,10 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pyarrow.fs
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from bend_ray.artifacts.cost import Cost
-from bend_ray.artifacts.directory import (
-    MANIFEST_NAME,
-    PROGRESS_NAME,
-    SCRATCH,
-    Directory,
-    to_json,
-)
+from bend_ray.artifacts.directory import MANIFEST_NAME, PROGRESS_NAME, SCRATCH, Directory, to_json
 from bend_ray.artifacts.manifest import (
     Manifest,
     ManifestFile,
@@ -34,22 +28,21 @@ from bend_ray.artifacts.manifest import (
     sealed,
 )
 from bend_ray.errors import StoreError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import (
     TEMPORARY_SUFFIX,
     make_durable,
     read_bytes,
+    refusals,
     resolve,
     store_errors,
 )
 from bend_ray.storage.masking import cause, masked
-from bend_ray.storage.rights import refusals
 from bend_ray.storage.uris import canonical, joined
 
 
-class Progress(BaseModel):
+class Progress(Record):
     """How far an artifact that is being made has come."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     done: int
     total: int

@@ -59,16 +59,10 @@ def last_left(artifact: Artifact, name: str, piece: int) -> dict[str, int | None
 
 
 class Checkpoint:
-    """Where one training leaves its state, and finds it again.
+    """Where one training, by its name in an artifact being made, leaves its state and finds it.
 
-    Args:
-        artifact: being made.
-        name: of the training, among those of the artifact.
-        seconds: between two checkpoints.
-        watch: of what this process has spent since ``spent`` was counted.
-
-    Attributes:
-        spent: by processes before, since the last shard was written.
+    There are so many seconds between two checkpoints. ``spent`` is what processes before have,
+    since the last shard was written, ``watch`` is of what this one has since that was counted.
     """
 
     def __init__(self, artifact: Artifact, name: str, seconds: float, watch: Stopwatch) -> None:

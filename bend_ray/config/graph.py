@@ -30,7 +30,7 @@ from bend_ray.storage.uris import joined
 STAGE_VERSIONS = {
     "seeds": 9,
     "autoencoder": 3,
-    "latents": 1,
+    "latents": 2,
     "generator": 2,
     "samples": 5,
     "evaluation": 7,
@@ -75,7 +75,7 @@ class Question:
 
     @property
     def answers(self) -> Artifact:
-        """The artifact of their answers, made or not; ``stages.answers`` makes it."""
+        """The artifact of their answers, made or not; ``stages.evaluation`` makes it."""
         decides: dict[str, Any] = {"inputs": identity(self.inputs)}
         dataset, is_test = self.config.dataset, self.inputs not in (VALIDATION, CALIBRATION)
         if is_test and isinstance(dataset, Located):
@@ -96,6 +96,8 @@ class Question:
 class Graph:
     """The artifacts of one config in one store, made or not."""
 
+    config: PipelineConfig
+    """What they are made from; where a cluster makes them with the resources that it has."""
     seeds: Artifact
     autoencoder: Artifact
     latents: Artifact
@@ -204,7 +206,7 @@ def graph_of(config: PipelineConfig, store: Store) -> Graph:
     asked = [q.about(part).answers for part in (VALIDATION, *inputs) for q in questions.values()]
     evaluation = artifact("evaluation", scored, *models.values(), *asked)
     stages = seeds, autoencoder, latents, generator, samples, evaluation
-    return Graph(*stages, models.get(ORDINARY), questions, inputs)
+    return Graph(config, *stages, models.get(ORDINARY), questions, inputs)
 
 
 def newest_config(store: Store) -> PipelineConfig:

@@ -15,7 +15,6 @@ from pydantic import (
     FiniteFloat,
     NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     ValidationError,
     model_validator,
 )
@@ -33,10 +32,11 @@ from bend_ray.tasks import Classification, Task
 
 CARD = "config.json"
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
-"""Of the ONNX programs, and the oldest runtime that was seen to answer as we do.
+"""Of the ONNX programs' format and operators, and the oldest runtime seen to answer as we do.
 
 Measured: a later opset is no faster, and opset 18 is the oldest that torch's exporter writes.
 """
+ONNX_NEEDS = {"ir_version": IR_VERSION, "opset": OPSET, "onnxruntime": ONNXRUNTIME}
 FORMAT_VERSION: Literal[1] = 1
 IMAGES = "images"
 """Name of the one input of a bag of images."""
@@ -58,17 +58,6 @@ class Scored(Spec):
     ece: float | None = None
     rmse: float | None = None
     crps: float | None = None
-
-
-class OnnxNeeds(Spec):
-    """What can read the ONNX programs."""
-
-    ir_version: PositiveInt = IR_VERSION
-    """Of the file format."""
-    opset: PositiveInt = OPSET
-    """Of the operators."""
-    onnxruntime: str = ONNXRUNTIME
-    """The oldest ONNX Runtime."""
 
 
 class Input(Spec):
@@ -147,7 +136,7 @@ class Card(Spec):
     temperature: PositiveFloat = 1.0
     """Divides the log of the bag's probabilities, which are then normalised again; of numbers the
     factor of the variances."""
-    onnx: OnnxNeeds | None = OnnxNeeds()
+    onnx: dict[str, Any] | None = ONNX_NEEDS
     """What the ONNX programs need; null: there are none."""
     scores: Scored | None = None
     """Null: nothing has scored it."""

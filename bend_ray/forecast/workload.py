@@ -14,7 +14,7 @@ from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.inputs import SEVERITIES
 from bend_ray.forecast.calibration import Problem, Rates
 from bend_ray.process.log import duration
-from bend_ray.stages.answers import models_a_piece
+from bend_ray.stages.evaluation import models_a_piece
 from bend_ray.stages.representations import GRAM_PARTS
 from bend_ray.stages.samples import drawn_together
 from bend_ray.stages.seeds import HELD

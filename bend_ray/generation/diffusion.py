@@ -3,12 +3,12 @@
 A process mixes data ``x0`` and unit noise ``eps`` as ``x_t = a(t) x0 + b(t) eps`` with time in
 [0, 1], so one objective trains all. To add one: one class, and its name in the union.
 
-A sampler goes from noise to data; the functions carry the papers' names and symbols. ``times`` fall
-from noise to data; a spec's own are the only ones its function asks at. ``predict(x, t)`` is the
-denoiser with its conditions bound, at a time that all rows share; ``noise()`` draws a fresh
+A sampler goes from noise to data, in the papers' names and symbols. Its ``times`` fall from noise
+to data, and are the only ones at which it asks. ``predict(x, t)`` is the denoiser with its
+conditions bound, at a time that all rows share; ``noise()`` draws a fresh
 ``(N, Z)`` unit Gaussian in which every row has a stream of its own, so that a model does not depend
-on which others are drawn with it. To add a sampler: one function, one spec with the times at which
-it asks, and its name in the union.
+on which others are drawn with it. To add a sampler: one spec with the times at which it asks, and
+its name in the union.
 """
 
 from __future__ import annotations
@@ -138,33 +138,10 @@ def ddim(
     return x
 
 
-def euler(predict: Predict, noise: Noise, times: Sequence[float]) -> Tensor:
-    """Euler's method along the flow, to t = 0."""
-    x = noise()
-    for t, t_next in pairwise([*times, 0.0]):
-        x = x + (t_next - t) * predict(x, t)
-    return x
-
-
-def heun(predict: Predict, noise: Noise, times: Sequence[float]) -> Tensor:
-    """Heun's second-order method along the flow: two evaluations a step, the last at t = 0."""
-    x = noise()
-    for t, t_next in pairwise(times):
-        velocity = predict(x, t)
-        guess = x + (t_next - t) * velocity
-        x = x + (t_next - t) * 0.5 * (velocity + predict(guess, t_next))
-    return x
-
-
 def _chain(process: Ddpm, steps: int) -> list[float]:
     """So many times of the chain, equally spaced from its last to its first."""
     chain_S = torch.linspace(process.timesteps - 1, 0, min(steps, process.timesteps)).round()
     return [step / process.timesteps for step in chain_S.tolist()]
-
-
-def _grid(steps: int) -> list[float]:
-    """Times from noise to data, ``steps`` intervals."""
-    return torch.linspace(1.0, 0.0, steps + 1).tolist()
 
 
 class Ddim(Spec):
@@ -202,7 +179,7 @@ class Ancestral(Spec):
 
 
 class Euler(Spec):
-    """Euler steps along a flow."""
+    """Euler's method along a flow, to t = 0."""
 
     kind: Literal["euler"] = "euler"
     process: ClassVar[type[Spec]] = FlowMatching
@@ -211,15 +188,18 @@ class Euler(Spec):
 
     def times(self, process: FlowMatching) -> list[float]:
         """Times at which the denoiser is asked, each once, in order."""
-        return _grid(self.steps)[:-1]
+        return torch.linspace(1.0, 0.0, self.steps + 1).tolist()[:-1]
 
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> Tensor:
         """Latents ``(N, Z)``."""
-        return euler(predict, noise, self.times(process))
+        x = noise()
+        for t, t_next in pairwise([*self.times(process), 0.0]):
+            x = x + (t_next - t) * predict(x, t)
+        return x
 
 
 class Heun(Spec):
-    """Heun steps along a flow."""
+    """Heun's second-order method along a flow: two evaluations a step, the last at t = 0."""
 
     kind: Literal["heun"] = "heun"
     process: ClassVar[type[Spec]] = FlowMatching
@@ -228,11 +208,16 @@ class Heun(Spec):
 
     def times(self, process: FlowMatching) -> list[float]:
         """Times at which the denoiser is asked, each once, in order."""
-        return _grid(self.steps)
+        return torch.linspace(1.0, 0.0, self.steps + 1).tolist()
 
     def sample(self, predict: Predict, process: FlowMatching, noise: Noise) -> Tensor:
         """Latents ``(N, Z)``."""
-        return heun(predict, noise, self.times(process))
+        x = noise()
+        for t, t_next in pairwise(self.times(process)):
+            velocity = predict(x, t)
+            guess = x + (t_next - t) * velocity
+            x = x + (t_next - t) * 0.5 * (velocity + predict(guess, t_next))
+        return x
 
 
 Sampler = Annotated[Ddim | Ancestral | Euler | Heun, Field(discriminator="kind")]

@@ -231,7 +231,6 @@ class _Units:
         return list(families.values())
 
     def moves(self, cells: Cells) -> Iterator[Move]:
-        """Where the units of a family stand."""
         rows: dict[str, set[int]] = {}
         for index in sorted(self._stands[cells[0][0]]):
             name, field = self._fields[index]
@@ -246,7 +245,6 @@ class _Units:
             yield Move(name, axes, torch.tensor(places))
 
     def why(self, name: str) -> str:
-        """The reason why no permutation moves a tensor."""
         fields = {index for index, (own, _) in enumerate(self._fields) if own == name}
         if not fields:
             return "the network does not use it"

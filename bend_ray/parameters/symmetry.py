@@ -108,13 +108,9 @@ def align(
     reference and the generator's state, not on the rows that come with it: 4 or 400 workers give
     the same.
 
-    Args:
-        reference_P: The model whose order of units is taken.
-        theta_KP: The models to align; float32 comes back.
-        layout: Of all tensors of both; buffers move with the units but take no part in the
-            matching, for they have units of measure of their own.
-        groups: From ``find_symmetries``; without any, nothing moves.
-        generator: Of the order in which groups are visited (CPU).
+    ``theta_KP`` come back in float32. The ``layout`` is of all tensors; buffers move with the units
+    but take no part in the matching, for they have units of measure of their own. ``groups`` are
+    from ``find_symmetries``; the ``generator`` (CPU) is of the order in which they are visited.
     """
     reference = layout.unflatten(reference_P.to(torch.float64))
     fixed = {entry.name: reference[entry.name] for entry in layout.entries if entry.trainable}

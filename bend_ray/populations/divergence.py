@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from bend_ray.artifacts.cost import cost_of_pieces, read_costs
@@ -21,6 +21,7 @@ from bend_ray.artifacts.directory import SCRATCH
 from bend_ray.artifacts.shards import complete_shards, shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.errors import TrainingError
+from bend_ray.spec import Record
 from bend_ray.storage.filesystems import side_by_side
 
 DIRECTORY = f"{SCRATCH}/diverged"
@@ -31,10 +32,8 @@ Outcome = Literal["retrained", "dropped"]
 logger = logging.getLogger(__name__)
 
 
-class Divergence(BaseModel):
+class Divergence(Record):
     """A model, or a run of models, that diverged."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["root", "run", "sample"]
     """What it was: a root, a run from a root or from scratch, or a drawn model."""
@@ -66,7 +65,7 @@ def note(artifact: Artifact, name: str, diverged: Sequence[Divergence]) -> None:
 def notes(artifact: Artifact) -> dict[str, list[Divergence]]:
     """What the pieces of an artifact that is being made say, by the piece's name."""
     names = artifact.list_files(f"{DIRECTORY}/")
-    found = side_by_side(artifact.read_note, names)
+    found = side_by_side(partial(artifact.read_json, is_note=True), names)
     pieces = (name.removeprefix(f"{DIRECTORY}/").removesuffix(".json") for name in names)
     return {
         piece: [Divergence.model_validate(each) for each in rows]

@@ -117,11 +117,7 @@ def learnt_vectors(seeds: Artifact) -> tuple[StoredVectors, Tensor]:
 
 
 def member_states(
-    config: PipelineConfig,
-    graph: Graph,
-    rows: Sequence[int],
-    input_shape: Shape,
-    num_classes: int,
+    config: PipelineConfig, graph: Graph, rows: Sequence[int], input_shape: Shape, num_classes: int
 ) -> dict[str, Tensor]:
     """The whole state of some members of the generated population.
 

@@ -38,11 +38,7 @@ class Classifiers:
     """
 
     def __init__(
-        self,
-        config: PipelineConfig,
-        dataset: Parts,
-        device: str,
-        seeds: Artifact | None = None,
+        self, config: PipelineConfig, dataset: Parts, device: str, seeds: Artifact | None = None
     ) -> None:
         self.config = config
         self.architecture = config.seeds.architecture
@@ -95,10 +91,7 @@ class Classifiers:
         return [(self._stacks[trunk], own) for trunk, own in rows.items()]
 
     def logits(
-        self,
-        theta_KP: Tensor,
-        examples: Examples | Streamed,
-        trunks_K: Sequence[int] | None = None,
+        self, theta_KP: Tensor, examples: Examples | Streamed, trunks_K: Sequence[int] | None = None
     ) -> Tensor:
         """Logits ``(K, N, C)`` on the CPU; ``trunks_K`` says whose base each model has."""
         return torch.cat(list(self.answers(theta_KP, examples, trunks_K)), dim=1)

@@ -50,7 +50,6 @@ class _Words(io.FileIO):
     """Stderr, which loses what it cannot take."""
 
     def write(self, content: Any) -> int:
-        """Write, or not."""
         try:
             return super().write(content)
         except OSError:

@@ -12,12 +12,13 @@ from bend_ray.errors import BendError
 from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.causes import told
 from bend_ray.runtime.nodes import Nodes, computes_with, differs, unlike, versions
-from bend_ray.storage.rights import MEASURED_BYTES, Answers, ask_store, outside
+from bend_ray.storage.filesystems import probe_in, refusals, resolve, write_bytes
 
 MOST_SKEW_SECONDS = 60.0
 LEAST_DISK = 0.1
 """Of a disk that must be free: above 95 % used, Ray starts nothing there."""
 _GB = 1e9
+MEASURED_BYTES = 16 * 2**20
 
 
 class Finding(NamedTuple):
@@ -43,7 +44,6 @@ def examine(nodes: Nodes, store_uri: str | None) -> Iterator[Finding]:
 
 
 def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
-    """What a process of a node finds there."""
     try:
         store: Any = ask_store(store_uri) if store_uri else None
     except BendError as error:
@@ -55,6 +55,36 @@ def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
         "store": store,
         "now": time.time(),
     }
+
+
+class Answers(NamedTuple):
+    """How a store answers one machine."""
+
+    refused: list[str]
+    seconds: float
+    """That it took, with ``MEASURED_BYTES`` there and back."""
+    ahead: float
+    """Seconds of the store's clock before this machine's, 0 where it may be right."""
+
+
+def ask_store(uri: str) -> Answers:
+    """Ask a store for all that a run asks it for; StoreError where it cannot be reached."""
+    filesystem, folder = resolve(uri)
+    started, ahead = time.monotonic(), 0.0
+    refused = list(refusals(filesystem, folder, MEASURED_BYTES))
+    seconds = time.monotonic() - started
+    if not refused:
+        name, began = probe_in(folder), time.time()
+        write_bytes(filesystem, name, b"")
+        ended = time.time()
+        ahead = outside(filesystem.get_file_info(name).mtime.timestamp(), began, ended)
+        filesystem.delete_file(name)
+    return Answers(refused, seconds, ahead)
+
+
+def outside(moment: float, began: float, ended: float) -> float:
+    """Seconds by which a moment lies after a span of time, or before: then negative."""
+    return max(0.0, moment - ended) + min(0.0, moment - began)
 
 
 def _to_mend(node: Node, answer: Mapping[str, Any], skew: float) -> Iterator[str]:

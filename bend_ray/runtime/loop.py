@@ -230,7 +230,6 @@ class _Worker:
         return fitted
 
     def fitted(self) -> Fitted:
-        """What the training tells so far."""
         return Fitted(self.curve, self.held_out.curve, self.times, self._cost())
 
     def _cost(self) -> Cost:

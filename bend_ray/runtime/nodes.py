@@ -23,7 +23,7 @@ from bend_ray.process.computing import gpu_problem, usable_memory
 from bend_ray.runtime import capacity
 from bend_ray.runtime.capacity import Node, Request
 from bend_ray.runtime.causes import told
-from bend_ray.runtime.meters import tell
+from bend_ray.runtime.tracking import count
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ class Nodes:
     def leave_out(self, key: str, why: str) -> None:
         """Give a node no more work."""
         self.left_out[key] = f"node {self.address(key)}: {why}"
-        tell("left_out", 1)
+        count("left_out", 1)
         logger.warning("cluster      node %s is left out: %s", self.address(key), why)
 
     def died(self, key: str, why: str, resources: Resources) -> None:

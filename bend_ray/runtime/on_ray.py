@@ -28,9 +28,9 @@ from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.cluster import set_up_data
 from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask
-from bend_ray.runtime.meters import tell, tell_progress
 from bend_ray.runtime.nodes import Nodes, expect, versions
 from bend_ray.runtime.pool import Pool
+from bend_ray.runtime.tracking import count, count_progress
 from bend_ray.runtime.training import fit
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class RayRuntime(Runtime):
         self.nodes = Nodes(own)
         self._shared = shared
         self._held: list[ray.ObjectRef] = []
-        log.watchers.add(tell_progress)
+        log.watchers.add(count_progress)
 
     def _room(self) -> Room:
         self._held = []
@@ -147,9 +147,9 @@ class RayRuntime(Runtime):
 
     def made(self, stage: str, manifest: Manifest) -> None:
         """Prometheus, by Ray."""
-        tell("bytes", sum(file.bytes for file in manifest.files), stage=stage)
+        count("bytes", sum(file.bytes for file in manifest.files), stage=stage)
         for of, seconds in manifest.cost:
-            tell("seconds", seconds, stage=stage, of=of.removesuffix("_seconds"))
+            count("seconds", seconds, stage=stage, of=of.removesuffix("_seconds"))
 
     def errors(self) -> AbstractContextManager[None]:
         """A worker's come out as themselves, however deep Ray has wrapped them."""

@@ -16,8 +16,8 @@ from bend_ray.errors import ClusterError
 from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
 from bend_ray.runtime.interface import Workers
-from bend_ray.runtime.meters import tell
 from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
+from bend_ray.runtime.tracking import count
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +30,20 @@ PATIENCE_SECONDS = 60.0
 T = TypeVar("T")
 
 
-def _host(name: str) -> type:
-    """An actor class with a name; what its worker's constructor raises comes out as itself."""
+class _Host:
+    """An actor; what its worker's constructor raises comes out as itself."""
 
-    class Host:
-        def begin(self, wanted: dict[str, str], make: Callable[[], Any]) -> tuple[str, Any]:
-            """Make the worker, where the versions are the wanted ones; where, and which these are.
+    def begin(self, wanted: dict[str, str], make: Callable[[], Any]) -> tuple[str, Any]:
+        """Make the worker, where the versions are the wanted ones; where, and which these are.
 
-            Ray's own way wraps what a constructor raises in text.
-            """
-            if versions() == wanted:
-                self._worker = make()
-            return ray.get_runtime_context().get_node_id(), versions()
+        Ray's own way wraps what a constructor raises in text.
+        """
+        if versions() == wanted:
+            self._worker = make()
+        return ray.get_runtime_context().get_node_id(), versions()
 
-        def call(self, method: str, piece: Any) -> Any:
-            return getattr(self._worker, method)(piece)
-
-    Host.__name__ = Host.__qualname__ = name
-    return Host
+    def call(self, method: str, piece: Any) -> Any:
+        return getattr(self._worker, method)(piece)
 
 
 class Pool(Workers):
@@ -67,7 +63,7 @@ class Pool(Workers):
         self._make = make
         self._resources = resources
         self._nodes = nodes
-        self._host = ray.remote(_host(name))
+        self._host = ray.remote(type(name, (_Host,), {}))
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
         self._flying: dict[Any, tuple[int, Any, float]] = {}
@@ -121,8 +117,8 @@ class Pool(Workers):
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise within(error) or error from None
-            tell("pieces", 1, work=title)
-            tell("piece_seconds", time.monotonic() - given, work=title)
+            count("pieces", 1, work=title)
+            count("piece_seconds", time.monotonic() - given, work=title)
             self._deaths_in_a_row = 0
             self._nodes.did_well(self._homes[actor])
             self._idle.append(actor)
@@ -201,7 +197,7 @@ class Pool(Workers):
         logger.info("%-12s a worker on node %s is gone, another takes over: %s", "", where, reason)
         for_memory = isinstance(error, ray.exceptions.OutOfMemoryError)
         to = "node" if with_its_node else "memory" if for_memory else "itself"
-        tell("lost", 1, work=self._name, to=to)
+        count("lost", 1, work=self._name, to=to)
         if not with_its_node and not for_memory:
             self._nodes.died(home, reason, self._resources)
 

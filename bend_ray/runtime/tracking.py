@@ -4,6 +4,10 @@ One tracking run a ``bend run``, with all stages of it, also those that were the
 is what the services' own environment says (MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME,
 WANDB_PROJECT, WANDB_MODE, ...). What is tracked changes no artifact: a service that fails
 after the start is told of and the run goes on.
+
+What an operator watches is for Prometheus: Ray exports it on the driver's node. The driver alone
+counts, which outlives its workers. All are counters, as Ray forgets a gauge that is not set again
+and again. ``cluster/grafana.json`` is a board of them.
 """
 
 from __future__ import annotations
@@ -11,8 +15,10 @@ from __future__ import annotations
 import importlib.util
 import logging
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from bend_ray.artifacts.store import Artifact
@@ -25,6 +31,18 @@ logger = logging.getLogger(__name__)
 
 PROJECT = "bend_ray"
 """Experiment or project where the environment names none."""
+
+_ABOUT = {
+    "asked": "Models or steps of a stage.",
+    "done": "Models or steps that are done.",
+    "bytes": "What made stages have written.",
+    "seconds": "What made stages took, of: wall, cpu or gpu.",
+    "pieces": "Pieces of work that are done.",
+    "piece_seconds": "From giving pieces of work away to having them done.",
+    "lost": "Processes lost, to: node, memory or itself.",
+    "left_out": "Nodes that are given no more work.",
+}
+_progress: Counter[str] = Counter()
 
 
 class _MLflow:
@@ -112,7 +130,6 @@ def tracking(config: PipelineConfig, evaluation: Artifact) -> Iterator[Callable[
         ) from error
 
     def tell(artifact: Artifact) -> None:
-        """Its loss curve, its cost, its figures."""
         manifest = artifact.manifest()
         figures = manifest.metrics | {"cost": manifest.cost.model_dump()}
         curve = figures.pop("loss", None)
@@ -137,3 +154,24 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, float]]:
             yield from _flat(f"{prefix}/{key}", each)
     elif isinstance(value, int | float) and math.isfinite(value):
         yield prefix, float(value)
+
+
+def count(name: str, value: float, **tags: str) -> None:
+    """Add to a counter of ``_ABOUT``."""
+    if value > 0:  # Ray adds nothing less
+        _counter(name, tuple(tags)).inc(value, tags)
+
+
+def count_progress(stage: str, done: int, total: int) -> None:
+    """So much of a stage is done."""
+    for name, value in (("asked", total), ("done", done)):
+        key = f"{name} {stage}"
+        count(name, value - _progress[key], stage=stage)
+        _progress[key] = max(value, _progress[key])
+
+
+@cache
+def _counter(name: str, tags: tuple[str, ...]) -> Any:
+    from ray.util.metrics import Counter as RayCounter
+
+    return RayCounter(f"bend_{name}_total", _ABOUT[name], tag_keys=tags)

@@ -25,13 +25,7 @@ from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, told
-from bend_ray.runtime.loop import (
-    PROGRESS_SECONDS,
-    Fitted,
-    Team,
-    TrainingTask,
-    train,
-)
+from bend_ray.runtime.loop import PROGRESS_SECONDS, Fitted, Team, TrainingTask, train
 from bend_ray.runtime.nodes import Nodes, expect, versions
 
 logger = logging.getLogger(__name__)

@@ -199,7 +199,9 @@ def start(export: str, settings: ServeSettings, where: Listening) -> tuple[str, 
     try:
         serve.run(bound, name=settings.name, route_prefix="/", logging_config=quiet)
     except RuntimeError as error:
-        raise ClusterError(f"expected the bag to be deployed, got: {_reason(error)}") from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = [line for line in lines if "Error" in line] or lines or [type(error).__name__]
+        raise ClusterError(f"expected the bag to be deployed, got: {reason[-1]}") from None
     ours = f"Ray, with a token of its own, on {ray.util.get_node_ip_address()}"
     return f"{where.told}; {ours}", card
 
@@ -218,9 +220,3 @@ def wait(name: str) -> None:
     serve.delete(name)
     serve.shutdown()
     ray.shutdown()
-
-
-def _reason(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    errors = [line for line in lines if "Error" in line]
-    return (errors or lines or [type(error).__name__])[-1]

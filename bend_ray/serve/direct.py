@@ -13,6 +13,8 @@ from typing import Any
 import grpc
 import uvicorn
 from prometheus_client import generate_latest
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
+from starlette.types import ASGIApp
 
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
@@ -23,8 +25,6 @@ from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
 from bend_ray.serve.settings import ServeSettings
 from bend_ray.serve.wire import Protocol
-
-KEEP_ALIVE_SECONDS = 75
 
 
 class _Server(uvicorn.Server):
@@ -48,14 +48,14 @@ class _Server(uvicorn.Server):
         yield
 
 
-def guarded(service: Answering, token: str | None) -> Guard:
-    """The interface over a bag in this process."""
+def guarded(service: Answering, token: str | None) -> ASGIApp:
+    """The interface over a bag in this process, with spans of requests."""
     made: Any = service.meters.make
     settings = (
         service.settings if service.bag is None else service.settings.fitted_to(service.card())
     )
     app = make_app(service, lambda: generate_latest(made.registry))
-    return Guard(app, settings, token, service.meters)
+    return OpenTelemetryMiddleware(Guard(app, settings, token, service.meters))
 
 
 def run(
@@ -80,7 +80,7 @@ def run(
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(settings.drain_seconds),
         ssl_certfile=where.certfile,
         ssl_keyfile=where.keyfile,

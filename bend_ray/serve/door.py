@@ -19,6 +19,7 @@ import uvicorn
 from ray.serve._private import default_impl
 from ray.util import metrics
 from starlette.middleware import Middleware
+from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
@@ -130,7 +131,8 @@ def middlewares() -> list[Middleware]:
     default_impl.add_grpc_address = _add_grpc_address
     settings = ServeSettings.model_validate_json(variable(SETTINGS_VARIABLE) or "{}")
     token = variable(TOKEN_VARIABLE)
-    return [Middleware(Door, settings=settings, token=token, meters=Meters(metrics))]
+    door = Middleware(Door, settings=settings, token=token, meters=Meters(metrics))
+    return [Middleware(OpenTelemetryMiddleware), door]
 
 
 _start = uvicorn.Server.startup

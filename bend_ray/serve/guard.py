@@ -14,6 +14,7 @@ import zlib
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import anyio
 from starlette.datastructures import Headers
@@ -23,7 +24,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bend_ray.errors import BendError
-from bend_ray.serve.meters import Meters, route_of, span
+from bend_ray.serve.meters import Meters, route_of
 from bend_ray.serve.queries import Refusal
 from bend_ray.serve.settings import ServeSettings
 
@@ -111,19 +112,18 @@ class Guard:
         own = _HEADERS + ([_SECURE] if scope.get("scheme") == "https" else [])
         started, answer = time.perf_counter(), _Answer(send, own)
         route = route_of(scope["path"])
-        with span(scope["method"], route, scope["headers"]) as finish:
-            try:
-                await self._answer(scope, receive, answer)
-            except (ClientDisconnect, asyncio.CancelledError) as error:
-                began, answer.status = answer.status is not None, 499
-                if began or not isinstance(error, ClientDisconnect):
-                    raise  # and the connection is closed
-            finally:
-                status, seconds = answer.status or 500, time.perf_counter() - started
-                finish(status)
-                self.meters.request(route, status, seconds)
-                if self.settings.request_log:
-                    _log(scope, status, seconds)
+        scope["route"] = SimpleNamespace(path_format=route)  # as starlette calls its spans by
+        try:
+            await self._answer(scope, receive, answer)
+        except (ClientDisconnect, asyncio.CancelledError) as error:
+            began, answer.status = answer.status is not None, 499
+            if began or not isinstance(error, ClientDisconnect):
+                raise  # and the connection is closed
+        finally:
+            status, seconds = answer.status or 500, time.perf_counter() - started
+            self.meters.request(route, status, seconds)
+            if self.settings.request_log:
+                _log(scope, status, seconds)
 
     async def _answer(self, scope: Scope, receive: Receive, answer: _Answer) -> None:
         """Have the app answer, or say what is wrong."""
@@ -158,8 +158,13 @@ class Guard:
         if _passed(scope) is not None:  # a door watches
             await self._app(scope, once, send)
             return
+
+        async def until_gone() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
         with anyio.CancelScope() as waited_for:
-            gone = asyncio.ensure_future(_until_gone(receive))
+            gone = asyncio.ensure_future(until_gone())
             gone.add_done_callback(lambda _: waited_for.cancel())
             try:
                 await self._app(scope, once, send)
@@ -267,11 +272,6 @@ def bears(token: str | None, authorization: str) -> bool:
     given = said.strip().encode("latin-1", "replace")
     is_right = token is None or hmac.compare_digest(given, token.encode())
     return token is None or (is_right and scheme.lower() == "bearer")
-
-
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 def _too_large(most: int) -> Refusal:

@@ -1,4 +1,4 @@
-"""What is counted, for Prometheus, and spans of requests.
+"""What is counted, for Prometheus.
 
 Ray adds up the counts of its processes, or they are of this one alone.
 
@@ -8,22 +8,13 @@ A door counts requests, by what became of them; whoever holds the bag counts bat
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import prometheus_client
 
 from bend_ray.serve.queries import Answers
-
-trace: Any
-try:
-    from opentelemetry import propagate, trace
-except ImportError:  # it comes with Ray's dashboard, or by itself
-    trace = None
-
-Finish = Callable[[int], None]
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -35,32 +26,6 @@ _ROUTES = (
     *("/", "/docs", "/openapi.json", "/about", "/metrics", "/predict", "/-/healthz"),
     *("/v2", "/v2/health/live", "/v2/health/ready", "/v2/repository/index"),
 )
-
-
-@contextmanager
-def span(method: str, route: str, headers: list[tuple[bytes, bytes]]) -> Iterator[Finish]:
-    """A server's span of OpenTelemetry, where its API is installed and somebody listens.
-
-    It is a child of the one that ``traceparent`` names; give it the status.
-    """
-    if trace is None:
-        yield lambda status: None
-        return
-    carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers}
-    with trace.get_tracer("bend_ray").start_as_current_span(
-        f"{method} {route}",
-        context=propagate.extract(carrier),
-        kind=trace.SpanKind.SERVER,
-        attributes={"http.request.method": method, "http.route": route},
-        record_exception=False,
-    ) as own:
-
-        def finish(status: int) -> None:
-            own.set_attribute("http.response.status_code", status)
-            if status >= 500:
-                own.set_status(trace.StatusCode.ERROR)
-
-        yield finish
 
 
 def route_of(path: str) -> str:

@@ -1,8 +1,8 @@
 """The stages: one file, one stage, one function, one artifact, and the processes that do its work.
 
-Each stage is ``make(config, graph, runtime)``: it reads the graph's earlier artifacts and commits
-its own. Work is cut into pieces that are pure functions of the config and an index, so that it does
-not matter which process does a piece, or how often one is killed.
+Each stage is ``make(graph, runtime)``: it reads the graph's earlier artifacts and commits its own.
+Work is cut into pieces that are pure functions of the config and an index, so that it does not
+matter which process does a piece, or how often one is killed.
 
 ``autoencoder`` also has the stage of latents. ``seed_trainer`` is what processes of the seeds run,
 ``representations`` how a stage turns classifiers into vectors and back, ``scoring`` what a search

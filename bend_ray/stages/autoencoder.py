@@ -12,21 +12,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from torch import nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.weights import load_weights
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import TrainingError
-from bend_ray.generation.models import Autoencoder
 from bend_ray.generation.training import Reconstruction
 from bend_ray.populations.members import learnt_vectors
 from bend_ray.process.computing import settle
 from bend_ray.runtime.interface import Runtime, from_vectors, vectors
 from bend_ray.runtime.loop import TrainingTask
 from bend_ray.stages.representations import (
+    FACTS,
     FILE,
     Representation,
     fit_representation,
@@ -37,21 +35,29 @@ WEIGHTS = "autoencoder.safetensors"
 LATENTS = "latents.parquet"
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def make(graph: Graph, runtime: Runtime) -> None:
     """Fit the representation and the autoencoder on the training members, and commit both.
 
     TrainingError where too few members are left, or the training diverged.
     """
-    artifact, section = graph.autoencoder, config.autoencoder
-    _check_enough_are_left(config, graph)
+    artifact, section = graph.autoencoder, graph.config.autoencoder
+    model = section.model
+    latent_size, learnt = model.latent_size or 0, len(learnt_vectors(graph.seeds)[0])
+    if latent_size >= learnt:
+        raise TrainingError(
+            f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "
+            f"training members, got {learnt} of {graph.config.num_training_models}, the others "
+            "diverged; lower seeds.recipe.optimizer.learning_rate or the latent size"
+        )
     with Stopwatch() as watch:
         representation, fit_cost = fit_representation(
-            section.model.features, graph.seeds, artifact, runtime
+            model.features, graph.seeds, artifact, runtime
         )
+        size, noise = representation.num_features, (model.input_noise, model.latent_noise)
         fitted = runtime.train(
             TrainingTask(
-                *(artifact, section, config.seed),
-                partial(_objective, section.model, representation.num_features),
+                *(artifact, section, graph.config.seed),
+                lambda: Reconstruction(model.build(size), model.latent_size or size, *noise),
                 WEIGHTS,
             ),
             representation.rows(graph.seeds, training_only=not section.training.patience),
@@ -68,40 +74,16 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def _check_enough_are_left(config: PipelineConfig, graph: Graph) -> None:
-    """What the config promises of its models, of those that did not diverge."""
-    latent_size = config.autoencoder.model.latent_size or 0
-    learnt = len(learnt_vectors(graph.seeds)[0])
-    if latent_size >= learnt:
-        raise TrainingError(
-            f"autoencoder: expected more than autoencoder.model.latent_size = {latent_size} "
-            f"training members, got {learnt} of {config.num_training_models}, the others diverged; "
-            "lower seeds.recipe.optimizer.learning_rate or the latent size"
-        )
-
-
-def _objective(model: Autoencoder, num_features: int) -> nn.Module:
-    return Reconstruction(
-        model.build(num_features),
-        model.latent_size or num_features,
-        model.input_noise,
-        model.latent_noise,
-    )
-
-
-def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def encode(graph: Graph, runtime: Runtime) -> None:
     """Encode ``graph.seeds`` and commit one row a member: its latent and how well it comes back."""
-    artifact, model = graph.latents, config.autoencoder.model
+    artifact, model = graph.latents, graph.config.autoencoder.model
     with Stopwatch() as watch:
         representation = load_representation(model.features, graph.autoencoder)
         rows = representation.rows(graph.seeds, training_only=False)
-        encoded = rows.map(partial(_encoded, config, graph, representation))
-        table = runtime.table(encoded, config.latents.resources).sort_by("model_id")
+        encoded = rows.map(partial(_encoded, graph, representation))
+        table = runtime.table(encoded, graph.config.latents.resources).sort_by("model_id")
         seconds = float(table.column("cpu_seconds").to_numpy().sum())
-        # The canonical tensor type says its shape to whoever reads the file.
-        column = pa.FixedShapeTensorArray.from_numpy_ndarray(from_vectors(table.column("latent")))
         table = table.drop_columns(["cpu_seconds"])
-        table = table.set_column(table.column_names.index("latent"), "latent", column)
         with artifact.open_output(LATENTS) as stream:
             pq.write_table(table, stream, write_page_checksum=True)
     held_out = table.column("held_out").to_numpy()
@@ -110,7 +92,7 @@ def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
         files=[LATENTS],
         rows={LATENTS: len(table)},
         metrics={
-            "latent_size": table.schema.field("latent").type.shape[0],
+            "latent_size": table.schema.field("latent").type.list_size,
             # Mean squared, in units in which the training members' features have variance one.
             "reconstruction_error": {
                 "training": float(error[~held_out].mean()),
@@ -121,12 +103,11 @@ def encode(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def _encoded(
-    config: PipelineConfig, graph: Graph, representation: Representation, rows: pa.Table
-) -> pa.Table:
+def _encoded(graph: Graph, representation: Representation, rows: pa.Table) -> pa.Table:
     """``model_id, trunk, held_out, latent, error`` of rows with ``features``, and CPU seconds."""
-    started, model = time.process_time(), config.autoencoder.model
-    device = settle(config.latents.resources.cpus, config.latents.resources.num_gpus)
+    started, model = time.process_time(), graph.config.autoencoder.model
+    resources = graph.config.latents.resources
+    device = settle(resources.cpus, resources.num_gpus)
     autoencoder = model.build(representation.num_features).to(device).eval()
     autoencoder.load_state_dict(load_weights(graph.autoencoder, WEIGHTS))
     with torch.no_grad():
@@ -134,13 +115,9 @@ def _encoded(
         z_KZ = autoencoder.encode(x_KF)
         error_K = (autoencoder.decode(z_KZ) - x_KF).square().mean(dim=1)
     share = (time.process_time() - started) / max(1, len(rows))
-    return pa.table(
-        {
-            "model_id": rows.column("model_id").cast(pa.int64()),
-            "trunk": rows.column("trunk").cast(pa.int32()),
-            "held_out": rows.column("held_out"),
-            "latent": vectors(z_KZ.cpu().numpy()),
-            "error": pa.array(error_K.cpu().numpy(), pa.float32()),
-            "cpu_seconds": np.full(len(rows), share),
-        }
-    )
+    found = {
+        "latent": vectors(z_KZ.cpu().numpy()),
+        "error": error_K.cpu().numpy(),
+        "cpu_seconds": np.full(len(rows), share),
+    }
+    return pa.table({name: rows.column(name) for name in FACTS} | found)

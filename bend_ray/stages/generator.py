@@ -8,24 +8,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
 
 from bend_ray.artifacts.cost import Cost, Stopwatch, cost_of_pieces
 from bend_ray.artifacts.events import write_loss
 from bend_ray.artifacts.shards import open_table
-from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, save_weights
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import GeneratorSection, PipelineConfig
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.generation.latent_diffusion import LatentScale
 from bend_ray.generation.training import Denoising
-from bend_ray.runtime.interface import Rows, Runtime, Shared, vectors
+from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask, milestone
 from bend_ray.stages.autoencoder import LATENTS
 from bend_ray.stages.samples import SCALE, WEIGHTS, SampleDrawer, floor_of
@@ -38,18 +35,18 @@ MOST_SPREAD = 20.0
 logger = logging.getLogger(__name__)
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def make(graph: Graph, runtime: Runtime) -> None:
     """Fit the denoiser on the training members' latents, and commit it.
 
     TrainingError where the training diverged, or what it drew on the way does not work.
     """
-    artifact = graph.generator
+    artifact, config = graph.generator, graph.config
     with Stopwatch() as watch:
         probed: dict[str, Any] | None
         probed, probe_cost = None, Cost()
-        if (step := config.probed_at) and (weights := train_until(config, graph, runtime, step)):
-            probed, probe_cost = check_generator(config, graph, runtime, weights, step)
-        fitted = _fit(config, graph, runtime)
+        if (step := config.probed_at) and (weights := train_until(graph, runtime, step)):
+            probed, probe_cost = check_generator(graph, runtime, weights, step)
+        fitted = _fit(graph, runtime)
     events = write_loss(artifact, fitted.curve, fitted.times)
     artifact.commit(
         files=[SCALE, WEIGHTS, events],
@@ -63,24 +60,24 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
     )
 
 
-def train_until(config: PipelineConfig, graph: Graph, runtime: Runtime, step: int) -> str | None:
+def train_until(graph: Graph, runtime: Runtime, step: int) -> str | None:
     """Train the denoiser to a step at least, to be gone on with; commits nothing.
 
-    Returns:
-        The file of its averaged weights at that step, for ``SampleDrawer``; None where an
-        earlier training passed the step without a pause.
+    Gives the file of its averaged weights at that step, for ``SampleDrawer``; None where an earlier
+    training passed the step without a pause.
     """
     file = milestone(step)
     if file not in graph.generator.list_files(DIRECTORY):
-        _fit(config, graph, runtime, until=step)
+        _fit(graph, runtime, until=step)
     return file if file in graph.generator.list_files(DIRECTORY) else None
 
 
-def _fit(
-    config: PipelineConfig, graph: Graph, runtime: Runtime, until: int | None = None
-) -> Fitted:
-    section, conditions = config.generator, config.num_conditions
-    table, z_KZ, trunk_K = _read(graph.latents)
+def _fit(graph: Graph, runtime: Runtime, until: int | None = None) -> Fitted:
+    section, conditions = graph.config.generator, graph.config.num_conditions
+    with open_table(graph.latents, LATENTS) as file:
+        table = file.read()
+    z_KZ = torch.tensor(from_vectors(table.column("latent")))
+    trunk_K = torch.tensor(table.column("trunk").to_numpy()).long()
     condition_K = trunk_K * int(section.conditional)
     learnt_K = torch.from_numpy(~table.column("held_out").to_numpy())
     learnt, held_out = ((z_KZ[keep_K], condition_K[keep_K]) for keep_K in (learnt_K, ~learnt_K))
@@ -94,10 +91,11 @@ def _fit(
     unit = table.select(["model_id", "held_out"])
     unit = unit.append_column("trunk", pa.array(condition_K.numpy()))
     unit = unit.append_column("features", vectors(scale.apply(z_KZ, condition_K).numpy()))
+    latent_size = z_KZ.shape[1]
     fitted = runtime.train(
         TrainingTask(
-            *(graph.generator, section, config.seed),
-            partial(build_objective, section, z_KZ.shape[1], conditions),
+            *(graph.generator, section, graph.config.seed),
+            lambda: Denoising(section.denoiser.build(latent_size, conditions), section.process),
             *(WEIGHTS, until),
         ),
         Rows(1, lambda _: unit),
@@ -105,32 +103,18 @@ def _fit(
     return replace(fitted, cost=watch.cost + fitted.cost)
 
 
-def build_objective(section: GeneratorSection, latent_size: int, conditions: int) -> nn.Module:
-    """The denoiser with its loss."""
-    return Denoising(section.denoiser.build(latent_size, conditions), section.process)
-
-
-def _read(latents_artifact: Artifact) -> tuple[pa.Table, Tensor, Tensor]:
-    """All members' rows, their latents ``(K, Z)`` and trunks ``(K,)``."""
-    with open_table(latents_artifact, LATENTS) as file:
-        table = file.read()
-    chunks = [chunk.to_numpy_ndarray() for chunk in table.column("latent").chunks]
-    trunk_K = torch.from_numpy(table.column("trunk").to_numpy().astype(np.int64))
-    return table, torch.tensor(np.concatenate(chunks)), trunk_K
-
-
 def check_generator(
-    config: PipelineConfig, graph: Graph, runtime: Runtime, weights: str, step: int
+    graph: Graph, runtime: Runtime, weights: str, step: int
 ) -> tuple[dict[str, Any], Cost]:
     """Draw a few classifiers with a milestone's file of weights; needs the latents.
 
     Returns what the manifest says of it, and what it cost. TrainingError where none of them works.
     """
+    config = graph.config
     dataset, steps = runtime.share(config.dataset), config.generator.training.steps
-    spread, accuracy, cost = runtime.run(
-        _draw, config, graph, weights, dataset, resources=config.samples.resources
-    )
-    floor = floor_of(config, graph, dataset)
+    given = graph, weights, dataset
+    spread, accuracy, cost = runtime.run(_draw, *given, resources=config.samples.resources)
+    floor = floor_of(graph, dataset)
     floor.require(
         accuracy,
         f"generator: collapsed: at step {step} of {steps} none of {_num_probes(config)} drawn "
@@ -155,16 +139,14 @@ def _num_probes(config: PipelineConfig) -> int:
     return min(config.generator.probes.count, config.samples.count)
 
 
-def _draw(
-    config: PipelineConfig, graph: Graph, weights: str, shared: Shared
-) -> tuple[float, list[float], Cost]:
+def _draw(graph: Graph, weights: str, shared: Shared) -> tuple[float, list[float], Cost]:
     """Spread, in that of the training members, and accuracy of the probes; runs as a Ray task."""
     with Stopwatch() as watch:
         # Annealing would make working models of anything.
-        samples = config.samples.model_copy(update={"finish": None})
-        unfinished = config.model_copy(update={"samples": samples})
-        drawer = SampleDrawer(unfinished, graph, shared, weights)
-        ids = range(_num_probes(config))
+        samples = graph.config.samples.model_copy(update={"finish": None})
+        unfinished = graph.config.model_copy(update={"samples": samples})
+        drawer = SampleDrawer(replace(graph, config=unfinished), shared, weights)
+        ids = range(_num_probes(graph.config))
         unit_NZ = drawer.scale.apply(drawer.latents(ids), drawer.conditions(ids))
         accuracy_N = drawer.classifiers_of(ids).val_accuracy
     return unit_NZ.square().mean().sqrt().item(), accuracy_N.tolist(), watch.cost

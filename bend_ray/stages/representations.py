@@ -25,17 +25,16 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import load_weights, save_weights
 from bend_ray.config.resources import Resources
 from bend_ray.parameters.features import PrincipalBasis, Standardizer, gram, gram_sums, mix
-from bend_ray.populations.members import (
-    StoredVectors,
-    learnt_vectors,
-    read_layout,
-)
+from bend_ray.populations.members import StoredVectors, learnt_vectors, read_layout
 from bend_ray.process.matrix import BLOCK_BYTES, column_slices
 from bend_ray.runtime.interface import Rows, Runtime, split, vectors
 
 FILE = "representation.safetensors"
 GRAM_PARTS = 16
 """Ranges of columns whose Gram matrices are summed side by side; fixed, as sums depend on it."""
+
+FACTS = ("model_id", "trunk", "held_out")
+"""What is told of a classifier beside its vector."""
 
 Decode = Callable[[Tensor], Tensor]
 
@@ -167,7 +166,7 @@ def _states(
 
 
 def _facts(members: Population) -> dict[str, Any]:
-    return {name: getattr(members, name) for name in ("model_id", "trunk", "held_out")}
+    return {name: getattr(members, name) for name in FACTS}
 
 
 def _parts(seeds: Artifact, work: Callable[[Population], pa.Table]) -> Rows:

@@ -62,16 +62,16 @@ CLEARLY = 3.0
 """Standard errors by which members must be better than chance, else nothing can be asked."""
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
+def make(graph: Graph, runtime: Runtime) -> None:
     """Draw ``config.samples.count`` classifiers and commit them."""
-    artifact, section = graph.samples, config.samples
-    rows = {index: len(shard) for index, shard in enumerate(shards_of(config, graph))}
+    artifact, section = graph.samples, graph.config.samples
+    rows = {index: len(shard) for index, shard in enumerate(shards_of(graph))}
     done = done_shards(artifact, rows)
     with Stopwatch() as watch, ProgressLine("samples", section.count, "models") as progress:
         progress.update(sum(rows[index] for index in done))
         if missing := sorted(set(rows) - done):
             with runtime.workers(
-                *(SampleDrawer, config, graph, runtime.share(config.dataset)),
+                *(SampleDrawer, graph, runtime.share(graph.config.dataset)),
                 resources=section.resources,
             ) as drawers:
                 for index, _ in drawers.run("draw", missing):
@@ -83,14 +83,14 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime) -> None:
             f"samples: expected finite parameters, all {section.count} drawn models have others; "
             "train the generator for longer"
         )
-    check_samples(config, graph, runtime, left)
+    check_samples(graph, runtime, left)
     commit_left(artifact, rows, watch.cost.wall_seconds)
 
 
-def shards_of(config: PipelineConfig, graph: Graph) -> list[Sequence[int]]:
+def shards_of(graph: Graph) -> list[Sequence[int]]:
     """Which classifiers are drawn together: no more at once than ``SHARD_BYTES`` of parameters."""
-    size = drawn_together(config.samples, read_layout(graph.seeds).size)
-    return split(range(config.samples.count), size)
+    size = drawn_together(graph.config.samples, read_layout(graph.seeds).size)
+    return split(range(graph.config.samples.count), size)
 
 
 def drawn_together(section: SamplesSection, num_parameters: int) -> int:
@@ -155,15 +155,13 @@ class SampleDrawer:
     That is the committed one, unless ``weights`` names a milestone's file.
     """
 
-    def __init__(
-        self, config: PipelineConfig, graph: Graph, dataset: Shared, weights: str = WEIGHTS
-    ) -> None:
-        self.config = config
+    def __init__(self, graph: Graph, dataset: Shared, weights: str = WEIGHTS) -> None:
+        self.config = config = graph.config
         self.artifact = graph.samples
         device = settle(config.samples.resources.cpus, config.samples.resources.num_gpus)
         self.classifiers = Classifiers(config, dataset.load(), device, graph.seeds)
         self.finish = Finisher(config, graph.seeds, self.classifiers)
-        self.shards = shards_of(config, graph)
+        self.shards = shards_of(graph)
         # Sampling is a few small products: it runs beside the training members, on the CPU.
         self.scale = LatentScale(**load_weights(graph.generator, SCALE))
         latent_size = self.scale.mean_CZ.shape[1]
@@ -294,12 +292,10 @@ class Floor:
         raise TrainingError(f"{none} {does}; {then}")
 
 
-def check_samples(
-    config: PipelineConfig, graph: Graph, runtime: Runtime, shards: Sequence[str]
-) -> None:
+def check_samples(graph: Graph, runtime: Runtime, shards: Sequence[str]) -> None:
     """Look at all that were drawn, before they are committed; TrainingError where none works."""
     accuracy = np.concatenate(side_by_side(partial(_accuracy, graph), shards)).tolist()
-    floor_of(config, graph, runtime.share(config.dataset)).require(
+    floor_of(graph, runtime.share(graph.config.dataset)).require(
         accuracy,
         f"samples: the generator collapsed: none of {len(accuracy)} drawn models",
         "train it for longer, or set generator.probes.floor to 0",
@@ -312,10 +308,10 @@ def _accuracy(graph: Graph, shard: str) -> NDArray[np.float32]:
     return column
 
 
-def floor_of(config: PipelineConfig, graph: Graph, dataset: Shared) -> Floor:
+def floor_of(graph: Graph, dataset: Shared) -> Floor:
     """What a config asks of drawn models, by what its training members reach."""
     members = read_population(graph.seeds, theta=False)
     its = dataset.load()
     chance = its.task.chance(its.validation.labels_N)
     learnt = members.val_accuracy[~members.held_out]
-    return Floor.of(learnt, chance, config.generator.probes.floor)
+    return Floor.of(learnt, chance, graph.config.generator.probes.floor)

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import EvaluationSection, PipelineConfig
+from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.curves import Growth
 from bend_ray.ensemble.predictions import Predictions
@@ -50,32 +50,28 @@ class BagCurve:
 
 
 def bag_curve(
-    config: PipelineConfig,
-    graph: Graph,
-    runtime: Runtime,
-    sizes: Sequence[int],
-    weights: str | None = None,
+    graph: Graph, runtime: Runtime, sizes: Sequence[int], weights: str | None = None
 ) -> BagCurve:
     """Of the committed samples, or of classifiers of a generator that is still being trained.
 
     As many of these as the largest size; that needs the latents, and the file of ``weights`` that
     ``generator.train_until`` named. TrainingError where less is finite than the smallest bag has.
     """
+    config = graph.config
     resources = (config.samples if weights else config.evaluation).resources
-    given = config, graph, weights, sizes, runtime.share(config.dataset)
+    given = graph, weights, sizes, runtime.share(config.dataset)
     return runtime.run(_curve, *given, resources=resources)
 
 
-def _curve(
-    config: PipelineConfig, graph: Graph, weights: str | None, sizes: Sequence[int], shared: Shared
-) -> BagCurve:
+def _curve(graph: Graph, weights: str | None, sizes: Sequence[int], shared: Shared) -> BagCurve:
+    config = graph.config
     if weights is None:
         resources = config.evaluation.resources
         device = settle(resources.cpus, resources.num_gpus)
         classifiers = Classifiers(config, shared.load(), device, graph.seeds)
         drawn = read_population(graph.samples)
     else:
-        drawer = SampleDrawer(config, graph, shared, weights)
+        drawer = SampleDrawer(graph, shared, weights)
         classifiers, drawn = drawer.classifiers, drawer.classifiers_of(range(max(sizes)))
     # Fewer than the largest bag may be left of what was drawn.
     sizes = [size for size in sizes if size <= len(drawn)]

@@ -35,9 +35,9 @@ HELD = 2 * 4
 """Bytes of a parameter of a cohort's models: held once as they come, and once as a shard."""
 
 
-def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
+def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
     """Train the population of ``config.seeds`` and commit it; progress is of this name."""
-    artifact, section = graph.seeds, config.seeds
+    config, artifact, section = graph.config, graph.seeds, graph.config.seeds
     with Stopwatch() as watch:
         dataset = runtime.share(config.dataset)
         classifiers = checked(config, dataset.load())
@@ -68,7 +68,6 @@ def make(config: PipelineConfig, graph: Graph, runtime: Runtime, name: str = "se
 
 
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
-    """What is worth knowing before the work."""
     protocol = config.seeds.protocol
     if protocol.align and (
         isinstance(protocol, Checkpoints) or protocol.num_roots > 1 or not protocol.branches

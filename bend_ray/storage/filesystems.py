@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bend_ray.errors import StoreError
 from bend_ray.process.lazy import pa
@@ -43,6 +43,15 @@ _PASSING = (
     "AWS Error SERVICE_UNAVAILABLE",
 )
 """What a store says that may be well in a moment; Ray Data asks again after the same."""
+_LISTING = "s3:ListBucket on the bucket, without a condition on the prefix"
+_ON_S3 = {
+    "write": "s3:PutObject on what is below it",
+    "read": "s3:GetObject on what is below it",
+    "list": _LISTING,
+    "look for what is not there in": _LISTING,
+    "remove from": "s3:DeleteObject on what is below it",
+}
+"""What may be asked, and the right of Amazon's that it takes."""
 
 
 def resolve(uri: str) -> tuple[pa.fs.FileSystem, str]:
@@ -207,3 +216,33 @@ def make_durable(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> None:
                 os.fsync(descriptor)
             finally:
                 os.close(descriptor)
+
+
+def refusals(filesystem: pa.fs.FileSystem, folder: str, size: int = 0) -> Iterator[str]:
+    """Of what a run asks of a store, what is refused, why, and what would mend it.
+
+    The folder is made where there is none; ``size`` bytes are written and read.
+    """
+    probe = probe_in(folder)
+    every = pa.fs.FileSelector(folder, allow_not_found=True)
+    questions: dict[str, Callable[[], Any]] = {
+        "write": lambda: write_bytes(filesystem, probe, bytes(size)),
+        "read": lambda: read_bytes(filesystem, probe),
+        "list": lambda: filesystem.get_file_info(every),
+        "look for what is not there in": lambda: read_bytes(filesystem, f"{probe}-none"),
+        "remove from": lambda: filesystem.delete_file(probe),
+    }
+    for what, ask in questions.items():
+        try:
+            patiently(filesystem, ask)
+        except (OSError, StoreError) as error:
+            right = f" ({_ON_S3[what]})" if filesystem.type_name == "s3" else ""
+            told = error if isinstance(error, StoreError) else f"cannot {what} it: {cause(error)}"
+            yield f"{told}; mend its permissions{right}"
+            if what in ("write", "read"):  # The others would be refused for the same reason.
+                return
+
+
+def probe_in(folder: str) -> str:
+    """The path of a file to be written for a moment."""
+    return f"{folder.rstrip('/')}/.probe-{uuid.uuid4().hex}{TEMPORARY_SUFFIX}"

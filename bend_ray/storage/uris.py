@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import NamedTuple
-from urllib.parse import quote, unquote
+from urllib.parse import SplitResult, quote, unquote
 
 from bend_ray.errors import StoreError
 from bend_ray.storage.masking import masked
@@ -25,20 +24,6 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """What breaks a line or a terminal; the last are bytes of a name that is not UTF-8."""
 _NO_ESCAPE = re.compile("%(?![0-9A-Fa-f]{2})")
 _VARIABLE = re.compile(r"\$(?:[A-Za-z_]|[{(][A-Za-z_])")
-
-
-class Uri(NamedTuple):
-    """A URI that means something; its text is the same for every spelling of it.
-
-    The location is all between ``://`` and the parameters, which have their ``?``; all is escaped.
-    """
-
-    scheme: str
-    location: str
-    parameters: str
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.location}{self.parameters}"
 
 
 def is_local_path(uri: str) -> bool:
@@ -71,12 +56,12 @@ def canonical(uri: str) -> str:
     if is_local_path(uri):
         _check_text(uri)
         return os.path.abspath(os.path.expanduser(uri))
-    place = parse_uri(uri)
-    return os.path.normpath(unquote(place.location)) if place.scheme == "file" else str(place)
+    place = _parsed(uri)
+    return os.path.normpath(unquote(place.path)) if place.scheme == "file" else place.geturl()
 
 
-def parse_uri(uri: str) -> Uri:
-    """What a URI means; of one that means nothing, as ``canonical``."""
+def _parsed(uri: str) -> SplitResult:
+    """A URI that means something, the same for every spelling of it; all in it is escaped."""
     _check_text(uri)
     scheme, _, rest = uri.partition(":")
     scheme = scheme.lower()
@@ -86,12 +71,11 @@ def parse_uri(uri: str) -> Uri:
         meant = f"{scheme}://{'/' if scheme == 'file' else ''}{rest.lstrip('/')}"
         raise _refusal(uri, _EXPECTED, meant)
     location, question, query = rest.removeprefix("//").partition("?")
-    location = location.rstrip("/")
+    authority, _, path = location.rstrip("/").partition("/")
     if scheme == "file":
         if question:
             raise _refusal(uri, "expected no ? in a file URI; write %3F for one in a name")
-        return Uri(scheme, _escaped(uri, location) or "/", "")
-    authority, _, path = location.partition("/")
+        return SplitResult(scheme, "", f"/{_escaped(uri, path.lstrip('/'))}", "", "")
     bucket = authority.rpartition("@")[2]
     if not bucket:
         raise StoreError(f"{masked(uri)!r} names no bucket: expected {scheme}://bucket")
@@ -104,7 +88,7 @@ def parse_uri(uri: str) -> Uri:
     if kept != path:
         meant = f"{scheme}://{authority}/{kept}{question}{query}"
         raise _refusal(uri, "expected no part that is empty, . or ..", meant)
-    return Uri(scheme, f"{authority}/{path}".rstrip("/"), _parameters(uri, query))
+    return SplitResult(scheme, authority, path and f"/{path}", _parameters(uri, query), "")
 
 
 def joined(uri: str, *names: str) -> str:
@@ -115,9 +99,9 @@ def joined(uri: str, *names: str) -> str:
     """
     if is_local_path(uri):
         return "/".join([uri.rstrip("/"), *names])
-    above = parse_uri(uri)
-    below = "/".join([above.location.rstrip("/"), *(quote(name, safe=_ALLOWED) for name in names)])
-    return str(above._replace(location=below))
+    above = _parsed(uri)
+    below = [above.path.rstrip("/"), *(quote(name, safe=_ALLOWED) for name in names)]
+    return above._replace(path="/".join(below)).geturl()
 
 
 def _check_text(uri: str) -> None:
@@ -130,7 +114,6 @@ def _check_text(uri: str) -> None:
 
 
 def _escaped(uri: str, path: str) -> str:
-    """The path with everything escaped that must be."""
     if _NO_ESCAPE.search(path):
         raise _refusal(uri, "expected two hexadecimal digits after %; write %25 for one in a name")
     if "%2f" in path.lower():
@@ -145,7 +128,6 @@ def _escaped(uri: str, path: str) -> str:
 
 
 def _parameters(uri: str, query: str) -> str:
-    """The parameters after ``?``, escaped."""
     pairs = [each.partition("=") for each in query.split("&")] if query else []
     names = [name for name, _, _ in pairs]
     if not all(name.isidentifier() and name.isascii() and value for name, _, value in pairs):
@@ -153,7 +135,7 @@ def _parameters(uri: str, query: str) -> str:
     if len(set(names)) < len(names):
         raise _refusal(uri, "expected each parameter once")
     written = [f"{name}={quote(value, safe=f'{_ALLOWED}?%$')}" for name, _, value in pairs]
-    return "?" + "&".join(written) if written else ""
+    return "&".join(written)
 
 
 def _refusal(uri: str, expected: str, meant: str | None = None) -> StoreError:

@@ -9,22 +9,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 
 from bend_ray.artifacts.cost import Cost
 from bend_ray.config.yaml_text import flow
 from bend_ray.report.results import Row
+from bend_ray.spec import Record
 
 RECORD = "record"
 """What Ray Tune is told a trial's record as, in JSON."""
 SCORES = ("validation NLL", "accuracy %", "members", "cost s", "MFLOP an answer")
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class StageRecord(_Record):
+class StageRecord(Record):
     """A stage a trial needed, what it cost, and whether the trial made it or found it."""
 
     stage: str
@@ -33,7 +30,7 @@ class StageRecord(_Record):
     cost: Cost
 
 
-class BagRecord(_Record):
+class BagRecord(Record):
     """One bag of a trial, and what it costs.
 
     Scores are of validation images: nats, and a fraction of 1. ``cost_seconds`` is of all of it
@@ -56,14 +53,14 @@ class BagRecord(_Record):
         return dict(zip(SCORES, (*scores, *cost), strict=True))
 
 
-class Milestone(_Record):
+class Milestone(Record):
     """The best bag of the generator so far, after a share of its training."""
 
     share: float
     bag: BagRecord
 
 
-class TrialRecord(_Record):
+class TrialRecord(Record):
     """A trial.
 
     Attributes:
@@ -81,9 +78,9 @@ class TrialRecord(_Record):
     point: dict[str, Any]
     status: Literal["waiting", "running", "done", "stopped", "failed"] = "running"
     error: str | None = None
-    milestones: list[Milestone] = []
-    stages: list[StageRecord] = []
-    bags: list[BagRecord] = []
+    milestones: list[Milestone] = Field(default_factory=list)
+    stages: list[StageRecord] = Field(default_factory=list)
+    bags: list[BagRecord] = Field(default_factory=list)
 
     @property
     def best(self) -> BagRecord:

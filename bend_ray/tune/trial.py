@@ -93,14 +93,14 @@ class StageWorker:
         found = self.job.graph(config)
         # Held until the bag is scored: whoever commits the generator removes the milestones.
         with lease(found.generator, LOGGER.info) as mine:
-            weights = generator.train_until(config, found, self.runtime, step) if mine else None
+            weights = generator.train_until(found, self.runtime, step) if mine else None
             if weights is None:
                 return None
-            return bag_curve(config, found, self.runtime, sizes, weights)
+            return bag_curve(found, self.runtime, sizes, weights)
 
     def bags(self, config: PipelineConfig, sizes: list[int]) -> BagCurve:
         """What bags of the samples are worth."""
-        return bag_curve(config, self.job.graph(config), self.runtime, sizes)
+        return bag_curve(self.job.graph(config), self.runtime, sizes)
 
 
 def run_trial(point: dict[str, Any], job: Assignment) -> None:

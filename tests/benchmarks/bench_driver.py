@@ -91,7 +91,7 @@ def measure(models: int, parameters: int, runtime: RayRuntime) -> dict[str, floa
         artifacts = graph_of(config, Store(folder))
         cpu, wall = time.process_time(), time.perf_counter()
         with Watch() as memory:
-            seeds.make(config, artifacts, runtime)
+            seeds.make(artifacts, runtime)
         return {
             "models": models,
             "shards_mb": round(sum(f.bytes for f in artifacts.seeds.manifest().files) / 2**20, 1),

@@ -106,4 +106,4 @@ def test_a_folder_needs_no_storage_of_its_own(tmp_path: Path) -> None:
     from bend_ray.runtime.training import _storage
 
     artifact = Store(str(tmp_path)).artifact("generator", 1, {})
-    assert _storage(artifact) == (artifact.child("training"), artifact.filesystem)
+    assert _storage(artifact) == (artifact.child("making/training"), artifact.filesystem)

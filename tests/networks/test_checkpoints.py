@@ -271,7 +271,7 @@ def test_a_run_over_somebody_elses_checkpoints(
     assert all(artifact.exists() for artifact in run.graph)
     seeds = run.population("seeds")
     assert seeds.trunk.tolist() == [0] * len(STEPS) + [1] * len(STEPS)
-    names = [name for name, *_ in run.graph.seeds.read_note(LAYOUT)]
+    names = [name for name, *_ in run.graph.seeds.read_json(LAYOUT)]
     states_K = [state for its in trained for _, state in its]
     expected_KP = np.stack([np.concatenate([s[n].flatten() for n in names]) for s in states_K])
     np.testing.assert_array_equal(seeds.theta_KP, expected_KP)

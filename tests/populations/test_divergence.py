@@ -171,7 +171,7 @@ def test_a_drawn_model_that_is_not_finite_is_left_out(
     config = tiny()
     made = make(config, shared_store, "samples")
     again = Store(fresh_store.uri).artifact("samples", 1, {})
-    drawer = SampleDrawer(config, replace(made, samples=again), config.dataset)
+    drawer = SampleDrawer(replace(made, samples=again), config.dataset)
     spoil(2)
     drawer.draw(0)
     spoil(1)

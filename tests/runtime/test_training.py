@@ -4,7 +4,6 @@ import os
 import signal
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,10 +20,10 @@ from bend_ray.config.resources import TrainResources
 from bend_ray.config.schema import GeneratorSection
 from bend_ray.errors import TrainingError
 from bend_ray.generation.models import MlpDenoiser
+from bend_ray.generation.training import Denoising
 from bend_ray.optim import AdamW, Constant, Training
 from bend_ray.runtime.interface import Rows, Runtime, vectors
 from bend_ray.runtime.loop import TrainingTask
-from bend_ray.stages.generator import build_objective
 
 on_ray = pytest.mark.usefixtures("cluster")
 pytestmark = pytest.mark.trains
@@ -53,8 +52,11 @@ def fit_denoiser(
     artifact = Store(str(path)).artifact("generator", 1, {})
     given = {"training": training, "resources": TrainResources(workers=workers or 1)}
     section = SECTION.model_copy(update=given)
-    build = partial(build_objective, section, 5, 2)
-    job = TrainingTask(artifact, section, 0, build, WEIGHTS, until)
+    job = TrainingTask(
+        *(artifact, section, 0),
+        lambda: Denoising(section.denoiser.build(5, 2), section.process),
+        *(WEIGHTS, until),
+    )
     runtime: Runtime = Runtime()
     if workers:
         from bend_ray.runtime.on_ray import RayRuntime

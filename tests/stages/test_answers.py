@@ -22,7 +22,7 @@ from bend_ray.populations import members as stored
 from bend_ray.populations.answers import Answers
 from bend_ray.populations.networks import Classifiers
 from bend_ray.report.evaluation import Result
-from bend_ray.stages import answers, evaluation
+from bend_ray.stages import evaluation
 
 pytestmark = pytest.mark.trains
 
@@ -40,7 +40,7 @@ def nll_of(graph: Graph) -> dict[str, float | None]:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answers, "PIECE_MODELS", 4)
+    monkeypatch.setattr(evaluation, "PIECE_MODELS", 4)
     # Six models of ten classes: 7 images a block.
     monkeypatch.setattr(predictions, "BLOCK_BYTES", 4 * 6 * 10 * 7)
 
@@ -74,7 +74,7 @@ def test_another_vote_temperature_or_bag_asks_nobody(
     def asked(self: object, piece: object) -> None:
         raise AssertionError(f"{piece} was asked")
 
-    monkeypatch.setattr(answers.Respondent, "ask", asked)
+    monkeypatch.setattr(evaluation.Evaluator, "ask", asked)
     for change in (
         "evaluation.vote={kind: weighted}",
         "evaluation.temperature_scaling=true",
@@ -93,30 +93,30 @@ def test_an_interrupted_evaluation_asks_the_pieces_that_are_missing(
     tiny: MakeConfig, shared_store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rivals = "evaluation.rivals=[{kind: noise, scale: 0.3}, {kind: gaussian, scale: 0.7}]"
-    config, ask, done = tiny(rivals, "samples.temperature=0.7"), answers.Respondent.ask, []
+    config, ask, done = tiny(rivals, "samples.temperature=0.7"), evaluation.Evaluator.ask, []
 
-    def stopped(self: answers.Respondent, piece: answers.Piece) -> None:
+    def stopped(self: evaluation.Evaluator, piece: evaluation.Piece) -> None:
         if len(done) == 5:
             raise KeyboardInterrupt
         done.append((piece.question.answers.fingerprint, piece.index))
         ask(self, piece)
 
-    monkeypatch.setattr(answers.Respondent, "ask", stopped)
+    monkeypatch.setattr(evaluation.Evaluator, "ask", stopped)
     with pytest.raises(KeyboardInterrupt):
         make(config, shared_store)
 
-    def counted(self: answers.Respondent, piece: answers.Piece) -> None:
+    def counted(self: evaluation.Evaluator, piece: evaluation.Piece) -> None:
         done.append((piece.question.answers.fingerprint, piece.index))
         ask(self, piece)
 
-    monkeypatch.setattr(answers.Respondent, "ask", counted)
+    monkeypatch.setattr(evaluation.Evaluator, "ask", counted)
     graph = make(config, shared_store)
     fresh = [q for name, q in graph.questions.items() if name != "seeds"]
     questions = [q.about(part) for q in fresh for part in (VALIDATION, TEST)]
     pieces = [
         (q.answers.fingerprint, index)
         for q in questions
-        for index in range(-(-answers.num_models(q) // 4))
+        for index in range(-(-evaluation.num_models(q) // 4))
     ]
     seeds = {graph.questions["seeds"].about(p).answers.fingerprint for p in (VALIDATION, TEST)}
     assert sorted(piece for piece in done if piece[0] not in seeds) == sorted(pieces)

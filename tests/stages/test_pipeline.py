@@ -123,7 +123,7 @@ def test_the_test_part_is_opened_by_the_evaluation_alone(
     trainer.train_roots(0)
     trainer.store_roots([0])
     trainer.train_cohort(0)
-    SampleDrawer(config, dataclasses.replace(graph, samples=again.samples), config.dataset).draw(0)
+    SampleDrawer(dataclasses.replace(graph, samples=again.samples), config.dataset).draw(0)
     with pytest.raises(TestOpenedError):
         make(tiny("samples.temperature=0.9"), shared_store)
 

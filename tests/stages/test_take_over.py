@@ -11,7 +11,6 @@ from bend_ray import pipeline
 from bend_ray.artifacts.cost import Cost
 from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import Graph, graph_of
-from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.runtime.interface import Runtime
 from bend_ray.stages import seeds
@@ -24,7 +23,7 @@ def test_a_stage_that_another_run_committed_is_gone_on_with(
     config = tiny()
     made = graph_of(config, Store(str(tmp_path)))
 
-    def make(config: PipelineConfig, artifacts: Graph, runtime: Runtime) -> None:
+    def make(artifacts: Graph, runtime: Runtime) -> None:
         if other_commits:
             artifacts.seeds.commit(files=[], metrics={"by": "another"}, cost=Cost())
             artifacts.seeds.ensure_uncommitted()
