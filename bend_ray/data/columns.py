@@ -143,12 +143,20 @@ def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
 
 
 def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
-    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such."""
+    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such.
+
+    What a value means hangs on none beside it.
+    """
+    is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
     try:
-        is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
         array = values if is_arrow else pa.array(values, from_pandas=True)
         return _texts(array) if kind == "category" else _numbers(array, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        each = [] if is_arrow else np.atleast_1d(np.asarray(values, dtype=object)).tolist()
+        if len(each) > 1:  # of several types
+            return np.concatenate([raw_column([value], kind, where) for value in each])
+        if isinstance(error, OverflowError):
+            return raw_column([str(each[0])], kind, where)
         raise DataError(
             f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
         ) from None
@@ -164,39 +172,69 @@ def _texts(values: pa.Array) -> NDArray[Any]:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
-        # Whole numbers, of which some are missing, come as floats from pandas.
-        numbers = values.drop_null().to_numpy(zero_copy_only=False)
-        if (np.floor(numbers) == numbers).all():
-            values = values.cast(pa.int64())
+        # Whole numbers come as floats from pandas where some are missing, from JSON as 5.0.
+        numbers = values.cast(pa.float64())
+        is_whole = pa.compute.equal(pa.compute.floor(numbers), numbers)
+        is_short = pa.compute.less(pa.compute.abs(numbers), 2.0**63)
+        whole = pa.compute.if_else(pa.compute.and_(is_whole, is_short), numbers, None)
+        others = pa.compute.if_else(pa.compute.is_nan(numbers), None, values.cast(pa.string()))
+        values = pa.compute.coalesce(whole.cast(pa.int64()).cast(pa.string()), others)
     texts = values.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(texts, dtype=np.str_)
 
 
-def _moments(texts: pa.Array) -> pa.Array:
+def filled(texts: pa.Array) -> pa.Array:
+    """Texts without blanks around them, null where nothing is left."""
+    texts = pa.compute.utf8_trim_whitespace(texts)
+    return pa.compute.if_else(pa.compute.equal(texts, ""), None, texts)
+
+
+def moments(texts: pa.Array) -> pa.Array:
     """Dates of ISO 8601; one without an offset is in UTC."""
-    has_offset = pa.compute.match_substring_regex(texts, r":.*(Z|[+-][0-9:]+)$")
+    has_offset = pa.compute.match_substring_regex(texts, r"[T ].*(Z|[+-][0-9:]+)$")
     plain = pa.compute.if_else(has_offset, None, texts).cast(pa.timestamp("us"))
     with_offset = pa.compute.if_else(has_offset, texts, None).cast(pa.timestamp("us", "UTC"))
     return pa.compute.coalesce(plain, with_offset.cast(pa.timestamp("us")))
 
 
 def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
-    its, scale = values.type, 1.0
+    its = values.type
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    is_text = pa.types.is_string(its) or pa.types.is_large_string(its)
-    if is_text:
-        values = pa.compute.if_else(pa.compute.equal(values, ""), None, values)
-    if is_text and kind == "date":
-        values = _moments(values)
-    if is_text and kind == "boolean":
-        values = values.cast(pa.bool_())
-    if pa.types.is_boolean(values.type):
-        values = values.cast(pa.uint8())
-    elif kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
-        values, scale = values.cast(pa.timestamp("us")).cast(pa.int64()), 1e6
-    array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
+    is_kind = kind_of_type(its)
+    strange = {"number": "boolean", "date": "number"}.get(kind)
+    if pa.types.is_null(its) or (is_kind == strange and values.null_count == len(values)):
+        return np.full(len(values), np.nan)
+    if is_kind == strange:
+        raise ValueError(f"{its}, such as {values.drop_null()[0]}")
+    if is_kind == "category":
+        array = _parsed(filled(values), kind)
+    elif kind == "date":
+        array = _seconds(values)
+    else:
+        values = values.cast(pa.uint8()) if is_kind == "boolean" else values
+        array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
     found: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
     if np.isinf(found).any():
         raise ValueError("infinity; replace it, or leave it empty")
-    return found / scale
+    if kind == "boolean" and (others := found[~np.isin(found, (0, 1)) & ~np.isnan(found)]).size:
+        raise ValueError(f"{others[0]:g}; give true, false, 1 or 0")
+    return found
+
+
+def _parsed(texts: pa.Array, kind: Kind) -> pa.Array:
+    """Of texts; truth values may be 1 and 0."""
+    if kind == "number":
+        return texts.cast(pa.float64())
+    if kind == "date":
+        return _seconds(moments(texts))
+    is_number = pa.compute.match_substring_regex(texts, "^-?[0-9.]+$")
+    numbers = pa.compute.if_else(is_number, texts, None).cast(pa.float64())
+    others = pa.compute.if_else(is_number, None, texts).cast(pa.bool_())
+    return pa.compute.coalesce(numbers, others.cast(pa.uint8()).cast(pa.float64()))
+
+
+def _seconds(values: pa.Array) -> pa.Array:
+    """Since 1970, of dates."""
+    micros = values.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64(), safe=False)
+    return pa.compute.divide(micros, 1e6)

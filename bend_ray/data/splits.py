@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from bend_ray.data.columns import raw_column
+from bend_ray.data.columns import Kind, kind_of_type, raw_column
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import Part
 from bend_ray.data.sources import check_classes, check_overlap
@@ -89,7 +89,9 @@ class ByTime(Spec):
 
     def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
         """Rows in order, and which of these places begins something that stays whole."""
-        time_N = raw_column(table.column(self.column), "date", self.column)
+        values = table.column(self.column)
+        kind: Kind = "number" if kind_of_type(values.type) == "number" else "date"
+        time_N = raw_column(values, kind, self.column)
         order_N = np.lexsort((chance_N, -time_N))
         return order_N, np.diff(time_N[order_N], prepend=np.inf) != 0
 

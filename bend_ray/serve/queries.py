@@ -14,8 +14,8 @@ from pydantic_core import from_json
 
 from bend_ray.data.arrays import array_of
 from bend_ray.data.columns import raw_column
-from bend_ray.data.given import inputs_of
 from bend_ray.data.csv_text import read_csv
+from bend_ray.data.given import inputs_of
 from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
 from bend_ray.errors import BendError, DataError

@@ -166,10 +166,10 @@ def test_json_csv_and_the_protocol_answer_alike(folder: Path) -> None:
 
 def test_texts_come_in_binary_too(folder: Path) -> None:
     city = b"".join(len(t).to_bytes(4, "little") + t for t in ("Köln".encode(), b""))
-    numbers = np.array([40.0, np.nan]).tobytes()
     inputs, tail = [], b""
     for name, kind in KINDS.items():
-        content = city if kind == "category" else numbers
+        numbers = np.array([1.0 if kind == "boolean" else 40.0, np.nan])
+        content = city if kind == "category" else numbers.tobytes()
         datatype = "BYTES" if kind == "category" else "FP64"
         size = {"binary_data_size": len(content)}
         inputs.append({"name": name, "datatype": datatype, "shape": [2], "parameters": size})
@@ -322,7 +322,7 @@ def test_the_page_has_what_its_form_is_made_of(folder: Path) -> None:
     said = http.post("/predict", json={"instances": [row]}).json()["predictions"][0]
     frame = people(1).assign(age=41.5, city="Ulm", joined="2020-01-05", active=True, total=np.nan)
     assert said["probabilities"]["yes"] == pytest.approx(expected(folder, frame)[0, 1], abs=1e-5)
-    assert said["notes"] == []
+    assert said["notes"] == ["total: no training example lacked it"]
     asked = "/predict?seen=true"
     seen = http.post(asked, json={"instances": [row | {"city": "Rome", "age": 900}]}).json()
     assert seen["predictions"][0]["seen"]["total"] is None
