@@ -11,21 +11,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, PositiveFloat
 
 from bend_ray.ensemble import metrics
 from bend_ray.ensemble.conformal import IntervalCalibration, SetCalibration
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.ensemble.programs import LOG_VARIANCES, ClassesProgram, NumbersProgram
 from bend_ray.ensemble.votes import PRIOR_EXAMPLES, apply_temperature, fit_temperature
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
-
-if TYPE_CHECKING:
-    from bend_ray.ensemble.predictions import Predictions
 
 LEVELS_SHOWN = 20
 """Intervals of shares of 1 / 20, 2 / 20, ... are drawn."""

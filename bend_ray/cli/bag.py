@@ -178,12 +178,11 @@ def serve(
     settings = parse_settings(given)
     where = Listening(**listening)
     if folder is not None:
-        _refuse_beside_export(click.get_current_context())
+        _check_export(folder, click.get_current_context())
     bag = canonical(folder or _exported(asked, members))
     if config_only:
         from bend_ray.serve.deployment import deploy_config, deploy_text
 
-        _refuse_credentials(bag)
         if is_local_path(bag):
             read_card(Path(bag))
         click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
@@ -201,7 +200,6 @@ def serve(
         return
     from bend_ray.serve import deployment
 
-    _refuse_credentials(bag)
     tell(*deployment.start(bag, settings, where))
     deployment.wait(settings.name)
 
@@ -264,17 +262,8 @@ def predict(
     click.echo(masked(output))
 
 
-def _refuse_credentials(export: str) -> None:
-    """Of a bag whose URI a Serve config shows."""
-    if masked(export) != export:
-        raise ConfigError(
-            f"--export {masked(export)}: expected a URI without credentials, as the config "
-            "shows it; give them to the replicas, in their environment"
-        )
-
-
-def _refuse_beside_export(context: click.Context) -> None:
-    """Which bag --export says alone."""
+def _check_export(export: str, context: click.Context) -> None:
+    """Refuse what says beside --export which bag it is, and what a Serve config must not show."""
     options = {"file": "FILE", "overrides": "--set", "store": "--store", "members": "--members"}
     given = [
         option
@@ -285,6 +274,11 @@ def _refuse_beside_export(context: click.Context) -> None:
         raise ConfigError(
             f"--export: expected no {given[0]} beside it, it names the bag alone; "
             "leave one of them out"
+        )
+    if masked(export) != export:
+        raise ConfigError(
+            f"--export {masked(export)}: expected a URI without credentials, as the config "
+            "shows it; give them to the replicas, in their environment"
         )
 
 

@@ -10,14 +10,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from bend_ray.config.resources import ActorResources, HourlyPrice, Resources, TrainResources
 from bend_ray.data.datasets import ArrayParts, Dataset, Digits, ImageFiles, Table
@@ -26,18 +19,7 @@ from bend_ray.ensemble.bagging import All, Bagging
 from bend_ray.ensemble.votes import SoftVote, Vote
 from bend_ray.generation.diffusion import Ddim, Ddpm, Process, Sampler
 from bend_ray.generation.models import Autoencoder, Denoiser, MlpDenoiser, PrincipalMlp
-from bend_ray.generation.rivals import (
-    BestOriginal,
-    DeepEnsemble,
-    Gaussian,
-    MultiSwag,
-    Noise,
-    OriginalsBag,
-    Rival,
-    TrunkAverages,
-    TrunkBag,
-    WeightAverage,
-)
+from bend_ray.generation.rivals import DeepEnsemble, ImportedRival, Rival
 from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.protocols import Protocol, Tails
 from bend_ray.networks.recipe import Recipe, Stretch
@@ -46,6 +28,8 @@ from bend_ray.spec import Incidental, Spec, is_incidental, variants
 
 MOST_MODELS = 1_000_000
 """Of a population: a driver needs 4 ms of CPU for a piece of work."""
+RIVALS: tuple[Any, ...] = tuple(kind() for kind in variants(Rival) if kind is not ImportedRival)
+"""All kinds, but for one's own."""
 
 
 class ParametersSection(Spec):
@@ -163,7 +147,7 @@ class Annealing(Spec):
 class Finish(Spec):
     """What is done to drawn models before they are validated, in this order."""
 
-    guidance: NonNegativeFloat = 0.75
+    guidance: Annotated[float, Field(ge=0.0)] = 0.75
     """Move each model on, by so much of its trunk's way from the early tails' mean to the
     members'; needs seeds.protocol.early_tails.
 
@@ -215,17 +199,7 @@ class EvaluationSection(Spec):
     exported or served bag has ours. The most probable class stays. For label smoothing, which
     leaves votes too unsure.
     """
-    rivals: tuple[Rival, ...] = (
-        OriginalsBag(),
-        TrunkBag(),
-        BestOriginal(),
-        DeepEnsemble(),
-        WeightAverage(),
-        TrunkAverages(),
-        Noise(),
-        Gaussian(),
-        MultiSwag(),
-    )
+    rivals: tuple[Rival, ...] = RIVALS
     """What the bag is compared with; each kind once."""
     ood: tuple[Outside, ...] = ()
     """Inputs of no class that was learnt: is the bag less sure of them?"""

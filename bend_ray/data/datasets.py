@@ -19,14 +19,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self, final, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    Field,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
 from bend_ray.data import arrays, images, tables
 from bend_ray.data.columns import Kind
@@ -171,7 +164,7 @@ class ImageFiles(DrawnParts):
     Each pass goes through a larger part window by window, in a new order; models shuffle within
     one. Means and deviations of channels are those of as many images.
     """
-    memory: Annotated[PositiveFloat, Incidental()] | None = None
+    memory: Annotated[float, Field(gt=0.0), Incidental()] | None = None
     """Gigabytes that decoded images may take; null for a quarter of a node's memory.
 
     A larger set is streamed: workers decode images as they are needed, two windows at a time, and

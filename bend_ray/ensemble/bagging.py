@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
-
-if TYPE_CHECKING:
-    from bend_ray.ensemble.predictions import Predictions
 
 
 class _Bag(Spec):

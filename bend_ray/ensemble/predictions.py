@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from bend_ray.process.lazy import Tensor, torch
 
 if TYPE_CHECKING:
     from bend_ray.tasks import Task

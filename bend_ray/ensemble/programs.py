@@ -1,6 +1,6 @@
 """What the program of an exported bag computes of a task, and how its outputs are told.
 
-In ONNX's own text and in numpy, as who serves has no torch. A program has two parts: what each
+In ONNX's operators and in numpy, as who serves has no torch. A program has two parts: what each
 member says, of ``logits`` ``(K, B, O)``, and what they say together, of that and of ``weights``
 ``(B, 1, K)``, which are 0 of a member that was not asked.
 
@@ -11,8 +11,8 @@ answer: probabilities, or means and then variances.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,102 +28,8 @@ LOGITS = "logits"
 """What a member's network answers."""
 LOG_VARIANCES = (-12.0, 6.0)
 """Within which a head's are taken, of standardised targets: beyond, the loss has no floor."""
-
-_CLASSES_SAID = """
-logits_BKC = Transpose <perm = [1, 0, 2]> (logits)
-member_probabilities = Softmax <axis = -1> (logits_BKC)
-member_labels = ArgMax <axis = -1, keepdims = 0> (logits_BKC)
-"""
-_CLASSES_TOGETHER = """
-probs_BKC = Cast <to = 11> (member_probabilities)
-one_hot_BKC = OneHot <axis = -1> (member_labels, num_classes, off_on)
-choices_BKC = Cast <to = 11> (one_hot_BKC)
-total_B11 = ReduceSum (weights, last)
-asked_B1K = Greater (weights, zero)
-ones_B1K = Cast <to = 11> (asked_B1K)
-chosen_B1C = MatMul (ones_B1K, choices_BKC)
-chosen_BC = Squeeze (chosen_B1C, middle)
-votes = Cast <to = 7> (chosen_BC)
-sum_B1C = MatMul (weights, probs_BKC)
-mean_B1C = Div (sum_B1C, total_B11)
-counted_B1C = MatMul (weights, {ballots})
-shares_B1C = Div (counted_B1C, total_B11)
-label_B1 = ArgMax <axis = -1, keepdims = 0> (shares_B1C)
-label = Squeeze (label_B1, middle)
-shares_BC = Squeeze (shares_B1C, middle)
-"""
-_SCALED = """
-likely_BC = Max (shares_BC, least)
-logs_BC = Log (likely_BC)
-cooled_BC = Div (logs_BC, temperature)
-probabilities = Softmax <axis = -1> (cooled_BC)
-"""
-_NEGATIVE_ENTROPY = """
-{of}_likely = Max ({of}, least)
-{of}_logs = Log ({of}_likely)
-{of}_products = Mul ({of}, {of}_logs)
-{of}_sum = ReduceSum ({of}_products, last)
-"""
-_CLASSES_UNSURE = """
-own_B11 = MatMul (weights, probs_BKC_sum)
-own_mean_B11 = Div (own_B11, total_B11)
-gain_B11 = Sub (own_mean_B11, mean_B1C_sum)
-gain_B = Squeeze (gain_B11, both)
-mutual_information = Relu (gain_B)
-minus_B = Squeeze (probabilities_sum, middle)
-entropy_B = Neg (minus_B)
-entropy = Relu (entropy_B)
-"""
-
-_HEAD = """
-mean_BKT, log_BKT = Split <axis = -1, num_outputs = 2> (wide_BKO)
-"""
-_NO_HEAD = """
-mean_BKT = Identity (wide_BKO)
-log_BKT = Sub (wide_BKO, wide_BKO)
-"""
-_NUMBERS_SAID = """
-rows_BKO = Transpose <perm = [1, 0, 2]> (logits)
-wide_BKO = Cast <to = 11> (rows_BKO)
-{head}
-scaled_BKT = Mul (mean_BKT, unit)
-member_means = Add (scaled_BKT, centre)
-clipped_BKT = Clip (log_BKT, low, high)
-halved_BKT = Mul (clipped_BKT, half)
-root_BKT = Exp (halved_BKT)
-member_stds = Mul (root_BKT, unit)
-"""
-_NUMBERS_TOGETHER = """
-total_B11 = ReduceSum (weights, last)
-sum_B1T = MatMul (weights, member_means)
-mean_B1T = Div (sum_B1T, total_B11)
-off_BKT = Sub (member_means, mean_B1T)
-apart_BKT = Mul (off_BKT, off_BKT)
-own_BKT = Mul (member_stds, member_stds)
-each_BKT = Add (apart_BKT, own_BKT)
-sums_B1T = MatMul (weights, each_BKT)
-plain_B1T = Div (sums_B1T, total_B11)
-mixed_B1T = Max (plain_B1T, least)
-variance_B1T = Mul (mixed_B1T, scale)
-std_B1T = Sqrt (variance_B1T)
-mean = Squeeze (mean_B1T, middle)
-std = Squeeze (std_B1T, middle)
-log_B1T = Log (variance_B1T)
-log_mean_B = ReduceMean <keepdims = 0> (log_B1T, both)
-halved_B = Mul (log_mean_B, half)
-entropy = Add (halved_B, normal)
-mixed_log_B1T = Log (mixed_B1T)
-mixed_mean_B11 = ReduceMean (mixed_log_B1T, last)
-own_floor_BKT = Max (own_BKT, least)
-own_log_BKT = Log (own_floor_BKT)
-own_mean_BK1 = ReduceMean (own_log_BKT, last)
-own_sum_B11 = MatMul (weights, own_mean_BK1)
-own_B11 = Div (own_sum_B11, total_B11)
-gain_B11 = Sub (mixed_mean_B11, own_B11)
-half_gain_B11 = Mul (gain_B11, half)
-gain_B = Squeeze (half_gain_B11, both)
-mutual_information = Relu (gain_B)
-"""
+_DOUBLE, _INT64 = 11, 7
+"""Types, as ONNX numbers them."""
 _AXES = {"last": np.array([-1]), "middle": np.array([1]), "both": np.array([1, 2])}
 
 
@@ -134,6 +40,16 @@ def check_names(inputs: Iterable[str], outputs: Iterable[str], where: str = "") 
             f"{where}expected inputs that have names, and others than answers of the bag, "
             f"{', '.join([*outputs, LOGITS])}, got {taken[0]!r}; rename it, or leave it out"
         )
+
+
+class Operators(Protocol):
+    """Writes a program: ``op.Div(a, b, name=...)`` is an operator's value, called so if it matters.
+
+    Of one with several outputs it gives them all.
+    """
+
+    def __getattr__(self, operator: str) -> Callable[..., Any]: ...
+
 
 
 class ClassesProgram:
@@ -159,26 +75,51 @@ class ClassesProgram:
     )
     """What a question may ask for."""
 
-    def program(self, rule: Rule, num_names: int) -> tuple[str, str, Outputs]:
-        """What each says, what they say together, a line an operator, and their constants."""
-        entropies = [
-            _NEGATIVE_ENTROPY.format(of=of) for of in ("probs_BKC", "mean_B1C", "probabilities")
-        ]
-        plain = "probabilities = Identity (shares_BC)"
-        together = (
-            _CLASSES_TOGETHER.format(ballots="choices_BKC" if rule.counts_votes else "probs_BKC"),
-            plain if rule.temperature == 1.0 else _SCALED,
-            *entropies,
-            _CLASSES_UNSURE,
-        )
-        constants = {
+    def constants(self, rule: Rule, num_names: int) -> Outputs:
+        """That a program may read, by name."""
+        return _AXES | {
             "num_classes": np.array(num_names),
             "off_on": np.array([0.0, 1.0], np.float32),
             "zero": np.array(0.0),
             "least": np.array(SMALLEST_PROBABILITY),
             "temperature": np.array(rule.temperature),
         }
-        return _CLASSES_SAID, "".join(together), _AXES | constants
+
+    def say(self, op: Operators) -> None:
+        """What each says."""
+        logits_BKC = op.Transpose("logits", perm=[1, 0, 2])
+        op.Softmax(logits_BKC, axis=-1, name="member_probabilities")
+        op.ArgMax(logits_BKC, axis=-1, keepdims=0, name="member_labels")
+
+    def answer(self, op: Operators, rule: Rule) -> None:
+        """What they say together."""
+        probs_BKC = op.Cast("member_probabilities", to=_DOUBLE)
+        one_hot_BKC = op.OneHot("member_labels", "num_classes", "off_on", axis=-1)
+        choices_BKC = op.Cast(one_hot_BKC, to=_DOUBLE)
+        asked_B1K = op.Cast(op.Greater("weights", "zero"), to=_DOUBLE)
+        chosen_BC = op.Squeeze(op.MatMul(asked_B1K, choices_BKC), "middle")
+        op.Cast(chosen_BC, to=_INT64, name="votes")
+        total_B11 = op.ReduceSum("weights", "last")
+        mean_B1C = op.Div(op.MatMul("weights", probs_BKC), total_B11)
+        ballots_BKC = choices_BKC if rule.counts_votes else probs_BKC
+        shares_B1C = op.Div(op.MatMul("weights", ballots_BKC), total_B11)
+        op.Squeeze(op.ArgMax(shares_B1C, axis=-1, keepdims=0), "middle", name="label")
+        shares_BC = op.Squeeze(shares_B1C, "middle")
+        if rule.temperature == 1.0:
+            op.Identity(shares_BC, name="probabilities")
+        else:
+            cooled_BC = op.Div(op.Log(op.Max(shares_BC, "least")), "temperature")
+            op.Softmax(cooled_BC, axis=-1, name="probabilities")
+
+        def minus_entropy(probs: str) -> str:
+            logs = op.Log(op.Max(probs, "least"))
+            found: str = op.ReduceSum(op.Mul(probs, logs), "last")
+            return found
+
+        own_B11 = op.Div(op.MatMul("weights", minus_entropy(probs_BKC)), total_B11)
+        gain_B = op.Squeeze(op.Sub(own_B11, minus_entropy(mean_B1C)), "both")
+        op.Relu(gain_B, name="mutual_information")
+        op.Relu(op.Neg(op.Squeeze(minus_entropy("probabilities"), "middle")), name="entropy")
 
     def units(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Of the numbers of an answer, ``(A,)``."""
@@ -248,12 +189,12 @@ class NumbersProgram:
     ranked: ClassVar[tuple[str, ...]] = ()
     known: ClassVar[tuple[str, ...]] = ("coverage", "sets")
 
-    def program(self, rule: Rule, num_names: int) -> tuple[str, str, Outputs]:
-        """What each says, what they say together, a line an operator, and their constants."""
+    def constants(self, rule: Rule, num_names: int) -> Outputs:
+        """That a program may read, by name."""
         if rule.counts_votes:
             raise ConfigError("expected a vote that weighs numbers, got one that counts votes")
         unit = np.array(self.std)
-        constants = {
+        return _AXES | {
             "unit": unit,
             "centre": np.array(self.mean),
             "low": np.array(LOG_VARIANCES[0]),
@@ -263,8 +204,38 @@ class NumbersProgram:
             "scale": np.array(rule.temperature),
             "normal": np.array(0.5 * math.log(2 * math.pi * math.e)),
         }
-        said = _NUMBERS_SAID.format(head=_HEAD if self.variance == "head" else _NO_HEAD)
-        return said, _NUMBERS_TOGETHER, _AXES | constants
+
+    def say(self, op: Operators) -> None:
+        """What each says."""
+        outputs_BKO = op.Cast(op.Transpose("logits", perm=[1, 0, 2]), to=_DOUBLE)
+        if self.variance == "head":
+            mean_BKT, log_BKT = op.Split(outputs_BKO, axis=-1, num_outputs=2)
+        else:
+            mean_BKT, log_BKT = outputs_BKO, op.Sub(outputs_BKO, outputs_BKO)
+        op.Add(op.Mul(mean_BKT, "unit"), "centre", name="member_means")
+        root_BKT = op.Exp(op.Mul(op.Clip(log_BKT, "low", "high"), "half"))
+        op.Mul(root_BKT, "unit", name="member_stds")
+
+    def answer(self, op: Operators, rule: Rule) -> None:
+        """What they say together."""
+        total_B11 = op.ReduceSum("weights", "last")
+
+        def mean_of(each: str) -> str:
+            mean: str = op.Div(op.MatMul("weights", each), total_B11)
+            return mean
+
+        mean_B1T = mean_of("member_means")
+        off_BKT = op.Sub("member_means", mean_B1T)
+        own_BKT = op.Mul("member_stds", "member_stds")
+        mixed_B1T = op.Max(mean_of(op.Add(op.Mul(off_BKT, off_BKT), own_BKT)), "least")
+        variance_B1T = op.Mul(mixed_B1T, "scale")
+        op.Squeeze(mean_B1T, "middle", name="mean")
+        op.Squeeze(op.Sqrt(variance_B1T), "middle", name="std")
+        log_mean_B = op.ReduceMean(op.Log(variance_B1T), "both", keepdims=0)
+        op.Add(op.Mul(log_mean_B, "half"), "normal", name="entropy")
+        own_B11 = mean_of(op.ReduceMean(op.Log(op.Max(own_BKT, "least")), "last"))
+        gain_B11 = op.Sub(op.ReduceMean(op.Log(mixed_B1T), "last"), own_B11)
+        op.Relu(op.Squeeze(op.Mul(gain_B11, "half"), "both"), name="mutual_information")
 
     def units(self, names: Sequence[str]) -> NDArray[np.float64]:
         """Of the numbers of an answer, ``(A,)``."""

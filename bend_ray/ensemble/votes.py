@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, final
 from pydantic import Field
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, by_example, check_examples
+from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError, TrainingError
 from bend_ray.imported import Imported
 from bend_ray.process.lazy import Tensor, torch
@@ -21,7 +22,6 @@ from bend_ray.process.matrix import scratch
 from bend_ray.spec import Spec
 
 if TYPE_CHECKING:
-    from bend_ray.ensemble.predictions import Predictions
     from bend_ray.tasks import Task
 
 PRIOR_EXAMPLES = 3.0

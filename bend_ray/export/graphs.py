@@ -2,8 +2,8 @@
 
 Two forms compute the same. ``stacked``: all members in each batched matrix product, for chains of
 fully connected layers. ``unrolled``: the members side by side, for any network. What their outputs
-mean the task says, in ONNX's text: see ``ensemble.programs``. How a graph is run on a machine is
-chosen by measuring, when a bag is loaded.
+mean the task says, in ONNX's operators: see ``ensemble.programs``. How a graph is run on a machine
+is chosen by measuring, when a bag is loaded.
 
 Shape letters: K members, B examples, D inputs of a layer, O outputs of it, or of the network.
 """
@@ -15,11 +15,11 @@ import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import onnx
-import onnx.parser
 import onnxruntime
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -45,23 +45,6 @@ ML = "ai.onnx.ml"
 WEIGHTS = "weights"
 """An input of ``count_program``, of each member ``(B, 1, K)``: 0 where it was not asked."""
 
-_NUMBER = """
-lacks = IsNaN (given)
-known = Where (lacks, some, given)
-value = Unsqueeze (known, last)
-off = Sub (value, low)
-above = Max (off, zero)
-within = Min (above, spans)
-share = Div (within, spans)
-risen = MatMul (share, rises)
-score = Add (risen, first)
-flag = Unsqueeze (lacks, last)
-filled = Where (flag, zero, score)
-ready = Cast <to = 1> (filled)
-missing = Cast <to = 1> (flag)
-"""
-"""Of a raw column ``given`` ``(B,)``, as ``Column.encode`` has it: two of ``(B, 1)``."""
-
 
 def forms(member: onnx.ModelProto) -> tuple[Form, ...]:
     """The forms that a member's graph allows, the usually faster one first."""
@@ -79,9 +62,9 @@ def bag_program(card: Card, member: onnx.ModelProto, state_K: State, form: Form)
     """
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.write(builder.each)
+    card.task.say(builder.operators)
     builder.tensor(WEIGHTS, [[card.rule.sums_exactly]], np.float64)
-    builder.write(builder.together)
+    card.task.answer(builder.operators, card.rule)
     return builder.model(card.task.outputs)
 
 
@@ -91,7 +74,7 @@ def members_program(
     """Raw inputs, by name, to what some members say, each for itself."""
     builder = _Builder(card)
     builder.ask_members(member, state_K, form)
-    builder.write(builder.each)
+    card.task.say(builder.operators)
     return builder.model(members_outputs(card))
 
 
@@ -100,12 +83,12 @@ def count_program(card: Card, *, of_logits: bool) -> onnx.ModelProto:
     builder = _Builder(card)
     if of_logits:
         builder.take(LOGITS, TensorProto.FLOAT, ["members", "batch", card.num_outputs])
-        builder.write(builder.each)
+        card.task.say(builder.operators)
     else:
         for name in members_outputs(card):
             builder.take(name, *builder.shaped(name))
     builder.take(WEIGHTS, TensorProto.DOUBLE, ["asked", 1, len(card.members)])
-    builder.write(builder.together)
+    card.task.answer(builder.operators, card.rule)
     return builder.model([n for n in card.task.outputs if of_logits or n not in builder.given])
 
 
@@ -130,6 +113,16 @@ def _onnx_type(dtype: str) -> int:
     return int(helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
+class _Operators:
+    """Writes into a graph: see ``ensemble.programs.Operators``."""
+
+    def __init__(self, builder: _Builder) -> None:
+        self._builder = builder
+
+    def __getattr__(self, operator: str) -> Callable[..., Any]:
+        return partial(self._builder.write, operator)
+
+
 class _Builder:
     """A graph that is being written."""
 
@@ -138,8 +131,8 @@ class _Builder:
         self.nodes: list[onnx.NodeProto] = []
         self.tensors: list[onnx.TensorProto] = []
         self.given: dict[str, onnx.ValueInfoProto] = {}
-        program = card.task.program(card.rule, len(card.class_names))
-        self.each, self.together, self.constants = program
+        self.constants = card.task.constants(card.rule, len(card.class_names))
+        self.operators = _Operators(self)
         self._raw: list[str] = []
 
     def take(self, name: str, dtype: int, shape: list[str | int]) -> None:
@@ -163,13 +156,14 @@ class _Builder:
         self.tensors.append(numpy_helper.from_array(array, name))
         return name
 
-    def write(self, text: str, prefix: str = "", **named: str) -> None:
-        """Operators, one a line; values are called as ``named``, others with a prefix."""
-        for line in filter(None, text.splitlines()):
-            node = onnx.parser.parse_node(line)
-            for values in (node.input, node.output):
-                values[:] = [named.get(each) or self._free(f"{prefix}{each}") for each in values]
-            self.nodes.append(node)
+    def write(self, operator: str, *inputs: str, name: str = "", **attributes: Any) -> Any:
+        """See ``ensemble.programs.Operators``."""
+        named = name or f"{operator}.{len(self.nodes)}"
+        count = attributes.get("num_outputs", 1)
+        outputs = [self._free(named)] if count == 1 else [f"{named}.{n}" for n in range(count)]
+        own = [self._free(each) for each in inputs]
+        self.nodes.append(helper.make_node(operator, own, outputs, **attributes))
+        return outputs[0] if count == 1 else outputs
 
     def _free(self, name: str) -> str:
         """The name, unless a raw input has it: then one that none has."""
@@ -218,7 +212,7 @@ class _Builder:
             return [self.node("OneHot", [place, depth, off_on], f"{name}.one_hot", axis=-1)]
         knots, scores = (np.array(each) for each in (column.knots, column.scores))
         one = len(knots) == 1
-        self.tensor(f"{name}.last", [1], np.int64)
+        last = self.tensor(f"{name}.last", [1], np.int64)
         constants = {
             "some": knots[0],
             "zero": 0.0,
@@ -227,10 +221,16 @@ class _Builder:
             "spans": np.ones(1) if one else np.diff(knots),
             "rises": np.zeros((1, 1)) if one else np.diff(scores)[:, None],
         }
-        for key, values in constants.items():
-            self.tensor(f"{name}.{key}", values, np.float64)
-        self.write(_NUMBER, f"{name}.", given=name)
-        return [self._free(f"{name}.{n}") for n in ("ready", "missing")[: 1 + column.missing]]
+        some, zero, first, low, spans, rises = (
+            self.tensor(f"{name}.{key}", values, np.float64) for key, values in constants.items()
+        )
+        op, lacks = self.operators, self.node("IsNaN", [name], f"{name}.lacks")
+        known = self.node("Where", [lacks, some, name], f"{name}.known")
+        within = op.Min(op.Max(op.Sub(op.Unsqueeze(known, last), low), zero), spans)
+        score = op.Add(op.MatMul(op.Div(within, spans), rises), first)
+        flag = op.Unsqueeze(lacks, last)
+        told = [op.Where(flag, zero, score), flag][: 1 + column.missing]
+        return [op.Cast(each, to=TensorProto.FLOAT) for each in told]
 
     def _stacked(self, member: onnx.GraphProto, state_K: State) -> None:
         """Every layer of all members as one batched product, ``(K, B, D) @ (K, D, O)``."""

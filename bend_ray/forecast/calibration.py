@@ -10,7 +10,6 @@ Shape letters: K members, T of them for training, P parameters, W of a whole mod
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bend_ray.artifacts.cost import Cost, read_cost, write_cost
+from bend_ray.artifacts.cost import Cost, Stopwatch, read_cost, write_cost
 from bend_ray.artifacts.population import Population
 from bend_ray.artifacts.shards import complete_shards, read_population, shard_name, write_shard
 from bend_ray.artifacts.store import Store
@@ -162,15 +161,12 @@ def calibrate(config: PipelineConfig, dataset: Parts, problem: Problem) -> Rates
 
 
 def _seconds(work: Callable[[], Any], device: str = "cpu") -> float:
-    def now() -> float:
-        if device == "cpu":
-            return time.process_time()
-        torch.cuda.synchronize()
-        return time.perf_counter()
-
-    started = now()
-    work()
-    return now() - started
+    wait: Callable[[], None] = (lambda: None) if device == "cpu" else torch.cuda.synchronize
+    wait()
+    with Stopwatch(num_gpus=float(device != "cpu")) as watch:
+        work()
+        wait()
+    return watch.cost.seconds
 
 
 def _steps(work: Callable[[int], Any], device: str = "cpu") -> Line:

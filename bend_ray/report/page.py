@@ -15,20 +15,8 @@ from markupsafe import Markup
 from bend_ray.artifacts.directory import Directory
 from bend_ray.config.yaml_text import block
 from bend_ray.process.log import moment
-from bend_ray.report import ink, panels_bags, panels_members, panels_trust, verdicts
+from bend_ray.report import ink, panels_bags, panels_members, results, verdicts
 from bend_ray.report.evaluation import BagScores
-from bend_ray.report.results import (
-    BAG,
-    Row,
-    Table,
-    divergences,
-    named,
-    promises,
-    scored_bags,
-    span,
-    temperatures,
-    unaffordable,
-)
 from bend_ray.report.runs import NAME, Run, command, page_uri, seeds_of
 from bend_ray.report.statistics import cell, cells
 from bend_ray.report.verdicts import Highlight
@@ -42,7 +30,7 @@ class Page:
     subtitle: str
     headline: str
     highlights: list[Highlight] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
+    tables: list[results.Table] = field(default_factory=list)
     chapters: dict[str, list[ink.Panel]] = field(default_factory=dict)
     """Figures by the question that they answer."""
     made: dict[str, str] | None = None
@@ -93,11 +81,11 @@ def report(runs: Sequence[Run]) -> Page:
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",
         headline=verdicts.headline(runs),
         highlights=verdicts.highlights(runs),
-        tables=[_rivals(runs), *promises([run.result for run in runs])],
+        tables=[_rivals(runs), *results.promises([run.result for run in runs])],
         chapters={
-            "What does a larger bag bring, and at what cost?": panels_bags.panels(runs),
+            "What does a larger bag bring, and at what cost?": panels_bags.scores(runs),
             "Are generated models as good, and as different?": panels_members.panels(runs),
-            "Can its probabilities be trusted?": panels_trust.panels(runs),
+            "Can its probabilities be trusted?": panels_bags.trust(runs),
         },
         made=_made(runs),
     )
@@ -108,9 +96,9 @@ def _unbroken(text: str) -> str:
     return re.sub(r"(?<=\d) (?=%|s\b|nats|points|±)|(?<=±) ", "\u00a0", text)
 
 
-def _rivals(runs: Sequence[Run]) -> Table:
-    results = [run.result for run in runs]
-    bags, scaled = scored_bags(results), temperatures(results)
+def _rivals(runs: Sequence[Run]) -> results.Table:
+    found = [run.result for run in runs]
+    bags, scaled = results.scored_bags(found), results.temperatures(found)
     rows = [_row(runs, name, scores) for name, scores in bags.items()]
     if scaled:
         # What is scored after temperature scaling says that alone.
@@ -122,19 +110,20 @@ def _rivals(runs: Sequence[Run]) -> Table:
         else "One run has no spread of its own: ± of a difference is its standard error over test "
         "examples, which says nothing about another seed (bend run --repeats 5 does)."
     )
-    lost = (f"Seed {run.config['seed']}, {e}." for run in runs for e in divergences(run.result))
-    notes = (scaled, unaffordable(results), _finished(runs[0].evidence["finish"]), *lost)
+    lost = [f"Seed {r.config['seed']}, {e}." for r in runs for e in results.divergences(r.result)]
+    notes = (scaled, results.unaffordable(found), _finished(runs[0].evidence["finish"]), *lost)
     more = "".join(f" {note}" for note in notes if note)
-    return Table.of("rivals", rows, list(bags).index(BAG), spread=spread, more=more)
+    return results.Table.of("rivals", rows, list(bags).index(results.BAG), spread=spread, more=more)
 
 
-def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> Row:
+def _row(runs: Sequence[Run], name: str, scores: Sequence[BagScores]) -> results.Row:
     """A bag's, scores as voted and after temperature scaling."""
     of, equivalents = runs[0].result, verdicts.equivalents(runs, name)
-    minus = {} if name == BAG else verdicts.minus(runs, name)
+    minus = {} if name == results.BAG else verdicts.minus(runs, name)
     recorded = [run.evidence["bags"].get(name) for run in runs]
     scaled = [each["scaled"]["nll"] for each in recorded if each is not None]
-    row = {f"{of.part} part": named(name), "members": span([each.size for each in scores])}
+    members = results.span([each.size for each in scores])
+    row = {f"{of.part} part": results.named(name), "members": members}
     row |= cells(scores, {"accuracy": f"{of.score} %", "nll": "NLL, nats"})
     row["NLL scaled"] = cell(scaled, "nll")
     error = {"ece": "ECE %"} if of.bag.rmse is None else {"pit_error": "PIT error %"}

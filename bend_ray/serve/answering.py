@@ -21,8 +21,7 @@ from bend_ray.export.card import Card
 from bend_ray.serve.bag import Bag, Cascade, is_finite
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Answers, Inputs, Refusal, Wants
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import ServeSettings, Stop
 from bend_ray.storage.masking import cause
 
 logger = logging.getLogger(__name__)

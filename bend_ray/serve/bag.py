@@ -17,13 +17,13 @@ import safetensors.numpy
 from numpy.typing import NDArray
 
 from bend_ray.ensemble.programs import LOGITS, Outputs, one_target
+from bend_ray.ensemble.votes import Rule
 from bend_ray.errors import BendError, ConfigError, DataError
 from bend_ray.export import files, graphs
 from bend_ray.export.card import TOLERANCE, Card, noise, read_card
 from bend_ray.export.graphs import WEIGHTS, Ask, Form, State, Way, fastest, ways
 from bend_ray.serve.queries import Answers, Inputs, given_inputs
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop, finished
+from bend_ray.serve.settings import ServeSettings, Stop
 from bend_ray.storage.masking import cause, masked
 
 SMALL_BYTES = 64 * 2**20
@@ -34,6 +34,10 @@ as a small bag."""
 MOST_AT_ONCE = 2**21
 """Numbers of the examples that are answered together, for who asks about many."""
 _ALONE = ServeSettings(groups=1)
+_SLACK = 1e-5
+"""More than sums of softmaxes in float32 can be off, as a share of the whole vote."""
+
+Truths = NDArray[np.bool_]
 
 
 class Uncertainty(NamedTuple):
@@ -311,6 +315,39 @@ class Cascade(Bag):
             for name, values in said.items():
                 found[name][rows_B] = values
         return found
+
+
+def finished(rule: Rule, said: Outputs, asked_BE: Truths, stops: Sequence[Stop]) -> Truths:
+    """Examples about which nobody else need be asked."""
+    wanted_B = np.array([stop.decided for stop in stops])
+    least_B = np.array([np.inf if s.confidence is None else s.confidence for s in stops])
+    sure_B = said["probabilities"].max(axis=1) >= least_B
+    ended_B: Truths = (wanted_B & decided(rule, said, asked_BE)) | sure_B
+    return ended_B
+
+
+def decided(rule: Rule, said: Outputs, asked_BE: Truths) -> Truths:
+    """Examples whose label the members left cannot change, whatever they say.
+
+    The most a class can still gain on the leader is the weight of all of them. Where votes are
+    counted this is exact, ties included; where probabilities are averaged a sliver of the vote is
+    left for rounding.
+    """
+    weights_BE = np.where(asked_BE, rule.sums_exactly, 0.0)
+    ballots_BEC, classes_C = said["member_probabilities"], np.arange(said["votes"].shape[1])
+    if rule.counts_votes:
+        ballots_BEC = said["member_labels"][:, :, None] == classes_C
+    mass_BC = np.einsum("be,bec->bc", weights_BE, ballots_BEC)
+    total = sum(rule.sums_exactly)
+    left_B1 = total - weights_BE.sum(axis=1, keepdims=True)
+    leader_B1 = said["label"][:, None]
+    lead_BC = np.take_along_axis(mass_BC, leader_B1, axis=1) - mass_BC
+    if rule.counts_votes:
+        safe_BC = (lead_BC > left_B1) | ((lead_BC == left_B1) & (leader_B1 < classes_C))
+    else:
+        safe_BC = lead_BC > left_B1 + _SLACK * total
+    settled_B: Truths = (safe_BC | (classes_C == leader_B1)).all(axis=1) | asked_BE.all(axis=1)
+    return settled_B
 
 
 def is_finite(said: Answers) -> NDArray[np.bool_]:

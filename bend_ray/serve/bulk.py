@@ -26,8 +26,7 @@ from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Answers, Inputs, given_inputs
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import ServeSettings, Stop
 from bend_ray.storage.filesystems import open_file, resolve
 from bend_ray.storage.masking import cause, masked
 

@@ -211,8 +211,7 @@ def wait(name: str) -> None:
     asked = threading.Event()
     signals = (signal.SIGINT, signal.SIGTERM)
     before = {each: signal.signal(each, lambda *_: asked.set()) for each in signals}
-    while not asked.wait(3600):
-        pass
+    asked.wait()
     for each, handler in before.items():
         signal.signal(each, handler)
     logging.getLogger(__name__).info("serve        answering what has come, then stopping")

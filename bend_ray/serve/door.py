@@ -81,16 +81,13 @@ class Door(Guard):
     async def _ask_ray(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
         headers = [(k, v) for k, v in scope["headers"] if k in _PASSED and v.isascii()]
         inner = {**scope, "headers": headers, "extensions": {BODY: body}, "state": {}}
+        first = iter([{"type": "http.request", "body": b"", "more_body": False}])
         start: Message | None = None
         told, gone = b"", False
-        began = False
 
         async def receiving() -> Message:
-            nonlocal began, gone
-            if not began:
-                began = True
-                return {"type": "http.request", "body": b"", "more_body": False}
-            message = await receive()
+            nonlocal gone
+            message = next(first, None) or await receive()
             gone = message["type"] == "http.disconnect"
             return message
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from typing import Any
 
 import prometheus_client
@@ -46,22 +45,21 @@ class Prometheus:
         self.registry = prometheus_client.CollectorRegistry()
 
     def __getattr__(self, kind: str) -> Callable[..., Any]:
-        return partial(_Tagged, getattr(prometheus_client, kind), self.registry)
+        def make(name: str, about: str, tag_keys: Sequence[str] = (), **more: Any) -> Any:
+            bounds = {"buckets": more["boundaries"]} if more else {}
+            made = getattr(prometheus_client, kind)
+            metric = made(name, about, tag_keys, registry=self.registry, **bounds)
+            return _Tagged(metric) if tag_keys else metric
+
+        return make
 
 
 class _Tagged:
-    def __init__(
-        self, kind: Any, registry: Any, name: str, about: str, tag_keys: Any = (), **more: Any
-    ) -> None:
-        bounds = {"buckets": more["boundaries"]} if more else {}
-        self._metric = kind(name, about, tag_keys, registry=registry, **bounds)
-        self._tagged = bool(tag_keys)
+    def __init__(self, metric: Any) -> None:
+        self._metric = metric
 
     def __getattr__(self, method: str) -> Callable[..., None]:
-        if self._tagged:
-            return lambda value, tags: getattr(self._metric.labels(**tags), method)(value)
-        vars(self)[method] = found = getattr(self._metric, method)  # looked up once
-        return found  # type: ignore[no-any-return]
+        return lambda value, tags: getattr(self._metric.labels(**tags), method)(value)
 
 
 class Meters:

@@ -1,7 +1,7 @@
 """The Open Inference Protocol v2, however it is carried: what is asked, answered and described.
 
 Descriptions are JSON in Triton's words, which are also the names of gRPC's fields. Source:
-https://github.com/kserve/open-inference-protocol, and Triton's ``EXTENSIONS`` to it.
+https://github.com/kserve/open-inference-protocol, and Triton's extensions to it.
 """
 
 from __future__ import annotations
@@ -24,10 +24,6 @@ from bend_ray.serve.queries import Answers, Inputs, Refusal
 from bend_ray.spec import Spec
 from bend_ray.version import __version__
 
-EXTENSIONS = (
-    *("binary_tensor_data", "classification", "model_configuration", "model_repository"),
-    "statistics",
-)
 _BITS = {"UINT": (8, 16, 32, 64), "INT": (8, 16, 32, 64), "FP": (16, 32, 64)}
 _NUMBERS = {
     f"{kind}{size}": np.dtype(f"<{kind[0].lower()}{size // 8}")
@@ -124,7 +120,8 @@ class OpenInference:
 
     def server(self) -> dict[str, Any]:
         """Metadata of the server."""
-        return {"name": "bend_ray", "version": __version__, "extensions": list(EXTENSIONS)}
+        own = ["binary_tensor_data", "classification", "model_configuration", "model_repository"]
+        return {"name": "bend_ray", "version": __version__, "extensions": [*own, "statistics"]}
 
     def metadata(self, card: Card) -> dict[str, Any]:
         """What the model takes and gives, and how much at a time."""
@@ -190,10 +187,9 @@ class OpenInference:
         self, card: Card, body: Mapping[str, Any], tail: bytes
     ) -> tuple[Request, list[Answered]]:
         """Answer an inference request: JSON, and tensors in binary behind it."""
-        settings = self.service.settings
         request = queries.given(Request, body)
         parameters = request.parameters or Parameters()
-        inputs = _inputs(request.inputs, tail, card, settings.max_batch_size)
+        inputs = _inputs(request.inputs, tail, card, self.service.settings.max_batch_size)
         wanted = {each.name: each for each in request.outputs or ()}
         members, usual = members_outputs(card), _outputs_of(card)
         # Where every member is wanted, every member is asked.

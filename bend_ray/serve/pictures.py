@@ -18,7 +18,7 @@ from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import IMAGES, Card, Input
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.queries import Refusal, inputs_of_csv
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import Stop
 from bend_ray.storage.masking import printable
 
 MEDIA_TYPES = (*(f"image/{name.lower()}" for name in FORMATS), "image/x-portable-anymap")

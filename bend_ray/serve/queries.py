@@ -20,8 +20,7 @@ from bend_ray.ensemble import conformal
 from bend_ray.ensemble.programs import ClassesProgram, NumbersProgram
 from bend_ray.errors import BendError, DataError
 from bend_ray.export.card import Card, Input
-from bend_ray.serve.settings import text_bytes
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import Stop, text_bytes
 from bend_ray.spec import Spec, first_problem
 from bend_ray.storage.masking import cause
 

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Annotated
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, ValidationError
 
 from bend_ray.errors import ConfigError
 from bend_ray.export.card import Card
-from bend_ray.serve.voting import Stop
 from bend_ray.spec import Spec, first_problem
 
 TOKEN_VARIABLE = "BEND_SERVE_TOKEN"  # noqa: S105 - the name of it
 SETTINGS_VARIABLE = "BEND_SERVE_SETTINGS"
 """``ServeSettings`` as JSON, for doors in Ray's proxies."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """When a question needs no more members.
+
+    Attributes:
+        decided: when the members left cannot change the label, whatever they say.
+        confidence: when the bag so far gives its label at least this probability; None: never.
+        everyone: never before the last, nor after a student.
+    """
+
+    decided: bool = False
+    confidence: float | None = None
+    everyone: bool = False
+
+    @property
+    def is_patient(self) -> bool:
+        """Whether all members are asked."""
+        return self.everyone or not (self.decided or self.confidence is not None)
 
 
 def text_bytes(card: Card, examples: int) -> int:

@@ -6,7 +6,7 @@ A trial tells Ray Tune its record at every milestone and at its end; Tune keeps 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field
@@ -54,10 +54,10 @@ class BagRecord(Record):
 
 
 class Milestone(Record):
-    """The best bag of the generator so far, after a share of its training."""
+    """Bags of the generator so far, after a share of its training."""
 
     share: float
-    bag: BagRecord
+    bags: list[BagRecord]
 
 
 class TrialRecord(Record):
@@ -84,8 +84,12 @@ class TrialRecord(Record):
 
     @property
     def best(self) -> BagRecord:
-        """Of the bags of a trial that is done, or of its last milestone."""
-        return best_of(self.bags or [self.milestones[-1].bag])
+        """Of the bags of a trial that is done, or of its last milestone, the lowest objective.
+
+        The smallest of equals.
+        """
+        bags = self.bags or self.milestones[-1].bags
+        return min(bags, key=lambda bag: (bag.objective, bag.size))
 
     def row(self, names: Mapping[str, str]) -> Row:
         """In a table whose knobs have these names, by path: knobs, scores and state."""
@@ -102,11 +106,6 @@ class TrialRecord(Record):
     def with_(self, **changes: Any) -> TrialRecord:
         """The record, changed."""
         return self.model_copy(update=changes)
-
-
-def best_of(bags: Sequence[BagRecord]) -> BagRecord:
-    """The bag of the lowest objective, the smallest of equals."""
-    return min(bags, key=lambda bag: (bag.objective, bag.size))
 
 
 def told(

@@ -29,14 +29,7 @@ from bend_ray.runtime.on_ray import RayRuntime, get
 from bend_ray.stages import generator
 from bend_ray.stages.scoring import BagCurve, bag_curve
 from bend_ray.storage.masking import cause
-from bend_ray.tune.records import (
-    RECORD,
-    BagRecord,
-    Milestone,
-    StageRecord,
-    TrialRecord,
-    best_of,
-)
+from bend_ray.tune.records import RECORD, BagRecord, Milestone, StageRecord, TrialRecord
 from bend_ray.tune.space import TuneSection, trial_config
 
 OBJECTIVE = "objective"
@@ -151,9 +144,8 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             step = max(1, round(share * config.generator.training.steps))
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
-            bag = best_of(_bags(config, record, curve, section))
-            passed = [*record.milestones, Milestone(share=share, bag=bag)]
-            record = record.with_(milestones=passed)
+            passed = Milestone(share=share, bags=_bags(config, record, curve, section))
+            record = record.with_(milestones=[*record.milestones, passed])
             yield record, True
     for stage in ("generator", "samples"):
         record = with_stage(record, stage)

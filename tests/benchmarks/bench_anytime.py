@@ -18,8 +18,7 @@ import numpy as np
 
 from bend_ray.data.datasets import Digits
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import ServeSettings, Stop
 
 STOPS = {
     "never": Stop(),

@@ -45,7 +45,7 @@ from bend_ray.networks.architectures import Mlp, TorchvisionModel
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import Stop
 
 OWN = ("layer4.1.bn*.weight", "layer4.1.bn*.bias")
 """What a member of ``--shared`` owns."""

@@ -211,13 +211,13 @@ def test_programs_need_no_more_than_the_folder_says(
         model = onnx.load_model(str(folder / name))
         onnx.checker.check_model(model, full_check=True)
         assert (model.ir_version, model.opset_import) == (
-            needs.ir_version,
-            [onnx.helper.make_opsetid("", needs.opset)],
+            needs["ir_version"],
+            [onnx.helper.make_opsetid("", needs["opset"])],
         )
-        assert onnx.helper.find_min_ir_version_for(model.opset_import) == needs.ir_version
+        assert onnx.helper.find_min_ir_version_for(model.opset_import) == needs["ir_version"]
     said = " ".join((folder / "README.md").read_text().split())
-    assert f"Needs ONNX Runtime {needs.onnxruntime} or later" in said
-    assert f"IR version {needs.ir_version} and opset {needs.opset}." in said
+    assert f"Needs ONNX Runtime {needs['onnxruntime']} or later" in said
+    assert f"IR version {needs['ir_version']} and opset {needs['opset']}." in said
 
 
 def test_a_smaller_bag_is_its_first_members_and_says_so(

@@ -20,8 +20,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import ServeSettings, Stop
 
 INFER = "/v2/models/bag/infer"
 

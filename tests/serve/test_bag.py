@@ -18,8 +18,7 @@ from bend_ray.export.card import noise, read_card
 from bend_ray.export.graphs import Way
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.queries import Inputs
-from bend_ray.serve.settings import ServeSettings
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import ServeSettings, Stop
 
 
 @pytest.fixture(scope="module")

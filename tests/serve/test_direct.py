@@ -26,7 +26,7 @@ from inprocess import client
 from serving import Load, Serving, free_port
 
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import Stop
 from bend_ray.serve.wire import Protocol
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -130,7 +130,7 @@ def test_the_bag_says_mean_and_deviation_of_the_mixture(
 
 
 def stop() -> Any:
-    from bend_ray.serve.voting import Stop
+    from bend_ray.serve.settings import Stop
 
     return Stop()
 

@@ -16,7 +16,7 @@ import pytest
 from serving import Load, Serving
 
 from bend_ray.serve.bag import Bag
-from bend_ray.serve.voting import Stop
+from bend_ray.serve.settings import Stop
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -16,7 +16,8 @@ from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote, 
 from bend_ray.export.card import Card, Input
 from bend_ray.export.graphs import Way, count_program
 from bend_ray.networks.architectures import Mlp
-from bend_ray.serve.voting import Stop, decided, finished
+from bend_ray.serve.bag import decided, finished
+from bend_ray.serve.settings import Stop
 
 
 def card(vote: Vote, weights: list[float], classes: int, temperature: float = 1.0) -> Card:

@@ -73,7 +73,7 @@ def study(tmp_path: Path) -> Study:
     stopped: dict[str, Any] = {
         "status": "stopped",
         "bags": [],
-        "milestones": [Milestone(share=0.25, bag=BAG)],
+        "milestones": [Milestone(share=0.25, bags=[BAG])],
     }
     trials = [
         trial(0, None, "v", 0.12),
