@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.fs
 
@@ -128,16 +126,5 @@ class Directory:
 
 def to_json(value: Any) -> bytes:
     """Indented JSON; numpy scalars and arrays become plain, NaN and infinities null."""
-    return json.dumps(_plain(value), indent=2, allow_nan=False).encode() + b"\n"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.generic | np.ndarray):
-        value = value.tolist()
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value
+    text = json.dumps(value, default=lambda v: dict(v) if isinstance(v, Mapping) else v.tolist())
+    return json.dumps(json.loads(text, parse_constant=lambda _: None), indent=2).encode() + b"\n"

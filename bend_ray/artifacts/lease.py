@@ -59,10 +59,8 @@ class Holder(Record):
             return False
         try:
             os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:  # It is somebody else's.
-            pass
+        except OSError as error:  # It may be somebody else's.
+            return isinstance(error, ProcessLookupError)
         return False
 
 

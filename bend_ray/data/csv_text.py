@@ -59,10 +59,12 @@ def read_csv(source: Any, name: str) -> pa.Table:
 
 
 def typed(table: pa.Table, kept: Container[str]) -> pa.Table:
-    """The columns of texts as what they look like, but for those that are ``kept``."""
-    names = table.column_names
-    columns = zip(names, table.columns, strict=True)
-    return pa.table([v if n in kept else _typed(v) for n, v in columns], names=names)
+    """Columns of texts as what all their values look like, but for those that are ``kept``."""
+    columns = [
+        values if name in kept or not pa.types.is_string(values.type) else _typed(values)
+        for name, values in zip(table.column_names, table.columns, strict=True)
+    ]
+    return pa.table(columns, names=table.column_names)
 
 
 def _typed(values: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bend_ray.data.arrays import LABELS, SINGLE, Arrays
 from bend_ray.data.columns import Column, Columns, Kind, encode, kind_of, kind_of_type, raw_column
+from bend_ray.data.csv_text import read_csv, typed
 from bend_ray.data.examples import Parts
 from bend_ray.data.files import Files, Part, reading
 from bend_ray.data.images import PARQUET
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 ENDINGS = (*PARQUET, ".csv", ".arrow", ".feather")
 _NUMBER = re.compile(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*")
+_TEXTS = {b"values": b"texts"}
 FEW_VALUES = 20
 """Different whole numbers of a target that are taken for classes."""
 
@@ -48,6 +50,8 @@ class Reader:
     targets: tuple[str, ...]
     task: Task
     class_names: tuple[str, ...]
+    are_texts: bool
+    """Classes, also those that look like numbers."""
 
     def arrays(self, table: pa.Table, part: Part) -> Arrays:
         """The examples of rows of a part; DataError where a column is not as it was."""
@@ -57,6 +61,8 @@ class Reader:
         if not self.task.has_classes:
             found = [_column(table, name, "number", where) for name in self.targets]
             return Arrays(np.stack(found, axis=1), self.targets, True, inputs=inputs)
+        if not self.are_texts:
+            table = typed(table, {*table.column_names} - {*self.targets})
         texts = _column(table, self.targets[0], "category", where)
         arrays = Arrays(*classes_of(texts, None, where), inputs=inputs)
         known = Arrays(texts[:0], self.class_names, True, inputs=inputs)
@@ -64,21 +70,25 @@ class Reader:
 
 
 def read_table(files: Files) -> pa.Table:
-    """The rows of a part's files, one after another; DataError where they have other columns."""
-    tables = []
+    """The rows of a part's files, one after another, those of CSV as texts, as metadata say.
+
+    DataError where files have other columns.
+    """
+    tables, are_texts = [], True
     for file in files:
-        name = file.name.lower()
+        name, where = file.name.lower(), printable(file.name)
         with reading(printable(file.path)), open_file(files.filesystem, file.path) as source:
             if name.endswith(".csv"):
-                tables.append(read_csv(source, printable(file.name)))
+                tables.append(read_csv(source, where))
             elif name.endswith(PARQUET):
                 tables.append(pa.parquet.ParquetFile(source).read())
             else:
                 tables.append(pa.feather.read_table(source))
+        are_texts &= name.endswith(".csv")
         if twice := [own for own, n in Counter(tables[-1].column_names).items() if n > 1]:
             raise DataError(
-                f"{printable(file.name)}: expected columns of different names, got {listed(twice)} "
-                "twice; rename or drop them"
+                f"{where}: expected columns of different names, got {listed(twice)} twice; rename "
+                "or drop them"
             )
     try:
         table = pa.concat_tables(tables, promote_options="permissive")
@@ -87,36 +97,14 @@ def read_table(files: Files) -> pa.Table:
     if not len(table):
         names = listed([file.name for file in files])
         raise DataError(f"dataset: expected rows in {names}, got no rows, a header alone")
-    return table
-
-
-def read_csv(source: Any, name: str) -> pa.Table:
-    """The rows of a CSV file; DataError where it has other delimiters or another encoding."""
-    alone = f"{name}: expected commas between columns, got a header without one"
-    empty = pa.csv.ConvertOptions(strings_can_be_null=True)
-    try:
-        table = pa.csv.read_csv(source, convert_options=empty)
-        names = table.column_names
-        strange = [f.name for f in table.schema if pa.types.is_binary(f.type)]
-    except UnicodeDecodeError:
-        strange = ["the header"]
-    except pa.ArrowInvalid as error:
-        if "Expected 1 columns" not in str(error):
-            raise
-        raise DataError(f"{alone}; is its delimiter ; or a tab? rewrite it") from None
-    if strange:
-        raise DataError(
-            f"{name}: expected UTF-8, got other bytes in {listed(strange)}; is it Latin-1? convert "
-            "it, as by iconv -f latin1 -t utf-8"
-        )
-    if len(names) == 1 and (found := [sign for sign in ";\t|" if sign in names[0]]):
-        raise DataError(f"{alone}; is its delimiter {found[0]!r}? rewrite it")
-    return table
+    return table.replace_schema_metadata(_TEXTS if are_texts else None)
 
 
 def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Parts:
     """The parts of a table; DataError where columns or targets are not what they should be."""
     table = read["train"]()
+    if table.schema.metadata == _TEXTS:
+        table = typed(table, _kept(spec, table.column_names))
     targets = _targets(spec, table)
     task, class_names = _task(spec, table, targets)
     rows = _places(spec, table, targets[0], read)
@@ -129,7 +117,8 @@ def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Par
                     f"dataset: expected values of {printable(name)} that vary, those of the "
                     f"training part are all {values[0]}; check the column"
                 )
-    reader = Reader(columns, targets, task, class_names)
+    are_texts = kind_of_type(train.schema.field(targets[0]).type) == "category"
+    reader = Reader(columns, targets, task, class_names, are_texts)
     kinds: dict[str, list[str]] = {}
     for name, column in columns.items():
         kinds.setdefault(column.kind, []).append(name)
@@ -154,8 +143,7 @@ def _check_columns(table: pa.Table, names: Sequence[str], where: str) -> None:
 
 def _targets(spec: Table, table: pa.Table) -> tuple[str, ...]:
     """Names of the columns to be told, each with a value in every row."""
-    given = (spec.target,) if isinstance(spec.target, str) else spec.target
-    targets = given or tuple(name for name in LABELS if name in table.column_names)[:1]
+    targets = _named(spec, table.column_names)
     if not targets:
         raise DataError(
             "dataset.target: expected the name of the column to predict, got none; columns are "
@@ -259,3 +247,17 @@ def _missing_signs(values: pa.ChunkedArray) -> list[str]:
 def _splitting(spec: Table) -> list[str]:
     """The column that parts are drawn by, if any: no input."""
     return [spec.split.column] if isinstance(spec.split, ByGroup | ByTime) else []
+
+
+def _named(spec: Table, columns: Sequence[str]) -> tuple[str, ...]:
+    """The targets, as they are called or as targets are."""
+    given = (spec.target,) if isinstance(spec.target, str) else spec.target
+    return given or tuple(name for name in LABELS if name in columns)[:1]
+
+
+def _kept(spec: Table, columns: Sequence[str]) -> set[str]:
+    """Columns of which texts are names, also where they look like numbers: 1 and 01 are two."""
+    kept = {name for name, kind in spec.columns.items() if kind == "category"}
+    if isinstance(spec.split, ByGroup):
+        kept.add(spec.split.column)
+    return kept.union(_named(spec, columns) if isinstance(spec.task, Classification) else ())

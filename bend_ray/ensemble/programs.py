@@ -51,7 +51,6 @@ class Operators(Protocol):
     def __getattr__(self, operator: str) -> Callable[..., Any]: ...
 
 
-
 class ClassesProgram:
     """Of classification: probabilities, and how much the members disagree."""
 

@@ -30,7 +30,7 @@ from bend_ray.errors import ClusterError
 from bend_ray.imported import code_of, imported_in
 from bend_ray.process.computing import usable_cores, usable_memory
 from bend_ray.process.environment import cluster_to_join, variable
-from bend_ray.runtime.capacity import SPARE_CPUS
+from bend_ray.runtime.nodes import SPARE_CPUS
 from bend_ray.storage.masking import cause, masked, utf8
 
 logger = logging.getLogger(__name__)

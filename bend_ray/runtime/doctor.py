@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bend_ray.errors import BendError
-from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.causes import told
-from bend_ray.runtime.nodes import Nodes, computes_with, differs, unlike, versions
+from bend_ray.runtime.nodes import Node, Nodes, computes_with, differs, unlike, versions
 from bend_ray.storage.filesystems import probe_in, refusals, resolve, write_bytes
 
 MOST_SKEW_SECONDS = 60.0

@@ -69,9 +69,8 @@ def vectors(rows_KF: NDArray[Any]) -> pa.FixedSizeListArray:
 
 def from_vectors(column: pa.ChunkedArray) -> NDArray[Any]:
     """``(K, F)``, the inverse of ``vectors``; of one chunk a view, which may be read-only."""
-    none = np.empty(0, column.type.value_type.to_pandas_dtype())
-    chunks = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in column.chunks] or [none]
-    flat = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+    whole = column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+    flat: NDArray[Any] = whole.flatten().to_numpy(zero_copy_only=False)
     return flat.reshape(-1, column.type.list_size)
 
 

@@ -124,14 +124,13 @@ class _Worker:
         self.purpose = job.seed, job.artifact.stage, self.training.seed
         # In the order of the population.
         rows = rows.sort_by("model_id")
-        features_KF = torch.tensor(from_vectors(rows["features"])).float()
-        condition_K = torch.tensor(rows["trunk"].to_numpy()).long()
+        given = {
+            "features": torch.tensor(from_vectors(rows["features"])).float(),
+            "condition": torch.tensor(rows["trunk"].to_numpy()).long(),
+        }
         held_out_K = torch.tensor(rows["held_out"].to_numpy())
         self.rows, unseen = (
-            {
-                "features": features_KF[keep_K].to(self.device),
-                "condition": condition_K[keep_K].to(self.device),
-            }
+            {name: column[keep_K].to(self.device) for name, column in given.items()}
             for keep_K in (~held_out_K, held_out_K)
         )
         with torch.random.fork_rng(devices=[]):
@@ -239,10 +238,8 @@ class _Worker:
         seconds = torch.tensor(used, dtype=torch.float64, device=self.device)
         if self.team.world > 1:
             torch.distributed.all_reduce(seconds)
-        cpu, gpu = seconds.tolist()
-        return self.keep.spent + Cost(
-            cpu_seconds=cpu, gpu_seconds=gpu, wall_seconds=here.wall_seconds
-        )
+        whole = dict(zip(("cpu_seconds", "gpu_seconds"), seconds.tolist(), strict=True))
+        return self.keep.spent + here.model_copy(update=whole)
 
     def _restore(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors().items():

@@ -23,12 +23,11 @@ from bend_ray.data.datasets import Dataset
 from bend_ray.data.streaming import BLOCK_BYTES, RESIDENT_SHARE, Room, Work
 from bend_ray.process import log
 from bend_ray.process.computing import lent, usable_cores
-from bend_ray.runtime.capacity import Request
 from bend_ray.runtime.causes import our_errors
 from bend_ray.runtime.cluster import set_up_data
 from bend_ray.runtime.interface import Rows, Runtime, Shared, from_vectors, vectors
 from bend_ray.runtime.loop import Fitted, TrainingTask
-from bend_ray.runtime.nodes import Nodes, expect, versions
+from bend_ray.runtime.nodes import Nodes, Request, expect, versions
 from bend_ray.runtime.pool import Pool
 from bend_ray.runtime.tracking import count, count_progress
 from bend_ray.runtime.training import fit

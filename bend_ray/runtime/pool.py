@@ -13,10 +13,9 @@ import ray.exceptions
 
 from bend_ray.config.resources import Resources
 from bend_ray.errors import ClusterError
-from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, died_too_often, told, within
 from bend_ray.runtime.interface import Workers
-from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, versions
+from bend_ray.runtime.nodes import LOOK_SECONDS, Nodes, differs, situation, versions
 from bend_ray.runtime.tracking import count
 
 logger = logging.getLogger(__name__)
@@ -154,7 +153,7 @@ class Pool(Workers):
             if self._flying:
                 logger.info("%-12s still at %d of %s", "", len(self._flying), title)
             else:
-                logger.info("%-12s waiting for a worker: %s", "", capacity.situation())
+                logger.info("%-12s waiting for a worker: %s", "", situation())
         return ready[0] if ready else None
 
     def _add(self) -> None:

@@ -23,10 +23,9 @@ from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY
 from bend_ray.errors import BendError, StoreError, TrainingError
 from bend_ray.process.log import ProgressLine
-from bend_ray.runtime import capacity
 from bend_ray.runtime.causes import LOST, told
 from bend_ray.runtime.loop import PROGRESS_SECONDS, Fitted, Team, TrainingTask, train
-from bend_ray.runtime.nodes import Nodes, expect, versions
+from bend_ray.runtime.nodes import Nodes, bundle, expect, versions
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +99,7 @@ def _trainer(
         scaling_config=ray.train.ScalingConfig(
             num_workers=resources.workers,
             use_gpu=resources.num_gpus > 0,
-            resources_per_worker=capacity.bundle(resources),
+            resources_per_worker=bundle(resources),
             placement_strategy=resources.placement.upper(),
             label_selector=nodes.selector(resources) or None,
         ),

@@ -131,9 +131,7 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     query = queries.given(PredictQuery, dict(request.query_params), strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    readers: dict[str, Callable[..., queries.Inputs]] = {
-        "application/json": queries.inputs_of_json
-    }
+    readers: dict[str, Callable[..., queries.Inputs]] = {"application/json": queries.inputs_of_json}
     if card.columns:
         advice = "; curl sends a file as it is with --data-binary @FILE, not with -d"
         readers["text/csv"] = partial(queries.inputs_of_csv, advice=advice)

@@ -32,8 +32,8 @@ from bend_ray.config.resources import ActorResources, Resources, TrainResources
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import StoreError
 from bend_ray.process.log import LOGGER, duration
-from bend_ray.runtime import capacity
-from bend_ray.runtime.capacity import SPARE_CPUS
+from bend_ray.runtime import nodes
+from bend_ray.runtime.nodes import SPARE_CPUS
 from bend_ray.tune.records import TrialRecord, told
 from bend_ray.tune.space import Asha, Choices, Grid, Range, Tpe, TuneSection, encode, values_of
 from bend_ray.tune.trial import OBJECTIVE, PROBLEM, PROGRESS
@@ -134,7 +134,7 @@ class Processors:
     @classmethod
     def of_cluster(cls, own: bool) -> Processors:
         """Of the connected one's, free or not."""
-        have = [node.resources for node in capacity.nodes()]
+        have = [node.resources for node in nodes.nodes()]
         cpus, gpus = (sum(each.get(kind, 0.0) for each in have) for kind in ("CPU", "GPU"))
         return cls.usable(cpus, gpus, own)
 
@@ -146,7 +146,7 @@ class Processors:
 
 def room_for(config: PipelineConfig, have: Processors) -> int:
     """Trials at once that there is room for, at least one."""
-    needs = [capacity.Request.of(config, stage) for stage in STAGES]
+    needs = [nodes.Request.of(config, stage) for stage in STAGES]
     cpus = max(need.processes * need.resources.cpus for need in needs)
     gpus = max(need.processes * need.resources.num_gpus for need in needs)
     return have.over(cpus, gpus)

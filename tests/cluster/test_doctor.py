@@ -13,9 +13,8 @@ from policies import policy_of, without
 
 from bend_ray.artifacts.store import Store
 from bend_ray.errors import StoreError
-from bend_ray.runtime.capacity import Node
 from bend_ray.runtime.doctor import _of_a_node, _to_mend, ask_store, examine, outside
-from bend_ray.runtime.nodes import Nodes
+from bend_ray.runtime.nodes import Node, Nodes
 
 STORE = f"s3://{BUCKET}/runs"
 

@@ -93,7 +93,7 @@ def test_a_cluster_is_known_at_its_own_port_and_at_no_other(cluster: None) -> No
 
 @pytest.mark.ray
 def test_our_own_cluster_has_as_many_cores_as_we_may_use(cluster: None) -> None:
-    from bend_ray.runtime.capacity import SPARE_CPUS
+    from bend_ray.runtime.nodes import SPARE_CPUS
 
     assert ray.cluster_resources()["CPU"] == usable_cores() + SPARE_CPUS
 

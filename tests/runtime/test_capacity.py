@@ -3,7 +3,7 @@
 import pytest
 
 from bend_ray.config.resources import Resources
-from bend_ray.runtime.capacity import Node, Request, counted
+from bend_ray.runtime.nodes import Node, Request, counted
 
 SPOT = Node({"CPU": 8.0, "GPU": 1.0, "accelerator_type:A10G": 1.0}, {"market": "spot"})
 HEAD = Node({"CPU": 6.0, "node:10.0.0.1": 1.0}, {"ray.io/node-id": "f"})

@@ -16,8 +16,7 @@ import ray.exceptions
 from bend_ray.config.resources import ActorResources
 from bend_ray.errors import ClusterError, DataError
 from bend_ray.runtime import pool as module
-from bend_ray.runtime.capacity import Node
-from bend_ray.runtime.nodes import Nodes, expect, versions
+from bend_ray.runtime.nodes import Node, Nodes, expect, versions
 from bend_ray.runtime.on_ray import RayRuntime
 from bend_ray.runtime.pool import Pool
 
@@ -156,7 +155,7 @@ def _started(workers: Pool, real: Callable[..., object], reference: object) -> N
 def nodes_of(monkeypatch: pytest.MonkeyPatch, *names: str) -> Nodes:
     """A cluster of such nodes, with room for a process each."""
     there = [Node({"CPU": 1.0}, {}, name, f"10.0.0.{name}") for name in names]
-    monkeypatch.setattr("bend_ray.runtime.capacity.nodes", lambda: there)
+    monkeypatch.setattr("bend_ray.runtime.nodes.nodes", lambda: there)
     return Nodes(True)
 
 
@@ -202,7 +201,7 @@ def test_every_node_is_asked_before_any_work(monkeypatch: pytest.MonkeyPatch) ->
     assert nodes.check() is False
     assert nodes.left_out == {}
     with_gpu = [replace(node, resources={"GPU": 1.0}) for node in nodes.usable()]
-    monkeypatch.setattr("bend_ray.runtime.capacity.nodes", lambda: with_gpu)
+    monkeypatch.setattr("bend_ray.runtime.nodes.nodes", lambda: with_gpu)
     nodes.check(gpus=False)
     with pytest.raises(ClusterError, match=r"expected a GPU that works.*resources.gpus to 0"):
         nodes.check(gpus=True)
@@ -219,7 +218,7 @@ def test_models_of_a_gigabyte_are_asked_for_and_refused_where_no_node_holds_them
     with pytest.raises(ClusterError, match=told):
         runtime.holding("seeds", asked, 1e15)
     there = [Node({"CPU": 1.0, "memory": 5e9}, {}, "1", "10.0.0.1")]
-    monkeypatch.setattr("bend_ray.runtime.capacity.nodes", lambda: there)
+    monkeypatch.setattr("bend_ray.runtime.nodes.nodes", lambda: there)
     given = runtime.holding("seeds", asked, 2e9)
     assert given.memory == 2.0
     assert runtime.nodes.room(given) == 1

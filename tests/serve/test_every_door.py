@@ -6,7 +6,6 @@ import asyncio
 import csv
 import io
 import json
-import math
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -68,7 +67,7 @@ def as_text(value: Any) -> str:
 def as_csv(rows: list[Row]) -> bytes:
     told = io.StringIO()
     writer = csv.writer(told, quoting=csv.QUOTE_ALL, lineterminator="\n")
-    writer.writerows([[*rows[0]], *([as_text(value) for value in row.values()] for row in rows)])
+    writer.writerows([[*KINDS], *([as_text(row[name]) for name in KINDS] for row in rows)])
     return told.getvalue().encode()
 
 
@@ -212,7 +211,6 @@ def test_every_door_answers_alike_and_notes_the_same(
     file.write_bytes(as_csv(rows))
     for line, each in zip(lines(folder, [file]), told, strict=True):
         assert f": {each['label']}  " in line
-        assert line.endswith("".join(f"; {note}" for note in ["", *each["notes"]][1:]))
         assert line.partition(" nats")[2] == "".join(f"; {note}" for note in each["notes"])
 
 
@@ -271,4 +269,4 @@ def test_a_value_means_the_same_whatever_is_beside_it(kind: Kind, values: list[A
     found = read(values)
     assert (found is None) == (wanted is None)
     for ours, its in zip(found or [], wanted or [], strict=True):
-        assert ours == its or (math.isnan(ours) and math.isnan(its))
+        assert ours == its or (ours != ours and its != its)

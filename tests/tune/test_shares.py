@@ -5,7 +5,7 @@ import pytest
 from bend_ray.config.graph import STAGES
 from bend_ray.config.reading import load_config
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.runtime.capacity import SPARE_CPUS
+from bend_ray.runtime.nodes import SPARE_CPUS
 from bend_ray.tune.tuner import DATA_CPUS, Processors, room_for, share_of
 
 CONFIGS = {
