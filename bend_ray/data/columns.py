@@ -149,7 +149,8 @@ def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
     """
     is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
     try:
-        if not is_arrow and {*map(type, values)} > {bool} and len(values) > 1:
+        is_plain = not is_arrow and str(getattr(values, "dtype", "object")) == "object"
+        if is_plain and len(values) > 1 and {*map(type, values)} > {bool}:
             raise TypeError("truth values among others")  # which Arrow makes numbers of
         array = values if is_arrow else pa.array(values, from_pandas=True)
         return _texts(array) if kind == "category" else _numbers(array, kind)

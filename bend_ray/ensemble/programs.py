@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY, SMALLEST_VARIANCE
 from bend_ray.ensemble.votes import Rule
-from bend_ray.errors import ConfigError, DataError
+from bend_ray.errors import ConfigError
 
 Outputs = Mapping[str, NDArray[Any]]
 """Of a program, by name, each with the examples as its first dimension."""
@@ -34,12 +34,14 @@ _AXES = {"last": np.array([-1]), "middle": np.array([1]), "both": np.array([1, 2
 
 
 def check_names(inputs: Iterable[str], outputs: Iterable[str], where: str = "") -> None:
-    """DataError where a program would have no name for an input, or one for it and an output."""
-    if taken := sorted({*inputs} & {"", LOGITS, *outputs}):
-        raise DataError(
-            f"{where}expected inputs that have names, and others than answers of the bag, "
-            f"{', '.join([*outputs, LOGITS])}, got {taken[0]!r}; rename it, or leave it out"
-        )
+    """ConfigError where a program would have no name for an input, or one for it and an output."""
+    taken = [LOGITS, *outputs]
+    for name in inputs:
+        if name in ("", *taken):
+            raise ConfigError(
+                f"{where}{name or 'one without a name'}: expected inputs that are called "
+                f"otherwise than answers, {', '.join(taken)}; rename it, or leave it out"
+            )
 
 
 class Operators(Protocol):

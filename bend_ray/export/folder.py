@@ -72,7 +72,7 @@ def publish_bag(
 ) -> Card:
     """Write any bag, evaluated or not, to a folder or URI; returns its card as written.
 
-    DataError where an input is called as an output is, or by nothing.
+    ConfigError where an input is called as an output is, or by nothing.
     """
     check_names(card.inputs, card.task.outputs)
     examples, each_KNA = noise(card), None

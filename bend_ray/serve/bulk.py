@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -14,7 +15,7 @@ import ray
 import ray.data
 
 from bend_ray.data.arrays import LABELS
-from bend_ray.data.csv_text import as_texts
+from bend_ray.data.csv_text import as_texts, read_csv
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import File, find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
@@ -95,8 +96,11 @@ def _schema(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> pa.Sch
     where = masked(file.path)
     with reading(where), open_file(filesystem, file.path) as source:
         if file.path.lower().endswith(CSV):
-            reader = pyarrow.csv.open_csv(source, None, LINES, as_texts())
-            schema = reader.schema
+            lines = io.BufferedReader(source)
+            head = lines.readline()
+            while head.count(b'"') % 2 and (more := lines.readline()):  # in the midst of a name
+                head += more
+            schema = read_csv(io.BytesIO(head), where).schema
         else:
             schema = pyarrow.parquet.read_schema(source)
     nobody = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in card.outputs.items()}
@@ -105,8 +109,11 @@ def _schema(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> pa.Sch
             f"{where}: expected no column called as an answer is, got {sorted(taken)[0]}; rename "
             "or drop it"
         )
-    if card.columns:
-        given_inputs(schema.empty_table(), card)
+    try:
+        if card.columns:
+            given_inputs(schema.empty_table(), card)
+    except DataError as error:
+        raise DataError(f"{where}: {str(error).removeprefix('x: ')}") from None
     return schema
 
 
@@ -136,7 +143,11 @@ class _Predictor:
             known = [name for name in card.inputs if name in table.column_names]
             labels = [name for name in table.column_names if name in LABELS]
             used = table.select(known) if known else table.drop_columns(labels)
-            inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
+            rest = table.drop_columns(used.column_names)
+            if not card.columns:  # numbers, which CSV has as texts
+                types = [pa.float64() if pa.types.is_string(t) else t for t in used.schema.types]
+                used = used.cast(pa.schema(zip(used.column_names, types, strict=True)))
+            inputs = given_inputs(used, card)
         said = self.bag.answer(inputs, [Stop()] * len(table))
         for name, values in _answers(card, said).items():
             rest = rest.append_column(name, pa.array(values))

@@ -73,6 +73,10 @@ def inputs_of(columns: dict[str, Column]) -> dict[str, Input]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("tables"))
+
+
+def write_people(path: Path) -> Path:
     """A bag of three random networks over what people's columns become."""
     inputs = inputs_of(columns_of(people()))
     card = Card(
@@ -89,7 +93,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert card.input_shape == (2 + 4 + 1 + 1 + 1,)
     torch.manual_seed(0)
     states = [card.architecture.build(card.input_shape, 2).state_dict() for _ in range(3)]
-    path = tmp_path_factory.mktemp("tables")
     publish_bag(path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
     return path
 

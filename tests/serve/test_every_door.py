@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inprocess import client
-from test_columns import KINDS, folder  # noqa: F401 - a fixture
+from test_columns import KINDS, write_people
 from test_numbers import Context
 
 from bend_ray.data.columns import Kind, raw_column
@@ -52,6 +52,13 @@ _CELLS: dict[str, st.SearchStrategy[Any]] = {
         ["Ulm", "Köln", "NA", "nan", "null", "007", "1.50", "True", "10:30", "1e5", "0x1", " Ulm"]
     ),
 }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("people"))
+
+
 ROWS = st.lists(
     st.fixed_dictionaries({name: _CELLS[kind] for name, kind in KINDS.items()}),
     min_size=1,
@@ -115,7 +122,7 @@ def raw_doors(folder: Path, rows: list[Row]) -> dict[str, dict[str, np.ndarray]]
 
 @given(rows=ROWS)
 @settings(max_examples=60, deadline=None)
-def test_a_row_is_read_alike_by_every_door(folder: Path, rows: list[Row]) -> None:  # noqa: F811
+def test_a_row_is_read_alike_by_every_door(folder: Path, rows: list[Row]) -> None:
     by_door = raw_doors(folder, rows)
     wanted = by_door.pop("json")
     for door, found in by_door.items():
@@ -179,7 +186,7 @@ def by_grpc(folder: Path, rows: list[Row]) -> np.ndarray:
 @given(rows=ROWS)
 @settings(max_examples=15, deadline=None)
 def test_every_door_answers_alike_and_notes_the_same(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
     rows: list[Row],
 ) -> None:
@@ -223,7 +230,7 @@ def test_every_door_answers_alike_and_notes_the_same(
     ],
 )
 def test_what_is_no_value_of_a_column_is_refused_by_every_door(
-    folder: Path,  # noqa: F811
+    folder: Path,
     name: str,
     value: Any,
 ) -> None:
@@ -260,8 +267,7 @@ def test_a_value_means_the_same_whatever_is_beside_it(kind: Kind, values: list[A
     def read(own: list[Any]) -> list[Any] | None:
         try:
             return raw_column(own, kind, "x").tolist()
-        except DataError as error:
-            assert str(error).startswith(f"x: expected a column of kind {kind}, got: ")
+        except DataError:
             return None
 
     each = [read([value]) for value in values]
