@@ -6,10 +6,18 @@ and a report needs neither the models nor torch. Floats have six digits.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
-from bend_ray.comparison.choosing import BAG, EQUAL_COST, Bag
-from bend_ray.comparison.comparison import POPULATIONS, Comparison, Members, Voted
+from bend_ray.comparison.comparison import (
+    BAG,
+    EQUAL_COST,
+    POPULATIONS,
+    Bag,
+    Comparison,
+    Members,
+    Voted,
+)
 from bend_ray.config.graph import Graph
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.inputs import CALIBRATION, SEVERITIES
@@ -19,12 +27,11 @@ from bend_ray.ensemble.metrics import detection, difference
 from bend_ray.ensemble.novelty import COPY_RATIO, principal_plane
 from bend_ray.errors import ConfigError
 from bend_ray.randomness import generator_for
-from bend_ray.report.evaluation import BagScores, Evaluation, recorded
+from bend_ray.report.evaluation import Evaluation, recorded
 from bend_ray.storage.masking import masked_json
 from bend_ray.tasks import Task
 
 DEEP_ENSEMBLE = "deep_ensemble"
-_DIGITS = 6
 COVERAGES = (0.8, 0.9, 0.95, 0.99)
 ACCURACIES = (0.9, 0.95, 0.98, 0.99, 0.995)
 SHIFTED = 0.9
@@ -50,7 +57,7 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
     for name, place_E2 in zip(POPULATIONS, places, strict=True):
         nearest_E = comparison.places[name].nearest_M
         rows[name] |= {"plane": place_E2.tolist(), "nearest": nearest_E.tolist()}
-    generated = comparison.validation["generated"]
+    generated = comparison.answers["validation"]["generated"]
     shown = {
         "images": {
             "validation": len(generated.labels_N),
@@ -63,7 +70,8 @@ def compared(comparison: Comparison) -> tuple[Evaluation, dict[str, Any]]:
         "copy_ratio": COPY_RATIO,
         "bags": bags,
     }
-    return comparison.evaluation(scores, **promised), _rounded(shown)
+    rounded = json.loads(json.dumps(shown), parse_float=lambda text: float(f"{float(text):.6g}"))
+    return comparison.evaluation(scores, **promised), rounded
 
 
 def _rows(members: Members, task: Task) -> dict[str, Any]:
@@ -78,9 +86,7 @@ def _rows(members: Members, task: Task) -> dict[str, Any]:
     }
 
 
-def _bags(
-    comparison: Comparison,
-) -> tuple[dict[str, BagScores], dict[str, Any], dict[str, Any]]:
+def _bags(comparison: Comparison) -> tuple[dict[str, Any], ...]:
     """Scores of every bag, the evidence of all but that of equal cost, and what they promise."""
     scores, found, ours = {}, {}, comparison.voted(comparison.bags[BAG])
     promised: dict[str, Any] = {}
@@ -89,7 +95,7 @@ def _bags(
         scores[name] = comparison.scores(name, voted)
         if name != EQUAL_COST:
             found[name] = _bag(name, voted, ours, comparison)
-        if comparison.others:
+        if comparison.answers.keys() - {"validation", "test"}:
             calibration = _calibrated(comparison, bag)
             promised.setdefault("trust", {})[name] = _trust(comparison, bag, voted, calibration)
             if name == BAG:
@@ -122,11 +128,11 @@ def _bag(name: str, voted: Voted, ours: Voted, comparison: Comparison) -> dict[s
 
 def _calibrated(comparison: Comparison, bag: Bag) -> Calibration | None:
     """By the examples kept back, if there are some."""
-    if CALIBRATION.name not in comparison.others:
+    if CALIBRATION.name not in comparison.answers:
         return None
     said = comparison.voted(bag, CALIBRATION.name).answers_NC
     return comparison.task.calibration(
-        said, comparison.others[CALIBRATION.name][bag.models].labels_N
+        said, comparison.answers[CALIBRATION.name][bag.models].labels_N
     )
 
 
@@ -170,12 +176,12 @@ def _refusals(calibration: Calibration, probs_NC: Floats, labels_N: Any) -> dict
 def _ood(comparison: Comparison, bag: Bag, voted: Voted) -> dict[str, Any]:
     weight_E = comparison.section.vote.weights(bag.val_nll_E)
 
-    def unsure(about: str | None, voted: Voted) -> dict[str, Floats]:
+    def unsure(about: str, voted: Voted) -> dict[str, Floats]:
         said = comparison.said(bag, about)
         return comparison.task.uncertainties(said, weight_E, voted.answers_NC)
 
     names = [inputs.name for inputs in comparison.section.ood]
-    inside = unsure(None, voted) if names else {}
+    inside = unsure("test", voted) if names else {}
     outside = {name: unsure(name, comparison.voted(bag, name)) for name in names}
     return {
         name: {score: detection(inside[score], each_M) for score, each_M in found.items()}
@@ -187,7 +193,7 @@ def _shift(
     comparison: Comparison, bag: Bag, name: str, calibration: Calibration | None
 ) -> dict[str, Any]:
     said_NC = comparison.voted(bag, name).answers_NC
-    labels_N, found = comparison.others[name][bag.models].labels_N, {}
+    labels_N, found = comparison.answers[name][bag.models].labels_N, {}
     parts = zip(said_NC.chunk(SEVERITIES), labels_N.chunk(SEVERITIES), strict=True)
     for severity, (probs, labels) in enumerate(parts, start=1):
         scores, coverage = comparison.task.scores(probs, labels), None
@@ -205,11 +211,11 @@ def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None
     members, section = bag.members, comparison.section
     if name == DEEP_ENSEMBLE:
         # All that were trained, be they more than the bag has: the measure of all others.
-        members = list(range(len(comparison.test[bag.models])))
+        members = list(range(len(comparison.answers["test"][bag.models])))
     if len(members) < 2:
         return None
     said, before = (
-        found[bag.models].select(members) for found in (comparison.test, comparison.validation)
+        comparison.answers[part][bag.models].select(members) for part in ("test", "validation")
     )
     generator = generator_for(comparison.seed, "size curve", name)
     growth = Growth.by_chance(section.vote, before.scores()[1], generator)
@@ -218,11 +224,3 @@ def _curve(name: str, bag: Bag, comparison: Comparison) -> dict[str, Any] | None
         scaled = found if section.temperature_scaling else growth.curve(said, before)
         found["scaled_nll"] = scaled["nll"]["mean"]
     return found
-
-
-def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _rounded(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value]
-    return float(f"{value:.{_DIGITS}g}") if isinstance(value, float) else value

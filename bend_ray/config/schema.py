@@ -359,8 +359,7 @@ def _of_data(config: PipelineConfig) -> Iterator[str]:
     for each in asked.ood:
         if isinstance(each, LeftOut) and not own.left_out:
             yield "evaluation.ood: left_out needs classes in dataset.left_out, got none"
-        rows = isinstance(each, Others) and isinstance(each.dataset, Table | ArrayParts)
-        if rows or (isinstance(each, Others) and is_row):
+        if isinstance(each, Others) and (is_row or isinstance(each.dataset, Table | ArrayParts)):
             yield "evaluation.ood: expected data sets of images, as other inputs differ"
     if isinstance(own, Digits) and own.num_calibration >= own.num_validation:
         yield (

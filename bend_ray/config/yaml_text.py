@@ -8,7 +8,7 @@ third is text; the last is refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -75,7 +75,10 @@ class _Loader(yaml.SafeLoader):
                 f"{text}, which is octal to some readers and decimal to others; write "
                 f"{int(text)}, or '{text}' for text"
             )
-        return int(text, 0)
+        value = int(text, 0)
+        if not -LARGEST < value < LARGEST:
+            raise ValueError(f"an integer of {value.bit_length()} bits; integers have 63 at most")
+        return value
 
     def construct_yaml_float(self, node: Any) -> float:
         return float(re.sub(r"\.(?=inf|nan)", "", self.construct_scalar(node).lower()))
@@ -115,25 +118,9 @@ def parse_yaml(given: str | bytes) -> Any:
                 f"the character {found[0]!a}, a line's end to some readers; write it as an escape, "
                 "in double quotes"
             )
-        loader = _Loader(text)
-        try:
-            value = loader.get_single_data()
-        finally:
-            loader.dispose()
-        _check_integers(value)
+        return yaml.load(text, _Loader)  # noqa: S506 - ours is a safe one
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refusal(f"expected YAML, got: {error}") from None
-    return value
-
-
-def _check_integers(value: Any) -> None:
-    if isinstance(value, int) and not -LARGEST < value < LARGEST:
-        raise ValueError(f"an integer of {value.bit_length()} bits; integers have 63 at most")
-    if isinstance(value, Mapping):
-        value = [*value.keys(), *value.values()]
-    if isinstance(value, list):
-        for each in value:
-            _check_integers(each)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

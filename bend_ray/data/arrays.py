@@ -28,7 +28,7 @@ from bend_ray.storage.masking import cause, printable
 from bend_ray.tasks import Classification, Regression, Task
 
 if TYPE_CHECKING:
-    from bend_ray.data.datasets import ArrayParts
+    from bend_ray.data.datasets import ArrayFiles, ArrayParts
 
 ENDINGS = (".npz", ".safetensors")
 CLASS_NAMES = "class_names"
@@ -176,15 +176,12 @@ def _as_in(train: Arrays, arrays: Arrays, part: Part) -> Arrays:
     return arrays.as_in(train, f"the {part} part")
 
 
-def read_arrays(
-    files: Files, label: str | None, class_names: Sequence[str] | None, task: Task | None = None
-) -> Arrays:
+def read_arrays(spec: ArrayFiles, files: Files) -> Arrays:
     """All examples of a part, its files one after another.
 
-    ``label`` names the array of labels, None for the one of ``LABELS``; ``class_names`` say what
-    numbers mean in files that do not. DataError where a file is none, or does not fit the others.
+    DataError where a file is none, or does not fit the others.
     """
-    parts = [_read(files, file, label, class_names, task) for file in files]
+    parts = [_read(spec, files, file) for file in files]
     parts = alike(parts, [printable(file.name) for file in files])
     if len(parts) == 1:
         return parts[0]
@@ -193,13 +190,7 @@ def read_arrays(
     return replace(parts[0], inputs=inputs, labels_N=np.concatenate([p.labels_N for p in parts]))
 
 
-def _read(
-    files: Files,
-    file: File,
-    label: str | None,
-    class_names: Sequence[str] | None,
-    task: Task | None,
-) -> Arrays:
+def _read(spec: ArrayFiles, files: Files, file: File) -> Arrays:
     where = printable(file.name)
     content, names = read_bytes(files.filesystem, file.path) or b"", None
     try:
@@ -213,8 +204,8 @@ def _read(
                 names = [str(name) for name in json.loads(told)]
     except Exception as error:  # what numpy and zlib raise of a file that is none
         raise DataError(f"{where}: expected arrays without objects, got: {cause(error)}") from None
-    labels = arrays.pop(label_among(list(arrays), where, [label] if label else LABELS))
-    return Arrays.of(arrays, labels, class_names or names, where, task)
+    label = label_among(list(arrays), where, [spec.labels] if spec.labels else LABELS)
+    return Arrays.of(arrays, arrays.pop(label), spec.class_names or names, where, spec.task)
 
 
 def _values(given: Any, where: str) -> NDArray[Any]:

@@ -12,7 +12,7 @@ from pydantic import Field, NonNegativeInt
 
 from bend_ray.errors import ConfigError
 from bend_ray.imported import Imported
-from bend_ray.process.lazy import torch, v2
+from bend_ray.process.lazy import Tensor, torch, v2
 from bend_ray.spec import Spec
 
 
@@ -34,9 +34,7 @@ class RandomViews(Spec):
         """Whether there is one view of an image, itself."""
         return not (self.flip or self.crop_padding or self.policy or self.erasing)
 
-    def apply(
-        self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
+    def apply(self, pixels_KBCHW: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """A random view of each image, on the pixels' device; one generator a model, on the CPU.
 
         Source: ``RandomCrop(padding=...)`` and ``RandomHorizontalFlip`` of torchvision.
@@ -48,9 +46,7 @@ class RandomViews(Spec):
             pixels_KBCHW = torch.stack([self._distorted(*pair) for pair in pairs])
         return pixels_KBCHW
 
-    def _moved(
-        self, pixels_KBCHW: torch.Tensor, generators: Sequence[torch.Generator]
-    ) -> torch.Tensor:
+    def _moved(self, pixels_KBCHW: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         batch, (height, width) = pixels_KBCHW.shape[1], pixels_KBCHW.shape[-2:]
         padding, device = self.crop_padding, pixels_KBCHW.device
         # Of every model, from its own generator: mirrored or not, first row, first column.
@@ -69,7 +65,7 @@ class RandomViews(Spec):
         places = images_M[:, None, None, None], channels_C[:, None, None], rows_MH[:, None, :, None]
         return padded[*places, columns_MW[:, None, None, :]].view_as(pixels_KBCHW)
 
-    def _distorted(self, pixels_BCHW: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def _distorted(self, pixels_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Each image by itself: of a batch torchvision would distort all alike."""
         policies = {"rand_augment": v2.RandAugment, "trivial_augment": v2.TrivialAugmentWide}
         steps = [policies[self.policy]()] if self.policy else []
@@ -91,7 +87,7 @@ class ImportedAugmentation(Imported):
 
     shows_images_as_they_are: ClassVar[bool] = False
 
-    def apply(self, inputs_KB: torch.Tensor, generators: Sequence[torch.Generator]) -> torch.Tensor:
+    def apply(self, inputs_KB: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """The function's view of each batch; ConfigError where it has another shape or type."""
         views = []
         for batch, generator in zip(inputs_KB, generators, strict=True):

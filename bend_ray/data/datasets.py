@@ -342,8 +342,7 @@ class ImageParquet(ImageFiles, PartFiles):
     _endings = images.PARQUET
 
     def _read(self, files: Files) -> Source:
-        columns = self.image_column, self.label_column
-        return images.open_parquet(files, *columns, self.class_names)
+        return images.open_parquet(self, files)
 
 
 class ImageFolder(ImageFiles, Located):
@@ -415,7 +414,7 @@ class ArrayFiles(ArrayParts, PartFiles):
     _endings = arrays.ENDINGS
 
     def _read(self, files: Files) -> arrays.Arrays:
-        return arrays.read_arrays(files, self.labels, self.class_names, self.task)
+        return arrays.read_arrays(self, files)
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()

@@ -11,11 +11,10 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +27,9 @@ from bend_ray.process.lazy import pa
 from bend_ray.storage.filesystems import resolve
 from bend_ray.storage.masking import masked, printable
 from bend_ray.storage.uris import joined
+
+if TYPE_CHECKING:
+    from bend_ray.data.datasets import ImageParquet
 
 PARQUET = (".parquet", ".parq", ".pq")
 MOST_IMAGES = 2**26
@@ -57,14 +59,14 @@ SETS_OF_FILES = {
 """Where those that consist of picture files name them."""
 
 
-def open_parquet(files: Files, image: str, label: str, class_names: Sequence[str] | None) -> Source:
+def open_parquet(spec: ImageParquet, files: Files) -> Source:
     """The images of one part, whose files may number classes each in its own way.
 
     DataError where files cannot be read or have other columns, labels are missing or out of range,
     or some files alone name them.
     """
     names = [printable(file.path) for file in files]
-    parts = [_open(files.filesystem, file.path, image, label, class_names) for file in files]
+    parts = [_open(spec, files.filesystem, file.path) for file in files]
     parts = alike(parts, names)
     labels_N = np.concatenate([part.labels_N for part in parts])
     if not len(labels_N):
@@ -94,14 +96,8 @@ def _file(filesystem: pa.fs.FileSystem, path: str) -> Iterator[pa.parquet.Parque
         yield file
 
 
-def _open(
-    filesystem: pa.fs.FileSystem,
-    path: str,
-    image: str,
-    label: str,
-    class_names: Sequence[str] | None,
-) -> Source:
-    """The images of one file."""
+def _open(spec: ImageParquet, filesystem: pa.fs.FileSystem, path: str) -> Source:
+    image, label = spec.image_column, spec.label_column
     where = partial("{} row {}".format, printable(path))
     with _file(filesystem, path) as file:
         _check_schema(file.schema_arrow, path, image, label)
@@ -118,7 +114,7 @@ def _open(
         if pa.types.is_dictionary(column.type):
             column = column.cast(column.type.value_type)
         if pa.types.is_integer(column.type):
-            given = class_names_of(file.schema_arrow, label) or class_names
+            given = class_names_of(file.schema_arrow, label) or spec.class_names
             found = classes_of(column.cast(pa.int64()).to_numpy(), given, printable(path))
         else:
             # Truth values are called false and true.
@@ -266,9 +262,9 @@ def _class_of(file: File) -> str:
 def open_folder(files: Files) -> Source:
     """The images of one part, whose classes are the names of their folders."""
     names, labels_N = np.unique([_class_of(file) for file in files], return_inverse=True)
-    paths = [file.path for file in files]
-    source = _of_files(files.filesystem, paths, labels_N, tuple(names.tolist()))
-    return replace(source, notes=files.notes, num_bytes=files.num_bytes)
+    read = _of_files(files.filesystem, [file.path for file in files])
+    read |= {"notes": files.notes, "num_bytes": files.num_bytes}
+    return Source(labels_N, tuple(names.tolist()), True, **read)
 
 
 def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Source:
@@ -294,7 +290,7 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
     if name in SETS_OF_FILES:
         # Torchvision's own way from file to pixels drops transparency and orientation.
         paths = [str(path) for path in getattr(images, SETS_OF_FILES[name])]
-        return _of_files(pa.fs.LocalFileSystem(), paths, labels_N, names)
+        return Source(labels_N, names, True, **_of_files(pa.fs.LocalFileSystem(), paths))
     where = partial("{} {} row {}".format, name, part)
 
     def read(rows: NDArray[np.int64]) -> Images:
@@ -303,12 +299,8 @@ def open_torchvision(name: str, part: Part, root: Path, download: bool) -> Sourc
     return Source(labels_N, names, True, where, read=read)
 
 
-def _of_files(
-    filesystem: pa.fs.FileSystem,
-    paths: Sequence[str],
-    labels_N: NDArray[np.int64],
-    class_names: tuple[str, ...],
-) -> Source:
+def _of_files(filesystem: pa.fs.FileSystem, paths: Sequence[str]) -> dict[str, Any]:
+    """What a ``Source`` of image files has: where each is, and what reads them."""
     # A million names as objects take half a gigabyte, which each process would have.
     held = pa.array(map(os.fsencode, paths), pa.large_binary())
 
@@ -322,4 +314,4 @@ def _of_files(
                 content = stream.read()
             yield where(row), content
 
-    return Source(labels_N, class_names, True, where, read=read)
+    return {"where": where, "read": read}

@@ -35,6 +35,8 @@ GROUP = 32
 """Images that are bent by one field."""
 BLOCK = 8 * GROUP
 """Images that are corrupted at once."""
+Changed = tuple[Tensor, Tensor]
+"""Rows of a table, and which of its own they were."""
 
 Corruption = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "gaussian_blur", "motion_blur", "brightness",
@@ -281,18 +283,14 @@ def _elastic(x_NCHW: Tensor, share: float, generator: torch.Generator) -> Tensor
         return torch.cat([bend(group) for group in torch.split(x_NCHW, GROUP)])
 
 
-def _noisy(
-    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _noisy(x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator) -> Changed:
     """Noise of up to one standard deviation of each column."""
     deviation_F = x_NF.std(dim=0)
     noise = torch.randn(x_NF.shape, generator=generator)
     return x_NF + share * deviation_F * noise, torch.arange(len(x_NF))
 
 
-def _missing(
-    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _missing(x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator) -> Changed:
     """Up to half of a row's columns, missing as they would be in a file."""
     changed, end = x_NF.clone(), 0
     widths = [(c.width, c.missing) for c in parts.columns.values()] or [(1, False)] * x_NF.shape[1]
@@ -305,9 +303,7 @@ def _missing(
     return changed, torch.arange(len(x_NF))
 
 
-def _shifted(
-    x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def _shifted(x_NF: Tensor, share: float, parts: Parts, generator: torch.Generator) -> Changed:
     """Rows drawn again, the likelier the further they lie along the first principal direction."""
     centred_NF = (x_NF - x_NF.mean(dim=0)) / x_NF.std(dim=0).clamp_min(1e-6)
     along_N = np.linalg.svd(centred_NF.double().numpy(), full_matrices=False)[0][:, 0]

@@ -178,7 +178,6 @@ def _task(spec: Table, table: pa.Table, targets: Sequence[str]) -> tuple[Task, t
 def _places(
     spec: Table, table: pa.Table, target: str, given: Container[Part]
 ) -> dict[Part, NDArray[np.int64]]:
-    """Rows of each part that is drawn."""
     count = len(table)
     shuffle, fold = divmod(spec.split_seed, spec.folds) if spec.folds else (spec.split_seed, 0)
     chance_N = np.random.default_rng(shuffle).permutation(count)

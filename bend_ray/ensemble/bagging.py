@@ -111,9 +111,7 @@ def _by_nll(predictions: Predictions) -> list[int]:
 
 def _round_robin(members: Iterable[int], trunks_E: Tensor) -> list[int]:
     """Deal out members in rounds, one of each trunk a round, otherwise in the order given."""
-    members, trunks = list(members), trunks_E.tolist()
-    if len(members) != len(trunks):
-        raise ValueError(f"expected {len(members)} trunks, one a member, got {len(trunks)}")
+    trunks = trunks_E.tolist()
     rounds: dict[int, int] = {}
     seen: Counter[int] = Counter()
     for member in members:

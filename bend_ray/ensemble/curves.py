@@ -128,7 +128,6 @@ class Growth:
             yield total_NC / self.weight_E[order[:size]].sum()
 
     def _temperatures(self, fitted_on: Predictions) -> list[float]:
-        """The temperature of each size."""
         ballots_ENC, task = self._ballots(fitted_on), fitted_on.task
         chosen = self.orders[:_FITTED_ORDERS]
         labels = torch.cat([fitted_on.labels_N] * len(chosen))

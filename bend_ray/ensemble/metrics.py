@@ -73,14 +73,9 @@ def ece(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> float:
 
     Source: Guo et al., "On calibration of modern neural networks", 2017, equation 3.
     """
-    check_examples(probs_NC.shape[:-1], labels_N)
-    confidence_N, predicted_N = probs_NC.max(dim=1)
-    edges = torch.arange(1, num_bins, dtype=torch.float64, device=probs_NC.device) / num_bins
-    # Rounded like the probabilities: a float32 0.2 lies on the edge 3/15, not just above it.
-    bins_N = torch.bucketize(confidence_N, edges.to(probs_NC.dtype))
-    gap_N = (predicted_N == labels_N).double() - confidence_N.double()
-    gaps = torch.zeros(num_bins, dtype=torch.float64, device=probs_NC.device)
-    return gaps.index_add_(0, bins_N, gap_N).abs().sum().item() / len(labels_N)
+    bins = reliability(probs_NC, labels_N, num_bins)
+    confidence_B, accuracy_B, count_B = map(np.array, bins.values())
+    return float(np.average(abs(accuracy_B - confidence_B), weights=count_B))
 
 
 def member_accuracy(logits_ENC: Tensor, labels_N: Tensor) -> Tensor:
@@ -115,11 +110,6 @@ def disagreements(predictions_EN: Tensor) -> Tensor:
 
 def pairwise_disagreement(a_EN: Tensor, b_MN: Tensor) -> Tensor:
     """Share of examples on which each member of a and each member of b differ, (E, M) float64."""
-    if a_EN.shape[1:] != b_MN.shape[1:]:
-        raise ValueError(
-            f"expected predictions on the same examples, got shapes {tuple(a_EN.shape)} and "
-            f"{tuple(b_MN.shape)}"
-        )
     # The "0-norm" counts unequal entries without an (E, M, N) array; float32 is exact to 2**24.
     counts_EM = torch.zeros(len(a_EN), len(b_MN), dtype=torch.float64)
     width = _width(len(a_EN) + len(b_MN))
@@ -185,11 +175,12 @@ def reliability(probs_NC: Tensor, labels_N: Tensor, num_bins: int = 15) -> dict[
     Source: Guo et al., "On calibration of modern neural networks", 2017, section 2.
     """
     check_examples(probs_NC.shape[:-1], labels_N)
-    confidence_N, predicted_N = probs_NC.double().max(dim=1)
+    confidence_N, predicted_N = probs_NC.max(dim=1)
     edges = torch.arange(1, num_bins, dtype=torch.float64) / num_bins
-    bin_N = torch.bucketize(confidence_N, edges)
+    # Rounded like the probabilities: a float32 0.2 lies on the edge 3/15, not just above it.
+    bin_N = torch.bucketize(confidence_N, edges.to(probs_NC))
     count_B = bin_N.bincount(minlength=num_bins)
-    confidence_B = bin_N.bincount(confidence_N, minlength=num_bins)
+    confidence_B = bin_N.bincount(confidence_N.double(), minlength=num_bins)
     right_B = bin_N.bincount((predicted_N == labels_N).double(), minlength=num_bins)
     filled = count_B > 0
     return {
@@ -248,9 +239,7 @@ def crps(mean: Tensor, variance: Tensor, targets: Tensor) -> float:
     return mean_score
 
 
-def intervals(
-    mean: Tensor, variance: Tensor, targets: Tensor
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def intervals(mean: Tensor, variance: Tensor, targets: Tensor) -> tuple[tuple[float, ...], ...]:
     """Share of targets inside of central intervals of ``LEVELS``, and the mean width of each."""
     deviation, error = variance.sqrt(), (targets - mean).abs()
     half = [torch.special.ndtri(torch.tensor(0.5 + p / 2, dtype=mean.dtype)) for p in LEVELS]

@@ -75,7 +75,7 @@ def novelty(models: Models, training: Models) -> dict[str, float]:
     at, usual_at = models.places, training.places
     usual = usual_at.nearest_M.quantile(0.5).item()
     copied_M = (at.nearest_M == 0) | (at.nearest_M < COPY_RATIO * usual)
-    tiles = torch.split(models.predictions_MN, _tile(len(training.trunks_M)))
+    tiles = torch.split(models.predictions_MN, per_block(8 * len(training.trunks_M)))
     differing = (models.task.distances(tile, training.predictions_MN) for tile in tiles)
     functional_M = torch.cat([each_mK.amin(dim=1) for each_mK in differing])
     shared_M = torch.isin(models.trunks_M, training.trunks_M)
@@ -93,24 +93,15 @@ def novelty(models: Models, training: Models) -> dict[str, float]:
 def places_among(training: Population, models: Population | None = None) -> Places:
     """Where models are among the training models; None: these, each among the others.
 
-    All are read once, the training models once for every ``_tile`` of models.
+    All are read once, the training models once for as many models as have distances to all of them
+    in memory.
     """
-    (theta_MP, trunks_M), train_theta_KP = models or training, training[0]
-    if theta_MP.shape[1:] != train_theta_KP.shape[1:]:
-        raise ValueError(
-            f"expected vectors of as many parameters as the training models have, got shapes "
-            f"{tuple(theta_MP.shape)} and {tuple(train_theta_KP.shape)}"
-        )
+    (_, trunks_M), (_, trunks_K) = models or training, training
     places_2M = torch.zeros(2, len(trunks_M), dtype=torch.float64)
-    for start in range(0, len(trunks_M), size := _tile(len(train_theta_KP))):
+    for start in range(0, len(trunks_M), size := per_block(8 * len(trunks_K))):
         own = slice(start, min(start + size, len(trunks_M)))
         places_2M[:, own] = torch.stack(_places(training, models, own))
     return Places(*places_2M)
-
-
-def _tile(num_training: int) -> int:
-    """Models whose distances to all training models are held at once."""
-    return per_block(8 * num_training)
 
 
 def _places(training: Population, models: Population | None, own: slice) -> tuple[Tensor, Tensor]:

@@ -183,7 +183,6 @@ def _steps(work: Callable[[int], Any], device: str = "cpu") -> Line:
 
 
 def _repeated(work: Callable[[], Any]) -> float:
-    """Seconds of a piece of work."""
     return _steps(lambda count: [work() for _ in range(count)]).each
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from rich.filesize import decimal
+
 from bend_ray.config.graph import STAGES, ordinary
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.inputs import SEVERITIES
@@ -20,7 +22,6 @@ from bend_ray.stages.samples import drawn_together
 from bend_ray.stages.seeds import HELD
 
 FLOAT_BYTES = 4
-PREFIXES = ("B", "KB", "MB", "GB", "TB", "PB")
 
 
 @dataclass(frozen=True)
@@ -220,8 +221,8 @@ def rows(works: Sequence[Work], nodes: Sequence[int]) -> list[tuple[str, ...]]:
 
     def line(name: str, some: Sequence[Work]) -> tuple[str, ...]:
         computing = duration(sum(work.seconds for work in some))
-        stored = amount(sum(work.stored_bytes for work in some))
-        held = amount(max(work.held_bytes for work in some))
+        stored = decimal(sum(work.stored_bytes for work in some))
+        held = decimal(max(work.held_bytes for work in some))
         return (name, computing, stored, held, *(duration(wall_of(some, n)) for n in nodes))
 
     head = ("", "computing", "stored", "models held", *(f"{n} x" for n in nodes))
@@ -247,15 +248,3 @@ def as_json(works: Sequence[Work], nodes: Sequence[int]) -> dict[str, Any]:
             for n in nodes
         },
     }
-
-
-def amount(size: float) -> str:
-    """Bytes as a person writes them.
-
-    >>> [amount(s) for s in (0, 999, 2_200_000, 6.5e12)]
-    ['0 B', '999 B', '2.2 MB', '6.5 TB']
-    """
-    power = 0
-    while size >= 1000 and power < len(PREFIXES) - 1:
-        size, power = size / 1000, power + 1
-    return f"{size:.3g} {PREFIXES[power]}"

@@ -218,10 +218,8 @@ class Diverged(_Record):
     @classmethod
     def of(cls, noted: Sequence[Mapping[str, Any]]) -> Diverged:
         """Counted from what the stage's manifest notes."""
-        return cls(
-            dropped=sum(len(each["models"]) for each in noted),
-            retrained=sum(each["outcome"] == "retrained" for each in noted),
-        )
+        retrained = sum(each["outcome"] == "retrained" for each in noted)
+        return cls(dropped=sum(len(each["models"]) for each in noted), retrained=retrained)
 
 
 def recorded(graph: Graph) -> dict[str, Any]:

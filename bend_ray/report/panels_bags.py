@@ -148,7 +148,6 @@ def _equivalents(runs: Sequence[Run]) -> list[ink.Panel]:
 
 
 def _time_spent(runs: Sequence[Run]) -> ink.Panel:
-    """Wall and processor seconds of every stage."""
     stages = list(runs[0].result.fingerprints)
     cost = {
         kind: [

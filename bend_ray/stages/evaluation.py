@@ -31,8 +31,7 @@ from bend_ray.artifacts.cost import (
 from bend_ray.artifacts.shards import read_format, read_population
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import save_weights
-from bend_ray.comparison.choosing import Bag, Selection, StageCosts
-from bend_ray.comparison.comparison import POPULATIONS, Comparison
+from bend_ray.comparison.comparison import POPULATIONS, Bag, Comparison, Selection, StageCosts
 from bend_ray.comparison.evidence import compared, provenance
 from bend_ray.config.graph import EVIDENCE, STAGES, Graph, Question
 from bend_ray.data.examples import Examples, Parts
@@ -250,9 +249,7 @@ class Evaluator:
                 section=self.graph.config.evaluation,
                 seed=self.graph.config.seed,
                 bags=bags,
-                validation=self._said(VALIDATION),
-                test=self._said(TEST),
-                others={i.name: self._said(i) for i in self.graph.scored if i != TEST},
+                answers={i.name: self._said(i) for i in (VALIDATION, *self.graph.scored)},
                 trunks=self._trunks(),
                 vectors={n: StoredVectors(q.population, rows) for n, (q, rows) in stored.items()},
                 prices=_prices(self.graph),

@@ -74,7 +74,6 @@ def text(study: Study) -> str:
 
 
 def _failures(study: Study) -> list[tuple[int, str]]:
-    """Numbers and errors of trials that failed."""
     return [(t.number, t.error or "unknown") for t in study.trials if t.status == "failed"]
 
 

@@ -202,7 +202,6 @@ def _results(job: Assignment, room: int) -> list[Any]:
 
 
 def _tuner(job: Assignment, room: int) -> Any:
-    """Ray Tune's Tuner, new or restored."""
     from ray import tune as ray_tune
     from ray.tune.logger import TBXLoggerCallback
 

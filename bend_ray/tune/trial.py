@@ -8,7 +8,6 @@ both, and its stages take their own CPUs from the cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,8 +41,6 @@ PROBLEM = "problem"
 
 FAILED = 1000.0
 """The objective of a trial that failed: above any bag's, as an NLL is at most 87.4 nats."""
-
-_BEFORE_GENERATOR = ("seeds", "autoencoder", "latents")
 
 
 @dataclass(frozen=True)
@@ -101,12 +98,7 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
     name = tune.get_context().get_trial_id()
     record = TrialRecord(name=name, point=job.section.decoded(point))
     try:
-        steps = _steps(record, job)
-        for record, is_news in steps:
-            if is_news:
-                share = 1.0 if record.status == "done" else record.milestones[-1].share
-                told = {PROGRESS: 100.0 * share, RECORD: record.model_dump_json()}
-                tune.report(told | record.best.model_dump())
+        _run(record, job)
     except StoreError as error:
         # The next trial would meet the same: the driver ends the search, to be run again.
         tune.report({PROGRESS: 0.0, OBJECTIVE: FAILED, PROBLEM: cause(error)})
@@ -117,22 +109,25 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
         tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED, RECORD: record.model_dump_json()})
 
 
-def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, bool]]:
-    """The record at every step, and whether there is a new bag in it."""
+def _run(record: TrialRecord, job: Assignment) -> None:
+    """Note every stage in the record, and report that at milestones and at the end."""
     section = job.section
     config = trial_config(job.config, section, record.point)
     found = job.graph(config)
     worker = _worker(job)
 
-    def with_stage(record: TrialRecord, stage: str) -> TrialRecord:
-        made = get(worker.make.remote(stage, config))
-        manifest = found[stage].manifest()
-        told = {"fingerprint": manifest.fingerprint, "cost": manifest.cost}
-        return record.with_(stages=[*record.stages, StageRecord(stage=stage, made=made, **told)])
+    def make(*stages: str) -> None:
+        for stage in stages:
+            made = get(worker.make.remote(stage, config))
+            manifest = found[stage].manifest()
+            told = {"fingerprint": manifest.fingerprint, "cost": manifest.cost}
+            record.stages.append(StageRecord(stage=stage, made=made, **told))
 
-    for stage in _BEFORE_GENERATOR:
-        record = with_stage(record, stage)
-        yield record, False
+    def report(record: TrialRecord, share: float) -> None:
+        told = {PROGRESS: 100.0 * share, RECORD: record.model_dump_json()}
+        tune.report(told | record.best.model_dump())
+
+    make("seeds", "autoencoder", "latents")
     counts, most = section.ensemble_counts, getattr(section.scheduler, "members", 1)
     sizes = [size for size in counts if size <= most] or [counts[0]]
     # The config as it was given is what all others are held against: it is not stopped.
@@ -144,14 +139,12 @@ def _steps(record: TrialRecord, job: Assignment) -> Iterator[tuple[TrialRecord, 
             step = max(1, round(share * config.generator.training.steps))
             curve = get(worker.milestone.remote(config, step, sizes))
         if curve is not None:
-            passed = Milestone(share=share, bags=_bags(config, record, curve, section))
-            record = record.with_(milestones=[*record.milestones, passed])
-            yield record, True
-    for stage in ("generator", "samples"):
-        record = with_stage(record, stage)
-        yield record, False
-    curve = get(worker.bags.remote(config, list(counts)))
-    yield record.with_(status="done", bags=_bags(config, record, curve, section)), True
+            bags = _bags(config, record, curve, section)
+            record.milestones.append(Milestone(share=share, bags=bags))
+            report(record, share)
+    make("generator", "samples")
+    bags = _bags(config, record, get(worker.bags.remote(config, list(counts))), section)
+    report(record.with_(status="done", bags=bags), 1.0)
 
 
 def _bags(

@@ -32,8 +32,7 @@ from PIL import Image
 
 from bend_ray.artifacts.shards import read_population
 from bend_ray.artifacts.store import Store
-from bend_ray.comparison.choosing import Selection, StageCosts
-from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.comparison import Comparison, Selection, StageCosts
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.datasets import ImageFolder
@@ -161,7 +160,8 @@ def comparing(drawn: int, models: int, parameters: int, images: int) -> Work:
 
     def work() -> None:
         bags = Selection(section, validation, trunks, prices).bags()
-        compared(Comparison(section, 0, bags, validation, test, trunks, vectors, prices))
+        answers = {"validation": validation, "test": test}
+        compared(Comparison(section, 0, bags, answers, trunks, vectors, prices))
 
     return work
 

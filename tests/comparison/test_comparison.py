@@ -8,7 +8,7 @@ import torch
 from answers import LABELS, PRICES, C, N, Population, comparison_of, members
 from scored import nll
 
-from bend_ray.comparison.choosing import StageCosts
+from bend_ray.comparison.comparison import StageCosts
 from bend_ray.comparison.evidence import compared
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.bagging import All, TopK

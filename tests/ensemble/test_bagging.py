@@ -170,13 +170,6 @@ def test_a_bag_larger_than_the_members_is_refused(bagging) -> None:
         bagging(size=5).choose(Predictions(logits, labels, CLASSES), torch.zeros(4))
 
 
-def test_a_trunk_for_each_member_is_required() -> None:
-    logits, labels = random_members(4)
-
-    with pytest.raises(ValueError, match="expected 4 trunks, one a member, got 3"):
-        Stratified().choose(Predictions(logits, labels, CLASSES), torch.zeros(3))
-
-
 def test_a_bagging_is_read_by_its_kind() -> None:
     read = TypeAdapter(Bagging).validate_python
 

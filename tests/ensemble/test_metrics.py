@@ -189,7 +189,7 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         metrics.score(torch.ones(3, 2), torch.zeros(2))
     with pytest.raises(ValueError, match="at least one example"):
         metrics.score(torch.ones(0, 2), torch.zeros(0))
-    with pytest.raises(ValueError, match="same examples"):
+    with pytest.raises(RuntimeError, match="same number of columns"):
         metrics.pairwise_disagreement(random_classes(2, 5), random_classes(2, 6))
 
 

@@ -204,10 +204,3 @@ def test_models_alone_in_their_trunks_have_no_pair(training) -> None:
 
     assert math.isnan(measured.within_trunk_disagreement)
     assert measured.functional_distance > 0
-
-
-def test_shapes_that_do_not_fit_are_refused(training) -> None:
-    theta, _, _ = training
-
-    with pytest.raises(ValueError, match=r"\(60, 199\) and \(60, 200\)"):
-        nearest(theta, theta[:, 1:])

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bend_ray.comparison.choosing import Selection, StageCosts
-from bend_ray.comparison.comparison import Comparison
+from bend_ray.comparison.comparison import Comparison, Selection, StageCosts
 from bend_ray.config.schema import EvaluationSection
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.generation.rivals import Drawing, Trained
@@ -75,13 +74,13 @@ def comparison_of(
         if isinstance(rival, Drawing)
     }
     validation = {name: each.validation for name, each in (given | rivals).items()}
+    test = {name: each.test for name, each in (given | rivals).items()}
     trunks = {name: each.trunks_E for name, each in given.items()}
     return Comparison(
         section,
         0,
         Selection(section, validation, trunks, prices).bags(),
-        validation,
-        {name: each.test for name, each in (given | rivals).items()},
+        {"validation": validation, "test": test},
         trunks,
         {name: each.theta_EP for name, each in given.items() if name != "ordinary"},
         prices,
