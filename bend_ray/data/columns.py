@@ -175,13 +175,11 @@ def _texts(values: pa.Array) -> NDArray[Any]:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
-        # Whole numbers come as floats from pandas where some are missing, from JSON as 5.0.
-        numbers = values.cast(pa.float64())
-        is_whole = pa.compute.equal(pa.compute.floor(numbers), numbers)
-        is_short = pa.compute.less(pa.compute.abs(numbers), 2.0**63)
-        whole = pa.compute.if_else(pa.compute.and_(is_whole, is_short), numbers, None)
-        others = pa.compute.if_else(pa.compute.is_nan(numbers), None, values.cast(pa.string()))
-        values = pa.compute.coalesce(whole.cast(pa.int64()).cast(pa.string()), others)
+        # Whole numbers come as floats where some are missing, and from JSON as 5.0.
+        known = pa.compute.if_else(pa.compute.is_nan(values), None, values)
+        whole = known.cast(pa.int64(), safe=False)
+        is_whole = pa.compute.equal(whole.cast(known.type, safe=False), known)
+        values = pa.compute.if_else(is_whole, whole.cast(pa.string()), known.cast(pa.string()))
     texts = values.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(texts, dtype=np.str_)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -15,7 +14,7 @@ import ray
 import ray.data
 
 from bend_ray.data.arrays import LABELS
-from bend_ray.data.csv_text import as_texts, read_csv
+from bend_ray.data.csv_text import as_texts
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import File, find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
@@ -26,7 +25,7 @@ from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
 from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
-from bend_ray.serve.queries import Answers, Inputs, given_inputs
+from bend_ray.serve.queries import Inputs, given_inputs
 from bend_ray.serve.settings import ServeSettings, Stop
 from bend_ray.storage.filesystems import open_file, resolve
 from bend_ray.storage.masking import cause, masked
@@ -67,8 +66,9 @@ def predict(
         try:
             pa.unify_schemas(schemas, promote_options="permissive")
         except pa.ArrowException as error:
-            told = f"expected files with the same columns, got: {cause(error)}"
-            raise DataError(f"{masked(examples)}: {told}") from None
+            raise DataError(
+                f"{masked(examples)}: expected files with the same columns, got: {cause(error)}"
+            ) from None
     cluster.connect(address)
     read = {
         "Parquet": ray.data.read_parquet,
@@ -92,38 +92,18 @@ def predict(
 
 
 def _schema(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> pa.Schema:
-    """The columns of a table's file; DataError where they are not what a bag can be asked with."""
-    where = masked(file.path)
-    with reading(where), open_file(filesystem, file.path) as source:
+    """The columns of a table's file; DataError where a bag can not be asked with them."""
+    with reading(masked(file.path)), open_file(filesystem, file.path) as source:
         if file.path.lower().endswith(CSV):
-            lines = io.BufferedReader(source)
-            head = lines.readline()
-            while head.count(b'"') % 2 and (more := lines.readline()):  # in the midst of a name
-                head += more
-            schema = read_csv(io.BytesIO(head), where).schema
+            schema = pyarrow.csv.open_csv(source, None, LINES, as_texts()).schema
         else:
             schema = pyarrow.parquet.read_schema(source)
-    nobody = {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in card.outputs.items()}
-    if taken := (_answers(card, nobody).keys() - card.inputs.keys()) & {*schema.names}:
-        raise DataError(
-            f"{where}: expected no column called as an answer is, got {sorted(taken)[0]}; rename "
-            "or drop it"
-        )
     try:
         if card.columns:
             given_inputs(schema.empty_table(), card)
     except DataError as error:
-        raise DataError(f"{where}: {str(error).removeprefix('x: ')}") from None
+        raise DataError(f"{masked(file.path)}: {str(error).removeprefix('x: ')}") from None
     return schema
-
-
-def _answers(card: Card, said: Answers) -> dict[str, Any]:
-    """The columns of a table of answers."""
-    return card.task.columns(said, card.class_names) | {
-        "predictive_entropy": said["entropy"],
-        "mutual_information": said["mutual_information"],
-        "model_version": [card.model_version] * len(said["entropy"]),
-    }
 
 
 class _Predictor:
@@ -149,7 +129,14 @@ class _Predictor:
                 used = used.cast(pa.schema(zip(used.column_names, types, strict=True)))
             inputs = given_inputs(used, card)
         said = self.bag.answer(inputs, [Stop()] * len(table))
-        for name, values in _answers(card, said).items():
+        answers = card.task.columns(said, card.class_names) | {
+            "predictive_entropy": said["entropy"],
+            "mutual_information": said["mutual_information"],
+            "model_version": [card.model_version] * len(table),
+        }
+        for name, values in answers.items():
+            if name in rest.column_names:
+                raise DataError(f"expected no column called as an answer, got {name}; rename it")
             rest = rest.append_column(name, pa.array(values))
         return rest
 

@@ -154,13 +154,14 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def given_inputs(x: Any, card: Card) -> Inputs:
     """The inputs of an object of a user's: an array, tensor, frame, or several by name.
 
-    Of a table they are a frame, lists by name, or rows by name; where all columns are numbers or
-    truth values also an array in the order of the card. DataError where they are not what the bag
-    takes.
+    Of a table also a list of rows by name; an array has to be of numbers and truth values alone, in
+    the order of the card. DataError where they are not what the bag takes.
     """
     try:
+        if card.columns and isinstance(x, list) and x and isinstance(x[0], Mapping):
+            return _by_name(x, card, "rows")
         if card.columns:
-            return _columns_of(x, card)
+            return _chosen(_columns_of(x, card), card, "x")
         found = dict(inputs_of(x))
         if len(found) == len(card.inputs) == 1:
             found = dict(zip(card.inputs, found.values(), strict=True))
@@ -216,21 +217,17 @@ def inputs_of_csv(content: bytes, card: Card, advice: str = "") -> Inputs:
     if not card.inputs.keys() & set(table.column_names):
         told = f"{_few(card.inputs)}, got {_few(table.column_names)}"
         raise DataError(f"CSV: expected a first line of names, {told}")
-    return _chosen(table.column_names, table.columns, card, "CSV")
+    return _chosen(zip(table.column_names, table.columns, strict=True), card, "CSV")
 
 
-def _columns_of(x: Any, card: Card) -> Inputs:
-    """Raw columns of what holds a table's, or some of its rows."""
-    if hasattr(x, "iloc"):
+def _columns_of(x: Any, card: Card) -> Iterable[tuple[Any, Any]]:
+    """Columns and what they are called, of what holds a table's."""
+    if hasattr(x, "iloc") or isinstance(x, Mapping):
         # Each by itself, as one of objects may hold values of several types.
-        return _chosen(x.columns, [x.iloc[:, i] for i in range(x.shape[1])], card, "x")
+        return x.items()  # type: ignore[no-any-return]
     if hasattr(x, "__arrow_c_stream__"):
         table = pa.table(x)
-        return _chosen(table.column_names, table.columns, card, "x")
-    if isinstance(x, Mapping):
-        return _chosen(x, [*x.values()], card, "x")
-    if isinstance(x, Sequence) and x and isinstance(x[0], Mapping):
-        return _by_name(x, card, "rows")
+        return zip(table.column_names, table.columns, strict=True)
     if others := [n for n, each in card.columns.items() if each.kind in ("category", "date")]:
         raise DataError(
             f"expected a frame, or columns or rows by name, as {others[0]} is a "
@@ -240,16 +237,16 @@ def _columns_of(x: Any, card: Card) -> Inputs:
     array = array if array.dtype.kind in "biuf" else np.asarray(x, dtype=object)
     if array.ndim != 2 or array.shape[1] != len(card.inputs):
         raise DataError(f"expected {len(card.inputs)} columns, got shape {list(array.shape)}")
-    return _chosen(card.inputs, [*array.T], card, "x")
+    return zip(card.inputs, array.T, strict=True)
 
 
-def _chosen(names: Iterable[Any], columns: Sequence[Any], card: Card, where: str) -> Inputs:
+def _chosen(columns: Iterable[tuple[Any, Any]], card: Card, where: str) -> Inputs:
     """Raw columns of a bag's, among those that are there."""
-    there = [str(name) for name in names]
-    _check_names(counts := Counter(there), card, where)
+    there = [(str(name), values) for name, values in columns]
+    _check_names(counts := Counter(name for name, _ in there), card, where)
     if twice := [name for name in card.inputs if counts[name] > 1]:
         raise DataError(f"{where}: expected one column {twice[0]}, got {counts[twice[0]]}")
-    own = {name: columns[there.index(name)] for name in card.inputs}
+    own = dict(there)
     return together({n: given_column(own[n], n, its) for n, its in card.inputs.items()})
 
 
