@@ -191,14 +191,9 @@ class Parts:
         """What the evaluation reports, and nothing else may look at; validation without one."""
         return self.validation if self.load_test is None else self.load_test()
 
-    @property
-    def has_test(self) -> bool:
-        """Whether there is a test part."""
-        return self.load_test is not None
-
     def with_test(self, test: Examples | Streamed) -> Parts:
         """The same data set, given the test part that another process has read."""
-        return replace(self, load_test=partial(itself, test)) if self.has_test else self
+        return replace(self, load_test=partial(itself, test)) if self.load_test else self
 
     @property
     def num_outputs(self) -> int:

@@ -80,7 +80,7 @@ class Part(_Named):
 
     def named(self, parts: Parts) -> str:
         """Which part it is: where there is no test part, validation stands in for it."""
-        return "validation" if self.part == "test" and not parts.has_test else self.part
+        return "validation" if self.part == "test" and parts.load_test is None else self.part
 
 
 class LeftOut(_Named):

@@ -167,7 +167,7 @@ def measured(
 
     calibration = held and task.calibration(answers(held), held.labels_N)
     figures = _figures(task.scores(answers(dataset.test), dataset.test.labels_N))
-    scores = Scored(part="test" if dataset.has_test else "validation", **figures)
+    scores = Scored(part="test" if dataset.load_test else "validation", **figures)
     told = {"temperature": scale, "calibration": calibration, "scores": scores}
     return card.model_copy(update=told)
 

@@ -103,10 +103,6 @@ class TrialRecord(Record):
             state = f"{at} {100 * self.milestones[-1].share:.0f} %"
         return {"trial": str(self.number), **knobs, **scores, "state": state}
 
-    def with_(self, **changes: Any) -> TrialRecord:
-        """The record, changed."""
-        return self.model_copy(update=changes)
-
 
 def told(
     name: str, result: Mapping[str, Any] | None, has_ended: bool, error: str | None
@@ -117,4 +113,4 @@ def told(
     if record.status != "running" or not has_ended:
         return record
     # A process that died could not say why, nor one that was stopped that it was.
-    return record.with_(status="failed" if error else "stopped", error=error)
+    return record.model_copy(update={"status": "failed" if error else "stopped", "error": error})

@@ -162,7 +162,9 @@ def _run_trials(study: Study, runtime: RayRuntime, config: PipelineConfig) -> li
     records = []
     for number, result in enumerate(_results(job, room)):
         name, error = result.path.rpartition("/")[2], result.error and cause(result.error)
-        records.append(told(name, result.metrics, True, error).with_(number=number))
+        records.append(
+            told(name, result.metrics, True, error).model_copy(update={"number": number})
+        )
     return records
 
 

@@ -105,7 +105,7 @@ def run_trial(point: dict[str, Any], job: Assignment) -> None:
         raise
     except BendError as error:
         # Not raised: Tune would try again what fails again, and its searcher learn nothing of it.
-        record = record.with_(status="failed", error=cause(error))
+        record = record.model_copy(update={"status": "failed", "error": cause(error)})
         tune.report({PROGRESS: 100.0, OBJECTIVE: FAILED, RECORD: record.model_dump_json()})
 
 
@@ -144,7 +144,7 @@ def _run(record: TrialRecord, job: Assignment) -> None:
             report(record, share)
     make("generator", "samples")
     bags = _bags(config, record, get(worker.bags.remote(config, list(counts))), section)
-    report(record.with_(status="done", bags=bags), 1.0)
+    report(record.model_copy(update={"status": "done", "bags": bags}), 1.0)
 
 
 def _bags(

@@ -227,7 +227,7 @@ class TrialTable(Callback):  # type: ignore[misc]
         record = told(trial.trial_id, trial.last_result, has_ended, error)
         status = "waiting" if trial.status == "PENDING" else record.status
         point = self.section.decoded(trial.config)
-        return record.with_(number=number, point=point, status=status)
+        return record.model_copy(update={"number": number, "point": point, "status": status})
 
     def _line(self, record: TrialRecord) -> str:
         row = record.row(self.section.names)

@@ -57,7 +57,10 @@ def test_a_killed_search_goes_on_where_it_was(bend: Bend, space: Path) -> None:
     assert len(trials) == 8
     for record in before:
         # Only its number, known when all have ended, was added.
-        assert TrialRecord.model_validate(trials[record.name]).with_(number=-1) == record
+        assert (
+            TrialRecord.model_validate(trials[record.name]).model_copy(update={"number": -1})
+            == record
+        )
     assert (bend.folder / "best.yaml").exists()
     seeds = list(bend.store.glob("seeds/*"))
     assert len(seeds) == 1

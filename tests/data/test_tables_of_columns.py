@@ -63,7 +63,7 @@ def test_columns_are_what_they_look_like(
     assert parts.columns["city"].levels == ("Bonn", "Köln", "Ulm")
     assert [name for name, column in parts.columns.items() if column.missing] == ["age", "city"]
     assert parts.input_shape == (2 + 4 + 1 + 1 + 1,)
-    assert (parts.class_names, parts.num_outputs, parts.has_test) == (("no", "yes"), 2, False)
+    assert (parts.class_names, parts.num_outputs, parts.load_test) == (("no", "yes"), 2, None)
     assert "column same is left out: never varies" in caplog.text
     assert "column name is left out: text of many values" in caplog.text
 

@@ -140,7 +140,7 @@ def test_what_a_process_could_not_say_is_what_tune_thinks(study: Study) -> None:
     assert told("another", None, True, "it died") == TrialRecord(
         name="another", point={}, status="failed", error="it died"
     )
-    cut_off = study.trials[0].with_(status="running", bags=[])
+    cut_off = study.trials[0].model_copy(update={"status": "running", "bags": []})
     result = {RECORD: cut_off.model_dump_json()}
     assert told("t0", result, True, None).status == "stopped"
     assert told("t0", result, True, "it died").stages == study.trials[0].stages
