@@ -143,10 +143,7 @@ def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
 
 
 def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
-    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such.
-
-    What a value means hangs on none beside it.
-    """
+    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such."""
     is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
     try:
         is_plain = not is_arrow and str(getattr(values, "dtype", "object")) == "object"
@@ -156,7 +153,7 @@ def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
         return _texts(array) if kind == "category" else _numbers(array, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         each = [] if is_arrow else np.atleast_1d(np.asarray(values, dtype=object)).tolist()
-        if len(each) > 1:  # of several types
+        if len(each) > 1:  # of several types: what one means hangs on none beside it
             return np.concatenate([raw_column([value], kind, where) for value in each])
         if isinstance(error, OverflowError):
             return raw_column([str(each[0])], kind, where)
@@ -202,11 +199,10 @@ def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
     its = values.type
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    is_kind = kind_of_type(its)
-    strange = {"number": "boolean", "date": "number"}.get(kind)
-    if pa.types.is_null(its) or (is_kind == strange and values.null_count == len(values)):
+    if values.null_count == len(values):
         return np.full(len(values), np.nan)
-    if is_kind == strange:
+    is_kind = kind_of_type(its)
+    if is_kind == {"number": "boolean", "date": "number"}.get(kind):
         raise ValueError(f"{its}, such as {values.drop_null()[0]}")
     if is_kind == "category":
         array = _parsed(filled(values), kind)

@@ -35,13 +35,11 @@ _AXES = {"last": np.array([-1]), "middle": np.array([1]), "both": np.array([1, 2
 
 def check_names(inputs: Iterable[str], outputs: Iterable[str], where: str = "") -> None:
     """ConfigError where a program would have no name for an input, or one for it and an output."""
-    taken = [LOGITS, *outputs]
-    for name in inputs:
-        if name in ("", *taken):
-            raise ConfigError(
-                f"{where}{name or 'one without a name'}: expected inputs that are called "
-                f"otherwise than answers, {', '.join(taken)}; rename it, or leave it out"
-            )
+    for name in {"", LOGITS, *outputs} & {*inputs}:
+        raise ConfigError(
+            f"{where}{name or 'one without a name'}: expected inputs that are called otherwise "
+            f"than answers, {', '.join([*outputs, LOGITS])}; rename it, or leave it out"
+        )
 
 
 class Operators(Protocol):

@@ -14,7 +14,7 @@ import ray
 import ray.data
 
 from bend_ray.data.arrays import LABELS
-from bend_ray.data.csv_text import as_texts
+from bend_ray.data.csv_text import as_texts, typed
 from bend_ray.data.decoding import UnreadableError, pixels_of
 from bend_ray.data.files import File, find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
@@ -124,10 +124,8 @@ class _Predictor:
             labels = [name for name in table.column_names if name in LABELS]
             used = table.select(known) if known else table.drop_columns(labels)
             rest = table.drop_columns(used.column_names)
-            if not card.columns:  # numbers, which CSV has as texts
-                types = [pa.float64() if pa.types.is_string(t) else t for t in used.schema.types]
-                used = used.cast(pa.schema(zip(used.column_names, types, strict=True)))
-            inputs = given_inputs(used, card)
+            # In CSV numbers are texts too.
+            inputs = given_inputs(used if card.columns else typed(used, ()), card)
         said = self.bag.answer(inputs, [Stop()] * len(table))
         answers = card.task.columns(said, card.class_names) | {
             "predictive_entropy": said["entropy"],

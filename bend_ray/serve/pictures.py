@@ -75,11 +75,9 @@ def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
             if values.item() not in column.levels:
                 notes.append(f"{name}: no training example had {printable(values.item())}")
         elif values.size and ((values < own.low) | (values > own.high)).any():
-            is_date = column and column.kind == "date"
-            low, high = (iso(x) if is_date else f"{x:g}" for x in (own.low, own.high))
-            notes.append(
-                f"{name}: some numbers are outside of the training part's, {low} to {high}"
-            )
+            show = iso if column and column.kind == "date" else "{:g}".format
+            span = f"{show(own.low)} to {show(own.high)}"
+            notes.append(f"{name}: some numbers are outside of the training part's, {span}")
     return notes
 
 

@@ -198,15 +198,11 @@ def _by_name(rows: Sequence[Any], card: Card, where: str) -> Inputs:
         if not isinstance(row, Mapping):
             raise DataError(f"{where}[{index}]: expected an object, got {_kind(row)}")
         _check_names(row, card, f"{where}[{index}]")
-    by_name = {name: [row[name] for row in rows] for name in card.inputs}
-    return together({n: given_column(by_name[n], n, own) for n, own in card.inputs.items()})
+    return _chosen(((name, [row[name] for row in rows]) for name in card.inputs), card, where)
 
 
 def inputs_of_csv(content: bytes, card: Card, advice: str = "") -> Inputs:
-    """The columns of a CSV text whose first line names them; others may be among them.
-
-    ``advice`` is for whoever sent no rows.
-    """
+    """A bag's columns in a CSV text with a line of names; ``advice`` is for who sends no rows."""
     if len(content.splitlines()) < 2:
         told = "a line of names and lines of rows, got at most one line"
         raise DataError(f"CSV: expected {told}{advice}")
@@ -233,8 +229,7 @@ def _columns_of(x: Any, card: Card) -> Iterable[tuple[Any, Any]]:
             f"expected a frame, or columns or rows by name, as {others[0]} is a "
             f"{card.columns[others[0]].kind}, got a {type(x).__name__}"
         )
-    array = np.asarray(x)
-    array = array if array.dtype.kind in "biuf" else np.asarray(x, dtype=object)
+    array = np.asarray(x, dtype=np.float64)
     if array.ndim != 2 or array.shape[1] != len(card.inputs):
         raise DataError(f"expected {len(card.inputs)} columns, got shape {list(array.shape)}")
     return zip(card.inputs, array.T, strict=True)
