@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -62,9 +63,11 @@ def predict(
     if kinds != [IMAGES]:
         # What is wrong with a file is told before Ray starts.
         with ThreadPoolExecutor(16) as pool:
-            schemas = [*pool.map(partial(_schema, card, files.filesystem), files)]
+            looks = [*pool.map(partial(_look, card, files.filesystem), files)]
+        if not any(has_rows for _, has_rows in looks):
+            raise DataError(f"{masked(examples)}: expected rows, got none, a header alone")
         try:
-            pa.unify_schemas(schemas, promote_options="permissive")
+            pa.unify_schemas([schema for schema, _ in looks], promote_options="permissive")
         except pa.ArrowException as error:
             raise DataError(
                 f"{masked(examples)}: expected files with the same columns, got: {cause(error)}"
@@ -86,24 +89,24 @@ def predict(
     )
     with our_errors(), reading(masked(examples)):
         work.write_parquet(path, filesystem=filesystem)
-    if not filesystem.get_file_info(pyarrow.fs.FileSelector(path, allow_not_found=True)):
-        raise DataError(f"{masked(examples)}: expected rows, got none, a header alone")
     return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
 
 
-def _schema(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> pa.Schema:
-    """The columns of a table's file; DataError where a bag can not be asked with them."""
+def _look(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> tuple[pa.Schema, bool]:
+    """The columns of a table's file, and whether it has rows; DataError where it is none."""
     with reading(masked(file.path)), open_file(filesystem, file.path) as source:
         if file.path.lower().endswith(CSV):
-            schema = pyarrow.csv.open_csv(source, None, LINES, as_texts()).schema
+            reader = pyarrow.csv.open_csv(source, None, LINES, as_texts())
+            schema, has_rows = reader.schema, any(batch.num_rows for batch in reader)
         else:
-            schema = pyarrow.parquet.read_schema(source)
+            metadata = pyarrow.parquet.read_metadata(source)
+            schema, has_rows = metadata.schema.to_arrow_schema(), metadata.num_rows > 0
     try:
         if card.columns:
             given_inputs(schema.empty_table(), card)
     except DataError as error:
         raise DataError(f"{masked(file.path)}: {str(error).removeprefix('x: ')}") from None
-    return schema
+    return schema, has_rows
 
 
 class _Predictor:
@@ -133,9 +136,11 @@ class _Predictor:
             "model_version": [card.model_version] * len(table),
         }
         for name, values in answers.items():
-            if name in rest.column_names:
-                raise DataError(f"expected no column called as an answer, got {name}; rename it")
             rest = rest.append_column(name, pa.array(values))
+        if twice := [name for name, count in Counter(rest.column_names).items() if count > 1]:
+            raise DataError(
+                f"expected columns of different names, also than answers, got {twice[0]}; rename it"
+            )
         return rest
 
     def _images(self, table: pa.Table) -> tuple[Inputs, pa.Table]:

@@ -278,6 +278,11 @@ def test_ask_and_predict_take_csv(folder: Path, tmp_path: Path) -> None:
     frame.drop(columns="age").to_csv(tmp_path / "lacks.csv", index=False)
     with pytest.raises(DataError, match="missing: age"):
         predict(str(tmp_path / "lacks.csv"), str(tmp_path / "out"), str(folder), "", None, False)
+    for name, own in (("0", range(3)), ("1", ["01", "x", ""])):
+        frame.assign(zip=own).to_parquet(tmp_path / f"of{name}.parquet")
+    source = str(tmp_path / "of?.parquet")
+    with pytest.raises(DataError, match="same columns, got: Unable to merge: Field zip"):
+        predict(source, str(tmp_path / "out"), str(folder), "", None, False)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -293,15 +298,28 @@ def test_more_rows_than_a_request_may_have_name_the_option(folder: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_whole_csv_files_are_answered(folder: Path, tmp_path: Path) -> None:
-    frame = people(200).assign(id=range(200))
-    frame.to_csv(tmp_path / "people.csv", index=False)
-    output = str(tmp_path / "out")
-    source = str(tmp_path / "people.csv")
+    frame = people(200).assign(id=[f"{n:03d}" for n in range(200)])
+    # What a column looks like in one file says nothing of another, nor of what it means.
+    frame[:100].to_csv(tmp_path / "0.csv", index=False)
+    frame[100:].assign(city="NA").to_csv(tmp_path / "1.csv", index=False)
+    source, output = str(tmp_path / "?.csv"), str(tmp_path / "out")
     assert predict(source, output, str(folder), "image", None, False) == 200
     said = pd.read_parquet(output).sort_values("id")
+    assert said["id"].tolist() == frame["id"].tolist()
     found = np.stack(said["probabilities"].to_list())
+    frame.loc[100:, "city"] = "NA"
     np.testing.assert_allclose(found, Bag.load(folder).predict_proba(frame), atol=1e-6)
     assert "age" not in said
+    for content, told in (
+        (frame[:0].to_csv(index=False), "expected rows, got none"),
+        (frame[:2].to_csv(index=False) + "1,2\n", "CSV parse error: Expected 6 columns, got 2"),
+        (frame[:2].assign(prediction=1).to_csv(index=False), "different names, .* got prediction"),
+    ):
+        (tmp_path / "other.csv").write_text(content)
+        with pytest.raises(DataError, match=rf"^[^\n]*{told}[^\n]*$"):
+            predict(
+                str(tmp_path / "other.csv"), f"{output}{told[:9]}", str(folder), "", None, False
+            )
 
 
 def test_the_onnx_program_stands_alone(folder: Path) -> None:

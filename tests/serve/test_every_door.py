@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from inprocess import client
-from test_columns import KINDS, write_people
+from test_columns import KINDS, columns_of, inputs_of, people, write_people
 from test_numbers import Context
 
 from bend_ray.data.columns import Kind, raw_column
@@ -276,3 +276,42 @@ def test_a_value_means_the_same_whatever_is_beside_it(kind: Kind, values: list[A
     assert (found is None) == (wanted is None)
     for ours, its in zip(found or [], wanted or [], strict=True):
         assert ours == its or (ours != ours and its != its)
+
+
+def test_an_array_is_of_numbers_alone(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^x: expected a frame, .* as city is a category, got a"):
+        Bag.load(str(folder)).predict(np.zeros((2, 5)))
+    own = {
+        name: column for name, column in columns_of(people()).items() if name in ("age", "total")
+    }
+    card = read_card(folder).model_copy(update={"inputs": inputs_of(own)})
+    for x in (np.array([[1, 2.5]]), [[1, 2.5]], [{"total": 2.5, "age": 1}]):
+        raw = given_inputs(x, card)
+        assert [raw["age"].tolist(), raw["total"].tolist()] == [[1.0], [2.5]]
+    assert np.isnan(given_inputs([[None, 2.5]], card)["age"]).all()
+    for x, told in ((np.zeros((2, 3)), "expected 2 columns, got shape"), ([["a", 1]], "'a'")):
+        with pytest.raises(DataError, match=f"^x: .*{told}"):
+            given_inputs(x, card)
+
+
+def test_what_no_training_example_lacked_is_told(folder: Path) -> None:
+    row = {"age": None, "city": "", "joined": None, "active": None, "total": None}
+    for content, kind in ((as_json([row]), "application/json"), (as_csv([row]), "text/csv")):
+        said = _served(folder)[0].post("/predict", content=content, headers={"Content-Type": kind})
+        (one,) = said.json()["predictions"]
+        lacked = ["joined", "active", "total"]  # as some of age and city were
+        assert one["notes"] == [f"{name}: no training example lacked it" for name in lacked]
+    late = row | {"joined": "2030-01-01", "active": True, "total": 2.5}
+    said = _served(folder)[0].post(
+        "/predict", content=as_json([late]), headers={"Content-Type": "application/json"}
+    )
+    assert said.json()["predictions"][0]["notes"] == [
+        "joined: some numbers are outside of the training part's, 2020-01-01 to 2020-02-29"
+    ]
+
+
+def test_who_asks_here_is_told_nothing_of_curl(folder: Path, tmp_path: Path) -> None:
+    for content in ("", "age,city,joined,active,total\n"):
+        (tmp_path / "a.csv").write_text(content)
+        with pytest.raises(DataError, match=r"a\.csv: CSV: expected a line .* at most one line$"):
+            list(lines(folder, [tmp_path / "a.csv"]))
