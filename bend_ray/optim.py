@@ -51,12 +51,6 @@ class Steps:
         """What a resumed training needs; the tensors themselves, not copies."""
         return self.kept
 
-    def load(self, state: dict[str, list[torch.Tensor]]) -> None:
-        """Continue from a ``state()``."""
-        for name, tensors in self.kept.items():
-            for mine, loaded in zip(tensors, state[name], strict=True):
-                mine.copy_(loaded)
-
 
 class Rule(Spec):
     """How parameters are moved, and what is kept beside each."""

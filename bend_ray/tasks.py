@@ -118,6 +118,14 @@ class Classification(ClassesProgram, Spec):
         """They themselves."""
         return ballots_NO
 
+    def shares(self, outputs_ENO: Tensor, labels_N: Tensor) -> Tensor:
+        """Of ballots, what decides a bag's NLL: the labels' probabilities, ``(E, N, 1)``."""
+        return self.log_likelihoods(outputs_ENO, labels_N).double().exp()[..., None]
+
+    def nats(self, shares_ENV: Tensor, labels_N: Tensor) -> Tensor:
+        """NLL ``(E, N)`` of who has these shares, or has them as the mean of its members."""
+        return -shares_ENV[..., 0].clamp(min=metrics.SMALLEST_PROBABILITY).log()
+
     def chance(self, labels_N: Tensor) -> tuple[float, float]:
         """Accuracy of whoever always says the most frequent class, and its standard error."""
         share = labels_N.bincount().max().item() / len(labels_N)
@@ -198,9 +206,12 @@ class Regression(NumbersProgram, Spec):
         """The task of such targets, unless it has their units already."""
         if self.mean:
             return self
-        std_T, mean_T = torch.std_mean(labels_NT.double(), dim=0, correction=0)
-        # A target that never varies is its mean.
-        std_T = torch.where(std_T > 1e-12 * mean_T.abs().clamp(min=1e-200), std_T, 1.0)
+        labels_NT = labels_NT.double()
+        peak_T = labels_NT.abs().amax(dim=0)  # by which the squares of tiny targets are none
+        peak_T = torch.where(peak_T > 0, peak_T, 1.0)
+        std_T, mean_T = (m * peak_T for m in torch.std_mean(labels_NT / peak_T, 0, correction=0))
+        # A target that never varies is its mean, about.
+        std_T = torch.where(std_T > 1e-12 * peak_T, std_T, 1e-3 * peak_T)
         found = {"mean": tuple(mean_T.tolist()), "std": tuple(std_T.tolist())}
         return self.model_copy(update=found)
 
@@ -277,6 +288,15 @@ class Regression(NumbersProgram, Spec):
         mean, variance = self._split(outputs.double())
         variance = torch.exp(variance)
         return torch.cat([mean, variance + mean**2], dim=-1)
+
+    def shares(self, outputs_ENO: Tensor, labels_NT: Tensor) -> Tensor:
+        """All of the ballots, ``(E, N, 2 T)``, as a bag has the moments of its mixture."""
+        return self.ballots(outputs_ENO)
+
+    def nats(self, shares_ENV: Tensor, labels_NT: Tensor) -> Tensor:
+        """NLL ``(E, N)`` of who has these moments."""
+        mean, variance = self.answers(shares_ENV).chunk(2, dim=-1)
+        return -metrics.log_density(mean, variance, labels_NT).sum(dim=-1)
 
     def answers(self, ballots_NO: Tensor) -> Tensor:
         """Means and variances, in the targets' units, ``(N, 2 T)``."""

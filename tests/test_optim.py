@@ -79,12 +79,14 @@ def take_steps(
 ) -> dict[str, list[Tensor]]:
     optimizer = spec.build(parameters)
     if state is not None:
-        optimizer.load(state)
+        for name, tensors in optimizer.state().items():
+            for mine, kept in zip(tensors, state[name], strict=True):
+                mine.copy_(kept)
     for step in steps:
         set_gradients(parameters, step)
         optimizer.step(FACTORS[step])
-    kept: dict[str, list[Tensor]] = optimizer.state()
-    return kept
+    left: dict[str, list[Tensor]] = optimizer.state()
+    return left
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -119,23 +121,6 @@ def test_a_resumed_training_is_the_undisturbed_one(spec: Any) -> None:
     state = copy.deepcopy(take_steps(spec, resumed, range(3)))
     take_steps(spec, resumed, range(3, 8), state)
     assert all(torch.equal(a, b) for a, b in zip(resumed, undisturbed, strict=True))
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_loading_copies_the_state(spec: Any) -> None:
-    state = copy.deepcopy(take_steps(spec, start(), range(3)))
-    before = copy.deepcopy(state)
-    take_steps(spec, start(), range(3, 8), state)
-    assert all(
-        torch.equal(a, b) for name in state for a, b in zip(state[name], before[name], strict=True)
-    )
-
-
-@pytest.mark.parametrize("spec", SPECS, ids=repr)
-def test_a_state_of_other_parameters_is_refused(spec: Any) -> None:
-    state = spec.build(start()[:1]).state()
-    with pytest.raises(ValueError, match="zip"):
-        spec.build(start()).load(state)
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=repr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from bend_ray.api import load_bag
 from bend_ray.errors import ConfigError
 from bend_ray.sklearn import BagClassifier, BagRegressor
-from bend_ray.sklearn.rows import folds_of, in_order, repeated
+from bend_ray.sklearn.rows import folds_of, repeated, units_of
 
 SMALL = {"members": 4, "folds": 1, "random_state": 0}
 
@@ -112,6 +113,7 @@ def test_what_says_nothing_leaves_the_targets_own_distribution(estimator: Any) -
     assert answers[0] == pytest.approx(0.5, abs=0.2)
 
 
+@pytest.mark.filterwarnings("ignore:left out are")
 @pytest.mark.parametrize(
     ("x", "y", "told"),
     [
@@ -126,6 +128,9 @@ def test_what_says_nothing_leaves_the_targets_own_distribution(estimator: Any) -
         (pd.DataFrame([[1.0, 2.0]] * 3, columns=["a", "a"]), [0, 1, 0], "unique column names"),
         (pd.DataFrame({"a": [1.0, 2, 3], "b": list("uvu")}), [0, 1, 0], "^expected two training"),
         (pd.DataFrame({"a": [[1], [2], [3]]}), [0, 1, 0], "a: expected numbers"),
+        (pd.Series([1.0, 2.0, 3.0]), [0, 1, 0], "Expected 2D array, got 1D array"),
+        (pd.DataFrame(index=range(3)), [0, 1, 0], r"0 feature\(s\)"),
+        (pd.DataFrame({"a": ["u"]}), [0], "1 sample"),
     ],
 )
 def test_what_is_refused(x: Any, y: Any, told: str) -> None:
@@ -145,7 +150,13 @@ def test_what_is_refused(x: Any, y: Any, told: str) -> None:
         ({"time_limit": -1}, "'time_limit' parameter"),
         ({"calibration": -0.5}, "'calibration' parameter"),
         ({"calibration": 2}, "'calibration' parameter"),
-        ({"calibration": 0.999}, "calibration: expected a share that leaves"),
+        ({"calibration": 0.999}, "expected two training examples at least .* calibration 0.999"),
+        ({"settings": 5}, "'settings' parameter"),
+        ({"settings": {5: 1}}, "settings: expected paths of knobs"),
+        ({"settings": {"dataset.kind": "digits"}}, "settings: expected paths of knobs"),
+        ({"store": 5}, "'store' parameter"),
+        ({"draw": "no"}, "'draw' parameter"),
+        ({"draw": True, "folds": 3}, "folds: expected 1 with seeds.protocol independent, got 3"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str) -> None:
@@ -156,11 +167,13 @@ def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any], told: str
         assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("members", "folds"), [(3, None), (10, None), (2, 3), (5, 1)])
-def test_exactly_so_many_members_vote(members: int, folds: int | None) -> None:
+@pytest.mark.parametrize(("members", "folds"), [(3, None), (12, None), (2, 3), (5, 1)])
+def test_exactly_so_many_votes_are_given(members: int, folds: int | None) -> None:
     x, y = load_iris(return_X_y=True)
     bag = BagRegressor(members=members, folds=folds, candidates=1, epochs=1).fit(x, y)
-    assert len(bag._theta_KP) == members
+    votes = bag._weight_K * members
+    assert votes.sum() == pytest.approx(members)
+    assert (votes - votes.round()).abs().max() < 1e-6
 
 
 def test_what_cannot_be_asked_is_told_in_one_line(tmp_path: Path) -> None:
@@ -187,6 +200,7 @@ def test_what_cannot_be_asked_is_told_in_one_line(tmp_path: Path) -> None:
                 each.predict_interval(frame, coverage)
 
 
+@pytest.mark.filterwarnings("ignore:left out are")
 @pytest.mark.parametrize(
     "change",
     [
@@ -338,9 +352,78 @@ def test_the_order_of_rows_is_theirs() -> None:
     raw = {"age": frame["age"].to_numpy(), "city": frame["city"].fillna("").to_numpy(dtype=str)}
     codes = (y == "yes").astype(np.int64)
     shuffled = np.random.default_rng(1).permutation(50)
-    before = in_order(raw, codes)
-    after = in_order({n: v[shuffled] for n, v in raw.items()}, codes[shuffled])
+    before, _ = units_of(raw, codes, None)
+    after, _ = units_of({n: v[shuffled] for n, v in raw.items()}, codes[shuffled], None)
     assert (shuffled[after] == before).all()
+
+
+@pytest.mark.parametrize("weight", [2, 0.5, 20])
+def test_copies_of_an_example_are_on_one_side(weight: float) -> None:
+    rng = np.random.default_rng(0)
+    raw, codes = {"x0": rng.normal(size=60), "x1": rng.normal(size=60)}, np.arange(60) % 2
+    rows, units = units_of(raw, codes, np.full(60, weight))
+    assert len(rows) == 60 * (weight if weight >= 1 else 4)
+    for row in range(60):
+        assert len(set(units[rows == row])) == 1
+    twice = {name: np.tile(values, 2) for name, values in raw.items()}
+    again, alike = units_of(twice, np.tile(codes, 2), None)
+    assert all(len(set(alike[again % 60 == row])) == 1 for row in range(60))
+    # Of two columns of few values examples are alike by chance, and each counts by itself.
+    few = {name: (values > 0).astype(float) for name, values in raw.items()}
+    rows, units = units_of(few, codes, None)
+    assert len(set(units)) == 60
+
+
+@pytest.mark.trains
+def test_what_is_kept_back_is_like_what_is_learnt() -> None:
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {"sex": rng.choice(["m", "f"], 1000), "city": rng.choice(list("ABC"), 1000)}
+    )
+    y = rng.random(1000) < 0.3
+    asked = pd.DataFrame([(s, c) for s in "mf" for c in "ABC"], columns=["sex", "city"])
+    bag = BagClassifier(members=8, random_state=0, calibration=0.2).fit(frame, y)
+    assert abs(bag.predict_proba(asked)[:, 1] - 0.3).max() < 0.15
+
+
+@pytest.mark.trains
+def test_weights_do_not_make_a_bag_surer() -> None:
+    rng = np.random.default_rng(0)
+    x, y, asked = rng.normal(size=(200, 5)), rng.integers(0, 2, 200), rng.normal(size=(500, 5))
+    plain = BagClassifier(members=8, random_state=0).fit(x, y)
+    twice = BagClassifier(members=8, random_state=0).fit(x, y, np.full(200, 2.0))
+    sure = [bag.predict_proba(asked).max(axis=1).mean() for bag in (plain, twice)]
+    assert sure[1] < sure[0] + 0.05
+
+
+def test_one_example_of_a_class_is_learnt() -> None:
+    x = np.random.default_rng(0).normal(size=(40, 2))
+    bag = BagClassifier(members=4, epochs=2, random_state=0).fit(x, np.r_[1, np.zeros(39)])
+    assert bag.predict_proba(x).shape == (40, 2)
+
+
+def test_texts_of_many_values_are_left_out_with_a_word() -> None:
+    frame, y = people(40)
+    frame["id"] = [f"k{i}" for i in range(40)]
+    with pytest.warns(UserWarning, match="left out are 1 columns of texts of many values"):
+        bag = BagClassifier(**SMALL, epochs=1).fit(frame, y)
+    assert len(bag.columns_) == 5
+    for kept in (frame[["id"]], frame[["id"]].assign(id="a"), frame[["id"]].assign(id=None)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for estimator in BagClassifier(**SMALL, epochs=1), BagRegressor(**SMALL, epochs=1):
+                bag = estimator.fit(kept, np.arange(40) % 2)
+                assert np.ptp(bag.predict(kept)) == 0
+        with pytest.raises(ValueError, match="export: expected a column that varies"):
+            bag.export("nowhere")
+
+
+def test_tiny_and_constant_targets_keep_their_units() -> None:
+    x = np.random.default_rng(0).normal(size=(60, 2))
+    tiny = BagRegressor(**SMALL, epochs=5).fit(x, x[:, 0] * 1e-100)
+    assert abs(tiny.predict(x)).max() < 1e-98
+    flat = BagRegressor(**SMALL, epochs=5).fit(x, np.full(60, 1e-6))
+    assert flat.predict(x) == pytest.approx(1e-6, rel=0.1)
 
 
 @pytest.mark.parametrize("folds", [1, 3, None])

@@ -87,7 +87,7 @@ class Manifest(Record):
     stage: str
     stage_version: int
     fingerprint: str
-    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    created: str = Field(default_factory=lambda: datetime.now(UTC).isoformat(" ", "seconds"))
     identity: dict[str, Any]
     given: dict[str, Any] = Field(default_factory=dict)
     """What decides nothing: the config as it was asked for, with where the data set was found."""

@@ -10,7 +10,6 @@ column, and needs nothing but pyarrow and ``frombuffer``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -35,19 +34,11 @@ _FORMAT = b"bend_ray.population"
 class Population:
     """K classifiers; what comes is converted to the types below, or refused by a ValueError.
 
-    Attributes:
-        model_id: (K,).
-        trunk: (K,), the independent start a model descends from.
-        fork: (K,), which continuation of that trunk it is.
-        step: (K,), optimizer steps taken.
-        seed: (K,).
-        held_out: (K,), kept from the generator's training.
-        val_accuracy: (K,), the task's score: accuracy in [0, 1], or R^2 of regression.
-        val_nll: (K,), nats.
-        fit_seconds: (K,), CPU seconds this model cost.
-        origin: whether they were trained or drawn from a generator.
-        theta_KP: (K, 0) when it was not read.
-        layout_digest: names the layout that flattened the classifiers.
+    Columns are (K,), and ``theta_KP`` (K, 0) when it was not read. ``trunk`` is the independent
+    start a model descends from, ``fork`` which continuation of it, ``step`` counts optimizer steps,
+    ``held_out`` ones are kept from the generator's training. ``val_accuracy`` is the task's score:
+    accuracy in [0, 1], or R^2 of regression; ``val_nll`` is in nats, ``fit_seconds`` are of CPU.
+    ``layout_digest`` names the layout that flattened them, ``origin`` says if they were drawn.
     """
 
     model_id: NDArray[np.int64]
@@ -85,17 +76,6 @@ class Population:
             # numpy takes an empty list for floats, and floats for no index.
             rows = rows if rows.size else rows.astype(np.intp)
         return replace(self, **{name: getattr(self, name)[rows] for name in _DTYPES})
-
-    @classmethod
-    def concatenate(cls, populations: Sequence[Population]) -> Population:
-        """One population after the other; ValueError where none or unlike ones are given."""
-        kinds = {(each.layout_digest, each.origin) for each in populations}
-        if len(kinds) != 1:
-            raise ValueError(f"expected populations of one layout and origin, got {sorted(kinds)}")
-        joined: dict[str, Any] = {
-            name: np.concatenate([getattr(each, name) for each in populations]) for name in _DTYPES
-        }
-        return replace(populations[0], **joined)
 
 
 _DTYPES = {

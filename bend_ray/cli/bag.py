@@ -109,7 +109,7 @@ def _chosen(
             "bag          %s members, %s %.4f on the %s part: evaluation %s of %s, made %s%s",
             *(evaluation.bag.size, evaluation.score, evaluation.bag.accuracy or 0.0),
             evaluation.part,
-            *(manifest.fingerprint, masked(store.uri), log.moment(manifest.created)),
+            *(manifest.fingerprint, masked(store.uri), manifest.created),
             "" if asked.by_name else ", the newest",
         )
         if members is not None and 1 <= members <= evaluation.bag.size:

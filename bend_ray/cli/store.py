@@ -48,7 +48,7 @@ def report(asked: Asked, repeats: int, output: str | None) -> None:
         graphs = [graph_of(each, held) for each in config.repeats(repeats)]
         wanted = [graph.evaluation for graph in graphs]
         runs = [stored.read_run(held, each.fingerprint, each.given) for each in wanted]
-    fingerprints = [run.fingerprint for run in runs]
+    fingerprints = [run.result.fingerprints["evaluation"] for run in runs]
     where = stored.output_directory(output) if output else stored.default_output(held, fingerprints)
     click.echo(write_report(runs, where))
 

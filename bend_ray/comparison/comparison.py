@@ -74,11 +74,6 @@ class Bag:
     val_nll_E: Tensor
     temperature: float
 
-    @property
-    def seconds(self) -> float:
-        """All of it."""
-        return self.fixed_seconds + self.member_seconds * len(self.members)
-
 
 @dataclass(frozen=True)
 class Selection:
@@ -165,11 +160,6 @@ class Members:
     accuracy_E: Tensor
     nll_E: Tensor
 
-    @classmethod
-    def of(cls, predictions: Predictions, trunks_E: Tensor) -> Members:
-        """Whose predictions these are."""
-        return cls(trunks_E, predictions.predicted(), *predictions.scores())
-
     def __len__(self) -> int:
         return len(self.trunks_E)
 
@@ -219,8 +209,8 @@ class Comparison:
     @cached_property
     def members(self) -> dict[str, Members]:
         """Single models, by population."""
-        tested = self.answers["test"]
-        return {name: Members.of(tested[name], self.trunks[name]) for name in self.trunks}
+        said = [(name, its, self.answers["test"][name]) for name, its in self.trunks.items()]
+        return {n: Members(its, each.predicted(), *each.scores()) for n, its, each in said}
 
     def said(self, bag: Bag, about: str = "test") -> Predictions:
         """What a bag's members say of inputs by their name."""
@@ -236,6 +226,7 @@ class Comparison:
     def scores(self, name: str, voted: Voted) -> BagScores:
         """Of a bag."""
         bag, more = self.bags[name], dict[str, Any]()
+        seconds = bag.fixed_seconds + bag.member_seconds * len(bag.members)
         if name == BAG:
             more = {"members": tuple(bag.members), "cost_seconds": self.prices.bag}
         if name == EQUAL_COST:
@@ -244,7 +235,7 @@ class Comparison:
             **self.task.scores(voted.answers_NC, self.labels),
             size=len(bag.members),
             temperature=bag.temperature if self.section.temperature_scaling else None,
-            **{"cost_seconds": bag.seconds, **more},
+            **{"cost_seconds": seconds, **more},
         )
 
     def evaluation(self, scores: Mapping[str, BagScores], **more: Any) -> Evaluation:

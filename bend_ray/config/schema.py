@@ -42,11 +42,6 @@ class ParametersSection(Spec):
     once for each trunk. A norm whose running statistics do not match keeps the base's.
     """
 
-    @property
-    def all_own(self) -> bool:
-        """Whether classifiers share nothing."""
-        return "*" in self.include
-
 
 class SeedsSection(Spec):
     """The trained population."""
@@ -384,8 +379,9 @@ def _of_drawing(config: PipelineConfig) -> Iterator[str]:
             f"got {guidance:g}; use seeds.protocol tails with early_tails of 1 or more, or "
             "checkpoints with early"
         )
-    include, all_own = [*config.parameters.include], config.parameters.all_own
-    if not all_own and (not protocol.branches or protocol.ranks_roots):
+    include = [*config.parameters.include]
+    all_own = "*" in include
+    if not all_own and not protocol.branches:
         yield (
             "parameters.include: expected all parameters (*) for seeds.protocol "
             f"{protocol.kind}, whose members have no base to share, got {include}; use "

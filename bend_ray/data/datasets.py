@@ -29,9 +29,10 @@ from bend_ray.data.files import READ_WHOLE_BYTES, Files, Part, find_files
 from bend_ray.data.given import parts_of, together
 from bend_ray.data.sources import Labelled, Source, check_classes, check_overlap
 from bend_ray.data.splits import Random, Split, split_rows
-from bend_ray.data.streaming import Room, Streamed, Windows, windows_of
+from bend_ray.data.streaming import RESIDENT_SHARE, Room, Streamed, Windows, windows_of
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
+from bend_ray.process.computing import usable_memory
 from bend_ray.spec import Incidental, Spec
 from bend_ray.storage.masking import masked
 from bend_ray.tasks import Task
@@ -188,7 +189,8 @@ class ImageFiles(DrawnParts):
         held = (given, np.arange(len(given.labels_N))) if given else (train, held_rows)
         look = self._look(decode(train, rows[:1], self._look())[0].shape[1:])
         windows = windows_of(train, rows, look, self.window, self.split_seed)
-        room = self._room_of_streamed(room or Room.here(), look, len(rows) + len(held[1]), windows)
+        room = room or Room(RESIDENT_SHARE * usable_memory())
+        room = self._room_of_streamed(room, look, len(rows) + len(held[1]), windows)
         rest = train.class_names, partial(known._test, like, look, room), look.decoding
         if room is not None:
             streamed = Streamed(train, rows, look, room.ahead, windows)
@@ -340,9 +342,7 @@ class ImageParquet(ImageFiles, PartFiles):
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What classes 0, 1, ... are called in files that do not say it."""
     _endings = images.PARQUET
-
-    def _read(self, files: Files) -> Source:
-        return images.open_parquet(self, files)
+    _read = images.open_parquet
 
 
 class ImageFolder(ImageFiles, Located):
@@ -351,12 +351,10 @@ class ImageFolder(ImageFiles, Located):
     kind: Literal["image_folder"] = "image_folder"
     root: Uri
     """Folder that holds train, test and, if there is one, validation (or val); a path or a URI."""
+    _read = staticmethod(images.open_folder)
 
     def _files(self, part: Part) -> Files:
         return images.find_folder(images.part_folders(self.root)[part])
-
-    def _read(self, files: Files) -> Source:
-        return images.open_folder(files)
 
     def _known_parts(self) -> tuple[Part, ...]:
         return tuple(images.part_folders(self.root))
@@ -412,9 +410,7 @@ class ArrayFiles(ArrayParts, PartFiles):
     class_names: Annotated[tuple[str, ...], Field(min_length=2)] | None = None
     """What labels 0, 1, ... are called in files that do not say it."""
     _endings = arrays.ENDINGS
-
-    def _read(self, files: Files) -> arrays.Arrays:
-        return arrays.read_arrays(self, files)
+    _read = arrays.read_arrays
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()
@@ -460,9 +456,7 @@ class Table(PartFiles):
     split: Split = Random()
     """How parts are drawn."""
     _endings = tables.ENDINGS
-
-    def _read(self, files: Files) -> Any:
-        return tables.read_table(files)
+    _read = staticmethod(tables.read_table)
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()

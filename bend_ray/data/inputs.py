@@ -142,15 +142,37 @@ class Others(_Named):
 
 
 class Corrupted(_Named):
-    """The test part at every severity of a corruption, one after another."""
+    """The test part at every severity of a corruption, ``SEVERITIES`` times as many examples."""
 
     kind: Literal["corrupted"] = "corrupted"
     corruption: Corruption
     _called = "corruption"
 
     def of(self, parts: Parts) -> Examples | Streamed:
-        """The examples, ``SEVERITIES`` times as many as the test part has."""
-        return corrupted(parts, self.corruption)
+        """All at severity 1, then at 2, and so on; images that stay in files do so."""
+        corruption, test, is_image = self.corruption, parts.test, parts.decoding is not None
+        inputs = test.take(slice(1)) if isinstance(test, Streamed) else test.inputs
+        if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
+            raise DataError(
+                f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
+                f"{', '.join(IMAGES if is_image else TABLES)}, got {corruption}"
+            )
+        if parts.decoding is not None:
+            white = parts.decoding.pixel_max
+            if isinstance(test, Streamed):
+                known = {field.name: getattr(test, field.name) for field in fields(test)}
+                return CorruptedStream(**known, corruption=corruption, white=white)
+            pixels = inputs.new_empty(SEVERITIES * len(test), *inputs.shape[1:])
+            for number, block in enumerate(torch.split(pixels, len(test))):
+                for start in range(0, len(test), BLOCK):
+                    own = slice(start, start + BLOCK)
+                    block[own] = _spoilt(inputs[own], corruption, white, number, start)
+            return Examples(pixels, test.labels_N.repeat(SEVERITIES))
+        generator = generator_for(0, "corruption", corruption)
+        shares = [severity / SEVERITIES for severity in range(1, SEVERITIES + 1)]
+        drawn = [TABLES[corruption](inputs.float(), share, parts, generator) for share in shares]
+        changed, chosen = zip(*drawn, strict=True)
+        return Examples(torch.cat(changed), test.labels_N[torch.cat(chosen)])
 
 
 VALIDATION, TEST = Part(part="validation"), Part(part="test")
@@ -158,33 +180,6 @@ CALIBRATION = Part(part="calibration")
 
 Outside = Annotated[LeftOut | Noise | Others, Field(discriminator="kind")]
 Inputs = Part | LeftOut | Noise | Others | Corrupted
-
-
-def corrupted(parts: Parts, corruption: Corruption) -> Examples | Streamed:
-    """All of the test part at severity 1, then at 2, and so on; images that stay in files do so."""
-    test, is_image = parts.test, parts.decoding is not None
-    inputs = test.take(slice(1)) if isinstance(test, Streamed) else test.inputs
-    if not isinstance(inputs, torch.Tensor) or (corruption in IMAGES) != is_image:
-        raise DataError(
-            f"evaluation.shift: expected corruptions of {'images' if is_image else 'columns'}, "
-            f"{', '.join(IMAGES if is_image else TABLES)}, got {corruption}"
-        )
-    if parts.decoding is not None:
-        white = parts.decoding.pixel_max
-        if isinstance(test, Streamed):
-            known = {field.name: getattr(test, field.name) for field in fields(test)}
-            return CorruptedStream(**known, corruption=corruption, white=white)
-        pixels = inputs.new_empty(SEVERITIES * len(test), *inputs.shape[1:])
-        for number, block in enumerate(torch.split(pixels, len(test))):
-            for start in range(0, len(test), BLOCK):
-                own = slice(start, start + BLOCK)
-                block[own] = _spoilt(inputs[own], corruption, white, number, start)
-        return Examples(pixels, test.labels_N.repeat(SEVERITIES))
-    generator = generator_for(0, "corruption", corruption)
-    shares = [severity / SEVERITIES for severity in range(1, SEVERITIES + 1)]
-    drawn = [TABLES[corruption](inputs.float(), share, parts, generator) for share in shares]
-    changed, chosen = zip(*drawn, strict=True)
-    return Examples(torch.cat(changed), test.labels_N[torch.cat(chosen)])
 
 
 @dataclass(frozen=True, kw_only=True)

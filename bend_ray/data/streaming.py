@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from bend_ray.data.decoding import Look, decode
 from bend_ray.data.sources import Source
 from bend_ray.errors import DataError
-from bend_ray.process.computing import usable_cores, usable_memory
+from bend_ray.process.computing import usable_cores
 from bend_ray.process.lazy import Tensor, torch
 from bend_ray.randomness import generator_for
 from bend_ray.storage.filesystems import in_threads
@@ -102,11 +102,6 @@ class Room:
 
     num_bytes: float
     ahead: Ahead | None = None
-
-    @classmethod
-    def here(cls) -> Room:
-        """Of a process on this machine."""
-        return cls(RESIDENT_SHARE * usable_memory())
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,18 @@ one that diverged (nan or infinite logits) comes last; in ``Stratified`` last of
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from bend_ray.ensemble.metrics import SMALLEST_PROBABILITY
 from bend_ray.ensemble.predictions import Predictions
 from bend_ray.errors import ConfigError
 from bend_ray.process.lazy import Tensor, torch
 from bend_ray.spec import Spec
+
+if TYPE_CHECKING:
+    from bend_ray.tasks import Task
 
 
 class _Bag(Spec):
@@ -87,20 +89,39 @@ class GreedyForward(_Bag):
 
     def _order(self, predictions: Predictions, trunks_E: Tensor, size: int) -> list[int]:
         """One member at a time, the lowest index among equals; O(size E N)."""
-        found = [predictions.task.log_likelihoods(*block) for block in predictions.blocks()]
-        probs_EN = torch.cat(found, dim=1).exp()
-        # No probability for any label is the worst a member can do, so one that diverged is last.
-        probs_EN[~probs_EN.isfinite().all(dim=1)] = 0.0
-        total_N = torch.zeros_like(probs_EN[0])
-        taken_E = torch.zeros(len(probs_EN), dtype=torch.bool, device=probs_EN.device)
-        chosen: list[int] = []
-        while len(chosen) < size:
-            likelihood_E = (total_N + probs_EN).clamp(min=SMALLEST_PROBABILITY).log().mean(dim=1)
-            best = int(likelihood_E.masked_fill(taken_E, -torch.inf).argmax())
-            chosen.append(best)
-            total_N += probs_EN[best]
-            taken_E[best] = not self.with_replacement
-        return chosen
+        task, labels_N = predictions.task, predictions.labels_N
+        shares_ENV = torch.cat([task.shares(*block) for block in predictions.blocks()], dim=1)
+        return greedy(task, shares_ENV, labels_N, size, self.with_replacement)
+
+
+def greedy(
+    task: Task,
+    shares_ENV: Tensor,
+    labels_N: Tensor,
+    size: int,
+    with_replacement: bool,
+    first: Sequence[int] = (),
+) -> list[int]:
+    """Members in the order in which they are added, by their ``task.shares``; some are the first.
+
+    The next is who, added, gives the bag the lowest NLL; one that diverged is the last.
+    ``with_replacement`` one may come again.
+    """
+    finite_E = shares_ENV.isfinite().flatten(1).all(dim=1)
+    shares_ENV = shares_ENV.where(finite_E[:, None, None], 0.0)
+    last_E = torch.zeros(len(shares_ENV), device=shares_ENV.device).masked_fill(~finite_E, 1e30)
+    chosen = [*first]
+    total_NV = shares_ENV[chosen].sum(dim=0)
+    if not with_replacement:
+        last_E[chosen] = torch.inf
+    while len(chosen) < size:
+        mean_ENV = (total_NV + shares_ENV) / (len(chosen) + 1)
+        best = int((task.nats(mean_ENV, labels_N).mean(dim=1) + last_E).argmin())
+        chosen.append(best)
+        total_NV += shares_ENV[best]
+        if not with_replacement:
+            last_E[best] = torch.inf
+    return chosen
 
 
 def _by_nll(predictions: Predictions) -> list[int]:

@@ -128,12 +128,13 @@ class _Counts:
             seconds = self._fit(config, together, protocol.root_stretch(section.recipe).epochs)
             yield Phase("roots", -(-protocol.num_roots // section.cohort_size), seconds)
         runs = protocol.runs()
-        together = min(len(runs), section.cohort_size)
-        members = together * len(runs[0])
-        seconds = self._fit(config, together, protocol.run_stretch(section.recipe).epochs)
-        seconds += members * self.problem.validation_images * self.rates.answer
-        seconds += self._bytes(members) / self.rates.write_bytes
-        yield Phase("cohorts", -(-len(runs) // section.cohort_size), seconds, self.rates.piece)
+        most = max(1, section.cohort_size // protocol.begun)
+        together, epochs = min(len(runs), most), protocol.run_stretch(section.recipe).epochs
+        seconds = self._bytes(together * len(runs[0])) / self.rates.write_bytes
+        for models, share, looks in protocol.parts(together):
+            seconds += self._fit(config, models, share * epochs)
+            seconds += models * looks * self.problem.validation_images * self.rates.answer
+        yield Phase("cohorts", -(-len(runs) // most), seconds, self.rates.piece)
 
     def autoencoder(self) -> Iterator[Phase]:
         problem, rates = self.problem, self.rates

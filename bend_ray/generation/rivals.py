@@ -43,13 +43,9 @@ def round_robin(trunks_K: Tensor, count: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Trained:
-    """What a rival draws from.
+    """What a rival draws from: the training members, read a block at a time, and their trunks.
 
-    Attributes:
-        members_KP: the training members, read a block at a time.
-        trunks_K: theirs.
-        count: models there are to be at most; a place is below it.
-        stream: the generator of the model at a place.
+    There are to be ``count`` models at most; ``stream`` gives the generator of that at a place.
     """
 
     members_KP: Matrix

@@ -175,7 +175,7 @@ class Training:
     def steps(self) -> Iterator[list[Tensor]]:
         """Train to the end; gives the snapshots ``(K, P)`` that each step leaves, most none."""
         if self.step == 0:
-            yield [self._now()] * self._marks.count(0)
+            yield [self.now()] * self._marks.count(0)
         batches = self._feed.batches(
             *(self._fresh, self.num_steps),
             bootstrap=self._stretch.bootstrap,
@@ -185,7 +185,7 @@ class Training:
         for window, index_KB in batches:
             with float32_products(self._recipe.precision, index_KB.device):
                 self.advance(window, index_KB)
-            yield [self._now()] * self._marks.count(self.step)
+            yield [self.now()] * self._marks.count(self.step)
 
     def advance(self, window: Window, index_KB: Tensor) -> None:
         """Take a step, each model on its examples of a window."""
@@ -263,7 +263,8 @@ class Training:
     def _row(self) -> Tensor:
         return torch.cat([self._trained_KT.detach(), self._buffers_KQ], dim=1)
 
-    def _now(self) -> Tensor:
+    def now(self) -> Tensor:
+        """The models ``(K, P)``, or their moving averages, on their device."""
         return self._row() if self._average_KP is None else self._average_KP.clone()
 
     def state(self) -> dict[str, Tensor]:

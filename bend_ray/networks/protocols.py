@@ -43,8 +43,6 @@ class _Protocol(Spec):
     """Whether members continue their trunk."""
     apart: ClassVar[bool] = False
     """Whether each member is a run of its own, or all of a trunk's are checkpoints of one."""
-    ranks_roots: ClassVar[bool] = False
-    """Whether trunks are the best of the roots, by their validation NLL."""
 
     @property
     def num_early(self) -> int:
@@ -81,9 +79,17 @@ class _Protocol(Spec):
 
     def root_stretch(self, recipe: Recipe) -> Stretch:
         """How roots are trained: to where runs go on from them, or to the end where none does."""
-        run = self.run_stretch(recipe)
-        epochs = run.start if self.branches else recipe.epochs
-        return Stretch(start=0.0, epochs=epochs, variation=run.variation)
+        epochs = self.run_stretch(recipe).start if self.branches else recipe.epochs
+        return Stretch(start=0.0, epochs=epochs)
+
+    @property
+    def begun(self) -> int:
+        """Models that begin for each run."""
+        return 1
+
+    def parts(self, runs: int) -> list[tuple[int, float, int]]:
+        """Of runs together: models that train, over what share of it, how often they are judged."""
+        return [(runs, 1.0, 1 if self.apart else self.members_per_trunk)]
 
     def runs(self) -> list[Run]:
         """What is trained in one go, trunk after trunk."""
@@ -208,18 +214,12 @@ class Tails(_Protocol):
         )
 
 
-class Independent(_Protocol):
-    """Ordinary trainings from independent starts: a deep ensemble (Lakshminarayanan et al. 2017).
-
-    Unaligned they cannot be learnt by a generator at all, aligned only poorly.
-    """
+class _Apart(_Protocol):
+    """Models that each begin by themselves."""
 
     branches: ClassVar[bool] = False
-    """Members start from scratch; the root is only what they are aligned to."""
+    """The root is only what they are aligned to."""
     apart: ClassVar[bool] = True
-    kind: Literal["independent"] = "independent"
-    models: PositiveInt = 128
-    """Independent trainings."""
     bootstrap: bool = False
     """Train each model on its own resample of the training images."""
     align: bool = True
@@ -230,49 +230,79 @@ class Independent(_Protocol):
         """The reference model, where there is one."""
         return int(self.align)
 
-    def _sizes(self) -> tuple[int, int]:
-        """One trunk of all models: none share a start."""
-        return 1, self.models
-
     def run_stretch(self, recipe: Recipe) -> Stretch:
         """The whole recipe."""
         return Stretch(start=0.0, epochs=recipe.epochs, bootstrap=self.bootstrap)
 
 
-class Varied(_Protocol):
-    """Members that differ by hyper-parameters: many begin, and the best of them go on.
+class Independent(_Apart):
+    """Ordinary trainings from independent starts: a deep ensemble (Lakshminarayanan et al. 2017).
 
-    Each draws its own rate, decay, smoothing and dropout, and all train in one stacked program.
-    Who has the lowest validation NLL after a share of the training goes on. A greedy bag
-    (``evaluation.bagging``) suits them.
+    Unaligned they cannot be learnt by a generator at all, aligned only poorly.
+    """
+
+    kind: Literal["independent"] = "independent"
+    models: PositiveInt = 128
+    """Independent trainings."""
+
+    def _sizes(self) -> tuple[int, int]:
+        """One trunk of all models: none share a start."""
+        return 1, self.models
+
+
+class Varied(_Apart):
+    """Members that differ by hyper-parameters: many train, and a greedy bag is chosen meanwhile.
+
+    Each candidate draws its own rate, decay, smoothing and dropout, and all train in one stacked
+    program. At every look those chosen so far and all that train stand for election to the bag, by
+    its validation NLL (``populations.contest``). After a trial the worst stop.
     """
 
     kind: Literal["varied"] = "varied"
     models: PositiveInt = 32
-    """Members: those that go on."""
-    candidates: Annotated[int, Field(ge=1)] = 4
-    """So many begin for each that goes on."""
-    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """Share of the training after which the others stop."""
+    """Members: places in the bag."""
+    candidates: PositiveInt = 2
+    """So many begin for each place; those of a cohort train together."""
+    looks: Annotated[int, Field(ge=2)] = 24
+    """Elections, evenly over the training."""
+    trial: PositiveInt = 4
+    """Looks after which all stop but half as many as there are places, the best by themselves."""
+    patience: PositiveInt | None = 2
+    """Looks in which the bag's NLL must fall, or all is over; null: the training has its length."""
+    gain: PositiveFloat = 0.002
+    """By as many nats."""
     variation: Variation = Variation()
     """Between what bounds hyper-parameters are drawn."""
-    align: bool = True
-    """Permute the hidden units of all that begin to match the first's."""
-    ranks_roots: ClassVar[bool] = True
-
-    @property
-    def num_roots(self) -> int:
-        """All that begin."""
-        return self.models * self.candidates
 
     def _sizes(self) -> tuple[int, int]:
-        """A trunk of its own for each."""
-        return self.models, 1
+        return 1, self.models
 
-    def run_stretch(self, recipe: Recipe) -> Stretch:
-        """What follows the trial."""
-        start = self.trial_fraction * recipe.epochs
-        return Stretch(start=start, epochs=recipe.epochs - start, variation=self.variation)
+    @property
+    def begun(self) -> int:
+        """The candidates for a place."""
+        return self.candidates
+
+    def parts(self, runs: int) -> list[tuple[int, float, int]]:
+        """The trial of all, and what follows for half as many as there are places."""
+        (_, trial), (_, rest) = self.phases
+        share = trial / self.looks
+        return [(runs * self.candidates, share, trial), (self.sure(runs), 1.0 - share, rest)]
+
+    def sure(self, places: int) -> int:
+        """Half of the places: for the best by themselves, who train on after the trial."""
+        return max(1, places // 2)
+
+    @property
+    def phases(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Of the trial and what follows: the looks before it, and its own."""
+        trial = min(self.trial, self.looks - 1)
+        return (0, trial), (trial, self.looks - trial)
+
+    def is_over(self, nlls: Sequence[float]) -> bool:
+        """Whether the bag has stopped getting better, by its NLL at each look."""
+        if self.patience is None or len(nlls) < self.phases[1][0] + self.patience:
+            return False
+        return nlls[-1 - self.patience] - nlls[-1] < self.gain
 
 
 class Checkpoints(_Protocol):

@@ -89,10 +89,8 @@ def gram_sums(
     K x K matrices, whatever P and the number of layers.
 
     ``blocks`` are columns theta_KW of all models, held-out ones as well, in their order from column
-    ``start``; all are centred by the training rows.
-
-    Returns ``whole``, and by their number the unscaled shares of layers that reach beyond the
-    range: (K, K) in float64.
+    ``start``; all are centred by the training rows. Gives ``whole``, and by their number the
+    unscaled shares of layers that reach beyond the range: (K, K) in float64.
     """
     sums = {_WHOLE: torch.zeros(len(train_K), len(train_K), dtype=torch.float64)}
     stop = start
@@ -163,10 +161,9 @@ class PrincipalBasis:
         """Rotate the standardised population onto its principal directions.
 
         With ``A = X X^T = U diag(lambda) U^T`` over the training rows, the coefficients of any row
-        x are ``x X^T U / sqrt(lambda)``: exact for training rows, a projection for others.
-
-        Returns the basis and coefficients_KR (float32) of all K models. ConfigError where fewer
-        than two training models differ.
+        x are ``x X^T U / sqrt(lambda)``: exact for training rows, a projection for others. Gives
+        the basis and coefficients_KR (float32) of all K models. ConfigError where fewer than two
+        training models differ.
         """
         similarity_KT = gram_KK[:, train_K]
         eigenvalues_T, vectors_TT = torch.linalg.eigh(similarity_KT[train_K])

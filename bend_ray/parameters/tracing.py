@@ -44,8 +44,7 @@ FIXED = 0
 class Trace(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """What one run of a network says of its units; a context in which it is run.
 
-    Args:
-        stored: the network's own tensors, by name; the run must use these very objects.
+    That must use the very objects that are ``stored``, the network's own tensors, by name.
 
     Attributes:
         fields: of each stored tensor, one an axis longer than 1.

@@ -16,7 +16,7 @@ from bend_ray.ensemble.predictions import block_size
 from bend_ray.imported import Imported
 from bend_ray.networks.batches import Feed
 from bend_ray.networks.batchnorm import recalibrate_batchnorm
-from bend_ray.networks.fitting import Keeper, fitted
+from bend_ray.networks.fitting import Keeper, Training, fitted
 from bend_ray.networks.probe import EXAMPLES, check_batches, check_network, check_recipe
 from bend_ray.networks.recipe import Stretch, check_precision
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits
@@ -152,10 +152,19 @@ class Classifiers:
 
         Each model has its generator; those that share a base are trained together.
         """
-        groups = self._groups(len(start_KP), trunks_K)
-        parts, there = self.dataset, torch.device(self.device)
-        feed = Feed(parts.train, parts.normalise, self.config.seeds.recipe, parts.task, there)
-        return fitted(groups, start_KP.to(there), feed, stretch, generators, chunk=chunk, keep=keep)
+        groups, start_KP = self._groups(len(start_KP), trunks_K), start_KP.to(self.device)
+        feed = self._feed()
+        return fitted(groups, start_KP, feed, stretch, generators, chunk=chunk, keep=keep)
+
+    def training(
+        self, start_KP: Tensor, stretch: Stretch, generators: Sequence[torch.Generator]
+    ) -> Training:
+        """A training of whole models that take every step together."""
+        return Training(self.stack, start_KP.to(self.device), self._feed(), stretch, generators)
+
+    def _feed(self) -> Feed:
+        parts, recipe = self.dataset, self.config.seeds.recipe
+        return Feed(parts.train, parts.normalise, recipe, parts.task, torch.device(self.device))
 
     def _by_trunk(
         self,

@@ -19,6 +19,16 @@ _READ = (
 
 Not CUDA_VISIBLE_DEVICES: empty, it says that there are none.
 """
+_RAY = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Else a driver under `uv run` makes every worker start through `uv run`, in 10 s and more.
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    # The old Parquet reader gives its first batch in 0.1-0.4 s, the new one in 2.7-8 s.
+    "RAY_DATA_USE_DATASOURCE_V2": "0",
+    # As of a pool's pieces: what was killed three times for its memory will not fit.
+    "RAY_task_oom_retries": "2",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
+}
 _TOKENS = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 _TOKEN_FILE = Path("~/.ray/auth_token")
 
@@ -50,17 +60,7 @@ def cluster_to_join(address: str | None) -> str | None:
 
 def prepare_environment(address: str | None) -> None:
     """Set what Ray reads when it is first imported, to join a cluster; what is set stays."""
-    defaults = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Else a driver under `uv run` makes every worker start through `uv run`, in 10 s and more.
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        # The old Parquet reader gives its first batch in 0.1-0.4 s, the new one in 2.7-8 s.
-        "RAY_DATA_USE_DATASOURCE_V2": "0",
-        # As of a pool's pieces: what was killed three times for its memory will not fit.
-        "RAY_task_oom_retries": "2",
-        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
-    }
-    set_defaults(defaults)
+    set_defaults(_RAY)
     if variable("RAY_AUTH_MODE") is not None or "ray" in sys.modules:
         return
     if cluster_to_join(address) is None:

@@ -46,15 +46,6 @@ def duration(seconds: float) -> str:
     return f"{int(seconds // 3600)}h{int(seconds % 3600 // 60):02d}m"
 
 
-def moment(created: str) -> str:
-    """A manifest's time, as people write it.
-
-    >>> moment("2026-11-26T05:15:40+00:00")
-    '2026-11-26 05:15:40 UTC'
-    """
-    return created.replace("T", " ").replace("+00:00", " UTC")
-
-
 _told = ContextVar("told", default=True)
 _levels: list[int] = []
 

@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from bend_ray.artifacts.directory import Directory
 from bend_ray.config.yaml_text import block
-from bend_ray.process.log import moment
 from bend_ray.report import ink, panels_bags, panels_members, results, verdicts
 from bend_ray.report.evaluation import BagScores
 from bend_ray.report.runs import NAME, Run, command, page_uri, seeds_of
@@ -75,7 +74,7 @@ def report(runs: Sequence[Run]) -> Page:
     network = runs[0].config["seeds"]["architecture"]["kind"].replace("_", " ")
     protocol = runs[0].config["seeds"]["protocol"]["kind"]
     repeats = f", {len(runs)} repeats" if len(runs) > 1 else ""
-    created = moment(max(run.created for run in runs))
+    created = max(run.created for run in runs)
     return Page(
         title=f"A bag of generated networks on {name}",
         subtitle=f"bend report · {network} · population of {protocol}{repeats} · {created}",

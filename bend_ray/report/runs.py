@@ -38,11 +38,6 @@ class Run:
     versions: dict[str, str]
     created: str
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the evaluation."""
-        return self.result.fingerprints["evaluation"]
-
 
 def read_run(store: Store, fingerprint: str, given: Mapping[str, Any] | None = None) -> Run:
     """The evaluation of that name in a store; ``given`` holds the config that asks for it, if any.

@@ -56,18 +56,12 @@ def _of_a_node(store_uri: str | None, gpus: float) -> dict[str, Any]:
     }
 
 
-class Answers(NamedTuple):
-    """How a store answers one machine."""
+def ask_store(uri: str) -> dict[str, Any]:
+    """Ask a store for all that a run asks it for; StoreError where it cannot be reached.
 
-    refused: list[str]
-    seconds: float
-    """That it took, with ``MEASURED_BYTES`` there and back."""
-    ahead: float
-    """Seconds of the store's clock before this machine's, 0 where it may be right."""
-
-
-def ask_store(uri: str) -> Answers:
-    """Ask a store for all that a run asks it for; StoreError where it cannot be reached."""
+    Gives what it has ``refused``, the ``seconds`` that it took, with ``MEASURED_BYTES`` there and
+    back, and those by which its clock is ``ahead`` of this machine's, 0 where it may be right.
+    """
     filesystem, folder = resolve(uri)
     started, ahead = time.monotonic(), 0.0
     refused = list(refusals(filesystem, folder, MEASURED_BYTES))
@@ -78,7 +72,7 @@ def ask_store(uri: str) -> Answers:
         ended = time.time()
         ahead = outside(filesystem.get_file_info(name).mtime.timestamp(), began, ended)
         filesystem.delete_file(name)
-    return Answers(refused, seconds, ahead)
+    return {"refused": refused, "seconds": seconds, "ahead": ahead}
 
 
 def outside(moment: float, began: float, ended: float) -> float:
@@ -111,9 +105,9 @@ def _to_mend(node: Node, answer: Mapping[str, Any], skew: float) -> Iterator[str
     if isinstance(store, str):
         yield store
     elif store is not None:
-        yield from (f"the store: {each}" for each in store.refused)
-        if abs(store.ahead) > MOST_SKEW_SECONDS:
-            yield f"the store's clock is {store.ahead:+.0f} s off its own: S3 refuses 900 s"
+        yield from (f"the store: {each}" for each in store["refused"])
+        if abs(store["ahead"]) > MOST_SKEW_SECONDS:
+            yield f"the store's clock is {store['ahead']:+.0f} s off its own: S3 refuses 900 s"
 
 
 def _in_words(answer: Mapping[str, Any]) -> str:
@@ -123,7 +117,7 @@ def _in_words(answer: Mapping[str, Any]) -> str:
         f"shared memory {answer['shared'] / _GB:.1f} GB",
         f"disk {answer['disk'].free / _GB:.0f} GB free",
     ]
-    if isinstance(store, Answers) and not store.refused:
-        rate = 2 * MEASURED_BYTES / 2**20 / store.seconds
+    if isinstance(store, dict) and not store["refused"]:
+        rate = 2 * MEASURED_BYTES / 2**20 / store["seconds"]
         words.append(f"store {rate:.0f} MiB/s there and back")
     return ", ".join(words)

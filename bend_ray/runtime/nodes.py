@@ -252,9 +252,8 @@ def _answer(reference: Any) -> Any:
 class Nodes:
     """The nodes of the cluster that this process is connected to.
 
-    Attributes:
-        own: whether the cluster is this machine alone, and this process its head.
-        left_out: why, by the node's id.
+    It is our ``own`` where it is this machine alone, and this process its head. ``left_out`` says
+    why, by the node's id.
     """
 
     def __init__(self, own: bool) -> None:

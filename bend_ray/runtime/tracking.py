@@ -88,8 +88,7 @@ class _Wandb:
         self._run.finish(exit_code=0 if succeeded else 1)
 
 
-Service = _MLflow | _Wandb
-_SERVICES: dict[str, type[Service]] = {"mlflow": _MLflow, "wandb": _Wandb}
+_SERVICES: dict[str, type[_MLflow | _Wandb]] = {"mlflow": _MLflow, "wandb": _Wandb}
 
 
 def require_installed(config: PipelineConfig) -> None:

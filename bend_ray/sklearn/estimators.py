@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 import tempfile
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from numbers import Integral, Real
 from pathlib import Path
@@ -36,8 +38,17 @@ from bend_ray.networks.architectures import Architecture, Mlp
 from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
-from bend_ray.sklearn.members import Fold, Workshop
-from bend_ray.sklearn.rows import Raw, folds_of, holds_numbers, in_order, named, raw_of, repeated
+from bend_ray.sklearn.members import Workshop
+from bend_ray.sklearn.rows import (
+    Raw,
+    among,
+    folds_of,
+    holds_numbers,
+    in_chance,
+    named,
+    raw_of,
+    units_of,
+)
 from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
 from bend_ray.version import __version__
@@ -48,8 +59,13 @@ CHUNK = 4096
 """Examples answered at a time."""
 TOGETHER = 2**12
 """Examples that all models of a step see: more need memory and save no time (measured)."""
+NOTHING = ""
+"""The column of examples that say nothing, always 0."""
+_PARTS = ("train", "validation")
 STEPS = 300
-"""Of a member's training, at least."""
+"""Of the training of models that a generator learns, at least."""
+MOST_STEPS = 1200
+"""Of others', which ends when their bag gets no better."""
 
 
 class _Bag(BaseEstimator):  # type: ignore[misc]
@@ -57,12 +73,15 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
 
     Args:
         network: as of ``bend_ray.fit``; None: a small dense one.
-        members: networks that vote, over all folds; of fewer than folds each has one of its own.
-        candidates: networks that begin for each that votes, every one with a rate, decay, smoothing
-            and dropout of its own; 1: ordinary trainings.
+        members: votes that networks have together, over all folds; of fewer than folds each has one
+            of its own.
+        candidates: networks that begin for each vote, every one with a rate, decay, smoothing and
+            dropout of its own, 1: all alike. Who votes, and as it was when, is chosen by validation
+            while they train; most are given up soon.
         folds: parts of the examples, each of which is validated by members that never saw it; 1
             holds a fifth out; None: 4 up to 5,000 examples, else 1.
-        epochs: of a member; None: a few hundred steps.
+        epochs: of the training, at most; None: of 1,200 steps. It ends when the bag's NLL on
+            validation examples gets no better.
         learning_rate: of AdamW; None: 0.003.
         batch_size: examples a step; None: by how many there are.
         draw: whether models drawn by a generator vote, instead of those it is learnt from.
@@ -80,8 +99,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         self,
         network: Any = None,
         *,
-        members: int = 32,
-        candidates: int = 4,
+        members: int = 64,
+        candidates: int = 2,
         folds: int | None = None,
         epochs: int | None = None,
         learning_rate: float | None = None,
@@ -116,6 +135,11 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         **{key: [_COUNT, None] for key in ("folds", "batch_size")},
         **{key: [_POSITIVE, None] for key in ("epochs", "learning_rate", "time_limit")},
         "calibration": [Interval(Real, 0, 1, closed="left")],
+        "draw": ["boolean"],
+        "verbose": ["verbose"],
+        "store": [str, os.PathLike, None],
+        "address": [str, None],
+        "settings": [Mapping, None],
     }
     calibration_: conformal.Calibration | None
 
@@ -129,6 +153,9 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         if reset:
             self._validate_params()
         is_frame = hasattr(X, "__arrow_c_stream__")
+        if is_frame and (len(getattr(X, "shape", (1, 1))) < 2 or min(np.shape(X)) < 1 + reset):
+            # scikit-learn's own words of what is no table of examples.
+            validation.check_array(np.zeros(np.shape(X)), ensure_min_samples=1 + reset)
         plain = reset or {*self._kinds.values()} <= {"number", "boolean"}
         if not (is_frame or plain):
             raise ValueError(
@@ -141,94 +168,124 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             raw = named(X.T)
             if reset:
                 self._kinds: dict[str, Kind] = dict.fromkeys(raw, "number")
-            return raw
+            return raw | {NOTHING: np.zeros(len(X))}
         validation._check_feature_names(self, X, reset=reset)
         validation._check_n_features(self, X, reset=reset)
         raw, self._kinds = raw_of(X, None if reset else self._kinds)
-        return raw
+        if reset and (dropped := self.n_features_in_ - len(self._kinds)):
+            shown = named(map(str, getattr(self, "feature_names_in_", range(len(X)))))
+            names = [shown[name] for name in shown if name not in self._kinds]
+            warnings.warn(
+                f"left out are {dropped} columns of texts of many values, or of none, such as "
+                f"{names[0]}; make texts of type category to learn from them",
+                stacklevel=3,
+            )
+        return raw | {NOTHING: np.zeros(len(X))}
 
     def _weights(self, X: Any, y: Any, sample_weight: Any) -> Any:
         """Weights of the examples, None where all count alike; ValueError where they do not fit."""
         if y is None:
             raise ValueError("requires y to be passed, but the target y is None")
         validation.check_consistent_length(X, y)
-        return None if sample_weight is None else validation._check_sample_weight(sample_weight, X)
+        if sample_weight is None:
+            return None
+        return validation._check_sample_weight(sample_weight, X, ensure_non_negative=True)
 
-    def _fit(self, raw: Raw, labels: NDArray[Any], weights: Any, task: Task) -> Self:
+    def _fit(self, raw: Raw, labels_N: NDArray[Any], weights: Any, task: Task) -> Self:
         """Train on raw columns and labels: codes of classes, or targets ``(N, T)``."""
-        order = repeated(in_order(raw, labels), weights)
-        held, rows = np.split(order, [math.ceil(self.calibration * len(order))])
-        if len(rows) < 2:
+        started = time.monotonic()
+        for path in self.settings or {}:
+            if not isinstance(path, str) or path.split(".")[0] == "dataset":
+                raise ValueError(f"settings: expected paths of knobs but dataset's, got {path!r}")
+        seed = int(check_random_state(self.random_state).randint(2**31))
+        rows_M, unit_M = units_of(raw, labels_N, weights)
+        first_U = np.unique(unit_M, return_index=True)[1]
+        order_U = in_chance(labels_N[rows_M[first_U]], seed)
+        held_U, left_U = np.split(order_U, [math.ceil(self.calibration * len(order_U))])
+        if len(left_U) < 2:
+            what = f"calibration {self.calibration:g}" if self.calibration else "sample_weight"
             raise ValueError(
-                f"calibration: expected a share that leaves examples to train on, got "
-                f"{self.calibration:g} of {len(order)}"
+                f"expected two training examples at least that differ, got {len(left_U)} of "
+                f"{len(labels_N)}, as {what} leaves no more"
             )
-        found = {n: Column.fitted(self._kinds[n], values[rows]) for n, values in raw.items()}
+        left_U = np.sort(left_U)
+        folds = 1 if self.draw and self.folds is None else self.folds
+        labels_U = labels_N[rows_M[first_U[left_U]]]
+        parts = [
+            {
+                part: rows_M[among(left_U[own], unit_M)]
+                for part, own in zip(_PARTS, fold, strict=True)
+            }
+            for fold in folds_of(labels_U, folds, seed)[: self.members]
+        ]
+        rows = rows_M[among(left_U, unit_M)]
+        found = {n: Column.fitted(self._kinds[n], raw[n][rows]) for n in self._kinds}
         self.columns_: Columns = {name: column for name, column in found.items() if column}
         if not self.columns_:
             # What never varies says nothing: the bag tells how the targets are distributed.
-            first = next(iter(raw), "x0")
-            raw = {first: np.zeros(len(labels))}
-            self.columns_ = {first: Column(kind="number", knots=(0.0,), scores=(0.0,))}
-        self._task: Task = task.fitted(torch.from_numpy(labels[rows]))
+            self.columns_ = {NOTHING: Column(kind="number", knots=(0.0,), scores=(0.0,))}
+        self._task: Task = task.fitted(torch.from_numpy(labels_N[rows]))
         try:
             with quiet(self.verbose), tempfile.TemporaryDirectory() as scratch:
                 last = "samples" if self.draw else "seeds"
                 workshop = Workshop(self.store or scratch, self.address, last)
-                self._train(workshop, raw, labels, rows)
+                self._train(workshop, raw, labels_N, parts, seed, started)
         except BendError as error:
             raise ValueError(str(error).removeprefix("dataset: ")) from error
         self.calibration_ = None
-        if len(held):
+        if len(held := rows_M[first_U[held_U]]):
             answers = self._answers({name: values[held] for name, values in raw.items()})
-            self.calibration_ = self._task.calibration(answers, torch.from_numpy(labels[held]))
+            self.calibration_ = self._task.calibration(answers, torch.from_numpy(labels_N[held]))
         return self
 
     def _train(
-        self, workshop: Workshop, raw: Raw, labels_N: NDArray[Any], rows: NDArray[np.int64]
+        self,
+        workshop: Workshop,
+        raw: Raw,
+        labels_N: NDArray[Any],
+        parts: Sequence[Mapping[str, NDArray[np.int64]]],
+        seed: int,
+        started: float,
     ) -> None:
         """Members of every fold, and the scale that fits what they say of examples unseen."""
-        started = time.monotonic()
-        seed = int(check_random_state(self.random_state).randint(2**31))
-        parts = folds_of(labels_N[rows], self.folds, seed)[: self.members]
-        members = np.bincount(np.arange(self.members) % len(parts)).tolist()
         inputs_NF = encode(self.columns_, raw)
         given = [
             workshop.written(inputs_NF, labels_N, part, self._task, self._class_names)
-            for part in ({"train": rows[t], "validation": rows[v]} for t, v in parts)
+            for part in parts
         ]
         del inputs_NF  # of which files hold all from here on
-        folds: list[Fold] = []
-        for index, (dataset, (train, _)) in enumerate(zip(given, parts, strict=True)):
-            seconds = None
-            if self.time_limit is not None:
-                left = self.time_limit - (time.monotonic() - started)
-                if left <= 0 and folds:
-                    break
-                seconds = left / (len(parts) - index)
-            sections = self._sections(len(train), members[index], seed + index)
-            sections["dataset"] = dataset
-            folds.append(workshop.train(sections, self.settings or {}, seconds))
-        self._architecture: Architecture = folds[0].config.seeds.architecture
-        self._theta_KP = torch.cat([fold.theta_KP for fold in folds])
-        answers = self._task.answers(torch.cat([fold.ballots_NO for fold in folds]))
-        unseen = torch.cat([fold.labels_N for fold in folds])
-        self.scale_: float = self._task.fit_scale(answers, unseen)
+        sections = self._sections(len(parts[0]["train"]), self.members // len(parts), seed)
+        left = None
+        if self.time_limit is not None:
+            left = self.time_limit - (time.monotonic() - started)
+        found = workshop.train(sections, given, self.settings or {}, left)
+        self._architecture: Architecture = found.architecture
+        self._theta_KP, self._weight_K = found.theta_KP, found.weight_K
+        answers = self._task.answers(found.ballots_NO)
+        self.scale_: float = self._task.fit_scale(answers, found.labels_N)
 
     def _sections(self, train: int, models: int, seed: int) -> dict[str, Any]:
-        """Of the config: ordinary trainings, of a few hundred steps at least."""
-        batch = self.batch_size or min(256, max(32, train // 10))
-        epochs = self.epochs or max(4, math.ceil(STEPS * batch / train))
-        network = Mlp(hidden=(128,)) if self.network is None else self.network
-        protocol: dict[str, Any] = {"kind": "independent", "models": models, "align": self.draw}
+        """Of the config: a contest, or models trained alike, which a generator learns."""
+        batch, steps = self.batch_size or min(256, max(32, train // 10)), STEPS
         rate: dict[str, Any] = {"kind": "adamw", "learning_rate": self.learning_rate or 0.003}
-        # A generator learns models that are trained alike.
-        if not self.draw and self.candidates != 1:
-            protocol |= {"kind": "varied", "candidates": self.candidates}
-            rate["weight_decay"] = 0.3  # around which they differ
+        recipe: dict[str, Any] = {"batch_size": batch, "optimizer": rate}
+        protocol: dict[str, Any] = {"kind": "independent", "models": models}
+        if not self.draw:
+            protocol = {"kind": "varied", "models": models, "candidates": self.candidates}
+            protocol["align"] = False
+            if self.candidates == 1:
+                alike = {"rate": 1, "decay": 1, "label_smoothing": 0, "dropout": 0}
+                protocol["variation"] = alike
+            else:
+                rate["weight_decay"] = 0.3  # around which they differ
+            # At a constant rate a moving average is as good at any look as at the end.
+            recipe |= {"schedule": {"kind": "constant"}, "ema_decay": 0.99}
+            steps = MOST_STEPS
+        recipe["epochs"] = self.epochs or max(4, math.ceil(steps * batch / train))
+        network = Mlp(hidden=(128,)) if self.network is None else self.network
         seeds = {
             "architecture": architecture_of(network),
-            "recipe": {"epochs": epochs, "batch_size": batch, "optimizer": rate},
+            "recipe": recipe,
             "protocol": protocol,
             "held_out": 0.0,
             "cohort_size": max(1, TOGETHER // batch),
@@ -250,7 +307,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         theta_KP, ballots = self._theta_KP.double(), []
         for start in range(0, len(inputs_NF), CHUNK):
             outputs_KNO = predict_logits(stack, theta_KP, inputs_NF[start : start + CHUNK])
-            ballots.append(self._task.ballots(outputs_KNO).mean(dim=0))
+            ballots_KNO = self._task.ballots(outputs_KNO)
+            ballots.append(torch.tensordot(self._weight_K, ballots_KNO, 1))
         return self._task.scaled(self._task.answers(torch.cat(ballots)), self.scale_)
 
     def _sets(self, answers: NDArray[Any], coverage: float, kind: str | None = None) -> Any:
@@ -278,6 +336,8 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         validation.check_is_fitted(self)
         if getattr(self, "_only", None) is not None:
             raise ValueError("export: expected a bag of two classes at least, was fitted on one")
+        if NOTHING in self.columns_:
+            raise ValueError("export: expected a column that varies, was fitted on none")
         refuse_strangers(str(output))
         own, count = [*named(range(self.n_features_in_))], len(self._theta_KP)
         names = dict(zip(own, map(str, getattr(self, "feature_names_in_", own)), strict=True))
@@ -293,7 +353,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             class_names=self._told_names,
             vote=SoftVote(),
             members=tuple(range(count)),
-            weights=(1 / count,) * count,
+            weights=tuple(self._weight_K.tolist()),
             temperature=self.scale_,
             calibration=self.calibration_,
             dataset="table",
@@ -320,8 +380,8 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on examples ``X`` and their classes ``y``."""
-        raw = self._raw(X, reset=True)
         weights = self._weights(X, y, sample_weight)
+        raw = self._raw(X, reset=True)
         y = validation.column_or_1d(
             validation.check_array(y, ensure_2d=False, dtype=None, input_name="y"), warn=True
         )
@@ -363,6 +423,8 @@ class BagClassifier(ClassifierMixin, _Bag):  # type: ignore[misc]
             ValueError: none were kept back, or too few for the coverage.
         """
         probs_NC = self.predict_proba(X)
+        if self._only is not None:
+            return probs_NC > 0
         if self.calibration_ is None:
             raise ValueError("predict_set: expected calibration, a share kept back, got 0; fit so")
         return np.asarray(self._sets(probs_NC, coverage, kind), dtype=np.bool_)
@@ -390,8 +452,8 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Train on examples ``X`` and their targets ``y``, ``(N,)`` or ``(N, T)``."""
-        raw = self._raw(X, reset=True)
         weights = self._weights(X, y, sample_weight)
+        raw = self._raw(X, reset=True)
         y = validation.check_array(y, ensure_2d=False, dtype=np.float64, input_name="y")
         if y.ndim == 2 and y.shape[1] == 1:
             y = validation.column_or_1d(y, warn=True)
@@ -416,8 +478,8 @@ class BagRegressor(RegressorMixin, _Bag):  # type: ignore[misc]
         if self.calibration_ is not None:
             answers = self._answers(self._raw(X, reset=False)).numpy()
             return np.asarray(self._sets(answers, coverage), dtype=np.float64)
-        if not 0 < coverage < 1:
-            raise ValueError(f"coverage: expected a share between 0 and 1, got {coverage}")
+        if not (isinstance(coverage, int | float) and 0 < coverage < 1):
+            raise ValueError(f"coverage: expected a share between 0 and 1, got {coverage!r}")
         mean, std = self.predict(X, return_std=True)
         half = NormalDist().inv_cdf(0.5 + coverage / 2) * std
         return np.stack([mean - half, mean + half], axis=-1)

@@ -1,4 +1,4 @@
-"""The members of one fold, made by the pipeline's stages, here or on a cluster.
+"""The members of a bag: of a contest over folds, or of the pipeline's stages; here or on a cluster.
 
 Shape letters: K members, P parameters, N examples, F numbers of an example, O outputs.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +23,17 @@ from bend_ray.config.reading import validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import SINGLE, Arrays
 from bend_ray.data.given import spilled
+from bend_ray.errors import ConfigError
+from bend_ray.networks.architectures import Architecture
 from bend_ray.networks.fitting import initial_parameters
+from bend_ray.networks.protocols import Varied
 from bend_ray.networks.recipe import Stretch
 from bend_ray.pipeline import connect, make_stage
-from bend_ray.populations.networks import Classifiers
-from bend_ray.runtime.interface import Runtime
+from bend_ray.populations.contest import Chosen, Contest
+from bend_ray.populations.networks import Classifiers, checked
+from bend_ray.process.computing import settle
+from bend_ray.process.log import ProgressLine
+from bend_ray.runtime.interface import Runtime, Shared
 from bend_ray.storage.uris import joined
 from bend_ray.tasks import Task
 
@@ -40,27 +46,27 @@ USED = 0.7
 
 
 @dataclass(frozen=True)
-class Fold:
-    """Members of a fold ``(K, P)``, and what they say together of examples they never saw."""
+class Members:
+    """Who votes ``(K, P)``, with what weight, and what they say of examples they never saw."""
 
-    config: PipelineConfig
+    architecture: Architecture
     theta_KP: Tensor
+    weight_K: Tensor
     ballots_NO: Tensor
     labels_N: Tensor
 
 
 class Workshop:
-    """Where folds are trained.
+    """Where members are trained.
 
     Args:
         store: of the artifacts.
         address: of a cluster; None: in this process.
-        last: the stage whose population votes.
+        last: the stage whose population votes, where the pipeline makes it.
     """
 
     def __init__(self, store: str, address: str | None, last: str) -> None:
         self.store, self.address, self.last = Store(store), address, last
-        self._runtime: Runtime | None = None
 
     def written(
         self,
@@ -81,33 +87,116 @@ class Workshop:
         return {"kind": "arrays", "standardise": False, "task": task, **files}
 
     def train(
-        self, sections: Mapping[str, Any], settings: Mapping[str, Any], seconds: float | None
-    ) -> Fold:
-        """A fold's members, one fold at a time; BendError where they cannot be trained.
+        self,
+        sections: Mapping[str, Any],
+        folds: Sequence[Mapping[str, Any]],
+        settings: Mapping[str, Any],
+        seconds: float | None,
+    ) -> Members:
+        """The members; BendError where they cannot be trained.
 
-        ``settings`` are further knobs by path; ``seconds`` in which to be done, about, None: any.
+        ``folds`` are data sets, and ``settings`` further knobs by path; ``seconds`` in which to be
+        done, about, None: any.
         """
         with _ALONE:
-            config = identified(with_knobs(validated(sections), settings))
-            if self._runtime is None:
-                here = self.address is None
-                self._runtime = Runtime() if here else connect(self.address, config)
-            runtime = self._runtime
-            dataset = runtime.share(config.dataset).load()
-            classifiers = Classifiers(config, dataset, "cpu")
-            if seconds is not None:
-                config = _affordable(config, classifiers, seconds)
-            graph = graph_of(config, self.store)
-            equipped = runtime.preflight(config, graph.steps(self.last))
-            for stage in graph.steps(self.last):
-                make_stage(stage, equipped, graph, runtime)
-            population = read_population(graph[self.last])
-            theta_KP = torch.from_numpy(population.theta_KP)
-            outputs_KNO = classifiers.logits(
-                theta_KP, dataset.validation, population.trunk.tolist()
-            )
-            ballots_NO = dataset.task.ballots(outputs_KNO).mean(dim=0)
-            return Fold(config, theta_KP, ballots_NO, dataset.validation.labels_N)
+            configs = [
+                identified(with_knobs(validated({**sections, "dataset": fold}), settings))
+                for fold in folds
+            ]
+            config, protocol = configs[0], configs[0].seeds.protocol
+            runtime = Runtime() if self.address is None else connect(self.address, config)
+            datasets = [runtime.share(each.dataset) for each in configs]
+            if isinstance(protocol, Varied):
+                return _elected(runtime, config, datasets, seconds)
+            if len(folds) > 1:
+                raise ConfigError(
+                    f"folds: expected 1 with seeds.protocol {protocol.kind}, got {len(folds)}"
+                )
+            return self._made(runtime, config, datasets[0], seconds)
+
+    def _made(
+        self, runtime: Runtime, config: PipelineConfig, dataset: Shared, seconds: float | None
+    ) -> Members:
+        """By the stages of the pipeline."""
+        classifiers = Classifiers(config, dataset.load(), "cpu")
+        if seconds is not None:
+            config = _affordable(config, classifiers, seconds)
+        graph = graph_of(config, self.store)
+        equipped = runtime.preflight(config, graph.steps(self.last))
+        for stage in graph.steps(self.last):
+            make_stage(stage, equipped, graph, runtime)
+        population = read_population(graph[self.last])
+        theta_KP, trunks = torch.from_numpy(population.theta_KP), population.trunk.tolist()
+        return _members(theta_KP[:, None], torch.ones(len(trunks)), [classifiers], trunks)
+
+
+class Electorate:
+    """An actor that holds the contests for some places each."""
+
+    def __init__(
+        self, config: PipelineConfig, datasets: Sequence[Shared], seconds: float | None
+    ) -> None:
+        resources = config.seeds.resources
+        device = settle(resources.cpus, resources.num_gpus)
+        self.fields = [Classifiers(config, dataset.load(), device) for dataset in datasets]
+        self.seed, self.seconds = config.seed, seconds
+        self.candidates = config.seeds.protocol.begun
+
+    def elected(self, places: range) -> Chosen:
+        """Who has these places."""
+        candidates = range(places.start * self.candidates, places.stop * self.candidates)
+        own = (self.fields, self.seed, candidates, len(places))
+        return Contest(*own, seconds=self.seconds).held()
+
+
+def _elected(
+    runtime: Runtime, config: PipelineConfig, datasets: Sequence[Shared], seconds: float | None
+) -> Members:
+    """By contests over all folds."""
+    protocol, section = config.seeds.protocol, config.seeds
+    classifiers = checked(config, datasets[0].load())
+    fields = [classifiers, *(Classifiers(config, d.load(), "cpu") for d in datasets[1:])]
+    equipped = runtime.preflight(config, ["seeds"])
+    together = max(1, section.cohort_size // protocol.begun)
+    places = range(section.num_models)
+    cohorts = [places[start : start + together] for start in range(0, len(places), together)]
+    each = None if seconds is None else seconds / len(cohorts)
+    models = together * protocol.begun * len(datasets)
+    needs = runtime.holding("seeds", equipped.seeds.resources, 8 * models * classifiers.whole.size)
+    bags: list[Chosen] = []
+    with (
+        runtime.workers(Electorate, equipped, datasets, each, resources=needs) as workers,
+        ProgressLine("members", len(cohorts), "contests") as progress,
+    ):
+        for _, bag in sorted(workers.run("elected", cohorts), key=lambda found: found[0].start):
+            bags.append(bag)
+            progress.update(len(bags))
+    theta_BFP, votes_B = (
+        torch.cat([getattr(b, n) for b in bags]) for n in ("theta_BFP", "votes_B")
+    )
+    return _members(theta_BFP, votes_B, fields)
+
+
+def _members(
+    theta_BFP: Tensor,
+    votes_B: Tensor,
+    fields: Sequence[Classifiers],
+    trunks_B: Sequence[int] | None = None,
+) -> Members:
+    """Models of every field by their votes, and what those of a field say of its validation."""
+    weight_B, ballots, labels = votes_B.double() / votes_B.sum(), [], []
+    for f, classifiers in enumerate(fields):
+        dataset = classifiers.dataset
+        outputs_BNO = classifiers.logits(theta_BFP[:, f], dataset.validation, trunks_B)
+        ballots.append(torch.tensordot(weight_B, dataset.task.ballots(outputs_BNO).double(), 1))
+        labels.append(dataset.validation.labels_N)
+    return Members(
+        fields[0].architecture,
+        theta_BFP.flatten(0, 1),
+        weight_B.repeat_interleave(len(fields)) / len(fields),
+        torch.cat(ballots),
+        torch.cat(labels),
+    )
 
 
 def _affordable(config: PipelineConfig, classifiers: Classifiers, seconds: float) -> PipelineConfig:

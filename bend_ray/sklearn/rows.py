@@ -20,8 +20,10 @@ MOST_FOLDED = 5000
 """Examples of which every member's own fold validates it; of more a part of them is held out."""
 FOLDS = 4
 """Of as many."""
+MOST_COPIES = 64
+"""Rows an example, on average, up to which whole weights are what they are."""
 FINE_WEIGHTS = 4
-"""Rows an example, on average, that weights which are no whole numbers are rounded to."""
+"""Rows an example, on average, that other weights are rounded to."""
 
 Raw = dict[str, NDArray[Any]]
 
@@ -44,7 +46,7 @@ def raw_of(frame: Any, kinds: Mapping[str, Kind] | None) -> tuple[Raw, dict[str,
             found = {name: kind_of(values, shown[name]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in found.items() if kind}
         raw = {name: raw_column(columns[name], kind, shown[name]) for name, kind in kinds.items()}
-    except (BendError, pa.ArrowException) as error:
+    except (BendError, pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
         # What it is about comes last, where pandas tells pyarrow's errors.
         told = ": ".join(map(str, reversed(error.args)))
         raise ValueError(told.splitlines()[0]) from None
@@ -61,16 +63,30 @@ def holds_numbers(frame: Any) -> bool:
     )
 
 
-def in_order(raw: Mapping[str, NDArray[Any]], labels: NDArray[Any]) -> NDArray[np.int64]:
-    """Rows in an order that their content decides: a fit does not hang on how they come."""
+def units_of(
+    raw: Mapping[str, NDArray[Any]], labels: NDArray[Any], weights: Any
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows as often as they count ``(M,)``, and which of them belong together, by numbers.
+
+    Their order is decided by what they hold: a fit does not hang on how they come. Copies of an
+    example belong together, as who has learnt one knows the others. Where columns have so few
+    values that examples are bound to be alike, each is one by itself.
+    """
+    columns = [*raw.values(), *labels.reshape(len(labels), -1).T]
     mixed_N = np.zeros(len(labels), np.uint64)
-    for values in (*raw.values(), *labels.reshape(len(labels), -1).T):
+    for values in columns:
         if values.dtype.kind == "U":
             _, values = np.unique(values, return_inverse=True)
         bits_N = (values.astype(np.float64) + 0.0).view(np.uint64)
         mixed_N = (mixed_N ^ bits_N) * np.uint64(0x9E3779B97F4A7C15)
         mixed_N ^= mixed_N >> np.uint64(29)
-    return np.argsort(mixed_N, kind="stable")
+    rows_M = repeated(np.argsort(mixed_N, kind="stable"), weights)
+    possible = 1
+    for values in columns:
+        possible *= len(np.unique(values))
+        if possible > len(rows_M):
+            return rows_M, np.unique(mixed_N[rows_M], return_inverse=True)[1]
+    return rows_M, np.arange(len(rows_M))
 
 
 def repeated(rows: NDArray[np.int64], weights: Any) -> NDArray[np.int64]:
@@ -80,23 +96,51 @@ def repeated(rows: NDArray[np.int64], weights: Any) -> NDArray[np.int64]:
     weights_N = np.asarray(weights)[rows]
     if (weights_N != np.rint(weights_N)).any():
         weights_N = weights_N * FINE_WEIGHTS * len(rows) / weights_N.sum()
+    if weights_N.sum() > MOST_COPIES * len(rows):
+        weights_N = weights_N * FINE_WEIGHTS * len(rows) / weights_N.sum()
     # Systematic resampling: each row its weight, rounded down or up.
     ends = np.floor(np.cumsum(weights_N) + 0.5).astype(np.int64)
     return rows.repeat(np.diff(ends, prepend=0))
 
 
-def folds_of(
-    labels: NDArray[Any], folds: int | None, seed: int
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Training and validation rows, of each fold."""
-    count = len(labels)
+def among(own: NDArray[np.int64], unit_M: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which rows are of some of the units."""
+    is_own = np.zeros(unit_M.max() + 1, dtype=np.bool_)
+    is_own[own] = True
+    found: NDArray[np.bool_] = is_own[unit_M]
+    return found
+
+
+def in_chance(labels_N: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """Examples in an order that chance decides, of which every stretch has all classes alike.
+
+    Those that alone have their class, which nothing but training is any use for, come last.
+    """
+    count = len(labels_N)
     chance_N = np.random.default_rng(seed).permutation(count)
-    table = pa.table({"y": labels.reshape(count, -1)[:, 0]})
+    table = pa.table({"y": labels_N.reshape(count, -1)[:, 0]})
     order_N, _ = Stratified().order(table, "y", chance_N)
+    return np.concatenate([order_N[~_alone(labels_N)[order_N]], order_N[_alone(labels_N)[order_N]]])
+
+
+def _alone(labels_N: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which examples alone have their class; of numbers none."""
+    if labels_N.ndim > 1:
+        return np.zeros(len(labels_N), dtype=np.bool_)
+    alone: NDArray[np.bool_] = np.bincount(labels_N)[labels_N] == 1
+    return alone
+
+
+def folds_of(
+    labels_N: NDArray[Any], folds: int | None, seed: int
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Training and validation examples, of each fold."""
+    order_N, count = in_chance(labels_N, seed), len(labels_N)
     if folds is None:
         folds = FOLDS if count <= MOST_FOLDED else 1
     if folds == 1:
         held = max(1, min(MOST_FOLDED, count // 5))
         return [(order_N[held:], order_N[:held])]
-    parts = np.array_split(order_N, min(folds, count))
+    judged_N = order_N[~_alone(labels_N)[order_N]]
+    parts = np.array_split(judged_N, min(folds, len(judged_N)))
     return [(np.setdiff1d(order_N, part), part) for part in parts]

@@ -129,14 +129,6 @@ def models_a_piece(num_parameters: int) -> int:
     return min(PIECE_MODELS, max(1, PIECE_BYTES // (4 * num_parameters)))
 
 
-def pieces(question: Question, dataset: Shared) -> list[Piece]:
-    """All pieces of a question: they depend on the models alone."""
-    count = num_models(question)
-    size = models_a_piece(read_format(question.population).num_parameters)
-    parts = split(range(count), size)
-    return [Piece(question, i, part, count, dataset) for i, part in enumerate(parts)]  # type: ignore[arg-type]
-
-
 def ask(
     questions: Sequence[Question],
     workers: Workers,
@@ -155,7 +147,11 @@ def ask(
     counts: list[int] = []
     for question in unanswered:
         noted = question.answers.list_files(f"{COST_DIRECTORY}/")
-        own = pieces(question, dataset)
+        # Pieces depend on the models alone.
+        count = num_models(question)
+        size = models_a_piece(read_format(question.population).num_parameters)
+        some = enumerate(split(range(count), size))
+        own = [Piece(question, i, models, count, dataset) for i, models in some]  # type: ignore[arg-type]
         counts.append(len(own))
         todo += [p for p in own if f"{COST_DIRECTORY}/{piece_name(p.index)}.json" not in noted]
     name, total = unanswered[0].inputs.name, sum(counts)

@@ -27,6 +27,7 @@ from bend_ray.networks.checkpoints import listed_trunks, read_state
 from bend_ray.networks.fitting import initial_parameters, stretch_marks
 from bend_ray.networks.protocols import Checkpoints, Member, Run, held_out_ids
 from bend_ray.parameters.symmetry import align
+from bend_ray.populations.contest import Contest
 from bend_ray.populations.divergence import Divergence, Outcome, all_diverged, finite_rows, note
 from bend_ray.populations.members import LAYOUT, ROOTS, early_name, load_roots, roots_name
 from bend_ray.populations.networks import Classifiers
@@ -60,7 +61,7 @@ def cohorts_of(section: SeedsSection, num_parameters: int) -> list[Cohort]:
     """The cohorts of a population of so many parameters; of others' checkpoints a trunk is one."""
     runs, most = section.protocol.runs(), max(1, SHARD_BYTES // (4 * num_parameters))
     members = len(runs[0])
-    together = max(1, min(section.cohort_size, most // members))
+    together = max(1, min(section.cohort_size // section.protocol.begun, most // members))
     if isinstance(section.protocol, Checkpoints):
         together, most = 1, members
     cohorts: list[Cohort] = []
@@ -81,6 +82,7 @@ class _Part:
     val_accuracy_G: Tensor
     val_nll_G: Tensor
     early_P: Tensor
+    step_G: Tensor
 
     @property
     def is_finite(self) -> bool:
@@ -145,9 +147,6 @@ class SeedTrainer:
         with self._stopwatch() as watch:
             found = [load_weights(self.artifact, name) for name in names]
             theta_RW, sources = (torch.cat([f[key] for f in found]) for key in ("theta", "source"))
-            if self.section.protocol.ranks_roots:
-                best = self._best_roots(theta_RW)
-                theta_RW, sources = theta_RW[best], sources[best]
             finite_R = finite_rows(theta_RW)
             if not finite_R.any():
                 raise all_diverged(f"all {len(theta_RW)} roots")
@@ -155,12 +154,6 @@ class SeedTrainer:
                 theta_RW = self._align(theta_RW[finite_R.nonzero()[0, 0]], theta_RW)
         write_cost(self.artifact, ROOTS, sum(read_costs(self.artifact, names), watch.cost))
         save_weights(self.artifact, ROOTS, {"theta": theta_RW, "source": sources})
-
-    def _best_roots(self, theta_RW: Tensor) -> Tensor:
-        """The places of as many roots as there are trunks, the lowest validation NLL first."""
-        _, nll_R = self.classifiers.validate(theta_RW, [0] * len(theta_RW))
-        nll_R = nll_R.nan_to_num(nan=torch.inf)
-        return nll_R.argsort(stable=True)[: self.section.protocol.num_trunks]
 
     def train_cohort(self, index: int) -> None:
         """Train one cohort and write its shards, those whose models did not all diverge.
@@ -217,6 +210,9 @@ class SeedTrainer:
         stretch = protocol.run_stretch(self.section.recipe)
         start_RP, streams = self._starts(runs, roots_RW, attempt)
         trunks = [run[0].trunk for run in runs]
+        recipe, num_images = self.section.recipe, len(self.classifiers.dataset.train)
+        before = recipe.num_steps(stretch.start, num_images)
+        steps = before + torch.tensor(stretch_marks(recipe, stretch, num_images)[stretch.early :])
         for first, theta_RGP, early_RP in self.classifiers.fitted(
             *(start_RP, trunks, stretch, streams), chunk=cohort.chunk, keep=keep
         ):
@@ -227,7 +223,8 @@ class SeedTrainer:
             owners = np.repeat(trunks, shape[1]).tolist()
             scores = (each.view(shape[:2]) for each in self.classifiers.validate(theta_KP, owners))
             seeds = (stream.initial_seed() for stream in streams)
-            parts = map(_Part, seeds, theta_KP.view(shape), *scores, early_RP)
+            step_RG = steps[first : first + shape[1]].expand(shape[:2])
+            parts = map(_Part, seeds, theta_KP.view(shape), *scores, early_RP, step_RG)
             yield shards[first // cohort.chunk], dict(zip(rows, parts, strict=True))
 
     def _spent(self, keeps: Sequence[Checkpoint]) -> Cost:
@@ -257,10 +254,6 @@ class SeedTrainer:
         if not members:
             return
         early_RP = torch.stack([part.early_P for part in parts])
-        recipe, num_images = self.section.recipe, len(self.classifiers.dataset.train)
-        stretch = self.section.protocol.run_stretch(recipe)
-        first = recipe.num_steps(stretch.start, num_images)
-        marks = stretch_marks(recipe, stretch, num_images)[stretch.early :]
         seconds = cost.cpu_seconds / len(members)
         if self.section.protocol.num_roots:
             seconds += read_cost(self.artifact, ROOTS).cpu_seconds / self.section.num_models
@@ -271,7 +264,7 @@ class SeedTrainer:
             val_accuracy=torch.cat([part.val_accuracy_G for part in parts]).numpy(),
             val_nll=torch.cat([part.val_nll_G for part in parts]).numpy(),
             theta_KP=torch.cat([part.theta_GP for part in parts]).numpy(),
-            step=np.array([first + marks[member.snapshot] for member in members]),
+            step=torch.cat([part.step_G for part in parts]).numpy(),
             fit_seconds=np.full(len(members), seconds),
         )
 
@@ -314,10 +307,6 @@ class SeedTrainer:
         purposes: list[tuple[str | int, ...]] = [
             ("run", trunk, fork) for trunk, fork in zip(trunks, forks, strict=True)
         ]
-        if self.section.protocol.ranks_roots and attempt == 0:
-            # They go on with the hyper-parameters and the order of examples that they began with.
-            sources = load_weights(self.artifact, ROOTS)["source"]
-            purposes = [("root order", int(sources[trunk])) for trunk in trunks]
         return start_RP, [generator_for(self.seed, *purpose) for purpose in purposes]
 
     def _diverged(self, run: Run, attempt: int, dropped: bool) -> Divergence:
@@ -349,6 +338,35 @@ class SeedTrainer:
         if finite_K.all():
             return aligned_KP
         return theta_KP.index_put((finite_K,), aligned_KP)
+
+
+class ContestTrainer(SeedTrainer):
+    """Gives away the places of a cohort to the best of its candidates, as they train."""
+
+    def _trained(
+        self,
+        cohort: Cohort,
+        rows: Sequence[int],
+        roots_RW: Tensor,
+        attempt: int,
+        keep: Checkpoint,
+    ) -> Iterator[tuple[int, dict[int, _Part]]]:
+        """The shard, and who has its places; each model one."""
+        if not rows:
+            return
+        each = self.section.protocol.begun
+        places = [cohort.runs[r][0].fork + attempt * self.first_spare for r in rows]
+        candidates = [each * place + number for place in places for number in range(each)]
+        own = [self.classifiers]
+        bag = Contest(own, self.seed, candidates, len(rows), once=True, keep=keep).held()
+        theta_KP = bag.theta_BFP[:, 0]
+        if self.section.protocol.align:
+            theta_KP = self._align(roots_RW[0], theta_KP)
+        scores = (scores_K[:, None] for scores_K in self.classifiers.validate(theta_KP))
+        seeds = (seed_for(self.seed, "candidate", c) for c in bag.candidate_B.tolist())
+        early, steps = torch.empty(len(rows), 0), bag.step_B[:, None]
+        parts = map(_Part, seeds, theta_KP[:, None], *scores, early, steps)
+        yield min(cohort.shards), dict(zip(rows, parts, strict=True))
 
 
 class CheckpointReader(SeedTrainer):

@@ -16,18 +16,25 @@ from bend_ray.artifacts.shards import shard_name
 from bend_ray.artifacts.store import Artifact
 from bend_ray.artifacts.weights import DIRECTORY, last_left
 from bend_ray.config.graph import Graph
-from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.config.schema import PipelineConfig
 from bend_ray.errors import DataError
 from bend_ray.networks.checkpoints import KEY
-from bend_ray.networks.protocols import Checkpoints
+from bend_ray.networks.protocols import Checkpoints, Varied
 from bend_ray.populations.divergence import all_diverged, commit_left, done_shards, left_rows
-from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, early_name, roots_name
+from bend_ray.populations.members import EARLY, LAYOUT, ROOTS, roots_name
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.log import ProgressLine
 from bend_ray.runtime.interface import Runtime, Workers, split
-from bend_ray.stages.seed_trainer import CheckpointReader, SeedTrainer, cohorts_of
+from bend_ray.stages.seed_trainer import (
+    CheckpointReader,
+    ContestTrainer,
+    SeedTrainer,
+    cohorts_of,
+)
 
 logger = logging.getLogger(__name__)
+
+WORKERS: dict[type, type[SeedTrainer]] = {Checkpoints: CheckpointReader, Varied: ContestTrainer}
 
 FEW_EXAMPLES = 100
 """To fit a temperature on: its standard error is a few tenths of itself there."""
@@ -50,9 +57,7 @@ def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
             if missing:
                 _tell(config, classifiers, name)
                 most = max(len(cohort.runs) * cohort.chunk for cohort in cohorts)
-                worker = (
-                    CheckpointReader if isinstance(section.protocol, Checkpoints) else SeedTrainer
-                )
+                worker = WORKERS.get(type(section.protocol), SeedTrainer)
                 with runtime.workers(
                     *(worker, config, artifact, dataset),
                     resources=runtime.holding(
@@ -64,7 +69,7 @@ def make(graph: Graph, runtime: Runtime, name: str = "seeds") -> None:
                     for number, _ in trainers.run("train_cohort", missing, how_far):
                         done |= cohorts[number].shards.keys()
                         progress.update(sum(rows[index] for index in done))
-    _commit(artifact, section, rows, watch.cost.wall_seconds)
+    _commit(graph, rows, watch.cost.wall_seconds)
 
 
 def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
@@ -102,9 +107,8 @@ def _make_roots(artifact: Artifact, num_roots: int, cohort_size: int, trainers: 
         pass
 
 
-def _commit(
-    artifact: Artifact, section: SeedsSection, rows: dict[int, int], wall_seconds: float
-) -> None:
+def _commit(graph: Graph, rows: dict[int, int], wall_seconds: float) -> None:
+    artifact, section = graph.seeds, graph.config.seeds
     left = [index for index, count in left_rows(artifact, rows).items() if count]
     if not left and isinstance(section.protocol, Checkpoints):
         raise DataError(
@@ -113,13 +117,10 @@ def _commit(
     if not left:
         raise all_diverged(f"all {sum(rows.values())} models")
     roots = [ROOTS] if section.protocol.num_roots else []
-    # Of a run in several shards the first has the mean.
-    there = artifact.list_files(EARLY)
-    early = [name for index in left if (name := early_name(index)) in there]
     events = write_events(artifact, population_progress(artifact, [*map(shard_name, left)]))
     commit_left(
         *(artifact, rows, wall_seconds),
-        files=[LAYOUT, *early, *roots, events],
+        files=[LAYOUT, *artifact.list_files(EARLY), *roots, events],
         priced=roots,
         metrics={
             "root_cpu_seconds": sum(read_cost(artifact, root).cpu_seconds for root in roots),

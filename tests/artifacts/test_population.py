@@ -69,18 +69,3 @@ def test_models_are_selected_by_mask_indices_or_slice(rows: Any, expected: list[
     assert np.array_equal(chosen.theta_KP, pop.theta_KP[expected])
     assert chosen.held_out.tolist() == [i == 0 for i in expected]
     assert (chosen.origin, chosen.layout_digest) == ("trained", "d1")
-
-
-def test_parts_concatenate_to_the_whole() -> None:
-    pop = population(5)
-    whole = Population.concatenate([pop.select(slice(0, 2)), pop.select(slice(2, 5))])
-    assert np.array_equal(whole.theta_KP, pop.theta_KP)
-    assert np.array_equal(whole.seed, pop.seed)
-
-
-def test_different_layouts_or_origins_do_not_concatenate() -> None:
-    for other in ({"layout_digest": "d2"}, {"origin": "generated"}):
-        with pytest.raises(ValueError, match="of one layout and origin"):
-            Population.concatenate([population(2), population(2, **other)])
-    with pytest.raises(ValueError, match="of one layout and origin"):
-        Population.concatenate([])

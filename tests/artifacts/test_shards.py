@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def assert_same(found: Population, expected: Population) -> None:
         np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
+def joined(populations: list[Population]) -> Population:
+    """One population after the other."""
+    every = {
+        name: np.concatenate([getattr(each, name) for each in populations])
+        for name in (*ROW_TYPES.keys() - {"origin"}, "theta_KP")
+    }
+    return replace(populations[0], **every)
+
+
 @pytest.fixture(params=["local", "object"])
 def artifact(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -92,7 +102,7 @@ def test_what_was_written_comes_back(
         patch.setattr(tables, "MAX_PART_FLOATS", max_part_floats)
         patch.setattr(shards, "ROW_GROUP_BYTES", row_group_bytes)
         commit(artifact, written)
-    expected = Population.concatenate(written)
+    expected = joined(written)
     found = read_population(artifact)
     assert_same(found, expected)
     assert found.theta_KP.flags.writeable
@@ -104,7 +114,7 @@ def test_what_was_written_comes_back(
     names = [shard.name for shard in listed_shards(artifact)]
     some = data.draw(st.integers(1, len(names)))
     few = read_population(artifact, shards=names[-some:])
-    assert_same(few, Population.concatenate(written[-some:]))
+    assert_same(few, joined(written[-some:]))
 
 
 def test_a_store_without_rename_gives_back_what_it_got(artifact: Artifact) -> None:
@@ -118,7 +128,7 @@ def test_theta_can_be_left_out(artifact: Artifact) -> None:
     commit(artifact, written)
     found = read_population(artifact, theta=False)
     assert found.theta_KP.shape == (7, 0)
-    assert found.seed.tolist() == Population.concatenate(written).seed.tolist()
+    assert found.seed.tolist() == joined(written).seed.tolist()
     assert read_format(artifact).num_parameters == 6
 
 

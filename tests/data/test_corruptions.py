@@ -10,7 +10,7 @@ import torch
 from bend_ray.data.columns import Column
 from bend_ray.data.datasets import Digits
 from bend_ray.data.examples import Decoding, Examples, Parts
-from bend_ray.data.inputs import IMAGES, SEVERITIES, TABLES, Corruption, corrupted
+from bend_ray.data.inputs import IMAGES, SEVERITIES, TABLES, Corrupted, Corruption
 from bend_ray.errors import DataError
 
 
@@ -33,11 +33,11 @@ def test_every_corruption_is_of_images_or_of_tables() -> None:
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images_change_more_and_more_and_the_same_every_time(name: Corruption) -> None:
-    found, test = corrupted(digits(), name), digits().test
+    found, test = Corrupted(corruption=name).of(digits()), digits().test
     x = pixels(found)
     assert x.dtype == torch.uint8
     assert x.max() <= 16
-    assert torch.equal(x, pixels(corrupted(digits(), name)))
+    assert torch.equal(x, pixels(Corrupted(corruption=name).of(digits())))
     assert torch.equal(found.labels_N, test.labels_N.repeat(SEVERITIES))
     changes = [(each.float() - pixels(test).float()).abs().mean().item() for each in x.chunk(5)]
     assert changes == sorted(changes)
@@ -49,11 +49,11 @@ def test_strengths_are_what_they_say() -> None:
     grey = Examples(torch.full((200, 1, 16, 16), 128, dtype=torch.uint8), torch.zeros(200))
     parts = Parts(grey, grey, tuple("ab"), None, decoding=Decoding())
     for name, strength in (("gaussian_noise", 0.04), ("shot_noise", (0.502 / 500) ** 0.5)):
-        first = pixels(corrupted(parts, name)).chunk(5)[0].double() / 255  # type: ignore[arg-type]
+        first = pixels(Corrupted(corruption=name).of(parts)).chunk(5)[0].double() / 255  # type: ignore[arg-type]
         assert first.std().item() == pytest.approx(strength, rel=0.03)
-    spoilt = pixels(corrupted(parts, "impulse_noise")).chunk(5)[4]
+    spoilt = pixels(Corrupted(corruption="impulse_noise").of(parts)).chunk(5)[4]
     assert (spoilt != 128).double().mean().item() == pytest.approx(0.07, rel=0.05)
-    brighter = pixels(corrupted(parts, "brightness")).chunk(5)[4]
+    brighter = pixels(Corrupted(corruption="brightness").of(parts)).chunk(5)[4]
     assert set(brighter.unique().tolist()) == {205}  # 128 and three tenths of 255
 
 
@@ -62,7 +62,7 @@ def test_a_translation_moves_every_image_one_of_four_ways() -> None:
     dot[:, :, 10, 10] = 200
     given = Examples(dot, torch.zeros(4))
     parts = Parts(given, given, tuple("ab"), None, decoding=Decoding())
-    by_two = pixels(corrupted(parts, "translate")).chunk(5)[1]  # a tenth of 20
+    by_two = pixels(Corrupted(corruption="translate").of(parts)).chunk(5)[1]  # a tenth of 20
     places = [tuple(image[0].nonzero()[0].tolist()) for image in by_two]
     assert places == [(10, 12), (10, 8), (12, 10), (8, 10)]
 
@@ -82,9 +82,9 @@ def table(num: int = 4000) -> Parts:
 def test_columns_get_noise_and_gaps() -> None:
     parts = table()
     x = pixels(parts.test)
-    noisy = pixels(corrupted(parts, "noisy_columns")).chunk(5)[4]
+    noisy = pixels(Corrupted(corruption="noisy_columns").of(parts)).chunk(5)[4]
     assert (noisy - x).std(dim=0).numpy() == pytest.approx(x.std(dim=0).numpy(), rel=0.05)
-    gaps = pixels(corrupted(parts, "missing_columns")).chunk(5)[4]
+    gaps = pixels(Corrupted(corruption="missing_columns").of(parts)).chunk(5)[4]
     gone = (gaps[:, 1] == 0) & (gaps[:, 2] == 1)
     assert gone.double().mean().item() == pytest.approx(0.5, abs=0.04)
     assert torch.equal(gaps[~gone][:, 1:], x[~gone][:, 1:])
@@ -92,7 +92,7 @@ def test_columns_get_noise_and_gaps() -> None:
 
 def test_groups_shift_along_the_first_principal_direction_and_keep_their_labels() -> None:
     parts = table()
-    found = corrupted(parts, "shifted_groups")
+    found = Corrupted(corruption="shifted_groups").of(parts)
     x = pixels(found)
     assert torch.equal(x, pixels(parts.test)[found.labels_N])
     base = pixels(parts.test)
@@ -106,7 +106,7 @@ def test_a_corruption_of_the_other_kind_is_refused(name: Corruption) -> None:
     with pytest.raises(
         DataError, match=rf"evaluation.shift: expected corruptions of .*, got {name}"
     ):
-        corrupted(parts, name)
+        Corrupted(corruption=name).of(parts)
 
 
 def test_colour_images_are_corrupted_as_well() -> None:
@@ -114,4 +114,4 @@ def test_colour_images_are_corrupted_as_well() -> None:
     given = Examples(colour.to(torch.uint8), torch.zeros(8))
     parts = Parts(given, given, tuple("ab"), None, decoding=Decoding())
     for name in IMAGES:
-        assert pixels(corrupted(parts, name)).shape == (40, 3, 32, 32)  # type: ignore[arg-type]
+        assert pixels(Corrupted(corruption=name).of(parts)).shape == (40, 3, 32, 32)  # type: ignore[arg-type]

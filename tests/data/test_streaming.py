@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from bend_ray.data import inputs
 from bend_ray.data.datasets import ImageFiles, ImageFolder, ImageParquet
 from bend_ray.data.examples import Examples, pieces
-from bend_ray.data.inputs import Corruption, corrupted
+from bend_ray.data.inputs import Corrupted, Corruption
 from bend_ray.data.streaming import Room, Streamed, Windows, Work, by_threads
 from bend_ray.errors import DataError
 from bend_ray.networks.recipe import Recipe
@@ -76,8 +76,8 @@ def test_what_is_corrupted_as_it_is_asked_for_is_the_same(
     name: Corruption, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inputs, "BLOCK", 4)
-    whole = corrupted(folder(tmp_path / "set").load(), name)
-    stream = corrupted(streamed(folder(tmp_path / "set")).load(), name)
+    whole = Corrupted(corruption=name).of(folder(tmp_path / "set").load())
+    stream = Corrupted(corruption=name).of(streamed(folder(tmp_path / "set")).load())
     assert isinstance(stream, Streamed)
     assert torch.equal(whole.labels_N, stream.labels_N)
     assert torch.equal(whole.inputs, torch.cat([*pieces(stream, most=3)]))

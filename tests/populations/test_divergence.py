@@ -64,7 +64,8 @@ def train(
     config: PipelineConfig, store: Store, purpose: str = "start", bad: tuple[int, ...] = ()
 ) -> tuple[Population, Artifact]:
     """All that ``seeds.make`` does, in this process, with some starts spoilt."""
-    artifact = graph_of(config, store).seeds
+    graph = graph_of(config, store)
+    artifact = graph.seeds
     trainer = Planted(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.purpose, trainer.bad = purpose, bad
     if config.seeds.protocol.num_roots:
@@ -74,7 +75,7 @@ def train(
         trainer.train_cohort(index)
     rows = {i: len(own) for each in trainer.cohorts for i, own in each.shards.items()}
     assert done_shards(artifact, rows) == set(rows)
-    seeds._commit(artifact, config.seeds, rows, 1.0)
+    seeds._commit(graph, rows, 1.0)
     assert not artifact.list_files("making")
     return read_population(artifact), artifact
 

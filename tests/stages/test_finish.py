@@ -34,12 +34,13 @@ GUIDED = (
 
 def trained(config: PipelineConfig, store: Store) -> tuple[Artifact, Population]:
     """What ``seeds.make`` makes, in this process, and its members."""
-    artifact = graph_of(config, store).seeds
+    graph = graph_of(config, store)
+    artifact = graph.seeds
     trainer = SeedTrainer(config, artifact, config.dataset)  # type: ignore[arg-type]
     trainer.train_roots(0)
     trainer.store_roots([0])
     trainer.train_cohort(0)
-    seeds._commit(artifact, config.seeds, {0: config.seeds.num_models}, 1.0)
+    seeds._commit(graph, {0: config.seeds.num_models}, 1.0)
     return artifact, read_population(artifact)
 
 

@@ -39,6 +39,11 @@ class KilledError(BaseException):
     """Of a process that is gone."""
 
 
+VARIED = (
+    "seeds.protocol={kind: varied, models: 3, align: false, looks: 12, trial: 4, patience: null}"
+)
+
+
 def trained(config: PipelineConfig, store: Path) -> Artifact:
     return make(config, Store(str(store)), "seeds").seeds
 
@@ -114,6 +119,22 @@ def test_a_killed_training_goes_on_to_the_same_bits(
         early = [load_early(seeds, 2, 3466) for seeds in (undisturbed, again)]
         np.testing.assert_array_equal(*early)
         assert again.manifest().cost.cpu_seconds > 0
+
+
+@pytest.mark.trains
+@pytest.mark.parametrize("saves", [2, 6], ids="killed after {}".format)
+def test_a_killed_contest_goes_on_to_the_same_bits(
+    tiny: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saves: int
+) -> None:
+    given = (VARIED, "seeds.recipe.ema_decay=0.9", "autoencoder.model.latent_size=2")
+    often, never = (tiny(*given, seconds) for seconds in (OFTEN, NEVER))
+    undisturbed = trained(never, tmp_path / "undisturbed")
+    killed(often, tmp_path / "killed", saves, monkeypatch)
+    taken = steps_of(monkeypatch)
+    assert_same(undisturbed, trained(never, tmp_path / "killed"))
+    resumed = len(taken)
+    trained(never, tmp_path / "whole")
+    assert 0 < resumed < len(taken) - resumed
 
 
 @pytest.mark.trains
