@@ -27,7 +27,7 @@ from bend_ray.config.reading import load_config, validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
 from bend_ray.data.arrays import ENDINGS
 from bend_ray.data.datasets import LabelledExamples
-from bend_ray.data.given import parts_of, spilled, table_of, together
+from bend_ray.data.given import parts_of, rows_of, spilled, together
 from bend_ray.errors import ConfigError, StoreError
 from bend_ray.imported import Imported
 from bend_ray.networks.architectures import Architecture, ImportedArchitecture, Mlp
@@ -218,8 +218,9 @@ def fit(
 def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
     """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray, and torch where it has ONNX.
 
-    ``run_code`` runs the code of the network that the bag names, where that has no ONNX program:
-    only where you trust whoever wrote the bag. DataError where the folder holds none.
+    It is in a folder, or at a URI; DataError where there is none. ``run_code`` runs the code of the
+    network that the bag names, where that has no ONNX program: only where you trust whoever wrote
+    the bag.
     """
     from bend_ray.serve.bag import Bag
     from bend_ray.serve.settings import ServeSettings
@@ -265,7 +266,9 @@ def _dataset(train: Any, test: Any, validation: Any, store: str) -> Any:
     }
     folder = joined(Store(store).uri, DATASETS)
     given = {part: its for part, its in parts.items() if its is not None and part not in files}
-    tables = {part: table for part, its in given.items() if (table := table_of(its)) is not None}
+    tables = {
+        part: table for part, its in given.items() if (table := rows_of(its, part)) is not None
+    }
     if tables and len(tables) == len(given) and not files:
         return {"kind": "table"} | {part: spilled(its, folder) for part, its in tables.items()}
     objects = parts_of({part: its for part, its in parts.items() if part not in files})

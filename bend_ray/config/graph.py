@@ -28,7 +28,7 @@ from bend_ray.storage.masking import masked
 from bend_ray.storage.uris import joined
 
 STAGE_VERSIONS = {
-    "seeds": 9,
+    "seeds": 10,
     "autoencoder": 3,
     "latents": 2,
     "generator": 2,

@@ -13,6 +13,8 @@ Shape letters: N examples, F numbers of an example.
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any, Literal, Self
@@ -21,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, model_validator
 
+from bend_ray.data.sources import listed
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
@@ -113,6 +116,49 @@ def encode(columns: Columns, raw: Mapping[str, NDArray[Any]]) -> NDArray[np.floa
     return out_NF
 
 
+def plain(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column whose texts, also those of a dictionary, are no views, which Arrow cannot take."""
+    its = values.type
+    if pa.types.is_dictionary(its) and pa.types.is_string_view(its.value_type):
+        pairs = [(chunk.indices, chunk.dictionary.cast(pa.string())) for chunk in values.chunks]
+        chunks = [pa.DictionaryArray.from_arrays(*pair) for pair in pairs]
+        return pa.chunked_array(chunks, pa.dictionary(its.index_type, pa.string()))
+    return values.cast(pa.string()) if pa.types.is_string_view(its) else values
+
+
+def table_of(frame: Any, where: str) -> pa.Table:
+    """The columns of a frame; DataError where one holds several types, or what Arrow does not."""
+    try:
+        # Else the rows' names, after a shuffle, would be a column.
+        return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
+    except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+        # What it is about comes last, where pandas tells pyarrow's errors.
+        told = ": ".join(map(str, reversed(error.args))).splitlines()[0]
+        raise DataError(
+            f"{where}: expected columns of different names, of one type each, got: {told}"
+        ) from None
+
+
+def cleaned(table: pa.Table, where: str) -> pa.Table:
+    """A table that is given, without the names that pandas gives rows.
+
+    DataError where columns have no name, or one twice.
+    """
+    names = table.column_names
+    if "" in names:
+        raise DataError(
+            f"{where}: expected a name of every column, got none of column {names.index('') + 1}; "
+            "name it, or leave it out, as to_csv(index=False) does"
+        )
+    if twice := [own for own, count in Counter(names).items() if count > 1]:
+        raise DataError(
+            f"{where}: expected columns of different names, got {listed(twice)} twice; rename or "
+            "drop them"
+        )
+    kept = [name for name in names if not re.fullmatch(r"__index_level_\d+__", name)]
+    return pa.table([plain(table.column(name)) for name in kept], names=kept)
+
+
 def kind_of_type(its: pa.DataType) -> Kind | None:
     """What a column of a type holds; texts are categories, None of what is no single value."""
     types = pa.types
@@ -142,24 +188,36 @@ def kind_of(values: pa.ChunkedArray, where: str) -> Kind | None:
     return kind
 
 
-def raw_column(values: Any, kind: Kind, where: str) -> NDArray[Any]:
-    """A column as it is meant, of Arrow's, of numpy's, or a list; DataError where it is no such."""
+def raw_column(values: Any, kind: Kind, where: str, full: bool = False) -> NDArray[Any]:
+    """A column as it is meant, of Arrow's, of numpy's, or a list.
+
+    DataError where it is no such, or is to be ``full`` and lacks a value.
+    """
     is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
     try:
         is_plain = not is_arrow and str(getattr(values, "dtype", "object")) == "object"
         if is_plain and len(values) > 1 and {*map(type, values)} > {bool}:
             raise TypeError("truth values among others")  # which Arrow makes numbers of
         array = values if is_arrow else pa.array(values, from_pandas=True)
-        return _texts(array) if kind == "category" else _numbers(array, kind)
+        array = plain(array) if isinstance(array, pa.ChunkedArray) else array
+        raw_N = _texts(array) if kind == "category" else _numbers(array, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
         each = [] if is_arrow else np.atleast_1d(np.asarray(values, dtype=object)).tolist()
         if len(each) > 1:  # of several types: what one means hangs on none beside it
-            return np.concatenate([raw_column([value], kind, where) for value in each])
-        if isinstance(error, OverflowError):
-            return raw_column([str(each[0])], kind, where)
+            raw_N = np.concatenate([raw_column([value], kind, where) for value in each])
+        elif isinstance(error, OverflowError):
+            raw_N = raw_column([str(each[0])], kind, where)
+        else:
+            raise DataError(
+                f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
+            ) from None
+    lacking_N = raw_N == "" if kind == "category" else np.isnan(raw_N)
+    if full and lacking_N.any():
         raise DataError(
-            f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
-        ) from None
+            f"{where}: expected a value in every row, got none in {lacking_N.sum()} of "
+            f"{len(raw_N)}, the first in row {lacking_N.argmax()}; drop those rows"
+        )
+    return raw_N
 
 
 def iso(seconds: float) -> str:

@@ -28,8 +28,10 @@ def read_csv(source: Any, name: str) -> pa.Table:
 
     DataError where it has other delimiters or another encoding, pa.ArrowInvalid where it is no CSV.
     """
-    if source.read(2) in (b"\xff\xfe", b"\xfe\xff"):
+    if (begin := source.read(2)) in (b"\xff\xfe", b"\xfe\xff"):
         raise DataError(f"{name}: expected UTF-8, got UTF-16; convert it, as by iconv -f utf-16")
+    if not begin:
+        raise DataError(f"{name}: expected a header and rows, got an empty file")
     source.seek(0)
     alone = f"{name}: expected commas between columns, got a header without one"
     # A text in quotes may have lines.

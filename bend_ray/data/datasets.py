@@ -28,7 +28,7 @@ from bend_ray.data.examples import Decoding, Examples, Parts, itself
 from bend_ray.data.files import READ_WHOLE_BYTES, Files, Part, find_files
 from bend_ray.data.given import parts_of, together
 from bend_ray.data.sources import Labelled, Source, check_classes, check_overlap
-from bend_ray.data.splits import Random, Split, split_rows
+from bend_ray.data.splits import ByTime, Random, Split, split_rows
 from bend_ray.data.streaming import RESIDENT_SHARE, Room, Streamed, Windows, windows_of
 from bend_ray.errors import DataError
 from bend_ray.imported import Imported
@@ -431,6 +431,9 @@ class ImportedDataset(Imported, ArrayParts):
         )
 
 
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
 class Table(PartFiles):
     """Rows of numbers, truth values, dates and categories, some of them missing, and targets.
 
@@ -439,7 +442,7 @@ class Table(PartFiles):
     """
 
     kind: Literal["table"] = "table"
-    target: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    target: NonEmpty | Annotated[tuple[NonEmpty, ...], Field(min_length=1)] | None = None
     """Column of the classes or numbers to tell, or several of numbers; null: labels, label, y or
     target."""
     task: Task | None = None
@@ -457,6 +460,17 @@ class Table(PartFiles):
     """How parts are drawn."""
     _endings = tables.ENDINGS
     _read = staticmethod(tables.read_table)
+
+    @model_validator(mode="after")
+    def _test_is_drawn_once(self) -> Table:
+        if self.folds and isinstance(self.split, ByTime):
+            raise ValueError(
+                "folds: expected none with a split by time, as most would be tested on rows before "
+                "those of their training; use test_share"
+            )
+        if (self.test is not None) + (self.folds is not None) + bool(self.test_share) > 1:
+            raise ValueError("expected one of test, test_share and folds, got several; drop others")
+        return self
 
     def _load(self, room: Room | None) -> Parts:
         known = self.identified()

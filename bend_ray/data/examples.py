@@ -173,6 +173,7 @@ class Parts:
         columns: of a table, what became of each, side by side in the one input.
         calibration: validation examples kept back; None where there are none.
         load_left_out: reads the test examples of classes that are left out, if some are.
+        whole_N: of each validation example, which others it stays together with; None: with none.
     """
 
     train: Examples | Streamed
@@ -185,6 +186,7 @@ class Parts:
     columns: Mapping[str, Column] = field(default_factory=dict)
     calibration: Examples | Streamed | None = None
     load_left_out: Callable[[], Examples | Streamed] | None = None
+    whole_N: NDArray[np.int64] | None = None
 
     @cached_property
     def test(self) -> Examples | Streamed:
@@ -220,17 +222,30 @@ class Parts:
         return self.normalise(self.train.take(slice(num_examples)))
 
     def kept_back(self, count: int, seed: int) -> Parts:
-        """So many validation examples moved to ``calibration``; DataError where none are left."""
+        """So many validation examples moved to ``calibration``; DataError where none are left.
+
+        A few more where they stay together with others.
+        """
         if not count:
             return self
-        if count >= (num_validation := len(self.validation)):
+        num_validation, asked = len(self.validation), count
+        order_N = np.random.default_rng([seed, 1]).permutation(num_validation)
+        if self.whole_N is not None and count < num_validation:
+            _, first_N, of_N = np.unique(
+                self.whole_N[order_N], return_index=True, return_inverse=True
+            )
+            order_N = order_N[np.argsort(first_N[of_N], kind="stable")]
+            whole_N = self.whole_N[order_N]
+            count += int((whole_N[count:] == whole_N[count - 1]).sum())
+        if count >= num_validation:
+            groups = "" if count == asked else " and the rest of their group"
             raise DataError(
                 f"dataset.num_calibration: expected fewer than the {num_validation} validation "
-                f"examples, got {count}; lower it or raise dataset.num_validation"
+                f"examples, got {asked}{groups}; lower it or raise dataset.num_validation"
             )
-        order_N = torch.from_numpy(np.random.default_rng([seed, 1]).permutation(num_validation))
-        own, rest = (self.validation.some(n.sort().values) for n in order_N.tensor_split([count]))
-        return replace(self, calibration=own, validation=rest)
+        indices = torch.from_numpy(order_N).tensor_split([count])
+        own, rest = (self.validation.some(index_N.sort().values) for index_N in indices)
+        return replace(self, calibration=own, validation=rest, whole_N=None)
 
     def without(self, names: Collection[str]) -> Parts:
         """All parts without some classes; their test examples are ``load_left_out``'s.
@@ -258,6 +273,9 @@ class Parts:
             class_names=tuple(known[index] for index in rest),
             load_test=self.load_test and partial(_of_classes, place_C, True, load_test),
             load_left_out=partial(_of_classes, place_C, False, load_test),
+            whole_N=self.whole_N
+            if self.whole_N is None
+            else self.whole_N[(place_C[self.validation.labels_N] >= 0).numpy()],
         )
 
     def __getstate__(self) -> dict[str, Any]:

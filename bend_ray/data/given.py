@@ -16,7 +16,7 @@ from typing import Any, get_args
 import numpy as np
 
 from bend_ray.data.arrays import LABELS, SINGLE, WRITTEN, Arrays, array_of, label_among
-from bend_ray.data.columns import kind_of_type
+from bend_ray.data.columns import cleaned, kind_of, kind_of_type, table_of
 from bend_ray.data.decoding import Look, pixels_of
 from bend_ray.data.files import Part
 from bend_ray.data.images import class_names_of
@@ -123,29 +123,35 @@ def _table(given: Any, where: str) -> pa.Table | None:
         shown = given.format
         if shown["type"] != "custom":  # else its items are what the user's function makes
             return given.with_format("arrow", columns=shown["columns"])[:]
-    return _of_frame(given)
+    return table_of(given, where) if _is_frame(given) else None
 
 
 def _is_frame(value: Any) -> bool:
     return hasattr(value, "__arrow_c_stream__") and hasattr(value, "columns")
 
 
-def _of_frame(frame: Any) -> pa.Table | None:
+def rows_of(given: Any, where: str) -> pa.Table | None:
+    """The rows of a frame with labels in it, or beside it; None of all that is no such table.
+
+    DataError where its columns are no inputs of a table, nor numbers and lists of these.
+    """
+    frame, labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not _is_frame(frame):
         return None
-    # Else the rows' names, after a shuffle, would be a column.
-    return pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
-
-
-def table_of(given: Any) -> pa.Table | None:
-    """The rows of a frame with labels in it, or beside it; None of all that is no such table."""
-    frame, labels = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
-    if (table := _of_frame(frame)) is None:
-        return None
-    table = table.replace_schema_metadata(None)
+    table = cleaned(table_of(frame, where), where)
     if labels is not None:
-        table = table.append_column(WRITTEN, [pa.array(array_of(labels, WRITTEN))])
-    return table if all(kind_of_type(its) is not None for its in table.schema.types) else None
+        column_N = array_of(labels, f"{where}: {WRITTEN}")
+        if column_N.shape != (len(table),):
+            raise DataError(
+                f"{where}: expected a label of each of {len(table)} rows, got shape "
+                f"{column_N.shape}"
+            )
+        table = table.append_column(WRITTEN, [pa.array(column_N)])
+    kinds = {field.name: kind_of_type(field.type) for field in table.schema}
+    others = [name for name, kind in kinds.items() if kind is None]
+    if others and {kinds[name] for name in kinds if name not in LABELS} & {"category", "date"}:
+        kind_of(table.column(others[0]), f"{where}: {others[0]}")
+    return None if others else table
 
 
 def spilled(given: Arrays | pa.Table, folder: str) -> str:
@@ -169,8 +175,9 @@ def inputs_of(inputs: Any) -> Mapping[str, Any]:
     Of these numbers are together one input, each column of lists or pictures is by itself.
     DataError where a column holds no numbers.
     """
-    if (table := _of_frame(inputs)) is None:
+    if not _is_frame(inputs):
         return inputs if isinstance(inputs, Mapping) else {SINGLE: inputs}
+    table = table_of(inputs, SINGLE)
     columns = {name: _column(table.column(name)) for name in table.column_names}
     numbers = [
         name

@@ -22,6 +22,7 @@ from bend_ray.ensemble.programs import check_names
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
+from bend_ray.storage.masking import printable
 from bend_ray.tasks import Task
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Stratified(Spec):
         """Rows in order, and which of these places begins something that stays whole."""
         values, count = table.column(target), len(table)
         strata_N = raw_column(values, "category", target)
-        if len(np.unique(strata_N)) > count / STRATA:
+        is_number = kind_of_type(values.type) == "number"
+        if is_number and len(np.unique(strata_N)) > count / STRATA:
             rank_N = np.argsort(np.argsort(raw_column(values, "number", target), kind="stable"))
             strata_N = rank_N * STRATA // count
         _, stratum_N, sizes = np.unique(strata_N, return_inverse=True, return_counts=True)
@@ -73,7 +75,9 @@ class ByGroup(Spec):
 
     def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
         """Rows in order, and which of these places begins something that stays whole."""
-        names_N = raw_column(table.column(self.column), "category", self.column)
+        names_N = raw_column(
+            table.column(self.column), "category", f"dataset: {self.column}", full=True
+        )
         _, group_N = np.unique(names_N, return_inverse=True)
         dealt = np.random.default_rng(chance_N[:8]).permutation(int(group_N.max()) + 1)
         order_N = np.lexsort((chance_N, dealt[group_N]))
@@ -89,14 +93,23 @@ class ByTime(Spec):
 
     def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
         """Rows in order, and which of these places begins something that stays whole."""
-        values = table.column(self.column)
-        kind: Kind = "number" if kind_of_type(values.type) == "number" else "date"
-        time_N = raw_column(values, kind, self.column)
+        is_number = kind_of_type(table.schema.field(self.column).type) == "number"
+        time_N = _full(table, self.column, "number" if is_number else "date")
         order_N = np.lexsort((chance_N, -time_N))
         return order_N, np.diff(time_N[order_N], prepend=np.inf) != 0
 
 
+def _full(table: pa.Table, name: str, kind: Kind) -> NDArray[Any]:
+    return raw_column(table.column(name), kind, f"dataset: {printable(name)}", full=True)
+
+
 Split = Annotated[Random | Stratified | ByGroup | ByTime, Field(discriminator="kind")]
+
+
+def cut(starts_N: NDArray[np.bool_], place: int) -> int:
+    """The first place from there on where something begins that stays whole; else the end."""
+    later = np.flatnonzero(starts_N[place:])
+    return place + int(later[0]) if len(later) else len(starts_N)
 
 
 def num_drawn(asked: int | None, num_examples: int) -> int:

@@ -91,7 +91,8 @@ class GreedyForward(_Bag):
         """One member at a time, the lowest index among equals; O(size E N)."""
         task, labels_N = predictions.task, predictions.labels_N
         shares_ENV = torch.cat([task.shares(*block) for block in predictions.blocks()], dim=1)
-        return greedy(task, shares_ENV, labels_N, size, self.with_replacement)
+        alone_E = None if self.with_replacement else torch.arange(len(shares_ENV))
+        return greedy(task, shares_ENV, labels_N, size, alone_E)
 
 
 def greedy(
@@ -99,28 +100,25 @@ def greedy(
     shares_ENV: Tensor,
     labels_N: Tensor,
     size: int,
-    with_replacement: bool,
+    kind_E: Tensor | None,
     first: Sequence[int] = (),
 ) -> list[int]:
     """Members in the order in which they are added, by their ``task.shares``; some are the first.
 
     The next is who, added, gives the bag the lowest NLL; one that diverged is the last.
-    ``with_replacement`` one may come again.
+    Of a kind one is chosen at most; without kinds each may come again.
     """
     finite_E = shares_ENV.isfinite().flatten(1).all(dim=1)
     shares_ENV = shares_ENV.where(finite_E[:, None, None], 0.0)
     last_E = torch.zeros(len(shares_ENV), device=shares_ENV.device).masked_fill(~finite_E, 1e30)
-    chosen = [*first]
-    total_NV = shares_ENV[chosen].sum(dim=0)
-    if not with_replacement:
-        last_E[chosen] = torch.inf
+    given, chosen, total_NV = [*first], list[int](), torch.zeros_like(shares_ENV[0])
     while len(chosen) < size:
         mean_ENV = (total_NV + shares_ENV) / (len(chosen) + 1)
-        best = int((task.nats(mean_ENV, labels_N).mean(dim=1) + last_E).argmin())
-        chosen.append(best)
-        total_NV += shares_ENV[best]
-        if not with_replacement:
-            last_E[best] = torch.inf
+        nats_E = task.nats(mean_ENV, labels_N).mean(dim=1) + last_E
+        chosen.append(given.pop(0) if given else int(nats_E.argmin()))
+        total_NV += shares_ENV[chosen[-1]]
+        if kind_E is not None:
+            last_E[kind_E == kind_E[chosen[-1]]] = torch.inf
     return chosen
 
 

@@ -245,6 +245,8 @@ def _weight_models(config: PipelineConfig, problem: Problem, device: str) -> dic
     """Training steps of the autoencoder and of the denoiser, as their stages take them."""
 
     def step_of(objective: nn.Module, training: Training, width: int) -> float:
+        if not training.steps:
+            return 0.0
         rows = min(problem.training, training.batch_size)
         batch = {
             "features": torch.randn(rows, width).to(device),

@@ -61,7 +61,8 @@ class Recipe(Spec):
     With both each batch has one of them, at even odds.
     """
     label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Share of every label that is spread over all classes (Szegedy et al., 2016)."""
+    """Share of every label that is spread over all classes (Szegedy et al., 2016), where there are
+    some."""
     class_weights: (
         Literal["balanced"] | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None
     ) = None

@@ -29,6 +29,9 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.tasks import Task
 
+ASKED = 256
+"""Validation examples at a time: more need memory and save no time."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -50,12 +53,12 @@ class Chosen:
     def elected(
         self, task: Task, labels_N: Tensor, places: int, once: bool, first: Sequence[int]
     ) -> Chosen:
-        """Those who have votes after an election of so many places, each at most one if ``once``.
+        """Those who have votes after an election of so many places, a candidate one if ``once``.
 
         Some have one anyway. The others go, again and again, to who lowers the bag's NLL most.
         """
-        given = (task, self.shares_BNV, labels_N, places, not once)
-        chosen = greedy(*given, first)
+        kinds = self.candidate_B if once else None
+        chosen = greedy(task, self.shares_BNV, labels_N, places, kinds, first)
         votes_B = torch.bincount(torch.tensor(chosen), minlength=len(self.votes_B))
         kept = votes_B.nonzero().flatten()
         now = replace(self, votes_B=votes_B)
@@ -74,7 +77,7 @@ class Contest:
         seed: of where models start and of the order of their examples.
         candidates: numbers of who begins; a candidate draws by its number alone.
         places: that are given away.
-        once: whether a model has one place at most.
+        once: whether a candidate has one place at most.
         seconds: after which the models are taken as they are; None: any.
         keep: where the state of a long training is left.
     """
@@ -219,7 +222,7 @@ class Contest:
 def _shares(classifiers: Classifiers, theta_CP: Tensor) -> Tensor:
     """Of a field's validation labels, ``(C, N, V)``."""
     validation, task, found, done = classifiers.dataset.validation, classifiers.dataset.task, [], 0
-    for outputs_CNO in classifiers.answers(theta_CP, validation):
+    for outputs_CNO in classifiers.answers(theta_CP, validation, most=ASKED):
         labels_N = validation.labels_N[done : done + outputs_CNO.shape[1]]
         found.append(task.shares(outputs_CNO, labels_N))
         done += len(labels_N)

@@ -6,8 +6,8 @@
 >>> BagClassifier(members=8, random_state=0).fit(x, y).score(x, y) > 0.9
 True
 
-``rows`` reads what a user gives, ``members`` trains a fold's members by the pipeline's own stages,
-``estimators`` puts them together.
+``rows`` reads what a user gives, ``members`` holds the contest over the folds, or lets the
+pipeline's own stages make who votes, ``estimators`` puts them together.
 """
 
 from bend_ray.sklearn.estimators import BagClassifier, BagRegressor

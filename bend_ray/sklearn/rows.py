@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from bend_ray.data.columns import Kind, kind_of, raw_column
+from bend_ray.data.columns import Kind, kind_of, raw_column, table_of
 from bend_ray.data.splits import Stratified
 from bend_ray.errors import BendError
 
@@ -39,17 +39,15 @@ def raw_of(frame: Any, kinds: Mapping[str, Kind] | None) -> tuple[Raw, dict[str,
     ValueError where they do not.
     """
     try:
-        table = pa.table(frame.reset_index(drop=True) if hasattr(frame, "iloc") else frame)
+        table = table_of(frame, "X")
         columns = named(table.columns)
         shown = dict(zip(columns, map(str, table.column_names), strict=True))
         if kinds is None:
             found = {name: kind_of(values, shown[name]) for name, values in columns.items()}
             kinds = {name: kind for name, kind in found.items() if kind}
         raw = {name: raw_column(columns[name], kind, shown[name]) for name, kind in kinds.items()}
-    except (BendError, pa.ArrowException, OverflowError, TypeError, UnicodeError) as error:
-        # What it is about comes last, where pandas tells pyarrow's errors.
-        told = ": ".join(map(str, reversed(error.args)))
-        raise ValueError(told.splitlines()[0]) from None
+    except (BendError, UnicodeError) as error:
+        raise ValueError(str(error)) from None
     return raw, dict(kinds)
 
 
@@ -57,7 +55,10 @@ def holds_numbers(frame: Any) -> bool:
     """Whether all columns of a frame hold numbers or truth values."""
     if hasattr(frame, "iloc"):
         return all(getattr(dtype, "kind", "O") in "biuf" for dtype in frame.dtypes)
-    types = pa.table(frame).schema.types
+    try:
+        types = table_of(frame, "X").schema.types
+    except BendError:  # which raw_of tells
+        return False
     return all(
         pa.types.is_integer(t) or pa.types.is_floating(t) or pa.types.is_boolean(t) for t in types
     )

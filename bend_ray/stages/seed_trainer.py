@@ -351,7 +351,7 @@ class ContestTrainer(SeedTrainer):
         attempt: int,
         keep: Checkpoint,
     ) -> Iterator[tuple[int, dict[int, _Part]]]:
-        """The shard, and who has its places; each model one."""
+        """The shard, and who has its places; a candidate has one."""
         if not rows:
             return
         each = self.section.protocol.begun

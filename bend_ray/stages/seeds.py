@@ -78,6 +78,8 @@ def _tell(config: PipelineConfig, classifiers: Classifiers, name: str) -> None:
         isinstance(protocol, Checkpoints) or protocol.num_roots > 1 or not protocol.branches
     ):
         logger.info("%-12s aligned by %s", name, classifiers.symmetries)
+    if config.seeds.recipe.label_smoothing and not classifiers.dataset.task.has_classes:
+        logger.info("%-12s no label_smoothing, as numbers are learnt and no classes", name)
     num_validation = len(classifiers.dataset.validation)
     few = config.evaluation.temperature_scaling and num_validation < FEW_EXAMPLES
     if few and name == "seeds":

@@ -64,8 +64,8 @@ def test_columns_are_what_they_look_like(
     assert [name for name, column in parts.columns.items() if column.missing] == ["age", "city"]
     assert parts.input_shape == (2 + 4 + 1 + 1 + 1,)
     assert (parts.class_names, parts.num_outputs, parts.load_test) == (("no", "yes"), 2, None)
-    assert "column same is left out: never varies" in caplog.text
-    assert "column name is left out: text of many values" in caplog.text
+    assert "columns same: left out, as they never vary" in caplog.text
+    assert "columns name: left out, as texts of many values" in caplog.text
 
 
 def test_a_column_may_be_meant_otherwise(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_the_test_part_is_read_by_name_and_without_its_statistics(tmp_path: Path
 @pytest.mark.parametrize(
     ("change", "more", "told"),
     [
-        ({"label": None}, {}, "expected a value of label in every row"),
+        ({"label": None}, {}, "label: expected a value in every row, got none in 120 of 120"),
         ({}, {"target": "price"}, "expected a column price"),
         ({}, {"columns": {"city": "number"}}, "city: expected a column of kind number"),
         ({"age": np.inf}, {}, "infinity"),
@@ -262,8 +262,8 @@ def test_a_sign_of_missing_numbers_is_told(
 ) -> None:
     weight = ["?" if i % 9 == 0 else str(each) for i, each in enumerate(values)]
     Table(train=write(frame().assign(weight=weight), tmp_path, "csv")).load()
-    assert "column weight holds numbers and ?, so it is text" in caplog.text
-    assert caplog.text.count("holds numbers and") == 1
+    assert "columns weight: texts, as they hold ? beside numbers" in caplog.text
+    assert caplog.text.count("beside numbers") == 1
 
 
 def test_rows_are_told_in_the_words_of_their_task(

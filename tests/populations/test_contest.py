@@ -39,7 +39,7 @@ def test_a_place_goes_to_who_lowers_the_nll_of_the_vote_most(
     chosen: tuple[int, ...] = ()
     for _ in range(6):
         chosen = min(((*chosen, member) for member in range(5)), key=nll)
-    assert greedy(task, shares, labels_N, 6, with_replacement=True) == list(chosen)
+    assert greedy(task, shares, labels_N, 6, None) == list(chosen)
     elected = standing(task, outputs_ENO, labels_N).elected(task, labels_N, 6, False, [])
     votes = torch.bincount(torch.tensor(chosen), minlength=5)
     assert elected.candidate_B.tolist() == votes.nonzero().flatten().tolist()
@@ -72,3 +72,11 @@ def test_it_is_over_when_the_bag_gets_no_better() -> None:
     assert not Varied(patience=None).is_over([1.0] * 100)
     assert protocol.phases == ((0, 2), (2, 8))
     assert [models for models, _, _ in protocol.parts(8)] == [16, 4]
+
+
+def test_once_a_candidate_has_one_place_at_whatever_look() -> None:
+    task, outputs_ENO, labels_N = tasks()[0]
+    early = standing(task, outputs_ENO, labels_N)
+    both = early.beside(standing(task, outputs_ENO + 0.01, labels_N))
+    elected = both.elected(task, labels_N, 5, True, [])
+    assert sorted(elected.candidate_B.tolist()) == [0, 1, 2, 3, 4]

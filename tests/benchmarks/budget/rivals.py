@@ -14,12 +14,15 @@ from chains import Plan, Task
 from specs import Ivon, Pack, Simplex, Varied
 from torch import Tensor, nn
 
-from bend_ray.ensemble.metrics import score, true_log_probs
+from bend_ray.config.schema import PipelineConfig, SeedsSection
+from bend_ray.ensemble.metrics import score
 from bend_ray.ensemble.votes import apply_temperature, fit_temperature
+from bend_ray.networks import protocols
 from bend_ray.networks.batches import Feed
-from bend_ray.networks.fitting import CLASSIFICATION, fit
-from bend_ray.networks.recipe import Stretch
+from bend_ray.networks.fitting import CLASSIFICATION
 from bend_ray.optim import Cosine
+from bend_ray.populations.contest import Contest
+from bend_ray.populations.networks import Classifiers
 
 
 def more(task: Task, readout: Ivon | Simplex | Pack | Varied, plan: Plan) -> tuple[Tensor, float]:
@@ -200,25 +203,30 @@ def pack(task: Task, readout: Pack, plan: Plan) -> tuple[Tensor, float]:
 
 
 def varied(task: Task, readout: Varied, plan: Plan) -> tuple[Tensor, float]:
-    """The protocol's members ``(E, P)``, and gradient steps."""
-    share, began = readout.trial_fraction, readout.candidates * plan.count
-    epochs = plan.epochs / (1 + (readout.candidates - 1) * share)
-    recipe = task.bench.recipe.model_copy(update={"epochs": epochs})
-    data, validation = task.dataset, task.dataset.validation
+    """The protocol's members ``(E, P)``, as its elections leave them, and gradient steps.
 
-    def stretched(start_KP: Tensor, rows: Sequence[int], start: float, end: float) -> Tensor:
-        stretch = Stretch(start=start, epochs=end - start, variation=readout.variation)
-        streams = [task.generator("varied", row) for row in rows]
-        return fit(task.stack, start_KP, data.train, data.normalise, recipe, stretch, streams)[-1]
-
-    start_KP = torch.stack([task.start(row) for row in range(began)])
-    trial_KP = stretched(start_KP, range(began), 0.0, share * epochs)
-    logits_KNC = task.logits(trial_KP, validation)
-    nll_K = -true_log_probs(logits_KNC, validation.labels_N).mean(dim=1)
-    best = nll_K.argsort()[: plan.count].tolist()
-    theta_EP = stretched(trial_KP[best], best, share * epochs, epochs)
-    steps = began * task.steps_of(share * epochs) + plan.count * task.steps_of((1 - share) * epochs)
-    return theta_EP, steps
+    Asking validation images at each look is not charged, as a pack's picking is not.
+    """
+    bench = task.bench
+    protocol = protocols.Varied(
+        models=plan.count,
+        candidates=readout.candidates,
+        looks=readout.looks,
+        trial=readout.trial,
+        patience=None,
+        variation=readout.variation,
+        align=False,
+    )
+    parts = protocol.parts(plan.count)
+    whole = sum(models * share for models, share, _ in parts)
+    recipe = bench.recipe.model_copy(update={"epochs": plan.epochs * plan.count / whole})
+    section = {"architecture": bench.architecture, "recipe": recipe, "protocol": protocol}
+    config = PipelineConfig(seeds=SeedsSection(**section))
+    seed = int(task.generator("varied", 0).initial_seed() % 2**31)
+    field = Classifiers(config, task.dataset, "cpu")
+    bag = Contest([field], seed, range(plan.count * readout.candidates), plan.count).held()
+    steps = sum(models * task.steps_of(share * recipe.epochs) for models, share, _ in parts)
+    return bag.theta_BFP[:, 0].repeat_interleave(bag.votes_B, dim=0), steps
 
 
 def _scaled_nll(probs_NC: Tensor, labels_N: Tensor) -> float:

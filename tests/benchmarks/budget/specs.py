@@ -131,16 +131,18 @@ class Pack(Spec):
 
 
 class Varied(Spec):
-    """The protocol ``varied``: more begin than the chains there are, the best of them go on.
+    """The protocol ``varied``: a chain is a place in a bag that candidates are elected to.
 
-    A chain is as much shorter as the others' beginnings cost.
+    The training is as much shorter, or longer, as those who begin and those who go on cost.
     """
 
     kind: Literal["varied"] = "varied"
     candidates: PositiveInt = 2
-    """Trainings that begin for each that goes on."""
-    trial_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.25
-    """Share of a training after which the others stop."""
+    """Trainings that begin for each place; half as many as places go on after the trial."""
+    looks: PositiveInt = 24
+    """Elections over the training."""
+    trial: PositiveInt = 8
+    """Looks after which the others stop."""
     variation: Variation = Variation(rate=3, decay=30, label_smoothing=0.1, dropout=0.1)
     """Between what bounds hyper-parameters are drawn."""
 
