@@ -362,13 +362,13 @@ def test_frames_are_tables_and_arrays_are_not(tmp_path: Path) -> None:
     assert _dataset(lists, None, None, str(tmp_path))["kind"] == "arrays"
 
 
-@pytest.mark.parametrize("name", ["label", "votes", "entropy", "probabilities", "logits", ""])
+@pytest.mark.parametrize("name", ["label", "votes", "entropy", "probabilities", "logits"])
 def test_an_input_that_is_called_as_an_answer_is_refused_when_it_is_read(
     tmp_path: Path, name: str
 ) -> None:
     uri = write(frame().drop(columns="label").assign(**{name: np.arange(120)}), tmp_path)
     spec = Table(train=uri, target="ok")
-    with pytest.raises(ConfigError, match=f"^dataset: {name or 'one without a name'}: expected"):
+    with pytest.raises(ConfigError, match=f"^dataset: {name}: expected"):
         spec.load()
     assert spec.model_copy(update={"columns": {name: "ignore"}}).load().columns
     if name in ("label", "votes", "probabilities"):  # answers about numbers are called otherwise
