@@ -218,8 +218,9 @@ def fit(
 def load_bag(folder: str | Path, *, run_code: bool = False) -> Bag:
     """A bag that ``bend export`` or ``Bag.save`` wrote, without Ray, and torch where it has ONNX.
 
-    ``run_code`` runs the code of the network that the bag names, where that has no ONNX program:
-    only where you trust whoever wrote the bag. DataError where the folder holds none.
+    It is in a folder, or at a URI; DataError where there is none. ``run_code`` runs the code of the
+    network that the bag names, where that has no ONNX program: only where you trust whoever wrote
+    the bag.
     """
     from bend_ray.serve.bag import Bag
     from bend_ray.serve.settings import ServeSettings

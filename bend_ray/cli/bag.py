@@ -169,7 +169,7 @@ def serve(
     _prepare_serving()
     from bend_ray.config.reading import apply
     from bend_ray.export.card import read_card
-    from bend_ray.serve.listening import Listening, allow_many_connections, welcome
+    from bend_ray.serve.listening import Listening, welcome
     from bend_ray.serve.settings import parse_settings
 
     given: dict[str, Any] = {}
@@ -187,8 +187,7 @@ def serve(
             read_card(Path(bag))
         click.echo(deploy_text(deploy_config(bag, settings, where)), nl=False)
         return
-    where.check()
-    allow_many_connections()
+    where.prepare()
 
     def tell(listens: str, card: Card) -> None:
         click.echo(welcome(where, listens, card, time.monotonic() - started))

@@ -287,9 +287,8 @@ def noise(card: Card, count: int = 2) -> dict[str, NDArray[Any]]:
         share = (numbers % 2**32 >> 16) / 2**16
         whole = own.dtype not in ("float32", "float64")
         if own.column and own.dtype == "string":
-            levels = (*own.column.levels, "")
-            texts = [levels[int(each * len(levels))] for each in share]
-            found[name] = np.array(texts, dtype=object)
+            levels = np.array([*own.column.levels, ""], dtype=object)
+            found[name] = levels[(share * len(levels)).astype(int)]
             continue
         values = own.low + (own.high - own.low + whole) * share
         values = np.floor(values) if whole else values

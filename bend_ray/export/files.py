@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from bend_ray.storage.masking import masked
 MEMBERS, GUIDE, ONNX = "members.safetensors", "README.md", "bag.onnx"
 MEMBER_ONNX = "member.onnx"
 """One member, without its parameters."""
-_OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
+OURS = frozenset({CARD, MEMBERS, GUIDE, ONNX, f"{ONNX}.data", MEMBER_ONNX})
+"""All that an export may hold."""
 
 
 def digest(path: Path) -> str:
@@ -40,8 +41,8 @@ def check_files(folder: Path, card: Card) -> None:
 
 
 @contextmanager
-def fetched(uri: str) -> Iterator[Path]:
-    """Within, a local folder with what answers: ``uri`` itself, or a copy of it.
+def fetched(uri: str, wanted: Set[str] = frozenset({MEMBERS, MEMBER_ONNX})) -> Iterator[Path]:
+    """Within, a local folder with the card and what is wanted: ``uri`` itself, or a copy of it.
 
     StoreError where it cannot be read, DataError where it is no bag.
     """
@@ -57,7 +58,7 @@ def fetched(uri: str) -> Iterator[Path]:
 
         fetch(CARD)
         # Each by its own name: those that a bucket lists may lead out of the folder.
-        for name in {MEMBERS, MEMBER_ONNX} & set(read_card(Path(scratch)).files):
+        for name in wanted & {GUIDE, *read_card(Path(scratch)).files}:
             fetch(name)
         yield Path(scratch)
 
@@ -68,17 +69,17 @@ def publish(folder: Path, output: str) -> None:
     Its card goes first, so that what is left by a failure is no export.
     """
     filesystem, path = resolve(output)
-    for earlier in (f"{path}/{name}" for name in (CARD, *sorted(_OURS - {CARD}))):
+    for earlier in (f"{path}/{name}" for name in (CARD, *sorted(OURS - {CARD}))):
         with store_errors("replace", earlier):
             if filesystem.get_file_info(earlier).type != pyarrow.fs.FileType.NotFound:
                 filesystem.delete_file(earlier)
-    own = [file for file in folder.iterdir() if file.name in _OURS]
+    own = [file for file in folder.iterdir() if file.name in OURS]
     for file in sorted(own, key=lambda file: file.name == CARD):
         with write_atomically(filesystem, f"{path}/{file.name}") as target, file.open("rb") as read:
             shutil.copyfileobj(read, target, 2**22)
 
 
-def refuse_strangers(output: str, ours: frozenset[str] = _OURS) -> None:
+def refuse_strangers(output: str, ours: frozenset[str] = OURS) -> None:
     """Refuse, as ConfigError, a folder with anything but an earlier export in it."""
     filesystem, path = resolve(output)
     with store_errors("list", path):

@@ -319,10 +319,9 @@ class Way:
 
 def ways(forms: tuple[Form, ...], threads: int) -> list[Way]:
     """What is worth trying with so many threads."""
-    found = [Way(form, 1) for form in forms]
-    if threads > 1:
-        found += [Way(form, threads) for form in forms]
-        found += [Way(form, threads, parallel=True) for form in forms if form == "unrolled"]
+    found = [Way(form, count) for count in sorted({1, threads}) for form in forms]
+    if threads > 1 and "unrolled" in forms:
+        found.append(Way("unrolled", threads, parallel=True))
     return found
 
 

@@ -49,14 +49,9 @@ def distil(config: PipelineConfig, graph: Graph, output: str, epochs: float | No
     card, state_K = bag_of(config, graph)
     theta_P, classifiers = _taught(config, dataset, card, state_K, epochs)
     state_1 = classifiers.whole.unflatten(theta_P[None])
-    student = card.model_copy(
-        update={
-            "model_version": f"{card.model_version}-student",
-            "vote": SoftVote(),
-            "members": (0,),
-            "weights": (1.0,),
-        }
-    )
+    alone = {"vote": SoftVote(), "members": (0,), "weights": (1.0,)}
+    version = {"model_version": f"{card.model_version}-student"}
+    student = card.model_copy(update=alone | version)
     return publish_bag(output, measured(config, student, state_1, dataset), state_1)
 
 

@@ -29,6 +29,9 @@ from bend_ray.populations.networks import Classifiers
 from bend_ray.randomness import generator_for, seed_for
 from bend_ray.tasks import Task
 
+ASKED = 256
+"""Validation examples at a time: more need memory and save no time."""
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -219,7 +222,7 @@ class Contest:
 def _shares(classifiers: Classifiers, theta_CP: Tensor) -> Tensor:
     """Of a field's validation labels, ``(C, N, V)``."""
     validation, task, found, done = classifiers.dataset.validation, classifiers.dataset.task, [], 0
-    for outputs_CNO in classifiers.answers(theta_CP, validation):
+    for outputs_CNO in classifiers.answers(theta_CP, validation, most=ASKED):
         labels_N = validation.labels_N[done : done + outputs_CNO.shape[1]]
         found.append(task.shares(outputs_CNO, labels_N))
         done += len(labels_N)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bend_ray.artifacts.manifest import Manifest
     from bend_ray.config.schema import PipelineConfig
     from bend_ray.data.datasets import Dataset
+    from bend_ray.data.examples import Parts
     from bend_ray.data.streaming import Room
     from bend_ray.runtime.loop import Fitted, TrainingTask
 
@@ -133,7 +134,12 @@ class Runtime:
                 + (f", {len(kept)} kept back for calibration" if kept else ""),
                 duration(watch.cost.wall_seconds),
             )
-            self._shared = dataset, self.hold(loaded)
+            return self.lend(dataset, loaded)
+        return self._shared[1]
+
+    def lend(self, dataset: Dataset, parts: Parts) -> Shared:
+        """A data set that this process has already, as if it had been read."""
+        self._shared = dataset, self.hold(parts)
         return self._shared[1]
 
     def _room(self) -> Room | None:

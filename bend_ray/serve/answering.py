@@ -193,11 +193,9 @@ class Answering:
                 batch[0].answer.set_exception(DataError(told))
             return
         for each, answer in zip(batch, answers, strict=True):
-            if each.answer.done():
-                continue
-            if is_finite(answer).all():
+            if not each.answer.done() and is_finite(answer).all():
                 each.answer.set_result(answer)
-            else:
+            elif not each.answer.done():
                 told = "expected inputs that the network takes, it answers with nan"
                 each.answer.set_exception(DataError(told))
         seconds, waits = time.perf_counter() - started, [started - each.since for each in batch]

@@ -59,8 +59,6 @@ class Bag:
     ConfigError where the task gives no such answer.
 
     Attributes:
-        uri: where it was read.
-        card: what it is.
         way: how its members are run; None: in torch.
         groups: of its members, which are asked together for what each says, for questions that
             may end before the last is asked.
@@ -247,7 +245,7 @@ class Bag:
         ConfigError where something else is in the folder, StoreError where it cannot be written.
         """
         files.refuse_strangers(str(folder))
-        with files.fetched(self.uri) as own:
+        with files.fetched(self.uri, files.OURS) as own:
             files.publish(own, str(folder))
         return str(folder)
 

@@ -13,13 +13,12 @@ from typing import Any
 import grpc
 import uvicorn
 from prometheus_client import generate_latest
-from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 from starlette.types import ASGIApp
 
 from bend_ray.export.card import Card
 from bend_ray.serve.answering import Answering
 from bend_ray.serve.app import make_app
-from bend_ray.serve.guard import Guard
+from bend_ray.serve.guard import Guard, traced
 from bend_ray.serve.listening import Listening, token
 from bend_ray.serve.meters import Meters, Prometheus
 from bend_ray.serve.oip_grpc import GrpcInference, add_to_server
@@ -49,13 +48,13 @@ class _Server(uvicorn.Server):
 
 
 def guarded(service: Answering, token: str | None) -> ASGIApp:
-    """The interface over a bag in this process, with spans of requests."""
+    """The interface over a bag in this process."""
     made: Any = service.meters.make
     settings = (
         service.settings if service.bag is None else service.settings.fitted_to(service.card())
     )
     app = make_app(service, lambda: generate_latest(made.registry))
-    return OpenTelemetryMiddleware(Guard(app, settings, token, service.meters))
+    return traced(Guard(app, settings, token, service.meters))
 
 
 def run(

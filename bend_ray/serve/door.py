@@ -19,14 +19,13 @@ import uvicorn
 from ray.serve._private import default_impl
 from ray.util import metrics
 from starlette.middleware import Middleware
-from starlette.middleware.opentelemetry import OpenTelemetryMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http import auto
 
 from bend_ray.process.environment import variable
-from bend_ray.serve.guard import BODY, LIVE, Guard
+from bend_ray.serve.guard import BODY, LIVE, Guard, traced
 from bend_ray.serve.listening import Listening
 from bend_ray.serve.meters import Meters
 from bend_ray.serve.queries import Refusal
@@ -129,7 +128,7 @@ def middlewares() -> list[Middleware]:
     settings = ServeSettings.model_validate_json(variable(SETTINGS_VARIABLE) or "{}")
     token = variable(TOKEN_VARIABLE)
     door = Middleware(Door, settings=settings, token=token, meters=Meters(metrics))
-    return [Middleware(OpenTelemetryMiddleware), door]
+    return [Middleware(traced), door]
 
 
 _start = uvicorn.Server.startup

@@ -58,8 +58,13 @@ class Listening:
         pair = (Path(self.keyfile).read_bytes(), Path(self.certfile).read_bytes())
         server.add_secure_port(self.grpc_address, grpc.ssl_server_credentials([pair]))
 
-    def check(self) -> None:
-        """Refuse, as ConfigError, what cannot be listened on, or should not be."""
+    def prepare(self) -> None:
+        """Refuse, as ConfigError, what cannot be listened on, or should not be.
+
+        This process, and those that it starts, may then open as many files as the system allows.
+        """
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         if not is_loopback(self.host) and token() is None:
             raise ConfigError(
                 f"--host {self.host}: expected {TOKEN_VARIABLE} in the environment where others "
@@ -92,12 +97,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def allow_many_connections() -> None:
-    """Let this process, and those that it starts, open as many files as the system allows."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _check_free(host: str, option: str, port: int) -> None:

@@ -27,7 +27,9 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.multiclass import check_classification_targets
 
 from bend_ray.api import architecture_of
+from bend_ray.data.arrays import SINGLE, Arrays
 from bend_ray.data.columns import Column, Columns, Kind, encode
+from bend_ray.data.files import Part
 from bend_ray.ensemble import conformal
 from bend_ray.ensemble.votes import SoftVote
 from bend_ray.errors import BendError
@@ -61,7 +63,7 @@ TOGETHER = 2**12
 """Examples that all models of a step see: more need memory and save no time (measured)."""
 NOTHING = ""
 """The column of examples that say nothing, always 0."""
-_PARTS = ("train", "validation")
+_PARTS: tuple[Part, Part] = ("train", "validation")
 STEPS = 300
 """Of the training of models that a generator learns, at least."""
 MOST_STEPS = 1200
@@ -89,7 +91,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         random_state: of everything.
         calibration: share of the examples kept back from all else, by which ``predict_set`` or
             ``predict_interval`` promise what they hold; 0: none.
-        store: folder or URI where examples are kept, and artifacts with ``draw``; None: removed.
+        store: with ``draw``, folder or URI where artifacts stay; None: they are removed.
         address: of a Ray cluster to train on; with ``draw`` it must reach the store; None: here.
         settings: further knobs by path, as in ``{"seeds.recipe.label_smoothing": 0.05}``.
         verbose: whether to tell of progress on stderr.
@@ -243,22 +245,26 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
         workshop: Workshop,
         raw: Raw,
         labels_N: NDArray[Any],
-        parts: Sequence[Mapping[str, NDArray[np.int64]]],
+        parts: Sequence[Mapping[Part, NDArray[np.int64]]],
         seed: int,
         started: float,
     ) -> None:
         """Members of every fold, and the scale that fits what they say of examples unseen."""
         inputs_NF = encode(self.columns_, raw)
+        names = self._class_names or None
         given = [
-            workshop.written(inputs_NF, labels_N, part, self._task, self._class_names)
-            for part in parts
+            {
+                part: Arrays.of({SINGLE: inputs_NF[own]}, labels_N[own], names, task=self._task)
+                for part, own in fold.items()
+            }
+            for fold in parts
         ]
-        del inputs_NF  # of which files hold all from here on
+        del inputs_NF  # of which folds hold all from here on
         sections = self._sections(len(parts[0]["train"]), self.members // len(parts), seed)
         left = None
         if self.time_limit is not None:
             left = self.time_limit - (time.monotonic() - started)
-        found = workshop.train(sections, given, self.settings or {}, left)
+        found = workshop.train(sections, given, self._task, self.settings or {}, left)
         self._architecture: Architecture = found.architecture
         self._theta_KP, self._weight_K = found.theta_KP, found.weight_K
         answers = self._task.answers(found.ballots_NO)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from bend_ray.artifacts.shards import read_population
@@ -21,7 +20,10 @@ from bend_ray.artifacts.store import Store
 from bend_ray.config.graph import DATASETS, graph_of, identified
 from bend_ray.config.reading import validated, with_knobs
 from bend_ray.config.schema import PipelineConfig
-from bend_ray.data.arrays import SINGLE, Arrays
+from bend_ray.data.arrays import Arrays, split_arrays
+from bend_ray.data.datasets import ArrayParts
+from bend_ray.data.examples import Parts, itself
+from bend_ray.data.files import Part
 from bend_ray.data.given import spilled
 from bend_ray.errors import ConfigError
 from bend_ray.networks.architectures import Architecture
@@ -29,7 +31,7 @@ from bend_ray.networks.fitting import initial_parameters
 from bend_ray.networks.protocols import Varied
 from bend_ray.networks.recipe import Stretch
 from bend_ray.pipeline import connect, make_stage
-from bend_ray.populations.contest import Chosen, Contest
+from bend_ray.populations.contest import ASKED, Chosen, Contest
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.computing import settle
 from bend_ray.process.log import ProgressLine
@@ -68,57 +70,41 @@ class Workshop:
     def __init__(self, store: str, address: str | None, last: str) -> None:
         self.store, self.address, self.last = Store(store), address, last
 
-    def written(
-        self,
-        inputs_NF: NDArray[Any],
-        labels_N: NDArray[Any],
-        rows: Mapping[str, NDArray[np.int64]],
-        task: Task,
-        class_names: list[str],
-    ) -> dict[str, Any]:
-        """The data set of a fold, whose ``train`` and ``validation`` have ``rows`` of all examples.
-
-        Labels are codes of classes, of which each has a name, or targets ``(N, T)``.
-        """
-        files, folder = {}, joined(self.store.uri, DATASETS)
-        for part, own in rows.items():  # one at a time, as each is a copy
-            given = {SINGLE: inputs_NF[own]}, labels_N[own], class_names or None
-            files[part] = spilled(Arrays.of(*given, task=task), folder)
-        return {"kind": "arrays", "standardise": False, "task": task, **files}
-
     def train(
         self,
         sections: Mapping[str, Any],
-        folds: Sequence[Mapping[str, Any]],
+        folds: Sequence[Mapping[Part, Arrays]],
+        task: Task,
         settings: Mapping[str, Any],
         seconds: float | None,
     ) -> Members:
         """The members; BendError where they cannot be trained.
 
-        ``folds`` are data sets, and ``settings`` further knobs by path; ``seconds`` in which to be
-        done, about, None: any.
+        ``folds`` are parts of data sets, and ``settings`` further knobs by path; ``seconds`` in
+        which to be done, about, None: any.
         """
         with _ALONE:
-            configs = [
-                identified(with_knobs(validated({**sections, "dataset": fold}), settings))
-                for fold in folds
-            ]
-            config, protocol = configs[0], configs[0].seeds.protocol
+            dataset = {"kind": "arrays", "train": "memory", "standardise": False, "task": task}
+            config = with_knobs(validated({**sections, "dataset": dataset}), settings)
+            protocol, spec = config.seeds.protocol, config.dataset
             runtime = Runtime() if self.address is None else connect(self.address, config)
-            datasets = [runtime.share(each.dataset) for each in configs]
             if isinstance(protocol, Varied):
-                return _elected(runtime, config, datasets, seconds)
+                assert isinstance(spec, ArrayParts)
+                parts = [split_arrays(spec, _given(fold)) for fold in folds]
+                return _elected(runtime, config, parts, seconds)
             if len(folds) > 1:
                 raise ConfigError(
                     f"folds: expected 1 with seeds.protocol {protocol.kind}, got {len(folds)}"
                 )
-            return self._made(runtime, config, datasets[0], seconds)
+            folder = joined(self.store.uri, DATASETS)
+            files: dict[str, str] = {p: spilled(its, folder) for p, its in folds[0].items()}
+            spec = spec.model_copy(update=files)
+            config = identified(config.model_copy(update={"dataset": spec}))
+            return self._made(runtime, config, seconds)
 
-    def _made(
-        self, runtime: Runtime, config: PipelineConfig, dataset: Shared, seconds: float | None
-    ) -> Members:
+    def _made(self, runtime: Runtime, config: PipelineConfig, seconds: float | None) -> Members:
         """By the stages of the pipeline."""
-        classifiers = Classifiers(config, dataset.load(), "cpu")
+        classifiers = Classifiers(config, runtime.share(config.dataset).load(), "cpu")
         if seconds is not None:
             config = _affordable(config, classifiers, seconds)
         graph = graph_of(config, self.store)
@@ -149,20 +135,24 @@ class Electorate:
         return Contest(*own, seconds=self.seconds).held()
 
 
+def _given(fold: Mapping[Part, Arrays]) -> dict[Part, Callable[[], Arrays]]:
+    return {part: partial(itself, its) for part, its in fold.items()}
+
+
 def _elected(
-    runtime: Runtime, config: PipelineConfig, datasets: Sequence[Shared], seconds: float | None
+    runtime: Runtime, config: PipelineConfig, parts: Sequence[Parts], seconds: float | None
 ) -> Members:
     """By contests over all folds."""
     protocol, section = config.seeds.protocol, config.seeds
-    classifiers = checked(config, datasets[0].load())
-    fields = [classifiers, *(Classifiers(config, d.load(), "cpu") for d in datasets[1:])]
+    fields = [checked(config, parts[0]), *(Classifiers(config, its, "cpu") for its in parts[1:])]
+    datasets = [runtime.lend(config.dataset, its) for its in parts]
     equipped = runtime.preflight(config, ["seeds"])
     together = max(1, section.cohort_size // protocol.begun)
     places = range(section.num_models)
     cohorts = [places[start : start + together] for start in range(0, len(places), together)]
     each = None if seconds is None else seconds / len(cohorts)
     models = together * protocol.begun * len(datasets)
-    needs = runtime.holding("seeds", equipped.seeds.resources, 8 * models * classifiers.whole.size)
+    needs = runtime.holding("seeds", equipped.seeds.resources, 8 * models * fields[0].whole.size)
     bags: list[Chosen] = []
     with (
         runtime.workers(Electorate, equipped, datasets, each, resources=needs) as workers,
@@ -187,7 +177,8 @@ def _members(
     weight_B, ballots, labels = votes_B.double() / votes_B.sum(), [], []
     for f, classifiers in enumerate(fields):
         dataset = classifiers.dataset
-        outputs_BNO = classifiers.logits(theta_BFP[:, f], dataset.validation, trunks_B)
+        given = (theta_BFP[:, f], dataset.validation, trunks_B, ASKED)
+        outputs_BNO = torch.cat([*classifiers.answers(*given)], dim=1)
         ballots.append(torch.tensordot(weight_B, dataset.task.ballots(outputs_BNO).double(), 1))
         labels.append(dataset.validation.labels_N)
     return Members(

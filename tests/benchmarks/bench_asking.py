@@ -29,7 +29,6 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,7 +178,7 @@ def onnx_systems(modules: list[nn.Module], network: str) -> tuple[dict[str, Ask]
         ready = Way(form, 1).ready(program(form))
         systems[f"onnx_{form}"] = lambda pixels, ask=ready: ask({"images": pixels})["probabilities"]
     way = fastest(ways(forms(member), 1), program, given, 32)
-    bag = Bag(Path(), given, way, whole=way.ready(program(way.form)))
+    bag = Bag("", given, way, whole=way.ready(program(way.form)))
     systems["auto"] = lambda pixels: bag.answer({"images": pixels}, [Stop()] * len(pixels))[
         "probabilities"
     ]

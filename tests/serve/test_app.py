@@ -164,11 +164,12 @@ def test_before_a_bag_is_loaded_it_lives_but_is_not_ready() -> None:
         assert answer.headers["retry-after"] == "2"
 
 
-def test_a_request_is_a_span_below_its_clients(http: TestClient) -> None:
+def test_a_request_is_a_span_below_its_clients(folder: Path) -> None:
     seen = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(seen))
     trace.set_tracer_provider(provider)
+    http = client(folder)
     parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
     http.get("/v2/models/bag/config", headers={"traceparent": parent})
     http.get("/v2/models/other")

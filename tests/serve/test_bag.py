@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.fs
 import pytest
 import torch
 from served import export_random, reseal
 
 from bend_ray.ensemble.votes import MajorityVote, SoftVote, Vote, WeightedVote
-from bend_ray.errors import DataError
+from bend_ray.errors import DataError, StoreError
+from bend_ray.export import files
 from bend_ray.export.card import noise, read_card
 from bend_ray.export.graphs import Way
 from bend_ray.serve.bag import Bag
@@ -64,6 +67,25 @@ def test_groups_and_threads_change_nothing(
         np.testing.assert_allclose(answers["entropy"], bag_B, atol=1e-5)
         np.testing.assert_allclose(answers["mutual_information"], whole_B - own_B, atol=1e-5)
         np.testing.assert_array_equal(answers["member_labels"], probs_BEC.argmax(dim=2))
+
+
+def test_a_bag_is_loaded_and_saved_from_an_object_store(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, uri = files.resolve, "s3://bags/mlp"
+    store = pyarrow.fs.SubTreeFileSystem(str(folders["mlp"]), pyarrow.fs.LocalFileSystem())
+    monkeypatch.setattr(files, "resolve", lambda u: (store, "") if u == uri else real(u))
+    bag, expected = Bag.load(uri), Bag.load(folders["mlp"])
+    images = pixels(3)["images"]
+    np.testing.assert_array_equal(bag.predict_proba(images), expected.predict_proba(images))
+    bag.save(tmp_path / "saved")
+    assert sorted(os.listdir(tmp_path / "saved")) == sorted(os.listdir(folders["mlp"]))
+    saved = Bag.load(tmp_path / "saved")
+    np.testing.assert_array_equal(saved.predict_proba(images), expected.predict_proba(images))
+    (folders["mlp"] / "config.json").rename(tmp_path / "config.json")
+    with pytest.raises(StoreError, match=r"cannot copy .*config\.json"):
+        Bag.load(uri)
+    (tmp_path / "config.json").rename(folders["mlp"] / "config.json")
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.4])

@@ -375,7 +375,8 @@ def test_what_was_asked_before_the_end_is_answered(folder: Path, tmp_path: Path)
         os.kill(serving.process.pid, signal.SIGTERM)
         assert serving.process.wait(timeout=60) == 0
     told = [failure for failure in load.failures() if "refused" not in failure]
-    assert [failure for failure in told if "503" not in failure and "reset" not in failure] == []
+    closed = ("503", "reset", "Broken pipe")
+    assert [each for each in told if not any(word in each for word in closed)] == []
     assert load.answers[folder.name] >= 50
 
 
