@@ -193,15 +193,24 @@ def raw_column(values: Any, kind: Kind, where: str, full: bool = False) -> NDArr
 
     DataError where it is no such, or is to be ``full`` and lacks a value.
     """
+    is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
     try:
-        is_arrow = isinstance(values, pa.ChunkedArray | pa.Array)
+        is_plain = not is_arrow and str(getattr(values, "dtype", "object")) == "object"
+        if is_plain and len(values) > 1 and {*map(type, values)} > {bool}:
+            raise TypeError("truth values among others")  # which Arrow makes numbers of
         array = values if is_arrow else pa.array(values, from_pandas=True)
         array = plain(array) if isinstance(array, pa.ChunkedArray) else array
         raw_N = _texts(array) if kind == "category" else _numbers(array, kind)
     except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
-        raise DataError(
-            f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
-        ) from None
+        each = [] if is_arrow else np.atleast_1d(np.asarray(values, dtype=object)).tolist()
+        if len(each) > 1:  # of several types: what one means hangs on none beside it
+            raw_N = np.concatenate([raw_column([value], kind, where) for value in each])
+        elif isinstance(error, OverflowError):
+            raw_N = raw_column([str(each[0])], kind, where)
+        else:
+            raise DataError(
+                f"{where}: expected a column of kind {kind}, got: {cause(error)[:80]}"
+            ) from None
     lacking_N = raw_N == "" if kind == "category" else np.isnan(raw_N)
     if full and lacking_N.any():
         raise DataError(
@@ -221,10 +230,11 @@ def _texts(values: pa.Array) -> NDArray[Any]:
     if pa.types.is_dictionary(values.type):
         values = values.cast(values.type.value_type)
     if pa.types.is_floating(values.type):
-        # Whole numbers, of which some are missing, come as floats from pandas.
-        numbers = values.drop_null().to_numpy(zero_copy_only=False)
-        if (np.floor(numbers) == numbers).all() and (abs(numbers) < 2**63).all():
-            values = values.cast(pa.int64())
+        # Whole numbers come as floats where some are missing, and from JSON as 5.0.
+        known = pa.compute.if_else(pa.compute.is_nan(values), None, values)
+        whole = known.cast(pa.int64(), safe=False)
+        is_whole = pa.compute.equal(whole.cast(known.type, safe=False), known)
+        values = pa.compute.if_else(is_whole, whole.cast(pa.string()), known.cast(pa.string()))
     texts = values.cast(pa.string()).fill_null("").to_numpy(zero_copy_only=False)
     return np.asarray(texts, dtype=np.str_)
 
@@ -237,7 +247,7 @@ def filled(texts: pa.Array) -> pa.Array:
 
 def moments(texts: pa.Array) -> pa.Array:
     """Dates of ISO 8601; one without an offset is in UTC."""
-    has_offset = pa.compute.match_substring_regex(texts, r":.*(Z|[+-][0-9:]+)$")
+    has_offset = pa.compute.match_substring_regex(texts, r"[T ].*(Z|[+-][0-9:]+)$")
     plain = pa.compute.if_else(has_offset, None, texts).cast(pa.timestamp("us"))
     with_offset = pa.compute.if_else(has_offset, texts, None).cast(pa.timestamp("us", "UTC"))
     return pa.compute.coalesce(plain, with_offset.cast(pa.timestamp("us")))
@@ -247,29 +257,36 @@ def _numbers(values: pa.Array, kind: Kind) -> NDArray[np.float64]:
     its = values.type
     if pa.types.is_dictionary(its):
         return _numbers(values.cast(its.value_type), kind)
-    if kind_of_type(its) == "category" and not pa.types.is_null(its):
+    if values.null_count == len(values):
+        return np.full(len(values), np.nan)
+    is_kind = kind_of_type(its)
+    if is_kind == {"number": "boolean", "date": "number"}.get(kind):
+        raise ValueError(f"{its}, such as {values.drop_null()[0]}")
+    if is_kind == "category":
         array = _parsed(filled(values), kind)
-    elif kind == "date" and not (pa.types.is_integer(its) or pa.types.is_floating(its)):
+    elif kind == "date":
         array = _seconds(values)
     else:
-        values = values.cast(pa.uint8()) if pa.types.is_boolean(its) else values
+        values = values.cast(pa.uint8()) if is_kind == "boolean" else values
         array = values.cast(pa.float64(), safe=not pa.types.is_integer(values.type))
     found: NDArray[np.float64] = array.to_numpy(zero_copy_only=False)
     if np.isinf(found).any():
         raise ValueError("infinity; replace it, or leave it empty")
+    if kind == "boolean" and (others := found[~np.isin(found, (0, 1)) & ~np.isnan(found)]).size:
+        raise ValueError(f"{others[0]:g}; give true, false, 1 or 0")
     return found
 
 
 def _parsed(texts: pa.Array, kind: Kind) -> pa.Array:
-    """Of texts; truth values and dates may be numbers too."""
+    """Of texts; truth values may be 1 and 0."""
     if kind == "number":
         return texts.cast(pa.float64())
+    if kind == "date":
+        return _seconds(moments(texts))
     is_number = pa.compute.match_substring_regex(texts, "^-?[0-9.]+$")
     numbers = pa.compute.if_else(is_number, texts, None).cast(pa.float64())
-    others = pa.compute.if_else(is_number, None, texts)
-    if kind == "date":
-        return pa.compute.coalesce(numbers, _seconds(moments(others)))
-    return pa.compute.coalesce(numbers, others.cast(pa.bool_()).cast(pa.uint8()).cast(pa.float64()))
+    others = pa.compute.if_else(is_number, None, texts).cast(pa.bool_())
+    return pa.compute.coalesce(numbers, others.cast(pa.uint8()).cast(pa.float64()))
 
 
 def _seconds(values: pa.Array) -> pa.Array:

@@ -74,8 +74,9 @@ def _typed(values: pa.ChunkedArray) -> pa.ChunkedArray:
     texts = filled(values)
     if texts.null_count == len(texts):
         return pa.chunked_array([pa.nulls(len(texts))])
-    # As in 01234: the digits of a code.
-    if pa.compute.any(pa.compute.match_substring_regex(texts, "^[-+]?0[0-9xX]")).as_py():
+    # As in 01234, or more than 64 bits hold: the digits of a code.
+    codes = pa.compute.match_substring_regex(texts, "^[-+]?(0[0-9xX]|[0-9]{20,}$)")
+    if pa.compute.any(codes).as_py():
         return values
     for its in (pa.int64(), pa.float64(), pa.bool_()):
         with suppress(pa.ArrowInvalid):

@@ -18,6 +18,7 @@ from bend_ray.data.columns import Kind, kind_of_type, raw_column
 from bend_ray.data.examples import Examples, Parts
 from bend_ray.data.files import Part
 from bend_ray.data.sources import check_classes, check_overlap
+from bend_ray.ensemble.programs import check_names
 from bend_ray.errors import DataError
 from bend_ray.process.lazy import pa
 from bend_ray.spec import Spec
@@ -92,7 +93,8 @@ class ByTime(Spec):
 
     def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
         """Rows in order, and which of these places begins something that stays whole."""
-        time_N = _full(table, self.column, "date")
+        is_number = kind_of_type(table.schema.field(self.column).type) == "number"
+        time_N = _full(table, self.column, "number" if is_number else "date")
         order_N = np.lexsort((chance_N, -time_N))
         return order_N, np.diff(time_N[order_N], prepend=np.inf) != 0
 
@@ -155,6 +157,7 @@ def assembled(
             parts[part] = arrays(read[part](), part)
         elif part in rows:
             parts[part] = arrays(whole.take(rows[part]), part)
+    check_names(known.get("columns") or parts["train"].inputs, task.outputs, "dataset: ")
     if task.has_classes:
         check_classes(parts)
     of_table = "columns" in known

@@ -104,6 +104,11 @@ def split_table(spec: Table, read: Mapping[Part, Callable[[], pa.Table]]) -> Par
     targets = _targets(spec, table)
     task, class_names = _task(spec, table, targets)
     labels = _labels(table, targets, task, "dataset")
+    if task.has_classes and (signs := _missing_signs(table.column(targets[0]))):
+        logger.warning(
+            "%-12s target %s: classes %s beside numbers; leave empty what is missing, and drop it",
+            *("dataset", printable(targets[0]), listed(signs)),
+        )
     rows = _places(spec, table, targets[0], read)
     for name, values_N in zip(targets, labels, strict=True):
         _check_labels(printable(name), values_N, values_N[rows["train"]], task)

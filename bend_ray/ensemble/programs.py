@@ -11,7 +11,7 @@ answer: probabilities, or means and then variances.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
@@ -24,11 +24,22 @@ from bend_ray.errors import ConfigError
 Outputs = Mapping[str, NDArray[Any]]
 """Of a program, by name, each with the examples as its first dimension."""
 
+LOGITS = "logits"
+"""What a member's network answers."""
 LOG_VARIANCES = (-12.0, 6.0)
 """Within which a head's are taken, of standardised targets: beyond, the loss has no floor."""
 _DOUBLE, _INT64 = 11, 7
 """Types, as ONNX numbers them."""
 _AXES = {"last": np.array([-1]), "middle": np.array([1]), "both": np.array([1, 2])}
+
+
+def check_names(inputs: Iterable[str], outputs: Iterable[str], where: str = "") -> None:
+    """ConfigError where a program would have no name for an input, or one for it and an output."""
+    for name in {"", LOGITS, *outputs} & {*inputs}:
+        raise ConfigError(
+            f"{where}{name or 'one without a name'}: expected inputs that are called otherwise "
+            f"than answers, {', '.join([*outputs, LOGITS])}; rename it, or leave it out"
+        )
 
 
 class Operators(Protocol):

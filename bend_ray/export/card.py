@@ -30,7 +30,7 @@ from bend_ray.networks.architectures import Architecture
 from bend_ray.spec import Spec, first_problem
 from bend_ray.tasks import Classification, Task
 
-CARD, LOGITS = "config.json", "logits"
+CARD = "config.json"
 IR_VERSION, OPSET, ONNXRUNTIME = 8, 18, "1.14"
 """Of the ONNX programs' format and operators, and the oldest runtime seen to answer as we do.
 

@@ -28,11 +28,11 @@ from bend_ray.data.columns import Column, iso
 from bend_ray.data.examples import Examples, Parts, Statistics
 from bend_ray.data.streaming import Streamed
 from bend_ray.ensemble.predictions import block_size
-from bend_ray.ensemble.programs import LOG_VARIANCES
+from bend_ray.ensemble.programs import LOG_VARIANCES, check_names
 from bend_ray.ensemble.votes import Vote
 from bend_ray.errors import ConfigError
 from bend_ray.export import files
-from bend_ray.export.card import IMAGES, LOGITS, TOLERANCE, Card, Input, Scored, noise, version_of
+from bend_ray.export.card import IMAGES, TOLERANCE, Card, Input, Scored, noise, version_of
 from bend_ray.export.files import MEMBER_ONNX, ONNX
 from bend_ray.export.graphs import bag_program, forms
 from bend_ray.export.members import Members, member_graph, network_of
@@ -72,13 +72,9 @@ def publish_bag(
 ) -> Card:
     """Write any bag, evaluated or not, to a folder or URI; returns its card as written.
 
-    ConfigError where an input is called as an output is.
+    ConfigError where an input is called as an output is, or by nothing.
     """
-    if taken := set(card.inputs) & {*card.task.outputs, LOGITS}:
-        raise ConfigError(
-            f"{sorted(taken)[0]}: expected inputs that are called otherwise, as an output of the "
-            "bag is called so"
-        )
+    check_names(card.inputs, card.task.outputs)
     examples, each_KNA = noise(card), None
     try:
         ballots = card.task.ballots(Members(card, state_K).logits(examples))

@@ -26,8 +26,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from bend_ray.data.arrays import SINGLE
 from bend_ray.data.columns import Column
-from bend_ray.ensemble.programs import Outputs
-from bend_ray.export.card import IR_VERSION, LOGITS, OPSET, Card, noise
+from bend_ray.ensemble.programs import LOGITS, Outputs
+from bend_ray.export.card import IR_VERSION, OPSET, Card, noise
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from bend_ray.data.columns import encode
 from bend_ray.data.examples import Inputs
-from bend_ray.export.card import LOGITS, OPSET, Card, noise
+from bend_ray.ensemble.programs import LOGITS
+from bend_ray.export.card import OPSET, Card, noise
 from bend_ray.export.graphs import model_of
 from bend_ray.networks.dense import leaves
 from bend_ray.networks.stacking import Stack, call, form_for, predict_logits

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from importlib.resources import files
 from typing import Any
 
@@ -130,9 +131,10 @@ async def _predict(request: Request, service: Answering) -> dict[str, Any]:
     query = queries.given(PredictQuery, dict(request.query_params), strict=False)
     card, content = service.card(), await request.body()
     content_type = request.headers.get("content-type", "")
-    readers = {"application/json": queries.inputs_of_json}
+    readers: dict[str, Callable[..., queries.Inputs]] = {"application/json": queries.inputs_of_json}
     if card.columns:
-        readers["text/csv"] = queries.inputs_of_csv
+        advice = "; curl sends a file as it is with --data-binary @FILE, not with -d"
+        readers["text/csv"] = partial(queries.inputs_of_csv, advice=advice)
     reader = readers.get(_media_type(content_type))
     if reader:
         queries.check_size(content, card, service.settings.max_batch_size)

@@ -16,11 +16,11 @@ import onnx
 import safetensors.numpy
 from numpy.typing import NDArray
 
-from bend_ray.ensemble.programs import Outputs, one_target
+from bend_ray.ensemble.programs import LOGITS, Outputs, one_target
 from bend_ray.ensemble.votes import Rule
 from bend_ray.errors import BendError, ConfigError, DataError
 from bend_ray.export import files, graphs
-from bend_ray.export.card import LOGITS, TOLERANCE, Card, noise, read_card
+from bend_ray.export.card import TOLERANCE, Card, noise, read_card
 from bend_ray.export.graphs import WEIGHTS, Ask, Form, State, Way, fastest, ways
 from bend_ray.serve.queries import Answers, Inputs, given_inputs
 from bend_ray.serve.settings import ServeSettings, Stop

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
@@ -13,11 +15,12 @@ import ray
 import ray.data
 
 from bend_ray.data.arrays import LABELS
+from bend_ray.data.csv_text import as_texts, typed
 from bend_ray.data.decoding import UnreadableError, pixels_of
-from bend_ray.data.files import find_files, reading
+from bend_ray.data.files import File, find_files, reading
 from bend_ray.data.images import PARQUET, PICTURES
 from bend_ray.errors import DataError
-from bend_ray.export.card import IMAGES, read_card
+from bend_ray.export.card import IMAGES, Card, read_card
 from bend_ray.export.files import fetched, refuse_strangers
 from bend_ray.runtime import cluster
 from bend_ray.runtime.causes import our_errors
@@ -25,10 +28,11 @@ from bend_ray.serve.bag import Bag
 from bend_ray.serve.pictures import look_of
 from bend_ray.serve.queries import Inputs, given_inputs
 from bend_ray.serve.settings import ServeSettings, Stop
-from bend_ray.storage.filesystems import resolve
-from bend_ray.storage.masking import masked
+from bend_ray.storage.filesystems import open_file, resolve
+from bend_ray.storage.masking import cause, masked
 
 BATCH, CSV = 64, ".csv"
+LINES = pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
 def predict(
@@ -56,25 +60,22 @@ def predict(
             f"{masked(examples)}: expected {' or '.join(expected)} files, as the bag takes "
             f"{'images' if takes_images else 'no images'}, got {' and '.join(kinds)} files"
         )
-    if card.columns:
-        kind = "csv" if kinds == [CSV] else "parquet"
-        with reading(masked(examples)):
-            first = pyarrow.dataset.dataset(paths[0], filesystem=files.filesystem, format=kind)
-        # Columns that are missing are told before Ray starts.
-        given_inputs(first.schema.empty_table(), card)
+    if kinds != [IMAGES]:
+        # What is wrong with a file is told before Ray starts.
+        with ThreadPoolExecutor(16) as pool:
+            looks = [*pool.map(partial(_look, card, files.filesystem), files)]
+        if not any(has_rows for _, has_rows in looks):
+            raise DataError(f"{masked(examples)}: expected rows, got none, a header alone")
+        try:
+            pa.unify_schemas([schema for schema, _ in looks], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise DataError(
+                f"{masked(examples)}: expected files with the same columns, got: {cause(error)}"
+            ) from None
     cluster.connect(address)
-    # In one block, so that a column's type is that of all its values.
-    size = min(max(file.size for file in files) + 1, 2**31 - 1)
-    whole = pyarrow.csv.ReadOptions(block_size=size)
-    # A column of the bag is the texts that stand there, as in training.
-    texts = pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(card.columns, pa.string()),
-        null_values=[""],
-        strings_can_be_null=True,
-    )
     read = {
         "Parquet": ray.data.read_parquet,
-        CSV: partial(ray.data.read_csv, read_options=whole, convert_options=texts),
+        CSV: partial(ray.data.read_csv, parse_options=LINES, convert_options=as_texts()),
         IMAGES: partial(ray.data.read_binary_files, include_paths=True),
     }[kinds[0]]
     processes = max(1, int(ray.cluster_resources().get("CPU", 1)) - 1)
@@ -86,9 +87,26 @@ def predict(
         fn_constructor_args=(export, None if kinds == [IMAGES] else column, run_code),
         num_cpus=1,
     )
-    with our_errors():
+    with our_errors(), reading(masked(examples)):
         work.write_parquet(path, filesystem=filesystem)
     return int(pyarrow.dataset.dataset(path, filesystem=filesystem, format="parquet").count_rows())
+
+
+def _look(card: Card, filesystem: pyarrow.fs.FileSystem, file: File) -> tuple[pa.Schema, bool]:
+    """The columns of a table's file, and whether it has rows; DataError where it is none."""
+    with reading(masked(file.path)), open_file(filesystem, file.path) as source:
+        if file.path.lower().endswith(CSV):
+            reader = pyarrow.csv.open_csv(source, None, LINES, as_texts())
+            schema, has_rows = reader.schema, any(batch.num_rows for batch in reader)
+        else:
+            metadata = pyarrow.parquet.read_metadata(source)
+            schema, has_rows = metadata.schema.to_arrow_schema(), metadata.num_rows > 0
+    try:
+        if card.columns:
+            given_inputs(schema.empty_table(), card)
+    except DataError as error:
+        raise DataError(f"{masked(file.path)}: {str(error).removeprefix('x: ')}") from None
+    return schema, has_rows
 
 
 class _Predictor:
@@ -108,7 +126,9 @@ class _Predictor:
             known = [name for name in card.inputs if name in table.column_names]
             labels = [name for name in table.column_names if name in LABELS]
             used = table.select(known) if known else table.drop_columns(labels)
-            inputs, rest = given_inputs(used, card), table.drop_columns(used.column_names)
+            rest = table.drop_columns(used.column_names)
+            # In CSV numbers are texts too.
+            inputs = given_inputs(used if card.columns else typed(used, ()), card)
         said = self.bag.answer(inputs, [Stop()] * len(table))
         answers = card.task.columns(said, card.class_names) | {
             "predictive_entropy": said["entropy"],
@@ -117,6 +137,10 @@ class _Predictor:
         }
         for name, values in answers.items():
             rest = rest.append_column(name, pa.array(values))
+        if twice := [name for name, count in Counter(rest.column_names).items() if count > 1]:
+            raise DataError(
+                f"expected columns of different names, also than answers, got {twice[0]}; rename it"
+            )
         return rest
 
     def _images(self, table: pa.Table) -> tuple[Inputs, pa.Table]:

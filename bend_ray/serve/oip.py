@@ -244,7 +244,7 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
         texts = tensor.data if size is None else _texts(content, where)
         if not isinstance(texts, list) or len(texts) != count:
             raise DataError(f"{where}.data: expected {count} values in a list")
-        return queries.given_column(texts, where, own)
+        return queries.given_column(texts, where, own, seconds=True)
     if (dtype := _NUMBERS.get(kind)) is None:
         raise DataError(f"{where}.datatype: expected {', '.join(_NUMBERS)}, got {kind[:64]}")
     if size is not None:
@@ -255,21 +255,23 @@ def _values(tensor: Input, content: bytes, own: cards.Input, most: int) -> NDArr
                 f"{expected}, got {size} and {len(content)}"
             )
         values = np.frombuffer(content, dtype).reshape(shape)
-        return (queries.given_column if own.column else queries.fitted)(values, where, own)
+        if own.column:
+            return queries.given_column(values, where, own, seconds=True)
+        return queries.fitted(values, where, own)
     array = queries.numbers(tensor.data, f"{where}.data")
     if array.size != count or (array.ndim != 1 and array.shape != shape):
         raise DataError(f"{where}.data: expected {count} numbers, flat or as {list(shape)}")
     return queries.fitted(array.reshape(shape), f"{where}.data", own)
 
 
-def _texts(content: bytes, where: str) -> list[str]:
+def _texts(content: bytes, where: str) -> list[bytes]:
     """Texts in binary, each behind its length."""
     found = []
     while content:
         size = int.from_bytes(content[:4], "little")
         if len(content) < 4 + size:
             raise DataError(f"{where}: expected texts behind their lengths, got fewer bytes")
-        found.append(content[4 : 4 + size].decode("utf-8", "replace"))
+        found.append(content[4 : 4 + size])
         content = content[4 + size :]
     return found
 

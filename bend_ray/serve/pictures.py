@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import PngImagePlugin
 
+from bend_ray.data.columns import iso
 from bend_ray.data.decoding import FORMATS, MAX_PIXELS, Look, UnreadableError, open_image
 from bend_ray.data.decoding import pixels_of as decoded
 from bend_ray.errors import BendError, DataError
@@ -66,12 +67,16 @@ def notes_on(inputs: Mapping[str, NDArray[Any]], card: Card) -> list[str]:
         return _on_pixels(inputs[IMAGES], card, card.inputs[IMAGES])
     notes = []
     for name, own in card.inputs.items():
-        values = np.asarray(inputs[name])
-        if own.column and own.dtype == "string":
-            if values.item() and values.item() not in own.column.levels:
+        values, column = np.asarray(inputs[name]), own.column
+        if column and (values.item() == "" or values.item() != values.item()):
+            if not column.missing:
+                notes.append(f"{name}: no training example lacked it")
+        elif column and column.kind == "category":
+            if values.item() not in column.levels:
                 notes.append(f"{name}: no training example had {printable(values.item())}")
         elif values.size and ((values < own.low) | (values > own.high)).any():
-            span = f"{own.low:g} to {own.high:g}"
+            show = iso if column and column.kind == "date" else "{:g}".format
+            span = f"{show(own.low)} to {show(own.high)}"
             notes.append(f"{name}: some numbers are outside of the training part's, {span}")
     return notes
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -154,11 +154,14 @@ def parse_object(content: bytes) -> dict[str, Any]:
 def given_inputs(x: Any, card: Card) -> Inputs:
     """The inputs of an object of a user's: an array, tensor, frame, or several by name.
 
-    DataError where they are not what the bag takes.
+    Of a table also a list of rows by name; an array has to be of numbers and truth values alone, in
+    the order of the card. DataError where they are not what the bag takes.
     """
     try:
+        if card.columns and isinstance(x, list) and x and isinstance(x[0], Mapping):
+            return _by_name(x, card, "rows")
         if card.columns:
-            return _chosen(_table(x, card), card, "x")
+            return _chosen(_columns_of(x, card), card, "x")
         found = dict(inputs_of(x))
         if len(found) == len(card.inputs) == 1:
             found = dict(zip(card.inputs, found.values(), strict=True))
@@ -186,21 +189,23 @@ def inputs_of_json(content: bytes, card: Card) -> Inputs:
         raise DataError(f"instances: expected a list of examples, got {_kind(rows)}")
     if len(card.inputs) == 1 and not (rows and isinstance(rows[0], dict)):
         rows = [dict.fromkeys(card.inputs, row) for row in rows]
+    return _by_name(rows, card, "instances")
+
+
+def _by_name(rows: Sequence[Any], card: Card, where: str) -> Inputs:
+    """The inputs of rows, each a mapping of them."""
     for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"instances[{index}]: expected an object, got {_kind(row)}")
-        _check_names(row, card, f"instances[{index}]")
-    by_name = {name: [row[name] for row in rows] for name in card.inputs}
-    return together({n: given_column(by_name[n], n, own) for n, own in card.inputs.items()})
+        if not isinstance(row, Mapping):
+            raise DataError(f"{where}[{index}]: expected an object, got {_kind(row)}")
+        _check_names(row, card, f"{where}[{index}]")
+    return _chosen(((name, [row[name] for row in rows]) for name in card.inputs), card, where)
 
 
-def inputs_of_csv(content: bytes, card: Card) -> Inputs:
-    """The columns of a CSV text whose first line names them; others may be among them."""
+def inputs_of_csv(content: bytes, card: Card, advice: str = "") -> Inputs:
+    """A bag's columns in a CSV text with a line of names; ``advice`` is for who sends no rows."""
     if len(content.splitlines()) < 2:
-        raise DataError(
-            "CSV: expected a line of names and lines of rows, got at most one line; curl sends a "
-            "file as it is with --data-binary @FILE, not with -d"
-        )
+        told = "a line of names and lines of rows, got at most one line"
+        raise DataError(f"CSV: expected {told}{advice}")
     try:
         table = read_csv(pa.BufferReader(content), "CSV")
     except pa.ArrowException as error:
@@ -208,33 +213,44 @@ def inputs_of_csv(content: bytes, card: Card) -> Inputs:
     if not card.inputs.keys() & set(table.column_names):
         told = f"{_few(card.inputs)}, got {_few(table.column_names)}"
         raise DataError(f"CSV: expected a first line of names, {told}")
-    return _chosen(table, card, "CSV")
+    return _chosen(zip(table.column_names, table.columns, strict=True), card, "CSV")
 
 
-def _table(x: Any, card: Card) -> pa.Table:
-    """Raw columns of a frame, of lists by name, or of rows in the order of the card."""
-    if isinstance(x, Mapping) or hasattr(x, "__arrow_c_stream__"):
-        return pa.table(x.reset_index(drop=True) if hasattr(x, "iloc") else x)
-    columns = list(np.asarray(x, dtype=object).T)
-    if len(columns) != len(card.inputs):
-        raise DataError(f"x: expected {len(card.inputs)} columns, got {len(columns)}")
-    return pa.table({n: list(c) for n, c in zip(card.inputs, columns, strict=True)})
+def _columns_of(x: Any, card: Card) -> Iterable[tuple[Any, Any]]:
+    """Columns and what they are called, of what holds a table's."""
+    if hasattr(x, "iloc") or isinstance(x, Mapping):
+        # Each by itself, as one of objects may hold values of several types.
+        return x.items()  # type: ignore[no-any-return]
+    if hasattr(x, "__arrow_c_stream__"):
+        table = pa.table(x)
+        return zip(table.column_names, table.columns, strict=True)
+    if others := [n for n, each in card.columns.items() if each.kind in ("category", "date")]:
+        raise DataError(
+            f"expected a frame, or columns or rows by name, as {others[0]} is a "
+            f"{card.columns[others[0]].kind}, got a {type(x).__name__}"
+        )
+    array = np.asarray(x, dtype=np.float64)
+    if array.ndim != 2 or array.shape[1] != len(card.inputs):
+        raise DataError(f"expected {len(card.inputs)} columns, got shape {list(array.shape)}")
+    return zip(card.inputs, array.T, strict=True)
 
 
-def _chosen(table: pa.Table, card: Card, where: str) -> Inputs:
-    counts = Counter(table.column_names)
-    _check_names(counts, card, where)
-    for name in card.inputs:
-        if counts[name] > 1:
-            raise DataError(f"{where}: expected one column {name}, got {counts[name]}")
-    return {n: given_column(table.column(n), n, own) for n, own in card.inputs.items()}
+def _chosen(columns: Iterable[tuple[Any, Any]], card: Card, where: str) -> Inputs:
+    """Raw columns of a bag's, among those that are there."""
+    there = [(str(name), values) for name, values in columns]
+    _check_names(counts := Counter(name for name, _ in there), card, where)
+    if twice := [name for name in card.inputs if counts[name] > 1]:
+        raise DataError(f"{where}: expected one column {twice[0]}, got {counts[twice[0]]}")
+    own = dict(there)
+    return together({n: given_column(own[n], n, its) for n, its in card.inputs.items()})
 
 
-def given_column(values: Any, name: str, own: Input) -> NDArray[Any]:
-    """Values of an input; of a column as it was in training."""
+def given_column(values: Any, name: str, own: Input, *, seconds: bool = False) -> NDArray[Any]:
+    """Values of an input; of a column as it was in training, dates as texts or in ``seconds``."""
     if own.column is None:
         return fitted(numbers(values, name), name, own)
-    raw = raw_column(values, own.column.kind, name)
+    kind = own.column.kind
+    raw = raw_column(values, "number" if seconds and kind == "date" else kind, name)
     return raw.astype(object) if own.dtype == "string" else raw
 
 

@@ -58,6 +58,7 @@ def test_a_category_does_not_hang_on_the_rows_beside_it(texts: list[str], index:
         ("10:30\n11:00\n", "string"),
         ("01234\n12345\n", "string"),
         ("0x1F\n0x20\n", "string"),
+        ("9" * 20 + "\n1\n", "string"),
         ("NA\nDE\n", "string"),
         ("1\nNA\n", "string"),
         ("\"\"\n\"\"\n", "null"),
@@ -73,7 +74,6 @@ def test_what_columns_look_like(text: str, its: str) -> None:
         ("1", "boolean", 1.0),
         ("0.0", "boolean", 0.0),
         ("True", "boolean", 1.0),
-        ("1704153600", "date", 1704153600.0),
         ("2024-01-02", "date", 1704153600.0),
         ("2024-01-02T01:00+01:00", "date", 1704153600.0),
         (" 007.50 ", "number", 7.5),
@@ -131,3 +131,11 @@ def test_a_part_of_its_own_is_read_as_training_is(tmp_path: Path) -> None:
     (tmp_path / "test.csv").write_text("x,code,label\n1.5,1x,1.0\n2,true,0\n")
     parts = table_of(tmp_path, train, test=str(tmp_path / "test.csv")).load()
     assert parts.test.labels_N.tolist() == [1, 0]
+
+
+def test_a_sign_of_a_missing_target_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [f"{i},{label}" for i in range(10) for label in ("0", "1", "NA")]
+    assert table_of(tmp_path, "\n".join(["x,label", *rows])).load().class_names == ("0", "1", "NA")
+    assert "target label: classes NA beside numbers; leave empty what is missing" in caplog.text

@@ -17,7 +17,7 @@ from bend_ray.api import _dataset
 from bend_ray.data.columns import KNOTS, MOST_LEVELS, Column, encode, raw_column
 from bend_ray.data.datasets import Table
 from bend_ray.data.splits import ByGroup, ByTime, Stratified
-from bend_ray.errors import DataError
+from bend_ray.errors import ConfigError, DataError
 from bend_ray.runtime.interface import Runtime
 from bend_ray.tasks import Classification, Regression
 
@@ -137,7 +137,11 @@ def test_floats_that_are_whole_are_the_same_levels() -> None:
         ([1.0, np.inf], "number", "infinity"),
         ([[1, 2]], "number", "kind number"),
         (["soon"], "date", "kind date"),
-        ([1, "a"], "category", "kind category"),
+        ([["a"]], "category", "kind category"),
+        ([1704153600], "date", "kind date, got: int64, such as 1704153600"),
+        (["1704153600"], "date", "kind date"),
+        ([2], "boolean", "got: 2; give true, false, 1 or 0"),
+        ([True], "number", "kind number, got: bool"),
     ],
 )
 def test_what_a_column_is_not(values: list[object], kind: str, told: str) -> None:
@@ -332,7 +336,7 @@ def test_another_order_and_other_types_are_the_same_columns(tmp_path: Path) -> N
 
 
 def test_few_whole_numbers_are_classes_and_many_are_numbers(tmp_path: Path) -> None:
-    table = frame().assign(few=np.arange(120) % 3 - 1, many=np.arange(120))
+    table = frame().drop(columns="label").assign(few=np.arange(120) % 3 - 1, many=np.arange(120))
     uri = write(table, tmp_path)
     few = Table(train=uri, target="few").load()
     assert (few.task, few.class_names) == (Classification(), ("-1", "0", "1"))
@@ -356,3 +360,16 @@ def test_frames_are_tables_and_arrays_are_not(tmp_path: Path) -> None:
     assert arrays["kind"] == "arrays"
     lists = pd.DataFrame({"tokens": [[1, 2]] * 8, "label": [0, 1] * 4})
     assert _dataset(lists, None, None, str(tmp_path))["kind"] == "arrays"
+
+
+@pytest.mark.parametrize("name", ["label", "votes", "entropy", "probabilities", "logits"])
+def test_an_input_that_is_called_as_an_answer_is_refused_when_it_is_read(
+    tmp_path: Path, name: str
+) -> None:
+    uri = write(frame().drop(columns="label").assign(**{name: np.arange(120)}), tmp_path)
+    spec = Table(train=uri, target="ok")
+    with pytest.raises(ConfigError, match=f"^dataset: {name}: expected"):
+        spec.load()
+    assert spec.model_copy(update={"columns": {name: "ignore"}}).load().columns
+    if name in ("label", "votes", "probabilities"):  # answers about numbers are called otherwise
+        assert name in Table(train=uri, target="y").load().columns

@@ -73,6 +73,10 @@ def inputs_of(columns: dict[str, Column]) -> dict[str, Input]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_people(tmp_path_factory.mktemp("tables"))
+
+
+def write_people(path: Path) -> Path:
     """A bag of three random networks over what people's columns become."""
     inputs = inputs_of(columns_of(people()))
     card = Card(
@@ -89,7 +93,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert card.input_shape == (2 + 4 + 1 + 1 + 1,)
     torch.manual_seed(0)
     states = [card.architecture.build(card.input_shape, 2).state_dict() for _ in range(3)]
-    path = tmp_path_factory.mktemp("tables")
     publish_bag(path, card, {n: torch.stack([s[n] for s in states]) for n in states[0]})
     return path
 
@@ -166,10 +169,10 @@ def test_json_csv_and_the_protocol_answer_alike(folder: Path) -> None:
 
 def test_texts_come_in_binary_too(folder: Path) -> None:
     city = b"".join(len(t).to_bytes(4, "little") + t for t in ("Köln".encode(), b""))
-    numbers = np.array([40.0, np.nan]).tobytes()
     inputs, tail = [], b""
     for name, kind in KINDS.items():
-        content = city if kind == "category" else numbers
+        numbers = np.array([1.0 if kind == "boolean" else 40.0, np.nan])
+        content = city if kind == "category" else numbers.tobytes()
         datatype = "BYTES" if kind == "category" else "FP64"
         size = {"binary_data_size": len(content)}
         inputs.append({"name": name, "datatype": datatype, "shape": [2], "parameters": size})
@@ -275,6 +278,11 @@ def test_ask_and_predict_take_csv(folder: Path, tmp_path: Path) -> None:
     frame.drop(columns="age").to_csv(tmp_path / "lacks.csv", index=False)
     with pytest.raises(DataError, match="missing: age"):
         predict(str(tmp_path / "lacks.csv"), str(tmp_path / "out"), str(folder), "", None, False)
+    for name, own in (("0", range(3)), ("1", ["01", "x", ""])):
+        frame.assign(zip=own).to_parquet(tmp_path / f"of{name}.parquet")
+    source = str(tmp_path / "of?.parquet")
+    with pytest.raises(DataError, match="same columns, got: Unable to merge: Field zip"):
+        predict(source, str(tmp_path / "out"), str(folder), "", None, False)
     assert not list((tmp_path / "out").iterdir())
 
 
@@ -290,15 +298,28 @@ def test_more_rows_than_a_request_may_have_name_the_option(folder: Path) -> None
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_whole_csv_files_are_answered(folder: Path, tmp_path: Path) -> None:
-    frame = people(200).assign(id=range(200))
-    frame.to_csv(tmp_path / "people.csv", index=False)
-    output = str(tmp_path / "out")
-    source = str(tmp_path / "people.csv")
+    frame = people(200).assign(id=[f"{n:03d}" for n in range(200)])
+    # What a column looks like in one file says nothing of another, nor of what it means.
+    frame[:100].to_csv(tmp_path / "0.csv", index=False)
+    frame[100:].assign(city="NA").to_csv(tmp_path / "1.csv", index=False)
+    source, output = str(tmp_path / "?.csv"), str(tmp_path / "out")
     assert predict(source, output, str(folder), "image", None, False) == 200
     said = pd.read_parquet(output).sort_values("id")
+    assert said["id"].tolist() == frame["id"].tolist()
     found = np.stack(said["probabilities"].to_list())
+    frame.loc[100:, "city"] = "NA"
     np.testing.assert_allclose(found, Bag.load(folder).predict_proba(frame), atol=1e-6)
     assert "age" not in said
+    for content, told in (
+        (frame[:0].to_csv(index=False), "expected rows, got none"),
+        (frame[:2].to_csv(index=False) + "1,2\n", "CSV parse error: .*Expected 6 columns, got 2"),
+        (frame[:2].assign(prediction=1).to_csv(index=False), "different names, .* got prediction"),
+    ):
+        (tmp_path / "other.csv").write_text(content)
+        with pytest.raises(DataError, match=rf"^[^\n]*{told}[^\n]*$"):
+            predict(
+                str(tmp_path / "other.csv"), f"{output}{told[:9]}", str(folder), "", None, False
+            )
 
 
 def test_the_onnx_program_stands_alone(folder: Path) -> None:
@@ -322,7 +343,7 @@ def test_the_page_has_what_its_form_is_made_of(folder: Path) -> None:
     said = http.post("/predict", json={"instances": [row]}).json()["predictions"][0]
     frame = people(1).assign(age=41.5, city="Ulm", joined="2020-01-05", active=True, total=np.nan)
     assert said["probabilities"]["yes"] == pytest.approx(expected(folder, frame)[0, 1], abs=1e-5)
-    assert said["notes"] == []
+    assert said["notes"] == ["total: no training example lacked it"]
     asked = "/predict?seen=true"
     seen = http.post(asked, json={"instances": [row | {"city": "Rome", "age": 900}]}).json()
     assert seen["predictions"][0]["seen"]["total"] is None
