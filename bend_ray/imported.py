@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue, ValidationError
 
 from bend_ray.errors import BendError, ConfigError
 from bend_ray.process.code import blamed, find_source, is_importable, module_digest, object_digest
-from bend_ray.spec import Spec
+from bend_ray.spec import Spec, first_problem
 
 _HELD: dict[tuple[str, str | None], Callable[..., Any]] = {}
 """Functions that others cannot import, such as a notebook's, by target and digest of the source."""
@@ -53,7 +53,10 @@ class Imported(Spec):
         ConfigError where it is neither, or reads what cannot be told apart.
         """
         if isinstance(target, str):
-            return cls(target=target, arguments=arguments)
+            try:
+                return cls(target=target, arguments=arguments)
+            except ValidationError as error:
+                raise ConfigError(first_problem(error)) from None
         if not callable(target) or not hasattr(target, "__qualname__"):
             raise ConfigError(
                 f"expected a function or class, or its name as in shop.nets:make_net, got a "

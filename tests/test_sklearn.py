@@ -155,6 +155,7 @@ def test_what_is_refused(x: Any, y: Any, told: str) -> None:
         ({"settings": {5: 1}}, "settings: expected paths of knobs"),
         ({"settings": {"dataset.kind": "digits"}}, "settings: expected paths of knobs"),
         ({"store": 5}, "'store' parameter"),
+        ({"network": "nonsense"}, "expected module:function as in shop.nets:make_net"),
         ({"draw": "no"}, "'draw' parameter"),
         ({"draw": True, "folds": 3}, "folds: expected 1 with seeds.protocol independent, got 3"),
     ],
@@ -224,6 +225,9 @@ def test_other_types_of_the_same_columns_are_taken() -> None:
     whole = frame.assign(active=True)
     asked = [bag.predict_proba(each.set_axis(range(5), axis=1)) for each in (texts, whole)]
     assert (asked[0] == asked[1]).all()
+    fine = frame.assign(joined=frame["joined"].astype("datetime64[ns]") + pd.Timedelta(1, "ns"))
+    given = [bag.predict_proba(each.set_axis(range(5), axis=1)) for each in (fine, frame)]
+    np.testing.assert_allclose(*given)
     floor = pd.DataFrame({"floor": ["1", "2", "3", "1"] * 10})
     bag = BagClassifier(**SMALL, epochs=2).fit(floor, y[:40])
     assert (bag.predict_proba(floor) == bag.predict_proba(floor.astype(int))).all()

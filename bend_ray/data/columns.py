@@ -290,6 +290,8 @@ def _parsed(texts: pa.Array, kind: Kind) -> pa.Array:
 
 
 def _seconds(values: pa.Array) -> pa.Array:
-    """Since 1970, of dates."""
+    """Since 1970, of dates, to the microsecond."""
+    if pa.types.is_timestamp(values.type):  # whose nanoseconds may go
+        values = values.cast(pa.timestamp("us", values.type.tz), safe=False)
     micros = values.cast(pa.timestamp("us")).cast(pa.int64()).cast(pa.float64(), safe=False)
     return pa.compute.divide(micros, 1e6)
