@@ -283,6 +283,8 @@ def test_what_is_exported_answers_alike(tmp_path: Path) -> None:
     numbers = frame[["age", "active"]].to_numpy(float)
     bag.fit(numbers, y).export(tmp_path / "bag")
     assert list(load_bag(tmp_path / "bag").card.inputs) == ["x0", "x1"]
+    bag.fit(frame.rename(columns={"age": ""}), y).export(tmp_path / "bag")
+    assert list(load_bag(tmp_path / "bag").card.inputs) == ["x0", *frame.columns[1:]]
     (tmp_path / "mine.txt").touch()
     with pytest.raises(ConfigError, match=r"mine\.txt"):
         bag.export(tmp_path)

@@ -329,7 +329,7 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
     def export(self, output: str | Path) -> None:
         """Write the bag as ``bend export`` does: for ``bend serve``, ``bend_ray.load_bag``, ONNX.
 
-        Its inputs are the columns by name, x0, x1, ... where they have none.
+        Its inputs are the columns by name; those without one are x0, x1, ... by their place.
 
         Args:
             output: folder or URI; new, empty, or an earlier export, which is replaced.
@@ -346,11 +346,12 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             raise ValueError("export: expected a column that varies, was fitted on none")
         refuse_strangers(str(output))
         own, count = [*named(range(self.n_features_in_))], len(self._theta_KP)
-        names = dict(zip(own, map(str, getattr(self, "feature_names_in_", own)), strict=True))
+        told = map(str, getattr(self, "feature_names_in_", own))
+        names = {name: shown or name for name, shown in zip(own, told, strict=True)}
         inputs = {names[name]: raw_input(column) for name, column in self.columns_.items()}
-        told = f"{inputs}".encode() + self._theta_KP.numpy().tobytes()
+        content = f"{inputs}".encode() + self._theta_KP.numpy().tobytes()
         card = Card(
-            model_version=hashlib.sha256(told).hexdigest()[:12],
+            model_version=hashlib.sha256(content).hexdigest()[:12],
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             bend_ray=__version__,
             architecture=self._architecture,
