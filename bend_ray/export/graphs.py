@@ -235,7 +235,7 @@ class _Builder:
     def _stacked(self, member: onnx.GraphProto, state_K: State) -> None:
         """Every layer of all members as one batched product, ``(K, B, D) @ (K, D, O)``."""
         (name,) = self.card.network_inputs
-        value = f"{name}{_NORMALISED}"
+        value = self._free(f"{name}{_NORMALISED}")
         for index, node in enumerate(member.node):
             out = f"stacked{index}"
             if node.op_type != "Gemm":
@@ -258,7 +258,7 @@ class _Builder:
         own = [name for name in state_K if name in read]
         count = len(next(iter(state_K.values())))
         shared = {name: name for name in ("", *(tensor.name for tensor in member.initializer))}
-        shared |= {name: f"{name}{_NORMALISED}" for name in self.card.network_inputs}
+        shared |= {name: self._free(f"{name}{_NORMALISED}") for name in self.card.network_inputs}
         for k in range(count):
             renamed = shared | {n: self.tensor(f"m{k}.{n}", state_K[n][k]) for n in own}
             for node in member.node:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pandas as pd
 import pytest
 import torch
@@ -76,9 +78,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_people(tmp_path_factory.mktemp("tables"))
 
 
-def write_people(path: Path) -> Path:
-    """A bag of three random networks over what people's columns become."""
-    inputs = inputs_of(columns_of(people()))
+def write_people(path: Path, names: Sequence[str] = tuple(KINDS)) -> Path:
+    """A bag of three random networks over what people's columns become, called by ``names``."""
+    inputs = dict(zip(names, inputs_of(columns_of(people())).values(), strict=True))
     card = Card(
         model_version="tables",
         created="2026-11-30T00:00:00+00:00",
@@ -331,6 +333,17 @@ def test_the_onnx_program_stands_alone(folder: Path) -> None:
     given = {n: v.astype(object) if v.dtype.kind == "U" else v for n, v in raw.items()}
     (said,) = session.run(["probabilities"], given)
     assert said == pytest.approx(expected(folder, frame), abs=1e-5)
+
+
+def test_a_column_may_be_called_as_any_value_within_the_program(
+    folder: Path, tmp_path: Path
+) -> None:
+    graph = onnx.load(folder / "bag.onnx").graph
+    within = {name for node in graph.node for name in node.output}
+    taken = sorted(within - {output.name for output in graph.output} - {"logits"})
+    assert "inputs.normalised" in taken
+    for start in range(0, len(taken) - 4, 5):
+        Bag.load(str(write_people(tmp_path / f"{start}", taken[start : start + 5])))
 
 
 def test_the_page_has_what_its_form_is_made_of(folder: Path) -> None:
