@@ -113,13 +113,9 @@ class Contest:
             kept = None
             for looks in zip(*map(self._looks, trainings), strict=False):
                 now = self._standing(torch.stack(looks).cpu(), alive_C, first, trainings)
-                nll_C = self._nll(now.shares_BNV).nan_to_num(nan=torch.inf)
-                best = nll_C.argsort(stable=True)
-                standing, known = (now, 0) if bag is None else (bag.beside(now), len(bag.votes_B))
-                # Of a few examples a greedy bag alone makes too much: half go to the best as such.
-                sure = (known + best[: self._protocol.sure(self.places)]).tolist()
-                given = (self._task, self._labels_N, self.places, self.once, sure)
-                bag = standing.elected(*given)
+                best = self._nll(now.shares_BNV).nan_to_num(nan=torch.inf).argsort(stable=True)
+                best = best[: self._protocol.sure(self.places)]
+                bag = self._elected(bag, now, best)
                 share_B = bag.votes_B.double() / bag.votes_B.sum()
                 nlls.append(self._nll(torch.tensordot(share_B, bag.shares_BNV, 1)[None]).item())
                 if self._is_late or self._protocol.is_over(nlls):
@@ -127,10 +123,17 @@ class Contest:
                 is_last = trainings[0].step == trainings[0].num_steps
                 if self.keep is not None and self.keep.is_due and not is_last:
                     self.keep.save(self._state(phase, alive_C, nlls, bag, trainings))
-            best = best[: self._protocol.sure(self.places)]
             alive_C, theta_FCP = alive_C[best], now.theta_BFP[best].transpose(0, 1)
         assert bag is not None
         return bag
+
+    def _elected(self, before: Chosen | None, now: Chosen, best: Tensor) -> Chosen:
+        """Of those chosen before and those who train now; the best of these have a place each."""
+        known = 0 if before is None else len(before.votes_B)
+        standing = now if before is None else before.beside(now)
+        # Of a few examples a greedy bag alone makes too much: half go to the best as such.
+        sure = (known + best).tolist()
+        return standing.elected(self._task, self._labels_N, self.places, self.once, sure)
 
     @property
     def _is_late(self) -> bool:

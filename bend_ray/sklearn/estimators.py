@@ -41,16 +41,7 @@ from bend_ray.networks.stacking import Stack, form_for, predict_logits
 from bend_ray.parameters.layout import ParameterLayout
 from bend_ray.process.log import quiet
 from bend_ray.sklearn.members import Workshop
-from bend_ray.sklearn.rows import (
-    Raw,
-    among,
-    folds_of,
-    holds_numbers,
-    in_chance,
-    named,
-    raw_of,
-    units_of,
-)
+from bend_ray.sklearn.rows import Raw, divide, holds_numbers, named, raw_of
 from bend_ray.storage.masking import utf8
 from bend_ray.tasks import Classification, Regression, Task
 from bend_ray.version import __version__
@@ -63,7 +54,6 @@ TOGETHER = 2**12
 """Examples that all models of a step see: more need memory and save no time (measured)."""
 NOTHING = ""
 """The column of examples that say nothing, always 0."""
-_PARTS: tuple[Part, Part] = ("train", "validation")
 STEPS = 300
 """Of the training of models that a generator learns, at least."""
 MOST_STEPS = 1200
@@ -200,27 +190,9 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             if not isinstance(path, str) or path.split(".")[0] == "dataset":
                 raise ValueError(f"settings: expected paths of knobs but dataset's, got {path!r}")
         seed = int(check_random_state(self.random_state).randint(2**31))
-        rows_M, unit_M = units_of(raw, labels_N, weights)
-        first_U = np.unique(unit_M, return_index=True)[1]
-        order_U = in_chance(labels_N[rows_M[first_U]], seed)
-        held_U, left_U = np.split(order_U, [math.ceil(self.calibration * len(order_U))])
-        if len(left_U) < 2:
-            what = f"calibration {self.calibration:g}" if self.calibration else "sample_weight"
-            raise ValueError(
-                f"expected two training examples at least that differ, got {len(left_U)} of "
-                f"{len(labels_N)}, as {what} leaves no more"
-            )
-        left_U = np.sort(left_U)
         folds = 1 if self.draw and self.folds is None else self.folds
-        labels_U = labels_N[rows_M[first_U[left_U]]]
-        parts = [
-            {
-                part: rows_M[among(left_U[own], unit_M)]
-                for part, own in zip(_PARTS, fold, strict=True)
-            }
-            for fold in folds_of(labels_U, folds, seed)[: self.members]
-        ]
-        rows = rows_M[among(left_U, unit_M)]
+        divided = divide(raw, labels_N, weights, self.calibration, folds, seed)
+        rows = divided.rows
         found = {n: Column.fitted(self._kinds[n], raw[n][rows]) for n in self._kinds}
         self.columns_: Columns = {name: column for name, column in found.items() if column}
         if not self.columns_:
@@ -231,11 +203,12 @@ class _Bag(BaseEstimator):  # type: ignore[misc]
             with quiet(self.verbose), tempfile.TemporaryDirectory() as scratch:
                 last = "samples" if self.draw else "seeds"
                 workshop = Workshop(self.store or scratch, self.address, last)
+                parts = divided.folds[: self.members]
                 self._train(workshop, raw, labels_N, parts, seed, started)
         except BendError as error:
             raise ValueError(str(error).removeprefix("dataset: ")) from error
         self.calibration_ = None
-        if len(held := rows_M[first_U[held_U]]):
+        if len(held := divided.held):
             answers = self._answers({name: values[held] for name, values in raw.items()})
             self.calibration_ = self._task.calibration(answers, torch.from_numpy(labels_N[held]))
         return self

@@ -5,7 +5,9 @@ Shape letters: N examples.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from bend_ray.data.columns import Kind, kind_of, raw_column, table_of
+from bend_ray.data.files import Part
 from bend_ray.data.splits import Stratified
 from bend_ray.errors import BendError
 
@@ -95,21 +98,57 @@ def repeated(rows: NDArray[np.int64], weights: Any) -> NDArray[np.int64]:
     if weights is None:
         return rows
     weights_N = np.asarray(weights)[rows]
-    if (weights_N != np.rint(weights_N)).any():
-        weights_N = weights_N * FINE_WEIGHTS * len(rows) / weights_N.sum()
-    if weights_N.sum() > MOST_COPIES * len(rows):
+    is_fine = (weights_N != np.rint(weights_N)).any()
+    if is_fine or weights_N.sum() > MOST_COPIES * len(rows):
         weights_N = weights_N * FINE_WEIGHTS * len(rows) / weights_N.sum()
     # Systematic resampling: each row its weight, rounded down or up.
     ends = np.floor(np.cumsum(weights_N) + 0.5).astype(np.int64)
     return rows.repeat(np.diff(ends, prepend=0))
 
 
-def among(own: NDArray[np.int64], unit_M: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which rows are of some of the units."""
-    is_own = np.zeros(unit_M.max() + 1, dtype=np.bool_)
-    is_own[own] = True
-    found: NDArray[np.bool_] = is_own[unit_M]
-    return found
+@dataclass(frozen=True)
+class Division:
+    """Rows, some as often as they count, that train and are kept back, each in their order."""
+
+    rows: NDArray[np.int64]
+    """That train, or validate who trained on others."""
+    folds: list[dict[Part, NDArray[np.int64]]]
+    """The training and the validation part of each."""
+    held: NDArray[np.int64]
+    """One of each example that is kept back."""
+
+
+def divide(
+    raw: Mapping[str, NDArray[Any]],
+    labels_N: NDArray[Any],
+    weights: Any,
+    calibration: float,
+    folds: int | None,
+    seed: int,
+) -> Division:
+    """Rows by what they are for; ValueError where fewer than two examples are left to train on."""
+    rows_M, unit_M = units_of(raw, labels_N, weights)
+    first_U = np.unique(unit_M, return_index=True)[1]
+
+    def of(units: NDArray[np.int64]) -> NDArray[np.int64]:
+        is_own = np.zeros(len(first_U), dtype=np.bool_)
+        is_own[units] = True
+        return rows_M[is_own[unit_M]]
+
+    order_U = in_chance(labels_N[rows_M[first_U]], seed)
+    held, left = np.split(order_U, [math.ceil(calibration * len(order_U))])
+    if len(left) < 2:
+        what = f"calibration {calibration:g}" if calibration else "sample_weight"
+        raise ValueError(
+            f"expected two training examples at least that differ, got {len(left)} of "
+            f"{len(labels_N)}, as {what} leaves no more"
+        )
+    left = np.sort(left)
+    parts: list[dict[Part, NDArray[np.int64]]] = [
+        {"train": of(left[train]), "validation": of(left[validation])}
+        for train, validation in folds_of(labels_N[rows_M[first_U[left]]], folds, seed)
+    ]
+    return Division(of(left), parts, rows_M[first_U[held]])
 
 
 def in_chance(labels_N: NDArray[Any], seed: int) -> NDArray[np.int64]:
@@ -121,7 +160,7 @@ def in_chance(labels_N: NDArray[Any], seed: int) -> NDArray[np.int64]:
     chance_N = np.random.default_rng(seed).permutation(count)
     table = pa.table({"y": labels_N.reshape(count, -1)[:, 0]})
     order_N, _ = Stratified().order(table, "y", chance_N)
-    return np.concatenate([order_N[~_alone(labels_N)[order_N]], order_N[_alone(labels_N)[order_N]]])
+    return order_N[np.argsort(_alone(labels_N)[order_N], kind="stable")]
 
 
 def _alone(labels_N: NDArray[Any]) -> NDArray[np.bool_]:
