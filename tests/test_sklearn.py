@@ -24,6 +24,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from bend_ray.api import load_bag
 from bend_ray.errors import ConfigError
+from bend_ray.networks.fitting import Training
 from bend_ray.sklearn import BagClassifier, BagRegressor
 from bend_ray.sklearn.rows import folds_of, repeated, units_of
 
@@ -341,6 +342,21 @@ def test_a_time_limit_shortens_the_training() -> None:
     started = time.monotonic()
     assert bag.fit(x, y).predict_proba(x).shape == (150, 3)
     assert time.monotonic() - started < 60
+
+
+def test_when_time_is_up_all_folds_have_come_as_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = load_iris(return_X_y=True)
+    steps: dict[int, int] = {}
+    advance = Training.advance
+
+    def counted(training: Training, *given: Any) -> None:
+        advance(training, *given)
+        steps[id(training)] = training.step
+
+    monkeypatch.setattr(Training, "advance", counted)
+    BagClassifier(members=6, folds=3, epochs=100_000, time_limit=0.05).fit(x, y)
+    assert len(steps) == 3
+    assert len(set(steps.values())) == 1
 
 
 def test_weights_are_how_often_a_row_counts() -> None:

@@ -14,9 +14,11 @@ Shape letters: F fields, C candidates, B chosen, P parameters, N validation exam
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -111,8 +113,8 @@ class Contest:
         for phase, (first, count) in enumerate(self._protocol.phases[begun:], begun):
             trainings = self._begun(theta_FCP, alive_C, first, count, kept)
             kept = None
-            for looks in zip(*map(self._looks, trainings), strict=False):
-                now = self._standing(torch.stack(looks).cpu(), alive_C, first, trainings)
+            for theta_FCP in self._looks(trainings):
+                now = self._standing(theta_FCP, alive_C, first, trainings)
                 best = self._nll(now.shares_BNV).nan_to_num(nan=torch.inf).argsort(stable=True)
                 best = best[: self._protocol.sure(self.places)]
                 bag = self._elected(bag, now, best)
@@ -177,12 +179,17 @@ class Contest:
             trainings.append(training)
         return trainings
 
-    def _looks(self, training: Training) -> Iterator[Tensor]:
-        """The models at each look, or as they are when there is no time left."""
-        for snapshots in training.steps():
-            yield from snapshots[-1:]  # a short training has fewer
-            if self._is_late:
-                yield training.now()
+    def _looks(self, trainings: Sequence[Training]) -> Iterator[Tensor]:
+        """The models ``(F, C, P)`` at each look, or as they are when there is no time left."""
+        left: list[deque[Tensor]] = [deque() for _ in trainings]
+        # Step by step, so that all fields have come as far when time is up.
+        for step in zip_longest(*(training.steps() for training in trainings), fillvalue=[]):
+            for own, snapshots in zip(left, step, strict=True):
+                own.extend(snapshots[-1:])  # a short training has fewer
+            if all(left):
+                yield torch.stack([own.popleft() for own in left]).cpu()
+            elif self._is_late:
+                yield torch.stack([training.now() for training in trainings]).cpu()
                 return
 
     def _standing(
