@@ -107,7 +107,7 @@ def test_it_says_what_was_found_and_how_to_make_it_again(page: Seen, repeats: li
     assert "--set 'evaluation.rivals=[" in page.text
     assert "--repeats 3" in page.text
     assert repeats[0].versions["python"] in page.text
-    assert repeats[2].fingerprint in page.text
+    assert repeats[2].result.fingerprints["evaluation"] in page.text
     assert "latent_size" in page.text
     for name in ("bag of generated", "originals bag", "trunk bag", "Gaussian", "best original"):
         assert name in page.text
