@@ -379,17 +379,24 @@ def test_the_order_of_rows_is_theirs() -> None:
     assert (shuffled[after] == before).all()
 
 
-@pytest.mark.parametrize("weight", [2, 0.5, 20])
-def test_copies_of_an_example_are_on_one_side(weight: float) -> None:
+@pytest.mark.parametrize("weights", [(1, 2), (0.5, 1), (10, 30)])
+def test_copies_of_an_example_are_on_one_side(weights: tuple[float, float]) -> None:
     rng = np.random.default_rng(0)
     raw, codes = {"x0": rng.normal(size=60), "x1": rng.normal(size=60)}, np.arange(60) % 2
-    rows, units = units_of(raw, codes, np.full(60, weight))
-    assert len(rows) == 60 * (weight if weight >= 1 else 4)
+    rows, units = units_of(raw, codes, np.tile(weights, 30))
+    counts = np.bincount(rows)
     for row in range(60):
         assert len(set(units[rows == row])) == 1
+    assert abs(counts[1::2].sum() / counts[::2].sum() - weights[1] / weights[0]) < 0.1
+    plain = units_of(raw, codes, None)
     twice = {name: np.tile(values, 2) for name, values in raw.items()}
     again, alike = units_of(twice, np.tile(codes, 2), None)
-    assert all(len(set(alike[again % 60 == row])) == 1 for row in range(60))
+    assert (again % 60 == plain[0]).all()
+    assert (alike == plain[1]).all()
+    # What all weigh alike is no weight.
+    for same in (2.0, 0.5, 0.3, 10.0):
+        for one, other in zip(units_of(raw, codes, np.full(60, same)), plain, strict=True):
+            np.testing.assert_array_equal(one, other)
     # Of two columns of few values examples are alike by chance, and each counts by itself.
     few = {name: (values > 0).astype(float) for name, values in raw.items()}
     rows, units = units_of(few, codes, None)

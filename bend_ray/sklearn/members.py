@@ -156,7 +156,7 @@ def _elected(
     bags: list[Chosen] = []
     with (
         runtime.workers(Electorate, equipped, datasets, each, resources=needs) as workers,
-        ProgressLine("members", len(cohorts), "contests") as progress,
+        ProgressLine("members", len(cohorts), "groups of candidates") as progress,
     ):
         for _, bag in sorted(workers.run("elected", cohorts), key=lambda found: found[0].start):
             bags.append(bag)

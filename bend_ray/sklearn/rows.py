@@ -89,7 +89,10 @@ def units_of(
     for values in columns:
         possible *= len(np.unique(values))
         if possible > len(rows_M):
-            return rows_M, np.unique(mixed_N[rows_M], return_inverse=True)[1]
+            unit_M = np.unique(mixed_N[rows_M], return_inverse=True)[1]
+            # What all have alike says nothing: copies of one are beside each other.
+            common = int(np.gcd.reduce(np.bincount(unit_M)))
+            return rows_M[::common], unit_M[::common]
     return rows_M, np.arange(len(rows_M))
 
 
