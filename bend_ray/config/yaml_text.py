@@ -118,7 +118,11 @@ def parse_yaml(given: str | bytes) -> Any:
                 f"the character {found[0]!a}, a line's end to some readers; write it as an escape, "
                 "in double quotes"
             )
-        return yaml.load(text, _Loader)  # noqa: S506 - ours is a safe one
+        loader = _Loader(text)
+        try:
+            return loader.get_single_data()
+        finally:
+            loader.dispose()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise refusal(f"expected YAML, got: {error}") from None
 
