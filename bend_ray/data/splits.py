@@ -75,9 +75,7 @@ class ByGroup(Spec):
 
     def order(self, table: pa.Table, target: str, chance_N: NDArray[np.int64]) -> Order:
         """Rows in order, and which of these places begins something that stays whole."""
-        names_N = raw_column(
-            table.column(self.column), "category", f"dataset: {self.column}", full=True
-        )
+        names_N = _full(table, self.column, "category")
         _, group_N = np.unique(names_N, return_inverse=True)
         dealt = np.random.default_rng(chance_N[:8]).permutation(int(group_N.max()) + 1)
         order_N = np.lexsort((chance_N, dealt[group_N]))

@@ -77,8 +77,8 @@ class Contest:
     Args:
         fields: the networks of each field, of one architecture.
         seed: of where models start and of the order of their examples.
-        candidates: numbers of who begins; a candidate draws by its number alone.
-        places: that are given away.
+        places: numbers of those that are given away; a place has candidates of its own, each of
+            which draws by its number alone.
         once: whether a candidate has one place at most.
         seconds: after which the models are taken as they are; None: any.
         keep: where the state of a long training is left.
@@ -86,8 +86,7 @@ class Contest:
 
     fields: Sequence[Classifiers]
     seed: int
-    candidates: Sequence[int]
-    places: int
+    places: Sequence[int]
     once: bool = False
     seconds: float | None = None
     keep: Keeper | None = None
@@ -103,7 +102,9 @@ class Contest:
     def held(self) -> Chosen:
         """Train, and give who is chosen in the end."""
         kept = None if self.keep is None else self.keep.load({})
-        alive_C, nlls = torch.tensor(self.candidates), list[float]()
+        each = self._protocol.candidates
+        begin = [each * place + number for place in self.places for number in range(each)]
+        alive_C, nlls = torch.tensor(begin), list[float]()
         bag: Chosen | None = None
         if kept is not None:
             alive_C, nlls = kept["alive"], kept["nlls"].tolist()
@@ -116,7 +117,7 @@ class Contest:
             for theta_FCP in self._looks(trainings):
                 now = self._standing(theta_FCP, alive_C, first, trainings)
                 best = self._nll(now.shares_BNV).nan_to_num(nan=torch.inf).argsort(stable=True)
-                best = best[: self._protocol.sure(self.places)]
+                best = best[: self._protocol.sure(len(self.places))]
                 bag = self._elected(bag, now, best)
                 share_B = bag.votes_B.double() / bag.votes_B.sum()
                 nlls.append(self._nll(torch.tensordot(share_B, bag.shares_BNV, 1)[None]).item())
@@ -134,8 +135,8 @@ class Contest:
         known = 0 if before is None else len(before.votes_B)
         standing = now if before is None else before.beside(now)
         # Of a few examples a greedy bag alone makes too much: half go to the best as such.
-        sure = (known + best).tolist()
-        return standing.elected(self._task, self._labels_N, self.places, self.once, sure)
+        sure, places = (known + best).tolist(), len(self.places)
+        return standing.elected(self._task, self._labels_N, places, self.once, sure)
 
     @property
     def _is_late(self) -> bool:

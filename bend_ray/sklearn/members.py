@@ -35,7 +35,7 @@ from bend_ray.populations.contest import ASKED, Chosen, Contest
 from bend_ray.populations.networks import Classifiers, checked
 from bend_ray.process.computing import settle
 from bend_ray.process.log import ProgressLine
-from bend_ray.runtime.interface import Runtime, Shared
+from bend_ray.runtime.interface import Runtime, Shared, split
 from bend_ray.storage.uris import joined
 from bend_ray.tasks import Task
 
@@ -126,13 +126,10 @@ class Electorate:
         device = settle(resources.cpus, resources.num_gpus)
         self.fields = [Classifiers(config, dataset.load(), device) for dataset in datasets]
         self.seed, self.seconds = config.seed, seconds
-        self.candidates = config.seeds.protocol.begun
 
-    def elected(self, places: range) -> Chosen:
+    def elected(self, places: Sequence[int]) -> Chosen:
         """Who has these places."""
-        candidates = range(places.start * self.candidates, places.stop * self.candidates)
-        own = (self.fields, self.seed, candidates, len(places))
-        return Contest(*own, seconds=self.seconds).held()
+        return Contest(self.fields, self.seed, places, seconds=self.seconds).held()
 
 
 def _given(fold: Mapping[Part, Arrays]) -> dict[Part, Callable[[], Arrays]]:
@@ -148,8 +145,7 @@ def _elected(
     datasets = [runtime.lend(config.dataset, its) for its in parts]
     equipped = runtime.preflight(config, ["seeds"])
     together = max(1, section.cohort_size // protocol.begun)
-    places = range(section.num_models)
-    cohorts = [places[start : start + together] for start in range(0, len(places), together)]
+    cohorts = split(range(section.num_models), together)
     each = None if seconds is None else seconds / len(cohorts)
     models = together * protocol.begun * len(datasets)
     needs = runtime.holding("seeds", equipped.seeds.resources, 8 * models * fields[0].whole.size)
@@ -158,7 +154,7 @@ def _elected(
         runtime.workers(Electorate, equipped, datasets, each, resources=needs) as workers,
         ProgressLine("members", len(cohorts), "groups of candidates") as progress,
     ):
-        for _, bag in sorted(workers.run("elected", cohorts), key=lambda found: found[0].start):
+        for _, bag in sorted(workers.run("elected", cohorts), key=lambda found: found[0][0]):
             bags.append(bag)
             progress.update(len(bags))
     theta_BFP, votes_B = (

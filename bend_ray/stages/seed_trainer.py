@@ -90,6 +90,11 @@ class _Part:
         return bool(self.theta_GP.isfinite().all() and self.val_nll_G.isfinite().all())
 
 
+Left = tuple[int, Sequence[int], Tensor, Tensor, Tensor]
+"""The first snapshot that runs leave now, seeds, members ``(R, G, P)``, early means ``(R, P)``
+or ``(R, 0)``, and steps ``(R, G)``."""
+
+
 class SeedTrainer:
     """An actor that trains roots and cohorts into an artifact; it keeps the data, nothing else."""
 
@@ -206,26 +211,34 @@ class SeedTrainer:
         if not rows:
             return
         runs, shards = [cohort.runs[r] for r in rows], list(cohort.shards)
-        protocol = self.section.protocol
-        stretch = protocol.run_stretch(self.section.recipe)
-        start_RP, streams = self._starts(runs, roots_RW, attempt)
-        trunks = [run[0].trunk for run in runs]
-        recipe, num_images = self.section.recipe, len(self.classifiers.dataset.train)
-        before = recipe.num_steps(stretch.start, num_images)
-        steps = before + torch.tensor(stretch_marks(recipe, stretch, num_images)[stretch.early :])
-        for first, theta_RGP, early_RP in self.classifiers.fitted(
-            *(start_RP, trunks, stretch, streams), chunk=cohort.chunk, keep=keep
-        ):
+        protocol, trunks = self.section.protocol, [run[0].trunk for run in runs]
+        given = (runs, roots_RW, attempt, cohort.chunk, keep)
+        for first, seeds, theta_RGP, early_RP, step_RG in self._left(*given):
             shape = theta_RGP.shape
             theta_KP = theta_RGP.flatten(0, 1)
             if protocol.align and not protocol.branches:
                 theta_KP = self._align(roots_RW[0], theta_KP)
             owners = np.repeat(trunks, shape[1]).tolist()
             scores = (each.view(shape[:2]) for each in self.classifiers.validate(theta_KP, owners))
-            seeds = (stream.initial_seed() for stream in streams)
-            step_RG = steps[first : first + shape[1]].expand(shape[:2])
             parts = map(_Part, seeds, theta_KP.view(shape), *scores, early_RP, step_RG)
             yield shards[first // cohort.chunk], dict(zip(rows, parts, strict=True))
+
+    def _left(
+        self, runs: Sequence[Run], roots_RW: Tensor, attempt: int, chunk: int, keep: Checkpoint
+    ) -> Iterator[Left]:
+        """What runs leave, ``chunk`` members of each at a time."""
+        stretch = self.section.protocol.run_stretch(self.section.recipe)
+        start_RP, streams = self._starts(runs, roots_RW, attempt)
+        trunks, seeds = [run[0].trunk for run in runs], [s.initial_seed() for s in streams]
+        recipe, num_images = self.section.recipe, len(self.classifiers.dataset.train)
+        before = recipe.num_steps(stretch.start, num_images)
+        steps = before + torch.tensor(stretch_marks(recipe, stretch, num_images)[stretch.early :])
+        for first, theta_RGP, early_RP in self.classifiers.fitted(
+            *(start_RP, trunks, stretch, streams), chunk=chunk, keep=keep
+        ):
+            shape = theta_RGP.shape[:2]
+            step_RG = steps[first : first + shape[1]].expand(shape)
+            yield first, seeds, theta_RGP, early_RP, step_RG
 
     def _spent(self, keeps: Sequence[Checkpoint]) -> Cost:
         """What attempts cost since the last shard was written; from here on they count anew."""
@@ -343,30 +356,14 @@ class SeedTrainer:
 class ContestTrainer(SeedTrainer):
     """Gives away the places of a cohort to the best of its candidates, as they train."""
 
-    def _trained(
-        self,
-        cohort: Cohort,
-        rows: Sequence[int],
-        roots_RW: Tensor,
-        attempt: int,
-        keep: Checkpoint,
-    ) -> Iterator[tuple[int, dict[int, _Part]]]:
-        """The shard, and who has its places; a candidate has one."""
-        if not rows:
-            return
-        each = self.section.protocol.begun
-        places = [cohort.runs[r][0].fork + attempt * self.first_spare for r in rows]
-        candidates = [each * place + number for place in places for number in range(each)]
-        own = [self.classifiers]
-        bag = Contest(own, self.seed, candidates, len(rows), once=True, keep=keep).held()
-        theta_KP = bag.theta_BFP[:, 0]
-        if self.section.protocol.align:
-            theta_KP = self._align(roots_RW[0], theta_KP)
-        scores = (scores_K[:, None] for scores_K in self.classifiers.validate(theta_KP))
-        seeds = (seed_for(self.seed, "candidate", c) for c in bag.candidate_B.tolist())
-        early, steps = torch.empty(len(rows), 0), bag.step_B[:, None]
-        parts = map(_Part, seeds, theta_KP[:, None], *scores, early, steps)
-        yield min(cohort.shards), dict(zip(rows, parts, strict=True))
+    def _left(
+        self, runs: Sequence[Run], roots_RW: Tensor, attempt: int, chunk: int, keep: Checkpoint
+    ) -> Iterator[Left]:
+        """Who has the places; a candidate has one."""
+        places = [run[0].fork + attempt * self.first_spare for run in runs]
+        bag = Contest([self.classifiers], self.seed, places, once=True, keep=keep).held()
+        seeds = [seed_for(self.seed, "candidate", c) for c in bag.candidate_B.tolist()]
+        yield 0, seeds, bag.theta_BFP, torch.empty(len(runs), 0), bag.step_B[:, None]
 
 
 class CheckpointReader(SeedTrainer):

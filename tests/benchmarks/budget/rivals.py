@@ -224,7 +224,7 @@ def varied(task: Task, readout: Varied, plan: Plan) -> tuple[Tensor, float]:
     config = PipelineConfig(seeds=SeedsSection(**section))
     seed = int(task.generator("varied", 0).initial_seed() % 2**31)
     field = Classifiers(config, task.dataset, "cpu")
-    bag = Contest([field], seed, range(plan.count * readout.candidates), plan.count).held()
+    bag = Contest([field], seed, range(plan.count)).held()
     steps = sum(models * task.steps_of(share * recipe.epochs) for models, share, _ in parts)
     return bag.theta_BFP[:, 0].repeat_interleave(bag.votes_B, dim=0), steps
 
